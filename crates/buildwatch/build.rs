@@ -1,0 +1,5 @@
+//! `sqlx::migrate!` reads a folder, which cargo does not know of.
+
+fn main() {
+    println!("cargo:rerun-if-changed=../../migrations");
+}

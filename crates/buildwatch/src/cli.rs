@@ -1,0 +1,158 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Run a command as a build, and watch it live from anywhere.
+///
+/// Without a subcommand: serves the web page on 127.0.0.1:8080 (or a free port) and starts one build to look at.
+///
+/// Builds live in the PostgreSQL that `DATABASE_URL` names. Without it, buildwatch starts one of its own in the data
+/// folder, shares it with every other buildwatch that uses the folder, and stops it when the last of them ends.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// The data folder: the key that plans are sealed under, and the embedded PostgreSQL.
+    ///
+    /// Default: the platform's data folder, such as ~/.local/share/buildwatch; for root, /var/lib/buildwatch.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command as a build and print its output as it is stored.
+    ///
+    /// The build's stdout goes to stdout, its stderr to stderr. The command's stdin is empty. The exit code is the
+    /// command's; 127 when there is no such command, 126 when it cannot be executed, 128 plus the signal's number when
+    /// a signal ended it, 125 when buildwatch itself fails. Ctrl-C ends the command and marks the build as aborted.
+    Run(RunArgs),
+    /// Show builds on a web page, and serve the API.
+    Serve(ServeArgs),
+    /// Print a build's events from the start, or from an event on, and follow it to its end.
+    Watch(WatchArgs),
+    /// List builds, the newest first.
+    List(ListArgs),
+    /// Bring the database to a version. Every other subcommand brings it to the newest one first.
+    Migrate(MigrateArgs),
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct PrintArgs {
+    /// Print each event as a JSON object on a line of its own.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Let control sequences of the output reach the terminal. Without it they are shown, not obeyed. Output that
+    /// does not go to a terminal is never changed.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) print: PrintArgs,
+    /// The command and its arguments.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// The address to listen on. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    /// Let builds be started over HTTP, which runs commands on this machine as this user.
+    ///
+    /// It takes a token that is printed at the start: send it as `Authorization: Bearer TOKEN`, or open the printed
+    /// address, which hands it to the page.
+    #[arg(long)]
+    pub(crate) allow_start: bool,
+    /// Allow --allow-start together with an address that other machines can reach.
+    #[arg(long, requires = "allow_start")]
+    pub(crate) allow_start_from_anywhere: bool,
+    /// A name that browsers reach this server by, beside `localhost`, this machine's name and IP addresses. Requests for
+    /// other names are refused, since a page elsewhere may have made its name point here. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) host: Vec<String>,
+    /// Print where it listens as a JSON object on a line of its own.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// The build's number.
+    pub(crate) id: i64,
+    /// The last event already seen: print those after it.
+    #[arg(long, value_name = "EVENT", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
+    pub(crate) from: i64,
+    #[command(flatten)]
+    pub(crate) print: PrintArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Print each build as a JSON object on a line of its own.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// Print each migration as a JSON object on a line of its own.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) action: Option<MigrateAction>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MigrateAction {
+    /// Apply all pending migrations. This is the default.
+    Up,
+    /// Revert all migrations newer than a version, with what they hold.
+    Down {
+        /// The version to go back to; 0 reverts everything.
+        #[arg(long, value_name = "VERSION")]
+        to: i64,
+    },
+    /// Show the state of each migration, and change nothing.
+    Info,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_the_command_is_the_commands() {
+        for line in [
+            vec!["buildwatch", "run", "--", "ls", "--json", "-l"],
+            vec!["buildwatch", "run", "ls", "--json", "-l"],
+        ] {
+            let Some(Command::Run(args)) = Cli::parse_from(line).command else {
+                panic!("not run")
+            };
+            assert_eq!(args.command, ["ls", "--json", "-l"]);
+            assert!(!args.print.json);
+        }
+    }
+}

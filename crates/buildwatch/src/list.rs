@@ -1,0 +1,74 @@
+//! `buildwatch list`.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use anyhow::Context;
+use time::format_description::well_known::Rfc3339;
+
+use crate::builds::{self, Build};
+use crate::cli::ListArgs;
+use crate::open::open;
+
+/// How many builds are listed.
+pub(crate) const LIMIT: i64 = 100;
+
+pub(crate) async fn command(data: Option<&Path>, args: ListArgs) -> anyhow::Result<u8> {
+    let opened = open(data).await?;
+    let builds = builds::newest(&opened.db, LIMIT).await;
+    opened.close().await;
+    let builds = builds?;
+
+    let mut text = String::new();
+    if args.json {
+        for build in &builds {
+            writeln!(text, "{}", serde_json::to_string(build)?)?;
+        }
+    } else {
+        for build in &builds {
+            writeln!(text, "{}", row(build)?)?;
+        }
+    }
+    if builds.is_empty() && !args.json {
+        eprintln!("buildwatch: no builds yet; try: buildwatch run -- echo hello");
+    }
+    print_out(&text)?;
+    Ok(0)
+}
+
+/// Prints to a reader that may have gone away.
+pub(crate) fn print_out(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
+    }
+}
+
+fn row(build: &Build) -> anyhow::Result<String> {
+    let at = build.created_at.replace_nanosecond(0)?.format(&Rfc3339)?;
+    let code = build
+        .exit_code
+        .map_or_else(|| "-".to_owned(), |code| code.to_string());
+    let command = build
+        .command
+        .as_deref()
+        .map_or_else(|| "(sealed under another key)".to_owned(), shown);
+    Ok(format!(
+        "{:>6}  {:<9}  {code:>4}  {at}  {command}",
+        build.id,
+        build.status.as_str()
+    ))
+}
+
+/// A command line on one line, whatever is in it.
+fn shown(command: &[String]) -> String {
+    let words = command.iter().map(|word| {
+        let plain = !word.is_empty()
+            && word
+                .chars()
+                .all(|c| c.is_alphanumeric() || "-_./=:,@%+".contains(c));
+        if plain { word.clone() } else { format!("{word:?}") }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}

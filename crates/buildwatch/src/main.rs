@@ -1,0 +1,78 @@
+//! buildwatch: run a command as a build, and watch it live from anywhere.
+//!
+//! The reference service of the workspace, and an example of how its crates are put together. Read it in this order:
+//! [`open`] has the database, [`builds`] its rows, [`run`] turns a command into events, [`print`] and [`serve`] show
+//! them.
+
+mod builds;
+mod cli;
+mod home;
+mod list;
+mod migrate;
+mod open;
+mod output;
+mod print;
+mod reaper;
+mod run;
+mod serve;
+mod signals;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter =
+        EnvFilter::try_from_env("BUILDWATCH_LOG").unwrap_or_else(|_| EnvFilter::new("warn,sqlx=error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+
+    // `run` says by its exit code what became of the command, so its own failures need another one: 125, as with
+    // `env`, `timeout` and `docker run`.
+    let own_failure = if matches!(cli.command, Some(Command::Run(_))) {
+        125
+    } else {
+        1
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return fail(
+                &anyhow::Error::from(error).context("cannot start the runtime"),
+                own_failure,
+            );
+        }
+    };
+    let result = runtime.block_on(dispatch(cli));
+    // What still runs is a blocking read or a task that is not worth waiting for.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => fail(&error, own_failure),
+    }
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
+    let data = cli.data;
+    match cli.command {
+        None => serve::demo(data.as_deref()).await,
+        Some(Command::Run(args)) => run::command(data.as_deref(), args).await,
+        Some(Command::Serve(args)) => serve::command(data.as_deref(), args).await,
+        Some(Command::Watch(args)) => watch::command(data.as_deref(), args).await,
+        Some(Command::List(args)) => list::command(data.as_deref(), args).await,
+        Some(Command::Migrate(args)) => migrate::command(data.as_deref(), args).await,
+    }
+}
+
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("buildwatch: {error:#}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,48 @@
+//! `buildwatch migrate`.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::cli::{MigrateAction, MigrateArgs};
+use crate::list::print_out;
+use crate::open::{self, Place};
+
+pub(crate) async fn command(data: Option<&Path>, args: MigrateArgs) -> anyhow::Result<u8> {
+    let Place { config, server } = open::place(data).await?;
+    let done = act(&config, args).await;
+    open::release(server).await;
+    print_out(&done?)?;
+    Ok(0)
+}
+
+async fn act(config: &db_layer::Config, args: MigrateArgs) -> anyhow::Result<String> {
+    let migrations = open::migrations();
+    let mut text = String::new();
+    let report = match args.action.unwrap_or(MigrateAction::Up) {
+        MigrateAction::Info => {
+            for status in migrations.status(config).await? {
+                if args.json {
+                    writeln!(text, "{}", serde_json::to_string(&status)?)?;
+                } else {
+                    let state = format!("{:?}", status.state).to_lowercase();
+                    writeln!(text, "{}  {state:<8}  {}", status.version, status.description)?;
+                }
+            }
+            return Ok(text);
+        }
+        MigrateAction::Up => ("applied", migrations.up(config).await?),
+        MigrateAction::Down { to } => ("reverted", migrations.down_to(config, to).await?),
+    };
+    let (action, report) = report;
+    for version in report.changed {
+        if args.json {
+            writeln!(text, "{}", json!({ "version": version, "action": action }))?;
+        } else {
+            writeln!(text, "{version}  {action}")?;
+        }
+    }
+    eprintln!("buildwatch: the database is at version {}", report.version);
+    Ok(text)
+}

@@ -1,0 +1,204 @@
+//! Printing events.
+
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+
+use anyhow::Context;
+use db_layer::Event;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+
+use crate::cli::PrintArgs;
+use crate::output::{Piece, STDERR, STDOUT};
+
+/// Prints a build's stdout to stdout and its stderr to stderr, or all of its events as JSON to stdout.
+pub(crate) struct Printer {
+    stdout: Target,
+    stderr: Target,
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    id: i64,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(with = "time::serde::rfc3339")]
+    at: OffsetDateTime,
+    data: &'a RawValue,
+}
+
+impl Printer {
+    pub(crate) fn new(args: PrintArgs) -> Self {
+        let shown = |is_terminal: bool| is_terminal && !args.raw;
+        Self {
+            stdout: Target::new(Box::new(io::stdout()), shown(io::stdout().is_terminal())),
+            stderr: Target::new(Box::new(io::stderr()), shown(io::stderr().is_terminal())),
+            json: args.json,
+        }
+    }
+
+    /// Prints events, all of them before it returns. A reader that has gone away is no error: the build goes on.
+    pub(crate) fn print(&mut self, events: &[Event]) -> anyhow::Result<()> {
+        // Writing to a slow reader blocks, and the build's own tasks must go on meanwhile.
+        tokio::task::block_in_place(|| {
+            for event in events {
+                if self.json {
+                    self.json(event)?;
+                } else {
+                    self.text(event)?;
+                }
+            }
+            self.stdout.flush()?;
+            self.stderr.flush()
+        })
+        .context("cannot print")
+    }
+
+    /// Whether nobody reads what is printed to stdout.
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.stdout.is_closed
+    }
+
+    fn json(&mut self, event: &Event) -> io::Result<()> {
+        let data: &RawValue = serde_json::from_str(&event.data)?;
+        let line = Line {
+            id: event.id,
+            kind: &event.kind,
+            at: event.at,
+            data,
+        };
+        serde_json::to_writer(&mut self.stdout.buffer, &line)?;
+        self.stdout.buffer.push(b'\n');
+        self.stdout.flush_when_full()
+    }
+
+    fn text(&mut self, event: &Event) -> io::Result<()> {
+        // The two may lead to the same place, where their order is to be kept.
+        let target = match &*event.kind {
+            STDOUT => {
+                self.stderr.flush()?;
+                &mut self.stdout
+            }
+            STDERR => {
+                self.stdout.flush()?;
+                &mut self.stderr
+            }
+            _ => return Ok(()),
+        };
+        if let Some(piece) = Piece::read(&event.data) {
+            target.write(&piece);
+        } else {
+            tracing::warn!(event = event.id, "an event of a form that is not known here");
+        }
+        target.flush_when_full()
+    }
+}
+
+struct Target {
+    out: Box<dyn Write + Send>,
+    /// Whether control sequences are shown instead of obeyed.
+    shown: bool,
+    buffer: Vec<u8>,
+    is_closed: bool,
+}
+
+impl Target {
+    const FULL: usize = 64 << 10;
+
+    fn new(out: Box<dyn Write + Send>, shown: bool) -> Self {
+        Self {
+            out,
+            shown,
+            buffer: Vec::new(),
+            is_closed: false,
+        }
+    }
+
+    fn write(&mut self, piece: &Piece<'_>) {
+        if self.shown {
+            let mut bytes = Vec::new();
+            piece.write_to(&mut bytes);
+            show(&bytes, &mut self.buffer);
+        } else {
+            piece.write_to(&mut self.buffer);
+        }
+    }
+
+    fn flush_when_full(&mut self) -> io::Result<()> {
+        if self.buffer.len() < Self::FULL {
+            Ok(())
+        } else {
+            self.flush()
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let written = if self.is_closed {
+            Ok(())
+        } else {
+            self.out.write_all(&self.buffer).and_then(|()| self.out.flush())
+        };
+        self.buffer.clear();
+        match written {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.is_closed = true;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+/// Writes bytes so that a terminal shows them all and obeys none but the line end and the tabulator: a control character
+/// as in `cat -v`, a byte that is not UTF-8 as `\xff`.
+fn show(bytes: &[u8], out: &mut Vec<u8>) {
+    for chunk in bytes.utf8_chunks() {
+        let mut text = String::with_capacity(chunk.valid().len());
+        let mut characters = chunk.valid().chars().peekable();
+        while let Some(character) = characters.next() {
+            match character {
+                '\n' | '\t' => text.push(character),
+                // The line end of other systems.
+                '\r' if characters.peek() == Some(&'\n') => text.push(character),
+                '\0'..='\x1f' => {
+                    text.push('^');
+                    text.push(char::from(character as u8 + b'@'));
+                }
+                '\x7f' => text.push_str("^?"),
+                '\u{80}'..='\u{9f}' => {
+                    write!(text, "\\u{{{:x}}}", u32::from(character)).expect("writing to a string");
+                }
+                _ => text.push(character),
+            }
+        }
+        for byte in chunk.invalid() {
+            write!(text, "\\x{byte:02x}").expect("writing to a string");
+        }
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_obeys_nothing_of_what_is_shown() {
+        let mut shown = Vec::new();
+
+        show(
+            b"\x1b[31mred\x07\r\n\ta\rb\x7f \xc2\x9b2J \xff\x00 \xc3\xa9\n",
+            &mut shown,
+        );
+
+        assert_eq!(
+            String::from_utf8(shown).expect("text"),
+            "^[[31mred^G\r\n\ta^Mb^? \\u{9b}2J \\xff^@ é\n"
+        );
+    }
+}

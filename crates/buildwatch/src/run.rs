@@ -1,0 +1,190 @@
+//! Running a command as a build.
+
+mod process;
+mod reader;
+mod recorder;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::Context;
+use db_layer::db_events;
+use db_layer::{Db, LogId};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::builds::{self, Plan};
+use crate::cli::RunArgs;
+use crate::open::{Opened, open};
+use crate::output::End;
+use crate::print::Printer;
+use crate::reaper;
+use crate::run::process::Process;
+use crate::signals::{Asked, Signals};
+
+/// How many chunks of read output wait for the database before the command has to wait, too.
+const CHUNKS: usize = 4;
+/// How long a build that was told twice to end may still take.
+const GIVE_UP: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A build that runs in this process.
+pub(crate) struct Running {
+    pub(crate) id: i64,
+    pub(crate) log: LogId,
+    task: JoinHandle<Result<End, db_events::Error>>,
+    cancel: CancellationToken,
+    kill: CancellationToken,
+}
+
+impl Running {
+    /// Asks the command to end, and marks the build as aborted.
+    pub(crate) fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Ends the command at once.
+    pub(crate) fn kill(&self) {
+        self.cancel.cancel();
+        self.kill.cancel();
+    }
+
+    /// Waits until the build and its log are finished. Cancel safe.
+    pub(crate) async fn ended(&mut self) -> anyhow::Result<End> {
+        let end = (&mut self.task).await.context("the build's task failed")?;
+        end.context("the build's output could not be stored")
+    }
+}
+
+/// Writes down a build and starts its command, which then runs whether or not anybody waits for it.
+pub(crate) async fn start(db: &Db, command: Vec<OsString>) -> anyhow::Result<Running> {
+    let folder = std::env::current_dir().context("the current folder")?;
+    let plan = Plan::of(&command, &folder);
+    let (id, log) = builds::create(db, &plan)
+        .await
+        .context("the build could not be written down")?;
+
+    let cancel = CancellationToken::new();
+    let kill = CancellationToken::new();
+    let task = tokio::spawn(build(db.clone(), id, log, command, cancel.clone(), kill.clone()));
+    Ok(Running {
+        id,
+        log,
+        task,
+        cancel,
+        kill,
+    })
+}
+
+/// One build, from its command's start to the end of its log.
+async fn build(
+    db: Db,
+    id: i64,
+    log: LogId,
+    command: Vec<OsString>,
+    cancel: CancellationToken,
+    kill: CancellationToken,
+) -> Result<End, db_events::Error> {
+    let writer = db.events().writer(log, 0);
+    let (chunks, stored) = mpsc::channel(CHUNKS);
+    let run = async {
+        match Process::spawn(&command) {
+            Err(end) => {
+                drop(chunks);
+                end
+            }
+            Ok(process) => process.run(chunks, cancel.clone(), kill.clone()).await,
+        }
+    };
+    let record = async {
+        let recorded = recorder::record(writer, stored).await;
+        if recorded.is_err() {
+            // The command has nobody to tell any more.
+            cancel.cancel();
+            kill.cancel();
+        }
+        recorded
+    };
+    let _beat = AbortOnDropHandle::new(tokio::spawn(beat(db.clone(), id)));
+
+    let (end, last) = tokio::join!(run, record);
+    reaper::finish_with(&db, id, log, last?, &end).await?;
+    Ok(end)
+}
+
+/// Says again and again that the build is running.
+async fn beat(db: Db, id: i64) {
+    loop {
+        tokio::time::sleep(reaper::BEAT).await;
+        if let Err(error) = builds::seen(&db, id).await {
+            tracing::debug!(%error, "cannot say that the build is running");
+        }
+    }
+}
+
+/// `buildwatch run`.
+pub(crate) async fn command(data: Option<&Path>, args: RunArgs) -> anyhow::Result<u8> {
+    let mut signals = Signals::catch()?;
+    let opened = tokio::select! {
+        opened = open(data) => opened?,
+        asked = signals.next() => return Ok(asked.exit_code()),
+    };
+    let code = watched(&opened, &mut signals, args).await;
+    opened.close().await;
+    code
+}
+
+/// Runs the build and prints what comes back from the database.
+async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyhow::Result<u8> {
+    let db = &opened.db;
+    let mut running = start(db, args.command).await?;
+    eprintln!("buildwatch: build {}", running.id);
+    let _reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(db.clone())));
+
+    let mut events = db.events().stream(running.log, 0);
+    let mut printer = Printer::new(args.print);
+    let print = async {
+        while let Some(batch) = events.next_batch().await? {
+            printer.print(&batch)?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::pin!(print);
+
+    let mut all_shown = false;
+    let mut ended = None;
+    let mut asked = None;
+    let mut give_up = None;
+    while !(all_shown && ended.is_some()) {
+        tokio::select! {
+            result = &mut print, if !all_shown => {
+                all_shown = true;
+                if let Err(error) = result {
+                    running.cancel();
+                    eprintln!("buildwatch: {error:#}");
+                }
+            }
+            end = running.ended(), if ended.is_none() => ended = Some(end?),
+            signal = signals.next() => if asked.replace(signal).is_none() {
+                running.cancel();
+            } else {
+                // Asked again: at once. If the database is away, whoever looks at it later ends the build.
+                running.kill();
+                give_up.get_or_insert(Instant::now() + GIVE_UP);
+            },
+            () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => break,
+        }
+    }
+
+    let interrupted = asked.map_or(125, Asked::exit_code);
+    let Some(end) = ended else { return Ok(interrupted) };
+    if let Some(message) = &end.message {
+        eprintln!("buildwatch: {message}");
+    }
+    // A wait status has eight bits.
+    Ok(end
+        .exit_code
+        .map_or(interrupted, |code| u8::try_from(code).unwrap_or(u8::MAX)))
+}

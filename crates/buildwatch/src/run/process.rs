@@ -1,0 +1,135 @@
+//! The command as a process.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use db_layer::NewEvent;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc::Sender;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::output::End;
+use crate::run::reader;
+
+/// How long a command that was asked to end may take.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long processes that the command left behind may go on writing.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
+
+/// A running command: the leader of a process group, so that what it starts can be ended with it.
+pub(super) struct Process {
+    child: Child,
+    group: Group,
+}
+
+impl Process {
+    /// Starts a command; the error is the build's end.
+    pub(super) fn spawn(command: &[OsString]) -> Result<Self, End> {
+        let name = command[0].to_string_lossy().into_owned();
+        let child = Command::new(&command[0])
+            .args(&command[1..])
+            // A build asks nobody anything.
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| match error.kind() {
+                ErrorKind::NotFound => End::failed(127, format!("command not found: {name}")),
+                ErrorKind::PermissionDenied => End::failed(126, format!("not executable: {name}")),
+                _ => End::failed(126, format!("cannot execute {name}: {error}")),
+            })?;
+        let group = Group(
+            child
+                .id()
+                .and_then(|pid| i32::try_from(pid).ok())
+                .map(Pid::from_raw),
+        );
+        Ok(Self { child, group })
+    }
+
+    /// Reads the command's output until it ends. Dropping the future kills the command and all that it started.
+    pub(super) async fn run(
+        mut self,
+        chunks: Sender<Vec<NewEvent>>,
+        cancel: CancellationToken,
+        kill: CancellationToken,
+    ) -> End {
+        let stdout = self.child.stdout.take().expect("stdout is piped");
+        let stderr = self.child.stderr.take().expect("stderr is piped");
+        let read = reader::read(stdout, stderr, chunks);
+        tokio::pin!(read);
+
+        let mut all_read = false;
+        let mut aborted = false;
+        let status = loop {
+            tokio::select! {
+                () = &mut read, if !all_read => all_read = true,
+                status = self.child.wait() => break status,
+                () = cancel.cancelled(), if !aborted => {
+                    aborted = true;
+                    self.group.signal(Signal::SIGINT);
+                }
+                () = overdue(&kill), if aborted => {
+                    self.group.signal(Signal::SIGKILL);
+                    break self.child.wait().await;
+                }
+            }
+        };
+        // Something that the command left in the background may still hold the pipes.
+        if !all_read && timeout(LEFT_BEHIND, &mut read).await.is_err() {
+            self.group.signal(Signal::SIGKILL);
+            if timeout(LEFT_BEHIND, &mut read).await.is_err() {
+                tracing::warn!("output of a process that the command left behind is not recorded");
+            }
+        }
+        if aborted {
+            return End::aborted("aborted");
+        }
+        match status {
+            Ok(status) => ended(status),
+            Err(error) => End::failed(126, format!("the command's end was not seen: {error}")),
+        }
+    }
+}
+
+/// Until a command that was asked to end has had its time, or there is no time for it.
+async fn overdue(kill: &CancellationToken) {
+    timeout(GRACE, kill.cancelled()).await.ok();
+}
+
+fn ended(status: ExitStatus) -> End {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => End::exited(code),
+        (None, Some(signal)) => {
+            let name =
+                Signal::try_from(signal).map_or_else(|_| signal.to_string(), |signal| signal.to_string());
+            End::failed(128 + signal, format!("ended by {name}"))
+        }
+        (None, None) => End::failed(126, "ended for no known reason".to_owned()),
+    }
+}
+
+/// A process group, killed when it is dropped.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn signal(&self, signal: Signal) {
+        if let Some(group) = self.0 {
+            // ESRCH: nobody is left in it.
+            killpg(group, signal).ok();
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGKILL);
+    }
+}

@@ -1,0 +1,261 @@
+//! The web page and the API.
+
+mod api;
+mod assets;
+mod guard;
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use db_layer::Db;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::cli::ServeArgs;
+use crate::list::print_out;
+use crate::open::{Opened, open};
+use crate::reaper;
+use crate::run::{self, Running};
+use crate::serve::guard::{Guard, Token};
+use crate::signals::Signals;
+
+/// How long requests and builds may take to end once the server was asked to.
+const GRACE: Duration = Duration::from_secs(8);
+
+/// What every request sees.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) db: Db,
+    pub(crate) guard: Arc<Guard>,
+    pub(crate) builds: Arc<Builds>,
+}
+
+/// The builds that this server runs.
+#[derive(Default)]
+pub(crate) struct Builds {
+    running: Mutex<JoinSet<()>>,
+    closing: CancellationToken,
+}
+
+impl Builds {
+    pub(crate) async fn start(&self, db: &Db, command: Vec<OsString>) -> anyhow::Result<i64> {
+        let running = run::start(db, command).await?;
+        let id = running.id;
+        let mut set = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that have ended make room.
+        while set.try_join_next().is_some() {}
+        set.spawn(see_through(running, self.closing.clone()));
+        Ok(id)
+    }
+
+    /// Ends all builds, and waits until they are finished.
+    async fn close(&self) {
+        self.closing.cancel();
+        let mut set = std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
+        while set.join_next().await.is_some() {}
+    }
+}
+
+async fn see_through(mut running: Running, closing: CancellationToken) {
+    let id = running.id;
+    let ended = tokio::select! {
+        ended = running.ended() => ended,
+        () = closing.cancelled() => {
+            running.cancel();
+            running.ended().await
+        }
+    };
+    match ended {
+        Ok(end) => tracing::info!(build = id, status = end.status.as_str(), "build ended"),
+        Err(error) => tracing::error!(build = id, error = format!("{error:#}"), "build failed"),
+    }
+}
+
+/// `buildwatch serve`.
+pub(crate) async fn command(data: Option<&Path>, args: ServeArgs) -> anyhow::Result<u8> {
+    let remote = !args.listen.ip().is_loopback();
+    if args.allow_start && remote && !args.allow_start_from_anywhere {
+        bail!(
+            "--allow-start on {} would let other machines run commands here: \
+             listen on 127.0.0.1, or say --allow-start-from-anywhere",
+            args.listen
+        );
+    }
+    let mut signals = Signals::catch()?;
+    let listener = listen(args.listen).await?;
+    let token = if args.allow_start {
+        Some(Token::generate()?)
+    } else {
+        None
+    };
+    let server = tokio::select! {
+        server = Server::open(data, listener, token, args.host) => server?,
+        _ = signals.next() => return Ok(0),
+    };
+    if args.json {
+        print_out(&format!("{}\n", server.as_json()))?;
+    } else {
+        print_out(&server.banner())?;
+    }
+    server.run(&mut signals).await
+}
+
+/// `buildwatch` alone: the server, and one build to look at.
+pub(crate) async fn demo(data: Option<&Path>) -> anyhow::Result<u8> {
+    let mut signals = Signals::catch()?;
+    let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
+    let listener = match listen(usual).await {
+        Ok(listener) => listener,
+        // Somebody has it. A newcomer should see something all the same.
+        Err(_) => listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?,
+    };
+    let server = tokio::select! {
+        server = Server::open(data, listener, None, Vec::new()) => server?,
+        _ = signals.next() => return Ok(0),
+    };
+    let first = ["sh", "-c", FIRST_BUILD].map(OsString::from).to_vec();
+    let id = server.app.builds.start(&server.app.db, first).await?;
+
+    // Under cargo, the program is not on the PATH.
+    let program = if std::env::var_os("CARGO").is_some() {
+        "cargo run -p buildwatch --"
+    } else {
+        "buildwatch"
+    };
+    print_out(&format!(
+        "{}\
+         \n  A build is running:  {}/builds/{id}\
+         \n  Try another:         {program} run -- ls -l\
+         \n  Watch from anywhere: {program} watch {id}\
+         \n  Ctrl-C ends it.\n",
+        server.banner(),
+        server.address(),
+    ))?;
+    server.run(&mut signals).await
+}
+
+/// A minute of lines, slow enough to watch.
+const FIRST_BUILD: &str = r#"echo "Each line is stored in PostgreSQL before you see it. Reload the page: nothing is lost."
+i=1
+while [ "$i" -le 60 ]; do
+    echo "line $i of 60"
+    i=$((i + 1))
+    sleep 1
+done"#;
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} (choose another address with --listen)"))
+}
+
+struct Server {
+    app: App,
+    opened: Opened,
+    listener: TcpListener,
+    local: SocketAddr,
+}
+
+impl Server {
+    async fn open(
+        data: Option<&Path>,
+        listener: TcpListener,
+        token: Option<Token>,
+        hosts: Vec<String>,
+    ) -> anyhow::Result<Self> {
+        let local = listener.local_addr()?;
+        let opened = open(data).await?;
+        let app = App {
+            db: opened.db.clone(),
+            guard: Arc::new(Guard::new(token, hosts)),
+            builds: Arc::default(),
+        };
+        Ok(Self {
+            app,
+            opened,
+            listener,
+            local,
+        })
+    }
+
+    /// Where a browser on this machine finds it.
+    fn address(&self) -> String {
+        if self.local.ip().is_unspecified() {
+            format!("http://localhost:{}", self.local.port())
+        } else {
+            format!("http://{}", self.local)
+        }
+    }
+
+    fn banner(&self) -> String {
+        let mut text = format!(
+            "buildwatch listens on {}/\n  Database:            {}\n",
+            self.address(),
+            self.opened.place
+        );
+        if let Some(token) = self.app.guard.token() {
+            // After the `#`, where browsers keep it to themselves.
+            text += &[
+                format!("  Start builds at:     {}/#token={token}\n", self.address()),
+                format!("  Token for the API:   {token}\n"),
+            ]
+            .concat();
+        }
+        text
+    }
+
+    fn as_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "address": self.address(),
+            "token": self.app.guard.token().map(ToString::to_string),
+        })
+    }
+
+    /// Serves until it is asked to end; asked again, it ends at once.
+    async fn run(self, signals: &mut Signals) -> anyhow::Result<u8> {
+        let _reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(self.app.db.clone())));
+        let closing = self.app.db.closing();
+        let serving = axum::serve(self.listener, router(self.app.clone()))
+            .with_graceful_shutdown(closing.clone().cancelled_owned());
+        let mut serving = AbortOnDropHandle::new(tokio::spawn(serving.into_future()));
+
+        tokio::select! {
+            ended = &mut serving => ended?.context("the server failed")?,
+            asked = signals.next() => {
+                tracing::info!(?asked, "ending");
+                // Ends the live streams, which would otherwise never end.
+                closing.cancel();
+                let end = async {
+                    self.app.builds.close().await;
+                    serving.await.ok();
+                };
+                tokio::select! {
+                    in_time = timeout(GRACE, end) => if in_time.is_err() {
+                        tracing::warn!("requests or builds did not end in time");
+                    },
+                    again = signals.next() => return Ok(again.exit_code()),
+                }
+            }
+        }
+        self.opened.close().await;
+        Ok(0)
+    }
+}
+
+fn router(app: App) -> Router {
+    Router::new()
+        .merge(assets::routes())
+        .merge(api::routes())
+        .with_state(app.clone())
+        .merge(db_axum::health::routes(app.db.clone()))
+        .layer(from_fn_with_state(app, guard::check))
+}

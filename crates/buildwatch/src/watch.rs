@@ -1,0 +1,44 @@
+//! `buildwatch watch`.
+
+use std::path::Path;
+
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::builds;
+use crate::cli::WatchArgs;
+use crate::open::{Opened, open};
+use crate::print::Printer;
+use crate::reaper;
+use crate::signals::Signals;
+
+pub(crate) async fn command(data: Option<&Path>, args: WatchArgs) -> anyhow::Result<u8> {
+    let mut signals = Signals::catch()?;
+    let opened = tokio::select! {
+        opened = open(data) => opened?,
+        _ = signals.next() => return Ok(0),
+    };
+    let reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(opened.db.clone())));
+    // Being asked to end is how watching usually ends, so it is no failure.
+    let code = tokio::select! {
+        code = watch(&opened, args) => code,
+        _ = signals.next() => Ok(0),
+    };
+    drop(reaper);
+    opened.close().await;
+    code
+}
+
+async fn watch(opened: &Opened, args: WatchArgs) -> anyhow::Result<u8> {
+    let Some(build) = builds::find(&opened.db, args.id).await? else {
+        anyhow::bail!("there is no build {}", args.id);
+    };
+    let mut printer = Printer::new(args.print);
+    let mut events = opened.db.events().stream(build.log, args.from);
+    while let Some(batch) = events.next_batch().await? {
+        printer.print(&batch)?;
+        if printer.is_unheard() {
+            break;
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,108 @@
+//! `watch`: resuming.
+
+use db_testkit::TestDb;
+use serde_json::Value;
+
+use crate::support::{Home, Live, err, out};
+
+#[db_testkit::test]
+async fn a_watcher_killed_and_resumed_ten_times_sees_every_event_once_and_in_order(db: TestDb) {
+    let home = Home::on(&db);
+    // Slow enough that the watchers below meet it in the middle.
+    let script = "i=1; while [ $i -le 400 ]; do echo line $i; i=$((i + 1)); sleep 0.005; done";
+    let mut run = home.start(["run", "--", "sh", "-c", script]);
+    let id = run.build().to_string();
+    let mut seen: Vec<Value> = Vec::new();
+    let last = |seen: &[Value]| {
+        seen.last()
+            .map_or(0, |event| event["id"].as_i64().expect("an id"))
+            .to_string()
+    };
+
+    for _ in 0..10 {
+        let mut watch = home.start(["watch", &id, "--json", "--from", &last(&seen)]);
+        for _ in 0..20 {
+            seen.push(serde_json::from_str(&watch.line()).expect("JSON"));
+        }
+        watch.kill();
+    }
+    let mut watch: Live = home.start(["watch", &id, "--json", "--from", &last(&seen)]);
+    seen.extend(
+        watch
+            .rest()
+            .iter()
+            .map(|line| serde_json::from_str::<Value>(line).expect("JSON")),
+    );
+
+    assert!(watch.ended().success() && run.ended().success());
+    assert_eq!(seen.len(), 401);
+    for (event, id) in seen.iter().zip(1..) {
+        assert_eq!(event["id"], id);
+        if id <= 400 {
+            assert_eq!(event["data"]["text"], format!("line {id}"));
+        }
+    }
+    assert_eq!(seen[400]["type"], "end");
+}
+
+#[db_testkit::test]
+async fn watching_from_the_end_of_an_ended_build_prints_nothing_and_ends(db: TestDb) {
+    let home = Home::on(&db);
+    assert!(home.run("echo one; echo two").status.success());
+
+    for (from, expected) in [
+        ("0", "one\ntwo\n"),
+        ("1", "two\n"),
+        ("2", ""),
+        ("3", ""),
+        ("99", ""),
+    ] {
+        let output = home.output(["watch", "1", "--from", from]);
+        assert_eq!(
+            (out(&output).as_str(), output.status.code()),
+            (expected, Some(0)),
+            "from {from}"
+        );
+    }
+}
+
+#[db_testkit::test]
+async fn a_build_that_does_not_exist_is_one_line_and_exit_code_1(db: TestDb) {
+    let home = Home::on(&db);
+
+    let output = home.output(["watch", "4711"]);
+
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(err(&output), "buildwatch: there is no build 4711\n");
+    assert_eq!(out(&output), "");
+}
+
+#[db_testkit::test]
+async fn a_reader_that_goes_away_ends_watch_quietly_and_leaves_run_running(db: TestDb) {
+    let home = Home::on(&db);
+    let script = format!(
+        "{} --data {} run -- sh -c 'seq 1 200000; echo done > {}' | head -n 1",
+        env!("CARGO_BIN_EXE_buildwatch"),
+        home.data().display(),
+        home.path("done").display(),
+    );
+    let piped = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .env("DATABASE_URL", db.url())
+        .output();
+    assert_eq!(out(&piped.expect("it runs")), "1\n");
+    assert!(home.path("done").exists(), "the build went on to its end");
+    assert_eq!(home.json(["list", "--json"])[0]["status"], "succeeded");
+
+    let script = format!(
+        "{} --data {} watch 1 | head -n 1",
+        env!("CARGO_BIN_EXE_buildwatch"),
+        home.data().display()
+    );
+    let piped = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .env("DATABASE_URL", db.url())
+        .output();
+    let piped = piped.expect("it runs");
+    assert_eq!((out(&piped).as_str(), err(&piped).as_str()), ("1\n", ""));
+}

@@ -1,0 +1,126 @@
+//! Live, not afterwards; and from the database, not from the pipe.
+
+use std::fs;
+use std::time::Duration;
+
+use db_testkit::TestDb;
+
+use crate::support::{Home, Live, server_processes, signal};
+
+#[db_testkit::test]
+async fn a_watcher_sees_a_line_while_the_command_waits(db: TestDb) {
+    let home = Home::on(&db);
+    let gate = home.fifo("gate");
+    let run = home.start([
+        "run",
+        "--",
+        "sh",
+        "-c",
+        &format!("echo first; read word < {}; echo $word", gate.display()),
+    ]);
+    let id = run.build();
+
+    let watch = home.start(["watch", &id.to_string()]);
+    assert_eq!(watch.line(), "first");
+    // Only now can the command go on.
+    fs::write(&gate, "second\n").expect("written");
+
+    assert_eq!(watch.line(), "second");
+    assert_eq!(
+        (run.line(), run.line()),
+        ("first".to_owned(), "second".to_owned())
+    );
+    for mut program in [run, watch] {
+        assert!(program.ended().success());
+    }
+}
+
+#[db_testkit::test]
+async fn the_beginning_of_a_line_is_seen_while_its_end_is_awaited(db: TestDb) {
+    let home = Home::on(&db);
+    let gate = home.fifo("gate");
+    let script = format!("printf 'name? '; read word < {}; echo $word", gate.display());
+    let mut run = home.start(["run", "--", "sh", "-c", &script]);
+    let watch = home.start(["watch", &run.build().to_string(), "--json"]);
+
+    let prompt = watch.line();
+    assert!(
+        prompt.contains(r#"{"text":"name? ","newline":false}"#),
+        "{prompt}"
+    );
+    fs::write(&gate, "Ada\n").expect("written");
+
+    assert!(run.ended().success());
+    assert_eq!(run.line(), "name? Ada");
+}
+
+#[test]
+fn while_the_database_is_frozen_nothing_is_printed_and_thawed_everything() {
+    let home = Home::embedded();
+    let gate = home.fifo("gate");
+    let script = format!(
+        "echo before; read go < {0}; seq 1 1000; read go < {0}; echo after",
+        gate.display()
+    );
+    let mut run = home.start(["run", "--", "sh", "-c", &script]);
+    assert_eq!(run.line(), "before");
+    let frozen = Frozen::new(&home);
+
+    // The command writes, and the pipe is read; but what is printed comes from the database.
+    fs::write(&gate, "go\n").expect("written");
+    assert_eq!(run.line_within(Duration::from_secs(3)), None);
+    drop(frozen);
+
+    for n in 1..=1000 {
+        assert_eq!(run.line(), n.to_string());
+    }
+    fs::write(&gate, "go\n").expect("written");
+    assert_eq!(run.line(), "after");
+    assert!(run.ended().success(), "{:?}", run.errors());
+    let ids: Vec<i64> = home
+        .events(1)
+        .iter()
+        .map(|event| event["id"].as_i64().expect("an id"))
+        .collect();
+    assert_eq!(ids, (1..=1003).collect::<Vec<_>>(), "each line is stored once");
+}
+
+/// A server all of whose processes are stopped until this is dropped.
+struct Frozen(Vec<u32>);
+
+impl Frozen {
+    fn new(home: &Home) -> Self {
+        let processes = server_processes(home);
+        signal("STOP", &processes);
+        Self(processes)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        signal("CONT", &self.0);
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_and_comes_back_costs_a_build_nothing() {
+    let home = Home::embedded();
+    let gate = home.fifo("gate");
+    let script = format!(
+        "echo before; read go < {0}; seq 1 1000; read go < {0}; echo after",
+        gate.display()
+    );
+    let mut run: Live = home.start(["run", "--", "sh", "-c", &script]);
+    assert_eq!(run.line(), "before");
+
+    // Crash recovery, with the build's supervisor bringing the server back.
+    signal("KILL", &server_processes(&home)[..1]);
+    fs::write(&gate, "go\n").expect("written");
+
+    for n in 1..=1000 {
+        assert_eq!(run.line(), n.to_string());
+    }
+    fs::write(&gate, "go\n").expect("written");
+    assert_eq!(run.line(), "after");
+    assert!(run.ended().success(), "{:?}", run.errors());
+}

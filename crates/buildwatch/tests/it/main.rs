@@ -1,0 +1,12 @@
+//! What buildwatch promises, shown on the program itself.
+
+mod bad_input;
+mod following;
+mod interrupting;
+mod live;
+mod printing;
+mod running;
+mod serving;
+mod sharing;
+mod starting;
+mod support;

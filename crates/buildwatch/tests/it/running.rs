@@ -1,0 +1,139 @@
+//! `run`: what goes where, and what it ends with.
+
+use db_testkit::TestDb;
+
+use crate::support::{Home, err, lines, out};
+
+#[db_testkit::test]
+async fn stdout_goes_to_stdout_stderr_to_stderr_and_the_exit_code_is_the_commands(db: TestDb) {
+    let home = Home::on(&db);
+
+    let output = home.run("echo one; echo two >&2; echo three; exit 7");
+
+    assert_eq!(out(&output), "one\nthree\n");
+    assert_eq!(err(&output), "buildwatch: build 1\ntwo\n");
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(home.run("true").status.code(), Some(0));
+    assert_eq!(home.run("kill -KILL $$").status.code(), Some(137));
+}
+
+#[db_testkit::test]
+async fn a_hundred_thousand_lines_come_out_exactly_and_their_ids_are_dense(db: TestDb) {
+    let home = Home::on(&db);
+
+    let output = home.run("seq 1 100000 | sed 's/^/line /'");
+
+    let expected = lines(100_000, "line ");
+    assert!(
+        out(&output) == expected,
+        "{} bytes of {}",
+        output.stdout.len(),
+        expected.len()
+    );
+    let events = home.events(1);
+    assert_eq!(events.len(), 100_001);
+    for (event, id) in events.iter().zip(1..) {
+        assert_eq!(event["id"], id);
+    }
+    assert_eq!(events[99_999]["data"]["text"], "line 100000");
+    assert_eq!(events[100_000]["type"], "end");
+    assert_eq!(events[100_000]["data"]["status"], "succeeded");
+}
+
+#[db_testkit::test]
+async fn the_plan_is_sealed_in_the_database_and_holds_names_of_the_environment_only(db: TestDb) {
+    let home = Home::on(&db);
+    let mut run = home.buildwatch(["run", "--", "sh", "-c", ": hunter2 in the command"]);
+    let output = run
+        .env("BUILD_SECRET", "hunter2 in the environment")
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{}", err(&output));
+
+    let dump: String = sqlx::query_scalar(
+        "select concat(
+             (select string_agg(b::text || encode(plan, 'escape'), '') from builds b),
+             (select string_agg(e::text, '') from event_log_events e)
+         )",
+    )
+    .fetch_one(&db.pool())
+    .await
+    .expect("all there is");
+    assert!(dump.contains("succeeded"), "{dump}");
+    assert!(
+        !dump.contains("hunter2") && !dump.contains("BUILD_SECRET"),
+        "{dump}"
+    );
+
+    let list = home.json(["list", "--json"]);
+    assert_eq!(
+        list[0]["command"][2], ": hunter2 in the command",
+        "whoever has the key can read it"
+    );
+    assert_eq!(list[0]["status"], "succeeded");
+    assert_eq!(list[0]["exit_code"], 0);
+    assert_eq!(
+        list[0]["folder"],
+        std::env::current_dir()
+            .expect("a folder")
+            .to_str()
+            .expect("UTF-8")
+    );
+}
+
+#[db_testkit::test]
+async fn a_plan_under_another_key_is_shown_as_such_and_hides_nothing_else(db: TestDb) {
+    let (here, elsewhere) = (Home::on(&db), Home::on(&db));
+    assert!(here.run("echo hello").status.success());
+
+    let list = elsewhere.json(["list", "--json"]);
+    assert!(list[0]["command"].is_null(), "{list:?}");
+    assert_eq!(list[0]["status"], "succeeded");
+    assert!(out(&elsewhere.output(["list"])).contains("(sealed under another key)"));
+    assert_eq!(out(&elsewhere.output(["watch", "1"])), "hello\n");
+}
+
+#[db_testkit::test]
+async fn processes_that_the_command_leaves_behind_do_not_keep_the_build(db: TestDb) {
+    let home = Home::on(&db);
+    let marker = home.path("left-behind");
+
+    let output = home.run(&format!(
+        "echo first; (sleep 300; : {}) & echo last",
+        marker.display()
+    ));
+
+    assert_eq!(out(&output), "first\nlast\n");
+    assert!(output.status.success());
+    crate::support::until("what was left behind is gone", || {
+        crate::support::processes(&marker).is_empty()
+    });
+}
+
+#[db_testkit::test]
+async fn migrations_are_shown_and_run_both_ways(db: TestDb) {
+    let home = Home::on(&db);
+    let states = || -> Vec<String> {
+        let rows = home.json(["migrate", "info", "--json"]);
+        rows.iter()
+            .map(|row| row["state"].as_str().expect("a state").to_owned())
+            .collect()
+    };
+    assert_eq!(states(), ["pending", "pending"]);
+
+    assert_eq!(home.json(["migrate", "--json"]).len(), 2);
+    assert_eq!(states(), ["applied", "applied"]);
+    assert!(home.run("echo hello").status.success());
+
+    assert_eq!(home.json(["migrate", "down", "--to", "0", "--json"]).len(), 2);
+    assert_eq!(states(), ["pending", "pending"]);
+    assert!(
+        home.run("echo hello").status.success(),
+        "and the next use brings them back"
+    );
+    let text = out(&home.output(["migrate", "info"]));
+    assert!(
+        text.starts_with("20261120000001  applied   event logs\n"),
+        "{text}"
+    );
+}

@@ -1,0 +1,295 @@
+//! `serve`: pages and API.
+
+use std::time::Duration;
+
+use db_testkit::TestDb;
+use reqwest::{Client, StatusCode};
+use serde_json::Value;
+
+use crate::support::{Home, Live, PATIENCE};
+
+pub(crate) fn client() -> Client {
+    Client::builder()
+        .timeout(PATIENCE)
+        .no_proxy()
+        .build()
+        .expect("a client")
+}
+
+/// A running `serve`.
+pub(crate) struct Served {
+    pub(crate) live: Live,
+    pub(crate) address: String,
+    pub(crate) token: Option<String>,
+}
+
+pub(crate) fn serve(home: &Home, args: &[&str]) -> Served {
+    let live = home.start([&["serve", "--json", "--listen", "127.0.0.1:0"], args].concat());
+    let line: Value = serde_json::from_str(&live.line()).expect("JSON");
+    let address = line["address"].as_str().expect("an address").to_owned();
+    Served {
+        live,
+        address,
+        token: line["token"].as_str().map(str::to_owned),
+    }
+}
+
+impl Served {
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, String) {
+        let answer = client()
+            .get(format!("{}{path}", self.address))
+            .send()
+            .await
+            .expect("an answer");
+        (answer.status(), answer.text().await.expect("text"))
+    }
+
+    pub(crate) async fn json(&self, path: &str) -> Value {
+        let (status, text) = self.get(path).await;
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).expect("JSON")
+    }
+}
+
+#[db_testkit::test]
+async fn builds_and_their_events_are_served(db: TestDb) {
+    let home = Home::on(&db);
+    home.run("echo '<script>alert(1)</script>'; echo err >&2; exit 3");
+    let served = serve(&home, &[]);
+
+    let list = served.json("/api/builds").await;
+    assert_eq!(list.as_array().expect("a list").len(), 1);
+    let build = served.json("/api/builds/1").await;
+    assert_eq!(build, list[0]);
+    assert_eq!(
+        (build["status"].as_str(), build["exit_code"].as_i64()),
+        (Some("failed"), Some(3))
+    );
+
+    let (status, events) = served.get("/api/builds/1/events").await;
+    assert_eq!(status, 200);
+    assert!(
+        events.contains("event: stdout\ndata: {\"text\":\"<script>alert(1)</script>\"}\n\n"),
+        "{events}"
+    );
+    assert!(
+        events.ends_with("id: 3\nevent: end\ndata: {\"status\":\"failed\",\"exit_code\":3}\n\n"),
+        "{events}"
+    );
+
+    for page in [
+        "/",
+        "/builds/1",
+        "/assets/style.css",
+        "/assets/build.js",
+        "/health/live",
+        "/health/ready",
+    ] {
+        let (status, text) = served.get(page).await;
+        assert_eq!(status, 200, "{page}");
+        assert!(
+            !text.contains("http://") || page == "/assets/icon.svg",
+            "{page} fetches from elsewhere"
+        );
+    }
+    for missing in [
+        "/api/builds/99",
+        "/api/builds/x",
+        "/api/builds/99/events",
+        "/builds/99",
+        "/builds/x",
+        "/nothing",
+    ] {
+        assert_eq!(served.get(missing).await.0, 404, "{missing}");
+    }
+}
+
+#[db_testkit::test]
+async fn pages_allow_no_script_but_their_own(db: TestDb) {
+    let served = serve(&Home::on(&db), &[]);
+
+    let answer = client().get(&served.address).send().await.expect("an answer");
+
+    let policy = answer.headers()["content-security-policy"]
+        .to_str()
+        .expect("text");
+    assert!(
+        policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"),
+        "{policy}"
+    );
+    assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
+}
+
+#[db_testkit::test]
+async fn builds_are_started_over_http_only_when_that_is_allowed(db: TestDb) {
+    let home = Home::on(&db);
+    let closed = serve(&home, &[]);
+    let post = async |served: &Served, headers: &[(&str, &str)], body: &str| {
+        let mut request = client()
+            .post(format!("{}/api/builds", served.address))
+            .body(body.to_owned());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let answer = request.send().await.expect("an answer");
+        (answer.status().as_u16(), answer.text().await.expect("text"))
+    };
+    let json = ("content-type", "application/json");
+    let echo = r#"{"command": ["echo", "hello"]}"#;
+    assert_eq!(post(&closed, &[json], echo).await.0, 403);
+
+    let open = serve(&home, &["--allow-start"]);
+    let bearer = format!("Bearer {}", open.token.as_deref().expect("a token"));
+    let token = ("authorization", bearer.as_str());
+    let host = open.address.trim_start_matches("http://").to_owned();
+    let own = open.address.clone();
+    for (status, headers) in [
+        (401, vec![json]),
+        (
+            401,
+            vec![json, ("authorization", "Bearer 00000000000000000000000000000000")],
+        ),
+        (403, vec![json, token, ("origin", "http://evil.example")]),
+        (403, vec![json, token, ("origin", "null")]),
+        (421, vec![json, token, ("host", "evil.example")]),
+        (
+            421,
+            vec![
+                json,
+                token,
+                ("host", "evil.example"),
+                ("origin", "http://evil.example"),
+            ],
+        ),
+        (415, vec![token, ("content-type", "text/plain")]),
+    ] {
+        assert_eq!(post(&open, &headers, echo).await.0, status, "{headers:?}");
+    }
+    for (status, body) in [
+        (400, "not JSON"),
+        (422, r#"{"command": "echo hello"}"#),
+        (422, r#"{"command": []}"#),
+        (422, r#"{"command": [""]}"#),
+        (422, r#"{"command": ["echo", "a\u0000b"]}"#),
+        (422, "{}"),
+    ] {
+        let (answered, text) = post(&open, &[json, token], body).await;
+        assert_eq!(answered, status, "{body}: {text}");
+    }
+    assert_eq!(
+        open.json("/api/builds").await,
+        Value::Array(Vec::new()),
+        "none of these started anything"
+    );
+
+    let (status, text) = post(&open, &[json, token, ("origin", &own), ("host", &host)], echo).await;
+    assert_eq!(status, 201, "{text}");
+    let id = serde_json::from_str::<Value>(&text).expect("JSON")["id"].clone();
+    let (_, events) = open.get(&format!("/api/builds/{id}/events")).await;
+    assert!(events.contains(r#"data: {"text":"hello"}"#), "{events}");
+
+    // Reading is refused, too, under a name that somebody else pointed here.
+    let rebound = client()
+        .get(format!("{own}/api/builds"))
+        .header("host", "evil.example")
+        .send()
+        .await;
+    assert_eq!(rebound.expect("an answer").status(), 421);
+}
+
+#[test]
+fn starting_builds_from_other_machines_takes_a_flag_of_its_own() {
+    let home = Home::embedded();
+
+    let output = home.output(["serve", "--listen", "0.0.0.0:0", "--allow-start"]);
+
+    assert_eq!(output.status.code(), Some(1));
+    let text = crate::support::err(&output);
+    assert!(text.contains("--allow-start-from-anywhere"), "{text}");
+}
+
+#[db_testkit::test]
+async fn an_address_in_use_is_one_line(db: TestDb) {
+    let home = Home::on(&db);
+    let first = serve(&home, &[]);
+    let taken = first.address.trim_start_matches("http://");
+
+    let output = home.output(["serve", "--listen", taken]);
+
+    let text = crate::support::err(&output);
+    assert!(
+        text.starts_with(&format!("buildwatch: cannot listen on {taken}")) && text.lines().count() == 1,
+        "{text}"
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[db_testkit::test]
+async fn an_interrupted_serve_ends_its_streams_and_its_builds_and_exits_cleanly(db: TestDb) {
+    let home = Home::on(&db);
+    let mut served = serve(&home, &["--allow-start"]);
+    let token = served.token.clone().expect("a token");
+    let started = client()
+        .post(format!("{}/api/builds", served.address))
+        .bearer_auth(token)
+        .json(&serde_json::json!({ "command": ["sleep", "300"] }))
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(started.status(), 201);
+    let mut stream = client()
+        .get(format!("{}/api/builds/1/events", served.address))
+        .send()
+        .await
+        .expect("an answer");
+    assert!(
+        stream.chunk().await.expect("no error").is_some(),
+        "the stream is open"
+    );
+
+    served.live.signal("INT");
+
+    let rest = tokio::time::timeout(Duration::from_secs(20), async {
+        while let Ok(Some(_)) = stream.chunk().await {}
+    });
+    assert!(rest.await.is_ok(), "the stream has an end");
+    assert_eq!(served.live.ended().code(), Some(0), "{:?}", served.live.errors());
+    assert_eq!(home.json(["list", "--json"])[0]["status"], "aborted");
+}
+
+#[db_testkit::test]
+async fn a_restarted_server_resumes_where_a_client_stopped(db: TestDb) {
+    let home = Home::on(&db);
+    let gate = home.fifo("gate");
+    let script = format!("echo one; echo two; read word < {}; echo $word", gate.display());
+    let mut run = home.start(["run", "--", "sh", "-c", &script]);
+    assert_eq!((run.line(), run.line()), ("one".to_owned(), "two".to_owned()));
+    let mut first = serve(&home, &[]);
+    let mut stream = client()
+        .get(format!("{}/api/builds/1/events", first.address))
+        .send()
+        .await
+        .expect("an answer");
+    let mut seen = String::new();
+    while !seen.contains("id: 2\n") {
+        seen += std::str::from_utf8(&stream.chunk().await.expect("no error").expect("more")).expect("text");
+    }
+    first.live.kill();
+
+    let second = serve(&home, &[]);
+    std::fs::write(&gate, "three\n").expect("written");
+    let rest = client()
+        .get(format!("{}/api/builds/1/events", second.address))
+        .header("Last-Event-ID", "2")
+        .send()
+        .await;
+    let rest = rest.expect("an answer").text().await.expect("text");
+
+    assert!(
+        rest.starts_with(
+            "retry: 1000\n\nid: 3\nevent: stdout\ndata: {\"text\":\"three\"}\n\nid: 4\nevent: end\n"
+        ),
+        "{rest}"
+    );
+    assert!(run.ended().success());
+}

@@ -1,0 +1,297 @@
+//! The program, seen from outside.
+
+use std::ffi::OsStr;
+use std::fmt::Write;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use db_testkit::TestDb;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// No wait in these tests is longer than this.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A data folder, and the database that goes with it.
+pub(crate) struct Home {
+    folder: TempDir,
+    url: Option<String>,
+}
+
+impl Home {
+    /// With an embedded server of its own.
+    pub(crate) fn embedded() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        // As root, the server is another user's, who must be able to pass.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).expect("permissions");
+        Self { folder, url: None }
+    }
+
+    /// On a test's database.
+    pub(crate) fn on(db: &TestDb) -> Self {
+        Self {
+            url: Some(db.url()),
+            ..Self::embedded()
+        }
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Any file of the test's own.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `buildwatch ARGS`, not started yet.
+    pub(crate) fn buildwatch<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_buildwatch"));
+        command
+            .arg("--data")
+            .arg(self.data())
+            .args(args)
+            .stdin(Stdio::null());
+        match &self.url {
+            Some(url) => command.env("DATABASE_URL", url),
+            None => command.env_remove("DATABASE_URL"),
+        };
+        command
+    }
+
+    /// Runs it to its end.
+    pub(crate) fn output<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Output {
+        self.buildwatch(args).output().expect("buildwatch runs")
+    }
+
+    /// Runs a shell command as a build, to its end.
+    pub(crate) fn run(&self, script: &str) -> Output {
+        self.output(["run", "--", "sh", "-c", script])
+    }
+
+    /// Starts it, and reads what it prints line by line.
+    pub(crate) fn start<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Live {
+        Live::new(self.buildwatch(args))
+    }
+
+    /// The objects that a command prints as JSON.
+    pub(crate) fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Vec<Value> {
+        let output = self.output(args);
+        assert!(output.status.success(), "{}", err(&output));
+        json_lines(&out(&output))
+    }
+
+    /// The events of a build, once it has ended.
+    pub(crate) fn events(&self, id: i64) -> Vec<Value> {
+        self.json(["watch", &id.to_string(), "--json"])
+    }
+
+    /// Makes a named pipe.
+    pub(crate) fn fifo(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        path
+    }
+}
+
+pub(crate) fn json_lines(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+pub(crate) fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub(crate) fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A running program. Killed when the test ends, if it still runs.
+pub(crate) struct Live {
+    child: Child,
+    out: Receiver<String>,
+    err: Receiver<String>,
+}
+
+impl Live {
+    pub(crate) fn new(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let out = read_lines(child.stdout.take().expect("stdout is piped"));
+        let err = read_lines(child.stderr.take().expect("stderr is piped"));
+        Self { child, out, err }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line of stdout, without its end.
+    pub(crate) fn line(&self) -> String {
+        self.out
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|error| panic!("no line: {error}; {:?}", self.errors()))
+    }
+
+    /// What stdout says within a time, if anything.
+    pub(crate) fn line_within(&self, time: Duration) -> Option<String> {
+        match self.out.recv_timeout(time) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => panic!("ended: {:?}", self.errors()),
+        }
+    }
+
+    /// The next line of stderr that contains a text.
+    pub(crate) fn error_with(&self, text: &str) -> String {
+        loop {
+            let line = self
+                .err
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|error| panic!("no `{text}`: {error}"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    /// The build's number, which `run` says on stderr.
+    pub(crate) fn build(&self) -> i64 {
+        let line = self.error_with("build ");
+        line.rsplit(' ')
+            .next()
+            .and_then(|id| id.parse().ok())
+            .unwrap_or_else(|| panic!("{line}"))
+    }
+
+    /// All the lines that stdout still has.
+    pub(crate) fn rest(&self) -> Vec<String> {
+        let mut rest = Vec::new();
+        loop {
+            match self.out.recv_timeout(PATIENCE) {
+                Ok(line) => rest.push(line),
+                Err(RecvTimeoutError::Disconnected) => return rest,
+                Err(RecvTimeoutError::Timeout) => panic!("stdout stays open after {rest:?}"),
+            }
+        }
+    }
+
+    pub(crate) fn errors(&self) -> Vec<String> {
+        self.err.try_iter().collect()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        signal(name, &[self.pid()]);
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("its end");
+    }
+
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the program has ended", || {
+            status = self.child.try_wait().expect("a status");
+            status.is_some()
+        });
+        status.expect("the condition above")
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // Already gone is what it mostly is.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Lines with their numbers.
+pub(crate) fn lines(count: u32, before: &str) -> String {
+    let mut text = String::new();
+    for n in 1..=count {
+        writeln!(text, "{before}{n}").expect("writing to a string");
+    }
+    text
+}
+
+fn read_lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+pub(crate) fn signal(name: &str, pids: &[u32]) {
+    let pids = pids.iter().map(ToString::to_string);
+    let status = Command::new("kill")
+        .args(["-s", name])
+        .args(pids)
+        .stderr(Stdio::null())
+        .status();
+    assert!(status.expect("kill runs").success(), "{name}");
+}
+
+/// Waits until the condition holds.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Processes whose command line or working folder mentions a folder.
+pub(crate) fn processes(folder: &Path) -> Vec<u32> {
+    let folder = folder.to_str().expect("UTF-8");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let work = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains(folder) || work.starts_with(folder) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// The postmaster of a data folder's server, and all of its processes.
+pub(crate) fn server_processes(home: &Home) -> Vec<u32> {
+    let pidfile = home.data().join("postgres/data/postmaster.pid");
+    let text = fs::read_to_string(&pidfile).unwrap_or_else(|error| panic!("{}: {error}", pidfile.display()));
+    let postmaster: u32 = text
+        .lines()
+        .next()
+        .and_then(|line| line.parse().ok())
+        .expect("a process id");
+    let children = Command::new("ps")
+        .args(["-o", "pid=", "--ppid", &postmaster.to_string()])
+        .output()
+        .expect("ps runs");
+    let mut all = vec![postmaster];
+    all.extend(
+        String::from_utf8_lossy(&children.stdout)
+            .split_whitespace()
+            .filter_map(|pid| pid.parse::<u32>().ok()),
+    );
+    all
+}

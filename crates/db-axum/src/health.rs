@@ -1,0 +1,58 @@
+//! `/health/live` and `/health/ready`.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use db_layer::db_core::Stats;
+use db_layer::{DatabaseHealth, Db};
+use serde_json::{Value, json};
+
+/// How long the database may take to answer before the service counts as not ready.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// The two routes.
+///
+/// `/health/live` answers 200 while the process serves requests, and does not ask the database: a database that is away
+/// is not mended by restarting its clients. `/health/ready` answers 200 when the database answers within 2 s, and 503
+/// otherwise, with the pools and the bus as JSON.
+pub fn routes(db: Db) -> Router {
+    Router::new()
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .with_state(db)
+}
+
+async fn live() -> Json<Value> {
+    Json(json!({ "status": "alive" }))
+}
+
+async fn ready(State(db): State<Db>) -> (StatusCode, Json<Value>) {
+    let health = db.health(LIMIT).await;
+    let status = if health.is_ready() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let database = match &health.database {
+        DatabaseHealth::Answers { within } => json!({ "latency_ms": within.as_secs_f64() * 1000.0 }),
+        DatabaseHealth::Fails { reason } => {
+            tracing::warn!(%reason, "not ready");
+            // The reason names hosts and roles, which are nobody's business over HTTP.
+            json!({ "latency_ms": null })
+        }
+    };
+    let body = json!({
+        "status": if health.is_ready() { "ready" } else { "not ready" },
+        "database": database,
+        "pools": { "api": pool(health.api), "backend": pool(health.backend) },
+        "bus": { "connected": health.bus.connected, "topics": health.bus.topics, "gaps": health.bus.gaps },
+    });
+    (status, Json(body))
+}
+
+fn pool(stats: Stats) -> Value {
+    json!({ "open": stats.open, "idle": stats.idle, "max": stats.max })
+}

@@ -1,0 +1,32 @@
+//! What axum handlers need of a database.
+//!
+//! ```no_run
+//! use axum::Json;
+//! use axum::extract::{Path, State};
+//! use db_layer::Db;
+//!
+//! async fn rename(State(db): State<Db>, Path(id): Path<i64>, Json(name): Json<String>) -> db_axum::Result<()> {
+//!     db.api()
+//!         .tx(async |tx| {
+//!             sqlx::query("update shops set name = $2 where id = $1").bind(id).bind(&name).execute(&mut *tx).await?;
+//!             sqlx::query("insert into renames (shop) values ($1)").bind(id).execute(&mut *tx).await?;
+//!             Ok(())
+//!         })
+//!         .await
+//! }
+//! # let _: axum::Router<Db> = axum::Router::new().route("/shops/{id}", axum::routing::put(rename));
+//! ```
+//!
+//! * [`Error`] becomes an answer: 404 for a row that is not there, 409 for a unique constraint, 503 with `Retry-After`
+//!   when the database is away, and so on; the text is the status's own, the log has the rest.
+//! * [`sse`] answers with an event log, live, resumed by `Last-Event-ID`.
+//! * [`health`] is `/health/live` and `/health/ready`.
+
+mod error;
+pub mod health;
+pub mod sse;
+
+pub use error::Error;
+
+/// What a handler returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

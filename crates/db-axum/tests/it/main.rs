@@ -1,0 +1,6 @@
+//! What `db-axum` promises, shown on a real PostgreSQL and over real HTTP.
+
+mod errors;
+mod health;
+mod streams;
+mod support;

@@ -1,0 +1,122 @@
+//! What an error means for the one who has to decide what to do next.
+
+use std::io::ErrorKind;
+
+/// The class of a failed statement or connection attempt.
+///
+/// The SQLSTATEs are those of PostgreSQL's manual, appendix A, "PostgreSQL Error Codes".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Class {
+    /// No session was made, so nothing was done: refused, not found, starting up, too many connections. Safe to
+    /// repeat.
+    NotReached,
+    /// The session was lost. Whatever was under way may have happened or not.
+    Lost,
+    /// The transaction was rolled back in favour of another one (40001, 40P01). The whole of it may be repeated.
+    Conflict,
+    /// A limit of time ended it: `statement_timeout`, `lock_timeout`, a cancel request.
+    TimedOut,
+    /// A constraint was not met (class 23).
+    Constraint,
+    /// The server will say the same next time: wrong password, unknown database, TLS refused.
+    Refused,
+    /// Anything else: a mistake in the statement or its data.
+    Other,
+}
+
+impl Class {
+    /// Classifies a driver error.
+    #[must_use]
+    pub fn of(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Database(database) => database
+                .code()
+                .map_or(Self::Other, |code| Self::of_sqlstate(&code)),
+            sqlx::Error::Io(io) => Self::of_io(io.kind(), io.raw_os_error().is_some()),
+            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Refused,
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Self::NotReached,
+            sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => Self::Lost,
+            _ => Self::Other,
+        }
+    }
+
+    /// Classifies a five-character SQLSTATE.
+    #[must_use]
+    pub fn of_sqlstate(code: &str) -> Self {
+        match code {
+            "53300" | "57P03" => Self::NotReached,
+            "57P01" | "57P02" | "57P05" | "25P03" => Self::Lost,
+            "40001" | "40P01" => Self::Conflict,
+            "57014" | "55P03" => Self::TimedOut,
+            "28P01" | "28000" | "3D000" => Self::Refused,
+            _ if code.starts_with("08") => Self::Lost,
+            _ if code.starts_with("23") => Self::Constraint,
+            _ => Self::Other,
+        }
+    }
+
+    fn of_io(kind: ErrorKind, from_os: bool) -> Self {
+        match kind {
+            // A socket file that is not there yet is a server that is not there yet.
+            ErrorKind::ConnectionRefused
+            | ErrorKind::NotFound
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable => Self::NotReached,
+            ErrorKind::PermissionDenied => Self::Refused,
+            // The resolver's errors carry no number: a name that is not known yet, in a cluster that is starting.
+            _ if !from_os && kind != ErrorKind::UnexpectedEof => Self::NotReached,
+            _ => Self::Lost,
+        }
+    }
+
+    /// Whether waiting may mend it.
+    #[must_use]
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::NotReached | Self::Lost | Self::Conflict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlstates_fall_into_their_classes() {
+        for (code, class) in [
+            ("57P03", Class::NotReached),
+            ("53300", Class::NotReached),
+            ("57P01", Class::Lost),
+            ("08006", Class::Lost),
+            ("40001", Class::Conflict),
+            ("40P01", Class::Conflict),
+            ("57014", Class::TimedOut),
+            ("23505", Class::Constraint),
+            ("28P01", Class::Refused),
+            ("3D000", Class::Refused),
+            ("42601", Class::Other),
+        ] {
+            assert_eq!(Class::of_sqlstate(code), class, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_missing_socket_is_a_server_that_is_not_there_yet_and_a_forbidden_one_is_not() {
+        let missing = sqlx::Error::Io(std::io::Error::from(ErrorKind::NotFound));
+        let forbidden = sqlx::Error::Io(std::io::Error::from_raw_os_error(13));
+
+        assert_eq!(Class::of(&missing), Class::NotReached);
+        assert_eq!(Class::of(&forbidden), Class::Refused);
+    }
+
+    #[test]
+    fn a_reset_link_is_lost_and_a_name_not_known_is_not_reached() {
+        let reset = sqlx::Error::Io(std::io::Error::from_raw_os_error(104));
+        let unknown = sqlx::Error::Io(std::io::Error::other("failed to lookup address information"));
+        let cut = sqlx::Error::Io(std::io::Error::from(ErrorKind::UnexpectedEof));
+
+        assert_eq!(Class::of(&reset), Class::Lost);
+        assert_eq!(Class::of(&unknown), Class::NotReached);
+        assert_eq!(Class::of(&cut), Class::Lost);
+    }
+}

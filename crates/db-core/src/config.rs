@@ -1,0 +1,370 @@
+//! Where the database is: one address, checked once.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::PathBuf;
+
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use url::Url;
+
+/// The address of a database and how to log in to it.
+///
+/// Neither `Debug` nor `Display` shows the password; `Display` is `role@host:port/database`, fit for logs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    host: Host,
+    port: u16,
+    user: String,
+    password: Option<SecretString>,
+    database: String,
+    tls: Tls,
+    application_name: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+enum Host {
+    Name(String),
+    SocketDir(PathBuf),
+}
+
+#[derive(Debug, Clone, Default)]
+struct Tls {
+    mode: Option<PgSslMode>,
+    root_cert: Option<String>,
+    cert: Option<String>,
+    key: Option<String>,
+}
+
+/// What is wrong with a database address, naming the part and never a value that may hide a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The address has no part that a URL needs, or is none at all.
+    #[error("the database address is not a URL of the form postgres://role:password@host:port/database: {0}")]
+    NotAUrl(&'static str),
+    /// The scheme is another one.
+    #[error("the database address must begin with postgres:// or postgresql://")]
+    Scheme,
+    /// The host is missing or malformed.
+    #[error("the host in the database address is {0}")]
+    Host(&'static str),
+    /// The port is not a number from 1 to 65535.
+    #[error("the port in the database address must be a number from 1 to 65535")]
+    Port,
+    /// No database is named.
+    #[error("the database address names no database: add /name after the host")]
+    Database,
+    /// No role is named, neither in the address nor by the environment.
+    #[error("the database address names no role: write postgres://role@host/database, or set PGUSER")]
+    User,
+    /// A percent-encoded part does not decode to UTF-8.
+    #[error("the {0} in the database address is not UTF-8 once its percent signs are decoded")]
+    Encoding(&'static str),
+    /// A parameter that is not known here, by its name. Its value is not repeated, nor is a name that does not look
+    /// like one: after an unescaped `?` it would be half a password.
+    #[error(
+        "the database address has a parameter {} that is not known (known: application_name, dbname, host, \
+         password, port, sslcert, sslkey, sslmode, sslrootcert, user)",
+        .0.as_ref().map_or_else(|| "with an unusual name".to_owned(), |name| format!("`{name}`"))
+    )]
+    UnknownParameter(Option<String>),
+    /// A parameter whose value cannot be used.
+    #[error("the parameter `{parameter}` in the database address must be {expected}")]
+    Parameter {
+        /// The parameter's name.
+        parameter: &'static str,
+        /// What its value must look like.
+        expected: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads an address as libpq writes it: `postgres://role:password@host:port/database?parameter=value`.
+    ///
+    /// A Unix socket is given by its folder, `?host=/run/postgresql`, or in the host's place with its slashes as
+    /// `%2F`. A role that is not named is `PGUSER`'s or, failing that, the operating system's `USER`; a password
+    /// that is not given may come from `PGPASSWORD`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the part that is wrong. An unknown parameter is one: a misspelt `sslmode` must not
+    /// silently connect in clear text.
+    pub fn from_url(address: &str) -> Result<Self, ConfigError> {
+        let url = parse(address)?;
+        if !matches!(url.scheme(), "postgres" | "postgresql") {
+            return Err(ConfigError::Scheme);
+        }
+
+        let mut config = Self {
+            host: host(url.host_str().unwrap_or_default())?,
+            port: url.port().unwrap_or(5432),
+            user: decode(url.username(), "role")?.into_owned(),
+            password: match url.password() {
+                Some(password) => Some(SecretString::from(decode(password, "password")?.into_owned())),
+                None => std::env::var("PGPASSWORD").ok().map(SecretString::from),
+            },
+            database: decode(url.path().trim_start_matches('/'), "database name")?.into_owned(),
+            tls: Tls::default(),
+            application_name: None,
+        };
+        for (name, value) in url.query_pairs() {
+            config.set(&name, &value)?;
+        }
+
+        if config.port == 0 {
+            return Err(ConfigError::Port);
+        }
+        if config.database.is_empty() {
+            return Err(ConfigError::Database);
+        }
+        if config.user.is_empty() {
+            config.user = std::env::var("PGUSER")
+                .or_else(|_| std::env::var("USER"))
+                .unwrap_or_default();
+        }
+        if config.user.is_empty() {
+            return Err(ConfigError::User);
+        }
+        Ok(config)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
+        match name {
+            "host" => self.host = host(value)?,
+            "port" => self.port = value.parse().map_err(|_| ConfigError::Port)?,
+            "user" => value.clone_into(&mut self.user),
+            "password" => self.password = Some(SecretString::from(value)),
+            "dbname" => value.clone_into(&mut self.database),
+            "application_name" => self.application_name = Some(value.to_owned()),
+            "sslmode" => {
+                self.tls.mode = Some(value.parse().map_err(|_| ConfigError::Parameter {
+                    parameter: "sslmode",
+                    expected: "one of disable, allow, prefer, require, verify-ca, verify-full",
+                })?);
+            }
+            "sslrootcert" => self.tls.root_cert = Some(value.to_owned()),
+            "sslcert" => self.tls.cert = Some(value.to_owned()),
+            "sslkey" => self.tls.key = Some(value.to_owned()),
+            unknown => {
+                let is_plain =
+                    unknown.len() <= 40 && unknown.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+                return Err(ConfigError::UnknownParameter(
+                    is_plain.then(|| unknown.to_owned()),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same server and role, another database.
+    #[must_use]
+    pub fn with_database(mut self, database: impl Into<String>) -> Self {
+        self.database = database.into();
+        self
+    }
+
+    /// What the server shows as `application_name` in `pg_stat_activity`, unless the address says it.
+    #[must_use]
+    pub fn with_application_name(mut self, name: &str) -> Self {
+        self.application_name.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
+    /// The database's name.
+    #[must_use]
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// The role to log in as.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The options for sqlx, for code that dials by itself.
+    ///
+    /// Beware: `Debug` of sqlx's type prints the password in clear text.
+    #[must_use]
+    pub fn as_sqlx(&self) -> PgConnectOptions {
+        let mut options = PgConnectOptions::new_without_pgpass()
+            .port(self.port)
+            .username(&self.user)
+            .database(&self.database);
+        options = match &self.host {
+            // RFC 3986 puts an IPv6 address in brackets, the resolver wants it without.
+            Host::Name(name) => options.host(name.trim_start_matches('[').trim_end_matches(']')),
+            Host::SocketDir(dir) => options.socket(dir),
+        };
+        if let Some(password) = &self.password {
+            options = options.password(password.expose_secret());
+        }
+        if let Some(mode) = self.tls.mode {
+            options = options.ssl_mode(mode);
+        }
+        if let Some(path) = &self.tls.root_cert {
+            options = options.ssl_root_cert(path);
+        }
+        if let Some(path) = &self.tls.cert {
+            options = options.ssl_client_cert(path);
+        }
+        if let Some(path) = &self.tls.key {
+            options = options.ssl_client_key(path);
+        }
+        if let Some(name) = &self.application_name {
+            options = options.application_name(name);
+        }
+        options
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@", self.user)?;
+        match &self.host {
+            Host::Name(name) => write!(f, "{name}:{}", self.port)?,
+            Host::SocketDir(dir) => write!(f, "{}:{}", dir.display(), self.port)?,
+        }
+        write!(f, "/{}", self.database)
+    }
+}
+
+impl std::str::FromStr for Config {
+    type Err = ConfigError;
+
+    fn from_str(address: &str) -> Result<Self, ConfigError> {
+        Self::from_url(address)
+    }
+}
+
+/// RFC 3986 has no authority with a user and no host, but libpq's addresses do: `postgres://role@/database?host=…`.
+fn parse(address: &str) -> Result<Url, ConfigError> {
+    let address = address.trim();
+    let Some((scheme, rest)) = address.split_once("://") else {
+        return Err(ConfigError::NotAUrl("there is no `://` in it"));
+    };
+    if !matches!(scheme, "postgres" | "postgresql") {
+        return Err(ConfigError::Scheme);
+    }
+    let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let completed = match authority.rsplit_once('@') {
+        Some((login, host)) if host.is_empty() || host.starts_with(':') => {
+            Cow::Owned(format!("{scheme}://{login}@localhost{host}{tail}"))
+        }
+        None if authority.is_empty() || authority.starts_with(':') => {
+            Cow::Owned(format!("{scheme}://localhost{authority}{tail}"))
+        }
+        _ => Cow::Borrowed(address),
+    };
+    Url::parse(&completed).map_err(|error| match error {
+        url::ParseError::InvalidPort => ConfigError::Port,
+        url::ParseError::EmptyHost => ConfigError::Host("missing"),
+        url::ParseError::InvalidIpv4Address | url::ParseError::InvalidIpv6Address => {
+            ConfigError::Host("not an IP address, though it looks like one")
+        }
+        url::ParseError::IdnaError | url::ParseError::InvalidDomainCharacter => {
+            ConfigError::Host("not a host name: write characters such as / and @ as %2F and %40")
+        }
+        _ => ConfigError::NotAUrl("write characters such as / : @ in a password as %2F %3A %40"),
+    })
+}
+
+fn host(text: &str) -> Result<Host, ConfigError> {
+    let text = decode(text, "host")?;
+    if text.is_empty() {
+        return Err(ConfigError::Host("missing"));
+    }
+    if text.contains(',') {
+        return Err(ConfigError::Host("a list: one host is supported"));
+    }
+    Ok(if text.starts_with('/') {
+        Host::SocketDir(PathBuf::from(text.into_owned()))
+    } else {
+        Host::Name(text.into_owned())
+    })
+}
+
+fn decode<'a>(text: &'a str, part: &'static str) -> Result<Cow<'a, str>, ConfigError> {
+    percent_decode_str(text)
+        .decode_utf8()
+        .map_err(|_| ConfigError::Encoding(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(address: &str) -> String {
+        Config::from_url(address).expect("a good address").to_string()
+    }
+
+    #[test]
+    fn the_usual_forms_are_read() {
+        assert_eq!(
+            shown("postgres://app:secret@db.example:5433/shop"),
+            "app@db.example:5433/shop"
+        );
+        assert_eq!(shown("postgresql://app@db/shop"), "app@db:5432/shop");
+        assert_eq!(shown("postgres://app@[::1]:5433/shop"), "app@[::1]:5433/shop");
+        assert_eq!(
+            shown("postgres://app@/shop?host=/run/pg"),
+            "app@/run/pg:5432/shop"
+        );
+        assert_eq!(
+            shown("postgres:///shop?host=/run/pg&port=7&user=app"),
+            "app@/run/pg:7/shop"
+        );
+        assert_eq!(shown("postgres://app@%2Frun%2Fpg/shop"), "app@/run/pg:5432/shop");
+        assert_eq!(shown("postgres://a%40b@db/a%20shop"), "a@b@db:5432/a shop");
+    }
+
+    #[test]
+    fn each_bad_part_is_named() {
+        let bad = |address: &str| Config::from_url(address).expect_err(address);
+
+        assert!(matches!(bad("shop"), ConfigError::NotAUrl(_)));
+        assert_eq!(bad("mysql://app@db/shop"), ConfigError::Scheme);
+        assert_eq!(bad("postgres://app@db:port/shop"), ConfigError::Port);
+        assert_eq!(bad("postgres://app@db:99999/shop"), ConfigError::Port);
+        assert_eq!(bad("postgres://app@db:0/shop"), ConfigError::Port);
+        assert_eq!(bad("postgres://app@db"), ConfigError::Database);
+        assert_eq!(bad("postgres://app@db/"), ConfigError::Database);
+        assert!(matches!(bad("postgres://app@a,b/shop"), ConfigError::Host(_)));
+        assert_eq!(
+            bad("postgres://app@db/shop?ssl_mode=require"),
+            ConfigError::UnknownParameter(Some("ssl_mode".into()))
+        );
+        assert!(matches!(
+            bad("postgres://app@db/shop?sslmode=maybe"),
+            ConfigError::Parameter {
+                parameter: "sslmode",
+                ..
+            }
+        ));
+        assert_eq!(
+            bad("postgres://app:%ff@db/shop"),
+            ConfigError::Encoding("password")
+        );
+    }
+
+    #[test]
+    fn no_form_shows_the_password() {
+        let config = Config::from_url("postgres://app:hunter2@db/shop").expect("a good address");
+
+        assert!(!format!("{config:?} {config}").contains("hunter2"));
+        for bad in [
+            "postgres://app:hunter2@db:x/shop",
+            "postgres://app:hunter2@db/shop?hunter=hunter2",
+            "postgres:/app:hunter2@db/shop",
+            "postgres://app:hunter2@/shop?sslmode=hunter2",
+            "postgres://app:hun/ter2@db/shop",
+            "postgres://app:hun?ter2@db/shop",
+            "postgres://app:hun#ter2@db/shop",
+        ] {
+            let error = Config::from_url(bad).expect_err(bad);
+            assert!(!format!("{error:?} {error}").contains("ter2"), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Waiting for a server, and failing at once on what waiting cannot mend.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection};
+use tokio::time::timeout;
+
+use crate::{Class, Config, error};
+
+/// How long to wait for a server, and how often to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// All attempts together end after this time [30 s]. Zero means one attempt.
+    pub deadline: Duration,
+    /// One attempt ends after this time [5 s].
+    pub attempt: Duration,
+    /// The first pause between two attempts [50 ms]; it doubles up to `max_pause` and is spread by jitter.
+    pub min_pause: Duration,
+    /// The longest pause between two attempts [2 s].
+    pub max_pause: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(30),
+            attempt: Duration::from_secs(5),
+            min_pause: Duration::from_millis(50),
+            max_pause: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Opens one connection that belongs to no pool, waiting for the server as `retry` says.
+///
+/// Repeated is what may mend itself: refused, socket or name not there yet, starting up, too many connections, reset.
+/// A wrong password, an unknown database or role, or a refused TLS handshake ends it at once. Every failed attempt is
+/// logged. Dropping the future stops trying and closes what was being opened.
+///
+/// # Errors
+///
+/// [`ConnectError`] says to what, how often and how long it was tried, and what the last attempt met.
+pub async fn connect(config: &Config, retry: Retry) -> Result<PgConnection, ConnectError> {
+    let options = config.as_sqlx();
+    let started = Instant::now();
+    let mut pauses = ExponentialBuilder::new()
+        .with_min_delay(retry.min_pause)
+        .with_max_delay(retry.max_pause)
+        .with_jitter()
+        .without_max_times()
+        .build();
+
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let left = retry.deadline.saturating_sub(started.elapsed());
+        let limit = if attempt == 1 {
+            retry.attempt
+        } else {
+            retry.attempt.min(left)
+        };
+        let failure = match timeout(limit, dial(&options)).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => ConnectFailure::of(&error, config),
+            Err(_) => ConnectFailure::TimedOut(limit),
+        };
+
+        let pause = pauses.next().unwrap_or(retry.max_pause);
+        let left = retry.deadline.saturating_sub(started.elapsed());
+        if failure.is_final() || left <= pause {
+            let waited = started.elapsed();
+            return Err(ConnectError {
+                to: config.to_string(),
+                failure,
+                attempts: attempt,
+                waited,
+            });
+        }
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        tracing::warn!(to = %config, attempt, %failure, pause_ms, "database not reached yet");
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Connects, and asks for something: a proxy such as `PgBouncer` accepts logins while the server behind it is down.
+async fn dial(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    let mut connection = options.clone().disable_statement_logging().connect().await?;
+    connection.ping().await?;
+    Ok(connection)
+}
+
+/// Why a database could not be reached.
+#[derive(Debug)]
+pub struct ConnectError {
+    to: String,
+    failure: ConnectFailure,
+    attempts: u32,
+    waited: Duration,
+}
+
+impl ConnectError {
+    /// What the last attempt met.
+    #[must_use]
+    pub fn failure(&self) -> &ConnectFailure {
+        &self.failure
+    }
+
+    /// How often it was tried.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "could not connect to {}: {}", self.to, self.failure)?;
+        if self.attempts > 1 {
+            write!(
+                f,
+                " (tried {} times in {:.1} s)",
+                self.attempts,
+                self.waited.as_secs_f64()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+// No `source`: the driver's own text is part of the failure already, without the server's C line numbers.
+impl std::error::Error for ConnectError {}
+
+/// What a connection attempt met.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectFailure {
+    /// SQLSTATE 28P01, or no password given where one was asked for.
+    #[error("the password of role `{0}` was refused (28P01)")]
+    WrongPassword(String),
+    /// SQLSTATE 28000: unknown role, or `pg_hba.conf` has no entry for this client.
+    #[error("role `{role}` may not log in from here: {said} (28000)")]
+    LoginRefused {
+        /// The role.
+        role: String,
+        /// What the server said.
+        said: String,
+    },
+    /// SQLSTATE 3D000.
+    #[error("there is no database `{0}` on this server (3D000)")]
+    NoSuchDatabase(String),
+    /// The TLS handshake, or the certificates.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The socket's folder may not be entered.
+    #[error("this user may not reach the server's socket: {0}")]
+    Forbidden(String),
+    /// Nothing listens there, or the name is not known.
+    #[error("no server answers there: {0}")]
+    NotReached(String),
+    /// The server is there and does not take connections now (57P03, 53300).
+    #[error("the server is there but takes no connection now: {0}")]
+    NotReady(String),
+    /// No answer within the limit of one attempt.
+    #[error("no answer within {:.1} s", .0.as_secs_f64())]
+    TimedOut(Duration),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl ConnectFailure {
+    /// Whether waiting cannot mend it.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::WrongPassword(_)
+                | Self::LoginRefused { .. }
+                | Self::NoSuchDatabase(_)
+                | Self::Tls(_)
+                | Self::Forbidden(_)
+        )
+    }
+
+    fn of(source: &sqlx::Error, config: &Config) -> Self {
+        let said = error::said(source);
+        if let sqlx::Error::Tls(_) = source {
+            return Self::Tls(said);
+        }
+        if let Some(code) = source
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code)
+        {
+            return match code.as_ref() {
+                "28P01" => Self::WrongPassword(config.user().to_owned()),
+                "28000" => Self::LoginRefused {
+                    role: config.user().to_owned(),
+                    said,
+                },
+                "3D000" => Self::NoSuchDatabase(config.database().to_owned()),
+                "57P03" | "53300" => Self::NotReady(said),
+                _ => Self::Other(format!("{said} ({code})")),
+            };
+        }
+        match Class::of(source) {
+            Class::NotReached => Self::NotReached(said),
+            Class::Refused => Self::Forbidden(said),
+            _ => Self::Other(said),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What a column of sealed values holds.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueRef};
+use sqlx::{Decode, Encode, Postgres, Type};
+
+/// A sealed value of type `T`, as it stands in a `bytea` column.
+///
+/// sqlx decodes a column without knowing its row or the key, so decoding gives a `Sealed` and unsealing is a step of its
+/// own, [`Keyring::unseal_json`](super::Keyring::unseal_json). `Debug` shows the length only.
+pub struct Sealed<T> {
+    bytes: Vec<u8>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<T> Sealed<T> {
+    /// Takes the bytes as they are stored.
+    #[must_use]
+    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            value: PhantomData,
+        }
+    }
+
+    /// The bytes as they are stored.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl<T> Clone for Sealed<T> {
+    fn clone(&self) -> Self {
+        Self::from_bytes(self.bytes.clone())
+    }
+}
+
+impl<T> fmt::Debug for Sealed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealed({} bytes)", self.bytes.len())
+    }
+}
+
+impl<T> Type<Postgres> for Sealed<T> {
+    fn type_info() -> PgTypeInfo {
+        <[u8] as Type<Postgres>>::type_info()
+    }
+}
+
+impl<T> Encode<'_, Postgres> for Sealed<T> {
+    fn encode_by_ref(&self, buf: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        <&[u8] as Encode<Postgres>>::encode(self.as_bytes(), buf)
+    }
+}
+
+impl<'r, T> Decode<'r, Postgres> for Sealed<T> {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        <Vec<u8> as Decode<Postgres>>::decode(value).map(Self::from_bytes)
+    }
+}

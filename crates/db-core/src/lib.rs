@@ -1,0 +1,53 @@
+//! The heart of the layer: how a service reaches PostgreSQL, and gives connections back unharmed.
+//!
+//! * [`Config`] is where the database is, checked once, with its password out of sight.
+//! * [`connect`] waits for a server that is not there yet and fails at once on what waiting cannot mend.
+//! * [`Pool`] hands out [`Conn`]s and [`Tx`]s. [`Pool::handle`] is a cheap [`Handle`] that remembers the line it was
+//!   made on; handles, `&mut Conn` and `&mut Tx` are sqlx executors, so `query!(…).fetch_one(db.api())` just works.
+//! * [`Error`] says what was tried and what is known, and answers questions instead of being matched as text.
+//! * [`encryption`] seals values for columns, bound to the place where they are stored.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), db_core::Error> {
+//! use db_core::{Config, Pool, PoolOptions};
+//!
+//! let config = Config::from_url("postgres://app@localhost/shop")?;
+//! let api = Pool::new(&config, PoolOptions::api());
+//!
+//! let orders: i64 = api
+//!     .handle()
+//!     .tx(async |tx| {
+//!         sqlx::query("insert into orders (item) values ($1)").bind("tea").execute(&mut *tx).await?;
+//!         Ok::<_, db_core::Error>(sqlx::query_scalar("select count(*) from orders").fetch_one(&mut *tx).await?)
+//!     })
+//!     .await?;
+//! # drop(orders);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What a connection goes through
+//!
+//! A [`Conn`] knows whether a statement was cut off on it and whether a transaction is open. Given back clean, it
+//! goes to its pool. Given back in any other state, it is closed and its slot is free at once: the next user never
+//! meets a half-read result or somebody else's transaction, whatever await point the previous future was dropped at.
+
+mod class;
+mod config;
+mod conn;
+pub mod connect;
+pub mod encryption;
+mod error;
+mod handle;
+mod pool;
+mod statement;
+mod tx;
+
+pub use class::Class;
+pub use config::{Config, ConfigError};
+pub use conn::Conn;
+pub use connect::{ConnectError, ConnectFailure, Retry};
+pub use error::{AcquireError, Error, StatementError};
+pub use handle::Handle;
+pub use pool::{Pool, PoolOptions, Stats};
+pub use tx::Tx;

@@ -1,0 +1,159 @@
+//! Waiting for servers, and not waiting for what will not come.
+
+use std::time::{Duration, Instant};
+
+use db_core::{Config, ConnectFailure, Retry, connect::connect};
+use db_testkit::{TestDb, TestServer};
+use sqlx::Connection;
+
+use crate::support::config;
+
+/// Long enough to notice that somebody waits where he should not.
+const LONG: Retry = Retry {
+    deadline: Duration::from_mins(1),
+    attempt: Duration::from_secs(5),
+    min_pause: Duration::from_millis(20),
+    max_pause: Duration::from_millis(100),
+};
+
+async fn fails_at_once(config: &Config) -> String {
+    let started = Instant::now();
+    let error = connect(config, LONG).await.expect_err("it cannot connect");
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "waited {:?} for {error}",
+        started.elapsed()
+    );
+    assert!(error.failure().is_final() && error.attempts() == 1, "{error:?}");
+    assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+    error.to_string()
+}
+
+#[db_testkit::test]
+async fn an_unknown_database_fails_at_once_and_is_named(db: TestDb) {
+    let text = fails_at_once(&config(&db).with_database("nope")).await;
+
+    assert!(
+        text.contains("there is no database `nope` on this server (3D000)"),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_and_a_forbidden_role_fail_at_once_and_are_named() {
+    let server = TestServer::throwaway().await.expect("a server");
+    let embedded = server.embedded().expect("one of its own");
+    let db = server.empty().await.expect("a database");
+    sqlx::raw_sql("create role app login password 'right'")
+        .execute(&db.pool())
+        .await
+        .expect("a role");
+    let hba = embedded.data_dir().join("pg_hba.conf");
+    let rules = std::fs::read_to_string(&hba).expect("the rules");
+    std::fs::write(&hba, format!("local all app scram-sha-256\n{rules}")).expect("a rule");
+    sqlx::raw_sql("select pg_reload_conf()")
+        .execute(&db.pool())
+        .await
+        .expect("read again");
+    let address = |login: &str| {
+        let host = embedded.socket_dir().display().to_string().replace('/', "%2F");
+        let address = format!("postgres://{login}@{host}:{}/{}", embedded.port(), db.name());
+        Config::from_url(&address).expect("an address")
+    };
+    // The new rule is in force once the right password is asked for.
+    crate::support::until("the rule is in force", async || {
+        connect(&address("app:right"), LONG).await.is_ok()
+    })
+    .await;
+
+    let wrong = fails_at_once(&address("app:hunter2")).await;
+    assert!(
+        wrong.contains("the password of role `app` was refused (28P01)"),
+        "{wrong}"
+    );
+
+    let stranger = fails_at_once(&address("stranger:hunter2")).await;
+    assert!(
+        stranger.contains("role `stranger` may not log in from here"),
+        "{stranger}"
+    );
+}
+
+#[db_testkit::test]
+async fn a_server_that_comes_later_is_waited_for(_db: TestDb) {
+    let folder = tempfile::tempdir().expect("a folder");
+    open_to_all(folder.path());
+    let data = folder.path().join("server");
+    let socket = data.join("run");
+    let config = Config::from_url(&format!(
+        "postgres://postgres@/postgres?host={}",
+        socket.display()
+    ))
+    .expect("an address");
+
+    let waiting = tokio::spawn(async move { connect(&config, LONG).await });
+    let server = tokio::task::spawn_blocking(|| db_embedded_start(data))
+        .await
+        .expect("no panic");
+    let connection = waiting.await.expect("no panic").expect("connected");
+
+    connection.close().await.expect("closed");
+    drop(server);
+}
+
+/// As root, the server is another user's, who must be able to pass.
+fn open_to_all(folder: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711)).expect("permissions");
+}
+
+fn db_embedded_start(data: std::path::PathBuf) -> db_embedded::Server {
+    db_embedded::Server::kept(data).start().expect("a server")
+}
+
+#[tokio::test]
+async fn nobody_there_is_given_up_at_the_deadline_with_the_count_of_attempts() {
+    let nobody = Config::from_url("postgres://app:hunter2@127.0.0.1:1/shop").expect("an address");
+    let retry = Retry {
+        deadline: Duration::from_millis(400),
+        ..LONG
+    };
+    let started = Instant::now();
+
+    let error = connect(&nobody, retry).await.expect_err("nobody listens");
+
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(
+        matches!(error.failure(), ConnectFailure::NotReached(_)),
+        "{error:?}"
+    );
+    assert!(error.attempts() > 1, "{error:?}");
+    let text = error.to_string();
+    assert!(
+        text.starts_with("could not connect to app@127.0.0.1:1/shop: no server answers there"),
+        "{text}"
+    );
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_is_given_up_at_the_limit_of_an_attempt() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a listener");
+    let port = silent.local_addr().expect("an address").port();
+    let config = Config::from_url(&format!("postgres://app@127.0.0.1:{port}/shop")).expect("an address");
+    let retry = Retry {
+        deadline: Duration::ZERO,
+        attempt: Duration::from_millis(200),
+        ..LONG
+    };
+
+    let error = connect(&config, retry).await.expect_err("no answer");
+
+    assert!(error.to_string().ends_with("no answer within 0.2 s"), "{error}");
+}

@@ -1,0 +1,54 @@
+//! Transactions inside web handlers, which must be `Send`.
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use db_core::{Error, Pool};
+use db_testkit::TestDb;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::pool;
+
+/// Borrows its surroundings inside the transaction: this compiles, or it is of no use.
+async fn add(State(pool): State<Pool>) -> String {
+    let words = vec!["a".to_owned(), "b".to_owned()];
+    let mut lengths = 0;
+    let count: Result<i64, Error> = pool
+        .handle()
+        .tx(async |tx| {
+            for word in &words {
+                sqlx::query("insert into word values ($1)")
+                    .bind(word)
+                    .execute(&mut *tx)
+                    .await?;
+                lengths += word.len();
+            }
+            Ok(sqlx::query_scalar("select count(*) from word")
+                .fetch_one(&mut *tx)
+                .await?)
+        })
+        .await;
+    format!("{} {lengths}", count.expect("committed"))
+}
+
+#[db_testkit::test]
+async fn a_handler_runs_a_transaction_that_borrows_its_surroundings(db: TestDb) {
+    let pool = pool(&db, 1);
+    sqlx::query("create table word (t text)")
+        .execute(pool.handle())
+        .await
+        .expect("a table");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    let app = Router::new().route("/", get(add)).with_state(pool);
+    let server = tokio::spawn(async move { axum::serve(listener, app).await });
+
+    let mut client = TcpStream::connect(address).await.expect("connected");
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("asked");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.expect("answered");
+
+    assert!(answer.ends_with("2 2"), "{answer}");
+    server.abort();
+}

@@ -1,0 +1,178 @@
+//! Taking connections and giving them back.
+
+use std::time::{Duration, Instant};
+
+use db_core::{Class, Config, Error, Pool, PoolOptions};
+use db_testkit::TestDb;
+use sqlx::Executor;
+
+use crate::support::{config, patient_pool, pool};
+
+#[db_testkit::test]
+async fn handles_connections_and_transactions_are_executors(db: TestDb) {
+    let pool = pool(&db, 2);
+    let one = || sqlx::query_scalar::<_, i32>("select 1");
+
+    assert_eq!(one().fetch_one(pool.handle()).await.expect("by handle"), 1);
+
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    assert_eq!(one().fetch_one(&mut conn).await.expect("by connection"), 1);
+    assert_eq!(
+        (&mut conn)
+            .fetch_all("select 1 union select 2")
+            .await
+            .expect("rows")
+            .len(),
+        2
+    );
+
+    let mut tx = conn.begin().await.expect("a transaction");
+    assert_eq!(one().fetch_all(&mut tx).await.expect("by transaction"), [1]);
+    tx.commit().await.expect("committed");
+}
+
+#[db_testkit::test]
+async fn an_exhausted_pool_says_which_how_long_how_full_and_who_asked(db: TestDb) {
+    let pool = pool(&db, 1);
+    let _held = pool.handle().acquire().await.expect("the only connection");
+
+    let line = line!() + 1;
+    let error = pool
+        .handle()
+        .acquire()
+        .await
+        .expect_err("there is no second connection");
+
+    let text = error.to_string();
+    assert!(
+        text.starts_with("pool `test`: no connection came free within 0.5 s, 1 of 1 in use"),
+        "{text}"
+    );
+    assert!(text.contains(&format!("pools.rs:{line}")), "{text}");
+    assert_eq!(Error::from(error).class(), Class::NotReached);
+}
+
+#[db_testkit::test]
+async fn the_same_error_comes_out_of_a_query(db: TestDb) {
+    let pool = pool(&db, 1);
+    let _held = pool.handle().acquire().await.expect("the only connection");
+
+    let error = sqlx::query("select 1")
+        .execute(pool.handle())
+        .await
+        .expect_err("there is no second connection");
+
+    assert!(matches!(Error::from(error), Error::Acquire(error) if error.pool() == "test"));
+}
+
+#[db_testkit::test]
+async fn a_pool_that_cannot_connect_says_why(db: TestDb) {
+    let nowhere = config(&db).with_database("no_such_database");
+    let options = PoolOptions {
+        acquire_timeout: Duration::from_millis(300),
+        ..PoolOptions::api()
+    };
+
+    let error = Pool::new(&nowhere, options)
+        .handle()
+        .acquire()
+        .await
+        .expect_err("no such database");
+
+    assert!(
+        error.to_string().contains("\"no_such_database\" does not exist"),
+        "{error}"
+    );
+}
+
+#[db_testkit::test]
+async fn a_pool_without_a_server_says_so_within_its_limit(_db: TestDb) {
+    let nobody = Config::from_url("postgres://app@127.0.0.1:1/shop").expect("an address");
+    let options = PoolOptions {
+        acquire_timeout: Duration::from_millis(300),
+        ..PoolOptions::api()
+    };
+    let started = Instant::now();
+
+    let error = Pool::new(&nobody, options)
+        .handle()
+        .acquire()
+        .await
+        .expect_err("nobody listens");
+
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(error.to_string().contains("no server answers there"), "{error}");
+}
+
+#[db_testkit::test]
+async fn closing_waits_for_what_is_out_but_not_longer_than_it_is_told(db: TestDb) {
+    let pool = pool(&db, 1);
+    let held = pool.handle().acquire().await.expect("a connection");
+
+    assert!(
+        !pool.close(Duration::from_millis(100)).await,
+        "a connection was out"
+    );
+    let error = pool.handle().acquire().await.expect_err("closed");
+    assert!(error.is_closed(), "{error}");
+
+    drop(held);
+    assert!(pool.close(Duration::from_secs(10)).await, "nothing is out");
+}
+
+#[db_testkit::test]
+async fn an_idle_connection_that_was_killed_is_replaced_without_an_error(db: TestDb) {
+    let options = PoolOptions {
+        max: 1,
+        ping_after: Duration::ZERO,
+        ..PoolOptions::api()
+    };
+    let pool = Pool::new(&config(&db), options);
+    let pid = backend(&pool).await;
+    sqlx::query("select pg_terminate_backend($1, 5000)")
+        .bind(pid)
+        .execute(&db.pool())
+        .await
+        .expect("killed");
+
+    assert_ne!(backend(&pool).await, pid);
+}
+
+#[db_testkit::test]
+async fn a_connection_lent_to_other_code_is_not_given_back(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    let lent: i32 = sqlx::query_scalar("select pg_backend_pid()")
+        .fetch_one(conn.as_sqlx())
+        .await
+        .expect("lent");
+    sqlx::query("select 1")
+        .execute(&mut conn)
+        .await
+        .expect("used by ourselves again");
+    drop(conn);
+
+    assert_ne!(backend(&pool).await, lent);
+}
+
+#[db_testkit::test]
+async fn a_connection_that_was_used_as_usual_is_given_back(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    let first = backend(&pool).await;
+
+    for _ in 0..20 {
+        assert_eq!(backend(&pool).await, first);
+    }
+}
+
+/// The server process that the pool's only connection leads to.
+async fn backend(pool: &Pool) -> i32 {
+    sqlx::query_scalar("select pg_backend_pid()")
+        .fetch_one(pool.handle())
+        .await
+        .expect("a process id")
+}

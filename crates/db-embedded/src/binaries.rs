@@ -1,0 +1,195 @@
+//! Finds the server programs on this machine.
+
+use std::env;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::account::Account;
+use crate::error::Error;
+use crate::version::Version;
+
+/// Names the one folder to look in.
+const VARIABLE: &str = "DB_EMBEDDED_PGBIN";
+
+/// Where packages put the programs, with the version in place of the star. The first is Debian's and Ubuntu's, the
+/// second that of PostgreSQL's own packages for Red Hat, the third Alpine's, then Homebrew's two.
+const VERSIONED: [(&str, &str, &str); 5] = [
+    ("/usr/lib/postgresql", "", "bin"),
+    ("/usr", "pgsql-", "bin"),
+    ("/usr/libexec", "postgresql", ""),
+    ("/opt/homebrew/opt", "postgresql@", "bin"),
+    ("/usr/local/opt", "postgresql@", "bin"),
+];
+
+/// Where PostgreSQL installs itself when built from source.
+const FROM_SOURCE: &str = "/usr/local/pgsql/bin";
+
+/// A folder with `postgres` and `initdb` of one version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Binaries {
+    folder: PathBuf,
+    pub(crate) version: Version,
+}
+
+impl Binaries {
+    pub(crate) fn postgres(&self) -> PathBuf {
+        self.folder.join("postgres")
+    }
+
+    pub(crate) fn initdb(&self) -> PathBuf {
+        self.folder.join("initdb")
+    }
+
+    /// The first ones found or, for data that exists, those that can read it.
+    ///
+    /// `explicit` is the only place looked at when given, and so is the environment variable: whoever names a folder
+    /// wants that one, or an error.
+    pub(crate) fn find(
+        explicit: Option<&Path>,
+        data: Option<(&Path, &str)>,
+        account: &Account,
+    ) -> Result<Binaries, Error> {
+        let named = explicit.map(Path::to_path_buf).or_else(|| {
+            env::var_os(VARIABLE)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        });
+        let places = named.map_or_else(usual_places, |folder| vec![folder]);
+        let mut search = Search { places: Vec::new() };
+        let mut other_majors = Vec::new();
+        for folder in places {
+            if search.places.iter().any(|place| place.folder == folder) {
+                continue;
+            }
+            let found = inspect(&folder, account);
+            if let Ok(version) = found {
+                if data.is_none_or(|(_, made_by)| version.major.to_string() == made_by) {
+                    return Ok(Binaries { folder, version });
+                }
+                if !other_majors.contains(&version) {
+                    other_majors.push(version);
+                }
+            }
+            search.places.push(Place { folder, found });
+        }
+        match data {
+            Some((folder, made_by)) if !other_majors.is_empty() => Err(Error::WrongMajor {
+                folder: folder.to_path_buf(),
+                made_by: made_by.to_owned(),
+                found: other_majors,
+            }),
+            _ => Err(Error::NoBinaries { search }),
+        }
+    }
+}
+
+fn usual_places() -> Vec<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = env::split_paths(&path)
+        .filter(|folder| folder.join("postgres").exists())
+        .collect();
+    if let Some(output) = Command::new("pg_config")
+        .arg("--bindir")
+        .output()
+        .ok()
+        .filter(|it| it.status.success())
+    {
+        places.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    }
+    for (parent, prefix, suffix) in VERSIONED {
+        let mut versions: Vec<(Version, PathBuf)> = fs::read_dir(parent)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let version = Version::parse(name.to_str()?.strip_prefix(prefix)?)?;
+                Some((version, entry.path().join(suffix)))
+            })
+            .collect();
+        versions.sort();
+        places.extend(versions.into_iter().rev().map(|(_, folder)| folder));
+    }
+    places.push(PathBuf::from(FROM_SOURCE));
+    places
+}
+
+/// Asks the programs themselves: a folder may hold scripts, or programs of another machine.
+fn inspect(folder: &Path, account: &Account) -> Result<Version, String> {
+    for program in ["postgres", "initdb"] {
+        if !folder.join(program).is_file() {
+            return Err(format!("no {program}"));
+        }
+    }
+    let program = fs::canonicalize(folder.join("postgres")).map_err(|error| error.to_string())?;
+    if let Some(barrier) = account.barrier(&program) {
+        return Err(format!(
+            "{} is closed to the user {}",
+            barrier.display(),
+            account.name()
+        ));
+    }
+    let output = Command::new(&program)
+        .arg("--version")
+        .output()
+        .map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match Version::parse(&text) {
+        Some(version) if version.major >= Version::OLDEST => Ok(version),
+        Some(version) => Err(format!("version {version} is older than {}", Version::OLDEST)),
+        None => Err(format!(
+            "`postgres --version` says {:?} and ends with {}",
+            text.trim(),
+            output.status
+        )),
+    }
+}
+
+/// Where the server programs were looked for, and what was there instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    places: Vec<Place>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    folder: PathBuf,
+    found: Result<Version, String>,
+}
+
+impl Search {
+    /// The folders that were looked at, in order.
+    pub fn folders(&self) -> impl Iterator<Item = &Path> {
+        self.places.iter().map(|place| place.folder.as_path())
+    }
+}
+
+impl fmt::Display for Search {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, place) in self.places.iter().enumerate() {
+            f.write_str(if index == 0 { "" } else { ", " })?;
+            match &place.found {
+                Ok(version) => write!(f, "{} ({version})", place.folder.display())?,
+                Err(why) => write!(f, "{} ({why})", place.folder.display())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `15.18 was` or `16.4 and 17.2 were`.
+pub(crate) struct Versions<'a>(pub(crate) &'a [Version]);
+
+impl fmt::Display for Versions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.0.iter().map(Version::to_string).collect();
+        write!(
+            f,
+            "{} {}",
+            names.join(" and "),
+            if names.len() == 1 { "was" } else { "were" }
+        )
+    }
+}

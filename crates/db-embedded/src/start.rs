@@ -1,0 +1,200 @@
+//! Joins the server of a folder, or starts it.
+//!
+//! The order of the locks is always `start`, `lease`, `running`, and only the holder of `start` touches `running`: a
+//! supervisor that finds it taken concludes that there is another one.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::account::Account;
+use crate::binaries::Binaries;
+use crate::deadline::{Deadline, Phase};
+use crate::error::{Error, IoResultExt};
+use crate::folder::{Folder, Kind};
+use crate::initdb;
+use crate::lock::{LockFile, Mode};
+use crate::orphan::{self, Orphan};
+use crate::pidfile::PidFile;
+use crate::place::Place;
+use crate::server::Server;
+use crate::settings;
+use crate::sockets::Sockets;
+use crate::supervisor::{LockTool, Script, Watch};
+use crate::version::Version;
+
+/// Everything that was asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) place: Place,
+    pub(crate) binaries: Option<PathBuf>,
+    pub(crate) patience: Duration,
+    pub(crate) settings: Vec<(String, String)>,
+}
+
+impl Plan {
+    pub(crate) fn carry_out(&self) -> Result<Server, Error> {
+        let account = Account::find()?;
+        let deadline = Deadline::after(self.patience);
+        // Nothing is found when the folder was removed under us by the end of its previous server. Then again.
+        deadline.poll(Phase::PreviousServer, || {
+            let folder = self.place.open(&account)?;
+            let take = |path: PathBuf, mode, phase| LockFile::take(&path, mode, &account, deadline, phase);
+            let Some(start) = take(folder.start_lock(), Mode::Exclusive, Phase::Starter)? else {
+                return Ok(None);
+            };
+            // Not before the supervisor, if it is stopping the server, is done with it.
+            let Some(lease) = take(folder.lease_lock(), Mode::Shared, Phase::PreviousServer)? else {
+                return Ok(None);
+            };
+            if !start.is_current() {
+                return Ok(None);
+            }
+            let file = match join(&folder, deadline)? {
+                Some(file) => file,
+                None => self.bring_up(&folder, &lease, deadline)?,
+            };
+            folder.mark_started()?;
+            Server::new(folder, lease, &file, self.patience).map(Some)
+        })
+    }
+
+    /// Starts a server, or adopts one; and when that fails leaves nothing behind.
+    fn bring_up(&self, folder: &Folder, lease: &LockFile, deadline: Deadline) -> Result<PidFile, Error> {
+        let result = self.bring_up_or_fail(folder, deadline);
+        match &result {
+            Ok(file) => {
+                let (path, waited) = (folder.path.display(), deadline.waited());
+                tracing::info!(folder = %path, pid = file.pid, ?waited, "PostgreSQL runs");
+            }
+            Err(_) => {
+                if let Err(error) = abandon(folder, lease, deadline) {
+                    tracing::warn!(folder = %folder.path.display(), %error, "the folder of a failed start stays for now");
+                }
+            }
+        }
+        result
+    }
+
+    fn bring_up_or_fail(&self, folder: &Folder, deadline: Deadline) -> Result<PidFile, Error> {
+        let tool = LockTool::find(&folder.account)?;
+        let data = folder.data();
+        let orphan = Orphan::find(folder, deadline)?;
+        let made_by = folder.made_by()?;
+        let binaries = Binaries::find(
+            self.binaries.as_deref(),
+            made_by.as_deref().map(|made_by| (data.as_path(), made_by)),
+            &folder.account,
+        )?;
+        let sockets = if let Some(orphan) = &orphan {
+            orphan.sockets.clone()
+        } else {
+            if folder.kind == Kind::Throwaway {
+                orphan::sweep_beside(folder, deadline);
+            }
+            prepare(folder, made_by.is_none(), &binaries, tool, deadline)?
+        };
+        let script = Script {
+            verb: "serve",
+            folder,
+            sockets: sockets.to_remove(),
+            tool,
+            orphan: orphan.as_ref().map(|it| it.pid),
+        };
+        let served = self.serve(folder, &script, &binaries, &sockets, deadline);
+        if let (Err(Error::StartFailed { .. } | Error::DiskFull { .. }), Some(path)) =
+            (&served, sockets.to_remove())
+        {
+            fs::remove_dir_all(path).doing("remove", path)?;
+        }
+        served
+    }
+
+    fn serve(
+        &self,
+        folder: &Folder,
+        script: &Script<'_>,
+        binaries: &Binaries,
+        sockets: &Sockets,
+        deadline: Deadline,
+    ) -> Result<PidFile, Error> {
+        let (log, log_start) = folder.open_log()?;
+        let mut program = vec![binaries.postgres().into_os_string()];
+        program.extend(settings::arguments(folder, sockets.path(), &self.settings));
+        let watch = Watch::begin(script.spawn(program, log)?)?;
+        deadline.poll(Phase::Ready, || {
+            let ended = watch.has_ended();
+            match PidFile::read(&folder.data())? {
+                // An adopted server accepts them before its supervisor is there.
+                Some(file) if file.accepts_connections() && is_supervised(folder)? => Ok(Some(file)),
+                _ if ended => {
+                    let log = folder.log_since(log_start);
+                    Err(
+                        Error::disk_full(&folder.path, &log).unwrap_or(Error::StartFailed {
+                            folder: folder.path.clone(),
+                            log,
+                        }),
+                    )
+                }
+                _ => Ok(None),
+            }
+        })
+    }
+}
+
+/// Removes the folder of a throwaway that did not start. A supervisor that lives does so itself, as soon as we leave.
+fn abandon(folder: &Folder, lease: &LockFile, deadline: Deadline) -> Result<(), Error> {
+    if folder.kind == Kind::Throwaway && lease.try_take(Mode::Exclusive)? && !is_supervised(folder)? {
+        orphan::finish(folder, deadline)?;
+    }
+    Ok(())
+}
+
+/// Everything that a new server needs on disk.
+fn prepare(
+    folder: &Folder,
+    is_empty: bool,
+    binaries: &Binaries,
+    tool: LockTool,
+    deadline: Deadline,
+) -> Result<Sockets, Error> {
+    if is_empty {
+        initdb::make_data(folder, binaries, tool, deadline)?;
+    } else {
+        PidFile::remove_if_of_a_stranger(&folder.data())?;
+    }
+    settings::write_access_rules(folder)?;
+    folder.set_version(binaries.version)?;
+    let sockets = Sockets::make(folder)?;
+    folder.mark_starting()?;
+    Ok(sockets)
+}
+
+/// Waits for the server that a supervisor looks after; `None` when there is no supervisor.
+fn join(folder: &Folder, deadline: Deadline) -> Result<Option<PidFile>, Error> {
+    deadline.poll(Phase::Ready, || {
+        if !is_supervised(folder)? {
+            return Ok(Some(None));
+        }
+        Ok(PidFile::read(&folder.data())?
+            .filter(PidFile::accepts_connections)
+            .map(Some))
+    })
+}
+
+/// Whether somebody holds `running`. Asking takes it for a moment, which is why a supervisor tries for a whole second.
+fn is_supervised(folder: &Folder) -> Result<bool, Error> {
+    match LockFile::open(&folder.running_lock(), &folder.account)? {
+        Some(running) => Ok(!running.try_take(Mode::Exclusive)?),
+        None => Ok(false),
+    }
+}
+
+/// What the server of a folder runs, for those that joined it.
+pub(crate) fn version_of(folder: &Folder) -> Result<Version, Error> {
+    let noted = folder.version()?;
+    let major = folder.made_by()?.and_then(|text| Version::parse(&text));
+    noted.or(major).ok_or_else(|| Error::NotRunning {
+        folder: folder.path.clone(),
+    })
+}

@@ -1,0 +1,138 @@
+//! The one statement that appends.
+
+use std::borrow::Cow;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use sqlx::{Executor, Postgres};
+use tokio::time::timeout;
+
+use crate::{Error, LogId, NewEvent};
+
+/// The most events in one append.
+pub(crate) const MAX_EVENTS: usize = 10_000;
+/// The most text in one append.
+pub(crate) const MAX_BYTES: usize = 16 << 20;
+/// How long one statement may take, the wait for a connection aside.
+pub(crate) const STATEMENT_LIMIT: Duration = Duration::from_secs(30);
+
+/// What is being done, in errors.
+pub(crate) const WHAT: &str = "append to an event log";
+
+/// A checked batch, in the form in which it is sent.
+pub(crate) struct Batch<'a> {
+    types: Vec<&'a str>,
+    data: Vec<&'a str>,
+    bytes: usize,
+    is_final: bool,
+}
+
+impl<'a> Batch<'a> {
+    pub(crate) fn new(events: &'a [NewEvent], is_final: bool) -> Result<Self, Error> {
+        let bytes = events
+            .iter()
+            .map(|event| event.kind.len() + event.data.len())
+            .sum();
+        if !(1..=MAX_EVENTS).contains(&events.len()) || bytes > MAX_BYTES {
+            return Err(Error::Size {
+                events: events.len(),
+                bytes,
+            });
+        }
+        for event in events {
+            event.check()?;
+        }
+        let first: &str = &events[0].kind;
+        let types = if events.iter().all(|event| event.kind == first) {
+            vec![first]
+        } else {
+            events.iter().map(|event| Cow::as_ref(&event.kind)).collect()
+        };
+        let data = events.iter().map(|event| event.data.as_str()).collect();
+        Ok(Self {
+            types,
+            data,
+            bytes,
+            is_final,
+        })
+    }
+
+    pub(crate) fn len(&self) -> i64 {
+        i64::try_from(self.data.len()).expect("at most MAX_EVENTS")
+    }
+}
+
+/// What became of an attempt to append.
+pub(crate) enum Outcome {
+    Stored(RangeInclusive<i64>),
+    /// Another writer was quicker: the tail has moved on. A transaction around the statement is lost.
+    Raced,
+}
+
+/// Appends a batch after the log's last event, which must be `after` if that is given.
+pub(crate) async fn append<'c>(
+    executor: impl Executor<'c, Database = Postgres>,
+    log: LogId,
+    after: Option<i64>,
+    batch: &Batch<'_>,
+) -> Result<Outcome, Error> {
+    let statement = sqlx::query_as::<_, (i64, bool, Option<i64>)>(
+        "with tail as (
+             select coalesce(batch.last, 0) as last, coalesce(batch.is_final, false) as is_final
+             from event_logs
+             left join lateral (
+                 select last, is_final
+                 from event_log_batches
+                 where log = event_logs.id
+                 order by first desc
+                 limit 1
+             ) as batch on true
+             where event_logs.id = $1
+         ), stored as (
+             insert into event_log_batches (log, first, last, bytes, types, data, is_final)
+             select $1, tail.last + 1, tail.last + $2, $3, $4, $5, $6
+             from tail
+             where not tail.is_final and ($7 is null or tail.last = $7)
+             returning first
+         )
+         select tail.last, tail.is_final, stored.first
+         from tail
+         left join stored on true",
+    )
+    .bind(log.0)
+    .bind(batch.len())
+    .bind(i32::try_from(batch.bytes).expect("at most MAX_BYTES"))
+    .bind(&batch.types)
+    .bind(&batch.data)
+    .bind(batch.is_final)
+    .bind(after)
+    .fetch_optional(executor);
+
+    let row = match timeout(STATEMENT_LIMIT, statement).await {
+        Err(_) => {
+            return Err(Error::TimedOut {
+                what: WHAT,
+                seconds: STATEMENT_LIMIT.as_secs(),
+            });
+        }
+        Ok(Err(error)) => {
+            let source = db_core::Error::from(error);
+            return if source.is_unique_violation() {
+                Ok(Outcome::Raced)
+            } else {
+                Err(Error::Database { what: WHAT, source })
+            };
+        }
+        Ok(Ok(row)) => row,
+    };
+    match row {
+        None => Err(Error::UnknownLog(log)),
+        Some((_, _, Some(first))) => Ok(Outcome::Stored(first..=first + batch.len() - 1)),
+        Some((last, true, None)) => Err(Error::Finished { log, last }),
+        Some((last, false, None)) => Err(Error::Conflict {
+            log,
+            expected: after.unwrap_or(last),
+            last,
+        }),
+    }
+}

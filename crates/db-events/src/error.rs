@@ -1,0 +1,106 @@
+//! What can go wrong with event logs.
+
+use db_core::Class;
+
+use crate::LogId;
+
+/// Why an append or a read failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no such log.
+    #[error("there is no event log {0}")]
+    UnknownLog(LogId),
+    /// The log is finished; nothing was stored.
+    #[error("event log {log} is finished with event {last}")]
+    Finished {
+        /// The log.
+        log: LogId,
+        /// Its last event.
+        last: i64,
+    },
+    /// Somebody else appended to a log that was taken to end elsewhere; nothing was stored.
+    #[error("event log {log} was taken to end with event {expected}, but ends with {last}")]
+    Conflict {
+        /// The log.
+        log: LogId,
+        /// The event that was taken to be the last.
+        expected: i64,
+        /// The last event.
+        last: i64,
+    },
+    /// More was to be appended at once than one batch takes; nothing was stored.
+    #[error("one append takes 1 to {} events and {} MiB, not {events} events and {bytes} bytes", crate::append::MAX_EVENTS, crate::append::MAX_BYTES >> 20)]
+    Size {
+        /// How many events it was.
+        events: usize,
+        /// How much text they hold.
+        bytes: usize,
+    },
+    /// An event's type is not a short plain text; nothing was stored.
+    #[error("an event's type has 1 to 64 bytes and no control characters")]
+    BadKind,
+    /// An event's data contains a NUL, which PostgreSQL's text cannot hold; nothing was stored.
+    #[error("an event's data must not contain a NUL character (JSON writes it as \\u0000)")]
+    Nul,
+    /// The database did not answer within the limit. An append may be stored or not.
+    #[error("{what}: no answer from the database within {seconds} s")]
+    TimedOut {
+        /// What was being done.
+        what: &'static str,
+        /// The limit.
+        seconds: u64,
+    },
+    /// The database failed.
+    #[error("{what}: {source}")]
+    Database {
+        /// What was being done.
+        what: &'static str,
+        /// What it met. [`Class::Lost`] leaves open whether an append is stored.
+        source: db_core::Error,
+    },
+}
+
+impl From<db_core::Error> for Error {
+    fn from(source: db_core::Error) -> Self {
+        Self::of(source)
+    }
+}
+
+impl Error {
+    /// Whether waiting may mend it.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } => true,
+            Self::Database { source, .. } => source.is_transient(),
+            _ => false,
+        }
+    }
+
+    /// Whether the statement may have been done all the same.
+    pub(crate) fn is_ambiguous(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } => true,
+            Self::Database { source, .. } => {
+                matches!(source.class(), Class::Lost) || matches!(source, db_core::Error::CommitUnknown(_))
+            }
+            _ => false,
+        }
+    }
+
+    /// What an append met before or around its statement.
+    pub(crate) fn of(source: db_core::Error) -> Self {
+        Self::Database {
+            what: crate::append::WHAT,
+            source,
+        }
+    }
+
+    pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |error| Self::Database {
+            what,
+            source: error.into(),
+        }
+    }
+}

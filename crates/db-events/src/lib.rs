@@ -1,0 +1,73 @@
+//! Durable logs of events: append, read from a cursor, follow live.
+//!
+//! ```no_run
+//! # async fn run(pool: db_core::Pool, bus: db_notify::Bus) -> Result<(), db_events::Error> {
+//! use db_events::{EventLog, NewEvent};
+//!
+//! let events = EventLog::new(pool, bus);
+//! let log = events.create().await?;
+//!
+//! events.append(log, &[NewEvent::new("token", "Once"), NewEvent::new("token", " upon")]).await?;
+//! events.finish(log, &[NewEvent::new("end", "")]).await?;
+//!
+//! let mut stream = events.stream(log, 0);
+//! while let Some(batch) = stream.next_batch().await? {
+//!     for event in batch {
+//!         println!("{} {} {}", event.id, event.kind, event.data);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Ids
+//!
+//! The events of a log are numbered 1, 2, 3, … without holes, in the order of their commits. A reader that has seen
+//! event `n` has seen all events up to `n`, and resumes with `n` as its cursor: no event is skipped or seen twice.
+//!
+//! # How it is stored
+//!
+//! One append is one statement, one round trip and one row, however many events it carries. The statement continues
+//! from the log's last row; the primary key refuses the second of two writers that continue from the same one, and that
+//! writer tries again. No counter is updated, so a long snapshot elsewhere does not slow the appends down. A log is
+//! finished by its last row saying so: nothing can follow it.
+//!
+//! Two tables and a view, in [`SCHEMA`]; copy its files into your `migrations/`.
+//!
+//! # How it is followed
+//!
+//! A stream reads pages until it is at the end, then waits for a notification of the [`Bus`](db_notify::Bus). One that
+//! is lost delays the stream until its next look, at most [`POLL_FLOOR`] later; it never loses an event.
+
+mod append;
+mod error;
+mod event;
+mod head;
+mod log;
+mod stream;
+mod writer;
+
+pub use error::Error;
+pub use event::{Event, LogId, NewEvent};
+pub use head::Head;
+pub use log::EventLog;
+pub use stream::{EventStream, POLL_FLOOR};
+pub use writer::Writer;
+
+/// The crate's tables, as one migration.
+pub struct Schema {
+    /// The name of the migration's files, without a version.
+    pub name: &'static str,
+    /// Makes the tables.
+    pub up: &'static str,
+    /// Removes them, with all events.
+    pub down: &'static str,
+}
+
+/// The migrations that make the crate's tables, in their order. A service copies each into its `migrations/`, under a
+/// version of its own, so that the `sqlx` CLI sees one history.
+pub const SCHEMA: &[Schema] = &[Schema {
+    name: "event_logs",
+    up: include_str!("../schema/1_event_logs.up.sql"),
+    down: include_str!("../schema/1_event_logs.down.sql"),
+}];

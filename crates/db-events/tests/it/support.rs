@@ -1,0 +1,49 @@
+//! What the tests share.
+
+use std::time::Duration;
+
+use db_core::{Config, Pool, PoolOptions};
+use db_events::{Event, EventLog, EventStream, LogId, NewEvent};
+use db_notify::{Bus, BusOptions};
+use db_testkit::TestDb;
+use tokio::time::timeout;
+
+/// No wait in these tests is longer than this.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) async fn events(db: &TestDb) -> EventLog {
+    let config = Config::from_url(&db.url()).expect("the test database's address");
+    let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
+    EventLog::new(Pool::new(&config, PoolOptions::backend()), bus)
+}
+
+/// So many events, which say which they are.
+pub(crate) fn numbered(from: i64, count: i64) -> Vec<NewEvent> {
+    (from..from + count)
+        .map(|n| NewEvent::new("n", n.to_string()))
+        .collect()
+}
+
+/// Reads to the log's end.
+pub(crate) async fn read_to_end(mut stream: EventStream) -> Vec<Event> {
+    let mut all = Vec::new();
+    while let Some(batch) = next_batch(&mut stream).await {
+        all.extend(batch);
+    }
+    all
+}
+
+pub(crate) async fn next_batch(stream: &mut EventStream) -> Option<Vec<Event>> {
+    timeout(PATIENCE, stream.next_batch())
+        .await
+        .expect("events in time")
+        .expect("no error")
+}
+
+pub(crate) fn assert_dense(events: &[Event], from: i64) {
+    let ids: Vec<i64> = events.iter().map(|event| event.id).collect();
+    let dense: Vec<i64> = (from..).take(ids.len()).collect();
+    assert_eq!(ids, dense);
+}
+
+pub(crate) const NO_LOG: LogId = LogId(i64::MAX);

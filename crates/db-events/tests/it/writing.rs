@@ -1,0 +1,142 @@
+//! A log's only writer, whose connections are lost.
+
+use db_events::{Error, NewEvent};
+use db_testkit::TestDb;
+
+use crate::support::{assert_dense, events, numbered, read_to_end};
+
+const KILL: &str = "select pg_terminate_backend(pid) from pg_stat_activity
+                    where datname = current_database() and application_name = 'backend'";
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn each_batch_is_stored_once_though_sessions_are_killed_at_any_moment(db: TestDb) {
+    let events = events(&db).await;
+    let log = events.create().await.expect("a log");
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let pool = db.pool();
+    let killer = tokio::spawn(async move {
+        let mut kills = 0_u64;
+        while stopped.try_recv().is_err() {
+            kills += sqlx::query(KILL)
+                .execute(&pool)
+                .await
+                .expect("killed")
+                .rows_affected();
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        kills
+    });
+
+    let mut writer = events.writer(log, 0);
+    for n in 0..150 {
+        writer.append(&numbered(n * 3 + 1, 3)).await.expect("appended");
+    }
+    assert_eq!(writer.last(), 450);
+    writer.finish(&numbered(451, 1)).await.expect("finished");
+    stop.send(()).expect("the killer listens");
+    let kills = killer.await.expect("no panic");
+
+    assert!(kills > 10, "only {kills} sessions were killed");
+    let all = read_to_end(events.stream(log, 0)).await;
+    assert_eq!(all.len(), 451);
+    assert_dense(&all, 1);
+    assert!(
+        all.iter().all(|event| event.data == event.id.to_string()),
+        "a batch is there twice"
+    );
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn a_second_writer_is_noticed_and_stores_nothing(db: TestDb) {
+    let events = events(&db).await;
+    let log = events.create().await.expect("a log");
+    let mut first = events.writer(log, 0);
+    let mut second = events.writer(log, 0);
+    first.append(&numbered(1, 2)).await.expect("appended");
+
+    let error = second
+        .append(&numbered(1, 2))
+        .await
+        .expect_err("the log ends elsewhere");
+
+    assert!(
+        matches!(
+            error,
+            Error::Conflict {
+                expected: 0,
+                last: 2,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert_eq!(events.head(log).await.expect("a head").last, 2);
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn finishing_and_what_is_done_with_it_happen_together_or_not_at_all(db: TestDb) {
+    let events = events(&db).await;
+    sqlx::raw_sql("create table job (log bigint primary key, state text)")
+        .execute(&db.pool())
+        .await
+        .expect("a table");
+    let state = async |log: db_events::LogId| -> Option<String> {
+        sqlx::query_scalar("select state from job where log = $1")
+            .bind(log.0)
+            .fetch_optional(&db.pool())
+            .await
+            .expect("a state")
+    };
+    let end = [NewEvent::new("end", "")];
+
+    let log = events.create().await.expect("a log");
+    let writer = events.writer(log, 0);
+    writer
+        .finish_with(&end, move |tx| {
+            Box::pin(async move {
+                sqlx::query("insert into job values ($1, 'done')")
+                    .bind(log.0)
+                    .execute(tx)
+                    .await?;
+                Ok(())
+            })
+        })
+        .await
+        .expect("finished");
+    assert_eq!(state(log).await.as_deref(), Some("done"));
+    assert!(events.head(log).await.expect("a head").is_finished);
+
+    let other = events.create().await.expect("a log");
+    let refused = events
+        .writer(other, 0)
+        .finish_with(&end, move |tx| {
+            Box::pin(async move {
+                sqlx::query("insert into job values ($1, 'done'), ($1, 'twice')")
+                    .bind(other.0)
+                    .execute(tx)
+                    .await?;
+                Ok(())
+            })
+        })
+        .await;
+    assert!(matches!(refused, Err(Error::Database { .. })), "{refused:?}");
+    assert_eq!(state(other).await, None);
+    assert!(!events.head(other).await.expect("a head").is_finished);
+
+    // A conflict undoes what was done with it.
+    events.append(other, &numbered(1, 1)).await.expect("appended");
+    let conflict = events
+        .writer(other, 0)
+        .finish_with(&end, move |tx| {
+            Box::pin(async move {
+                sqlx::query("insert into job values ($1, 'done')")
+                    .bind(other.0)
+                    .execute(tx)
+                    .await?;
+                Ok(())
+            })
+        })
+        .await;
+    assert!(matches!(conflict, Err(Error::Conflict { .. })), "{conflict:?}");
+    assert_eq!(state(other).await, None);
+}

@@ -1,0 +1,39 @@
+//! The front door: [`open`] a database once, and have everything a service needs of it in one cheap handle.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use db_layer::{Config, Migrations, Options};
+//!
+//! let config = Config::from_url(&std::env::var("DATABASE_URL")?)?;
+//! let migrations = Migrations::from_dir("migrations").await?;
+//! let db = db_layer::open(Options::new(config).migrations(migrations)).await?;
+//!
+//! let one: i32 = sqlx::query_scalar("select 1").fetch_one(db.api()).await?;
+//! # drop(one);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | ask [`Db`] for | and get |
+//! |---|---|
+//! | [`api`](Db::api), [`backend`](Db::backend) | a handle of the pool for web requests, or for background work |
+//! | [`bus`](Db::bus) | LISTEN and NOTIFY on one connection |
+//! | [`events`](Db::events) | durable, resumable event logs |
+//! | [`keyring`](Db::keyring) | the keys that columns are sealed under |
+//! | [`health`](Db::health) | how all of it stands |
+//! | [`shutdown`](Db::shutdown) | an end with a deadline |
+//!
+//! This crate knows nothing of HTTP; `db-axum` does.
+
+mod db;
+mod health;
+mod open;
+
+pub use db::{Db, Shutdown};
+pub use health::{DatabaseHealth, Health};
+pub use open::{OpenError, Options, open};
+
+pub use db_core::{self, Config, ConfigError, Conn, Error, Handle, Pool, PoolOptions, Retry, Tx, encryption};
+pub use db_events::{self, Event, EventLog, EventStream, LogId, NewEvent};
+pub use db_migrate::{self, Migrations};
+pub use db_notify::{self, Bus, BusOptions, Topic};

@@ -1,0 +1,108 @@
+//! Opening: wait for the server, migrate, make the pools, start the bus.
+
+use std::sync::Arc;
+
+use db_core::encryption::Keyring;
+use db_core::{Config, Pool, PoolOptions, Retry, connect};
+use db_events::EventLog;
+use db_migrate::Migrations;
+use db_notify::{Bus, BusOptions};
+use sqlx::Connection;
+
+use crate::Db;
+
+/// What to open, and how.
+#[derive(Debug)]
+pub struct Options {
+    /// Where the database is.
+    pub database: Config,
+    /// How long to wait for the server [30 s].
+    pub wait: Retry,
+    /// What to migrate to [nothing].
+    pub migrations: Option<Migrations>,
+    /// The pool for web requests [10 connections].
+    pub api: PoolOptions,
+    /// The pool for background work [50 connections].
+    pub backend: PoolOptions,
+    /// The bus.
+    pub bus: BusOptions,
+    /// The keys that columns are sealed under [none].
+    pub keyring: Option<Keyring>,
+}
+
+impl Options {
+    /// The defaults, for a database.
+    #[must_use]
+    pub fn new(database: Config) -> Self {
+        Self {
+            database,
+            wait: Retry::default(),
+            migrations: None,
+            api: PoolOptions::api(),
+            backend: PoolOptions::backend(),
+            bus: BusOptions::default(),
+            keyring: None,
+        }
+    }
+
+    /// Migrates while opening.
+    #[must_use]
+    pub fn migrations(mut self, migrations: Migrations) -> Self {
+        self.migrations = Some(migrations);
+        self
+    }
+
+    /// Seals columns under these keys.
+    #[must_use]
+    pub fn keyring(mut self, keyring: Keyring) -> Self {
+        self.keyring = Some(keyring);
+        self
+    }
+
+    /// Hears other processes of this namespace only.
+    #[must_use]
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.bus.namespace = namespace.into();
+        self
+    }
+}
+
+/// Why a database could not be opened. Each variant's error says what was tried on what.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The server was not reached.
+    #[error(transparent)]
+    Connect(#[from] db_core::ConnectError),
+    /// The migrations did not run.
+    #[error(transparent)]
+    Migrate(#[from] db_migrate::Error),
+    /// The bus could not listen.
+    #[error(transparent)]
+    Bus(#[from] db_notify::OpenError),
+}
+
+/// Opens a database: waits for the server, migrates, makes the pools, starts the bus, in this order.
+///
+/// Dropping the future leaves nothing running; migrations that were done stay done.
+///
+/// # Errors
+///
+/// [`OpenError`] of the step that failed.
+pub async fn open(options: Options) -> Result<Db, OpenError> {
+    let config = options.database;
+
+    let first = connect::connect(&config, options.wait).await?;
+    if let Err(error) = first.close().await {
+        tracing::debug!(%error, "the first connection was lost at its end");
+    }
+    if let Some(migrations) = &options.migrations {
+        migrations.up(&config).await?;
+    }
+
+    let api = Pool::new(&config, options.api);
+    let backend = Pool::new(&config, options.backend);
+    let bus = Bus::open(&config, options.bus).await?;
+    let events = EventLog::new(backend.clone(), bus.clone());
+    Ok(Db::new(api, backend, bus, events, options.keyring.map(Arc::new)))
+}

@@ -1,0 +1,147 @@
+//! What `db-layer` promises, shown on a real PostgreSQL.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use db_layer::db_core::ConnectFailure;
+use db_layer::encryption::{Context, Key, Keyring};
+use db_layer::{Config, DatabaseHealth, Db, Migrations, NewEvent, OpenError, Options, Topic};
+use db_testkit::{TestDb, TestServer};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn config(db: &TestDb) -> Config {
+    Config::from_url(&db.url()).expect("the test database's address")
+}
+
+async fn options(db: &TestDb) -> Options {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations");
+    Options::new(config(db)).migrations(Migrations::from_dir(folder).await.expect("migrations"))
+}
+
+async fn open(db: &TestDb) -> Db {
+    db_layer::open(options(db).await).await.expect("an open database")
+}
+
+#[db_testkit::test]
+async fn one_call_migrates_and_gives_pools_bus_logs_and_keys(db: TestDb) {
+    let keyring = Keyring::new(&Key::generate().expect("a key"));
+    let layer = db_layer::open(options(&db).await.keyring(keyring))
+        .await
+        .expect("an open database");
+
+    for handle in [layer.api(), layer.backend()] {
+        let one: i32 = sqlx::query_scalar("select 1")
+            .fetch_one(handle)
+            .await
+            .expect("an answer");
+        assert_eq!(one, 1);
+    }
+    assert_eq!(
+        (layer.api().pool().name(), layer.backend().pool().name()),
+        ("api", "backend")
+    );
+
+    let topic = Topic::new("t").expect("a topic");
+    let mut subscription = layer.bus().subscribe(&topic, 1);
+    layer.bus().notify(&topic, "").await.expect("sent");
+    assert!(
+        tokio::time::timeout(PATIENCE, subscription.recv())
+            .await
+            .expect("in time")
+            .is_some()
+    );
+
+    let log = layer.events().create().await.expect("a log");
+    assert_eq!(
+        layer
+            .events()
+            .append(log, &[NewEvent::new("n", "")])
+            .await
+            .expect("appended"),
+        1..=1
+    );
+
+    let keys = layer.keyring().expect("a keyring");
+    let place = Context::new("t", "c", 1);
+    let sealed = keys.seal_json(&7, &place).expect("sealed");
+    assert_eq!(keys.unseal_json(&sealed, &place).expect("unsealed"), 7);
+}
+
+#[db_testkit::test]
+async fn opening_says_which_step_failed(db: TestDb) {
+    let nowhere = Options::new(config(&db).with_database("nope"));
+    let error = db_layer::open(nowhere).await.expect_err("no database");
+    assert!(
+        matches!(&error, OpenError::Connect(connect) if matches!(connect.failure(), ConnectFailure::NoSuchDatabase(_))),
+        "{error:?}"
+    );
+
+    let namespace = Options::new(config(&db)).namespace("");
+    assert!(matches!(db_layer::open(namespace).await, Err(OpenError::Bus(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_tells_a_server_that_answers_from_one_that_is_frozen() {
+    let server = TestServer::throwaway().await.expect("a server");
+    let db = server.empty().await.expect("a database");
+    let layer = open(&db).await;
+    let health = layer.health(PATIENCE).await;
+    assert!(health.is_ready() && health.bus.connected, "{health:?}");
+    let mut pids: Vec<i32> =
+        sqlx::query_scalar("select pid from pg_stat_activity where datname = current_database()")
+            .fetch_all(layer.api())
+            .await
+            .expect("process ids");
+    let postmaster = server
+        .embedded()
+        .expect("one of its own")
+        .postmaster_pid()
+        .expect("a process id");
+    // New connections are the postmaster's affair.
+    pids.push(i32::try_from(postmaster).expect("a process id"));
+    let signal = |name: &str| {
+        let pids = pids.iter().map(ToString::to_string);
+        let status = std::process::Command::new("kill")
+            .args(["-s", name])
+            .args(pids)
+            .status();
+        assert!(status.expect("kill runs").success(), "{name}");
+    };
+
+    signal("STOP");
+    let started = Instant::now();
+    let frozen = layer.health(Duration::from_millis(200)).await;
+    signal("CONT");
+
+    assert!(!frozen.is_ready(), "{frozen:?}");
+    assert!(
+        matches!(&frozen.database, DatabaseHealth::Fails { reason } if reason == "no answer within 0.2 s")
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[db_testkit::test]
+async fn shutdown_closes_everything_and_says_what_it_could_not(db: TestDb) {
+    let layer = open(&db).await;
+    let held = layer.backend().acquire().await.expect("a connection");
+    assert!(!layer.closing().is_cancelled());
+
+    let report = layer.shutdown(Duration::from_millis(500)).await;
+
+    assert!(layer.closing().is_cancelled());
+    assert!(
+        report.bus_closed && report.api_closed && !report.backend_closed,
+        "{report:?}"
+    );
+    let refused = layer.api().acquire().await.expect_err("closed");
+    assert!(refused.is_closed(), "{refused}");
+
+    drop(held);
+    let report = layer.shutdown(PATIENCE).await;
+    assert!(report.backend_closed, "{report:?}");
+}

@@ -1,0 +1,112 @@
+//! What can go wrong in migrating.
+
+use std::time::Duration;
+
+/// Why migrations were not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The folder cannot be read as migrations.
+    #[error("the migrations in {dir} cannot be read: {said}")]
+    Source {
+        /// The folder.
+        dir: String,
+        /// What sqlx said.
+        said: String,
+    },
+    /// The database could not be reached.
+    #[error(transparent)]
+    Connect(#[from] db_core::ConnectError),
+    /// Somebody else was migrating for the whole time.
+    #[error("the migration lock of database `{database}` was not free within {:.0} s{}", waited.as_secs_f64(), holder.map(|pid| format!("; the session of server process {pid} has it")).unwrap_or_default())]
+    Locked {
+        /// The database.
+        database: String,
+        /// How long it was tried.
+        waited: Duration,
+        /// The server process that holds it, when it could be seen.
+        holder: Option<i32>,
+    },
+    /// The database is ahead of the program.
+    #[error(
+        "the database has migration {version}, which this program does not know: it was made by a newer one"
+    )]
+    Unknown {
+        /// The version.
+        version: i64,
+    },
+    /// A file was changed after it was applied.
+    #[error("migration {version} was changed after it was applied to this database")]
+    Changed {
+        /// The version.
+        version: i64,
+    },
+    /// A new file is older than what was applied.
+    #[error("migration {version} is not applied, but {newest}, a newer one, is: give it a later version")]
+    OutOfOrder {
+        /// The version that is not applied.
+        version: i64,
+        /// The newest version that is.
+        newest: i64,
+    },
+    /// There is no way back.
+    #[error("migration {version} has no down file, so version {target} cannot be gone back to")]
+    NoDown {
+        /// The version without a down file.
+        version: i64,
+        /// Where it was to go.
+        target: i64,
+    },
+    /// There is no such version.
+    #[error("there is no migration {version}")]
+    NoSuchVersion {
+        /// The version.
+        version: i64,
+    },
+    /// A migration failed. It was rolled back, unless it is one that runs outside a transaction.
+    #[error("migration {version} failed: {source}")]
+    Failed {
+        /// The version.
+        version: i64,
+        /// What the server said.
+        source: db_core::Error,
+    },
+    /// The database failed elsewhere.
+    #[error("{what}: {source}")]
+    Database {
+        /// What was being done.
+        what: &'static str,
+        /// What it met.
+        source: db_core::Error,
+    },
+    /// sqlx refused for another reason.
+    #[error("the migrator refused: {0}")]
+    Other(String),
+}
+
+impl Error {
+    pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |error| Self::Database {
+            what,
+            source: error.into(),
+        }
+    }
+
+    pub(crate) fn from_sqlx(error: sqlx::migrate::MigrateError) -> Self {
+        use sqlx::migrate::MigrateError;
+        match error {
+            MigrateError::ExecuteMigration(error, version) => Self::Failed {
+                version,
+                source: error.into(),
+            },
+            MigrateError::Execute(error) => Self::Database {
+                what: "migrate",
+                source: error.into(),
+            },
+            MigrateError::VersionMissing(version) => Self::Unknown { version },
+            MigrateError::VersionMismatch(version) => Self::Changed { version },
+            MigrateError::VersionNotPresent(version) => Self::NoSuchVersion { version },
+            other => Self::Other(other.to_string()),
+        }
+    }
+}

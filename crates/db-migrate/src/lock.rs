@@ -1,0 +1,65 @@
+//! The lock under which migrations run.
+
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::PgConnection;
+
+use crate::Error;
+
+/// The key that sqlx's own migrator locks, so that its CLI and we exclude each other (`generate_lock_id` in
+/// sqlx-postgres 0.9.0).
+fn key(database: &str) -> i64 {
+    0x3d32_ad9e * i64::from(crc32fast::hash(database.as_bytes()))
+}
+
+/// Tries until the lock is had or the deadline is over. It ends with the connection.
+pub(crate) async fn acquire(
+    connection: &mut PgConnection,
+    database: &str,
+    deadline: Duration,
+) -> Result<(), Error> {
+    let started = Instant::now();
+    loop {
+        let (free,): (bool,) = sqlx::query_as("select pg_try_advisory_lock($1)")
+            .bind(key(database))
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(Error::database("take the migration lock"))?;
+        if free {
+            return Ok(());
+        }
+        let waited = started.elapsed();
+        if waited >= deadline {
+            let holder = holder(connection, key(database)).await;
+            return Err(Error::Locked {
+                database: database.to_owned(),
+                waited,
+                holder,
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await;
+    }
+}
+
+/// Who has it. A wish, not a need: an error here must not hide that the lock is taken.
+async fn holder(connection: &mut PgConnection, key: i64) -> Option<i32> {
+    let found: Result<Option<(i32,)>, _> = sqlx::query_as(
+        "select pid
+         from pg_locks
+         where locktype = 'advisory'
+             and granted
+             and objsubid = 1
+             and (classid::bigint << 32) | objid::bigint = $1
+             and database = (select oid from pg_database where datname = current_database())",
+    )
+    .bind(key)
+    .fetch_optional(connection)
+    .await;
+    match found {
+        Ok(row) => row.map(|(pid,)| pid),
+        Err(error) => {
+            tracing::debug!(%error, "cannot see who has the migration lock");
+            None
+        }
+    }
+}

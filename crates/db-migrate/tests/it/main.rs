@@ -1,0 +1,277 @@
+//! What `db-migrate` promises, shown on a real PostgreSQL.
+
+use std::path::Path;
+use std::time::Duration;
+
+use db_core::Config;
+use db_migrate::{Error, Migrations, Migrator, State};
+use db_testkit::TestDb;
+use tempfile::TempDir;
+
+fn config(db: &TestDb) -> Config {
+    Config::from_url(&db.url()).expect("the test database's address")
+}
+
+/// A folder of migrations, by file name.
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, sql) in files {
+        std::fs::write(folder.path().join(name), sql).expect("written");
+    }
+    folder
+}
+
+async fn migrations(files: &[(&str, &str)]) -> Migrations {
+    Migrations::from_dir(folder(files).path())
+        .await
+        .expect("migrations")
+}
+
+const SHOP: [(&str, &str); 4] = [
+    ("1_shop.up.sql", "create table shop (id int)"),
+    ("1_shop.down.sql", "drop table shop"),
+    ("2_price.up.sql", "alter table shop add price int"),
+    ("2_price.down.sql", "alter table shop drop price"),
+];
+
+async fn states(migrations: &Migrations, db: &TestDb) -> Vec<(i64, State)> {
+    let status = migrations.status(&config(db)).await.expect("a status");
+    status
+        .into_iter()
+        .map(|status| (status.version, status.state))
+        .collect()
+}
+
+async fn exists(db: &TestDb, table: &str) -> bool {
+    sqlx::query_scalar("select to_regclass($1) is not null")
+        .bind(table)
+        .fetch_one(&db.pool())
+        .await
+        .expect("an answer")
+}
+
+/// Advisory locks on the test's database.
+async fn locks(db: &TestDb) -> i64 {
+    sqlx::query_scalar(
+        "select count(*) from pg_locks
+         where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())",
+    )
+    .fetch_one(&db.pool())
+    .await
+    .expect("a count")
+}
+
+#[db_testkit::test]
+async fn up_and_down_and_up_again(db: TestDb) {
+    let migrations = migrations(&SHOP).await;
+    assert_eq!(
+        states(&migrations, &db).await,
+        [(1, State::Pending), (2, State::Pending)]
+    );
+    assert!(!exists(&db, "_sqlx_migrations").await, "a status changes nothing");
+
+    let up = migrations.up(&config(&db)).await.expect("up");
+    assert_eq!((up.changed, up.version), (vec![1, 2], 2));
+    assert_eq!(
+        states(&migrations, &db).await,
+        [(1, State::Applied), (2, State::Applied)]
+    );
+    let again = migrations.up(&config(&db)).await.expect("up");
+    assert_eq!((again.changed, again.version), (vec![], 2));
+
+    let down = migrations.down_to(&config(&db), 1).await.expect("down");
+    assert_eq!((down.changed, down.version), (vec![2], 1));
+    let all_down = migrations.down_to(&config(&db), 0).await.expect("down");
+    assert_eq!((all_down.changed, all_down.version), (vec![1], 0));
+    assert!(!exists(&db, "shop").await);
+
+    let up = migrations.up(&config(&db)).await.expect("up");
+    assert_eq!(up.changed, [1, 2]);
+    assert!(exists(&db, "shop").await);
+    assert_eq!(locks(&db).await, 0);
+}
+
+#[db_testkit::test]
+async fn sqlx_and_we_see_one_history_whoever_goes_first(db: TestDb) {
+    let files = folder(&SHOP);
+    let ours = Migrations::from_dir(files.path()).await.expect("migrations");
+    let theirs = Migrator::new(files.path()).await.expect("a migrator");
+
+    theirs
+        .run_to(1, &db.pool())
+        .await
+        .expect("sqlx applies the first");
+    assert_eq!(ours.up(&config(&db)).await.expect("up").changed, [2]);
+    theirs.run(&db.pool()).await.expect("sqlx finds nothing to do");
+    theirs.undo(&db.pool(), 1).await.expect("sqlx reverts the second");
+    assert_eq!(
+        states(&ours, &db).await,
+        [(1, State::Applied), (2, State::Pending)]
+    );
+    assert_eq!(ours.down_to(&config(&db), 0).await.expect("down").changed, [1]);
+}
+
+#[db_testkit::test]
+async fn the_lock_is_sqlxs_own_and_a_taken_one_is_given_up_on_with_its_holder(db: TestDb) {
+    let migrations = migrations(&SHOP)
+        .await
+        .with_lock_deadline(Duration::from_millis(300));
+    let mut other = db.pool().acquire().await.expect("a connection");
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()")
+        .fetch_one(&mut *other)
+        .await
+        .expect("a pid");
+    sqlx::migrate::Migrate::lock(&mut *other)
+        .await
+        .expect("sqlx's lock");
+
+    let error = migrations.up(&config(&db)).await.expect_err("somebody migrates");
+
+    assert!(
+        matches!(&error, Error::Locked { holder: Some(holder), .. } if *holder == pid),
+        "{error:?}"
+    );
+    assert!(
+        error
+            .to_string()
+            .ends_with(&format!("the session of server process {pid} has it")),
+        "{error}"
+    );
+    sqlx::migrate::Migrate::unlock(&mut *other)
+        .await
+        .expect("unlocked");
+    migrations.up(&config(&db)).await.expect("nobody migrates");
+}
+
+#[db_testkit::test]
+async fn many_replicas_build_an_index_concurrently_and_none_is_killed(db: TestDb) {
+    let files = folder(&[
+        (
+            "1_shop.up.sql",
+            "create table shop as select n as id from generate_series(1, 50000) n",
+        ),
+        ("1_shop.down.sql", "drop table shop"),
+        (
+            "2_index.up.sql",
+            "-- no-transaction\ncreate index concurrently shop_id on shop (id)",
+        ),
+        ("2_index.down.sql", "drop index shop_id"),
+    ]);
+    let mut replicas = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let migrations = Migrations::from_dir(files.path()).await.expect("migrations");
+        let config = config(&db);
+        replicas.spawn(async move { migrations.up(&config).await });
+    }
+
+    let mut changed = Vec::new();
+    while let Some(replica) = replicas.join_next().await {
+        changed.extend(replica.expect("no panic").expect("up").changed);
+    }
+
+    changed.sort_unstable();
+    assert_eq!(changed, [1, 2], "each once");
+    let valid: bool =
+        sqlx::query_scalar("select indisvalid from pg_index where indexrelid = 'shop_id'::regclass")
+            .fetch_one(&db.pool())
+            .await
+            .expect("an index");
+    assert!(valid);
+}
+
+#[db_testkit::test]
+async fn a_failure_names_the_version_and_leaves_no_lock_and_nothing_half_done(db: TestDb) {
+    let bad = migrations(&[
+        ("1_shop.up.sql", "create table shop (id int)"),
+        (
+            "2_bad.up.sql",
+            "create table half (id int); insert into nowhere values (1)",
+        ),
+    ])
+    .await;
+
+    let error = bad.up(&config(&db)).await.expect_err("a bad migration");
+
+    assert!(matches!(error, Error::Failed { version: 2, .. }), "{error:?}");
+    assert!(
+        error
+            .to_string()
+            .contains("relation \"nowhere\" does not exist (42P01)"),
+        "{error}"
+    );
+    assert!(exists(&db, "shop").await && !exists(&db, "half").await);
+    assert_eq!(locks(&db).await, 0, "a lock is left");
+}
+
+#[db_testkit::test]
+async fn what_sqlx_would_do_silently_is_refused(db: TestDb) {
+    let shop = migrations(&SHOP).await;
+    shop.up(&config(&db)).await.expect("up");
+    let up = async |files: &[(&str, &str)]| {
+        migrations(files)
+            .await
+            .up(&config(&db))
+            .await
+            .expect_err("refused")
+    };
+    let mut files = SHOP.to_vec();
+
+    files[0].1 = "create table shop (id bigint)";
+    assert!(matches!(up(&files).await, Error::Changed { version: 1 }));
+
+    assert!(matches!(up(&SHOP[..2]).await, Error::Unknown { version: 2 }));
+
+    let late = [("3_late.up.sql", "select 1"), ("4_later.up.sql", "select 1")];
+    migrations(&[&SHOP[..], &late[1..]].concat())
+        .await
+        .up(&config(&db))
+        .await
+        .expect("up");
+    let error = up(&[&SHOP[..], &late[..]].concat()).await;
+    assert!(
+        matches!(
+            error,
+            Error::OutOfOrder {
+                version: 3,
+                newest: 4
+            }
+        ),
+        "{error}"
+    );
+
+    let no_way_back = migrations(&[&SHOP[..], &late[1..]].concat())
+        .await
+        .down_to(&config(&db), 1)
+        .await;
+    assert!(
+        matches!(
+            no_way_back,
+            Err(Error::NoDown {
+                version: 4,
+                target: 1
+            })
+        ),
+        "{no_way_back:?}"
+    );
+    let nowhere = shop.down_to(&config(&db), 17).await;
+    assert!(
+        matches!(nowhere, Err(Error::NoSuchVersion { version: 17 })),
+        "{nowhere:?}"
+    );
+    assert!(exists(&db, "shop").await, "nothing was reverted");
+    assert_eq!(locks(&db).await, 0);
+}
+
+#[tokio::test]
+async fn a_folder_that_is_none_is_named() {
+    let error = Migrations::from_dir(Path::new("no/such/folder"))
+        .await
+        .expect_err("no folder");
+
+    assert!(
+        error
+            .to_string()
+            .starts_with("the migrations in no/such/folder cannot be read"),
+        "{error}"
+    );
+}

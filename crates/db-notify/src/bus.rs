@@ -1,0 +1,219 @@
+//! The bus: a handle, and what it shares with its two tasks.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use db_core::Config;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::delivery::GapReason;
+use crate::notifier::{NotifyError, Outbox};
+use crate::routes::{Routes, Subscription};
+use crate::{Topic, listener, notifier};
+
+/// How a bus listens and sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BusOptions {
+    /// Processes hear each other within a namespace [`default`]. It becomes part of a channel's name: at most 53
+    /// bytes, no NUL.
+    pub namespace: String,
+    /// How long the link may be silent before the server is asked for a sign of life [15 s].
+    pub heartbeat: Duration,
+    /// The shortest time between two statements that notify [2 ms].
+    pub pace: Duration,
+    /// The most notifications that wait to be sent [10 000]. Past it, one message says "everything".
+    pub queue: usize,
+}
+
+impl Default for BusOptions {
+    fn default() -> Self {
+        Self {
+            namespace: "default".to_owned(),
+            heartbeat: Duration::from_secs(15),
+            pace: Duration::from_millis(2),
+            queue: 10_000,
+        }
+    }
+}
+
+/// Why a bus could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// `LISTEN` silently cuts a channel's name at 63 bytes, and `pg_notify` refuses it.
+    #[error("the namespace of a bus has 1 to 53 bytes and no NUL character")]
+    Namespace,
+    /// The first `LISTEN` failed.
+    #[error("the bus could not listen on {to}: {said}")]
+    Listen {
+        /// Role, host, port and database.
+        to: String,
+        /// What the driver said.
+        said: String,
+    },
+}
+
+/// A notification bus. Cheap to clone; clones are the same bus.
+///
+/// When the last clone is dropped, its tasks end; [`Bus::close`] also sends what waits.
+#[derive(Debug, Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    /// The tasks hold `shared` but not `Inner`: dropping the last handle drops the set, which aborts them.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.routes.close();
+    }
+}
+
+/// What the handle and the two tasks look at together.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) outbox: Outbox,
+    pub(crate) closing: CancellationToken,
+    pub(crate) heartbeat: Duration,
+    pub(crate) pace: Duration,
+    connected: AtomicBool,
+    gaps: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn set_connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::Release);
+    }
+
+    pub(crate) fn gap(&self, reason: GapReason) {
+        self.gaps.fetch_add(1, Ordering::Relaxed);
+        self.routes.gap(reason);
+    }
+}
+
+/// How a bus stands at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BusState {
+    /// Whether LISTEN is in force.
+    pub connected: bool,
+    /// Topics that somebody in this process subscribes to.
+    pub topics: usize,
+    /// Subscriptions in this process.
+    pub subscribers: usize,
+    /// How often everybody was told of a gap.
+    pub gaps: u64,
+}
+
+impl Bus {
+    /// Connects, LISTENs, and starts the bus's two tasks on the current tokio runtime.
+    ///
+    /// `config` must lead to PostgreSQL itself: through `PgBouncer` in transaction mode, LISTEN succeeds and delivers
+    /// nothing. Dropping the future closes the connection.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] when the namespace is not a name, or when the first LISTEN fails. Later losses are mended and
+    /// reported to subscribers as gaps.
+    pub async fn open(config: &Config, options: BusOptions) -> Result<Self, OpenError> {
+        let namespace = &options.namespace;
+        if !(1..=53).contains(&namespace.len()) || namespace.contains('\0') {
+            return Err(OpenError::Namespace);
+        }
+        let channel = format!("db_notify.{namespace}");
+        let first = listener::listen(config, &channel)
+            .await
+            .map_err(|error| OpenError::Listen {
+                to: config.to_string(),
+                said: error.to_string(),
+            })?;
+
+        let shared = Arc::new(Shared {
+            routes: Arc::default(),
+            outbox: Outbox::new(options.queue.max(1)),
+            closing: CancellationToken::new(),
+            heartbeat: options.heartbeat,
+            pace: options.pace,
+            connected: AtomicBool::new(true),
+            gaps: AtomicU64::new(0),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listener::run(
+            first,
+            config.clone(),
+            channel.clone(),
+            Arc::clone(&shared),
+        ));
+        tasks.spawn(notifier::run(config.clone(), channel, Arc::clone(&shared)));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                shared,
+                tasks: Mutex::new(tasks),
+            }),
+        })
+    }
+
+    /// Subscribes to a topic, in force when the call returns. `size` is how many notifications may wait (at least 1).
+    #[must_use]
+    pub fn subscribe(&self, topic: &Topic, size: usize) -> Subscription {
+        self.inner.shared.routes.subscribe(topic, size)
+    }
+
+    /// Notifies, and waits until the statement that carries it was done. While the server is away, that may be long.
+    ///
+    /// Dropping the future stops the wait only; the notification is sent all the same.
+    ///
+    /// # Errors
+    ///
+    /// [`NotifyError`] when it can never be sent, or the bus is closed first.
+    pub async fn notify(&self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
+        let (sent, done) = oneshot::channel();
+        self.inner.shared.outbox.push(topic, payload, Some(sent))?;
+        done.await.map_err(|_| NotifyError::Closed)
+    }
+
+    /// Notifies without waiting for anything.
+    ///
+    /// # Errors
+    ///
+    /// [`NotifyError`] when it can never be sent.
+    pub fn notify_soon(&self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
+        self.inner.shared.outbox.push(topic, payload, None)
+    }
+
+    /// How the bus stands now.
+    #[must_use]
+    pub fn state(&self) -> BusState {
+        let shared = &self.inner.shared;
+        let (topics, subscribers) = shared.routes.count();
+        BusState {
+            connected: shared.connected.load(Ordering::Acquire),
+            topics,
+            subscribers,
+            gaps: shared.gaps.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Sends what waits, ends all subscriptions, and closes both connections, at most for `deadline`. Says whether it
+    /// was in time. Dropping the future ends the tasks at once.
+    pub async fn close(&self, deadline: Duration) -> bool {
+        let mut tasks = {
+            let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *tasks)
+        };
+        self.inner.shared.outbox.close();
+        self.inner.shared.closing.cancel();
+        timeout(deadline, async { while tasks.join_next().await.is_some() {} })
+            .await
+            .is_ok()
+    }
+}

@@ -1,0 +1,262 @@
+//! What `db-notify` promises, shown on a real PostgreSQL.
+
+use std::time::Duration;
+
+use db_core::Config;
+use db_notify::{Bus, BusOptions, Delivery, GapReason, NotifyError, Subscription, Topic};
+use db_testkit::TestDb;
+use tokio::time::timeout;
+
+/// No wait in these tests is longer than this.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn config(db: &TestDb) -> Config {
+    Config::from_url(&db.url()).expect("the test database's address")
+}
+
+async fn bus(db: &TestDb) -> Bus {
+    Bus::open(&config(db), BusOptions::default())
+        .await
+        .expect("a bus")
+}
+
+fn topic(name: &str) -> Topic {
+    Topic::new(name).expect("a topic")
+}
+
+async fn next(subscription: &mut Subscription) -> Delivery {
+    timeout(PATIENCE, subscription.recv())
+        .await
+        .expect("a delivery in time")
+        .expect("an open bus")
+}
+
+async fn payload(subscription: &mut Subscription) -> String {
+    match next(subscription).await {
+        Delivery::Notification(notification) => notification.payload().to_owned(),
+        Delivery::Gap(gap) => panic!("a gap: {gap}"),
+    }
+}
+
+/// Ends the sessions of an application on the test's database, and waits until they are gone.
+async fn kill(db: &TestDb, application: &str) {
+    let killed: i64 = sqlx::query_scalar(
+        "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity
+         where datname = current_database() and application_name = $1",
+    )
+    .bind(application)
+    .fetch_one(&db.pool())
+    .await
+    .expect("killed");
+    assert!(killed > 0, "nobody was called {application}");
+}
+
+#[db_testkit::test]
+async fn what_one_process_notifies_another_receives(db: TestDb) {
+    let (here, there) = (bus(&db).await, bus(&db).await);
+    let odd = topic("Straße 'x\"; $$ 🦀\n");
+    let mut orders = there.subscribe(&topic("orders"), 10);
+    let mut strange = there.subscribe(&odd, 10);
+
+    here.notify(&topic("orders"), "paid").await.expect("sent");
+    here.notify(&topic("Orders"), "another topic")
+        .await
+        .expect("sent");
+    here.notify(&odd, "ü").await.expect("sent");
+    here.notify(&topic("orders"), "").await.expect("sent");
+
+    assert_eq!(payload(&mut orders).await, "paid");
+    assert_eq!(payload(&mut strange).await, "ü");
+    assert_eq!(payload(&mut orders).await, "");
+}
+
+#[db_testkit::test]
+async fn namespaces_do_not_hear_each_other(db: TestDb) {
+    let ours = bus(&db).await;
+    let options = BusOptions {
+        namespace: "other's".to_owned(),
+        ..BusOptions::default()
+    };
+    let theirs = Bus::open(&config(&db), options).await.expect("a bus");
+    let mut subscription = ours.subscribe(&topic("t"), 10);
+
+    theirs.notify(&topic("t"), "theirs").await.expect("sent");
+    ours.notify(&topic("t"), "ours").await.expect("sent");
+
+    assert_eq!(payload(&mut subscription).await, "ours");
+}
+
+#[db_testkit::test]
+async fn dropping_a_subscription_unlistens(db: TestDb) {
+    let bus = bus(&db).await;
+    let first = bus.subscribe(&topic("a"), 1);
+    let second = bus.subscribe(&topic("b"), 1);
+    assert_eq!((bus.state().topics, bus.state().subscribers), (2, 2));
+
+    drop(first);
+    assert_eq!((bus.state().topics, bus.state().subscribers), (1, 1));
+    drop(second);
+    assert_eq!((bus.state().topics, bus.state().subscribers), (0, 0));
+}
+
+#[db_testkit::test]
+async fn a_lost_connection_delivers_a_gap_to_every_subscription_and_then_notifications_again(db: TestDb) {
+    let bus = bus(&db).await;
+    let mut subscriptions = [bus.subscribe(&topic("a"), 10), bus.subscribe(&topic("b"), 10)];
+
+    for round in 1..=3 {
+        kill(&db, "bus").await;
+
+        for subscription in &mut subscriptions {
+            match next(subscription).await {
+                Delivery::Gap(gap) => assert_eq!(gap.reason, GapReason::Reconnected),
+                Delivery::Notification(other) => panic!("{other:?}"),
+            }
+            // After the gap LISTEN is in force: nothing sent from here on is lost.
+            bus.notify(subscription.topic(), "after").await.expect("sent");
+            assert_eq!(payload(subscription).await, "after");
+        }
+        assert_eq!(bus.state().gaps, round);
+        assert!(bus.state().connected);
+    }
+}
+
+#[db_testkit::test]
+async fn a_notifier_that_lost_its_connection_sends_all_the_same(db: TestDb) {
+    let bus = bus(&db).await;
+    let mut subscription = bus.subscribe(&topic("t"), 10);
+    bus.notify(&topic("t"), "1").await.expect("sent");
+    assert_eq!(payload(&mut subscription).await, "1");
+
+    kill(&db, "notifier").await;
+
+    bus.notify(&topic("t"), "2").await.expect("sent");
+    assert_eq!(payload(&mut subscription).await, "2");
+}
+
+#[db_testkit::test]
+async fn a_link_that_falls_silent_is_noticed_by_the_heartbeat(_db: TestDb) {
+    let server = db_testkit::TestServer::throwaway().await.expect("a server");
+    let db = server.empty().await.expect("a database");
+    let options = BusOptions {
+        heartbeat: Duration::from_millis(100),
+        ..BusOptions::default()
+    };
+    let bus = Bus::open(&config(&db), options).await.expect("a bus");
+    let mut subscription = bus.subscribe(&topic("t"), 10);
+    let pid: i32 = sqlx::query_scalar("select pid from pg_stat_activity where application_name = 'bus'")
+        .fetch_one(&db.pool())
+        .await
+        .expect("the listening session");
+    let signal = |name: &str| {
+        let status = std::process::Command::new("kill")
+            .args(["-s", name, &pid.to_string()])
+            .status();
+        assert!(status.expect("kill runs").success(), "{name}");
+    };
+
+    signal("STOP");
+    let delivery = next(&mut subscription).await;
+    signal("CONT");
+
+    assert!(
+        matches!(delivery, Delivery::Gap(gap) if gap.reason == GapReason::Reconnected),
+        "{delivery:?}"
+    );
+    bus.notify(&topic("t"), "after").await.expect("sent");
+    assert_eq!(payload(&mut subscription).await, "after");
+}
+
+#[db_testkit::test]
+async fn a_payload_of_another_form_is_a_gap_and_not_silence(db: TestDb) {
+    let bus = bus(&db).await;
+    let mut subscription = bus.subscribe(&topic("t"), 10);
+
+    sqlx::query("select pg_notify('db_notify.default', '9 of a later version')")
+        .execute(&db.pool())
+        .await
+        .expect("sent");
+
+    assert!(
+        matches!(next(&mut subscription).await, Delivery::Gap(gap) if gap.reason == GapReason::Unreadable)
+    );
+}
+
+#[db_testkit::test]
+async fn the_longest_payload_arrives_and_a_longer_one_is_refused_at_the_call(db: TestDb) {
+    let bus = bus(&db).await;
+    let long = topic(&"t".repeat(Topic::MAX_BYTES));
+    let mut subscription = bus.subscribe(&long, 10);
+    let Err(NotifyError::TooLong { limit, .. }) = bus.notify(&long, &"x".repeat(8000)).await else {
+        panic!("8000 bytes were not refused")
+    };
+
+    bus.notify(&long, &"x".repeat(limit)).await.expect("sent");
+
+    assert_eq!(payload(&mut subscription).await.len(), limit);
+}
+
+#[db_testkit::test]
+async fn closing_sends_what_waits_and_ends_subscriptions(db: TestDb) {
+    let (closing, other) = (bus(&db).await, bus(&db).await);
+    let mut ours = closing.subscribe(&topic("ours"), 10);
+    let mut others = other.subscribe(&topic("t"), 10);
+    closing.notify_soon(&topic("t"), "last").expect("taken");
+
+    assert!(closing.close(PATIENCE).await, "in time");
+
+    assert_eq!(payload(&mut others).await, "last");
+    assert_eq!(timeout(PATIENCE, ours.recv()).await.expect("in time"), None);
+    assert_eq!(
+        closing.notify(&topic("t"), "too late").await,
+        Err(NotifyError::Closed)
+    );
+    let left: i64 = sqlx::query_scalar(
+        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'notifier'",
+    )
+    .fetch_one(&db.pool())
+    .await
+    .expect("a count");
+    assert_eq!(left, 0, "the closed bus's notifier; the other never sent");
+}
+
+#[db_testkit::test]
+async fn dropping_the_last_handle_ends_subscriptions_and_connections(db: TestDb) {
+    let bus = bus(&db).await;
+    let clone = bus.clone();
+    let mut subscription = bus.subscribe(&topic("t"), 1);
+    drop(bus);
+    clone.notify(&topic("t"), "still there").await.expect("sent");
+    assert_eq!(payload(&mut subscription).await, "still there");
+
+    drop(clone);
+
+    assert_eq!(
+        timeout(PATIENCE, subscription.recv()).await.expect("in time"),
+        None
+    );
+    let gone = timeout(PATIENCE, async {
+        let left = "select count(*) from pg_stat_activity
+                    where datname = current_database() and application_name in ('bus', 'notifier')";
+        while sqlx::query_scalar::<_, i64>(left)
+            .fetch_one(&db.pool())
+            .await
+            .expect("a count")
+            > 0
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(gone.await.is_ok(), "connections are left");
+}
+
+#[db_testkit::test]
+async fn a_namespace_that_would_be_cut_is_refused(db: TestDb) {
+    for namespace in [String::new(), "x".repeat(54), "a\0b".to_owned()] {
+        let options = BusOptions {
+            namespace,
+            ..BusOptions::default()
+        };
+        assert!(Bus::open(&config(&db), options).await.is_err());
+    }
+}

@@ -1,0 +1,139 @@
+//! The connection that makes, locks and drops databases.
+
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+
+use crate::deadline::Deadline;
+use crate::error::{Error, sqlstate};
+use crate::server::TestServer;
+
+/// "Too many connections", and "the server is starting or recovering": both pass.
+const PASSES: [&str; 2] = ["53300", "57P03"];
+
+/// A session in the maintenance database. Its advisory locks last until it ends, however it ends: they tell everybody
+/// which databases are in use. A pooler that hands out sessions by transaction would break that.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    connection: PgConnection,
+    home: i64,
+}
+
+impl Admin {
+    pub(crate) async fn connect(server: &TestServer, deadline: Deadline) -> Result<Admin, Error> {
+        let options = server.maintenance()?;
+        let mut connection = loop {
+            match options.connect().await {
+                Ok(connection) => break connection,
+                Err(error) if sqlstate(&error).is_some_and(|state| PASSES.contains(&state.as_str())) => {
+                    deadline.pause("a free connection to the server").await?;
+                }
+                Err(source) => {
+                    let database = options.get_database().unwrap_or("(its default)").to_owned();
+                    return Err(Error::Connect {
+                        database,
+                        server: server.name(),
+                        source,
+                    });
+                }
+            }
+        };
+        let home = sqlx::query_scalar("select oid::int8 from pg_database where datname = current_database()")
+            .fetch_one(&mut connection)
+            .await
+            .map_err(|source| Error::Statement {
+                action: "identify",
+                database: "the maintenance database".into(),
+                source,
+            })?;
+        Ok(Admin { connection, home })
+    }
+
+    /// Of the maintenance database. Advisory locks are seen in one database only, so whoever uses another one must use
+    /// other names, and must not sweep ours.
+    pub(crate) fn home(&self) -> i64 {
+        self.home
+    }
+
+    /// Takes the lock that goes with a database's name, or says that somebody else has it.
+    pub(crate) async fn try_lock(&mut self, database: &str) -> Result<bool, Error> {
+        sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended($1, 0))")
+            .bind(database)
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(|source| Error::Statement {
+                action: "lock",
+                database: database.to_owned(),
+                source,
+            })
+    }
+
+    pub(crate) async fn unlock(&mut self, database: &str) -> Result<(), Error> {
+        sqlx::query("select pg_advisory_unlock(hashtextextended($1, 0))")
+            .bind(database)
+            .execute(&mut self.connection)
+            .await
+            .map_err(|source| Error::Statement {
+                action: "unlock",
+                database: database.to_owned(),
+                source,
+            })?;
+        Ok(())
+    }
+
+    /// Runs a statement that takes no parameters, as those about databases do. The names in it are ours: lower case
+    /// letters, digits and underscores.
+    pub(crate) async fn run(
+        &mut self,
+        action: &'static str,
+        database: &str,
+        sql: String,
+    ) -> Result<(), Error> {
+        self.connection
+            .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
+            .await
+            .map_err(|source| Error::Statement {
+                action,
+                database: database.to_owned(),
+                source,
+            })?;
+        Ok(())
+    }
+
+    pub(crate) async fn clone_database(&mut self, database: &str, template: &str) -> Result<(), Error> {
+        self.run(
+            "create",
+            database,
+            format!("create database {database} template {template}"),
+        )
+        .await
+    }
+
+    /// With everybody who is connected to it.
+    pub(crate) async fn drop_by_force(&mut self, database: &str) -> Result<(), Error> {
+        self.run(
+            "drop",
+            database,
+            format!("drop database if exists {database} with (force)"),
+        )
+        .await
+    }
+
+    pub(crate) async fn rows(&mut self, sql: &'static str, about: &str) -> Result<Vec<PgRow>, Error> {
+        sqlx::query(sql)
+            .bind(about)
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(|source| Error::Statement {
+                action: "look for",
+                database: about.to_owned(),
+                source,
+            })
+    }
+
+    /// Says goodbye, so that the server does not log a lost client.
+    pub(crate) async fn close(self) {
+        if let Err(error) = self.connection.close().await {
+            tracing::debug!(%error, "the maintenance connection was lost before it was closed");
+        }
+    }
+}

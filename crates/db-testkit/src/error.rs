@@ -1,0 +1,79 @@
+//! Why a test has no database.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why a test has no database, or could not get rid of it.
+///
+/// No message shows an address: it may hold a password.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Our own server did not start.
+    #[error("no PostgreSQL server to test on")]
+    Server(#[source] db_embedded::Error),
+    /// `DATABASE_URL` is not the address of a PostgreSQL database.
+    #[error("DATABASE_URL cannot be used: {why}")]
+    Address {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The server cannot be reached, or refuses us.
+    #[error("cannot connect to the database {database} on {server}")]
+    Connect {
+        /// The database.
+        database: String,
+        /// Which server that is.
+        server: &'static str,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// The folder holds no migrations, or wrong ones.
+    #[error("cannot read the migrations in {folder}", folder = folder.display())]
+    Migrations {
+        /// The folder that was named.
+        folder: PathBuf,
+        /// Why.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// A migration failed on the empty database.
+    #[error("cannot migrate the template {template}")]
+    Migrate {
+        /// The database that was to become the template; it is dropped again.
+        template: String,
+        /// Which migration, and why.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// The server refused a statement of ours.
+    #[error("cannot {action} {database}")]
+    Statement {
+        /// As in "cannot *drop the database* x".
+        action: &'static str,
+        /// The database that it was about.
+        database: String,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// The time ran out.
+    #[error("waited {:.1} s for {what}", waited.as_secs_f64())]
+    TimedOut {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        waited: Duration,
+    },
+}
+
+impl Error {
+    /// The SQLSTATE of the server's refusal.
+    pub(crate) fn sqlstate(&self) -> Option<String> {
+        match self {
+            Error::Connect { source, .. } | Error::Statement { source, .. } => sqlstate(source),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) fn sqlstate(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
+}

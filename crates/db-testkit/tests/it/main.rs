@@ -1,0 +1,9 @@
+//! Against real servers; those that are killed or filled with rubbish belong to one test alone.
+#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod attribute;
+mod child;
+mod databases;
+mod leftovers;
+mod support;
+mod templates;

@@ -1,0 +1,70 @@
+//! What a server says of its databases, and migrations made for one test.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use tempfile::TempDir;
+
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Waits until the state is reached.
+pub(crate) async fn eventually(what: &str, mut reached: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !reached().await {
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A folder that the server can write to, whoever it runs as.
+pub(crate) fn open_dir() -> TempDir {
+    let dir = tempfile::Builder::new()
+        .prefix("db-testkit-test-")
+        .tempdir_in("/tmp")
+        .unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
+    dir
+}
+
+/// A folder with one migration.
+pub(crate) fn migration(sql: &str) -> TempDir {
+    let dir = open_dir();
+    fs::write(dir.path().join("1_only.sql"), sql).unwrap();
+    dir
+}
+
+pub(crate) async fn connect(options: &PgConnectOptions) -> PgConnection {
+    options.connect().await.unwrap()
+}
+
+/// The one value that a query gives.
+pub(crate) async fn ask(options: &PgConnectOptions, sql: &str) -> String {
+    let mut connection = connect(options).await;
+    let answer = sqlx::query_scalar(AssertSqlSafe(sql))
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+    answer
+}
+
+/// What is there besides PostgreSQL's own databases, those whose name begins so.
+pub(crate) async fn databases(options: &PgConnectOptions, beginning: &str) -> Vec<String> {
+    let mut connection = connect(options).await;
+    let names =
+        sqlx::query_scalar("select datname::text from pg_database where starts_with(datname, $1) order by 1")
+            .bind(beginning)
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+    connection.close().await.unwrap();
+    names
+}
+
+/// The database that others are made from, on a server of ours.
+pub(crate) fn maintenance(db: &db_testkit::TestDb) -> PgConnectOptions {
+    db.options().database("postgres")
+}

@@ -1,0 +1,166 @@
+//! Migrations run once, and every test gets the result.
+
+use std::fs;
+
+use db_testkit::{Error, TestServer};
+use futures_util::future::join_all;
+use sqlx::migrate::Migrator;
+use sqlx::{AssertSqlSafe, Connection, Executor};
+
+use crate::support::{ask, connect, databases, eventually, maintenance, migration, open_dir};
+
+async fn execute(options: &sqlx::postgres::PgConnectOptions, sql: String) {
+    let mut connection = connect(options).await;
+    connection
+        .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn many_tests_at_once_migrate_once() {
+    let server = TestServer::throwaway().await.unwrap();
+    let traces = open_dir();
+    let trace = traces.path().join("runs");
+    // Unlike everything in a database, a program's output is not undone or copied.
+    let sql = format!(
+        "create table t (n int); copy (select 'run') to program 'cat >> {}'; select pg_sleep(0.1);",
+        trace.display()
+    );
+    let folder = migration(&sql);
+
+    let dbs = join_all((0..8).map(|_| server.create(folder.path()))).await;
+
+    assert_eq!(fs::read_to_string(trace).unwrap(), "run\n");
+    for db in dbs {
+        assert_eq!(
+            ask(&db.unwrap().options(), "select count(*)::text from t").await,
+            "0"
+        );
+    }
+}
+
+#[tokio::test]
+async fn changed_migrations_make_another_template() {
+    let server = TestServer::throwaway().await.unwrap();
+    let old = migration("create table old (n int);");
+    let changed = migration("create table changed (n int);");
+
+    let (one, other) = (
+        server.create(old.path()).await.unwrap(),
+        server.create(changed.path()).await.unwrap(),
+    );
+    let again = server
+        .create(Migrator::new(old.path()).await.unwrap())
+        .await
+        .unwrap();
+
+    assert_eq!(ask(&one.options(), "select count(*)::text from old").await, "0");
+    assert_eq!(
+        ask(&other.options(), "select count(*)::text from changed").await,
+        "0"
+    );
+    assert_eq!(ask(&again.options(), "select count(*)::text from old").await, "0");
+    assert_eq!(databases(&maintenance(&one), "tk_template_").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_is_named_and_leaves_no_template() {
+    let server = TestServer::throwaway().await.unwrap();
+    let watch = server.empty().await.unwrap();
+    let wrong = migration("create table t (n int); select 1/0;");
+
+    match server.create(wrong.path()).await {
+        Err(Error::Migrate { source, .. }) => {
+            assert!(source.to_string().contains("division by zero"), "{source}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(databases(&maintenance(&watch), "tk_template_").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_template_whose_maker_was_killed_is_made_anew() {
+    let server = TestServer::throwaway().await.unwrap();
+    let folder = migration("create table t (n int);");
+    let first = server.create(folder.path()).await.unwrap();
+    let template = databases(&maintenance(&first), "tk_template_")
+        .await
+        .pop()
+        .unwrap();
+    // As between the migrations and the mark, with something done that must not be done twice.
+    execute(
+        &maintenance(&first),
+        format!("alter database {template} with is_template false allow_connections true"),
+    )
+    .await;
+    execute(
+        &first.options().database(&template),
+        "create table half_done ()".into(),
+    )
+    .await;
+
+    let second = server.create(folder.path()).await.unwrap();
+
+    let sql = "select coalesce(to_regclass('half_done')::text, 'no') || ' ' || to_regclass('t')::text";
+    assert_eq!(ask(&second.options(), sql).await, "no t");
+}
+
+#[tokio::test]
+async fn a_template_that_somebody_is_connected_to_is_waited_for() {
+    let server = TestServer::throwaway().await.unwrap();
+    let folder = migration("create table t (n int);");
+    let first = server.create(folder.path()).await.unwrap();
+    let watch = maintenance(&first);
+    let template = databases(&watch, "tk_template_").await.pop().unwrap();
+    execute(
+        &watch,
+        format!("alter database {template} with allow_connections true"),
+    )
+    .await;
+    let user = connect(&first.options().database(&template)).await;
+    execute(
+        &watch,
+        format!("alter database {template} with allow_connections false"),
+    )
+    .await;
+
+    let waiting = tokio::spawn(async move { server.create(folder.path()).await });
+    // PostgreSQL itself waits for five seconds, and then refuses. Only what comes after that is ours.
+    let refused = "select count(*)::text from pg_stat_activity
+        where application_name = 'db-testkit' and query like '%pg_advisory_unlock%'";
+    eventually("the copy is refused", async || ask(&watch, refused).await != "0").await;
+    assert!(!waiting.is_finished());
+    user.close().await.unwrap();
+
+    let second = waiting.await.unwrap().unwrap();
+    assert_eq!(ask(&second.options(), "select count(*)::text from t").await, "0");
+}
+
+#[tokio::test]
+async fn a_template_unused_for_a_day_is_dropped_and_a_younger_one_stays() {
+    let server = TestServer::throwaway().await.unwrap();
+    let (old, young) = (
+        migration("create table old (n int);"),
+        migration("create table young (n int);"),
+    );
+    let first = server.create(old.path()).await.unwrap();
+    let stale = databases(&maintenance(&first), "tk_template_")
+        .await
+        .pop()
+        .unwrap();
+    let _second = server.create(young.path()).await.unwrap();
+    execute(
+        &maintenance(&first),
+        format!("comment on database {stale} is 'db-testkit template, last used at 1000'"),
+    )
+    .await;
+
+    let third = migration("create table third (n int);");
+    let _third = server.create(third.path()).await.unwrap();
+
+    let left = databases(&maintenance(&first), "tk_template_").await;
+    assert!(!left.contains(&stale), "{left:?}");
+    assert_eq!(left.len(), 2, "{left:?}");
+}

@@ -1,0 +1,3 @@
+drop view event_log_events;
+drop table event_log_batches;
+drop table event_logs;
