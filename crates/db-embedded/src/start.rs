@@ -23,6 +23,9 @@ use crate::sockets::Sockets;
 use crate::supervisor::{LockTool, Script, Watch};
 use crate::version::Version;
 
+/// How the server says that processes of its predecessor still use the data.
+const STILL_ATTACHED: &str = "pre-existing shared memory block";
+
 /// Everything that was asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -101,7 +104,13 @@ impl Plan {
             tool,
             orphan: orphan.as_ref().map(|it| it.pid),
         };
-        let served = self.serve(folder, &script, &binaries, &sockets, deadline);
+        let served = deadline.poll(Phase::PreviousServer, || {
+            match self.serve(folder, &script, &binaries, &sockets, deadline) {
+                // The processes of a killed server need a while to notice, and to let go of the data.
+                Err(Error::StartFailed { log, .. }) if log.contains(STILL_ATTACHED) => Ok(None),
+                served => served.map(Some),
+            }
+        });
         if let (Err(Error::StartFailed { .. } | Error::DiskFull { .. }), Some(path)) =
             (&served, sockets.to_remove())
         {

@@ -72,8 +72,8 @@ revive() {
         exit 4
     fi
     say "the server died; starting it again"
-    # Its processes need a moment to notice and to let go of the shared memory.
-    if [ "$short" -le 1 ]; then sleep 0.1; else sleep 1; fi
+    # Its processes need a while to notice, and to let go of the shared memory: the longest, to finish a query.
+    if [ "$short" -le 1 ]; then sleep 0.1; else sleep "$short"; fi
     launch "$@"
 }
 

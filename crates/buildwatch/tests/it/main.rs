@@ -4,6 +4,8 @@ mod bad_input;
 mod following;
 mod interrupting;
 mod live;
+#[cfg(feature = "page-tests")]
+mod page;
 mod printing;
 mod running;
 mod serving;

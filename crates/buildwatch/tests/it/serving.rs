@@ -24,14 +24,15 @@ pub(crate) struct Served {
 }
 
 pub(crate) fn serve(home: &Home, args: &[&str]) -> Served {
-    let live = home.start([&["serve", "--json", "--listen", "127.0.0.1:0"], args].concat());
-    let line: Value = serde_json::from_str(&live.line()).expect("JSON");
-    let address = line["address"].as_str().expect("an address").to_owned();
-    Served {
-        live,
-        address,
-        token: line["token"].as_str().map(str::to_owned),
-    }
+    serve_on(home, "127.0.0.1:0", args)
+}
+
+pub(crate) fn serve_on(home: &Home, address: &str, args: &[&str]) -> Served {
+    let live = home.start([&["serve", "--json", "--listen", address], args].concat());
+    let said: Value = serde_json::from_str(&live.line()).expect("JSON");
+    let address = said["address"].as_str().expect("an address").to_owned();
+    let token = said["token"].as_str().map(str::to_owned);
+    Served { live, address, token }
 }
 
 impl Served {

@@ -74,13 +74,16 @@ async fn on_our_own_server_a_killed_test_leaves_nothing() {
     })
     .await;
     let data = base.path().display().to_string();
-    let named = std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| {
-            std::fs::read(entry.path().join("cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&data))
-        });
-    assert_eq!(named.count(), 0, "processes still name {data}");
+    let names_it = |entry: std::fs::DirEntry| {
+        std::fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&data))
+    };
+    let processes = async || {
+        std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(names_it)
+    };
+    eventually("no process names the folder", async || !processes().await).await;
 }
