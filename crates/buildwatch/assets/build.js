@@ -94,6 +94,7 @@ function end(source) {
   return (event) => {
     source.close();
     take(event);
+    draw();
     const data = JSON.parse(event.data);
     showStatus(data);
     connection.textContent = "";

@@ -30,3 +30,9 @@ pub use error::Error;
 
 /// What a handler returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The examples of the README and the guide, which must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../../../docs/guide.md")]
+struct Documents;
