@@ -22,11 +22,13 @@ const COMMON: [(&str, &str); 5] = [
 ];
 
 /// For servers whose data nobody will miss: no time spent on surviving a power cut.
-const THROWAWAY: [(&str, &str); 4] = [
+const THROWAWAY: [(&str, &str); 5] = [
     ("fsync", "off"),
     ("synchronous_commit", "off"),
     ("full_page_writes", "off"),
     ("shared_buffers", "32MB"),
+    // In the data folder, not in /dev/shm, where what a killed server had would stay.
+    ("dynamic_shared_memory_type", "mmap"),
 ];
 
 /// For servers whose data must survive. The rest of PostgreSQL's defaults is durable.

@@ -32,7 +32,7 @@
 //!
 //! # How it is fast
 //!
-//! The migrations run once, into a template whose name is a digest of them. Each test gets a copy of it, in some 30 ms.
+//! The migrations run once, into a template whose name is a digest of them. Each test gets a copy of it, in less than a tenth of a second.
 //! Changed migrations make another template.
 //!
 //! # What is left behind

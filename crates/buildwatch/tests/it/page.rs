@@ -86,13 +86,13 @@ impl Browser {
             .expect("the script runs")
     }
 
-    /// Waits until an element's text is what is wanted.
-    async fn until(&self, id: &str, wanted: impl Fn(&str) -> bool) -> String {
+    /// Waits until an element's text fits.
+    async fn until(&self, id: &str, fits: impl Fn(&str) -> bool) -> String {
         let mut text = String::new();
         let waited = tokio::time::timeout(PATIENCE, async {
             loop {
                 text = self.text(id).await;
-                if wanted(&text) {
+                if fits(&text) {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
