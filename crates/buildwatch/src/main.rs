@@ -1,7 +1,7 @@
 //! buildwatch: run a command as a build, and watch it live from anywhere.
 //!
 //! The reference service of the workspace, and an example of how its crates are put together. Read it in this order:
-//! [`open`] has the database, [`builds`] its rows, [`run`] turns a command into events, [`print`] and [`serve`] show
+//! [`open`] has the database, [`builds`] its rows, [`run`] turns a command into events, [`mod@print`] and [`serve`] show
 //! them.
 
 mod builds;
