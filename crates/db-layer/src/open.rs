@@ -18,7 +18,7 @@ pub struct Options {
     pub database: Config,
     /// How long to wait for the server [30 s].
     pub wait: Retry,
-    /// What to migrate to [nothing].
+    /// What to migrate to; nothing by default.
     pub migrations: Option<Migrations>,
     /// The pool for web requests [10 connections].
     pub api: PoolOptions,
@@ -26,7 +26,7 @@ pub struct Options {
     pub backend: PoolOptions,
     /// The bus.
     pub bus: BusOptions,
-    /// The keys that columns are sealed under [none].
+    /// The keys that columns are sealed under; none by default.
     pub keyring: Option<Keyring>,
 }
 

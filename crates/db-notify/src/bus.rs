@@ -18,7 +18,7 @@ use crate::{Topic, listener, notifier};
 /// How a bus listens and sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BusOptions {
-    /// Processes hear each other within a namespace [`default`]. It becomes part of a channel's name: at most 53
+    /// Processes hear each other within a namespace, `default` by default. It becomes part of a channel's name: at most 53
     /// bytes, no NUL.
     pub namespace: String,
     /// How long the link may be silent before the server is asked for a sign of life [15 s].
