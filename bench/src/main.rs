@@ -84,9 +84,5 @@ fn finish(options: &Options, report: &Report) -> anyhow::Result<ExitCode> {
     for line in &short {
         eprintln!("bench: {line}");
     }
-    Ok(if short.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(1)
-    })
+    Ok(if short.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

@@ -62,10 +62,7 @@ impl Report {
             if target.at_least.is_some_and(|least| row.ratio < least)
                 || target.at_most.is_some_and(|most| row.ratio > most)
             {
-                short.push(format!(
-                    "{} is {:.3}, which misses {target:?}",
-                    row.name, row.ratio
-                ));
+                short.push(format!("{} is {:.3}, which misses {target:?}", row.name, row.ratio));
             }
         }
         Ok(short)
@@ -74,16 +71,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Row {
-            name,
-            ratio,
-            ours,
-            peer,
-            unit,
-            rounds,
-            range: [least, most],
-        } in &self.rows
-        {
+        for Row { name, ratio, ours, peer, unit, rounds, range: [least, most] } in &self.rows {
             writeln!(
                 f,
                 "{name:<24} {ratio:>7.3} [{least:.3}-{most:.3}]  {ours:.0} against {peer:.0} {unit}, {rounds} rounds"
@@ -101,11 +89,7 @@ fn sorted(figures: impl Iterator<Item = f64>) -> Vec<f64> {
 
 fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 {
-        sorted[middle]
-    } else {
-        f64::midpoint(sorted[middle - 1], sorted[middle])
-    }
+    if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
 }
 
 #[cfg(test)]
@@ -116,12 +100,7 @@ mod tests {
     fn a_row_that_misses_its_target_or_has_none_is_named() {
         let row = |name, ratio| Row::new(name, "x/s", &[(ratio, 1.0), (ratio, 1.0), (9.0, 1.0)]);
         let report = Report {
-            rows: vec![
-                row("a.good", 0.5),
-                row("a.low", 0.1),
-                row("a.high", 3.0),
-                row("a.none", 1.0),
-            ],
+            rows: vec![row("a.good", 0.5), row("a.low", 0.1), row("a.high", 3.0), row("a.none", 1.0)],
         };
 
         let short =

@@ -36,9 +36,7 @@ pub(crate) fn measure(lines: u32, rounds: usize) -> anyhow::Result<Report> {
         let rate = |time: Duration| f64::from(lines) / time.as_secs_f64();
         measured.push((rate(ours), rate(peer)));
     }
-    Ok(Report {
-        rows: vec![Row::new("run.vs_copy", "lines/s", &measured)],
-    })
+    Ok(Report { rows: vec![Row::new("run.vs_copy", "lines/s", &measured)] })
 }
 
 /// Writes a file to stdout, and to another when the first byte was read: a pipe takes so much and no more before.
@@ -53,10 +51,7 @@ pub(crate) fn emit(file: &Path, stamp: &Path) -> anyhow::Result<()> {
     let now = SystemTime::now();
     out.write_all(rest)?;
     out.flush()?;
-    fs::write(
-        stamp,
-        now.duration_since(SystemTime::UNIX_EPOCH)?.as_nanos().to_string(),
-    )?;
+    fs::write(stamp, now.duration_since(SystemTime::UNIX_EPOCH)?.as_nanos().to_string())?;
     Ok(())
 }
 
@@ -73,20 +68,14 @@ impl Bench {
     fn new(lines: u32) -> anyhow::Result<Self> {
         let myself = std::env::current_exe()?;
         let buildwatch = myself.with_file_name("buildwatch");
-        ensure!(
-            buildwatch.exists(),
-            "build it first: cargo build --release -p buildwatch -p bench"
-        );
+        ensure!(buildwatch.exists(), "build it first: cargo build --release -p buildwatch -p bench");
 
         let folder = tempfile::tempdir()?;
         let text = (1..=lines).fold(String::new(), |mut text, n| {
             writeln!(text, "line {n}").expect("writing to a string");
             text
         });
-        ensure!(
-            text.len() > 2 * PIPE,
-            "so few lines fit into a pipe, and nobody knows when they are read"
-        );
+        ensure!(text.len() > 2 * PIPE, "so few lines fit into a pipe, and nobody knows when they are read");
         fs::write(folder.path().join("lines"), &text)?;
 
         // Makes the folder and its database; then the server is kept running for all rounds.
@@ -97,20 +86,9 @@ impl Bench {
             .arg("list")
             .env_remove("DATABASE_URL")
             .output()?;
-        ensure!(
-            made.status.success(),
-            "buildwatch list: {}",
-            String::from_utf8_lossy(&made.stderr)
-        );
+        ensure!(made.status.success(), "buildwatch list: {}", String::from_utf8_lossy(&made.stderr));
         let server = Server::kept(data.join("postgres")).start()?;
-        Ok(Self {
-            folder,
-            server,
-            buildwatch,
-            myself,
-            lines,
-            text: text.into_bytes(),
-        })
+        Ok(Self { folder, server, buildwatch, myself, lines, text: text.into_bytes() })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -123,12 +101,7 @@ impl Bench {
             .arg("--data")
             .arg(self.path("data"))
             .args(["run", "--"])
-            .args([
-                &self.myself,
-                Path::new("emit"),
-                &self.path("lines"),
-                &self.path("stamp"),
-            ])
+            .args([&self.myself, Path::new("emit"), &self.path("lines"), &self.path("stamp")])
             .env_remove("DATABASE_URL")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -138,12 +111,7 @@ impl Bench {
         let mut buffer = vec![0; 1 << 20];
         let end = loop {
             let read = out.read(&mut buffer)?;
-            ensure!(
-                read > 0,
-                "buildwatch run ended after {} of {} bytes",
-                printed.len(),
-                self.text.len()
-            );
+            ensure!(read > 0, "buildwatch run ended after {} of {} bytes", printed.len(), self.text.len());
             printed.extend_from_slice(&buffer[..read]);
             if printed.len() >= self.text.len() {
                 break SystemTime::now();
@@ -163,9 +131,8 @@ impl Bench {
             psql.args(["--no-psqlrc", &url, "-v", "ON_ERROR_STOP=1", "-c", sql]);
             psql
         };
-        let made = psql("create table if not exists bench_lines (line text)")
-            .stderr(Stdio::null())
-            .output()?;
+        let made =
+            psql("create table if not exists bench_lines (line text)").stderr(Stdio::null()).output()?;
         ensure!(made.status.success(), "psql cannot make a table");
 
         let mut emit = Command::new(&self.myself)

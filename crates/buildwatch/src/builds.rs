@@ -118,9 +118,7 @@ fn plan_place(id: i64) -> Context {
 
 /// Writes down a build that begins now, with an empty log.
 pub(crate) async fn create(db: &Db, plan: &Plan) -> anyhow::Result<(i64, LogId)> {
-    let keyring = db
-        .keyring()
-        .expect("buildwatch opens its database with a keyring");
+    let keyring = db.keyring().expect("buildwatch opens its database with a keyring");
     db.backend()
         .tx(async |tx| {
             // The plan is sealed for the row, so the row's number must be known first.
@@ -189,12 +187,9 @@ pub(crate) async fn end(tx: &mut Tx, id: i64, end: &End) -> Result<(), Error> {
 
 /// Says that the process which runs a build is there.
 pub(crate) async fn seen(db: &Db, id: i64) -> Result<(), Error> {
-    sqlx::query!(
-        "update builds set seen_at = now() where id = $1 and status = 'running'",
-        id
-    )
-    .execute(db.backend())
-    .await?;
+    sqlx::query!("update builds set seen_at = now() where id = $1 and status = 'running'", id)
+        .execute(db.backend())
+        .await?;
     Ok(())
 }
 
@@ -203,8 +198,5 @@ pub(crate) async fn running(db: &Db) -> Result<Vec<(i64, LogId, OffsetDateTime)>
     let rows = sqlx::query!("select id, log, seen_at from builds where status = 'running' order by id")
         .fetch_all(db.backend())
         .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| (row.id, LogId(row.log), row.seen_at))
-        .collect())
+    Ok(rows.into_iter().map(|row| (row.id, LogId(row.log), row.seen_at)).collect())
 }

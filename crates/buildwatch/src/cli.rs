@@ -58,12 +58,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) print: PrintArgs,
     /// The command and its arguments.
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "COMMAND"
-    )]
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -148,9 +143,7 @@ mod tests {
             vec!["buildwatch", "run", "--", "ls", "--json", "-l"],
             vec!["buildwatch", "run", "ls", "--json", "-l"],
         ] {
-            let Some(Command::Run(args)) = Cli::parse_from(line).command else {
-                panic!("not run")
-            };
+            let Some(Command::Run(args)) = Cli::parse_from(line).command else { panic!("not run") };
             assert_eq!(args.command, ["ls", "--json", "-l"]);
             assert!(!args.print.json);
         }

@@ -60,20 +60,14 @@ pub(crate) fn key(dir: &Path) -> anyhow::Result<Key> {
     }
 
     let fresh = Key::generate()?;
-    let draft = dir.join(format!(
-        "key.{}.{:?}",
-        std::process::id(),
-        std::thread::current().id()
-    ));
+    let draft = dir.join(format!("key.{}.{:?}", std::process::id(), std::thread::current().id()));
     let made = write_private(&draft, fresh.to_hex().expose_secret())
         // A link, unlike a rename, fails when somebody else was quicker: then theirs is the key.
         .and_then(|()| fs::hard_link(&draft, &path));
     fs::remove_file(&draft).ok();
     match made {
         Ok(()) => {
-            File::open(dir)
-                .and_then(|dir| dir.sync_all())
-                .with_context(|| dir.display().to_string())?;
+            File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| dir.display().to_string())?;
             Ok(fresh)
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => key(dir),
@@ -82,12 +76,7 @@ pub(crate) fn key(dir: &Path) -> anyhow::Result<Key> {
 }
 
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     writeln!(file, "{text}")?;
     file.sync_all()
 }
@@ -102,26 +91,14 @@ mod tests {
         let dir = data_dir(Some(&parent.path().join("data"))).expect("a data folder");
 
         let ids: Vec<[u8; 4]> = std::thread::scope(|scope| {
-            let asking: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| key(&dir).expect("a key").id()))
-                .collect();
-            asking
-                .into_iter()
-                .map(|asked| asked.join().expect("no panic"))
-                .collect()
+            let asking: Vec<_> = (0..8).map(|_| scope.spawn(|| key(&dir).expect("a key").id())).collect();
+            asking.into_iter().map(|asked| asked.join().expect("no panic")).collect()
         });
 
         assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-        let mode = fs::metadata(dir.join("key"))
-            .expect("the key's file")
-            .permissions()
-            .mode();
+        let mode = fs::metadata(dir.join("key")).expect("the key's file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(
-            fs::read_dir(&dir).expect("the folder").count(),
-            1,
-            "drafts are left"
-        );
+        assert_eq!(fs::read_dir(&dir).expect("the folder").count(), 1, "drafts are left");
     }
 
     #[test]
@@ -131,10 +108,7 @@ mod tests {
 
         let error = format!("{:#}", key(dir.path()).expect_err("a short key"));
 
-        assert!(
-            error.contains("key") && error.contains("16 or 32 bytes"),
-            "{error}"
-        );
+        assert!(error.contains("key") && error.contains("16 or 32 bytes"), "{error}");
         assert!(!error.contains("0badc0de"), "{error}");
     }
 }

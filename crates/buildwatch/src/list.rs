@@ -47,27 +47,15 @@ pub(crate) fn print_out(text: &str) -> anyhow::Result<()> {
 
 fn row(build: &Build) -> anyhow::Result<String> {
     let at = build.created_at.replace_nanosecond(0)?.format(&Rfc3339)?;
-    let code = build
-        .exit_code
-        .map_or_else(|| "-".to_owned(), |code| code.to_string());
-    let command = build
-        .command
-        .as_deref()
-        .map_or_else(|| "(sealed under another key)".to_owned(), shown);
-    Ok(format!(
-        "{:>6}  {:<9}  {code:>4}  {at}  {command}",
-        build.id,
-        build.status.as_str()
-    ))
+    let code = build.exit_code.map_or_else(|| "-".to_owned(), |code| code.to_string());
+    let command = build.command.as_deref().map_or_else(|| "(sealed under another key)".to_owned(), shown);
+    Ok(format!("{:>6}  {:<9}  {code:>4}  {at}  {command}", build.id, build.status.as_str()))
 }
 
 /// A command line on one line, whatever is in it.
 fn shown(command: &[String]) -> String {
     let words = command.iter().map(|word| {
-        let plain = !word.is_empty()
-            && word
-                .chars()
-                .all(|c| c.is_alphanumeric() || "-_./=:,@%+".contains(c));
+        let plain = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "-_./=:,@%+".contains(c));
         if plain { word.clone() } else { format!("{word:?}") }
     });
     words.collect::<Vec<_>>().join(" ")

@@ -29,26 +29,15 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter =
         EnvFilter::try_from_env("BUILDWATCH_LOG").unwrap_or_else(|_| EnvFilter::new("warn,sqlx=error"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
 
     // `run` says by its exit code what became of the command, so its own failures need another one: 125, as with
     // `env`, `timeout` and `docker run`.
-    let own_failure = if matches!(cli.command, Some(Command::Run(_))) {
-        125
-    } else {
-        1
-    };
+    let own_failure = if matches!(cli.command, Some(Command::Run(_))) { 125 } else { 1 };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            return fail(
-                &anyhow::Error::from(error).context("cannot start the runtime"),
-                own_failure,
-            );
+            return fail(&anyhow::Error::from(error).context("cannot start the runtime"), own_failure);
         }
     };
     let result = runtime.block_on(dispatch(cli));

@@ -49,10 +49,7 @@ pub(crate) async fn open(data: Option<&Path>) -> anyhow::Result<Opened> {
         Some(server) => format!("PostgreSQL {} of its own in {}", server.version(), dir.display()),
         None => config.to_string(),
     };
-    let options = Options::new(config)
-        .migrations(migrations())
-        .keyring(keyring)
-        .namespace("buildwatch");
+    let options = Options::new(config).migrations(migrations()).keyring(keyring).namespace("buildwatch");
     match db_layer::open(options).await {
         Ok(db) => Ok(Opened { db, place, server }),
         Err(error) => {
@@ -71,10 +68,7 @@ pub(crate) async fn place(data: Option<&Path>) -> anyhow::Result<Place> {
     match std::env::var("DATABASE_URL") {
         Ok(url) if !url.is_empty() => {
             let config = Config::from_url(&url).context("DATABASE_URL")?;
-            return Ok(Place {
-                config: config.with_application_name("buildwatch"),
-                server: None,
-            });
+            return Ok(Place { config: config.with_application_name("buildwatch"), server: None });
         }
         Err(std::env::VarError::NotUnicode(_)) => anyhow::bail!("DATABASE_URL is not UTF-8"),
         _ => {}
@@ -84,10 +78,7 @@ pub(crate) async fn place(data: Option<&Path>) -> anyhow::Result<Place> {
     // Starting is work of files and processes, which blocks.
     let server = tokio::task::spawn_blocking(move || Server::kept(dir).start()).await??;
     match database(&server).await {
-        Ok(config) => Ok(Place {
-            config,
-            server: Some(server),
-        }),
+        Ok(config) => Ok(Place { config, server: Some(server) }),
         Err(error) => {
             release(Some(server)).await;
             Err(error)
@@ -112,10 +103,7 @@ async fn ensure_database(connection: &mut PgConnection) -> Result<(), sqlx::Erro
     if exists.is_some() {
         return Ok(());
     }
-    match sqlx::query("create database buildwatch")
-        .execute(connection)
-        .await
-    {
+    match sqlx::query("create database buildwatch").execute(connection).await {
         // Somebody else was quicker: 42P04 when he is done, 23505 when he was at it.
         Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P04" | "23505")) => {
             Ok(())

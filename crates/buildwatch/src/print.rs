@@ -63,12 +63,7 @@ impl Printer {
 
     fn json(&mut self, event: &Event) -> io::Result<()> {
         let data: &RawValue = serde_json::from_str(&event.data)?;
-        let line = Line {
-            id: event.id,
-            kind: &event.kind,
-            at: event.at,
-            data,
-        };
+        let line = Line { id: event.id, kind: &event.kind, at: event.at, data };
         serde_json::to_writer(&mut self.stdout.buffer, &line)?;
         self.stdout.buffer.push(b'\n');
         self.stdout.flush_when_full()
@@ -108,12 +103,7 @@ impl Target {
     const FULL: usize = 64 << 10;
 
     fn new(out: Box<dyn Write + Send>, shown: bool) -> Self {
-        Self {
-            out,
-            shown,
-            buffer: Vec::new(),
-            is_closed: false,
-        }
+        Self { out, shown, buffer: Vec::new(), is_closed: false }
     }
 
     fn write(&mut self, piece: &Piece<'_>) {
@@ -127,11 +117,7 @@ impl Target {
     }
 
     fn flush_when_full(&mut self) -> io::Result<()> {
-        if self.buffer.len() < Self::FULL {
-            Ok(())
-        } else {
-            self.flush()
-        }
+        if self.buffer.len() < Self::FULL { Ok(()) } else { self.flush() }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -191,14 +177,8 @@ mod tests {
     fn a_terminal_obeys_nothing_of_what_is_shown() {
         let mut shown = Vec::new();
 
-        show(
-            b"\x1b[31mred\x07\r\n\ta\rb\x7f \xc2\x9b2J \xff\x00 \xc3\xa9\n",
-            &mut shown,
-        );
+        show(b"\x1b[31mred\x07\r\n\ta\rb\x7f \xc2\x9b2J \xff\x00 \xc3\xa9\n", &mut shown);
 
-        assert_eq!(
-            String::from_utf8(shown).expect("text"),
-            "^[[31mred^G\r\n\ta^Mb^? \\u{9b}2J \\xff^@ é\n"
-        );
+        assert_eq!(String::from_utf8(shown).expect("text"), "^[[31mred^G\r\n\ta^Mb^? \\u{9b}2J \\xff^@ é\n");
     }
 }

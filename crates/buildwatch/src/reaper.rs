@@ -111,9 +111,6 @@ mod tests {
             let seen_at = START + Duration::from_secs(second / 3 * 10);
             assert_eq!(stale(&mut looks, &[(1, LogId(1), seen_at)]), []);
         }
-        assert!(
-            stale(&mut looks, &[]).is_empty() && looks.is_empty(),
-            "an ended build is forgotten"
-        );
+        assert!(stale(&mut looks, &[]).is_empty() && looks.is_empty(), "an ended build is forgotten");
     }
 }

@@ -62,20 +62,12 @@ impl Running {
 pub(crate) async fn start(db: &Db, command: Vec<OsString>) -> anyhow::Result<Running> {
     let folder = std::env::current_dir().context("the current folder")?;
     let plan = Plan::of(&command, &folder);
-    let (id, log) = builds::create(db, &plan)
-        .await
-        .context("the build could not be written down")?;
+    let (id, log) = builds::create(db, &plan).await.context("the build could not be written down")?;
 
     let cancel = CancellationToken::new();
     let kill = CancellationToken::new();
     let task = tokio::spawn(build(db.clone(), id, log, command, cancel.clone(), kill.clone()));
-    Ok(Running {
-        id,
-        log,
-        task,
-        cancel,
-        kill,
-    })
+    Ok(Running { id, log, task, cancel, kill })
 }
 
 /// One build, from its command's start to the end of its log.
@@ -184,7 +176,5 @@ async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyho
         eprintln!("buildwatch: {message}");
     }
     // A wait status has eight bits.
-    Ok(end
-        .exit_code
-        .map_or(interrupted, |code| u8::try_from(code).unwrap_or(u8::MAX)))
+    Ok(end.exit_code.map_or(interrupted, |code| u8::try_from(code).unwrap_or(u8::MAX)))
 }

@@ -92,11 +92,7 @@ pub(crate) async fn command(data: Option<&Path>, args: ServeArgs) -> anyhow::Res
     }
     let mut signals = Signals::catch()?;
     let listener = listen(args.listen).await?;
-    let token = if args.allow_start {
-        Some(Token::generate()?)
-    } else {
-        None
-    };
+    let token = if args.allow_start { Some(Token::generate()?) } else { None };
     let server = tokio::select! {
         server = Server::open(data, listener, token, args.host) => server?,
         _ = signals.next() => return Ok(0),
@@ -126,11 +122,8 @@ pub(crate) async fn demo(data: Option<&Path>) -> anyhow::Result<u8> {
     let id = server.app.builds.start(&server.app.db, first).await?;
 
     // Under cargo, the program is not on the PATH.
-    let program = if std::env::var_os("CARGO").is_some() {
-        "cargo run -p buildwatch --"
-    } else {
-        "buildwatch"
-    };
+    let program =
+        if std::env::var_os("CARGO").is_some() { "cargo run -p buildwatch --" } else { "buildwatch" };
     print_out(&format!(
         "{}\
          \n  A build is running:  {}/builds/{id}\
@@ -174,17 +167,9 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let local = listener.local_addr()?;
         let opened = open(data).await?;
-        let app = App {
-            db: opened.db.clone(),
-            guard: Arc::new(Guard::new(token, hosts)),
-            builds: Arc::default(),
-        };
-        Ok(Self {
-            app,
-            opened,
-            listener,
-            local,
-        })
+        let app =
+            App { db: opened.db.clone(), guard: Arc::new(Guard::new(token, hosts)), builds: Arc::default() };
+        Ok(Self { app, opened, listener, local })
     }
 
     /// Where a browser on this machine finds it.

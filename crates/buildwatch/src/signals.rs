@@ -29,10 +29,7 @@ impl Asked {
 impl Signals {
     pub(crate) fn catch() -> anyhow::Result<Self> {
         let catch = |kind| signal(kind).context("cannot catch signals");
-        Ok(Self {
-            interrupt: catch(SignalKind::interrupt())?,
-            terminate: catch(SignalKind::terminate())?,
-        })
+        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
     }
 
     /// Waits for the next one. Cancel safe.

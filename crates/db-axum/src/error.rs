@@ -21,11 +21,7 @@ pub struct Error {
 impl Error {
     /// An answer of the handler's own, with a sentence for the client.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self {
-            status,
-            detail: Some(detail.into()),
-            retry_after: None,
-        }
+        Self { status, detail: Some(detail.into()), retry_after: None }
     }
 
     /// 404, with a sentence for the client.
@@ -48,11 +44,7 @@ impl Error {
             _ => tracing::debug!(%error, %status, "request refused"),
         }
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
-        Self {
-            status,
-            detail: None,
-            retry_after,
-        }
+        Self { status, detail: None, retry_after }
     }
 }
 
@@ -99,7 +91,7 @@ impl From<db_events::Error> for Error {
             db_events::Error::Size { .. } => Self::of(StatusCode::PAYLOAD_TOO_LARGE, &error),
             db_events::Error::BadKind | db_events::Error::Nul => Self::of(StatusCode::BAD_REQUEST, &error),
             db_events::Error::TimedOut { .. } => Self::of(StatusCode::SERVICE_UNAVAILABLE, &error),
-            db_events::Error::Database { source, .. } => source.into(),
+            db_events::Error::Database { cause, .. } => cause.into(),
             _ => Self::of(StatusCode::INTERNAL_SERVER_ERROR, &error),
         }
     }

@@ -19,10 +19,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// is not mended by restarting its clients. `/health/ready` answers 200 when the database answers within 2 s, and 503
 /// otherwise, with the pools and the bus as JSON.
 pub fn routes(db: Db) -> Router {
-    Router::new()
-        .route("/health/live", get(live))
-        .route("/health/ready", get(ready))
-        .with_state(db)
+    Router::new().route("/health/live", get(live)).route("/health/ready", get(ready)).with_state(db)
 }
 
 async fn live() -> Json<Value> {
@@ -31,11 +28,7 @@ async fn live() -> Json<Value> {
 
 async fn ready(State(db): State<Db>) -> (StatusCode, Json<Value>) {
     let health = db.health(LIMIT).await;
-    let status = if health.is_ready() {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let database = match &health.database {
         DatabaseHealth::Answers { within } => json!({ "latency_ms": within.as_secs_f64() * 1000.0 }),
         DatabaseHealth::Fails { reason } => {

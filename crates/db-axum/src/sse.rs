@@ -38,20 +38,13 @@ impl<S: Sync> FromRequestParts<S> for Cursor {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
-        let bad = |what| {
-            Error::new(
-                StatusCode::BAD_REQUEST,
-                format!("{what} must be the number of an event"),
-            )
-        };
+        let bad =
+            |what| Error::new(StatusCode::BAD_REQUEST, format!("{what} must be the number of an event"));
         let header = parts.headers.get(HeaderName::from_static("last-event-id"));
         // The header is newer than the address: a browser that connects again repeats the address.
         if let Some(id) = header.filter(|id| !id.is_empty()) {
             let id = id.to_str().ok().and_then(|id| id.trim().parse().ok());
-            return id
-                .filter(|id| *id >= 0)
-                .map(Self)
-                .ok_or_else(|| bad("Last-Event-ID"));
+            return id.filter(|id| *id >= 0).map(Self).ok_or_else(|| bad("Last-Event-ID"));
         }
         let Query(query) = Query::<CursorQuery>::try_from_uri(&parts.uri).map_err(|_| bad("from"))?;
         match query.from {
@@ -100,20 +93,14 @@ pub async fn events(db: &Db, log: LogId, from: Cursor) -> Result<Response, Error
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         // Tells nginx not to hold events back.
-        (
-            HeaderName::from_static("x-accel-buffering"),
-            HeaderValue::from_static("no"),
-        ),
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     Ok((headers, Body::from_stream(body)).into_response())
 }
 
 /// A whole batch in one piece: one write to the socket instead of one for each event.
 fn encode(batch: &[Event]) -> Bytes {
-    let bytes = batch
-        .iter()
-        .map(|event| event.data.len() + event.kind.len() + 40)
-        .sum();
+    let bytes = batch.iter().map(|event| event.data.len() + event.kind.len() + 40).sum();
     let mut text = String::with_capacity(bytes);
     for event in batch {
         write!(text, "id: {}\nevent: {}\n", event.id, event.kind).expect("writing to a string");

@@ -30,9 +30,9 @@ impl Class {
     #[must_use]
     pub fn of(error: &sqlx::Error) -> Self {
         match error {
-            sqlx::Error::Database(database) => database
-                .code()
-                .map_or(Self::Other, |code| Self::of_sqlstate(&code)),
+            sqlx::Error::Database(database) => {
+                database.code().map_or(Self::Other, |code| Self::of_sqlstate(&code))
+            }
             sqlx::Error::Io(io) => Self::of_io(io.kind(), io.raw_os_error().is_some()),
             sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Refused,
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Self::NotReached,
@@ -63,7 +63,8 @@ impl Class {
             | ErrorKind::NotFound
             | ErrorKind::HostUnreachable
             | ErrorKind::NetworkUnreachable => Self::NotReached,
-            ErrorKind::PermissionDenied => Self::Refused,
+            // What rustls says of certificates and alerts comes as invalid data.
+            ErrorKind::PermissionDenied | ErrorKind::InvalidData => Self::Refused,
             // The resolver's errors carry no number: a name that is not known yet, in a cluster that is starting.
             _ if !from_os && kind != ErrorKind::UnexpectedEof => Self::NotReached,
             _ => Self::Lost,

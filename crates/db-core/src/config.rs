@@ -120,9 +120,7 @@ impl Config {
             return Err(ConfigError::Database);
         }
         if config.user.is_empty() {
-            config.user = std::env::var("PGUSER")
-                .or_else(|_| std::env::var("USER"))
-                .unwrap_or_default();
+            config.user = std::env::var("PGUSER").or_else(|_| std::env::var("USER")).unwrap_or_default();
         }
         if config.user.is_empty() {
             return Err(ConfigError::User);
@@ -144,15 +142,13 @@ impl Config {
                     expected: "one of disable, allow, prefer, require, verify-ca, verify-full",
                 })?);
             }
-            "sslrootcert" => self.tls.root_cert = Some(value.to_owned()),
-            "sslcert" => self.tls.cert = Some(value.to_owned()),
-            "sslkey" => self.tls.key = Some(value.to_owned()),
+            "sslrootcert" => self.tls.root_cert = Some(file("sslrootcert", value)?),
+            "sslcert" => self.tls.cert = Some(file("sslcert", value)?),
+            "sslkey" => self.tls.key = Some(file("sslkey", value)?),
             unknown => {
                 let is_plain =
                     unknown.len() <= 40 && unknown.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-                return Err(ConfigError::UnknownParameter(
-                    is_plain.then(|| unknown.to_owned()),
-                ));
+                return Err(ConfigError::UnknownParameter(is_plain.then(|| unknown.to_owned())));
             }
         }
         Ok(())
@@ -239,6 +235,8 @@ impl std::str::FromStr for Config {
     }
 }
 
+const ESCAPE: &str = "write the characters / : @ ? # in a name or a password as %2F %3A %40 %3F %23";
+
 /// RFC 3986 has no authority with a user and no host, but libpq's addresses do: `postgres://role@/database?host=…`.
 fn parse(address: &str) -> Result<Url, ConfigError> {
     let address = address.trim();
@@ -249,6 +247,11 @@ fn parse(address: &str) -> Result<Url, ConfigError> {
         return Err(ConfigError::Scheme);
     }
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    // After an unescaped `/`, `?` or `#` in a password, the rest of it stands where other parts are expected.
+    let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
+    if tail.contains(['@', '#']) || path.trim_start_matches('/').contains(['/', ':']) || query.contains("?") {
+        return Err(ConfigError::NotAUrl(ESCAPE));
+    }
     let completed = match authority.rsplit_once('@') {
         Some((login, host)) if host.is_empty() || host.starts_with(':') => {
             Cow::Owned(format!("{scheme}://{login}@localhost{host}{tail}"))
@@ -267,8 +270,16 @@ fn parse(address: &str) -> Result<Url, ConfigError> {
         url::ParseError::IdnaError | url::ParseError::InvalidDomainCharacter => {
             ConfigError::Host("not a host name: write characters such as / and @ as %2F and %40")
         }
-        _ => ConfigError::NotAUrl("write characters such as / : @ in a password as %2F %3A %40"),
+        _ => ConfigError::NotAUrl(ESCAPE),
     })
+}
+
+/// A file that is missing would look like a server that is, and be waited for.
+fn file(parameter: &'static str, path: &str) -> Result<String, ConfigError> {
+    match std::fs::File::open(path) {
+        Ok(_) => Ok(path.to_owned()),
+        Err(_) => Err(ConfigError::Parameter { parameter, expected: "the path of a file that can be read" }),
+    }
 }
 
 fn host(text: &str) -> Result<Host, ConfigError> {
@@ -287,9 +298,7 @@ fn host(text: &str) -> Result<Host, ConfigError> {
 }
 
 fn decode<'a>(text: &'a str, part: &'static str) -> Result<Cow<'a, str>, ConfigError> {
-    percent_decode_str(text)
-        .decode_utf8()
-        .map_err(|_| ConfigError::Encoding(part))
+    percent_decode_str(text).decode_utf8().map_err(|_| ConfigError::Encoding(part))
 }
 
 #[cfg(test)]
@@ -302,20 +311,11 @@ mod tests {
 
     #[test]
     fn the_usual_forms_are_read() {
-        assert_eq!(
-            shown("postgres://app:secret@db.example:5433/shop"),
-            "app@db.example:5433/shop"
-        );
+        assert_eq!(shown("postgres://app:secret@db.example:5433/shop"), "app@db.example:5433/shop");
         assert_eq!(shown("postgresql://app@db/shop"), "app@db:5432/shop");
         assert_eq!(shown("postgres://app@[::1]:5433/shop"), "app@[::1]:5433/shop");
-        assert_eq!(
-            shown("postgres://app@/shop?host=/run/pg"),
-            "app@/run/pg:5432/shop"
-        );
-        assert_eq!(
-            shown("postgres:///shop?host=/run/pg&port=7&user=app"),
-            "app@/run/pg:7/shop"
-        );
+        assert_eq!(shown("postgres://app@/shop?host=/run/pg"), "app@/run/pg:5432/shop");
+        assert_eq!(shown("postgres:///shop?host=/run/pg&port=7&user=app"), "app@/run/pg:7/shop");
         assert_eq!(shown("postgres://app@%2Frun%2Fpg/shop"), "app@/run/pg:5432/shop");
         assert_eq!(shown("postgres://a%40b@db/a%20shop"), "a@b@db:5432/a shop");
     }
@@ -338,15 +338,13 @@ mod tests {
         );
         assert!(matches!(
             bad("postgres://app@db/shop?sslmode=maybe"),
-            ConfigError::Parameter {
-                parameter: "sslmode",
-                ..
-            }
+            ConfigError::Parameter { parameter: "sslmode", .. }
         ));
-        assert_eq!(
-            bad("postgres://app:%ff@db/shop"),
-            ConfigError::Encoding("password")
-        );
+        assert!(matches!(
+            bad("postgres://app@db/shop?sslrootcert=/no/such/file"),
+            ConfigError::Parameter { parameter: "sslrootcert", .. }
+        ));
+        assert_eq!(bad("postgres://app:%ff@db/shop"), ConfigError::Encoding("password"));
     }
 
     #[test]
@@ -362,6 +360,9 @@ mod tests {
             "postgres://app:hun/ter2@db/shop",
             "postgres://app:hun?ter2@db/shop",
             "postgres://app:hun#ter2@db/shop",
+            "postgres://app:1/hunter2@db/shop",
+            "postgres://app:1?hunter2@db/shop",
+            "postgres://app:1?hunter=2&ter2@db/shop",
         ] {
             let error = Config::from_url(bad).expect_err(bad);
             assert!(!format!("{error:?} {error}").contains("ter2"), "{bad}");

@@ -6,7 +6,8 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
 
-use crate::statement::{Flagged, State, flagged};
+use crate::statement::{Flagged, State, Transaction, flagged};
+use crate::text::Text;
 use crate::{Error, Tx};
 
 /// A connection taken from a [`Pool`](crate::Pool), given back when it is dropped.
@@ -14,8 +15,8 @@ use crate::{Error, Tx};
 /// `&mut Conn` is a sqlx executor. There is no `Deref` to sqlx's connection, because every `&mut *conn` would then have
 /// to be suspected; [`Conn::as_sqlx`] is there for code that needs it.
 ///
-/// Dropped with a statement cut off, with the link lost or with a transaction open, the connection is closed instead of
-/// given back.
+/// Dropped with a statement cut off, with the link lost, with a transaction open, or after a statement that changes the
+/// session, the connection is closed instead of given back.
 #[derive(Debug)]
 pub struct Conn {
     raw: PoolConnection<Postgres>,
@@ -24,10 +25,7 @@ pub struct Conn {
 
 impl Conn {
     pub(crate) fn new(raw: PoolConnection<Postgres>) -> Self {
-        Self {
-            raw,
-            state: State::default(),
-        }
+        Self { raw, state: State::default() }
     }
 
     /// Begins a transaction, which takes the connection with it.
@@ -46,6 +44,19 @@ impl Conn {
     pub fn as_sqlx(&mut self) -> &mut PgConnection {
         self.state.foreign = true;
         &mut self.raw
+    }
+
+    /// Notes what a statement will leave behind, before it is sent.
+    fn take_note<'q>(&mut self, query: impl Execute<'q, Postgres>) -> Text {
+        let text = Text::of(query);
+        if text.changes_session() {
+            self.state.foreign = true;
+            if self.state.transaction == Transaction::Aborted {
+                // `ROLLBACK TO SAVEPOINT` may mend it; the commit will ask.
+                self.state.transaction = Transaction::Open;
+            }
+        }
+        text
     }
 
     pub(crate) fn parts(&mut self) -> (&mut PgConnection, &mut State) {
@@ -72,6 +83,7 @@ impl<'c> Executor<'c> for &'c mut Conn {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
+        let query = self.take_note(query);
         let (raw, state) = self.parts();
         Box::pin(Flagged::new(state, raw.fetch_many(query)))
     }
@@ -81,9 +93,9 @@ impl<'c> Executor<'c> for &'c mut Conn {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
+        let query = self.take_note(query);
         let (raw, state) = self.parts();
-        let statement = raw.fetch_optional(query);
-        Box::pin(flagged(state, statement))
+        Box::pin(flagged(state, raw.fetch_optional(query)))
     }
 
     fn prepare_with<'e>(

@@ -1,6 +1,7 @@
 //! Waiting for a server, and failing at once on what waiting cannot mend.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -13,7 +14,7 @@ use crate::{Class, Config, error};
 /// How long to wait for a server, and how often to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
-    /// All attempts together end after this time [30 s]. Zero means one attempt.
+    /// No attempt begins after this time [30 s], and none but the first goes on longer. Zero means one attempt.
     pub deadline: Duration,
     /// One attempt ends after this time [5 s].
     pub attempt: Duration,
@@ -57,11 +58,7 @@ pub async fn connect(config: &Config, retry: Retry) -> Result<PgConnection, Conn
     loop {
         attempt += 1;
         let left = retry.deadline.saturating_sub(started.elapsed());
-        let limit = if attempt == 1 {
-            retry.attempt
-        } else {
-            retry.attempt.min(left)
-        };
+        let limit = if attempt == 1 { retry.attempt } else { retry.attempt.min(left) };
         let failure = match timeout(limit, dial(&options)).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => ConnectFailure::of(&error, config),
@@ -72,12 +69,7 @@ pub async fn connect(config: &Config, retry: Retry) -> Result<PgConnection, Conn
         let left = retry.deadline.saturating_sub(started.elapsed());
         if failure.is_final() || left <= pause {
             let waited = started.elapsed();
-            return Err(ConnectError {
-                to: config.to_string(),
-                failure,
-                attempts: attempt,
-                waited,
-            });
+            return Err(ConnectError { to: config.to_string(), failure, attempts: attempt, waited });
         }
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(to = %config, attempt, %failure, pause_ms, "database not reached yet");
@@ -119,12 +111,7 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "could not connect to {}: {}", self.to, self.failure)?;
         if self.attempts > 1 {
-            write!(
-                f,
-                " (tried {} times in {:.1} s)",
-                self.attempts,
-                self.waited.as_secs_f64()
-            )?;
+            write!(f, " (tried {} times in {:.1} s)", self.attempts, self.waited.as_secs_f64())?;
         }
         Ok(())
     }
@@ -187,19 +174,15 @@ impl ConnectFailure {
 
     fn of(source: &sqlx::Error, config: &Config) -> Self {
         let said = error::said(source);
-        if let sqlx::Error::Tls(_) = source {
-            return Self::Tls(said);
+        match source {
+            sqlx::Error::Tls(_) => return Self::Tls(said),
+            sqlx::Error::Io(io) if io.kind() == ErrorKind::InvalidData => return Self::Tls(said),
+            _ => {}
         }
-        if let Some(code) = source
-            .as_database_error()
-            .and_then(sqlx::error::DatabaseError::code)
-        {
+        if let Some(code) = source.as_database_error().and_then(sqlx::error::DatabaseError::code) {
             return match code.as_ref() {
                 "28P01" => Self::WrongPassword(config.user().to_owned()),
-                "28000" => Self::LoginRefused {
-                    role: config.user().to_owned(),
-                    said,
-                },
+                "28000" => Self::LoginRefused { role: config.user().to_owned(), said },
                 "3D000" => Self::NoSuchDatabase(config.database().to_owned()),
                 "57P03" | "53300" => Self::NotReady(said),
                 _ => Self::Other(format!("{said} ({code})")),

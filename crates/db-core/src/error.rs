@@ -192,14 +192,7 @@ impl AcquireError {
 
 impl fmt::Display for AcquireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            pool,
-            waited,
-            in_use,
-            max,
-            at,
-            cause,
-        } = self;
+        let Self { pool, waited, in_use, max, at, cause } = self;
         let waited = waited.as_secs_f64();
         match cause {
             AcquireCause::Exhausted => {
@@ -209,10 +202,7 @@ impl fmt::Display for AcquireError {
                 )
             }
             AcquireCause::Dialling(said) => {
-                write!(
-                    f,
-                    "pool `{pool}`: no connection could be made within {waited:.1} s: {said}"
-                )
+                write!(f, "pool `{pool}`: no connection could be made within {waited:.1} s: {said}")
             }
             AcquireCause::Closed => write!(f, "pool `{pool}` is closed"),
         }?;
@@ -246,13 +236,9 @@ mod tests {
 
         let back = Error::from(sqlx::Error::from(ours));
 
+        assert!(matches!(&back, Error::Acquire(error) if error.pool() == "api"), "{back:?}");
         assert!(
-            matches!(&back, Error::Acquire(error) if error.pool() == "api"),
-            "{back:?}"
-        );
-        assert!(
-            back.to_string()
-                .starts_with("pool `api`: no connection came free within 5.0 s, 10 of 10 in use")
+            back.to_string().starts_with("pool `api`: no connection came free within 5.0 s, 10 of 10 in use")
         );
     }
 }

@@ -32,7 +32,7 @@ impl Handle {
         &self.pool
     }
 
-    /// Takes a connection, waiting at most for the pool's acquire time-out.
+    /// Takes a connection, waiting at most for the pool's acquire time-out, and 0.6 s more to find out why there is none.
     ///
     /// Cancel safe: dropping the future gives up the place in the queue.
     ///

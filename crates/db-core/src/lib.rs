@@ -28,9 +28,12 @@
 //!
 //! # What a connection goes through
 //!
-//! A [`Conn`] knows whether a statement was cut off on it and whether a transaction is open. Given back clean, it
-//! goes to its pool. Given back in any other state, it is closed and its slot is free at once: the next user never
-//! meets a half-read result or somebody else's transaction, whatever await point the previous future was dropped at.
+//! A [`Conn`] knows whether a statement was cut off on it, whether a transaction is open, and whether a statement went
+//! through that changes the session: raw text, or one that begins with `BEGIN`, `SET`, `LISTEN` and the like. Given back
+//! clean, it goes to its pool. Given back in any other state, it is closed, and another takes its place: the next user
+//! never meets a half-read result, somebody else's transaction or somebody else's settings, whatever await point the
+//! previous future was dropped at. Not seen is what a function does inside a query, such as `set_config(…, false)` or
+//! `pg_advisory_lock`. A statement that was cut off runs on at the server until it notices.
 
 mod class;
 mod config;
@@ -41,6 +44,7 @@ mod error;
 mod handle;
 mod pool;
 mod statement;
+mod text;
 mod tx;
 
 pub use class::Class;

@@ -111,13 +111,7 @@ impl Pool {
                 })
             })
             .connect_lazy_with(config.clone().with_application_name(&options.name).as_sqlx());
-        Self {
-            inner: Arc::new(Inner {
-                options,
-                config: config.clone(),
-                sqlx,
-            }),
-        }
+        Self { inner: Arc::new(Inner { options, config: config.clone(), sqlx }) }
     }
 
     /// A handle that remembers the line it was made on. This is what queries are run on.
@@ -173,23 +167,12 @@ impl Pool {
             sqlx::Error::PoolTimedOut => AcquireCause::Exhausted,
             other => AcquireCause::Dialling(said(&other)),
         };
-        Err(AcquireError {
-            pool: self.name().to_owned(),
-            waited,
-            in_use,
-            max: stats.max,
-            at,
-            cause,
-        })
+        Err(AcquireError { pool: self.name().to_owned(), waited, in_use, max: stats.max, at, cause })
     }
 
     /// What a connection attempt meets right now.
     async fn diagnose(&self) -> String {
-        let once = crate::Retry {
-            deadline: Duration::ZERO,
-            attempt: PING_LIMIT,
-            ..crate::Retry::default()
-        };
+        let once = crate::Retry { deadline: Duration::ZERO, attempt: PING_LIMIT, ..crate::Retry::default() };
         match crate::connect::connect(&self.inner.config, once).await {
             Ok(connection) => {
                 // The answer is all that was wanted; how the goodbye goes is of no interest to anybody.

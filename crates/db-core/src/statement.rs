@@ -16,7 +16,7 @@ pub(crate) struct State {
     in_flight: bool,
     /// The link failed.
     lost: bool,
-    /// Somebody had sqlx's own connection in hands: anything may have been done with it.
+    /// Something was done that we did not see through: sqlx's own connection was lent, or the session was changed.
     pub(crate) foreign: bool,
     pub(crate) transaction: Transaction,
 }

@@ -2,12 +2,16 @@
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
 
 use crate::error::StatementError;
 use crate::statement::{Transaction, flagged};
 use crate::{Class, Conn, Error};
+
+/// "Current transaction is aborted, commands ignored until end of transaction block."
+const ABORTED: &str = "25P02";
 
 /// An open transaction, which ends with [`Tx::commit`], [`Tx::rollback`] or by being dropped.
 ///
@@ -41,6 +45,9 @@ impl Tx {
     /// itself answers such a `COMMIT` without an error. [`Error::CommitUnknown`] when the link was lost on the way.
     /// [`Error::Statement`] when the server refused, for example a deferred constraint: nothing is stored.
     pub async fn commit(mut self) -> Result<(), Error> {
+        if self.conn.state.foreign && self.conn.state.transaction == Transaction::Open {
+            self.ask().await?;
+        }
         if self.conn.state.transaction == Transaction::Aborted {
             self.rollback().await?;
             return Err(Error::Aborted);
@@ -74,12 +81,24 @@ impl Tx {
         self.conn.as_sqlx()
     }
 
+    /// Finds out whether the transaction is aborted, where we did not see every statement: the server answers the commit
+    /// of one that is without an error.
+    async fn ask(&mut self) -> Result<(), Error> {
+        match self.control("SELECT").await {
+            Err(error)
+                if error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(ABORTED) =>
+            {
+                self.conn.state.transaction = Transaction::Aborted;
+                Ok(())
+            }
+            other => Ok(other?),
+        }
+    }
+
     /// Runs transaction control by the simple protocol: one round trip, nothing prepared.
     async fn control(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
         let (raw, state) = self.conn.parts();
-        flagged(state, raw.execute(sqlx::raw_sql(statement)))
-            .await
-            .map(drop)
+        flagged(state, raw.execute(sqlx::raw_sql(statement))).await.map(drop)
     }
 }
 

@@ -21,21 +21,13 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let ended = Command::new(&program)
-        .args(words)
-        .env("DATABASE_URL", server.url("postgres"))
-        .status();
+    let ended = Command::new(&program).args(words).env("DATABASE_URL", server.url("postgres")).status();
     // The command's end is what matters; a server that is slow to go is gone soon.
     if let Err(error) = server.release() {
         eprintln!("with_postgres: {error}");
     }
     match ended {
-        Ok(status) => ExitCode::from(
-            status
-                .code()
-                .and_then(|code| u8::try_from(code).ok())
-                .unwrap_or(1),
-        ),
+        Ok(status) => ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
         Err(error) => {
             eprintln!("with_postgres: {}: {error}", program.to_string_lossy());
             ExitCode::from(127)

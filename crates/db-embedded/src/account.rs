@@ -39,19 +39,11 @@ impl Account {
             SERVICE_ACCOUNTS
                 .iter()
                 .find_map(|name| look_up(User::from_name(name)))
-                .ok_or(Error::NoUnprivilegedUser {
-                    tried: &SERVICE_ACCOUNTS,
-                })?
+                .ok_or(Error::NoUnprivilegedUser { tried: &SERVICE_ACCOUNTS })?
         } else {
             us
         };
-        Ok(Account {
-            uid: user.uid.as_raw(),
-            gid: user.gid.as_raw(),
-            name: user.name,
-            client,
-            client_uid,
-        })
+        Ok(Account { uid: user.uid.as_raw(), gid: user.gid.as_raw(), name: user.name, client, client_uid })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -84,11 +76,7 @@ impl Account {
     pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         command.current_dir("/").process_group(0).env_clear();
-        command.envs(
-            ENVIRONMENT
-                .iter()
-                .filter_map(|name| Some((name, std::env::var_os(name)?))),
-        );
+        command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         if self.is_other() {
             // `uid` also gives up our supplementary groups.
             command.gid(self.gid).uid(self.uid);

@@ -51,11 +51,9 @@ impl Binaries {
         data: Option<(&Path, &str)>,
         account: &Account,
     ) -> Result<Binaries, Error> {
-        let named = explicit.map(Path::to_path_buf).or_else(|| {
-            env::var_os(VARIABLE)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        });
+        let named = explicit
+            .map(Path::to_path_buf)
+            .or_else(|| env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from));
         let places = named.map_or_else(usual_places, |folder| vec![folder]);
         let mut search = Search { places: Vec::new() };
         let mut other_majors = Vec::new();
@@ -87,14 +85,10 @@ impl Binaries {
 
 fn usual_places() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<PathBuf> = env::split_paths(&path)
-        .filter(|folder| folder.join("postgres").exists())
-        .collect();
-    if let Some(output) = Command::new("pg_config")
-        .arg("--bindir")
-        .output()
-        .ok()
-        .filter(|it| it.status.success())
+    let mut places: Vec<PathBuf> =
+        env::split_paths(&path).filter(|folder| folder.join("postgres").exists()).collect();
+    if let Some(output) =
+        Command::new("pg_config").arg("--bindir").output().ok().filter(|it| it.status.success())
     {
         places.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
     }
@@ -125,25 +119,14 @@ fn inspect(folder: &Path, account: &Account) -> Result<Version, String> {
     }
     let program = fs::canonicalize(folder.join("postgres")).map_err(|error| error.to_string())?;
     if let Some(barrier) = account.barrier(&program) {
-        return Err(format!(
-            "{} is closed to the user {}",
-            barrier.display(),
-            account.name()
-        ));
+        return Err(format!("{} is closed to the user {}", barrier.display(), account.name()));
     }
-    let output = Command::new(&program)
-        .arg("--version")
-        .output()
-        .map_err(|error| error.to_string())?;
+    let output = Command::new(&program).arg("--version").output().map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
     match Version::parse(&text) {
         Some(version) if version.major >= Version::OLDEST => Ok(version),
         Some(version) => Err(format!("version {version} is older than {}", Version::OLDEST)),
-        None => Err(format!(
-            "`postgres --version` says {:?} and ends with {}",
-            text.trim(),
-            output.status
-        )),
+        None => Err(format!("`postgres --version` says {:?} and ends with {}", text.trim(), output.status)),
     }
 }
 
@@ -185,11 +168,6 @@ pub(crate) struct Versions<'a>(pub(crate) &'a [Version]);
 impl fmt::Display for Versions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<String> = self.0.iter().map(Version::to_string).collect();
-        write!(
-            f,
-            "{} {}",
-            names.join(" and "),
-            if names.len() == 1 { "was" } else { "were" }
-        )
+        write!(f, "{} {}", names.join(" and "), if names.len() == 1 { "was" } else { "were" })
     }
 }

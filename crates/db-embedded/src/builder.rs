@@ -18,12 +18,7 @@ pub struct Builder {
 impl Builder {
     pub(crate) fn new(place: Place) -> Builder {
         Builder {
-            plan: Plan {
-                place,
-                binaries: None,
-                patience: Duration::from_mins(1),
-                settings: Vec::new(),
-            },
+            plan: Plan { place, binaries: None, patience: Duration::from_mins(1), settings: Vec::new() },
         }
     }
 

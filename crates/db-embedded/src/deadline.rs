@@ -45,10 +45,7 @@ pub(crate) struct Deadline {
 
 impl Deadline {
     pub(crate) fn after(patience: Duration) -> Deadline {
-        Deadline {
-            begun: Instant::now(),
-            patience,
-        }
+        Deadline { begun: Instant::now(), patience }
     }
 
     pub(crate) fn waited(&self) -> Duration {
@@ -67,10 +64,7 @@ impl Deadline {
                 return Ok(found);
             }
             if late {
-                return Err(Error::TimedOut {
-                    phase,
-                    waited: self.waited(),
-                });
+                return Err(Error::TimedOut { phase, waited: self.waited() });
             }
             std::thread::sleep(GLANCE);
         }

@@ -152,13 +152,8 @@ const NO_SPACE: [&str; 3] = ["No space left on device", "Disk quota exceeded", "
 impl Error {
     /// The line of a program's output that says that there is no space.
     pub(crate) fn disk_full(folder: &Path, output: &str) -> Option<Error> {
-        let line = output
-            .lines()
-            .find(|line| NO_SPACE.iter().any(|words| line.contains(words)))?;
-        Some(Error::DiskFull {
-            folder: folder.to_path_buf(),
-            what: line.trim().to_owned(),
-        })
+        let line = output.lines().find(|line| NO_SPACE.iter().any(|words| line.contains(words)))?;
+        Some(Error::DiskFull { folder: folder.to_path_buf(), what: line.trim().to_owned() })
     }
 }
 
@@ -173,10 +168,7 @@ impl<T> IoResultExt<T> for io::Result<T> {
             let path = path.into();
             match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                    Error::DiskFull {
-                        folder: path,
-                        what: format!("cannot {action} it: {source}"),
-                    }
+                    Error::DiskFull { folder: path, what: format!("cannot {action} it: {source}") }
                 }
                 _ => Error::Io { action, path, source },
             }

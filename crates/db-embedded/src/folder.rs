@@ -101,11 +101,7 @@ impl Folder {
         new.push(format!(".new-{}", random_name()));
         let new = PathBuf::from(new);
         let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&new)?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
             self.give(&file)?;
             file.write_all(content.as_bytes())?;
             fs::rename(&new, path)
@@ -180,10 +176,7 @@ impl Folder {
 }
 
 pub(crate) fn random_name() -> String {
-    std::iter::repeat_with(fastrand::alphanumeric)
-        .map(|c| c.to_ascii_lowercase())
-        .take(10)
-        .collect()
+    std::iter::repeat_with(fastrand::alphanumeric).map(|c| c.to_ascii_lowercase()).take(10).collect()
 }
 
 /// Fails when it is there already.

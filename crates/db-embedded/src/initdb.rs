@@ -27,27 +27,15 @@ pub(crate) fn make_data(
     let new = folder.path.join(format!("{UNFINISHED}{}", random_name()));
     folder.make_dir(&new)?;
 
-    let mut arguments = vec![
-        binaries.initdb().into_os_string(),
-        "-D".into(),
-        new.clone().into_os_string(),
-    ];
+    let mut arguments = vec![binaries.initdb().into_os_string(), "-D".into(), new.clone().into_os_string()];
     arguments.extend(["-U", ROLE, "-A", "peer", "-E", "UTF8", "--locale=C"].map(Into::into));
     if folder.kind == Kind::Throwaway {
         // Does not wait for the disk.
         arguments.push("-N".into());
     }
-    let script = supervisor::Script {
-        verb: "init",
-        folder,
-        sockets: None,
-        tool,
-        orphan: None,
-    };
+    let script = supervisor::Script { verb: "init", folder, sockets: None, tool, orphan: None };
     let mut child = script.spawn(arguments, log)?;
-    let ended = deadline.poll(Phase::InitDb, || {
-        child.try_wait().doing("wait for initdb in", &new)
-    });
+    let ended = deadline.poll(Phase::InitDb, || child.try_wait().doing("wait for initdb in", &new));
     let status = match ended {
         Ok(status) => status,
         Err(error) => {
@@ -62,12 +50,8 @@ pub(crate) fn make_data(
     if !status.success() {
         let output = folder.log_since(log_start);
         sweep_unfinished(folder);
-        return Err(
-            Error::disk_full(&folder.path, &output).unwrap_or(Error::InitFailed {
-                folder: folder.data(),
-                output,
-            }),
-        );
+        return Err(Error::disk_full(&folder.path, &output)
+            .unwrap_or(Error::InitFailed { folder: folder.data(), output }));
     }
     fs::rename(&new, folder.data()).doing("rename to `data`", &new)
 }
@@ -75,10 +59,7 @@ pub(crate) fn make_data(
 /// Removes what killed ones left. An `initdb` that outlived its starter may still be writing: then the rest goes next time.
 fn sweep_unfinished(folder: &Folder) {
     for entry in fs::read_dir(&folder.path).into_iter().flatten().flatten() {
-        if entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(UNFINISHED.as_bytes())
+        if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
             && let Err(error) = fs::remove_dir_all(entry.path())
         {
             tracing::debug!(folder = %entry.path().display(), %error, "an unfinished data folder stays for now");

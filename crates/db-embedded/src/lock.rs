@@ -45,10 +45,7 @@ impl LockFile {
         if account.is_other() && metadata.uid() == account.client_uid() && metadata.nlink() == 1 {
             fchown(&file, Some(account.uid()), Some(account.gid())).doing("change the owner of", path)?;
         }
-        Ok(Some(LockFile {
-            file,
-            path: path.to_path_buf(),
-        }))
+        Ok(Some(LockFile { file, path: path.to_path_buf() }))
     }
 
     /// Takes the lock, or says that somebody else is in the way. A lock that was held in the other mode is given up.
@@ -91,11 +88,7 @@ impl LockFile {
         };
         let taken = deadline.poll(phase, || {
             let taken = file.try_take(mode)?;
-            Ok(if file.is_current() {
-                taken.then_some(true)
-            } else {
-                Some(false)
-            })
+            Ok(if file.is_current() { taken.then_some(true) } else { Some(false) })
         })?;
         Ok(taken.then_some(file))
     }
@@ -113,8 +106,7 @@ mod tests {
     /// How often this process has the file open.
     fn times_open(path: &Path) -> usize {
         let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
-        open.filter(|descriptor| fs::read_link(descriptor.path()).is_ok_and(|file| file == path))
-            .count()
+        open.filter(|descriptor| fs::read_link(descriptor.path()).is_ok_and(|file| file == path)).count()
     }
 
     #[test]

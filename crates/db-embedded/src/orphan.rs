@@ -37,14 +37,8 @@ impl Orphan {
             return Ok(None);
         };
         match file.socket_dir.and_then(|path| Sockets::recognise(folder, &path)) {
-            Some(sockets) => Ok(Some(Orphan {
-                pid: file.pid,
-                sockets,
-            })),
-            None => Err(Error::InUse {
-                folder: data,
-                pid: file.pid,
-            }),
+            Some(sockets) => Ok(Some(Orphan { pid: file.pid, sockets })),
+            None => Err(Error::InUse { folder: data, pid: file.pid }),
         }
     }
 
@@ -92,16 +86,11 @@ pub(crate) fn sweep_beside(folder: &Folder, deadline: Deadline) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        let ours = entry
-            .metadata()
-            .is_ok_and(|it| it.is_dir() && it.uid() == folder.account.uid());
+        let ours = entry.metadata().is_ok_and(|it| it.is_dir() && it.uid() == folder.account.uid());
         if !ours || !name.starts_with(&prefix) || name.starts_with(&sockets) || entry.path() == folder.path {
             continue;
         }
-        let left = Folder {
-            path: entry.path(),
-            ..folder.clone()
-        };
+        let left = Folder { path: entry.path(), ..folder.clone() };
         let swept = if name.contains(".gone-") {
             // Had lost its name already. Its supervisor may be at it this moment, so what cannot be removed is no news.
             let _ = fs::remove_dir_all(&left.path);

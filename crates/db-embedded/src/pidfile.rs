@@ -38,12 +38,8 @@ impl PidFile {
 
     fn parse(bytes: &[u8]) -> Option<PidFile> {
         let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
-        let text = |line: usize| {
-            lines
-                .get(line - 1)
-                .and_then(|line| str::from_utf8(line).ok())
-                .map(str::trim)
-        };
+        let text =
+            |line: usize| lines.get(line - 1).and_then(|line| str::from_utf8(line).ok()).map(str::trim);
         Some(PidFile {
             pid: text(1)?.parse().ok()?,
             port: text(4).and_then(|port| port.parse().ok()).unwrap_or(0),
@@ -76,10 +72,7 @@ impl PidFile {
         if !process_exists(self.pid) {
             return false;
         }
-        match (
-            fs::metadata(format!("/proc/{}/cwd", self.pid)),
-            fs::metadata(data),
-        ) {
+        match (fs::metadata(format!("/proc/{}/cwd", self.pid)), fs::metadata(data)) {
             (Ok(its), Ok(ours)) => (its.dev(), its.ino()) == (ours.dev(), ours.ino()),
             (Err(error), _)
                 if error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self").exists() =>
@@ -130,12 +123,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn a_stranger_with_the_same_process_id_is_not_the_server() {
-        let file = PidFile {
-            pid: std::process::id(),
-            port: 5432,
-            socket_dir: None,
-            ready: true,
-        };
+        let file = PidFile { pid: std::process::id(), port: 5432, socket_dir: None, ready: true };
 
         assert!(
             !file.is_alive_in(Path::new("/")),

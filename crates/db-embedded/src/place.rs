@@ -11,17 +11,8 @@ use crate::error::{Error, IoResultExt};
 use crate::folder::{Folder, Kind, make_private_dir, random_name};
 
 /// What a kept folder may hold before we have used it: our own layout, and what a file system of its own brings.
-const EXPECTED: [&str; 9] = [
-    "start",
-    "lease",
-    "running",
-    "starting",
-    "version",
-    "data",
-    "run",
-    "log",
-    "lost+found",
-];
+const EXPECTED: [&str; 9] =
+    ["start", "lease", "running", "starting", "version", "data", "run", "log", "lost+found"];
 
 /// Which server was asked for.
 #[derive(Clone, Debug)]
@@ -43,11 +34,7 @@ impl Place {
             Place::Shared(name) => (open_shared(name, account)?, Kind::Throwaway),
             Place::Kept(folder) => (open_kept(folder, account)?, Kind::Kept),
         };
-        Ok(Folder {
-            path,
-            kind,
-            account: account.clone(),
-        })
+        Ok(Folder { path, kind, account: account.clone() })
     }
 }
 
@@ -65,23 +52,19 @@ pub(crate) fn temp_base(account: &Account) -> Result<PathBuf, Error> {
             || (account.barrier(base).is_none() && base.metadata().is_ok_and(|it| account.may(0o3, &it)))
     };
     let candidates = [wanted.clone(), PathBuf::from("/tmp"), PathBuf::from("/var/tmp")];
-    candidates
-        .into_iter()
-        .filter_map(|base| fs::canonicalize(base).ok())
-        .find(usable)
-        .ok_or_else(|| Error::NotTraversable {
+    candidates.into_iter().filter_map(|base| fs::canonicalize(base).ok()).find(usable).ok_or_else(|| {
+        Error::NotTraversable {
             ancestor: account.barrier(&wanted).unwrap_or_else(|| wanted.clone()),
             folder: wanted,
             user: account.name().to_owned(),
-        })
+        }
+    })
 }
 
 fn open_shared(name: &str, account: &Account) -> Result<PathBuf, Error> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
     if !(1..=32).contains(&name.len()) || !name.chars().all(allowed) {
-        return Err(Error::InvalidName {
-            name: name.to_owned(),
-        });
+        return Err(Error::InvalidName { name: name.to_owned() });
     }
     let path = temp_base(account)?.join(format!("{}{name}", prefix(account)));
     match make_private_dir(&path, account) {
@@ -97,10 +80,7 @@ fn open_shared(name: &str, account: &Account) -> Result<PathBuf, Error> {
             chown(&path, Some(account.uid()), Some(account.gid())).doing("change the owner of", &path)?;
             Ok(path)
         }
-        Ok(metadata) => Err(Error::NotOurs {
-            folder: path,
-            why: belongs_to(&metadata),
-        }),
+        Ok(metadata) => Err(Error::NotOurs { folder: path, why: belongs_to(&metadata) }),
         // Its last user just left; whoever opens the lock file in it finds out.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(path),
         Err(error) => Err(error).doing("inspect", path),
@@ -112,10 +92,7 @@ fn open_kept(folder: &Path, account: &Account) -> Result<PathBuf, Error> {
     let path = fs::canonicalize(folder).doing("find", folder)?;
     let metadata = path.metadata().doing("inspect", &path)?;
     if ![account.uid(), account.client_uid()].contains(&metadata.uid()) {
-        return Err(Error::NotOurs {
-            folder: path,
-            why: belongs_to(&metadata),
-        });
+        return Err(Error::NotOurs { folder: path, why: belongs_to(&metadata) });
     }
     if path.as_os_str().as_encoded_bytes().contains(&b'\n') {
         return Err(Error::NotOurs {
@@ -126,11 +103,7 @@ fn open_kept(folder: &Path, account: &Account) -> Result<PathBuf, Error> {
     if let Some(parent) = path.parent()
         && let Some(ancestor) = account.barrier(parent)
     {
-        return Err(Error::NotTraversable {
-            folder: path,
-            ancestor,
-            user: account.name().to_owned(),
-        });
+        return Err(Error::NotTraversable { folder: path, ancestor, user: account.name().to_owned() });
     }
     if !path.join("lease").exists() {
         refuse_strangers(&path)?;
@@ -154,10 +127,7 @@ fn refuse_strangers(path: &Path) -> Result<(), Error> {
         let name = name.to_string_lossy();
         if !EXPECTED.contains(&&*name) && !name.starts_with("data.new-") {
             let why = format!("it holds {name:?}, and a server needs a folder of its own");
-            return Err(Error::NotOurs {
-                folder: path.to_path_buf(),
-                why,
-            });
+            return Err(Error::NotOurs { folder: path.to_path_buf(), why });
         }
     }
     Ok(())

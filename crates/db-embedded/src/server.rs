@@ -134,9 +134,7 @@ impl Server {
     pub fn postmaster_pid(&self) -> Result<u32, Error> {
         match PidFile::read(&self.data)? {
             Some(file) if file.is_alive_in(&self.data) => Ok(file.pid),
-            _ => Err(Error::NotRunning {
-                folder: self.folder.path.clone(),
-            }),
+            _ => Err(Error::NotRunning { folder: self.folder.path.clone() }),
         }
     }
 
@@ -153,13 +151,8 @@ impl Server {
         let deadline = Deadline::after(self.patience);
         let account = &self.folder.account;
         let running = LockFile::open(&self.folder.running_lock(), account)?;
-        let start = LockFile::take(
-            &self.folder.start_lock(),
-            Mode::Exclusive,
-            account,
-            deadline,
-            Phase::Starter,
-        )?;
+        let start =
+            LockFile::take(&self.folder.start_lock(), Mode::Exclusive, account, deadline, Phase::Starter)?;
         let (Some(running), Some(_start)) = (running, start) else {
             // Somebody removed the folder under a running server; the supervisor ends it all the same.
             return Ok(Released::Stopped);
@@ -169,9 +162,7 @@ impl Server {
             return Ok(Released::StillShared);
         }
         self.lease.give_up()?;
-        deadline.poll(Phase::Stop, || {
-            Ok(running.try_take(Mode::Exclusive)?.then_some(()))
-        })?;
+        deadline.poll(Phase::Stop, || Ok(running.try_take(Mode::Exclusive)?.then_some(())))?;
         // The folder of a throwaway is still there, or the server still runs, only if the supervisor was killed.
         if running.is_current() && self.lease.try_take(Mode::Exclusive)? {
             orphan::finish(&self.folder, deadline)?;
@@ -200,9 +191,6 @@ mod tests {
 
     #[test]
     fn what_means_something_in_an_address_is_encoded() {
-        assert_eq!(
-            percent_encoded("/tmp/a b&c?d=é".as_bytes()),
-            "%2Ftmp%2Fa%20b%26c%3Fd%3D%C3%A9"
-        );
+        assert_eq!(percent_encoded("/tmp/a b&c?d=é".as_bytes()), "%2Ftmp%2Fa%20b%26c%3Fd%3D%C3%A9");
     }
 }

@@ -59,12 +59,7 @@ pub(crate) fn arguments(folder: &Folder, sockets: &Path, own: &[(String, String)
 /// The setting is a list: a comma or a blank would end the name.
 fn quoted(path: &Path) -> OsString {
     let mut text = OsString::from("\"");
-    for (index, part) in path
-        .as_os_str()
-        .as_encoded_bytes()
-        .split(|byte| *byte == b'"')
-        .enumerate()
-    {
+    for (index, part) in path.as_os_str().as_encoded_bytes().split(|byte| *byte == b'"').enumerate() {
         if index > 0 {
             text.push("\"\"");
         }
@@ -82,8 +77,5 @@ pub(crate) fn write_access_rules(folder: &Folder) -> Result<(), Error> {
     let data = folder.data();
     folder.write(&data.join("pg_hba.conf"), "local all all peer map=owner\n")?;
     let client = folder.account.client().replace('"', "\"\"");
-    folder.write(
-        &data.join("pg_ident.conf"),
-        &format!("owner \"{client}\" {ROLE}\n"),
-    )
+    folder.write(&data.join("pg_ident.conf"), &format!("owner \"{client}\" {ROLE}\n"))
 }

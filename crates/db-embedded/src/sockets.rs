@@ -71,10 +71,8 @@ impl Sockets {
 
 /// A server and supervisor that were both killed leave theirs, and its name.
 fn left_by_a_crash(folder: &Folder) -> Result<Option<PathBuf>, Error> {
-    Ok(PidFile::read(&folder.data())?
-        .and_then(|file| file.socket_dir)
-        .filter(|path| {
-            matches!(Sockets::recognise(folder, path), Some(Sockets::Elsewhere(_)))
-                && fs::symlink_metadata(path).is_ok_and(|it| it.is_dir() && it.uid() == folder.account.uid())
-        }))
+    Ok(PidFile::read(&folder.data())?.and_then(|file| file.socket_dir).filter(|path| {
+        matches!(Sockets::recognise(folder, path), Some(Sockets::Elsewhere(_)))
+            && fs::symlink_metadata(path).is_ok_and(|it| it.is_dir() && it.uid() == folder.account.uid())
+    }))
 }

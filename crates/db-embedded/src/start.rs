@@ -138,12 +138,8 @@ impl Plan {
                 Some(file) if file.accepts_connections() && is_supervised(folder)? => Ok(Some(file)),
                 _ if ended => {
                     let log = folder.log_since(log_start);
-                    Err(
-                        Error::disk_full(&folder.path, &log).unwrap_or(Error::StartFailed {
-                            folder: folder.path.clone(),
-                            log,
-                        }),
-                    )
+                    Err(Error::disk_full(&folder.path, &log)
+                        .unwrap_or(Error::StartFailed { folder: folder.path.clone(), log }))
                 }
                 _ => Ok(None),
             }
@@ -185,9 +181,7 @@ fn join(folder: &Folder, deadline: Deadline) -> Result<Option<PidFile>, Error> {
         if !is_supervised(folder)? {
             return Ok(Some(None));
         }
-        Ok(PidFile::read(&folder.data())?
-            .filter(PidFile::accepts_connections)
-            .map(Some))
+        Ok(PidFile::read(&folder.data())?.filter(PidFile::accepts_connections).map(Some))
     })
 }
 
@@ -203,7 +197,5 @@ fn is_supervised(folder: &Folder) -> Result<bool, Error> {
 pub(crate) fn version_of(folder: &Folder) -> Result<Version, Error> {
     let noted = folder.version()?;
     let major = folder.made_by()?.and_then(|text| Version::parse(&text));
-    noted.or(major).ok_or_else(|| Error::NotRunning {
-        folder: folder.path.clone(),
-    })
+    noted.or(major).ok_or_else(|| Error::NotRunning { folder: folder.path.clone() })
 }

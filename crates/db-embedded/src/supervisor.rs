@@ -81,10 +81,7 @@ impl Script<'_> {
             .stderr(errors);
         let mut child = command.spawn().doing("run as the server's account", SHELL)?;
         // Smaller than a pipe's buffer; so this does not block. Without its last line the script does nothing.
-        let sent = child
-            .stdin
-            .take()
-            .map_or(Ok(()), |mut pipe| pipe.write_all(SCRIPT.as_bytes()));
+        let sent = child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(SCRIPT.as_bytes()));
         if let Err(error) = sent {
             let _ = child.kill();
             let _ = child.wait();

@@ -17,9 +17,7 @@ impl Version {
 
     /// Reads `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`, `17beta2` or `15.18`.
     pub(crate) fn parse(text: &str) -> Option<Version> {
-        let number = text
-            .split_whitespace()
-            .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+        let number = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
         let mut parts = number.splitn(3, '.');
         Some(Version {
             major: leading_number(parts.next()?)?,

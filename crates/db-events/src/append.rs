@@ -29,15 +29,9 @@ pub(crate) struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     pub(crate) fn new(events: &'a [NewEvent], is_final: bool) -> Result<Self, Error> {
-        let bytes = events
-            .iter()
-            .map(|event| event.kind.len() + event.data.len())
-            .sum();
+        let bytes = events.iter().map(|event| event.kind.len() + event.data.len()).sum();
         if !(1..=MAX_EVENTS).contains(&events.len()) || bytes > MAX_BYTES {
-            return Err(Error::Size {
-                events: events.len(),
-                bytes,
-            });
+            return Err(Error::Size { events: events.len(), bytes });
         }
         for event in events {
             event.check()?;
@@ -49,12 +43,28 @@ impl<'a> Batch<'a> {
             events.iter().map(|event| Cow::as_ref(&event.kind)).collect()
         };
         let data = events.iter().map(|event| event.data.as_str()).collect();
-        Ok(Self {
-            types,
-            data,
-            bytes,
-            is_final,
-        })
+        Ok(Self { types, data, bytes, is_final })
+    }
+
+    /// Whether this is what is stored after event `last`.
+    pub(crate) async fn is_stored<'c>(
+        &self,
+        executor: impl Executor<'c, Database = Postgres>,
+        log: LogId,
+        last: i64,
+    ) -> Result<bool, Error> {
+        sqlx::query_scalar(
+            "select exists (
+                 select from event_log_batches where log = $1 and first = $2 + 1 and types = $3 and data = $4
+             )",
+        )
+        .bind(log.0)
+        .bind(last)
+        .bind(&self.types)
+        .bind(&self.data)
+        .fetch_one(executor)
+        .await
+        .map_err(Error::database(WHAT))
     }
 
     pub(crate) fn len(&self) -> i64 {
@@ -110,17 +120,14 @@ pub(crate) async fn append<'c>(
 
     let row = match timeout(STATEMENT_LIMIT, statement).await {
         Err(_) => {
-            return Err(Error::TimedOut {
-                what: WHAT,
-                seconds: STATEMENT_LIMIT.as_secs(),
-            });
+            return Err(Error::TimedOut { what: WHAT, seconds: STATEMENT_LIMIT.as_secs() });
         }
         Ok(Err(error)) => {
-            let source = db_core::Error::from(error);
-            return if source.is_unique_violation() {
+            let cause = db_core::Error::from(error);
+            return if cause.is_unique_violation() {
                 Ok(Outcome::Raced)
             } else {
-                Err(Error::Database { what: WHAT, source })
+                Err(Error::Database { what: WHAT, cause })
             };
         }
         Ok(Ok(row)) => row,
@@ -129,10 +136,6 @@ pub(crate) async fn append<'c>(
         None => Err(Error::UnknownLog(log)),
         Some((_, _, Some(first))) => Ok(Outcome::Stored(first..=first + batch.len() - 1)),
         Some((last, true, None)) => Err(Error::Finished { log, last }),
-        Some((last, false, None)) => Err(Error::Conflict {
-            log,
-            expected: after.unwrap_or(last),
-            last,
-        }),
+        Some((last, false, None)) => Err(Error::Conflict { log, expected: after.unwrap_or(last), last }),
     }
 }

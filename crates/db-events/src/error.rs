@@ -52,18 +52,18 @@ pub enum Error {
         seconds: u64,
     },
     /// The database failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Database {
         /// What was being done.
         what: &'static str,
         /// What it met. [`Class::Lost`] leaves open whether an append is stored.
-        source: db_core::Error,
+        cause: db_core::Error,
     },
 }
 
 impl From<db_core::Error> for Error {
-    fn from(source: db_core::Error) -> Self {
-        Self::of(source)
+    fn from(cause: db_core::Error) -> Self {
+        Self::of(cause)
     }
 }
 
@@ -73,7 +73,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::TimedOut { .. } => true,
-            Self::Database { source, .. } => source.is_transient(),
+            Self::Database { cause, .. } => cause.is_transient(),
             _ => false,
         }
     }
@@ -82,25 +82,19 @@ impl Error {
     pub(crate) fn is_ambiguous(&self) -> bool {
         match self {
             Self::TimedOut { .. } => true,
-            Self::Database { source, .. } => {
-                matches!(source.class(), Class::Lost) || matches!(source, db_core::Error::CommitUnknown(_))
+            Self::Database { cause, .. } => {
+                matches!(cause.class(), Class::Lost) || matches!(cause, db_core::Error::CommitUnknown(_))
             }
             _ => false,
         }
     }
 
     /// What an append met before or around its statement.
-    pub(crate) fn of(source: db_core::Error) -> Self {
-        Self::Database {
-            what: crate::append::WHAT,
-            source,
-        }
+    pub(crate) fn of(cause: db_core::Error) -> Self {
+        Self::Database { what: crate::append::WHAT, cause }
     }
 
     pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
-        move |error| Self::Database {
-            what,
-            source: error.into(),
-        }
+        move |error| Self::Database { what, cause: error.into() }
     }
 }

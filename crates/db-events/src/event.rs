@@ -32,10 +32,7 @@ impl NewEvent {
     /// An event of a type (1 to 64 bytes, no control characters, since it travels in a line of SSE) with data: any text
     /// without NUL, usually JSON.
     pub fn new(kind: impl Into<Cow<'static, str>>, data: impl Into<String>) -> Self {
-        Self {
-            kind: kind.into(),
-            data: data.into(),
-        }
+        Self { kind: kind.into(), data: data.into() }
     }
 
     /// Its type.

@@ -5,8 +5,9 @@ use std::ops::RangeInclusive;
 use db_core::{Handle, Pool, Tx};
 use db_notify::{Bus, Topic};
 use sqlx::Executor;
+use tokio::time::timeout;
 
-use crate::append::{Batch, Outcome, append};
+use crate::append::{Batch, Outcome, STATEMENT_LIMIT, append};
 use crate::{Error, EventStream, Head, LogId, NewEvent, Writer};
 
 /// The event logs of a database. Cheap to clone.
@@ -83,10 +84,7 @@ impl EventLog {
     ///
     /// [`Error::UnknownLog`] or [`Error::Database`].
     pub async fn head(&self, log: LogId) -> Result<Head, Error> {
-        Head::read(self.handle(), log)
-            .await
-            .map_err(Error::database("read an event log"))?
-            .ok_or(Error::UnknownLog(log))
+        limited("read an event log", Head::read(self.handle(), log)).await?.ok_or(Error::UnknownLog(log))
     }
 
     pub(crate) async fn append_batch(
@@ -97,11 +95,7 @@ impl EventLog {
     ) -> Result<RangeInclusive<i64>, Error> {
         loop {
             // Taken here, so that the wait for a connection has the pool's limit and the statement its own.
-            let mut conn = self
-                .handle()
-                .acquire()
-                .await
-                .map_err(|error| Error::of(error.into()))?;
+            let mut conn = self.handle().acquire().await.map_err(|error| Error::of(error.into()))?;
             match append(&mut conn, log, after, batch).await? {
                 Outcome::Stored(ids) => {
                     self.wake(log);
@@ -128,11 +122,18 @@ impl EventLog {
 }
 
 async fn create<'c>(executor: impl Executor<'c, Database = sqlx::Postgres>) -> Result<LogId, Error> {
-    sqlx::query_scalar("insert into event_logs default values returning id")
-        .fetch_one(executor)
-        .await
-        .map(LogId)
-        .map_err(Error::database("create an event log"))
+    let create = sqlx::query_scalar("insert into event_logs default values returning id").fetch_one(executor);
+    limited("create an event log", create).await.map(LogId)
+}
+
+async fn limited<T>(
+    what: &'static str,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Error> {
+    match timeout(STATEMENT_LIMIT, statement).await {
+        Ok(result) => result.map_err(Error::database(what)),
+        Err(_) => Err(Error::TimedOut { what, seconds: STATEMENT_LIMIT.as_secs() }),
+    }
 }
 
 /// The topic that a log's appends are notified under.

@@ -7,7 +7,7 @@ use async_stream::try_stream;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use db_core::Pool;
 use db_notify::{Bus, Subscription};
-use futures_util::Stream;
+use futures_util::{FutureExt, Stream};
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
@@ -49,14 +49,7 @@ struct Row {
 impl EventStream {
     pub(crate) fn new(pool: Pool, bus: &Bus, log: LogId, after: i64) -> Self {
         let wakeups = bus.subscribe(&topic(log), 1);
-        Self {
-            pool,
-            log,
-            cursor: after.max(0),
-            wakeups,
-            bus_open: true,
-            ended: false,
-        }
+        Self { pool, log, cursor: after.clamp(0, i64::MAX - 1), wakeups, bus_open: true, ended: false }
     }
 
     /// The last event that was returned: the cursor to resume with.
@@ -107,6 +100,8 @@ impl EventStream {
     async fn look(&mut self) -> Result<Vec<Event>, Error> {
         let what = "read an event log";
         loop {
+            // What came before the look is seen by it.
+            while let Some(Some(_)) = self.wakeups.recv().now_or_never() {}
             let limit = STATEMENT_LIMIT + STATEMENT_LIMIT;
             let read = async {
                 let page = self.page().await?;
@@ -120,10 +115,7 @@ impl EventStream {
             let (page, head) = match timeout(limit, read).await {
                 Ok(result) => result.map_err(Error::database(what))?,
                 Err(_) => {
-                    return Err(Error::TimedOut {
-                        what,
-                        seconds: limit.as_secs(),
-                    });
+                    return Err(Error::TimedOut { what, seconds: limit.as_secs() });
                 }
             };
             match head {
@@ -177,12 +169,7 @@ impl EventStream {
                     continue;
                 }
                 let kind = kinds.get(number).or(kinds.first()).cloned().unwrap_or_default();
-                events.push(Event {
-                    id,
-                    kind,
-                    data,
-                    at: row.at,
-                });
+                events.push(Event { id, kind, data, at: row.at });
             }
             self.ended |= row.is_final;
         }

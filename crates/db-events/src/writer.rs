@@ -74,11 +74,7 @@ impl Writer {
     async fn store(&mut self, batch: &Batch<'_>) -> Result<(), Error> {
         let mut attempts = Attempts::default();
         loop {
-            let result = self
-                .events
-                .append_batch(self.log, Some(self.last), batch)
-                .await
-                .map(drop);
+            let result = self.events.append_batch(self.log, Some(self.last), batch).await.map(drop);
             if attempts.settle(self, batch, result).await? {
                 return Ok(());
             }
@@ -122,29 +118,39 @@ impl Attempts {
         let end = writer.last + batch.len();
         match result {
             Ok(()) => {}
-            Err(Error::Conflict { last, .. } | Error::Finished { last, .. })
+            Err(error @ (Error::Conflict { last, .. } | Error::Finished { last, .. }))
                 if self.may_be_stored && last == end =>
             {
-                // It was stored, only the answer was lost; and so, maybe, was the notification.
-                writer.events.wake(writer.log);
+                match batch.is_stored(writer.events.handle(), writer.log, writer.last).await {
+                    // Only the answer was lost; and so, maybe, was the notification.
+                    Ok(true) => writer.events.wake(writer.log),
+                    Ok(false) => return Err(error),
+                    Err(error) if error.is_transient() => return self.pause(writer, &error).await,
+                    Err(error) => return Err(error),
+                }
             }
             Err(error) if error.is_transient() => {
                 self.may_be_stored |= error.is_ambiguous();
-                tracing::warn!(log = %writer.log, %error, "append not done yet");
-                let pauses = self.pauses.get_or_insert_with(|| {
-                    ExponentialBuilder::new()
-                        .with_min_delay(Duration::from_millis(20))
-                        .with_max_delay(Duration::from_secs(1))
-                        .with_jitter()
-                        .without_max_times()
-                        .build()
-                });
-                tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(1))).await;
-                return Ok(false);
+                return self.pause(writer, &error).await;
             }
             Err(error) => return Err(error),
         }
         writer.last = end;
         Ok(true)
+    }
+
+    /// Waits until it is worth another try.
+    async fn pause(&mut self, writer: &Writer, error: &Error) -> Result<bool, Error> {
+        tracing::warn!(log = %writer.log, %error, "append not done yet");
+        let pauses = self.pauses.get_or_insert_with(|| {
+            ExponentialBuilder::new()
+                .with_min_delay(Duration::from_millis(20))
+                .with_max_delay(Duration::from_secs(1))
+                .with_jitter()
+                .without_max_times()
+                .build()
+        });
+        tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(1))).await;
+        Ok(false)
     }
 }

@@ -47,16 +47,7 @@ impl Db {
         keyring: Option<Arc<Keyring>>,
     ) -> Self {
         let closing = CancellationToken::new();
-        Self {
-            inner: Arc::new(Inner {
-                api,
-                backend,
-                bus,
-                events,
-                keyring,
-                closing,
-            }),
-        }
+        Self { inner: Arc::new(Inner { api, backend, bus, events, keyring, closing }) }
     }
 
     /// The pool for web requests, as a sqlx executor that remembers this line.
@@ -112,10 +103,6 @@ impl Db {
         let limit = left();
         let (api_closed, backend_closed) =
             tokio::join!(self.inner.api.close(limit), self.inner.backend.close(limit));
-        Shutdown {
-            bus_closed,
-            api_closed,
-            backend_closed,
-        }
+        Shutdown { bus_closed, api_closed, backend_closed }
     }
 }

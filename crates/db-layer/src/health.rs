@@ -47,21 +47,12 @@ impl Health {
         let started = Instant::now();
         let answer = timeout(limit, sqlx::query("select 1").execute(api.handle())).await;
         let database = match answer {
-            Ok(Ok(_)) => DatabaseHealth::Answers {
-                within: started.elapsed(),
-            },
-            Ok(Err(error)) => DatabaseHealth::Fails {
-                reason: db_core::Error::from(error).to_string(),
-            },
-            Err(_) => DatabaseHealth::Fails {
-                reason: format!("no answer within {:.1} s", limit.as_secs_f64()),
-            },
+            Ok(Ok(_)) => DatabaseHealth::Answers { within: started.elapsed() },
+            Ok(Err(error)) => DatabaseHealth::Fails { reason: db_core::Error::from(error).to_string() },
+            Err(_) => {
+                DatabaseHealth::Fails { reason: format!("no answer within {:.1} s", limit.as_secs_f64()) }
+            }
         };
-        Self {
-            database,
-            api: api.stats(),
-            backend: backend.stats(),
-            bus: bus.state(),
-        }
+        Self { database, api: api.stats(), backend: backend.stats(), bus: bus.state() }
     }
 }

@@ -64,20 +64,20 @@ pub enum Error {
         version: i64,
     },
     /// A migration failed. It was rolled back, unless it is one that runs outside a transaction.
-    #[error("migration {version} failed: {source}")]
+    #[error("migration {version} failed: {cause}")]
     Failed {
         /// The version.
         version: i64,
         /// What the server said.
-        source: db_core::Error,
+        cause: db_core::Error,
     },
     /// The database failed elsewhere.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Database {
         /// What was being done.
         what: &'static str,
         /// What it met.
-        source: db_core::Error,
+        cause: db_core::Error,
     },
     /// sqlx refused for another reason.
     #[error("the migrator refused: {0}")]
@@ -86,23 +86,14 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
-        move |error| Self::Database {
-            what,
-            source: error.into(),
-        }
+        move |error| Self::Database { what, cause: error.into() }
     }
 
     pub(crate) fn from_sqlx(error: sqlx::migrate::MigrateError) -> Self {
         use sqlx::migrate::MigrateError;
         match error {
-            MigrateError::ExecuteMigration(error, version) => Self::Failed {
-                version,
-                source: error.into(),
-            },
-            MigrateError::Execute(error) => Self::Database {
-                what: "migrate",
-                source: error.into(),
-            },
+            MigrateError::ExecuteMigration(error, version) => Self::Failed { version, cause: error.into() },
+            MigrateError::Execute(error) => Self::Database { what: "migrate", cause: error.into() },
             MigrateError::VersionMissing(version) => Self::Unknown { version },
             MigrateError::VersionMismatch(version) => Self::Changed { version },
             MigrateError::VersionNotPresent(version) => Self::NoSuchVersion { version },

@@ -31,11 +31,7 @@ pub(crate) async fn acquire(
         let waited = started.elapsed();
         if waited >= deadline {
             let holder = holder(connection, key(database)).await;
-            return Err(Error::Locked {
-                database: database.to_owned(),
-                waited,
-                holder,
-            });
+            return Err(Error::Locked { database: database.to_owned(), waited, holder });
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await;
     }

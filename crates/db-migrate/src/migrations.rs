@@ -37,10 +37,7 @@ impl Migrations {
         let mut migrator = Migrator::with_migrations(migrator.iter().cloned().collect());
         // sqlx would wait on its lock; ours is tried.
         migrator.set_locking(false);
-        Self {
-            migrator,
-            lock_deadline: LOCK_DEADLINE,
-        }
+        Self { migrator, lock_deadline: LOCK_DEADLINE }
     }
 
     /// Reads a folder of migrations.
@@ -50,10 +47,9 @@ impl Migrations {
     /// [`Error::Source`] when it is not one.
     pub async fn from_dir(dir: impl AsRef<Path>) -> Result<Self, Error> {
         let dir = dir.as_ref();
-        let migrator = Migrator::new(dir).await.map_err(|error| Error::Source {
-            dir: dir.display().to_string(),
-            said: error.to_string(),
-        })?;
+        let migrator = Migrator::new(dir)
+            .await
+            .map_err(|error| Error::Source { dir: dir.display().to_string(), said: error.to_string() })?;
         Ok(Self::new(&migrator))
     }
 
@@ -78,19 +74,13 @@ impl Migrations {
         if before.iter().all(|status| status.state == State::Applied) {
             let version = newest(&before);
             close(connection).await;
-            return Ok(Report {
-                changed: Vec::new(),
-                version,
-            });
+            return Ok(Report { changed: Vec::new(), version });
         }
 
         lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
         // Somebody may have been quicker.
         let before = self.checked_status(&mut connection).await?;
-        self.migrator
-            .run_direct(None, &mut connection, false)
-            .await
-            .map_err(Error::from_sqlx)?;
+        self.migrator.run_direct(None, &mut connection, false).await.map_err(Error::from_sqlx)?;
         self.report(connection, &before).await
     }
 
@@ -106,25 +96,18 @@ impl Migrations {
         let mut connection = connect::connect(config, Retry::default()).await?;
         lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
         let before = self.checked_status(&mut connection).await?;
-        let applied = before
-            .iter()
-            .filter(|status| status.state == State::Applied && status.version > target);
+        let applied =
+            before.iter().filter(|status| status.state == State::Applied && status.version > target);
         for Status { version, .. } in applied {
             // sqlx would skip it, and say that all went well.
             let has_down = self.migrator.iter().any(|migration| {
                 migration.version == *version && migration.migration_type.is_down_migration()
             });
             if !has_down {
-                return Err(Error::NoDown {
-                    version: *version,
-                    target,
-                });
+                return Err(Error::NoDown { version: *version, target });
             }
         }
-        self.migrator
-            .undo(&mut connection, target)
-            .await
-            .map_err(Error::from_sqlx)?;
+        self.migrator.undo(&mut connection, target).await.map_err(Error::from_sqlx)?;
         self.report(connection, &before).await
     }
 
@@ -141,9 +124,7 @@ impl Migrations {
     }
 
     pub(crate) fn ups(&self) -> impl Iterator<Item = &Migration> {
-        self.migrator
-            .iter()
-            .filter(|migration| !migration.migration_type.is_down_migration())
+        self.migrator.iter().filter(|migration| !migration.migration_type.is_down_migration())
     }
 
     /// The status, unless something in it forbids to go on.
@@ -167,23 +148,16 @@ impl Migrations {
         close(connection).await;
 
         let applied = |statuses: &[Status], version| {
-            statuses
-                .iter()
-                .any(|status| status.version == version && status.state == State::Applied)
+            statuses.iter().any(|status| status.version == version && status.state == State::Applied)
         };
         let versions = || after.iter().map(|status| status.version);
         let up = versions().filter(|version| applied(&after, *version) && !applied(before, *version));
-        let down = versions()
-            .rev()
-            .filter(|version| !applied(&after, *version) && applied(before, *version));
+        let down = versions().rev().filter(|version| !applied(&after, *version) && applied(before, *version));
         let changed: Vec<i64> = up.chain(down).collect();
         for version in &changed {
             tracing::info!(version, "migrated");
         }
-        Ok(Report {
-            changed,
-            version: newest(&after),
-        })
+        Ok(Report { changed, version: newest(&after) })
     }
 }
 

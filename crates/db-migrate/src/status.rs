@@ -60,11 +60,7 @@ pub(crate) async fn read(
                 Some((_, _, checksum)) if checksum[..] == migration.checksum[..] => State::Applied,
                 Some(_) => State::Changed,
             };
-            Status {
-                version: migration.version,
-                description: migration.description.to_string(),
-                state,
-            }
+            Status { version: migration.version, description: migration.description.to_string(), state }
         })
         .collect();
     let known: Vec<i64> = all.iter().map(|status| status.version).collect();
@@ -72,11 +68,7 @@ pub(crate) async fn read(
         applied
             .into_iter()
             .filter(|(version, ..)| !known.contains(version))
-            .map(|(version, description, _)| Status {
-                version,
-                description,
-                state: State::Unknown,
-            }),
+            .map(|(version, description, _)| Status { version, description, state: State::Unknown }),
     );
     all.sort_by_key(|status| status.version);
     Ok(all)

@@ -87,6 +87,7 @@ pub(crate) struct Shared {
     pub(crate) heartbeat: Duration,
     pub(crate) pace: Duration,
     connected: AtomicBool,
+    closed_in_time: AtomicBool,
     gaps: AtomicU64,
 }
 
@@ -132,10 +133,7 @@ impl Bus {
         let channel = format!("db_notify.{namespace}");
         let first = listener::listen(config, &channel)
             .await
-            .map_err(|error| OpenError::Listen {
-                to: config.to_string(),
-                said: error.to_string(),
-            })?;
+            .map_err(|error| OpenError::Listen { to: config.to_string(), said: error.to_string() })?;
 
         let shared = Arc::new(Shared {
             routes: Arc::default(),
@@ -144,22 +142,13 @@ impl Bus {
             heartbeat: options.heartbeat,
             pace: options.pace,
             connected: AtomicBool::new(true),
+            closed_in_time: AtomicBool::new(false),
             gaps: AtomicU64::new(0),
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(listener::run(
-            first,
-            config.clone(),
-            channel.clone(),
-            Arc::clone(&shared),
-        ));
+        tasks.spawn(listener::run(first, config.clone(), channel.clone(), Arc::clone(&shared)));
         tasks.spawn(notifier::run(config.clone(), channel, Arc::clone(&shared)));
-        Ok(Self {
-            inner: Arc::new(Inner {
-                shared,
-                tasks: Mutex::new(tasks),
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks) }) })
     }
 
     /// Subscribes to a topic, in force when the call returns. `size` is how many notifications may wait (at least 1).
@@ -204,7 +193,7 @@ impl Bus {
     }
 
     /// Sends what waits, ends all subscriptions, and closes both connections, at most for `deadline`. Says whether it
-    /// was in time. Dropping the future ends the tasks at once.
+    /// was in time; asked again, it says what it said. Dropping the future ends the tasks at once.
     pub async fn close(&self, deadline: Duration) -> bool {
         let mut tasks = {
             let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -212,8 +201,10 @@ impl Bus {
         };
         self.inner.shared.outbox.close();
         self.inner.shared.closing.cancel();
-        timeout(deadline, async { while tasks.join_next().await.is_some() {} })
-            .await
-            .is_ok()
+        if !tasks.is_empty() {
+            let ended = timeout(deadline, async { while tasks.join_next().await.is_some() {} }).await;
+            self.inner.shared.closed_in_time.store(ended.is_ok(), Ordering::Release);
+        }
+        self.inner.shared.closed_in_time.load(Ordering::Acquire)
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use db_core::Config;
-use sqlx::Executor;
 use sqlx::postgres::{PgListener, PgPoolOptions};
+use sqlx::{Executor, PgPool};
 use tokio::time::timeout;
 
 use crate::bus::Shared;
@@ -18,10 +18,26 @@ const HEARTBEAT_LIMIT: Duration = Duration::from_secs(2);
 /// How long one attempt to connect and LISTEN may take.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
 
+/// A connection that LISTENs, and the pool of one that it came from, because sqlx has no other way to give a listener
+/// its options.
+pub(crate) struct Listening {
+    listener: PgListener,
+    pool: PgPool,
+}
+
+impl Listening {
+    /// Ends the connection, which the listener's drop leaves to a task of sqlx's.
+    async fn close(self) {
+        drop(self.listener);
+        if timeout(HEARTBEAT_LIMIT, self.pool.close()).await.is_err() {
+            tracing::debug!("the listening connection did not close in time");
+        }
+    }
+}
+
 /// Opens a connection of its own and LISTENs on it.
-pub(crate) async fn listen(config: &Config, channel: &str) -> Result<PgListener, sqlx::Error> {
+pub(crate) async fn listen(config: &Config, channel: &str) -> Result<Listening, sqlx::Error> {
     let attempt = async {
-        // A pool of one, because sqlx has no other way to give a listener its options.
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ATTEMPT_LIMIT)
@@ -30,7 +46,7 @@ pub(crate) async fn listen(config: &Config, channel: &str) -> Result<PgListener,
         // We make a new one after every loss: what sqlx reports of one is not always a loss, and not always all.
         listener.eager_reconnect(false);
         listener.listen(channel).await?;
-        Ok(listener)
+        Ok(Listening { listener, pool })
     };
     timeout(ATTEMPT_LIMIT, attempt)
         .await
@@ -38,24 +54,25 @@ pub(crate) async fn listen(config: &Config, channel: &str) -> Result<PgListener,
 }
 
 /// Receives until the bus is closed, making a new connection after every loss.
-pub(crate) async fn run(mut listener: PgListener, config: Config, channel: String, shared: Arc<Shared>) {
+pub(crate) async fn run(mut listening: Listening, config: Config, channel: String, shared: Arc<Shared>) {
     loop {
         tokio::select! {
             () = shared.closing.cancelled() => break,
-            loss = receive(&mut listener, &shared) => {
+            loss = receive(&mut listening.listener, &shared) => {
                 shared.set_connected(false);
                 tracing::warn!(%channel, %loss, "notifications lost, listening again");
             }
         }
-        drop(listener);
+        // The old one goes when the new one is there: its peer may not answer any more.
         tokio::select! {
             () = shared.closing.cancelled() => break,
-            fresh = relisten(&config, &channel) => listener = fresh,
+            fresh = relisten(&config, &channel) => drop(std::mem::replace(&mut listening, fresh)),
         }
         shared.set_connected(true);
         shared.gap(GapReason::Reconnected);
     }
     shared.routes.close();
+    listening.close().await;
 }
 
 /// Delivers what arrives; returns why it cannot go on.
@@ -77,7 +94,7 @@ async fn receive(listener: &mut PgListener, shared: &Shared) -> String {
     }
 }
 
-async fn relisten(config: &Config, channel: &str) -> PgListener {
+async fn relisten(config: &Config, channel: &str) -> Listening {
     let mut pauses = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(20))
         .with_max_delay(Duration::from_secs(2))
@@ -86,7 +103,7 @@ async fn relisten(config: &Config, channel: &str) -> PgListener {
         .build();
     loop {
         match listen(config, channel).await {
-            Ok(listener) => return listener,
+            Ok(listening) => return listening,
             Err(error) => tracing::debug!(%channel, %error, "cannot listen yet"),
         }
         tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(2))).await;
@@ -102,10 +119,7 @@ fn deliver(payload: &str, shared: &Shared) {
         }
         Some(Message::Everything) => shared.gap(GapReason::Overflow),
         None => {
-            tracing::warn!(
-                bytes = payload.len(),
-                "a notification of a form that is not known here"
-            );
+            tracing::warn!(bytes = payload.len(), "a notification of a form that is not known here");
             shared.gap(GapReason::Unreadable);
         }
     }

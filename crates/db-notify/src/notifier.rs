@@ -58,11 +58,7 @@ struct Batch {
 
 impl Outbox {
     pub(crate) fn new(size: usize) -> Self {
-        Self {
-            size,
-            waiting: Mutex::default(),
-            filled: Notify::new(),
-        }
+        Self { size, waiting: Mutex::default(), filled: Notify::new() }
     }
 
     /// Adds a notification; `caller` hears when it was sent.
@@ -74,10 +70,7 @@ impl Outbox {
     ) -> Result<(), NotifyError> {
         let limit = wire::payload_limit(topic.as_str().len());
         if payload.len() > limit {
-            return Err(NotifyError::TooLong {
-                bytes: payload.len(),
-                limit,
-            });
+            return Err(NotifyError::TooLong { bytes: payload.len(), limit });
         }
         if payload.contains('\0') {
             return Err(NotifyError::Nul);
@@ -104,15 +97,7 @@ impl Outbox {
         let mut batch = self.lock();
         let closed = batch.closed;
         let has_work = batch.everything || !batch.entries.is_empty();
-        has_work.then(|| {
-            std::mem::replace(
-                &mut *batch,
-                Batch {
-                    closed,
-                    ..Batch::default()
-                },
-            )
-        })
+        has_work.then(|| std::mem::replace(&mut *batch, Batch { closed, ..Batch::default() }))
     }
 
     fn is_closed(&self) -> bool {
@@ -147,11 +132,7 @@ impl Batch {
         if self.everything {
             return vec![wire::EVERYTHING.to_owned()];
         }
-        wire::encode(
-            self.entries
-                .iter()
-                .map(|(topic, payload)| (topic.as_str(), payload.as_str())),
-        )
+        wire::encode(self.entries.iter().map(|(topic, payload)| (topic.as_str(), payload.as_str())))
     }
 }
 
@@ -193,14 +174,7 @@ async fn send(connection: &mut Option<PgConnection>, config: &Config, channel: &
         let attempt = async {
             let mut open = match connection.take() {
                 Some(open) => open,
-                None => {
-                    config
-                        .clone()
-                        .with_application_name("notifier")
-                        .as_sqlx()
-                        .connect()
-                        .await?
-                }
+                None => config.clone().with_application_name("notifier").as_sqlx().connect().await?,
             };
             sqlx::query("select pg_notify($1, payload) from unnest($2::text[]) as payload")
                 .bind(channel)
@@ -255,20 +229,10 @@ mod tests {
         let outbox = Outbox::new(2);
         let limit = wire::payload_limit(1);
 
-        let error = outbox
-            .push(&topic("t"), &"x".repeat(limit + 1), None)
-            .expect_err("too long");
+        let error = outbox.push(&topic("t"), &"x".repeat(limit + 1), None).expect_err("too long");
 
-        assert_eq!(
-            error,
-            NotifyError::TooLong {
-                bytes: limit + 1,
-                limit
-            }
-        );
-        outbox
-            .push(&topic("t"), &"x".repeat(limit), None)
-            .expect("the longest that fits");
+        assert_eq!(error, NotifyError::TooLong { bytes: limit + 1, limit });
+        outbox.push(&topic("t"), &"x".repeat(limit), None).expect("the longest that fits");
         assert_eq!(outbox.push(&topic("t"), "\0", None), Err(NotifyError::Nul));
     }
 }

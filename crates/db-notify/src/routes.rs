@@ -14,72 +14,72 @@ use crate::topic::Topic;
 /// when the call returns, and nobody has to wait for a task.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
-    topics: Mutex<HashMap<Topic, Vec<Arc<Queue>>>>,
+    state: Mutex<RoutesState>,
+}
+
+#[derive(Debug, Default)]
+struct RoutesState {
+    topics: HashMap<Topic, Vec<Arc<Queue>>>,
+    closed: bool,
 }
 
 impl Routes {
     pub(crate) fn subscribe(self: &Arc<Self>, topic: &Topic, size: usize) -> Subscription {
-        let queue = Arc::new(Queue {
-            size: size.max(1),
-            state: Mutex::default(),
-        });
-        self.lock()
-            .entry(topic.clone())
-            .or_default()
-            .push(Arc::clone(&queue));
-        Subscription {
-            queue,
-            topic: topic.clone(),
-            routes: Arc::clone(self),
+        let queue = Arc::new(Queue { size: size.max(1), state: Mutex::default() });
+        let mut state = self.lock();
+        if state.closed {
+            queue.close();
         }
+        state.topics.entry(topic.clone()).or_default().push(Arc::clone(&queue));
+        drop(state);
+        Subscription { queue, topic: topic.clone(), routes: Arc::clone(self) }
     }
 
     pub(crate) fn deliver(&self, topic: &str, payload: &str) {
         let Ok(topic) = Topic::new(topic) else { return };
-        if let Some(queues) = self.lock().get(&topic) {
+        if let Some(queues) = self.lock().topics.get(&topic) {
             for queue in queues {
                 let payload = payload.to_owned();
-                queue.push(Notification {
-                    topic: topic.clone(),
-                    payload,
-                });
+                queue.push(Notification { topic: topic.clone(), payload });
             }
         }
     }
 
     /// Tells everybody that something may have been missed.
     pub(crate) fn gap(&self, reason: GapReason) {
-        for queue in self.lock().values().flatten() {
+        for queue in self.lock().topics.values().flatten() {
             queue.gap(Gap { reason, missed: None });
         }
     }
 
-    /// Ends all subscriptions, once they have delivered what they hold.
+    /// Ends all subscriptions, those to come too, once they have delivered what they hold.
     pub(crate) fn close(&self) {
-        for queue in self.lock().values().flatten() {
+        let mut state = self.lock();
+        state.closed = true;
+        for queue in state.topics.values().flatten() {
             queue.close();
         }
     }
 
     /// How many topics have subscribers, and how many subscribers there are.
     pub(crate) fn count(&self) -> (usize, usize) {
-        let topics = self.lock();
+        let topics = &self.lock().topics;
         (topics.len(), topics.values().map(Vec::len).sum())
     }
 
     fn unsubscribe(&self, topic: &Topic, queue: &Arc<Queue>) {
-        let mut topics = self.lock();
-        if let Some(queues) = topics.get_mut(topic) {
+        let mut state = self.lock();
+        if let Some(queues) = state.topics.get_mut(topic) {
             queues.retain(|other| !Arc::ptr_eq(other, queue));
             if queues.is_empty() {
-                topics.remove(topic);
+                state.topics.remove(topic);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Topic, Vec<Arc<Queue>>>> {
+    fn lock(&self) -> MutexGuard<'_, RoutesState> {
         // Nothing in the critical sections can leave the map half changed.
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,13 +105,10 @@ impl Queue {
         let state = &mut *state;
         match &mut state.gap {
             // After a gap the subscriber looks at everything anyway; keeping the order would cost memory for nothing.
-            Some(gap) => gap.missed = Some(gap.missed.unwrap_or(0) + 1),
+            Some(gap) => gap.missed = gap.missed.map(|missed| missed + 1),
             None if state.waiting.len() < self.size => state.waiting.push_back(notification),
             None => {
-                state.gap = Some(Gap {
-                    reason: GapReason::Lagged,
-                    missed: Some(1),
-                });
+                state.gap = Some(Gap { reason: GapReason::Lagged, missed: Some(1) });
             }
         }
         state.wake();
@@ -119,7 +116,11 @@ impl Queue {
 
     fn gap(&self, gap: Gap) {
         let mut state = self.lock();
-        state.gap.get_or_insert(gap);
+        match &mut state.gap {
+            // One gap says it all, but how many are missing is not known any more.
+            Some(waiting) => waiting.missed = None,
+            None => state.gap = Some(gap),
+        }
         state.wake();
     }
 
@@ -218,17 +219,41 @@ mod tests {
 
         let seen = drain(&mut slow);
         assert_eq!(seen.len(), 3, "{seen:?}");
-        assert_eq!(
-            seen[2],
-            Delivery::Gap(Gap {
-                reason: GapReason::Lagged,
-                missed: Some(8)
-            })
-        );
+        assert_eq!(seen[2], Delivery::Gap(Gap { reason: GapReason::Lagged, missed: Some(8) }));
         assert_eq!(drain(&mut quick).len(), 10);
 
         routes.deliver("t", "again");
         assert!(matches!(&drain(&mut slow)[..], [Delivery::Notification(n)] if n.payload() == "again"));
+    }
+
+    #[test]
+    fn a_gap_counts_only_while_the_count_is_known() {
+        let routes = Arc::new(Routes::default());
+        let mut subscription = routes.subscribe(&Topic::new("t").expect("a topic"), 1);
+
+        routes.gap(GapReason::Reconnected);
+        routes.deliver("t", "after");
+        assert_eq!(
+            drain(&mut subscription),
+            [Delivery::Gap(Gap { reason: GapReason::Reconnected, missed: None })]
+        );
+
+        for n in 0..3 {
+            routes.deliver("t", &n.to_string());
+        }
+        routes.gap(GapReason::Reconnected);
+        let gap = Delivery::Gap(Gap { reason: GapReason::Lagged, missed: None });
+        assert_eq!(drain(&mut subscription).last(), Some(&gap));
+    }
+
+    #[test]
+    fn a_subscription_to_a_closed_bus_has_ended() {
+        let routes = Arc::new(Routes::default());
+        routes.close();
+
+        let mut late = routes.subscribe(&Topic::new("t").expect("a topic"), 1);
+
+        assert_eq!(late.recv().now_or_never(), Some(None));
     }
 
     #[test]
@@ -254,10 +279,7 @@ mod tests {
 
         routes.close();
 
-        assert!(matches!(
-            subscription.recv().now_or_never(),
-            Some(Some(Delivery::Notification(_)))
-        ));
+        assert!(matches!(subscription.recv().now_or_never(), Some(Some(Delivery::Notification(_)))));
         assert_eq!(subscription.recv().now_or_never(), Some(None));
     }
 }

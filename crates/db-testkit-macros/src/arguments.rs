@@ -15,10 +15,7 @@ impl Parse for Arguments {
         while !input.is_empty() {
             let name: Ident = input.parse()?;
             if name != "migrations" {
-                return Err(syn::Error::new(
-                    name.span(),
-                    "the only argument is `migrations = \"…\"`",
-                ));
+                return Err(syn::Error::new(name.span(), "the only argument is `migrations = \"…\"`"));
             }
             if arguments.migrations.is_some() {
                 return Err(syn::Error::new(name.span(), "`migrations` is given twice"));

@@ -7,12 +7,7 @@ use crate::arguments::Arguments;
 
 pub(crate) fn expand(arguments: &Arguments, function: ItemFn) -> syn::Result<impl ToTokens + use<>> {
     check(&function)?;
-    let ItemFn {
-        attrs,
-        vis,
-        sig,
-        block,
-    } = function;
+    let ItemFn { attrs, vis, sig, block } = function;
     let (name, output) = (&sig.ident, &sig.output);
     let migrations = arguments.migrations.as_ref().map_or_else(
         || quote!(::core::option::Option::None),
@@ -36,16 +31,10 @@ pub(crate) fn expand(arguments: &Arguments, function: ItemFn) -> syn::Result<imp
 fn check(function: &ItemFn) -> syn::Result<()> {
     let signature = &function.sig;
     if signature.asyncness.is_none() {
-        return Err(syn::Error::new_spanned(
-            signature.fn_token,
-            "a test with a database is an `async fn`",
-        ));
+        return Err(syn::Error::new_spanned(signature.fn_token, "a test with a database is an `async fn`"));
     }
     if !signature.generics.params.is_empty() {
-        return Err(syn::Error::new_spanned(
-            &signature.generics,
-            "a test has no generic parameters",
-        ));
+        return Err(syn::Error::new_spanned(&signature.generics, "a test has no generic parameters"));
     }
     match signature.inputs.iter().collect::<Vec<_>>()[..] {
         [FnArg::Typed(_)] => Ok(()),

@@ -29,11 +29,7 @@ impl Admin {
                 }
                 Err(source) => {
                     let database = options.get_database().unwrap_or("(its default)").to_owned();
-                    return Err(Error::Connect {
-                        database,
-                        server: server.name(),
-                        source,
-                    });
+                    return Err(Error::Connect { database, server: server.name(), source });
                 }
             }
         };
@@ -60,11 +56,7 @@ impl Admin {
             .bind(database)
             .fetch_one(&mut self.connection)
             .await
-            .map_err(|source| Error::Statement {
-                action: "lock",
-                database: database.to_owned(),
-                source,
-            })
+            .map_err(|source| Error::Statement { action: "lock", database: database.to_owned(), source })
     }
 
     pub(crate) async fn unlock(&mut self, database: &str) -> Result<(), Error> {
@@ -72,11 +64,7 @@ impl Admin {
             .bind(database)
             .execute(&mut self.connection)
             .await
-            .map_err(|source| Error::Statement {
-                action: "unlock",
-                database: database.to_owned(),
-                source,
-            })?;
+            .map_err(|source| Error::Statement { action: "unlock", database: database.to_owned(), source })?;
         Ok(())
     }
 
@@ -91,31 +79,17 @@ impl Admin {
         self.connection
             .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
             .await
-            .map_err(|source| Error::Statement {
-                action,
-                database: database.to_owned(),
-                source,
-            })?;
+            .map_err(|source| Error::Statement { action, database: database.to_owned(), source })?;
         Ok(())
     }
 
     pub(crate) async fn clone_database(&mut self, database: &str, template: &str) -> Result<(), Error> {
-        self.run(
-            "create",
-            database,
-            format!("create database {database} template {template}"),
-        )
-        .await
+        self.run("create", database, format!("create database {database} template {template}")).await
     }
 
     /// With everybody who is connected to it.
     pub(crate) async fn drop_by_force(&mut self, database: &str) -> Result<(), Error> {
-        self.run(
-            "drop",
-            database,
-            format!("drop database if exists {database} with (force)"),
-        )
-        .await
+        self.run("drop", database, format!("drop database if exists {database} with (force)")).await
     }
 
     pub(crate) async fn rows(&mut self, sql: &'static str, about: &str) -> Result<Vec<PgRow>, Error> {
@@ -123,11 +97,7 @@ impl Admin {
             .bind(about)
             .fetch_all(&mut self.connection)
             .await
-            .map_err(|source| Error::Statement {
-                action: "look for",
-                database: about.to_owned(),
-                source,
-            })
+            .map_err(|source| Error::Statement { action: "look for", database: about.to_owned(), source })
     }
 
     /// Says goodbye, so that the server does not log a lost client.

@@ -89,18 +89,10 @@ impl TestDb {
             match admin.clone_database(&name, &template).await {
                 Ok(()) => {
                     let options = server.options_of(&name)?;
-                    return Ok(TestDb {
-                        name,
-                        server,
-                        options,
-                        pool: OnceLock::new(),
-                        admin: Some(admin),
-                    });
+                    return Ok(TestDb { name, server, options, pool: OnceLock::new(), admin: Some(admin) });
                 }
                 Err(error)
-                    if error
-                        .sqlstate()
-                        .is_some_and(|state| TEMPLATE_MOVES.contains(&state.as_str())) =>
+                    if error.sqlstate().is_some_and(|state| TEMPLATE_MOVES.contains(&state.as_str())) =>
                 {
                     admin.unlock(&name).await?;
                     deadline.pause("the template to be free for copying").await?;
@@ -135,11 +127,7 @@ impl TestDb {
     /// Outside of a tokio runtime.
     pub fn pool(&self) -> PgPool {
         self.pool
-            .get_or_init(|| {
-                PgPoolOptions::new()
-                    .max_connections(5)
-                    .connect_lazy_with(self.options())
-            })
+            .get_or_init(|| PgPoolOptions::new().max_connections(5).connect_lazy_with(self.options()))
             .clone()
     }
 
@@ -174,9 +162,7 @@ impl Drop for TestDb {
         let dropped = thread::scope(|scope| {
             let thread = thread::Builder::new().name("db-testkit-drop".into());
             match thread.spawn_scoped(scope, || drop_blocking(&self.server, &self.name)) {
-                Ok(thread) => thread
-                    .join()
-                    .unwrap_or_else(|_| Err("its thread panicked".into())),
+                Ok(thread) => thread.join().unwrap_or_else(|_| Err("its thread panicked".into())),
                 Err(error) => Err(error.into()),
             }
         });
@@ -188,9 +174,7 @@ impl Drop for TestDb {
 }
 
 fn drop_blocking(server: &TestServer, name: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let dropped = tokio::time::timeout(DROP_PATIENCE, async {
             let mut admin = Admin::connect(server, Deadline::begin()).await?;
@@ -207,9 +191,7 @@ fn drop_blocking(server: &TestServer, name: &str) -> Result<(), Box<dyn std::err
 }
 
 fn random_name() -> String {
-    std::iter::repeat_with(|| fastrand::alphanumeric().to_ascii_lowercase())
-        .take(10)
-        .collect()
+    std::iter::repeat_with(|| fastrand::alphanumeric().to_ascii_lowercase()).take(10).collect()
 }
 
 impl fmt::Debug for TestDb {

@@ -22,17 +22,12 @@ impl fmt::Debug for Given {
 
 impl Given {
     pub(crate) fn parse(address: &str) -> Result<Given, Error> {
-        let url = Url::parse(address).map_err(|error| Error::Address {
-            why: error.to_string(),
-        })?;
+        let url = Url::parse(address).map_err(|error| Error::Address { why: error.to_string() })?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
-            return Err(Error::Address {
-                why: format!("its scheme is {}, not postgres", url.scheme()),
-            });
+            return Err(Error::Address { why: format!("its scheme is {}, not postgres", url.scheme()) });
         }
-        let options = PgConnectOptions::from_str(address).map_err(|error| Error::Address {
-            why: error.to_string(),
-        })?;
+        let options =
+            PgConnectOptions::from_str(address).map_err(|error| Error::Address { why: error.to_string() })?;
         Ok(Given { url, options })
     }
 
@@ -67,10 +62,7 @@ mod tests {
     #[test]
     fn only_the_database_of_an_address_changes() {
         for (address, changed) in [
-            (
-                "postgres://u:p@h:5433/mine?sslmode=disable",
-                "postgres://u:p@h:5433/other?sslmode=disable",
-            ),
+            ("postgres://u:p@h:5433/mine?sslmode=disable", "postgres://u:p@h:5433/other?sslmode=disable"),
             ("postgresql://h", "postgresql://h/other"),
             (
                 "postgres://localhost/mine?host=%2Ftmp%2Fx&dbname=y",

@@ -48,9 +48,7 @@ impl TestServer {
         let origin = match env::var("DATABASE_URL") {
             Ok(address) if !address.is_empty() => Origin::Given(Box::new(Given::parse(&address)?)),
             Err(env::VarError::NotUnicode(_)) => {
-                return Err(Error::Address {
-                    why: "it is not UTF-8".into(),
-                });
+                return Err(Error::Address { why: "it is not UTF-8".into() });
             }
             _ => Origin::Shared(lease(with_settings(Server::shared(&shared_name()))).await?),
         };
@@ -115,11 +113,7 @@ impl TestServer {
 
     /// For messages.
     pub(crate) fn name(&self) -> &'static str {
-        if self.is_ours() {
-            "our own server"
-        } else {
-            "the server of DATABASE_URL"
-        }
+        if self.is_ours() { "our own server" } else { "the server of DATABASE_URL" }
     }
 
     pub(crate) fn url_of(&self, database: &str) -> String {
@@ -132,9 +126,8 @@ impl TestServer {
     pub(crate) fn options_of(&self, database: &str) -> Result<PgConnectOptions, Error> {
         match &*self.0 {
             Origin::Private(server) | Origin::Shared(server) => {
-                PgConnectOptions::from_str(&server.url(database)).map_err(|error| Error::Address {
-                    why: error.to_string(),
-                })
+                PgConnectOptions::from_str(&server.url(database))
+                    .map_err(|error| Error::Address { why: error.to_string() })
             }
             Origin::Given(given) => Ok(given.options().database(database)),
         }
@@ -153,15 +146,11 @@ impl TestServer {
 
 async fn lease(builder: Builder) -> Result<Server, Error> {
     let started = tokio::task::spawn_blocking(|| builder.start()).await;
-    started
-        .expect("the start of a server does not panic")
-        .map_err(Error::Server)
+    started.expect("the start of a server does not panic").map_err(Error::Server)
 }
 
 fn with_settings(builder: Builder) -> Builder {
-    SETTINGS
-        .iter()
-        .fold(builder, |builder, (name, value)| builder.setting(*name, *value))
+    SETTINGS.iter().fold(builder, |builder, (name, value)| builder.setting(*name, *value))
 }
 
 /// Another one for other settings or other programs, so that nobody joins a server that differs from what it asked for.

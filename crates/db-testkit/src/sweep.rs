@@ -29,10 +29,7 @@ pub(crate) async fn sweep(admin: &mut Admin) -> Result<(), Error> {
             continue;
         }
         // Without force: if somebody is still connected, then it is no leftover.
-        if let Err(error) = admin
-            .run("drop", &name, format!("drop database if exists {name}"))
-            .await
-        {
+        if let Err(error) = admin.run("drop", &name, format!("drop database if exists {name}")).await {
             tracing::debug!(database = name, %error, "the database of a killed test stays for now");
         }
         admin.unlock(&name).await?;

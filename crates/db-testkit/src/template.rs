@@ -89,40 +89,21 @@ async fn make(
 
 /// On a connection of its own: a session in a database keeps it from being copied.
 async fn migrate(server: &TestServer, migrations: &Resolved, name: &str) -> Result<(), Error> {
-    let options = server
-        .options_of(name)?
-        .application_name("db-testkit")
-        .disable_statement_logging();
+    let options = server.options_of(name)?.application_name("db-testkit").disable_statement_logging();
     let mut connection = options.connect().await.map_err(|source| Error::Connect {
         database: name.to_owned(),
         server: server.name(),
         source,
     })?;
     // `run` is the same, but for a signature that makes every future around it lose `Send`.
-    let migrated = migrations
-        .migrator()
-        .run_direct(None, &mut connection, false)
-        .await;
+    let migrated = migrations.migrator().run_direct(None, &mut connection, false).await;
     let closed = connection.close().await;
-    migrated.map_err(|source| Error::Migrate {
-        template: name.to_owned(),
-        source,
-    })?;
-    closed.map_err(|source| Error::Statement {
-        action: "leave",
-        database: name.to_owned(),
-        source,
-    })
+    migrated.map_err(|source| Error::Migrate { template: name.to_owned(), source })?;
+    closed.map_err(|source| Error::Statement { action: "leave", database: name.to_owned(), source })
 }
 
 async fn note_use(admin: &mut Admin, name: &str) -> Result<(), Error> {
-    admin
-        .run(
-            "note the use of",
-            name,
-            format!("comment on database {name} is '{NOTE}{}'", now()),
-        )
-        .await
+    admin.run("note the use of", name, format!("comment on database {name} is '{NOTE}{}'", now())).await
 }
 
 fn last_used(note: &str) -> Option<u64> {
@@ -130,9 +111,7 @@ fn last_used(note: &str) -> Option<u64> {
 }
 
 fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Drops the templates that nobody used for a day.
@@ -143,20 +122,12 @@ async fn sweep(admin: &mut Admin) -> Result<(), Error> {
         where datistemplate and datname like 'tk\\_template\\_%' and datname <> $1";
     for row in admin.rows(sql, "").await? {
         let (name, note): (String, Option<String>) = (row.get(0), row.get(1));
-        if note
-            .as_deref()
-            .and_then(last_used)
-            .is_none_or(|at| at + STALE_AFTER > now())
-        {
+        if note.as_deref().and_then(last_used).is_none_or(|at| at + STALE_AFTER > now()) {
             continue;
         }
         let unmark = format!("alter database {name} with is_template false");
         let dropped = match admin.run("unmark", &name, unmark).await {
-            Ok(()) => {
-                admin
-                    .run("drop", &name, format!("drop database if exists {name}"))
-                    .await
-            }
+            Ok(()) => admin.run("drop", &name, format!("drop database if exists {name}")).await,
             refused => refused,
         };
         if let Err(error) = dropped {

@@ -19,38 +19,19 @@ pub(crate) struct End {
 
 impl End {
     pub(crate) fn exited(code: i32) -> Self {
-        let status = if code == 0 {
-            Status::Succeeded
-        } else {
-            Status::Failed
-        };
-        Self {
-            status,
-            exit_code: Some(code),
-            message: None,
-        }
+        let status = if code == 0 { Status::Succeeded } else { Status::Failed };
+        Self { status, exit_code: Some(code), message: None }
     }
 
     pub(crate) fn failed(code: i32, message: String) -> Self {
-        Self {
-            status: Status::Failed,
-            exit_code: Some(code),
-            message: Some(message),
-        }
+        Self { status: Status::Failed, exit_code: Some(code), message: Some(message) }
     }
 
     pub(crate) fn aborted(message: &str) -> Self {
-        Self {
-            status: Status::Aborted,
-            exit_code: None,
-            message: Some(message.to_owned()),
-        }
+        Self { status: Status::Aborted, exit_code: None, message: Some(message.to_owned()) }
     }
 
     pub(crate) fn to_event(&self) -> NewEvent {
-        NewEvent::new(
-            END,
-            serde_json::to_string(self).expect("a plain structure becomes JSON"),
-        )
+        NewEvent::new(END, serde_json::to_string(self).expect("a plain structure becomes JSON"))
     }
 }

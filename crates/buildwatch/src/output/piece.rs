@@ -22,16 +22,8 @@ pub(crate) struct Piece<'a> {
 impl<'a> Piece<'a> {
     pub(crate) fn new(bytes: &'a [u8], newline: bool) -> Self {
         match std::str::from_utf8(bytes) {
-            Ok(text) => Self {
-                text: Some(text.into()),
-                base64: None,
-                newline,
-            },
-            Err(_) => Self {
-                text: None,
-                base64: Some(STANDARD.encode(bytes)),
-                newline,
-            },
+            Ok(text) => Self { text: Some(text.into()), base64: None, newline },
+            Err(_) => Self { text: None, base64: Some(STANDARD.encode(bytes)), newline },
         }
     }
 
@@ -42,10 +34,7 @@ impl<'a> Piece<'a> {
     }
 
     pub(crate) fn to_event(&self, kind: &'static str) -> NewEvent {
-        NewEvent::new(
-            kind,
-            serde_json::to_string(self).expect("a plain structure becomes JSON"),
-        )
+        NewEvent::new(kind, serde_json::to_string(self).expect("a plain structure becomes JSON"))
     }
 
     /// Appends the bytes as the command wrote them.
@@ -83,10 +72,7 @@ mod tests {
         let data = |bytes, newline| serde_json::to_string(&Piece::new(bytes, newline)).expect("JSON");
 
         assert_eq!(data(b"line 1", true), r#"{"text":"line 1"}"#);
-        assert_eq!(
-            data(b"a\0\x1b\"", false),
-            r#"{"text":"a\u0000\u001b\"","newline":false}"#
-        );
+        assert_eq!(data(b"a\0\x1b\"", false), r#"{"text":"a\u0000\u001b\"","newline":false}"#);
         assert_eq!(data(b"\xff\xfe", true), r#"{"base64":"//4="}"#);
     }
 }

@@ -17,10 +17,7 @@ pub(crate) struct Splitter {
 
 impl Splitter {
     pub(crate) fn new(kind: &'static str) -> Self {
-        Self {
-            kind,
-            pending: Vec::new(),
-        }
+        Self { kind, pending: Vec::new() }
     }
 
     /// Takes bytes as they were read.
@@ -109,18 +106,9 @@ mod tests {
         long.extend_from_slice("é\n".repeat(3).as_bytes());
         let wild: Vec<u8> = (0..20_000_u32).map(|n| (n * 7919).to_le_bytes()[0]).collect();
         let split: Vec<u8> = "é🦀ü".bytes().cycle().take(5 * MAX_PIECE).collect();
-        for whole in [
-            &b""[..],
-            b"\n",
-            b"\n\n",
-            b"a",
-            b"a\nb",
-            b"a\r\nb\n",
-            b"\0\n\xff\n",
-            &long,
-            &wild,
-            &split,
-        ] {
+        for whole in
+            [&b""[..], b"\n", b"\n\n", b"a", b"a\nb", b"a\r\nb\n", b"\0\n\xff\n", &long, &wild, &split]
+        {
             for size in [1, 2, 3, 4096, MAX_PIECE, 1 << 20] {
                 if whole.len() / size > 200_000 {
                     continue;
@@ -128,11 +116,7 @@ mod tests {
                 let chunks: Vec<&[u8]> = whole.chunks(size).collect();
                 let events = events(&chunks);
                 assert_eq!(bytes(&events), whole, "chunks of {size}");
-                assert!(
-                    events
-                        .iter()
-                        .all(|event| event.data().len() <= 6 * MAX_PIECE + 64)
-                );
+                assert!(events.iter().all(|event| event.data().len() <= 6 * MAX_PIECE + 64));
             }
         }
     }
@@ -144,11 +128,7 @@ mod tests {
         let data: Vec<&str> = lines.iter().map(NewEvent::data).collect();
         assert_eq!(
             data,
-            [
-                r#"{"text":"line 1"}"#,
-                r#"{"text":"line 2"}"#,
-                r#"{"text":"line 3","newline":false}"#
-            ]
+            [r#"{"text":"line 1"}"#, r#"{"text":"line 2"}"#, r#"{"text":"line 3","newline":false}"#]
         );
     }
 
@@ -159,10 +139,7 @@ mod tests {
         let pieces = events(&[text.as_bytes()]);
 
         assert!(pieces.len() > 1);
-        assert!(
-            pieces.iter().all(|piece| piece.data().contains("text")),
-            "a piece is not UTF-8"
-        );
+        assert!(pieces.iter().all(|piece| piece.data().contains("text")), "a piece is not UTF-8");
     }
 
     #[test]

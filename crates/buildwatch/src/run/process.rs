@@ -45,12 +45,7 @@ impl Process {
                 ErrorKind::PermissionDenied => End::failed(126, format!("not executable: {name}")),
                 _ => End::failed(126, format!("cannot execute {name}: {error}")),
             })?;
-        let group = Group(
-            child
-                .id()
-                .and_then(|pid| i32::try_from(pid).ok())
-                .map(Pid::from_raw),
-        );
+        let group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw));
         Ok(Self { child, group })
     }
 

@@ -57,11 +57,7 @@ struct Source<R> {
 
 impl<R: AsyncRead + Unpin> Source<R> {
     fn new(pipe: R, kind: &'static str) -> Self {
-        Self {
-            pipe: Some(pipe),
-            buffer: vec![0; CHUNK].into(),
-            lines: Splitter::new(kind),
-        }
+        Self { pipe: Some(pipe), buffer: vec![0; CHUNK].into(), lines: Splitter::new(kind) }
     }
 
     fn is_open(&self) -> bool {

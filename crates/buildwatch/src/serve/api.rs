@@ -49,11 +49,7 @@ async fn start(
     }
     let command = command.into_iter().map(OsString::from).collect();
     let id = app.builds.start(&app.db, command).await.map_err(internal)?;
-    Ok((
-        StatusCode::CREATED,
-        [(LOCATION, format!("/api/builds/{id}"))],
-        Json(json!({ "id": id })),
-    ))
+    Ok((StatusCode::CREATED, [(LOCATION, format!("/api/builds/{id}"))], Json(json!({ "id": id }))))
 }
 
 /// The database's errors know their answers; others are ours.
@@ -62,10 +58,7 @@ fn internal(error: anyhow::Error) -> Error {
         Ok(error) => error.into(),
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "a build could not be started");
-            Error::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the build could not be started",
-            )
+            Error::new(StatusCode::INTERNAL_SERVER_ERROR, "the build could not be started")
         }
     }
 }

@@ -21,18 +21,9 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/", get(async || html(INDEX)))
         .route("/builds/{id}", get(build))
-        .route(
-            "/assets/style.css",
-            get(async || asset("text/css; charset=utf-8", STYLE)),
-        )
-        .route(
-            "/assets/index.js",
-            get(async || asset("text/javascript; charset=utf-8", INDEX_SCRIPT)),
-        )
-        .route(
-            "/assets/build.js",
-            get(async || asset("text/javascript; charset=utf-8", BUILD_SCRIPT)),
-        )
+        .route("/assets/style.css", get(async || asset("text/css; charset=utf-8", STYLE)))
+        .route("/assets/index.js", get(async || asset("text/javascript; charset=utf-8", INDEX_SCRIPT)))
+        .route("/assets/build.js", get(async || asset("text/javascript; charset=utf-8", BUILD_SCRIPT)))
         .route("/assets/icon.svg", get(async || asset("image/svg+xml", ICON)))
         .fallback(async || (StatusCode::NOT_FOUND, html(MISSING)))
 }

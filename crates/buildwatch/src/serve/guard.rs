@@ -65,9 +65,7 @@ impl Guard {
 
     /// Whether a request is meant for this server.
     fn check_host(&self, headers: &HeaderMap) -> Result<(), Error> {
-        let host = headers
-            .get(HOST)
-            .and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
         let ours = host.is_some_and(|host| {
             let name = host.host().trim_start_matches('[').trim_end_matches(']');
             name.parse::<IpAddr>().is_ok() || self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(name))
@@ -87,11 +85,7 @@ impl Guard {
         };
         if let Some(origin) = headers.get(ORIGIN) {
             let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-            let same = origin
-                .to_str()
-                .ok()
-                .and_then(|origin| origin.split_once("://"))
-                .map(|(_, host)| host)
+            let same = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host)
                 == host;
             if !same {
                 return Err(Error::new(
@@ -149,23 +143,12 @@ mod tests {
     #[test]
     fn a_name_that_somebody_else_pointed_here_is_refused() {
         let guard = Guard::new(None, vec!["builds.example".to_owned()]);
-        for ours in [
-            "localhost:8080",
-            "LOCALHOST",
-            "127.0.0.1:8080",
-            "[::1]:8080",
-            "10.1.2.3",
-            "builds.example",
-        ] {
+        for ours in
+            ["localhost:8080", "LOCALHOST", "127.0.0.1:8080", "[::1]:8080", "10.1.2.3", "builds.example"]
+        {
             assert!(guard.check_host(&headers(&[("host", ours)])).is_ok(), "{ours}");
         }
-        for other in [
-            "evil.example",
-            "localhost.evil.example:8080",
-            "127.0.0.1.evil.example",
-            "",
-            "a b",
-        ] {
+        for other in ["evil.example", "localhost.evil.example:8080", "127.0.0.1.evil.example", "", "a b"] {
             let error = guard.check_host(&headers(&[("host", other)])).expect_err(other);
             assert_eq!(error.status(), StatusCode::MISDIRECTED_REQUEST);
         }
@@ -182,37 +165,17 @@ mod tests {
 
         assert_eq!(status(&[host, token]), None);
         assert_eq!(status(&[host, token, ("origin", "http://localhost:8080")]), None);
-        for origin in [
-            "http://evil.example",
-            "http://localhost:8081",
-            "null",
-            "http://localhost",
-        ] {
-            assert_eq!(
-                status(&[host, token, ("origin", origin)]),
-                Some(StatusCode::FORBIDDEN),
-                "{origin}"
-            );
+        for origin in ["http://evil.example", "http://localhost:8081", "null", "http://localhost"] {
+            assert_eq!(status(&[host, token, ("origin", origin)]), Some(StatusCode::FORBIDDEN), "{origin}");
         }
-        for bad in [
-            "Bearer ",
-            "Bearer secre",
-            "Bearer secrett",
-            "secret",
-            "Basic secret",
-        ] {
-            assert_eq!(
-                status(&[host, ("authorization", bad)]),
-                Some(StatusCode::UNAUTHORIZED),
-                "{bad}"
-            );
+        for bad in ["Bearer ", "Bearer secre", "Bearer secrett", "secret", "Basic secret"] {
+            assert_eq!(status(&[host, ("authorization", bad)]), Some(StatusCode::UNAUTHORIZED), "{bad}");
         }
         assert_eq!(status(&[host]), Some(StatusCode::UNAUTHORIZED));
 
         let closed = Guard::new(None, Vec::new());
-        let refused = closed
-            .check_start(&headers(&[host, ("authorization", "Bearer ")]))
-            .expect_err("closed");
+        let refused =
+            closed.check_start(&headers(&[host, ("authorization", "Bearer ")])).expect_err("closed");
         assert_eq!(refused.status(), StatusCode::FORBIDDEN);
     }
 }

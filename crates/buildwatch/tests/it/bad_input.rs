@@ -9,11 +9,7 @@ fn an_unknown_subcommand_is_said_to_be_one() {
     let output = Home::embedded().output(["fly"]);
 
     assert_eq!(output.status.code(), Some(2));
-    assert!(
-        err(&output).contains("unrecognized subcommand 'fly'"),
-        "{}",
-        err(&output)
-    );
+    assert!(err(&output).contains("unrecognized subcommand 'fly'"), "{}", err(&output));
 }
 
 #[db_testkit::test]
@@ -28,24 +24,14 @@ async fn a_command_that_is_not_there_fails_the_build_with_a_readable_last_event(
         let output = home.output(["run", "--", command]);
 
         assert_eq!(output.status.code(), Some(code), "{command}");
-        assert!(
-            err(&output).ends_with(&format!("buildwatch: {message}\n")),
-            "{}",
-            err(&output)
-        );
+        assert!(err(&output).ends_with(&format!("buildwatch: {message}\n")), "{}", err(&output));
         let build = home.json(["list", "--json"]).remove(0);
         assert_eq!(
             (build["status"].as_str(), build["exit_code"].as_i64()),
             (Some("failed"), Some(code.into()))
         );
-        let last = home
-            .events(build["id"].as_i64().expect("an id"))
-            .pop()
-            .expect("a last event");
-        assert_eq!(
-            (last["type"].as_str(), last["data"]["message"].as_str()),
-            (Some("end"), Some(message))
-        );
+        let last = home.events(build["id"].as_i64().expect("an id")).pop().expect("a last event");
+        assert_eq!((last["type"].as_str(), last["data"]["message"].as_str()), (Some("end"), Some(message)));
     }
 }
 
@@ -63,21 +49,13 @@ async fn output_of_any_kind_comes_out_as_it_went_in(db: TestDb) {
         ("no end of line", b"first\nlast".to_vec()),
         ("nothing", Vec::new()),
         ("empty lines", b"\n\n\n".to_vec()),
-        (
-            "markup and control",
-            b"<script>alert(1)</script>\x1b[2J\r\n".to_vec(),
-        ),
+        ("markup and control", b"<script>alert(1)</script>\x1b[2J\r\n".to_vec()),
     ] {
         std::fs::write(&file, &bytes).expect("written");
 
         let output = home.output(["run".as_ref(), "--".as_ref(), "cat".as_ref(), file.as_os_str()]);
 
-        assert!(
-            output.stdout == bytes,
-            "{name}: {} bytes instead of {}",
-            output.stdout.len(),
-            bytes.len()
-        );
+        assert!(output.stdout == bytes, "{name}: {} bytes instead of {}", output.stdout.len(), bytes.len());
         assert_eq!(output.status.code(), Some(0), "{name}");
     }
     for event in home.events(4) {
@@ -92,12 +70,7 @@ async fn a_million_lines_come_out_exactly(db: TestDb) {
     let output = home.run("seq 1 1000000");
 
     let expected = lines(1_000_000, "");
-    assert!(
-        out(&output) == expected,
-        "{} bytes of {}",
-        output.stdout.len(),
-        expected.len()
-    );
+    assert!(out(&output) == expected, "{} bytes of {}", output.stdout.len(), expected.len());
 }
 
 #[db_testkit::test]
@@ -106,39 +79,15 @@ async fn a_wrong_database_url_says_which_part_and_never_the_password(db: TestDb)
     let good = db.url();
     let nowhere = good.replacen(&format!("/{}", db.name()), "/no_such_database", 1);
     for (url, says) in [
-        (
-            "mysql://app:hunter2@db/shop",
-            "DATABASE_URL: the database address must begin with postgres://",
-        ),
-        (
-            "postgres://app:hunter2@db:port/shop",
-            "DATABASE_URL: the port in the database address",
-        ),
-        (
-            "postgres://app:hunter2@db",
-            "DATABASE_URL: the database address names no database",
-        ),
-        (
-            "postgres://app:hunter2@db/shop?ssl=on",
-            "DATABASE_URL: the database address has a parameter `ssl`",
-        ),
-        (
-            "postgres://app:hunter2@/shop?host=",
-            "DATABASE_URL: the host in the database address is missing",
-        ),
+        ("mysql://app:hunter2@db/shop", "DATABASE_URL: the database address must begin with postgres://"),
+        ("postgres://app:hunter2@db:port/shop", "DATABASE_URL: the port in the database address"),
+        ("postgres://app:hunter2@db", "DATABASE_URL: the database address names no database"),
+        ("postgres://app:hunter2@db/shop?ssl=on", "DATABASE_URL: the database address has a parameter `ssl`"),
+        ("postgres://app:hunter2@/shop?host=", "DATABASE_URL: the host in the database address is missing"),
         (&nowhere, "there is no database `no_such_database` on this server"),
     ] {
-        for args in [
-            &["list"][..],
-            &["run", "--", "true"],
-            &["watch", "1"],
-            &["migrate"],
-        ] {
-            let output = home
-                .buildwatch(args)
-                .env("DATABASE_URL", url)
-                .output()
-                .expect("it runs");
+        for args in [&["list"][..], &["run", "--", "true"], &["watch", "1"], &["migrate"]] {
+            let output = home.buildwatch(args).env("DATABASE_URL", url).output().expect("it runs");
 
             let text = err(&output);
             assert!(text.contains(says), "{url}: {text}");
@@ -161,10 +110,7 @@ fn a_server_that_is_not_there_is_named_without_the_password() {
 
     let line = waiting.error_with("database not reached yet");
 
-    assert!(
-        line.contains("app@127.0.0.1:1/shop") && !line.contains("hunter2"),
-        "{line}"
-    );
+    assert!(line.contains("app@127.0.0.1:1/shop") && !line.contains("hunter2"), "{line}");
 }
 
 #[test]
@@ -175,9 +121,5 @@ fn a_data_folder_that_cannot_be_one_is_named() {
     let output = home.output(["list"]);
 
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        err(&output).contains(&home.data().display().to_string()),
-        "{}",
-        err(&output)
-    );
+    assert!(err(&output).contains(&home.data().display().to_string()), "{}", err(&output));
 }

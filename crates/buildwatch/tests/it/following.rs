@@ -13,11 +13,8 @@ async fn a_watcher_killed_and_resumed_ten_times_sees_every_event_once_and_in_ord
     let mut run = home.start(["run", "--", "sh", "-c", script]);
     let id = run.build().to_string();
     let mut seen: Vec<Value> = Vec::new();
-    let last = |seen: &[Value]| {
-        seen.last()
-            .map_or(0, |event| event["id"].as_i64().expect("an id"))
-            .to_string()
-    };
+    let last =
+        |seen: &[Value]| seen.last().map_or(0, |event| event["id"].as_i64().expect("an id")).to_string();
 
     for _ in 0..10 {
         let mut watch = home.start(["watch", &id, "--json", "--from", &last(&seen)]);
@@ -27,12 +24,7 @@ async fn a_watcher_killed_and_resumed_ten_times_sees_every_event_once_and_in_ord
         watch.kill();
     }
     let mut watch: Live = home.start(["watch", &id, "--json", "--from", &last(&seen)]);
-    seen.extend(
-        watch
-            .rest()
-            .iter()
-            .map(|line| serde_json::from_str::<Value>(line).expect("JSON")),
-    );
+    seen.extend(watch.rest().iter().map(|line| serde_json::from_str::<Value>(line).expect("JSON")));
 
     assert!(watch.ended().success() && run.ended().success());
     assert_eq!(seen.len(), 401);
@@ -50,19 +42,9 @@ async fn watching_from_the_end_of_an_ended_build_prints_nothing_and_ends(db: Tes
     let home = Home::on(&db);
     assert!(home.run("echo one; echo two").status.success());
 
-    for (from, expected) in [
-        ("0", "one\ntwo\n"),
-        ("1", "two\n"),
-        ("2", ""),
-        ("3", ""),
-        ("99", ""),
-    ] {
+    for (from, expected) in [("0", "one\ntwo\n"), ("1", "two\n"), ("2", ""), ("3", ""), ("99", "")] {
         let output = home.output(["watch", "1", "--from", from]);
-        assert_eq!(
-            (out(&output).as_str(), output.status.code()),
-            (expected, Some(0)),
-            "from {from}"
-        );
+        assert_eq!((out(&output).as_str(), output.status.code()), (expected, Some(0)), "from {from}");
     }
 }
 
@@ -86,23 +68,14 @@ async fn a_reader_that_goes_away_ends_watch_quietly_and_leaves_run_running(db: T
         home.data().display(),
         home.path("done").display(),
     );
-    let piped = std::process::Command::new("sh")
-        .args(["-c", &script])
-        .env("DATABASE_URL", db.url())
-        .output();
+    let piped = std::process::Command::new("sh").args(["-c", &script]).env("DATABASE_URL", db.url()).output();
     assert_eq!(out(&piped.expect("it runs")), "1\n");
     assert!(home.path("done").exists(), "the build went on to its end");
     assert_eq!(home.json(["list", "--json"])[0]["status"], "succeeded");
 
-    let script = format!(
-        "{} --data {} watch 1 | head -n 1",
-        env!("CARGO_BIN_EXE_buildwatch"),
-        home.data().display()
-    );
-    let piped = std::process::Command::new("sh")
-        .args(["-c", &script])
-        .env("DATABASE_URL", db.url())
-        .output();
+    let script =
+        format!("{} --data {} watch 1 | head -n 1", env!("CARGO_BIN_EXE_buildwatch"), home.data().display());
+    let piped = std::process::Command::new("sh").args(["-c", &script]).env("DATABASE_URL", db.url()).output();
     let piped = piped.expect("it runs");
     assert_eq!((out(&piped).as_str(), err(&piped).as_str()), ("1\n", ""));
 }

@@ -21,16 +21,9 @@ async fn an_interrupted_run_ends_the_command_and_marks_the_build_as_aborted(db: 
         assert_eq!(run.ended().code(), Some(code), "{name}");
         until("the command is gone", || processes(&marker).is_empty());
         let build = home.json(["list", "--json"]).remove(0);
-        assert_eq!(
-            (build["id"].as_i64(), build["status"].as_str()),
-            (Some(id), Some("aborted")),
-            "{name}"
-        );
+        assert_eq!((build["id"].as_i64(), build["status"].as_str()), (Some(id), Some("aborted")), "{name}");
         let end = home.events(id).pop().expect("an end");
-        assert_eq!(
-            (&end["type"], &end["data"]["status"]),
-            (&"end".into(), &"aborted".into())
-        );
+        assert_eq!((&end["type"], &end["data"]["status"]), (&"end".into(), &"aborted".into()));
     }
 }
 
@@ -38,19 +31,12 @@ async fn an_interrupted_run_ends_the_command_and_marks_the_build_as_aborted(db: 
 async fn a_command_that_ignores_the_signal_is_killed_at_the_second(db: TestDb) {
     let home = Home::on(&db);
     let marker = home.path("marker");
-    let script = format!(
-        "trap '' INT TERM; echo ready; : {}; while :; do sleep 0.1; done",
-        marker.display()
-    );
+    let script = format!("trap '' INT TERM; echo ready; : {}; while :; do sleep 0.1; done", marker.display());
     let mut run = home.start(["run", "--", "sh", "-c", &script]);
     assert_eq!(run.line(), "ready");
 
     run.signal("INT");
-    assert_eq!(
-        run.line_within(Duration::from_millis(300)),
-        None,
-        "it ignores the first"
-    );
+    assert_eq!(run.line_within(Duration::from_millis(300)), None, "it ignores the first");
     run.signal("INT");
 
     assert_eq!(run.ended().code(), Some(130));

@@ -26,10 +26,7 @@ async fn a_watcher_sees_a_line_while_the_command_waits(db: TestDb) {
     fs::write(&gate, "second\n").expect("written");
 
     assert_eq!(watch.line(), "second");
-    assert_eq!(
-        (run.line(), run.line()),
-        ("first".to_owned(), "second".to_owned())
-    );
+    assert_eq!((run.line(), run.line()), ("first".to_owned(), "second".to_owned()));
     for mut program in [run, watch] {
         assert!(program.ended().success());
     }
@@ -44,10 +41,7 @@ async fn the_beginning_of_a_line_is_seen_while_its_end_is_awaited(db: TestDb) {
     let watch = home.start(["watch", &run.build().to_string(), "--json"]);
 
     let prompt = watch.line();
-    assert!(
-        prompt.contains(r#"{"text":"name? ","newline":false}"#),
-        "{prompt}"
-    );
+    assert!(prompt.contains(r#"{"text":"name? ","newline":false}"#), "{prompt}");
     fs::write(&gate, "Ada\n").expect("written");
 
     assert!(run.ended().success());
@@ -58,10 +52,7 @@ async fn the_beginning_of_a_line_is_seen_while_its_end_is_awaited(db: TestDb) {
 fn while_the_database_is_frozen_nothing_is_printed_and_thawed_everything() {
     let home = Home::embedded();
     let gate = home.fifo("gate");
-    let script = format!(
-        "echo before; read go < {0}; seq 1 1000; read go < {0}; echo after",
-        gate.display()
-    );
+    let script = format!("echo before; read go < {0}; seq 1 1000; read go < {0}; echo after", gate.display());
     let mut run = home.start(["run", "--", "sh", "-c", &script]);
     assert_eq!(run.line(), "before");
     let frozen = Frozen::new(&home);
@@ -77,11 +68,7 @@ fn while_the_database_is_frozen_nothing_is_printed_and_thawed_everything() {
     fs::write(&gate, "go\n").expect("written");
     assert_eq!(run.line(), "after");
     assert!(run.ended().success(), "{:?}", run.errors());
-    let ids: Vec<i64> = home
-        .events(1)
-        .iter()
-        .map(|event| event["id"].as_i64().expect("an id"))
-        .collect();
+    let ids: Vec<i64> = home.events(1).iter().map(|event| event["id"].as_i64().expect("an id")).collect();
     assert_eq!(ids, (1..=1003).collect::<Vec<_>>(), "each line is stored once");
 }
 
@@ -106,10 +93,7 @@ impl Drop for Frozen {
 fn a_server_that_is_killed_and_comes_back_costs_a_build_nothing() {
     let home = Home::embedded();
     let gate = home.fifo("gate");
-    let script = format!(
-        "echo before; read go < {0}; seq 1 1000; read go < {0}; echo after",
-        gate.display()
-    );
+    let script = format!("echo before; read go < {0}; seq 1 1000; read go < {0}; echo after", gate.display());
     let mut run: Live = home.start(["run", "--", "sh", "-c", &script]);
     assert_eq!(run.line(), "before");
 

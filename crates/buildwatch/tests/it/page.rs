@@ -48,9 +48,7 @@ impl Browser {
             arguments.push("--no-sandbox".to_owned());
         }
         let capabilities = json!({ "goog:chromeOptions": { "args": arguments } });
-        let Value::Object(capabilities) = capabilities else {
-            unreachable!("an object was written above")
-        };
+        let Value::Object(capabilities) = capabilities else { unreachable!("an object was written above") };
         let address = format!("http://127.0.0.1:{port}");
         let connected = tokio::time::timeout(PATIENCE, async {
             loop {
@@ -63,11 +61,7 @@ impl Browser {
             }
         });
         let client = connected.await.expect("a browser in time");
-        Self {
-            client,
-            driver,
-            _profile: profile,
-        }
+        Self { client, driver, _profile: profile }
     }
 
     async fn goto(&self, address: &str) {
@@ -80,10 +74,7 @@ impl Browser {
     }
 
     async fn evaluate(&self, script: &str) -> Value {
-        self.client
-            .execute(script, Vec::new())
-            .await
-            .expect("the script runs")
+        self.client.execute(script, Vec::new()).await.expect("the script runs")
     }
 
     /// Waits until an element's text fits.
@@ -120,20 +111,15 @@ impl Drop for Browser {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port()
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
 #[db_testkit::test]
 async fn live_lines_appear_without_a_reload_and_a_reload_resumes(db: TestDb) {
     let home = Home::on(&db);
     let gate = home.fifo("gate");
-    let script = format!(
-        "echo one; for word in two three; do read go < {}; echo $word; done",
-        gate.display()
-    );
+    let script =
+        format!("echo one; for word in two three; do read go < {}; echo $word; done", gate.display());
     let mut run = home.start(["run", "--", "sh", "-c", &script]);
     assert_eq!(run.line(), "one");
     let served = serve(&home, &[]);
@@ -152,10 +138,7 @@ async fn live_lines_appear_without_a_reload_and_a_reload_resumes(db: TestDb) {
     std::fs::write(&gate, "go\n").expect("written");
     browser.until("log", |text| text == "one\ntwo\nthree\n").await;
     browser.until("status", |text| text == "succeeded (0)").await;
-    assert_eq!(
-        browser.client.title().await.expect("a title"),
-        "Build 1: succeeded"
-    );
+    assert_eq!(browser.client.title().await.expect("a title"), "Build 1: succeeded");
 
     assert!(run.ended().success());
     browser.close().await;
@@ -176,9 +159,7 @@ async fn a_page_survives_a_server_that_is_killed_and_restarted(db: TestDb) {
     browser.evaluate("window.notReloaded = true").await;
 
     first.live.kill();
-    browser
-        .until("connection", |text| text.contains("was lost"))
-        .await;
+    browser.until("connection", |text| text.contains("was lost")).await;
     std::fs::write(&gate, "go\n").expect("written");
     assert!(run.ended().success());
     let _second = serve_on(&home, &address, &[]);
@@ -202,16 +183,8 @@ async fn output_is_text_whatever_is_in_it(db: TestDb) {
     let log = browser.until("log", |text| text.matches('\n').count() == 2).await;
     assert!(log.starts_with("<script>document.title"), "{log}");
     assert!(log.ends_with("\u{241b}[31m\u{fffd}\n"), "{log:?}");
-    assert_eq!(
-        browser
-            .evaluate("return document.querySelectorAll('#log img, #log script').length")
-            .await,
-        0
-    );
-    assert_eq!(
-        browser.client.title().await.expect("a title"),
-        "Build 1: succeeded"
-    );
+    assert_eq!(browser.evaluate("return document.querySelectorAll('#log img, #log script').length").await, 0);
+    assert_eq!(browser.client.title().await.expect("a title"), "Build 1: succeeded");
     browser.close().await;
 }
 
@@ -222,11 +195,7 @@ async fn a_build_is_started_from_the_page_that_was_opened_with_the_token(db: Tes
     let browser = Browser::open().await;
     let hidden = "return document.getElementById('start').hidden";
     browser.goto(&served.address).await;
-    assert_eq!(
-        browser.evaluate(hidden).await,
-        true,
-        "nobody gets the token from the page"
-    );
+    assert_eq!(browser.evaluate(hidden).await, true, "nobody gets the token from the page");
 
     let token = served.token.as_deref().expect("a token");
     browser.goto("about:blank").await;
@@ -237,28 +206,15 @@ async fn a_build_is_started_from_the_page_that_was_opened_with_the_token(db: Tes
         None,
         "it leaves the address bar"
     );
-    let field = browser
-        .client
-        .find(Locator::Id("command"))
-        .await
-        .expect("a field");
-    field
-        .send_keys("printf '%s|' one \"two words\" three")
-        .await
-        .expect("typed");
-    let button = browser
-        .client
-        .find(Locator::Css("#start button"))
-        .await
-        .expect("a button");
+    let field = browser.client.find(Locator::Id("command")).await.expect("a field");
+    field.send_keys("printf '%s|' one \"two words\" three").await.expect("typed");
+    let button = browser.client.find(Locator::Css("#start button")).await.expect("a button");
     button.click().await.expect("clicked");
 
     browser.until("log", |text| text == "one|two words|three|").await;
     browser.until("status", |text| text == "succeeded (0)").await;
     browser.goto(&served.address).await;
-    browser
-        .until("builds", |text| text.starts_with("1succeeded0"))
-        .await;
+    browser.until("builds", |text| text.starts_with("1succeeded0")).await;
     browser.close().await;
 }
 
@@ -274,9 +230,6 @@ async fn a_page_keeps_the_last_lines_of_a_long_build(db: TestDb) {
     let log = browser.until("log", |text| text.ends_with("\n100000\n")).await;
     assert!(log.lines().count() <= 21_000, "{} lines", log.lines().count());
     let cut = browser.text("cut").await;
-    assert!(
-        cut.ends_with("earlier lines are not shown; buildwatch watch 1 prints them all."),
-        "{cut}"
-    );
+    assert!(cut.ends_with("earlier lines are not shown; buildwatch watch 1 prints them all."), "{cut}");
     browser.close().await;
 }

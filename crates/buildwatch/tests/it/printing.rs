@@ -8,11 +8,7 @@ use crate::support::{Home, out};
 
 /// Runs buildwatch with a terminal as its stdout, and returns what the terminal was sent.
 fn on_a_terminal(home: &Home, db: &TestDb, args: &str) -> String {
-    let line = format!(
-        "{} --data {} {args}",
-        env!("CARGO_BIN_EXE_buildwatch"),
-        home.data().display()
-    );
+    let line = format!("{} --data {} {args}", env!("CARGO_BIN_EXE_buildwatch"), home.data().display());
     // script(1) makes a terminal.
     let output = Command::new("script")
         .args(["-qec", &line, "/dev/null"])
@@ -26,18 +22,11 @@ fn on_a_terminal(home: &Home, db: &TestDb, args: &str) -> String {
 #[db_testkit::test]
 async fn control_sequences_reach_a_terminal_with_raw_only(db: TestDb) {
     let home = Home::on(&db);
-    assert!(
-        home.run(r"printf '\033[31mred\033[0m\tand \302\233 \303\251\n'")
-            .status
-            .success()
-    );
+    assert!(home.run(r"printf '\033[31mred\033[0m\tand \302\233 \303\251\n'").status.success());
 
     let shown = on_a_terminal(&home, &db, "watch 1");
     assert!(shown.contains("^[[31mred^[[0m\tand \\u{9b} é"), "{shown:?}");
-    assert!(
-        !shown.contains('\u{1b}') && !shown.contains('\u{9b}'),
-        "{shown:?}"
-    );
+    assert!(!shown.contains('\u{1b}') && !shown.contains('\u{9b}'), "{shown:?}");
 
     let raw = on_a_terminal(&home, &db, "watch --raw 1");
     assert!(raw.contains("\u{1b}[31mred\u{1b}[0m"), "{raw:?}");
@@ -54,34 +43,20 @@ async fn commands_in_the_list_cannot_play_tricks_with_the_terminal(db: TestDb) {
     let list = out(&home.output(["list"]));
 
     assert_eq!(list.lines().count(), 1, "{list}");
-    assert!(
-        list.contains(r#""no-such\u{1b}[2J\ncommand" "two words""#),
-        "{list}"
-    );
+    assert!(list.contains(r#""no-such\u{1b}[2J\ncommand" "two words""#), "{list}");
 }
 
 #[db_testkit::test]
 async fn json_is_one_object_a_line_with_nothing_else(db: TestDb) {
     let home = Home::on(&db);
 
-    let output = home.output([
-        "run",
-        "--json",
-        "--",
-        "sh",
-        "-c",
-        "echo out; echo err >&2; exit 3",
-    ]);
+    let output = home.output(["run", "--json", "--", "sh", "-c", "echo out; echo err >&2; exit 3"]);
 
     let mut events = crate::support::json_lines(&out(&output));
     assert_eq!(events.len(), 3);
     let end = events.pop().expect("an end");
     assert_eq!(
-        (
-            end["id"].as_i64(),
-            end["type"].as_str(),
-            end["data"]["exit_code"].as_i64()
-        ),
+        (end["id"].as_i64(), end["type"].as_str(), end["data"]["exit_code"].as_i64()),
         (Some(3), Some("end"), Some(3))
     );
     events.sort_by_key(|event| event["type"].as_str().map(str::to_owned));
@@ -93,9 +68,6 @@ async fn json_is_one_object_a_line_with_nothing_else(db: TestDb) {
         (events[1]["type"].as_str(), events[1]["data"]["text"].as_str()),
         (Some("stdout"), Some("out"))
     );
-    assert!(
-        events[0]["at"].as_str().is_some_and(|at| at.ends_with('Z')),
-        "{events:?}"
-    );
+    assert!(events[0]["at"].as_str().is_some_and(|at| at.ends_with('Z')), "{events:?}");
     assert_eq!(output.status.code(), Some(3));
 }

@@ -24,12 +24,7 @@ async fn a_hundred_thousand_lines_come_out_exactly_and_their_ids_are_dense(db: T
     let output = home.run("seq 1 100000 | sed 's/^/line /'");
 
     let expected = lines(100_000, "line ");
-    assert!(
-        out(&output) == expected,
-        "{} bytes of {}",
-        output.stdout.len(),
-        expected.len()
-    );
+    assert!(out(&output) == expected, "{} bytes of {}", output.stdout.len(), expected.len());
     let events = home.events(1);
     assert_eq!(events.len(), 100_001);
     for (event, id) in events.iter().zip(1..) {
@@ -44,10 +39,7 @@ async fn a_hundred_thousand_lines_come_out_exactly_and_their_ids_are_dense(db: T
 async fn the_plan_is_sealed_in_the_database_and_holds_names_of_the_environment_only(db: TestDb) {
     let home = Home::on(&db);
     let mut run = home.buildwatch(["run", "--", "sh", "-c", ": hunter2 in the command"]);
-    let output = run
-        .env("BUILD_SECRET", "hunter2 in the environment")
-        .output()
-        .expect("it runs");
+    let output = run.env("BUILD_SECRET", "hunter2 in the environment").output().expect("it runs");
     assert!(output.status.success(), "{}", err(&output));
 
     let dump: String = sqlx::query_scalar(
@@ -60,25 +52,13 @@ async fn the_plan_is_sealed_in_the_database_and_holds_names_of_the_environment_o
     .await
     .expect("all there is");
     assert!(dump.contains("succeeded"), "{dump}");
-    assert!(
-        !dump.contains("hunter2") && !dump.contains("BUILD_SECRET"),
-        "{dump}"
-    );
+    assert!(!dump.contains("hunter2") && !dump.contains("BUILD_SECRET"), "{dump}");
 
     let list = home.json(["list", "--json"]);
-    assert_eq!(
-        list[0]["command"][2], ": hunter2 in the command",
-        "whoever has the key can read it"
-    );
+    assert_eq!(list[0]["command"][2], ": hunter2 in the command", "whoever has the key can read it");
     assert_eq!(list[0]["status"], "succeeded");
     assert_eq!(list[0]["exit_code"], 0);
-    assert_eq!(
-        list[0]["folder"],
-        std::env::current_dir()
-            .expect("a folder")
-            .to_str()
-            .expect("UTF-8")
-    );
+    assert_eq!(list[0]["folder"], std::env::current_dir().expect("a folder").to_str().expect("UTF-8"));
 }
 
 #[db_testkit::test]
@@ -98,16 +78,11 @@ async fn processes_that_the_command_leaves_behind_do_not_keep_the_build(db: Test
     let home = Home::on(&db);
     let marker = home.path("left-behind");
 
-    let output = home.run(&format!(
-        "echo first; (sleep 300; : {}) & echo last",
-        marker.display()
-    ));
+    let output = home.run(&format!("echo first; (sleep 300; : {}) & echo last", marker.display()));
 
     assert_eq!(out(&output), "first\nlast\n");
     assert!(output.status.success());
-    crate::support::until("what was left behind is gone", || {
-        crate::support::processes(&marker).is_empty()
-    });
+    crate::support::until("what was left behind is gone", || crate::support::processes(&marker).is_empty());
 }
 
 #[db_testkit::test]
@@ -115,9 +90,7 @@ async fn migrations_are_shown_and_run_both_ways(db: TestDb) {
     let home = Home::on(&db);
     let states = || -> Vec<String> {
         let rows = home.json(["migrate", "info", "--json"]);
-        rows.iter()
-            .map(|row| row["state"].as_str().expect("a state").to_owned())
-            .collect()
+        rows.iter().map(|row| row["state"].as_str().expect("a state").to_owned()).collect()
     };
     assert_eq!(states(), ["pending", "pending"]);
 
@@ -127,13 +100,7 @@ async fn migrations_are_shown_and_run_both_ways(db: TestDb) {
 
     assert_eq!(home.json(["migrate", "down", "--to", "0", "--json"]).len(), 2);
     assert_eq!(states(), ["pending", "pending"]);
-    assert!(
-        home.run("echo hello").status.success(),
-        "and the next use brings them back"
-    );
+    assert!(home.run("echo hello").status.success(), "and the next use brings them back");
     let text = out(&home.output(["migrate", "info"]));
-    assert!(
-        text.starts_with("20261120000001  applied   event logs\n"),
-        "{text}"
-    );
+    assert!(text.starts_with("20261120000001  applied   event logs\n"), "{text}");
 }

@@ -9,11 +9,7 @@ use serde_json::Value;
 use crate::support::{Home, Live, PATIENCE};
 
 pub(crate) fn client() -> Client {
-    Client::builder()
-        .timeout(PATIENCE)
-        .no_proxy()
-        .build()
-        .expect("a client")
+    Client::builder().timeout(PATIENCE).no_proxy().build().expect("a client")
 }
 
 /// A running `serve`.
@@ -37,11 +33,7 @@ pub(crate) fn serve_on(home: &Home, address: &str, args: &[&str]) -> Served {
 
 impl Served {
     pub(crate) async fn get(&self, path: &str) -> (StatusCode, String) {
-        let answer = client()
-            .get(format!("{}{path}", self.address))
-            .send()
-            .await
-            .expect("an answer");
+        let answer = client().get(format!("{}{path}", self.address)).send().await.expect("an answer");
         (answer.status(), answer.text().await.expect("text"))
     }
 
@@ -62,45 +54,24 @@ async fn builds_and_their_events_are_served(db: TestDb) {
     assert_eq!(list.as_array().expect("a list").len(), 1);
     let build = served.json("/api/builds/1").await;
     assert_eq!(build, list[0]);
-    assert_eq!(
-        (build["status"].as_str(), build["exit_code"].as_i64()),
-        (Some("failed"), Some(3))
-    );
+    assert_eq!((build["status"].as_str(), build["exit_code"].as_i64()), (Some("failed"), Some(3)));
 
     let (status, events) = served.get("/api/builds/1/events").await;
     assert_eq!(status, 200);
-    assert!(
-        events.contains("event: stdout\ndata: {\"text\":\"<script>alert(1)</script>\"}\n\n"),
-        "{events}"
-    );
+    assert!(events.contains("event: stdout\ndata: {\"text\":\"<script>alert(1)</script>\"}\n\n"), "{events}");
     assert!(
         events.ends_with("id: 3\nevent: end\ndata: {\"status\":\"failed\",\"exit_code\":3}\n\n"),
         "{events}"
     );
 
-    for page in [
-        "/",
-        "/builds/1",
-        "/assets/style.css",
-        "/assets/build.js",
-        "/health/live",
-        "/health/ready",
-    ] {
+    for page in ["/", "/builds/1", "/assets/style.css", "/assets/build.js", "/health/live", "/health/ready"] {
         let (status, text) = served.get(page).await;
         assert_eq!(status, 200, "{page}");
-        assert!(
-            !text.contains("http://") || page == "/assets/icon.svg",
-            "{page} fetches from elsewhere"
-        );
+        assert!(!text.contains("http://") || page == "/assets/icon.svg", "{page} fetches from elsewhere");
     }
-    for missing in [
-        "/api/builds/99",
-        "/api/builds/x",
-        "/api/builds/99/events",
-        "/builds/99",
-        "/builds/x",
-        "/nothing",
-    ] {
+    for missing in
+        ["/api/builds/99", "/api/builds/x", "/api/builds/99/events", "/builds/99", "/builds/x", "/nothing"]
+    {
         assert_eq!(served.get(missing).await.0, 404, "{missing}");
     }
 }
@@ -111,13 +82,8 @@ async fn pages_allow_no_script_but_their_own(db: TestDb) {
 
     let answer = client().get(&served.address).send().await.expect("an answer");
 
-    let policy = answer.headers()["content-security-policy"]
-        .to_str()
-        .expect("text");
-    assert!(
-        policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"),
-        "{policy}"
-    );
+    let policy = answer.headers()["content-security-policy"].to_str().expect("text");
+    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{policy}");
     assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
 }
 
@@ -126,9 +92,7 @@ async fn builds_are_started_over_http_only_when_that_is_allowed(db: TestDb) {
     let home = Home::on(&db);
     let closed = serve(&home, &[]);
     let post = async |served: &Served, headers: &[(&str, &str)], body: &str| {
-        let mut request = client()
-            .post(format!("{}/api/builds", served.address))
-            .body(body.to_owned());
+        let mut request = client().post(format!("{}/api/builds", served.address)).body(body.to_owned());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -146,22 +110,11 @@ async fn builds_are_started_over_http_only_when_that_is_allowed(db: TestDb) {
     let own = open.address.clone();
     for (status, headers) in [
         (401, vec![json]),
-        (
-            401,
-            vec![json, ("authorization", "Bearer 00000000000000000000000000000000")],
-        ),
+        (401, vec![json, ("authorization", "Bearer 00000000000000000000000000000000")]),
         (403, vec![json, token, ("origin", "http://evil.example")]),
         (403, vec![json, token, ("origin", "null")]),
         (421, vec![json, token, ("host", "evil.example")]),
-        (
-            421,
-            vec![
-                json,
-                token,
-                ("host", "evil.example"),
-                ("origin", "http://evil.example"),
-            ],
-        ),
+        (421, vec![json, token, ("host", "evil.example"), ("origin", "http://evil.example")]),
         (415, vec![token, ("content-type", "text/plain")]),
     ] {
         assert_eq!(post(&open, &headers, echo).await.0, status, "{headers:?}");
@@ -177,11 +130,7 @@ async fn builds_are_started_over_http_only_when_that_is_allowed(db: TestDb) {
         let (answered, text) = post(&open, &[json, token], body).await;
         assert_eq!(answered, status, "{body}: {text}");
     }
-    assert_eq!(
-        open.json("/api/builds").await,
-        Value::Array(Vec::new()),
-        "none of these started anything"
-    );
+    assert_eq!(open.json("/api/builds").await, Value::Array(Vec::new()), "none of these started anything");
 
     let (status, text) = post(&open, &[json, token, ("origin", &own), ("host", &host)], echo).await;
     assert_eq!(status, 201, "{text}");
@@ -190,11 +139,7 @@ async fn builds_are_started_over_http_only_when_that_is_allowed(db: TestDb) {
     assert!(events.contains(r#"data: {"text":"hello"}"#), "{events}");
 
     // Reading is refused, too, under a name that somebody else pointed here.
-    let rebound = client()
-        .get(format!("{own}/api/builds"))
-        .header("host", "evil.example")
-        .send()
-        .await;
+    let rebound = client().get(format!("{own}/api/builds")).header("host", "evil.example").send().await;
     assert_eq!(rebound.expect("an answer").status(), 421);
 }
 
@@ -238,15 +183,9 @@ async fn an_interrupted_serve_ends_its_streams_and_its_builds_and_exits_cleanly(
         .await
         .expect("an answer");
     assert_eq!(started.status(), 201);
-    let mut stream = client()
-        .get(format!("{}/api/builds/1/events", served.address))
-        .send()
-        .await
-        .expect("an answer");
-    assert!(
-        stream.chunk().await.expect("no error").is_some(),
-        "the stream is open"
-    );
+    let mut stream =
+        client().get(format!("{}/api/builds/1/events", served.address)).send().await.expect("an answer");
+    assert!(stream.chunk().await.expect("no error").is_some(), "the stream is open");
 
     served.live.signal("INT");
 
@@ -266,11 +205,8 @@ async fn a_restarted_server_resumes_where_a_client_stopped(db: TestDb) {
     let mut run = home.start(["run", "--", "sh", "-c", &script]);
     assert_eq!((run.line(), run.line()), ("one".to_owned(), "two".to_owned()));
     let mut first = serve(&home, &[]);
-    let mut stream = client()
-        .get(format!("{}/api/builds/1/events", first.address))
-        .send()
-        .await
-        .expect("an answer");
+    let mut stream =
+        client().get(format!("{}/api/builds/1/events", first.address)).send().await.expect("an answer");
     let mut seen = String::new();
     while !seen.contains("id: 2\n") {
         seen += std::str::from_utf8(&stream.chunk().await.expect("no error").expect("more")).expect("text");

@@ -9,32 +9,19 @@ use crate::support::{Home, err, out, processes, until};
 fn whoever_comes_later_finds_the_server_and_the_last_one_stops_it() {
     let home = Home::embedded();
     let gate = home.fifo("gate");
-    let mut run = home.start([
-        "run",
-        "--",
-        "sh",
-        "-c",
-        &format!("echo first; read word < {}", gate.display()),
-    ]);
+    let mut run =
+        home.start(["run", "--", "sh", "-c", &format!("echo first; read word < {}", gate.display())]);
     assert_eq!(run.line(), "first");
     let postmaster = crate::support::server_processes(&home)[0];
 
     let list = home.json(["list", "--json"]);
     assert_eq!(list[0]["status"], "running");
-    assert_eq!(
-        crate::support::server_processes(&home)[0],
-        postmaster,
-        "the same server"
-    );
+    assert_eq!(crate::support::server_processes(&home)[0], postmaster, "the same server");
 
     fs::write(&gate, "go\n").expect("written");
     assert!(run.ended().success());
     until("no process is left", || processes(&home.data()).is_empty());
-    assert_eq!(
-        home.json(["list", "--json"])[0]["status"],
-        "succeeded",
-        "and the data is still there"
-    );
+    assert_eq!(home.json(["list", "--json"])[0]["status"], "succeeded", "and the data is still there");
 }
 
 #[test]
@@ -64,19 +51,14 @@ fn a_build_survives_the_one_who_started_the_server() {
 fn many_that_start_at_once_share_one_server() {
     let home = Home::embedded();
 
-    let runs: Vec<_> = (0..5)
-        .map(|n| home.start(["run", "--", "echo", &n.to_string()]))
-        .collect();
+    let runs: Vec<_> = (0..5).map(|n| home.start(["run", "--", "echo", &n.to_string()])).collect();
 
     for (mut run, n) in runs.into_iter().zip(0..) {
         assert_eq!(run.rest(), [n.to_string()], "{:?}", run.errors());
         assert!(run.ended().success());
     }
-    let mut ids: Vec<i64> = home
-        .json(["list", "--json"])
-        .iter()
-        .map(|build| build["id"].as_i64().expect("an id"))
-        .collect();
+    let mut ids: Vec<i64> =
+        home.json(["list", "--json"]).iter().map(|build| build["id"].as_i64().expect("an id")).collect();
     ids.sort_unstable();
     assert_eq!(ids, [1, 2, 3, 4, 5]);
     until("no process is left", || processes(&home.data()).is_empty());
@@ -90,13 +72,8 @@ fn another_user_of_the_machine_cannot_connect() {
 
     let home = Home::embedded();
     let gate = home.fifo("gate");
-    let mut run = home.start([
-        "run",
-        "--",
-        "sh",
-        "-c",
-        &format!("echo first; read word < {}", gate.display()),
-    ]);
+    let mut run =
+        home.start(["run", "--", "sh", "-c", &format!("echo first; read word < {}", gate.display())]);
     assert_eq!(run.line(), "first");
     let sockets = home.data().join("postgres/run");
     let psql = |user: Option<u32>| {
@@ -117,23 +94,12 @@ fn another_user_of_the_machine_cannot_connect() {
     };
 
     assert_eq!(out(&psql(None)), "1\n", "the user who started it");
-    assert_eq!(
-        fs::metadata(&sockets)
-            .expect("the sockets' folder")
-            .permissions()
-            .mode()
-            & 0o777,
-        0o700
-    );
+    assert_eq!(fs::metadata(&sockets).expect("the sockets' folder").permissions().mode() & 0o777, 0o700);
     if nix::unistd::geteuid().is_root() {
         // `nobody`, and the account that the server itself runs under.
         for user in [65534, fs::metadata(&sockets).expect("the sockets' folder").uid()] {
             let stranger = psql(Some(user));
-            assert!(
-                !stranger.status.success() && out(&stranger).is_empty(),
-                "{user}: {}",
-                err(&stranger)
-            );
+            assert!(!stranger.status.success() && out(&stranger).is_empty(), "{user}: {}", err(&stranger));
         }
     }
 

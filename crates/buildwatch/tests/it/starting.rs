@@ -20,11 +20,7 @@ async fn without_a_subcommand_it_serves_runs_one_build_and_says_what_to_do_next(
     assert!(said.contains(&format!("{address}/builds/1")), "{said}");
     assert!(said.contains("run -- ls -l"), "{said}");
 
-    let mut stream = client()
-        .get(format!("{address}/api/builds/1/events"))
-        .send()
-        .await
-        .expect("an answer");
+    let mut stream = client().get(format!("{address}/api/builds/1/events")).send().await.expect("an answer");
     let mut text = String::new();
     while !text.contains("line 1 of 60") {
         text += std::str::from_utf8(&stream.chunk().await.expect("no error").expect("more")).expect("text");

@@ -34,10 +34,7 @@ impl Home {
 
     /// On a test's database.
     pub(crate) fn on(db: &TestDb) -> Self {
-        Self {
-            url: Some(db.url()),
-            ..Self::embedded()
-        }
+        Self { url: Some(db.url()), ..Self::embedded() }
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -52,11 +49,7 @@ impl Home {
     /// `buildwatch ARGS`, not started yet.
     pub(crate) fn buildwatch<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_buildwatch"));
-        command
-            .arg("--data")
-            .arg(self.data())
-            .args(args)
-            .stdin(Stdio::null());
+        command.arg("--data").arg(self.data()).args(args).stdin(Stdio::null());
         match &self.url {
             Some(url) => command.env("DATABASE_URL", url),
             None => command.env_remove("DATABASE_URL"),
@@ -122,11 +115,8 @@ pub(crate) struct Live {
 
 impl Live {
     pub(crate) fn new(mut command: Command) -> Self {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
         let out = read_lines(child.stdout.take().expect("stdout is piped"));
         let err = read_lines(child.stderr.take().expect("stderr is piped"));
         Self { child, out, err }
@@ -155,10 +145,7 @@ impl Live {
     /// The next line of stderr that contains a text.
     pub(crate) fn error_with(&self, text: &str) -> String {
         loop {
-            let line = self
-                .err
-                .recv_timeout(PATIENCE)
-                .unwrap_or_else(|error| panic!("no `{text}`: {error}"));
+            let line = self.err.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no `{text}`: {error}"));
             if line.contains(text) {
                 return line;
             }
@@ -168,10 +155,7 @@ impl Live {
     /// The build's number, which `run` says on stderr.
     pub(crate) fn build(&self) -> i64 {
         let line = self.error_with("build ");
-        line.rsplit(' ')
-            .next()
-            .and_then(|id| id.parse().ok())
-            .unwrap_or_else(|| panic!("{line}"))
+        line.rsplit(' ').next().and_then(|id| id.parse().ok()).unwrap_or_else(|| panic!("{line}"))
     }
 
     /// All the lines that stdout still has.
@@ -240,11 +224,7 @@ fn read_lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
 
 pub(crate) fn signal(name: &str, pids: &[u32]) {
     let pids = pids.iter().map(ToString::to_string);
-    let status = Command::new("kill")
-        .args(["-s", name])
-        .args(pids)
-        .stderr(Stdio::null())
-        .status();
+    let status = Command::new("kill").args(["-s", name]).args(pids).stderr(Stdio::null()).status();
     assert!(status.expect("kill runs").success(), "{name}");
 }
 
@@ -278,15 +258,9 @@ pub(crate) fn processes(folder: &Path) -> Vec<u32> {
 pub(crate) fn server_processes(home: &Home) -> Vec<u32> {
     let pidfile = home.data().join("postgres/data/postmaster.pid");
     let text = fs::read_to_string(&pidfile).unwrap_or_else(|error| panic!("{}: {error}", pidfile.display()));
-    let postmaster: u32 = text
-        .lines()
-        .next()
-        .and_then(|line| line.parse().ok())
-        .expect("a process id");
-    let children = Command::new("ps")
-        .args(["-o", "pid=", "--ppid", &postmaster.to_string()])
-        .output()
-        .expect("ps runs");
+    let postmaster: u32 = text.lines().next().and_then(|line| line.parse().ok()).expect("a process id");
+    let children =
+        Command::new("ps").args(["-o", "pid=", "--ppid", &postmaster.to_string()]).output().expect("ps runs");
     let mut all = vec![postmaster];
     all.extend(
         String::from_utf8_lossy(&children.stdout)

@@ -12,11 +12,7 @@ async fn a_service_that_lost_its_database_is_alive_and_not_ready(db: TestDb) {
     let layer = open(&db).await;
     let served = serve(db_axum::health::routes(layer.clone())).await;
     let ask = async |path: &str| {
-        let answer = client()
-            .get(format!("{}{path}", served.address))
-            .send()
-            .await
-            .expect("an answer");
+        let answer = client().get(format!("{}{path}", served.address)).send().await.expect("an answer");
         let status = answer.status().as_u16();
         (status, answer.json::<Value>().await.expect("JSON"))
     };

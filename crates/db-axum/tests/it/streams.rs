@@ -36,16 +36,9 @@ async fn a_finished_log_is_sent_whole_and_ended(db: TestDb) {
     let layer = open(&db).await;
     let served = served(&layer).await;
     let log = layer.events().create().await.expect("a log");
-    let lines = [
-        NewEvent::new("line", r#"{"text":"<script>"}"#),
-        NewEvent::new("line", "a\nb\r\nc\rd\n"),
-    ];
+    let lines = [NewEvent::new("line", r#"{"text":"<script>"}"#), NewEvent::new("line", "a\nb\r\nc\rd\n")];
     layer.events().append(log, &lines).await.expect("appended");
-    layer
-        .events()
-        .finish(log, &[NewEvent::new("end", "{}")])
-        .await
-        .expect("finished");
+    layer.events().finish(log, &[NewEvent::new("end", "{}")]).await.expect("finished");
 
     let (status, text) = body(&served, &log.to_string(), None).await;
 
@@ -79,19 +72,10 @@ async fn a_client_resumes_after_the_event_it_names(db: TestDb) {
     assert_eq!(ids(format!("{log}"), None).await, (200, vec![1, 2, 3]));
     assert_eq!(ids(format!("{log}"), Some("1")).await, (200, vec![2, 3]));
     assert_eq!(ids(format!("{log}?from=2"), None).await, (200, vec![3]));
-    assert_eq!(
-        ids(format!("{log}?from=0"), Some("2")).await,
-        (200, vec![3]),
-        "the header is newer"
-    );
+    assert_eq!(ids(format!("{log}?from=0"), Some("2")).await, (200, vec![3]), "the header is newer");
     // Tells an EventSource to stay away.
     assert_eq!(ids(format!("{log}"), Some("3")).await, (204, vec![]));
-    for (path, last) in [
-        ("?from=x", None),
-        ("?from=-1", None),
-        ("", Some("x")),
-        ("", Some("-1")),
-    ] {
+    for (path, last) in [("?from=x", None), ("?from=-1", None), ("", Some("x")), ("", Some("-1"))] {
         assert_eq!(ids(format!("{log}{path}"), last).await.0, 400, "{path} {last:?}");
     }
     assert_eq!(ids("999999".to_owned(), None).await.0, 404);
@@ -102,38 +86,24 @@ async fn events_arrive_while_they_are_appended_and_shutdown_ends_the_answer(db: 
     let layer = open(&db).await;
     let served = served(&layer).await;
     let log = layer.events().create().await.expect("a log");
-    let answer = client()
-        .get(format!("{}/{log}", served.address))
-        .send()
-        .await
-        .expect("an answer");
+    let answer = client().get(format!("{}/{log}", served.address)).send().await.expect("an answer");
     assert_eq!(answer.headers()["content-type"], "text/event-stream");
     let mut chunks = answer.bytes_stream();
     let mut until = async |wanted: &str| {
         let mut text = String::new();
         while !text.contains(wanted) {
-            let chunk = timeout(PATIENCE, chunks.next())
-                .await
-                .expect("in time")
-                .expect("more")
-                .expect("no error");
+            let chunk =
+                timeout(PATIENCE, chunks.next()).await.expect("in time").expect("more").expect("no error");
             text += std::str::from_utf8(&chunk).expect("text");
         }
     };
     until("retry: 1000").await;
 
     for n in 1..=3 {
-        layer
-            .events()
-            .append(log, &[NewEvent::new("n", n.to_string())])
-            .await
-            .expect("appended");
+        layer.events().append(log, &[NewEvent::new("n", n.to_string())]).await.expect("appended");
         until(&format!("id: {n}\nevent: n\ndata: {n}\n\n")).await;
     }
     layer.shutdown(Duration::from_secs(20)).await;
 
-    assert!(
-        timeout(PATIENCE, chunks.next()).await.expect("in time").is_none(),
-        "the answer has ended"
-    );
+    assert!(timeout(PATIENCE, chunks.next()).await.expect("in time").is_none(), "the answer has ended");
 }

@@ -16,9 +16,7 @@ pub(crate) async fn open(db: &TestDb) -> Db {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations");
     let migrations = Migrations::from_dir(folder).await.expect("migrations");
-    db_layer::open(Options::new(config).migrations(migrations))
-        .await
-        .expect("an open database")
+    db_layer::open(Options::new(config).migrations(migrations)).await.expect("an open database")
 }
 
 /// Serves routes until it is dropped.
@@ -31,16 +29,9 @@ pub(crate) async fn serve(routes: Router) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = format!("http://{}", listener.local_addr().expect("an address"));
     let server = tokio::spawn(async move { axum::serve(listener, routes).await.expect("serves") });
-    Served {
-        address,
-        _server: AbortOnDropHandle::new(server),
-    }
+    Served { address, _server: AbortOnDropHandle::new(server) }
 }
 
 pub(crate) fn client() -> reqwest::Client {
-    reqwest::Client::builder()
-        .timeout(PATIENCE)
-        .no_proxy()
-        .build()
-        .expect("a client")
+    reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("a client")
 }

@@ -14,12 +14,7 @@ pub struct Context {
 impl Context {
     /// A place in a table. `row` is the primary key as text; it must never change while the value is stored.
     pub fn new(table: &'static str, column: &'static str, row: impl fmt::Display) -> Self {
-        Self {
-            table,
-            column,
-            row: row.to_string(),
-            tenant: None,
-        }
+        Self { table, column, row: row.to_string(), tenant: None }
     }
 
     /// Binds the value to a tenant, too.
@@ -68,14 +63,8 @@ mod tests {
             out
         };
 
-        assert_ne!(
-            encoded(Context::new("ab", "c", 1)),
-            encoded(Context::new("a", "bc", 1))
-        );
-        assert_ne!(
-            encoded(Context::new("a", "b", "1")),
-            encoded(Context::new("a", "b", "1").tenant(""))
-        );
+        assert_ne!(encoded(Context::new("ab", "c", 1)), encoded(Context::new("a", "bc", 1)));
+        assert_ne!(encoded(Context::new("a", "b", "1")), encoded(Context::new("a", "b", "1").tenant("")));
         assert_eq!(
             encoded(Context::new("t", "c", 7).tenant("x")),
             b"\0\0\0\x01t\0\0\0\x01c\0\0\0\x017\x01\0\0\0\x01x"

@@ -56,11 +56,7 @@ impl Key {
     ///
     /// [`EncryptionError::KeyEncoding`] or [`EncryptionError::KeyLength`].
     pub fn from_base64(text: &str) -> Result<Self, EncryptionError> {
-        Self::from_bytes(
-            STANDARD
-                .decode(text.trim())
-                .map_err(|_| EncryptionError::KeyEncoding("base64"))?,
-        )
+        Self::from_bytes(STANDARD.decode(text.trim()).map_err(|_| EncryptionError::KeyEncoding("base64"))?)
     }
 
     /// The key as hexadecimal digits, for storing it somewhere safe.
@@ -72,10 +68,7 @@ impl Key {
     /// The id that is written into every value sealed under the key. It tells nothing about the key.
     #[must_use]
     pub fn id(&self) -> [u8; 4] {
-        let digest = Sha256::new()
-            .chain_update(b"db-core key id")
-            .chain_update(self.expose())
-            .finalize();
+        let digest = Sha256::new().chain_update(b"db-core key id").chain_update(self.expose()).finalize();
         [digest[0], digest[1], digest[2], digest[3]]
     }
 
@@ -110,18 +103,9 @@ mod tests {
 
     #[test]
     fn other_lengths_and_alphabets_are_refused_and_nothing_is_shown() {
-        assert!(matches!(
-            Key::from_bytes(vec![1; 24]),
-            Err(EncryptionError::KeyLength(24))
-        ));
-        assert!(matches!(
-            Key::from_hex("no hex"),
-            Err(EncryptionError::KeyEncoding(_))
-        ));
-        assert!(matches!(
-            Key::from_base64("?"),
-            Err(EncryptionError::KeyEncoding(_))
-        ));
+        assert!(matches!(Key::from_bytes(vec![1; 24]), Err(EncryptionError::KeyLength(24))));
+        assert!(matches!(Key::from_hex("no hex"), Err(EncryptionError::KeyEncoding(_))));
+        assert!(matches!(Key::from_base64("?"), Err(EncryptionError::KeyEncoding(_))));
 
         let key = Key::from_bytes(b"0123456789abcdef".to_vec()).expect("16 bytes");
         assert!(!format!("{key:?}").contains("30313233"), "{key:?}");

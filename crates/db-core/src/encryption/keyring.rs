@@ -54,10 +54,7 @@ impl Keyring {
     /// A keyring with a primary key and no retired ones.
     #[must_use]
     pub fn new(primary: &Key) -> Self {
-        Self {
-            primary: Entry::new(primary),
-            retired: Vec::new(),
-        }
+        Self { primary: Entry::new(primary), retired: Vec::new() }
     }
 
     /// Adds a key that was primary once.
@@ -73,9 +70,8 @@ impl Keyring {
     ///
     /// [`EncryptionError::Json`] when the value does not become JSON; else as [`Strategy::seal`].
     pub fn seal_json<T: Serialize>(&self, value: &T, place: &Context) -> Result<Sealed<T>, EncryptionError> {
-        let plain = serde_json::to_vec(value).map_err(|_| EncryptionError::Json {
-            place: place.to_string(),
-        })?;
+        let plain =
+            serde_json::to_vec(value).map_err(|_| EncryptionError::Json { place: place.to_string() })?;
         self.seal(&plain, place).map(Sealed::from_bytes)
     }
 
@@ -90,15 +86,11 @@ impl Keyring {
         place: &Context,
     ) -> Result<T, EncryptionError> {
         let plain = self.unseal(sealed.as_bytes(), place)?;
-        serde_json::from_slice(&plain).map_err(|_| EncryptionError::Json {
-            place: place.to_string(),
-        })
+        serde_json::from_slice(&plain).map_err(|_| EncryptionError::Json { place: place.to_string() })
     }
 
     fn find(&self, id: &[u8]) -> impl Iterator<Item = &Entry> {
-        std::iter::once(&self.primary)
-            .chain(&self.retired)
-            .filter(move |entry| entry.id == id)
+        std::iter::once(&self.primary).chain(&self.retired).filter(move |entry| entry.id == id)
     }
 }
 
@@ -115,25 +107,14 @@ impl Strategy for Keyring {
         let ciphertext = self
             .primary
             .cipher
-            .encrypt(
-                nonce,
-                Payload {
-                    msg: plain,
-                    aad: &authenticated,
-                },
-            )
-            .map_err(|_| EncryptionError::TooLong {
-                place: place.to_string(),
-            })?;
+            .encrypt(nonce, Payload { msg: plain, aad: &authenticated })
+            .map_err(|_| EncryptionError::TooLong { place: place.to_string() })?;
         sealed.extend_from_slice(&ciphertext);
         Ok(sealed)
     }
 
     fn unseal(&self, sealed: &[u8], place: &Context) -> Result<Vec<u8>, EncryptionError> {
-        let malformed = |what| EncryptionError::Malformed {
-            place: place.to_string(),
-            what,
-        };
+        let malformed = |what| EncryptionError::Malformed { place: place.to_string(), what };
         let Some((header, rest)) = sealed.split_first_chunk::<HEADER>() else {
             return Err(malformed("it is too short"));
         };
@@ -152,13 +133,8 @@ impl Strategy for Keyring {
                 continue;
             }
             known = true;
-            if let Ok(plain) = entry.cipher.decrypt(
-                *nonce,
-                Payload {
-                    msg: ciphertext,
-                    aad: &authenticated,
-                },
-            ) {
+            if let Ok(plain) = entry.cipher.decrypt(*nonce, Payload { msg: ciphertext, aad: &authenticated })
+            {
                 return Ok(plain);
             }
         }
@@ -166,10 +142,7 @@ impl Strategy for Keyring {
         Err(if known {
             EncryptionError::NotAuthentic { place }
         } else {
-            EncryptionError::UnknownKey {
-                place,
-                key_id: const_hex::encode(&header[2..]),
-            }
+            EncryptionError::UnknownKey { place, key_id: const_hex::encode(&header[2..]) }
         })
     }
 }
@@ -185,9 +158,7 @@ impl Entry {
         let bytes = key.expose();
         let cipher = match bytes.len() {
             16 => Cipher::Aes128(Box::new(Aes128Gcm::new_from_slice(bytes).expect("16 bytes"))),
-            _ => Cipher::Aes256(Box::new(
-                Aes256Gcm::new_from_slice(bytes).expect("a key of 16 or 32 bytes"),
-            )),
+            _ => Cipher::Aes256(Box::new(Aes256Gcm::new_from_slice(bytes).expect("a key of 16 or 32 bytes"))),
         };
         Self { id: key.id(), cipher }
     }
@@ -261,9 +232,7 @@ mod tests {
         // Made by Python's `cryptography` from the drawing: key 00..0f, nonce a0..ab, plain text "plan".
         let sealed = const_hex::decode(GOLDEN).expect("hex");
 
-        let plain = Keyring::new(&key(0, 16))
-            .unseal(&sealed, &place())
-            .expect("unsealed");
+        let plain = Keyring::new(&key(0, 16)).unseal(&sealed, &place()).expect("unsealed");
 
         assert_eq!(plain, b"plan");
     }
@@ -290,10 +259,7 @@ mod tests {
             assert!(keyring.unseal(&changed, &place()).is_err(), "byte {at}");
         }
         for length in 0..sealed.len() {
-            assert!(
-                keyring.unseal(&sealed[..length], &place()).is_err(),
-                "cut to {length}"
-            );
+            assert!(keyring.unseal(&sealed[..length], &place()).is_err(), "cut to {length}");
         }
     }
 
@@ -301,9 +267,7 @@ mod tests {
     fn an_unknown_key_is_named_by_its_id() {
         let sealed = Keyring::new(&key(1, 32)).seal(b"plan", &place()).expect("sealed");
 
-        let error = Keyring::new(&key(2, 32))
-            .unseal(&sealed, &place())
-            .expect_err("another key");
+        let error = Keyring::new(&key(2, 32)).unseal(&sealed, &place()).expect_err("another key");
 
         let id = const_hex::encode(key(1, 32).id());
         assert_eq!(

@@ -21,10 +21,7 @@ impl<T> Sealed<T> {
     /// Takes the bytes as they are stored.
     #[must_use]
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self {
-            bytes,
-            value: PhantomData,
-        }
+        Self { bytes, value: PhantomData }
     }
 
     /// The bytes as they are stored.

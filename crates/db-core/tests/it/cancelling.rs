@@ -13,10 +13,7 @@ const ENOUGH: usize = 60;
 #[db_testkit::test]
 async fn a_dropped_begin_leaves_no_transaction_to_anybody(db: TestDb) {
     let pool = patient_pool(&db, 1);
-    sqlx::query("create table t (n int)")
-        .execute(pool.handle())
-        .await
-        .expect("a table");
+    sqlx::query("create table t (n int)").execute(pool.handle()).await.expect("a table");
     for polls in 1..ENOUGH {
         poll_and_drop(pool.handle().begin(), polls).await;
 
@@ -27,33 +24,21 @@ async fn a_dropped_begin_leaves_no_transaction_to_anybody(db: TestDb) {
     }
 
     // In somebody's open transaction, the rows would be seen by nobody else.
-    let rows: i64 = sqlx::query_scalar("select count(*) from t")
-        .fetch_one(&db.pool())
-        .await
-        .expect("a count");
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from t").fetch_one(&db.pool()).await.expect("a count");
     assert_eq!(rows, i64::try_from(ENOUGH).expect("small") - 1);
-    until("no transaction is open", async || {
-        open_transactions(&db).await == 0
-    })
-    .await;
+    until("no transaction is open", async || open_transactions(&db).await == 0).await;
 }
 
 #[db_testkit::test]
 async fn a_dropped_transaction_leaves_all_of_it_or_nothing(db: TestDb) {
     let pool = patient_pool(&db, 1);
-    sqlx::query("create table t (run int, n int)")
-        .execute(pool.handle())
-        .await
-        .expect("a table");
+    sqlx::query("create table t (run int, n int)").execute(pool.handle()).await.expect("a table");
     for polls in 1..ENOUGH {
         let run = i32::try_from(polls).expect("small");
         let work = pool.handle().tx(async |tx| {
             for n in 0..2 {
-                sqlx::query("insert into t values ($1, $2)")
-                    .bind(run)
-                    .bind(n)
-                    .execute(&mut *tx)
-                    .await?;
+                sqlx::query("insert into t values ($1, $2)").bind(run).bind(n).execute(&mut *tx).await?;
             }
             Ok::<_, db_core::Error>(())
         });
@@ -67,15 +52,9 @@ async fn a_dropped_transaction_leaves_all_of_it_or_nothing(db: TestDb) {
                 .expect("a count")
         };
         // The server may still be at what was sent to it.
-        until("no transaction is open", async || {
-            open_transactions(&db).await == 0
-        })
-        .await;
+        until("no transaction is open", async || open_transactions(&db).await == 0).await;
         let rows = rows().await;
-        assert!(
-            if done { rows == 2 } else { rows == 0 || rows == 2 },
-            "{rows} rows after {polls} polls"
-        );
+        assert!(if done { rows == 2 } else { rows == 0 || rows == 2 }, "{rows} rows after {polls} polls");
     }
 }
 

@@ -19,11 +19,7 @@ const LONG: Retry = Retry {
 async fn fails_at_once(config: &Config) -> String {
     let started = Instant::now();
     let error = connect(config, LONG).await.expect_err("it cannot connect");
-    assert!(
-        started.elapsed() < Duration::from_secs(20),
-        "waited {:?} for {error}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(20), "waited {:?} for {error}", started.elapsed());
     assert!(error.failure().is_final() && error.attempts() == 1, "{error:?}");
     assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
     error.to_string()
@@ -33,10 +29,7 @@ async fn fails_at_once(config: &Config) -> String {
 async fn an_unknown_database_fails_at_once_and_is_named(db: TestDb) {
     let text = fails_at_once(&config(&db).with_database("nope")).await;
 
-    assert!(
-        text.contains("there is no database `nope` on this server (3D000)"),
-        "{text}"
-    );
+    assert!(text.contains("there is no database `nope` on this server (3D000)"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,17 +37,11 @@ async fn a_wrong_password_and_a_forbidden_role_fail_at_once_and_are_named() {
     let server = TestServer::throwaway().await.expect("a server");
     let embedded = server.embedded().expect("one of its own");
     let db = server.empty().await.expect("a database");
-    sqlx::raw_sql("create role app login password 'right'")
-        .execute(&db.pool())
-        .await
-        .expect("a role");
+    sqlx::raw_sql("create role app login password 'right'").execute(&db.pool()).await.expect("a role");
     let hba = embedded.data_dir().join("pg_hba.conf");
     let rules = std::fs::read_to_string(&hba).expect("the rules");
     std::fs::write(&hba, format!("local all app scram-sha-256\n{rules}")).expect("a rule");
-    sqlx::raw_sql("select pg_reload_conf()")
-        .execute(&db.pool())
-        .await
-        .expect("read again");
+    sqlx::raw_sql("select pg_reload_conf()").execute(&db.pool()).await.expect("read again");
     let address = |login: &str| {
         let host = embedded.socket_dir().display().to_string().replace('/', "%2F");
         let address = format!("postgres://{login}@{host}:{}/{}", embedded.port(), db.name());
@@ -67,16 +54,10 @@ async fn a_wrong_password_and_a_forbidden_role_fail_at_once_and_are_named() {
     .await;
 
     let wrong = fails_at_once(&address("app:hunter2")).await;
-    assert!(
-        wrong.contains("the password of role `app` was refused (28P01)"),
-        "{wrong}"
-    );
+    assert!(wrong.contains("the password of role `app` was refused (28P01)"), "{wrong}");
 
     let stranger = fails_at_once(&address("stranger:hunter2")).await;
-    assert!(
-        stranger.contains("role `stranger` may not log in from here"),
-        "{stranger}"
-    );
+    assert!(stranger.contains("role `stranger` may not log in from here"), "{stranger}");
 }
 
 #[db_testkit::test]
@@ -85,16 +66,11 @@ async fn a_server_that_comes_later_is_waited_for(_db: TestDb) {
     open_to_all(folder.path());
     let data = folder.path().join("server");
     let socket = data.join("run");
-    let config = Config::from_url(&format!(
-        "postgres://postgres@/postgres?host={}",
-        socket.display()
-    ))
-    .expect("an address");
+    let config = Config::from_url(&format!("postgres://postgres@/postgres?host={}", socket.display()))
+        .expect("an address");
 
     let waiting = tokio::spawn(async move { connect(&config, LONG).await });
-    let server = tokio::task::spawn_blocking(|| db_embedded_start(data))
-        .await
-        .expect("no panic");
+    let server = tokio::task::spawn_blocking(|| db_embedded_start(data)).await.expect("no panic");
     let connection = waiting.await.expect("no panic").expect("connected");
 
     connection.close().await.expect("closed");
@@ -114,44 +90,25 @@ fn db_embedded_start(data: std::path::PathBuf) -> db_embedded::Server {
 #[tokio::test]
 async fn nobody_there_is_given_up_at_the_deadline_with_the_count_of_attempts() {
     let nobody = Config::from_url("postgres://app:hunter2@127.0.0.1:1/shop").expect("an address");
-    let retry = Retry {
-        deadline: Duration::from_millis(400),
-        ..LONG
-    };
+    let retry = Retry { deadline: Duration::from_millis(400), ..LONG };
     let started = Instant::now();
 
     let error = connect(&nobody, retry).await.expect_err("nobody listens");
 
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
-    assert!(
-        matches!(error.failure(), ConnectFailure::NotReached(_)),
-        "{error:?}"
-    );
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(matches!(error.failure(), ConnectFailure::NotReached(_)), "{error:?}");
     assert!(error.attempts() > 1, "{error:?}");
     let text = error.to_string();
-    assert!(
-        text.starts_with("could not connect to app@127.0.0.1:1/shop: no server answers there"),
-        "{text}"
-    );
+    assert!(text.starts_with("could not connect to app@127.0.0.1:1/shop: no server answers there"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
 }
 
 #[tokio::test]
 async fn a_server_that_says_nothing_is_given_up_at_the_limit_of_an_attempt() {
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a listener");
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let port = silent.local_addr().expect("an address").port();
     let config = Config::from_url(&format!("postgres://app@127.0.0.1:{port}/shop")).expect("an address");
-    let retry = Retry {
-        deadline: Duration::ZERO,
-        attempt: Duration::from_millis(200),
-        ..LONG
-    };
+    let retry = Retry { deadline: Duration::ZERO, attempt: Duration::from_millis(200), ..LONG };
 
     let error = connect(&config, retry).await.expect_err("no answer");
 

@@ -18,15 +18,10 @@ async fn add(State(pool): State<Pool>) -> String {
         .handle()
         .tx(async |tx| {
             for word in &words {
-                sqlx::query("insert into word values ($1)")
-                    .bind(word)
-                    .execute(&mut *tx)
-                    .await?;
+                sqlx::query("insert into word values ($1)").bind(word).execute(&mut *tx).await?;
                 lengths += word.len();
             }
-            Ok(sqlx::query_scalar("select count(*) from word")
-                .fetch_one(&mut *tx)
-                .await?)
+            Ok(sqlx::query_scalar("select count(*) from word").fetch_one(&mut *tx).await?)
         })
         .await;
     format!("{} {lengths}", count.expect("committed"))
@@ -35,10 +30,7 @@ async fn add(State(pool): State<Pool>) -> String {
 #[db_testkit::test]
 async fn a_handler_runs_a_transaction_that_borrows_its_surroundings(db: TestDb) {
     let pool = pool(&db, 1);
-    sqlx::query("create table word (t text)")
-        .execute(pool.handle())
-        .await
-        .expect("a table");
+    sqlx::query("create table word (t text)").execute(pool.handle()).await.expect("a table");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = listener.local_addr().expect("an address");
     let app = Router::new().route("/", get(add)).with_state(pool);

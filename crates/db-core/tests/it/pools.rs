@@ -17,14 +17,7 @@ async fn handles_connections_and_transactions_are_executors(db: TestDb) {
 
     let mut conn = pool.handle().acquire().await.expect("a connection");
     assert_eq!(one().fetch_one(&mut conn).await.expect("by connection"), 1);
-    assert_eq!(
-        (&mut conn)
-            .fetch_all("select 1 union select 2")
-            .await
-            .expect("rows")
-            .len(),
-        2
-    );
+    assert_eq!((&mut conn).fetch_all("select 1 union select 2").await.expect("rows").len(), 2);
 
     let mut tx = conn.begin().await.expect("a transaction");
     assert_eq!(one().fetch_all(&mut tx).await.expect("by transaction"), [1]);
@@ -36,18 +29,11 @@ async fn an_exhausted_pool_says_which_how_long_how_full_and_who_asked(db: TestDb
     let pool = pool(&db, 1);
     let _held = pool.handle().acquire().await.expect("the only connection");
 
-    let line = line!() + 1;
-    let error = pool
-        .handle()
-        .acquire()
-        .await
-        .expect_err("there is no second connection");
+    let (line, handle) = (line!(), pool.handle());
+    let error = handle.acquire().await.expect_err("there is no second connection");
 
     let text = error.to_string();
-    assert!(
-        text.starts_with("pool `test`: no connection came free within 0.5 s, 1 of 1 in use"),
-        "{text}"
-    );
+    assert!(text.starts_with("pool `test`: no connection came free within 0.5 s, 1 of 1 in use"), "{text}");
     assert!(text.contains(&format!("pools.rs:{line}")), "{text}");
     assert_eq!(Error::from(error).class(), Class::NotReached);
 }
@@ -57,10 +43,8 @@ async fn the_same_error_comes_out_of_a_query(db: TestDb) {
     let pool = pool(&db, 1);
     let _held = pool.handle().acquire().await.expect("the only connection");
 
-    let error = sqlx::query("select 1")
-        .execute(pool.handle())
-        .await
-        .expect_err("there is no second connection");
+    let error =
+        sqlx::query("select 1").execute(pool.handle()).await.expect_err("there is no second connection");
 
     assert!(matches!(Error::from(error), Error::Acquire(error) if error.pool() == "test"));
 }
@@ -68,43 +52,22 @@ async fn the_same_error_comes_out_of_a_query(db: TestDb) {
 #[db_testkit::test]
 async fn a_pool_that_cannot_connect_says_why(db: TestDb) {
     let nowhere = config(&db).with_database("no_such_database");
-    let options = PoolOptions {
-        acquire_timeout: Duration::from_millis(300),
-        ..PoolOptions::api()
-    };
+    let options = PoolOptions { acquire_timeout: Duration::from_millis(300), ..PoolOptions::api() };
 
-    let error = Pool::new(&nowhere, options)
-        .handle()
-        .acquire()
-        .await
-        .expect_err("no such database");
+    let error = Pool::new(&nowhere, options).handle().acquire().await.expect_err("no such database");
 
-    assert!(
-        error.to_string().contains("\"no_such_database\" does not exist"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("\"no_such_database\" does not exist"), "{error}");
 }
 
 #[db_testkit::test]
 async fn a_pool_without_a_server_says_so_within_its_limit(_db: TestDb) {
     let nobody = Config::from_url("postgres://app@127.0.0.1:1/shop").expect("an address");
-    let options = PoolOptions {
-        acquire_timeout: Duration::from_millis(300),
-        ..PoolOptions::api()
-    };
+    let options = PoolOptions { acquire_timeout: Duration::from_millis(300), ..PoolOptions::api() };
     let started = Instant::now();
 
-    let error = Pool::new(&nobody, options)
-        .handle()
-        .acquire()
-        .await
-        .expect_err("nobody listens");
+    let error = Pool::new(&nobody, options).handle().acquire().await.expect_err("nobody listens");
 
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert!(error.to_string().contains("no server answers there"), "{error}");
 }
 
@@ -113,10 +76,7 @@ async fn closing_waits_for_what_is_out_but_not_longer_than_it_is_told(db: TestDb
     let pool = pool(&db, 1);
     let held = pool.handle().acquire().await.expect("a connection");
 
-    assert!(
-        !pool.close(Duration::from_millis(100)).await,
-        "a connection was out"
-    );
+    assert!(!pool.close(Duration::from_millis(100)).await, "a connection was out");
     let error = pool.handle().acquire().await.expect_err("closed");
     assert!(error.is_closed(), "{error}");
 
@@ -126,18 +86,10 @@ async fn closing_waits_for_what_is_out_but_not_longer_than_it_is_told(db: TestDb
 
 #[db_testkit::test]
 async fn an_idle_connection_that_was_killed_is_replaced_without_an_error(db: TestDb) {
-    let options = PoolOptions {
-        max: 1,
-        ping_after: Duration::ZERO,
-        ..PoolOptions::api()
-    };
+    let options = PoolOptions { max: 1, ping_after: Duration::ZERO, ..PoolOptions::api() };
     let pool = Pool::new(&config(&db), options);
     let pid = backend(&pool).await;
-    sqlx::query("select pg_terminate_backend($1, 5000)")
-        .bind(pid)
-        .execute(&db.pool())
-        .await
-        .expect("killed");
+    sqlx::query("select pg_terminate_backend($1, 5000)").bind(pid).execute(&db.pool()).await.expect("killed");
 
     assert_ne!(backend(&pool).await, pid);
 }
@@ -146,17 +98,38 @@ async fn an_idle_connection_that_was_killed_is_replaced_without_an_error(db: Tes
 async fn a_connection_lent_to_other_code_is_not_given_back(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let mut conn = pool.handle().acquire().await.expect("a connection");
-    let lent: i32 = sqlx::query_scalar("select pg_backend_pid()")
-        .fetch_one(conn.as_sqlx())
-        .await
-        .expect("lent");
-    sqlx::query("select 1")
-        .execute(&mut conn)
-        .await
-        .expect("used by ourselves again");
+    let lent: i32 =
+        sqlx::query_scalar("select pg_backend_pid()").fetch_one(conn.as_sqlx()).await.expect("lent");
+    sqlx::query("select 1").execute(&mut conn).await.expect("used by ourselves again");
     drop(conn);
 
     assert_ne!(backend(&pool).await, lent);
+}
+
+#[db_testkit::test]
+async fn what_changes_a_session_never_reaches_the_next_user(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    for statement in [
+        "begin",
+        "set search_path = nowhere",
+        "listen somewhere",
+        "prepare p as select 1",
+        "create temp table t (n int)",
+        "/* a comment */ BEGIN READ ONLY",
+    ] {
+        let before = backend(&pool).await;
+        let mut conn = pool.handle().acquire().await.expect("a connection");
+        sqlx::query(statement).execute(&mut conn).await.expect(statement);
+        drop(conn);
+        assert_ne!(backend(&pool).await, before, "{statement}, by a connection");
+
+        let before = backend(&pool).await;
+        sqlx::query(statement).execute(pool.handle()).await.expect(statement);
+        assert_ne!(backend(&pool).await, before, "{statement}, by a handle");
+    }
+    let before = backend(&pool).await;
+    sqlx::raw_sql("select 1; begin").execute(pool.handle()).await.expect("raw text");
+    assert_ne!(backend(&pool).await, before, "raw text");
 }
 
 #[db_testkit::test]
@@ -171,8 +144,5 @@ async fn a_connection_that_was_used_as_usual_is_given_back(db: TestDb) {
 
 /// The server process that the pool's only connection leads to.
 async fn backend(pool: &Pool) -> i32 {
-    sqlx::query_scalar("select pg_backend_pid()")
-        .fetch_one(pool.handle())
-        .await
-        .expect("a process id")
+    sqlx::query_scalar("select pg_backend_pid()").fetch_one(pool.handle()).await.expect("a process id")
 }

@@ -21,12 +21,7 @@ pub(crate) fn pool(db: &TestDb, max: u32) -> Pool {
     let acquire_timeout = Duration::from_millis(500);
     Pool::new(
         &config(db),
-        PoolOptions {
-            name: "test".to_owned(),
-            max,
-            acquire_timeout,
-            ..PoolOptions::api()
-        },
+        PoolOptions { name: "test".to_owned(), max, acquire_timeout, ..PoolOptions::api() },
     )
 }
 
@@ -35,12 +30,7 @@ pub(crate) fn patient_pool(db: &TestDb, max: u32) -> Pool {
     let acquire_timeout = PATIENCE;
     Pool::new(
         &config(db),
-        PoolOptions {
-            name: "test".to_owned(),
-            max,
-            acquire_timeout,
-            ..PoolOptions::api()
-        },
+        PoolOptions { name: "test".to_owned(), max, acquire_timeout, ..PoolOptions::api() },
     )
 }
 

@@ -49,11 +49,7 @@ fn a_starter_killed_at_any_point_leaves_nothing() {
         command.env("TMPDIR", base.path());
     });
     assert_eq!(next.hold().release(), "Stopped");
-    let left: Vec<_> = fs::read_dir(base.path())
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
+    let left: Vec<_> = fs::read_dir(base.path()).unwrap().flatten().map(|entry| entry.path()).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
 }
 
@@ -64,12 +60,7 @@ fn a_starter_killed_while_the_data_is_made_leaves_no_folder() {
         command.env("TMPDIR", base.path());
     });
     let entries = |folder: &Path| {
-        fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|it| it.path())
-            .collect::<Vec<_>>()
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|it| it.path()).collect::<Vec<_>>()
     };
     let half_made = || {
         let folders = entries(base.path());
@@ -79,9 +70,7 @@ fn a_starter_killed_while_the_data_is_made_leaves_no_folder() {
             .flat_map(|it| entries(it))
             .any(|it| it.to_string_lossy().contains("data.new-") && !entries(&it).is_empty())
     };
-    eventually("initdb is at work", half_made, || {
-        format!("{:?}", entries(base.path()))
-    });
+    eventually("initdb is at work", half_made, || format!("{:?}", entries(base.path())));
 
     starting.kill();
 
@@ -104,13 +93,9 @@ fn a_server_that_keeps_dying_is_given_up_and_the_next_start_begins_anew() {
         if let Ok(pid) = server.postmaster_pid() {
             signal(i32::try_from(pid).unwrap(), Signal::SIGKILL);
         }
-        processes_of(&folder)
-            .iter()
-            .all(|process| process.pid != supervisor.pid)
+        processes_of(&folder).iter().all(|process| process.pid != supervisor.pid)
     };
-    eventually("the supervisor gives up", gave_up, || {
-        format!("{:#?}", processes_of(&folder))
-    });
+    eventually("the supervisor gives up", gave_up, || format!("{:#?}", processes_of(&folder)));
     assert!(server.postmaster_pid().is_err());
     let log = fs::read_to_string(folder.join("log")).unwrap();
     assert!(log.contains("giving up"), "{log}");
@@ -139,11 +124,7 @@ fn a_killed_supervisor_is_replaced_and_nobody_loses_a_connection() {
     );
     let newcomer = Server::shared(&name).start().unwrap();
 
-    assert_eq!(
-        newcomer.postmaster_pid().unwrap(),
-        postmaster,
-        "the server was not adopted"
-    );
+    assert_eq!(newcomer.postmaster_pid().unwrap(), postmaster, "the server was not adopted");
     assert_ne!(supervisor_of(&folder).pid, killed.pid);
     assert_eq!(session.ask("select 'go on'").unwrap(), "go on");
     session.close();
@@ -172,11 +153,7 @@ fn a_killed_supervisor_takes_its_waiter_with_it() {
             .filter(|process| !of_the_server(&process.command))
             .collect::<Vec<_>>()
     };
-    eventually(
-        "only the server is left",
-        || others().is_empty(),
-        || format!("{:#?}", others()),
-    );
+    eventually("only the server is left", || others().is_empty(), || format!("{:#?}", others()));
     assert_eq!(
         server.release().unwrap(),
         Released::Stopped,
@@ -286,10 +263,7 @@ fn what_a_killed_supervisor_and_server_left_is_swept_by_the_next_throwaway() {
     supervisor_of(&folder).kill();
     eventually("no supervisor", || waiter_of(&folder).is_none(), String::new);
     holder.kill();
-    assert!(
-        folder.exists() && !processes_of(&folder).is_empty(),
-        "the server has no supervisor and runs on"
-    );
+    assert!(folder.exists() && !processes_of(&folder).is_empty(), "the server has no supervisor and runs on");
 
     assert_eq!(hold().release(), "Stopped");
 

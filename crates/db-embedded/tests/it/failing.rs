@@ -33,38 +33,24 @@ fn a_named_folder_without_programs_is_the_only_place_looked_at() {
     let base = temp_base();
     match Server::throwaway().binaries("/nonexistent").start() {
         Err(error @ Error::NoBinaries { .. }) => {
-            let Error::NoBinaries { search } = &error else {
-                unreachable!()
-            };
+            let Error::NoBinaries { search } = &error else { unreachable!() };
             assert_eq!(search.folders().collect::<Vec<_>>(), [Path::new("/nonexistent")]);
             let text = error.to_string();
-            assert!(
-                text.contains("/nonexistent (no postgres)") && text.contains("DATABASE_URL"),
-                "{text}"
-            );
+            assert!(text.contains("/nonexistent (no postgres)") && text.contains("DATABASE_URL"), "{text}");
             assert!(text.lines().count() <= 3, "{text}");
         }
         other => panic!("{other:?}"),
     }
 
     let failed = Starting::with("throwaway", |command| {
-        command
-            .env("DB_EMBEDDED_PGBIN", "/nonexistent/too")
-            .env("TMPDIR", base.path());
+        command.env("DB_EMBEDDED_PGBIN", "/nonexistent/too").env("TMPDIR", base.path());
     })
     .outcome()
     .err()
     .expect("a wrong DB_EMBEDDED_PGBIN must be an error");
-    assert!(
-        failed.debug.contains("NoBinaries") && failed.display.contains("/nonexistent/too"),
-        "{failed:?}"
-    );
+    assert!(failed.debug.contains("NoBinaries") && failed.display.contains("/nonexistent/too"), "{failed:?}");
     assert!(!failed.display.contains("/usr/lib"), "{failed:?}");
-    assert!(
-        is_empty(base.path()),
-        "the failed start left something in {}",
-        base.path().display()
-    );
+    assert!(is_empty(base.path()), "the failed start left something in {}", base.path().display());
 }
 
 #[test]
@@ -95,23 +81,14 @@ fn data_that_another_server_runs_on_is_left_alone() {
     let mut command = Command::new(programs.join("postgres"));
     let sockets = temp_base();
     let socket_setting = format!("unix_socket_directories={}", sockets.path().display());
-    command
-        .arg("-D")
-        .arg(&data)
-        .args(["-c", "listen_addresses=", "-c", &socket_setting]);
-    command
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.arg("-D").arg(&data).args(["-c", "listen_addresses=", "-c", &socket_setting]);
+    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     if is_root() {
         command.gid(owner.gid()).uid(owner.uid());
     }
     let mut foreign = command.spawn().unwrap();
     let has_socket = || sockets.path().join(".s.PGSQL.5432").exists();
-    eventually("the other server has a socket", has_socket, || {
-        format!("{:?}", sockets.path())
-    });
+    eventually("the other server has a socket", has_socket, || format!("{:?}", sockets.path()));
 
     let refused = Server::kept(&folder).start_timeout(PATIENCE).start();
 
@@ -138,9 +115,7 @@ impl TinyDisk {
             .arg(dir.path())
             .stderr(Stdio::null())
             .status();
-        mounted
-            .is_ok_and(|status| status.success())
-            .then(|| TinyDisk(dir))
+        mounted.is_ok_and(|status| status.success()).then(|| TinyDisk(dir))
     }
 }
 
@@ -154,23 +129,16 @@ impl Drop for TinyDisk {
 fn a_full_disk_is_called_by_its_name() {
     let dir = reachable_dir();
     let failed = if let Some(disk) = TinyDisk::mount() {
-        let failed = Starting::new(&format!("kept {}", disk.0.path().join("pg").display()))
-            .outcome()
-            .err();
+        let failed = Starting::new(&format!("kept {}", disk.0.path().join("pg").display())).outcome().err();
         expect_no_processes_of(disk.0.path());
         failed
     } else {
         // Nobody may mount here. A limit on the size of files stops the first WAL segment in its middle.
         let limited = "ulimit -f 16384; exec \"$0\" \"$@\"";
-        let failed = Starting::of(
-            "/bin/sh",
-            &format!("kept {}", dir.path().join("pg").display()),
-            |command| {
-                command
-                    .args([OsStr::new("-c"), OsStr::new(limited)])
-                    .arg(std::env::current_exe().unwrap());
-            },
-        );
+        let failed =
+            Starting::of("/bin/sh", &format!("kept {}", dir.path().join("pg").display()), |command| {
+                command.args([OsStr::new("-c"), OsStr::new(limited)]).arg(std::env::current_exe().unwrap());
+            });
         failed.outcome().err()
     };
 
@@ -188,12 +156,7 @@ fn a_setting_that_the_server_refuses_fails_at_once_and_shows_the_log() {
     let folder = dir.path().join("pg");
     match Server::kept(&folder).setting("max_connections", "many").start() {
         Err(Error::StartFailed { log, .. }) => {
-            assert_eq!(
-                log.matches("invalid value for parameter \"max_connections\"")
-                    .count(),
-                1,
-                "{log}"
-            );
+            assert_eq!(log.matches("invalid value for parameter \"max_connections\"").count(), 1, "{log}");
         }
         other => panic!("{other:?}"),
     }
@@ -208,19 +171,9 @@ fn a_setting_that_the_server_refuses_fails_at_once_and_shows_the_log() {
 fn a_start_that_takes_too_long_says_what_it_waited_for_and_leaves_nothing() {
     let dir = reachable_dir();
     let folder = dir.path().join("pg");
-    match Server::kept(&folder)
-        .start_timeout(Duration::from_millis(1))
-        .start()
-    {
-        Err(
-            error @ Error::TimedOut {
-                phase: Phase::InitDb, ..
-            },
-        ) => {
-            assert!(
-                error.to_string().contains("initdb to make the data folder"),
-                "{error}"
-            );
+    match Server::kept(&folder).start_timeout(Duration::from_millis(1)).start() {
+        Err(error @ Error::TimedOut { phase: Phase::InitDb, .. }) => {
+            assert!(error.to_string().contains("initdb to make the data folder"), "{error}");
         }
         other => panic!("{other:?}"),
     }
@@ -231,10 +184,7 @@ fn a_start_that_takes_too_long_says_what_it_waited_for_and_leaves_nothing() {
 fn a_name_that_is_no_file_name_is_refused() {
     for name in ["", "../up", "Upper", "a b", "0123456789012345678901234567890123"] {
         let refused = Server::shared(name).start();
-        assert!(
-            matches!(refused, Err(Error::InvalidName { .. })),
-            "{name:?}: {refused:?}"
-        );
+        assert!(matches!(refused, Err(Error::InvalidName { .. })), "{name:?}: {refused:?}");
     }
 }
 
@@ -243,14 +193,9 @@ fn path_of(programs: &[&str]) -> TempDir {
     let dir = reachable_dir();
     let path = std::env::var_os("PATH").unwrap();
     for program in programs {
-        let found = std::env::split_paths(&path)
-            .map(|folder| folder.join(program))
-            .find(|file| file.exists());
-        symlink(
-            found.unwrap_or_else(|| panic!("no {program}")),
-            dir.path().join(program),
-        )
-        .unwrap();
+        let found =
+            std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.exists());
+        symlink(found.unwrap_or_else(|| panic!("no {program}")), dir.path().join(program)).unwrap();
     }
     dir
 }
@@ -262,9 +207,7 @@ fn perl_takes_the_locks_where_flock_is_missing() {
     let programs = programs_of(&Server::throwaway().start().unwrap());
     let path = path_of(&[&NEEDED[..], &["perl"]].concat());
     let holder = Starting::with("throwaway", |command| {
-        command
-            .env("PATH", path.path())
-            .env("DB_EMBEDDED_PGBIN", &programs);
+        command.env("PATH", path.path()).env("DB_EMBEDDED_PGBIN", &programs);
     })
     .hold();
     let folder = holder.folder.clone();
@@ -283,10 +226,7 @@ fn without_a_program_that_takes_locks_nothing_is_started() {
     let path = path_of(&NEEDED);
 
     let failed = Starting::with("throwaway", |command| {
-        command
-            .env("PATH", path.path())
-            .env("DB_EMBEDDED_PGBIN", &programs)
-            .env("TMPDIR", base.path());
+        command.env("PATH", path.path()).env("DB_EMBEDDED_PGBIN", &programs).env("TMPDIR", base.path());
     })
     .outcome()
     .err()

@@ -35,9 +35,7 @@ fn as_user(name: &str, program: &Path, url: &str) -> String {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("CONNECTED") || line.starts_with("REFUSED"));
+    let line = text.lines().find(|line| line.starts_with("CONNECTED") || line.starts_with("REFUSED"));
     line.unwrap_or_else(|| panic!("{output:?}")).to_owned()
 }
 
@@ -49,17 +47,8 @@ fn no_other_user_gets_in_not_even_one_that_reaches_the_socket() {
     let socket = server.socket_dir().join(format!(".s.PGSQL.{}", server.port()));
     if !is_root() {
         // We cannot be anybody else: what keeps them out must be in place.
-        for path in [
-            folder_of(server.data_dir()),
-            server.socket_dir().to_path_buf(),
-            socket.clone(),
-        ] {
-            assert_eq!(
-                path.metadata().unwrap().mode() & 0o077,
-                0,
-                "{} is open to others",
-                path.display()
-            );
+        for path in [folder_of(server.data_dir()), server.socket_dir().to_path_buf(), socket.clone()] {
+            assert_eq!(path.metadata().unwrap().mode() & 0o077, 0, "{} is open to others", path.display());
         }
         assert!(socket.metadata().unwrap().file_type().is_socket());
         let rules = fs::read_to_string(server.data_dir().join("pg_hba.conf")).unwrap();
@@ -77,23 +66,14 @@ fn no_other_user_gets_in_not_even_one_that_reaches_the_socket() {
     let at_the_folder = as_user("nobody", &program, &url);
     assert!(at_the_folder.contains("Permission denied"), "{at_the_folder}");
 
-    for path in [
-        folder_of(server.data_dir()),
-        server.socket_dir().to_path_buf(),
-        socket,
-    ] {
+    for path in [folder_of(server.data_dir()), server.socket_dir().to_path_buf(), socket] {
         fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
     }
-    let owner = User::from_uid(Uid::from_raw(server.data_dir().metadata().unwrap().uid()))
-        .unwrap()
-        .unwrap()
-        .name;
+    let owner =
+        User::from_uid(Uid::from_raw(server.data_dir().metadata().unwrap().uid())).unwrap().unwrap().name;
     for user in ["nobody", &owner] {
         let at_the_server = as_user(user, &program, &url);
-        assert!(
-            at_the_server.contains("Peer authentication failed"),
-            "{user}: {at_the_server}"
-        );
+        assert!(at_the_server.contains("Peer authentication failed"), "{user}: {at_the_server}");
     }
     Session::open(&url).unwrap().close();
     server.release().unwrap();

@@ -32,23 +32,15 @@ fn holds_a_lease_when_told_to() {
     match builder(&order).start() {
         Ok(server) => {
             let pid = server.postmaster_pid().unwrap();
-            writeln!(
-                stdout,
-                "\nHOLDS\t{}\t{pid}\t{}",
-                server.url("postgres"),
-                server.data_dir().display()
-            )
-            .unwrap();
+            writeln!(stdout, "\nHOLDS\t{}\t{pid}\t{}", server.url("postgres"), server.data_dir().display())
+                .unwrap();
             stdout.flush().unwrap();
             std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
             writeln!(stdout, "\nRELEASED\t{:?}", server.release().unwrap()).unwrap();
         }
-        Err(error) => writeln!(
-            stdout,
-            "\nFAILED\t{error:?}\t{}",
-            error.to_string().replace('\n', " ")
-        )
-        .unwrap(),
+        Err(error) => {
+            writeln!(stdout, "\nFAILED\t{error:?}\t{}", error.to_string().replace('\n', " ")).unwrap()
+        }
     }
     stdout.flush().unwrap();
 }
@@ -116,23 +108,14 @@ impl Starting {
         let said = self.line(&["HOLDS", "FAILED"]);
         if said[0] == "FAILED" {
             self.child.wait().unwrap();
-            return Err(Failed {
-                debug: said[1].clone(),
-                display: said[2].clone(),
-            });
+            return Err(Failed { debug: said[1].clone(), display: said[2].clone() });
         }
         let folder = Path::new(&said[3]).parent().unwrap().to_path_buf();
-        Ok(Holder {
-            url: said[1].clone(),
-            postmaster: said[2].parse().unwrap(),
-            folder,
-            starting: self,
-        })
+        Ok(Holder { url: said[1].clone(), postmaster: said[2].parse().unwrap(), folder, starting: self })
     }
 
     pub(crate) fn hold(self) -> Holder {
-        self.outcome()
-            .unwrap_or_else(|failed| panic!("the child could not start its server: {failed:?}"))
+        self.outcome().unwrap_or_else(|failed| panic!("the child could not start its server: {failed:?}"))
     }
 
     /// By `SIGKILL`, in the middle of whatever it is doing.

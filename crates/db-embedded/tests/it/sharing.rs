@@ -19,10 +19,7 @@ fn processes_that_give_the_same_name_share_a_server() {
     let other = Starting::new(&format!("shared {name}")).hold();
 
     assert_eq!(other.url, server.url("postgres"));
-    assert_eq!(
-        u32::try_from(other.postmaster).unwrap(),
-        server.postmaster_pid().unwrap()
-    );
+    assert_eq!(u32::try_from(other.postmaster).unwrap(), server.postmaster_pid().unwrap());
     let folder = folder_of(server.data_dir());
     assert_eq!(server.release().unwrap(), Released::StillShared);
     assert_eq!(ask(&other.url, "select 'pong'").unwrap(), "pong");
@@ -55,14 +52,7 @@ fn eight_processes_that_start_at_once_end_up_with_one_server() {
     let folder = holders[0].folder.clone();
     let outcomes: Vec<String> = holders.into_iter().map(Holder::release).collect();
     assert_eq!(outcomes.last().unwrap(), "Stopped", "{outcomes:?}");
-    assert_eq!(
-        outcomes
-            .iter()
-            .filter(|outcome| *outcome == "StillShared")
-            .count(),
-        7,
-        "{outcomes:?}"
-    );
+    assert_eq!(outcomes.iter().filter(|outcome| *outcome == "StillShared").count(), 7, "{outcomes:?}");
     expect_no_processes_of(&folder);
 }
 
@@ -77,10 +67,7 @@ fn the_starter_may_die_while_another_works() {
     starter.kill();
 
     assert_eq!(session.ask("select 'go on'").unwrap(), "go on");
-    assert_eq!(
-        ask(&server.url("postgres"), "select 'come in'").unwrap(),
-        "come in"
-    );
+    assert_eq!(ask(&server.url("postgres"), "select 'come in'").unwrap(), "come in");
     session.close();
     assert_eq!(server.release().unwrap(), Released::Stopped);
     expect_no_processes_of(&folder);
@@ -124,9 +111,7 @@ fn the_server_does_not_keep_its_starters_pipes_open() {
         done.send(()).unwrap();
     });
 
-    is_done
-        .recv_timeout(PATIENCE)
-        .expect("somebody still has the starter's output open");
+    is_done.recv_timeout(PATIENCE).expect("somebody still has the starter's output open");
     assert_eq!(ask(&server.url("postgres"), "select 'go on'").unwrap(), "go on");
 }
 
@@ -158,11 +143,7 @@ fn a_kept_server_that_is_just_stopping_is_waited_for() {
     for round in 0..5 {
         // Dropped, not released: the next round meets the server while it stops.
         let server = Server::kept(&folder).start().unwrap();
-        assert_eq!(
-            ask(&server.url("postgres"), "select 'pong'").unwrap(),
-            "pong",
-            "round {round}"
-        );
+        assert_eq!(ask(&server.url("postgres"), "select 'pong'").unwrap(), "pong", "round {round}");
     }
 
     expect_no_processes_of(&folder);

@@ -20,11 +20,7 @@ fn a_throwaway_server_starts_cold_answers_and_leaves_nothing() {
     assert_eq!(answer, "pong");
     let folder = folder_of(server.data_dir());
     assert_eq!(server.release().unwrap(), Released::Stopped);
-    assert!(
-        !folder.exists(),
-        "{} is still there after `release`",
-        folder.display()
-    );
+    assert!(!folder.exists(), "{} is still there after `release`", folder.display());
     expect_no_processes_of(&folder);
 }
 
@@ -33,28 +29,20 @@ fn the_address_works_in_psql() {
     let server = Server::throwaway().start().unwrap();
 
     // No dependency of ours, so there may be none; sqlx reads the same address in every other test.
-    let Ok(output) = Command::new("psql")
-        .args(["-XAtc", "select current_user", &server.url("postgres")])
-        .output()
+    let Ok(output) =
+        Command::new("psql").args(["-XAtc", "select current_user", &server.url("postgres")]).output()
     else {
         return;
     };
 
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout).trim(),
-        server.user(),
-        "{output:?}"
-    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), server.user(), "{output:?}");
 }
 
 #[test]
 fn the_address_works_in_the_commands_of_sqlx() {
     let server = Server::throwaway().start().unwrap();
     let url = server.url("made");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
 
     // What `sqlx database create` calls.
     runtime.block_on(sqlx::Postgres::create_database(&url)).unwrap();
@@ -69,22 +57,10 @@ fn the_getters_tell_what_the_server_says() {
     let url = server.url("postgres");
 
     assert_eq!(ask(&url, "show port").unwrap(), server.port().to_string());
-    assert_eq!(
-        ask(&url, "show data_directory").unwrap(),
-        server.data_dir().to_str().unwrap()
-    );
-    assert!(
-        server
-            .socket_dir()
-            .join(format!(".s.PGSQL.{}", server.port()))
-            .exists()
-    );
+    assert_eq!(ask(&url, "show data_directory").unwrap(), server.data_dir().to_str().unwrap());
+    assert!(server.socket_dir().join(format!(".s.PGSQL.{}", server.port())).exists());
     let version = ask(&url, "show server_version").unwrap();
-    assert!(
-        version.starts_with(&server.version().to_string()),
-        "{version} is not {}",
-        server.version()
-    );
+    assert!(version.starts_with(&server.version().to_string()), "{version} is not {}", server.version());
     let pids: Vec<_> = (0..2).map(|_| server.postmaster_pid().unwrap()).collect();
     assert_eq!(pids[0], pids[1]);
 }
@@ -99,13 +75,8 @@ fn nothing_listens_on_tcp() {
 #[test]
 fn several_throwaways_run_at_once() {
     let servers: Vec<Server> = std::thread::scope(|scope| {
-        let starting: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| Server::throwaway().start().unwrap()))
-            .collect();
-        starting
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect()
+        let starting: Vec<_> = (0..4).map(|_| scope.spawn(|| Server::throwaway().start().unwrap())).collect();
+        starting.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
 
     let mut folders: Vec<_> = servers.iter().map(Server::data_dir).collect();
@@ -123,24 +94,14 @@ fn kept_data_survives_and_a_throwaway_saves_the_time_for_that() {
     let start = || Server::kept(dir.path().join("pg")).start().unwrap();
 
     let first = start();
-    ask(
-        &first.url("postgres"),
-        "create table kept as select 'still here' as word",
-    )
-    .unwrap();
+    ask(&first.url("postgres"), "create table kept as select 'still here' as word").unwrap();
     assert_eq!(ask(&first.url("postgres"), "show fsync").unwrap(), "on");
     assert_eq!(first.release().unwrap(), Released::Stopped);
     let second = start();
 
-    assert_eq!(
-        ask(&second.url("postgres"), "select word from kept").unwrap(),
-        "still here"
-    );
+    assert_eq!(ask(&second.url("postgres"), "select word from kept").unwrap(), "still here");
     let log = fs::read_to_string(dir.path().join("pg/log")).unwrap();
-    assert!(
-        !log.contains("not properly shut down"),
-        "the first server was not stopped with care: {log}"
-    );
+    assert!(!log.contains("not properly shut down"), "the first server was not stopped with care: {log}");
     let throwaway = Server::throwaway().start().unwrap();
     assert_eq!(ask(&throwaway.url("postgres"), "show fsync").unwrap(), "off");
     assert_eq!(second.release().unwrap(), Released::Stopped);
@@ -149,25 +110,16 @@ fn kept_data_survives_and_a_throwaway_saves_the_time_for_that() {
 
 #[test]
 fn own_settings_win_over_ours() {
-    let server = Server::throwaway()
-        .setting("max_connections", "17")
-        .setting("fsync", "on")
-        .start()
-        .unwrap();
+    let server = Server::throwaway().setting("max_connections", "17").setting("fsync", "on").start().unwrap();
 
-    assert_eq!(
-        ask(&server.url("postgres"), "show max_connections").unwrap(),
-        "17"
-    );
+    assert_eq!(ask(&server.url("postgres"), "show max_connections").unwrap(), "17");
     assert_eq!(ask(&server.url("postgres"), "show fsync").unwrap(), "on");
 }
 
 #[test]
 fn a_folder_of_odd_characters_is_as_good_as_any() {
     let dir = reachable_dir();
-    let server = Server::kept(dir.path().join("it's, \"a\" b;c%é $HOME"))
-        .start()
-        .unwrap();
+    let server = Server::kept(dir.path().join("it's, \"a\" b;c%é $HOME")).start().unwrap();
 
     assert_eq!(ask(&server.url("postgres"), "select 'pong'").unwrap(), "pong");
     assert_eq!(server.release().unwrap(), Released::Stopped);
@@ -180,11 +132,7 @@ fn a_path_too_long_for_a_socket_gets_one_elsewhere() {
 
     let first = start();
     let second = start();
-    assert_eq!(
-        first.socket_dir(),
-        second.socket_dir(),
-        "the second one must learn it from the server"
-    );
+    assert_eq!(first.socket_dir(), second.socket_dir(), "the second one must learn it from the server");
     let sockets = first.socket_dir().to_path_buf();
     assert!(!sockets.starts_with(dir.path()));
     assert_eq!(sockets.metadata().unwrap().mode() & 0o777, 0o700);
@@ -237,23 +185,13 @@ fn only_the_account_of_the_server_gets_into_a_kept_folder() {
 
     let mode = |path: &str| folder.join(path).metadata().unwrap().mode() & 0o7777;
     assert_eq!(mode(""), if is_root() { 0o710 } else { 0o700 });
-    assert_eq!(
-        (mode("data"), mode("run"), mode("log"), mode("lease")),
-        (0o700, 0o700, 0o600, 0o600)
-    );
+    assert_eq!((mode("data"), mode("run"), mode("log"), mode("lease")), (0o700, 0o700, 0o600, 0o600));
     let owner = |path: &str| folder.join(path).metadata().unwrap().uid();
     let account = owner("data");
     assert_eq!(is_root(), account != nix::unistd::Uid::effective().as_raw());
-    for path in [
-        "run",
-        "log",
-        "start",
-        "lease",
-        "running",
-        "version",
-        "data/pg_hba.conf",
-        "data/pg_ident.conf",
-    ] {
+    for path in
+        ["run", "log", "start", "lease", "running", "version", "data/pg_hba.conf", "data/pg_ident.conf"]
+    {
         assert_eq!(owner(path), account, "the owner of {path}");
     }
     assert_eq!(owner(""), nix::unistd::Uid::effective().as_raw());

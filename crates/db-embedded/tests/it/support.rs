@@ -21,11 +21,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn eventually(what: &str, mut reached: impl FnMut() -> bool, describe: impl Fn() -> String) {
     let begun = Instant::now();
     while !reached() {
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}; seen: {}",
-            describe()
-        );
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}; seen: {}", describe());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -36,10 +32,7 @@ pub(crate) fn is_root() -> bool {
 
 /// A folder that the server's account can get to, whoever that is.
 pub(crate) fn reachable_dir() -> TempDir {
-    let dir = tempfile::Builder::new()
-        .prefix("db-embedded-test-")
-        .tempdir_in("/tmp")
-        .unwrap();
+    let dir = tempfile::Builder::new().prefix("db-embedded-test-").tempdir_in("/tmp").unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     dir
 }
@@ -64,10 +57,7 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn open(url: &str) -> Result<Session, sqlx::Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let options = PgConnectOptions::from_str(url)?;
         let connection = runtime.block_on(options.connect())?;
         Ok(Session { runtime, connection })
@@ -75,9 +65,7 @@ impl Session {
 
     /// The first column of the first row, as text; empty when there is none.
     pub(crate) fn ask(&mut self, sql: &'static str) -> Result<String, sqlx::Error> {
-        let rows = self
-            .runtime
-            .block_on(sqlx::query(sql).fetch_all(&mut self.connection))?;
+        let rows = self.runtime.block_on(sqlx::query(sql).fetch_all(&mut self.connection))?;
         rows.first().map_or(Ok(String::new()), |row| row.try_get(0))
     }
 
@@ -126,12 +114,8 @@ pub(crate) fn processes_of(folder: &Path) -> Vec<Process> {
         let command = fs::read(proc.join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let inside = |link: PathBuf| {
-            fs::read_link(link).is_ok_and(|target| {
-                target
-                    .as_os_str()
-                    .to_string_lossy()
-                    .contains(&*folder.to_string_lossy())
-            })
+            fs::read_link(link)
+                .is_ok_and(|target| target.as_os_str().to_string_lossy().contains(&*folder.to_string_lossy()))
         };
         let mut open = fs::read_dir(proc.join("fd")).into_iter().flatten().flatten();
         if command.contains(&*folder.to_string_lossy())
@@ -173,9 +157,7 @@ pub(crate) fn supervisor_of(folder: &Path) -> Process {
 
 /// The process of the supervisor that waits for the last lease to go; another one each second.
 pub(crate) fn waiter_of(folder: &Path) -> Option<Process> {
-    processes_of(folder)
-        .into_iter()
-        .find(|process| process.command.starts_with("flock"))
+    processes_of(folder).into_iter().find(|process| process.command.starts_with("flock"))
 }
 
 /// The folder of a server, from its data folder.

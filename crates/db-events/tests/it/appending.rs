@@ -10,34 +10,15 @@ async fn ids_are_dense_from_one_and_batches_stay_whole(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
 
-    assert_eq!(
-        events.append(log, &numbered(1, 3)).await.expect("appended"),
-        1..=3
-    );
-    assert_eq!(
-        events.append(log, &numbered(4, 1)).await.expect("appended"),
-        4..=4
-    );
+    assert_eq!(events.append(log, &numbered(1, 3)).await.expect("appended"), 1..=3);
+    assert_eq!(events.append(log, &numbered(4, 1)).await.expect("appended"), 4..=4);
     let last = [NewEvent::new("a", "x"), NewEvent::new("b", "ünï\"\n")];
     assert_eq!(events.finish(log, &last).await.expect("finished"), 5..=6);
 
     let all = read_to_end(events.stream(log, 0)).await;
     assert_dense(&all, 1);
-    let shown: Vec<(&str, &str)> = all
-        .iter()
-        .map(|event| (&*event.kind, event.data.as_str()))
-        .collect();
-    assert_eq!(
-        shown,
-        [
-            ("n", "1"),
-            ("n", "2"),
-            ("n", "3"),
-            ("n", "4"),
-            ("a", "x"),
-            ("b", "ünï\"\n")
-        ]
-    );
+    let shown: Vec<(&str, &str)> = all.iter().map(|event| (&*event.kind, event.data.as_str())).collect();
+    assert_eq!(shown, [("n", "1"), ("n", "2"), ("n", "3"), ("n", "4"), ("a", "x"), ("b", "ünï\"\n")]);
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
@@ -93,12 +74,7 @@ async fn an_append_that_is_not_committed_yet_is_waited_for_and_not_jumped_over(d
     });
     // The second writer waits for the first one.
     let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-    while sqlx::query_scalar::<_, i64>(waiting)
-        .fetch_one(&db.pool())
-        .await
-        .expect("a count")
-        == 0
-    {
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&db.pool()).await.expect("a count") == 0 {
         assert!(!quick.is_finished(), "the second append did not wait");
         tokio::task::yield_now().await;
     }
@@ -116,14 +92,8 @@ async fn a_finished_log_takes_nothing_more(db: TestDb) {
     let appended = events.append(log, &numbered(3, 1)).await;
     let finished = events.finish(log, &numbered(3, 1)).await;
 
-    assert!(
-        matches!(appended, Err(Error::Finished { last: 2, .. })),
-        "{appended:?}"
-    );
-    assert!(
-        matches!(finished, Err(Error::Finished { last: 2, .. })),
-        "{finished:?}"
-    );
+    assert!(matches!(appended, Err(Error::Finished { last: 2, .. })), "{appended:?}");
+    assert!(matches!(finished, Err(Error::Finished { last: 2, .. })), "{finished:?}");
     assert_eq!(read_to_end(events.stream(log, 0)).await.len(), 2);
 }
 
@@ -134,30 +104,15 @@ async fn bad_events_are_refused_and_nothing_is_stored(db: TestDb) {
     let good = NewEvent::new("n", "1");
     let beside = |bad: NewEvent| vec![good.clone(), bad];
 
-    assert!(matches!(
-        events.append(log, &[]).await,
-        Err(Error::Size { events: 0, .. })
-    ));
-    assert!(matches!(
-        events.append(log, &beside(NewEvent::new("n", "a\0b"))).await,
-        Err(Error::Nul)
-    ));
+    assert!(matches!(events.append(log, &[]).await, Err(Error::Size { events: 0, .. })));
+    assert!(matches!(events.append(log, &beside(NewEvent::new("n", "a\0b"))).await, Err(Error::Nul)));
     for kind in ["", "a\nb", &"x".repeat(65)] {
         let bad = NewEvent::new(kind.to_owned(), "");
-        assert!(
-            matches!(events.append(log, &beside(bad)).await, Err(Error::BadKind)),
-            "{kind:?}"
-        );
+        assert!(matches!(events.append(log, &beside(bad)).await, Err(Error::BadKind)), "{kind:?}");
     }
     let large = NewEvent::new("n", "x".repeat(17 << 20));
-    assert!(matches!(
-        events.append(log, &[large]).await,
-        Err(Error::Size { .. })
-    ));
-    assert!(matches!(
-        events.append(NO_LOG, &numbered(1, 1)).await,
-        Err(Error::UnknownLog(NO_LOG))
-    ));
+    assert!(matches!(events.append(log, &[large]).await, Err(Error::Size { .. })));
+    assert!(matches!(events.append(NO_LOG, &numbered(1, 1)).await, Err(Error::UnknownLog(NO_LOG))));
 
     assert_eq!(events.head(log).await.expect("a head").last, 0);
 }

@@ -28,26 +28,50 @@ async fn a_follower_gets_each_append_as_it_happens(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
+async fn a_follower_that_waits_is_woken_and_does_not_poll(db: TestDb) {
+    let (writer, reader) = (events(&db).await, events(&db).await);
+    let log = writer.create().await.expect("a log");
+    for n in 1..=3 {
+        let mut stream = reader.stream(log, n - 1);
+        let waiting = tokio::spawn(async move { stream.next_batch().await });
+        // It has looked, and found nothing: the queries it made are over, and it is still there.
+        let looked = "select count(*) from pg_stat_activity
+                      where datname = current_database() and application_name = 'backend' and state = 'idle'
+                          and query like '%from event_logs%left join lateral%'";
+        while sqlx::query_scalar::<_, i64>(looked).fetch_one(&db.pool()).await.expect("a count") == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!waiting.is_finished());
+
+        if n == 3 {
+            writer.writer(log, n - 1).finish(&numbered(n, 1)).await.expect("finished");
+        } else {
+            writer.append(log, &numbered(n, 1)).await.expect("appended");
+        }
+
+        let woken = timeout(POLL_FLOOR / 2, waiting).await.expect("long before it would look by itself");
+        assert_eq!(woken.expect("no panic").expect("no error").expect("more")[0].id, n);
+    }
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
 async fn any_cursor_gives_exactly_what_follows_it(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     for (first, count) in [(1, 1), (2, 10), (12, 3), (15, 100)] {
-        events
-            .append(log, &numbered(first, count))
-            .await
-            .expect("appended");
+        events.append(log, &numbered(first, count)).await.expect("appended");
     }
     events.finish(log, &numbered(115, 1)).await.expect("finished");
 
-    for cursor in [0, 1, 2, 10, 11, 12, 13, 14, 15, 60, 113, 114, 115, 116, 1000] {
+    for cursor in [-5, 0, 1, 2, 10, 11, 12, 13, 14, 15, 60, 113, 114, 115, 116, 1000, i64::MAX] {
         let rest = read_to_end(events.stream(log, cursor)).await;
 
         assert_eq!(
             rest.len(),
-            usize::try_from((115 - cursor).max(0)).expect("small"),
+            usize::try_from((115 - cursor.max(0)).max(0)).expect("small"),
             "after {cursor}"
         );
-        assert_dense(&rest, cursor + 1);
+        assert_dense(&rest, cursor.clamp(0, 115) + 1);
         assert!(rest.iter().all(|event| event.data == event.id.to_string()));
     }
 }
@@ -59,10 +83,7 @@ async fn a_backlog_larger_than_a_page_comes_whole(db: TestDb) {
     let line = "x".repeat(100_000);
     for _ in 0..40 {
         events
-            .append(
-                log,
-                &[NewEvent::new("n", line.as_str()), NewEvent::new("n", "short")],
-            )
+            .append(log, &[NewEvent::new("n", line.as_str()), NewEvent::new("n", "short")])
             .await
             .expect("appended");
     }
@@ -86,10 +107,7 @@ async fn watchers_that_come_and_go_see_every_event_once_and_in_order(db: TestDb)
     let log = writer.create().await.expect("a log");
     let writing = tokio::spawn(async move {
         for n in 0..300 {
-            writer
-                .append(log, &numbered(n * 2 + 1, 2))
-                .await
-                .expect("appended");
+            writer.append(log, &numbered(n * 2 + 1, 2)).await.expect("appended");
         }
         writer.finish(log, &numbered(601, 1)).await.expect("finished");
     });
@@ -155,26 +173,18 @@ async fn a_lost_notification_delays_a_follower_by_no_more_than_the_floor(db: Tes
         .await
         .expect("appended");
     let started = Instant::now();
-    let batch = timeout(POLL_FLOOR + PATIENCE, stream.next_batch())
-        .await
-        .expect("in time")
-        .expect("no error");
+    let batch =
+        timeout(POLL_FLOOR + PATIENCE, stream.next_batch()).await.expect("in time").expect("no error");
 
     assert_eq!(batch.expect("more")[0].id, 2);
-    assert!(
-        started.elapsed() < POLL_FLOOR + Duration::from_secs(3),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < POLL_FLOOR + Duration::from_secs(3), "{:?}", started.elapsed());
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn an_unknown_log_is_an_error_and_not_an_endless_wait(db: TestDb) {
     let events = events(&db).await;
 
-    let error = timeout(PATIENCE, events.stream(NO_LOG, 0).next_batch())
-        .await
-        .expect("in time");
+    let error = timeout(PATIENCE, events.stream(NO_LOG, 0).next_batch()).await.expect("in time");
 
     assert!(matches!(error, Err(Error::UnknownLog(NO_LOG))), "{error:?}");
 }
@@ -186,12 +196,7 @@ async fn events_come_one_by_one_too(db: TestDb) {
     events.append(log, &numbered(1, 2)).await.expect("appended");
     events.finish(log, &numbered(3, 1)).await.expect("finished");
 
-    let all: Vec<_> = events
-        .stream(log, 1)
-        .events()
-        .try_collect()
-        .await
-        .expect("no error");
+    let all: Vec<_> = events.stream(log, 1).events().try_collect().await.expect("no error");
 
     assert_dense(&all, 2);
     assert_eq!(all.len(), 2);

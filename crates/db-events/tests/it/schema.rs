@@ -18,12 +18,7 @@ fn the_workspaces_migrations_are_copies_of_the_crates() {
                 .map(|entry| entry.expect("an entry").path())
                 .find(|path| path.to_string_lossy().ends_with(&ending))
                 .unwrap_or_else(|| panic!("no file ends in {ending}"));
-            assert_eq!(
-                std::fs::read_to_string(&file).expect("text"),
-                text,
-                "{}",
-                file.display()
-            );
+            assert_eq!(std::fs::read_to_string(&file).expect("text"), text, "{}", file.display());
         }
     }
 }
@@ -34,13 +29,7 @@ async fn the_view_shows_one_row_an_event(db: TestDb) {
     let log = events.create().await.expect("a log");
     events.append(log, &numbered(1, 3)).await.expect("appended");
     events
-        .append(
-            log,
-            &[
-                db_events::NewEvent::new("a", "x"),
-                db_events::NewEvent::new("b", "y"),
-            ],
-        )
+        .append(log, &[db_events::NewEvent::new("a", "x"), db_events::NewEvent::new("b", "y")])
         .await
         .expect("appended");
 
@@ -51,15 +40,6 @@ async fn the_view_shows_one_row_an_event(db: TestDb) {
             .await
             .expect("rows");
 
-    let expected = [
-        (1, "n", "1"),
-        (2, "n", "2"),
-        (3, "n", "3"),
-        (4, "a", "x"),
-        (5, "b", "y"),
-    ];
-    assert_eq!(
-        rows,
-        expected.map(|(id, kind, data)| (id, kind.to_owned(), data.to_owned()))
-    );
+    let expected = [(1, "n", "1"), (2, "n", "2"), (3, "n", "3"), (4, "a", "x"), (5, "b", "y")];
+    assert_eq!(rows, expected.map(|(id, kind, data)| (id, kind.to_owned(), data.to_owned())));
 }

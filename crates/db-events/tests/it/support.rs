@@ -19,9 +19,7 @@ pub(crate) async fn events(db: &TestDb) -> EventLog {
 
 /// So many events, which say which they are.
 pub(crate) fn numbered(from: i64, count: i64) -> Vec<NewEvent> {
-    (from..from + count)
-        .map(|n| NewEvent::new("n", n.to_string()))
-        .collect()
+    (from..from + count).map(|n| NewEvent::new("n", n.to_string())).collect()
 }
 
 /// Reads to the log's end.
@@ -34,10 +32,7 @@ pub(crate) async fn read_to_end(mut stream: EventStream) -> Vec<Event> {
 }
 
 pub(crate) async fn next_batch(stream: &mut EventStream) -> Option<Vec<Event>> {
-    timeout(PATIENCE, stream.next_batch())
-        .await
-        .expect("events in time")
-        .expect("no error")
+    timeout(PATIENCE, stream.next_batch()).await.expect("events in time").expect("no error")
 }
 
 pub(crate) fn assert_dense(events: &[Event], from: i64) {

@@ -17,11 +17,7 @@ async fn each_batch_is_stored_once_though_sessions_are_killed_at_any_moment(db: 
     let killer = tokio::spawn(async move {
         let mut kills = 0_u64;
         while stopped.try_recv().is_err() {
-            kills += sqlx::query(KILL)
-                .execute(&pool)
-                .await
-                .expect("killed")
-                .rows_affected();
+            kills += sqlx::query(KILL).execute(&pool).await.expect("killed").rows_affected();
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         kills
@@ -40,10 +36,7 @@ async fn each_batch_is_stored_once_though_sessions_are_killed_at_any_moment(db: 
     let all = read_to_end(events.stream(log, 0)).await;
     assert_eq!(all.len(), 451);
     assert_dense(&all, 1);
-    assert!(
-        all.iter().all(|event| event.data == event.id.to_string()),
-        "a batch is there twice"
-    );
+    assert!(all.iter().all(|event| event.data == event.id.to_string()), "a batch is there twice");
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
@@ -54,23 +47,41 @@ async fn a_second_writer_is_noticed_and_stores_nothing(db: TestDb) {
     let mut second = events.writer(log, 0);
     first.append(&numbered(1, 2)).await.expect("appended");
 
-    let error = second
-        .append(&numbered(1, 2))
-        .await
-        .expect_err("the log ends elsewhere");
+    let error = second.append(&numbered(1, 2)).await.expect_err("the log ends elsewhere");
 
-    assert!(
-        matches!(
-            error,
-            Error::Conflict {
-                expected: 0,
-                last: 2,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, Error::Conflict { expected: 0, last: 2, .. }), "{error:?}");
     assert_eq!(events.head(log).await.expect("a head").last, 2);
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn a_batch_of_somebody_elses_is_not_taken_for_ones_own(db: TestDb) {
+    let events = events(&db).await;
+    let log = events.create().await.expect("a log");
+    let mut writer = events.writer(log, 0);
+    // The append meets a session that is killed while it waits for a lock, and then a log that has moved on by as many
+    // events as it wanted to append.
+    let mut blocker = db.pool().begin().await.expect("begun");
+    sqlx::query("lock table event_log_batches").execute(&mut *blocker).await.expect("locked");
+    let append = tokio::spawn(async move { writer.append(&numbered(1, 1)).await });
+    let waiting = "select pid from pg_stat_activity
+                   where datname = current_database() and application_name = 'backend' and wait_event_type = 'Lock'";
+    let pid: i32 = loop {
+        if let Some(pid) = sqlx::query_scalar(waiting).fetch_optional(&db.pool()).await.expect("an answer") {
+            break pid;
+        }
+        tokio::task::yield_now().await;
+    };
+    sqlx::query("insert into event_log_batches values ($1, 1, 1, 3, '{end}', '{by somebody else}', true)")
+        .bind(log.0)
+        .execute(&mut *blocker)
+        .await
+        .expect("appended");
+    sqlx::query("select pg_terminate_backend($1, 5000)").bind(pid).execute(&db.pool()).await.expect("killed");
+    blocker.commit().await.expect("committed");
+
+    let result = append.await.expect("no panic");
+
+    assert!(matches!(result, Err(Error::Finished { last: 1, .. })), "{result:?}");
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
@@ -94,10 +105,7 @@ async fn finishing_and_what_is_done_with_it_happen_together_or_not_at_all(db: Te
     writer
         .finish_with(&end, move |tx| {
             Box::pin(async move {
-                sqlx::query("insert into job values ($1, 'done')")
-                    .bind(log.0)
-                    .execute(tx)
-                    .await?;
+                sqlx::query("insert into job values ($1, 'done')").bind(log.0).execute(tx).await?;
                 Ok(())
             })
         })
@@ -129,10 +137,7 @@ async fn finishing_and_what_is_done_with_it_happen_together_or_not_at_all(db: Te
         .writer(other, 0)
         .finish_with(&end, move |tx| {
             Box::pin(async move {
-                sqlx::query("insert into job values ($1, 'done')")
-                    .bind(other.0)
-                    .execute(tx)
-                    .await?;
+                sqlx::query("insert into job values ($1, 'done')").bind(other.0).execute(tx).await?;
                 Ok(())
             })
         })

@@ -26,41 +26,21 @@ async fn open(db: &TestDb) -> Db {
 #[db_testkit::test]
 async fn one_call_migrates_and_gives_pools_bus_logs_and_keys(db: TestDb) {
     let keyring = Keyring::new(&Key::generate().expect("a key"));
-    let layer = db_layer::open(options(&db).await.keyring(keyring))
-        .await
-        .expect("an open database");
+    let layer = db_layer::open(options(&db).await.keyring(keyring)).await.expect("an open database");
 
     for handle in [layer.api(), layer.backend()] {
-        let one: i32 = sqlx::query_scalar("select 1")
-            .fetch_one(handle)
-            .await
-            .expect("an answer");
+        let one: i32 = sqlx::query_scalar("select 1").fetch_one(handle).await.expect("an answer");
         assert_eq!(one, 1);
     }
-    assert_eq!(
-        (layer.api().pool().name(), layer.backend().pool().name()),
-        ("api", "backend")
-    );
+    assert_eq!((layer.api().pool().name(), layer.backend().pool().name()), ("api", "backend"));
 
     let topic = Topic::new("t").expect("a topic");
     let mut subscription = layer.bus().subscribe(&topic, 1);
     layer.bus().notify(&topic, "").await.expect("sent");
-    assert!(
-        tokio::time::timeout(PATIENCE, subscription.recv())
-            .await
-            .expect("in time")
-            .is_some()
-    );
+    assert!(tokio::time::timeout(PATIENCE, subscription.recv()).await.expect("in time").is_some());
 
     let log = layer.events().create().await.expect("a log");
-    assert_eq!(
-        layer
-            .events()
-            .append(log, &[NewEvent::new("n", "")])
-            .await
-            .expect("appended"),
-        1..=1
-    );
+    assert_eq!(layer.events().append(log, &[NewEvent::new("n", "")]).await.expect("appended"), 1..=1);
 
     let keys = layer.keyring().expect("a keyring");
     let place = Context::new("t", "c", 1);
@@ -93,19 +73,12 @@ async fn health_tells_a_server_that_answers_from_one_that_is_frozen() {
             .fetch_all(layer.api())
             .await
             .expect("process ids");
-    let postmaster = server
-        .embedded()
-        .expect("one of its own")
-        .postmaster_pid()
-        .expect("a process id");
+    let postmaster = server.embedded().expect("one of its own").postmaster_pid().expect("a process id");
     // New connections are the postmaster's affair.
     pids.push(i32::try_from(postmaster).expect("a process id"));
     let signal = |name: &str| {
         let pids = pids.iter().map(ToString::to_string);
-        let status = std::process::Command::new("kill")
-            .args(["-s", name])
-            .args(pids)
-            .status();
+        let status = std::process::Command::new("kill").args(["-s", name]).args(pids).status();
         assert!(status.expect("kill runs").success(), "{name}");
     };
 
@@ -118,11 +91,7 @@ async fn health_tells_a_server_that_answers_from_one_that_is_frozen() {
     assert!(
         matches!(&frozen.database, DatabaseHealth::Fails { reason } if reason == "no answer within 0.2 s")
     );
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[db_testkit::test]
@@ -134,10 +103,7 @@ async fn shutdown_closes_everything_and_says_what_it_could_not(db: TestDb) {
     let report = layer.shutdown(Duration::from_millis(500)).await;
 
     assert!(layer.closing().is_cancelled());
-    assert!(
-        report.bus_closed && report.api_closed && !report.backend_closed,
-        "{report:?}"
-    );
+    assert!(report.bus_closed && report.api_closed && !report.backend_closed, "{report:?}");
     let refused = layer.api().acquire().await.expect_err("closed");
     assert!(refused.is_closed(), "{refused}");
 

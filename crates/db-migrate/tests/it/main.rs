@@ -22,9 +22,7 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
 }
 
 async fn migrations(files: &[(&str, &str)]) -> Migrations {
-    Migrations::from_dir(folder(files).path())
-        .await
-        .expect("migrations")
+    Migrations::from_dir(folder(files).path()).await.expect("migrations")
 }
 
 const SHOP: [(&str, &str); 4] = [
@@ -36,10 +34,7 @@ const SHOP: [(&str, &str); 4] = [
 
 async fn states(migrations: &Migrations, db: &TestDb) -> Vec<(i64, State)> {
     let status = migrations.status(&config(db)).await.expect("a status");
-    status
-        .into_iter()
-        .map(|status| (status.version, status.state))
-        .collect()
+    status.into_iter().map(|status| (status.version, status.state)).collect()
 }
 
 async fn exists(db: &TestDb, table: &str) -> bool {
@@ -64,18 +59,12 @@ async fn locks(db: &TestDb) -> i64 {
 #[db_testkit::test]
 async fn up_and_down_and_up_again(db: TestDb) {
     let migrations = migrations(&SHOP).await;
-    assert_eq!(
-        states(&migrations, &db).await,
-        [(1, State::Pending), (2, State::Pending)]
-    );
+    assert_eq!(states(&migrations, &db).await, [(1, State::Pending), (2, State::Pending)]);
     assert!(!exists(&db, "_sqlx_migrations").await, "a status changes nothing");
 
     let up = migrations.up(&config(&db)).await.expect("up");
     assert_eq!((up.changed, up.version), (vec![1, 2], 2));
-    assert_eq!(
-        states(&migrations, &db).await,
-        [(1, State::Applied), (2, State::Applied)]
-    );
+    assert_eq!(states(&migrations, &db).await, [(1, State::Applied), (2, State::Applied)]);
     let again = migrations.up(&config(&db)).await.expect("up");
     assert_eq!((again.changed, again.version), (vec![], 2));
 
@@ -97,64 +86,35 @@ async fn sqlx_and_we_see_one_history_whoever_goes_first(db: TestDb) {
     let ours = Migrations::from_dir(files.path()).await.expect("migrations");
     let theirs = Migrator::new(files.path()).await.expect("a migrator");
 
-    theirs
-        .run_to(1, &db.pool())
-        .await
-        .expect("sqlx applies the first");
+    theirs.run_to(1, &db.pool()).await.expect("sqlx applies the first");
     assert_eq!(ours.up(&config(&db)).await.expect("up").changed, [2]);
     theirs.run(&db.pool()).await.expect("sqlx finds nothing to do");
     theirs.undo(&db.pool(), 1).await.expect("sqlx reverts the second");
-    assert_eq!(
-        states(&ours, &db).await,
-        [(1, State::Applied), (2, State::Pending)]
-    );
+    assert_eq!(states(&ours, &db).await, [(1, State::Applied), (2, State::Pending)]);
     assert_eq!(ours.down_to(&config(&db), 0).await.expect("down").changed, [1]);
 }
 
 #[db_testkit::test]
 async fn the_lock_is_sqlxs_own_and_a_taken_one_is_given_up_on_with_its_holder(db: TestDb) {
-    let migrations = migrations(&SHOP)
-        .await
-        .with_lock_deadline(Duration::from_millis(300));
+    let migrations = migrations(&SHOP).await.with_lock_deadline(Duration::from_millis(300));
     let mut other = db.pool().acquire().await.expect("a connection");
-    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()")
-        .fetch_one(&mut *other)
-        .await
-        .expect("a pid");
-    sqlx::migrate::Migrate::lock(&mut *other)
-        .await
-        .expect("sqlx's lock");
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *other).await.expect("a pid");
+    sqlx::migrate::Migrate::lock(&mut *other).await.expect("sqlx's lock");
 
     let error = migrations.up(&config(&db)).await.expect_err("somebody migrates");
 
-    assert!(
-        matches!(&error, Error::Locked { holder: Some(holder), .. } if *holder == pid),
-        "{error:?}"
-    );
-    assert!(
-        error
-            .to_string()
-            .ends_with(&format!("the session of server process {pid} has it")),
-        "{error}"
-    );
-    sqlx::migrate::Migrate::unlock(&mut *other)
-        .await
-        .expect("unlocked");
+    assert!(matches!(&error, Error::Locked { holder: Some(holder), .. } if *holder == pid), "{error:?}");
+    assert!(error.to_string().ends_with(&format!("the session of server process {pid} has it")), "{error}");
+    sqlx::migrate::Migrate::unlock(&mut *other).await.expect("unlocked");
     migrations.up(&config(&db)).await.expect("nobody migrates");
 }
 
 #[db_testkit::test]
 async fn many_replicas_build_an_index_concurrently_and_none_is_killed(db: TestDb) {
     let files = folder(&[
-        (
-            "1_shop.up.sql",
-            "create table shop as select n as id from generate_series(1, 50000) n",
-        ),
+        ("1_shop.up.sql", "create table shop as select n as id from generate_series(1, 50000) n"),
         ("1_shop.down.sql", "drop table shop"),
-        (
-            "2_index.up.sql",
-            "-- no-transaction\ncreate index concurrently shop_id on shop (id)",
-        ),
+        ("2_index.up.sql", "-- no-transaction\ncreate index concurrently shop_id on shop (id)"),
         ("2_index.down.sql", "drop index shop_id"),
     ]);
     let mut replicas = tokio::task::JoinSet::new();
@@ -183,22 +143,14 @@ async fn many_replicas_build_an_index_concurrently_and_none_is_killed(db: TestDb
 async fn a_failure_names_the_version_and_leaves_no_lock_and_nothing_half_done(db: TestDb) {
     let bad = migrations(&[
         ("1_shop.up.sql", "create table shop (id int)"),
-        (
-            "2_bad.up.sql",
-            "create table half (id int); insert into nowhere values (1)",
-        ),
+        ("2_bad.up.sql", "create table half (id int); insert into nowhere values (1)"),
     ])
     .await;
 
     let error = bad.up(&config(&db)).await.expect_err("a bad migration");
 
     assert!(matches!(error, Error::Failed { version: 2, .. }), "{error:?}");
-    assert!(
-        error
-            .to_string()
-            .contains("relation \"nowhere\" does not exist (42P01)"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("relation \"nowhere\" does not exist (42P01)"), "{error}");
     assert!(exists(&db, "shop").await && !exists(&db, "half").await);
     assert_eq!(locks(&db).await, 0, "a lock is left");
 }
@@ -207,13 +159,8 @@ async fn a_failure_names_the_version_and_leaves_no_lock_and_nothing_half_done(db
 async fn what_sqlx_would_do_silently_is_refused(db: TestDb) {
     let shop = migrations(&SHOP).await;
     shop.up(&config(&db)).await.expect("up");
-    let up = async |files: &[(&str, &str)]| {
-        migrations(files)
-            .await
-            .up(&config(&db))
-            .await
-            .expect_err("refused")
-    };
+    let up =
+        async |files: &[(&str, &str)]| migrations(files).await.up(&config(&db)).await.expect_err("refused");
     let mut files = SHOP.to_vec();
 
     files[0].1 = "create table shop (id bigint)";
@@ -222,56 +169,21 @@ async fn what_sqlx_would_do_silently_is_refused(db: TestDb) {
     assert!(matches!(up(&SHOP[..2]).await, Error::Unknown { version: 2 }));
 
     let late = [("3_late.up.sql", "select 1"), ("4_later.up.sql", "select 1")];
-    migrations(&[&SHOP[..], &late[1..]].concat())
-        .await
-        .up(&config(&db))
-        .await
-        .expect("up");
+    migrations(&[&SHOP[..], &late[1..]].concat()).await.up(&config(&db)).await.expect("up");
     let error = up(&[&SHOP[..], &late[..]].concat()).await;
-    assert!(
-        matches!(
-            error,
-            Error::OutOfOrder {
-                version: 3,
-                newest: 4
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, Error::OutOfOrder { version: 3, newest: 4 }), "{error}");
 
-    let no_way_back = migrations(&[&SHOP[..], &late[1..]].concat())
-        .await
-        .down_to(&config(&db), 1)
-        .await;
-    assert!(
-        matches!(
-            no_way_back,
-            Err(Error::NoDown {
-                version: 4,
-                target: 1
-            })
-        ),
-        "{no_way_back:?}"
-    );
+    let no_way_back = migrations(&[&SHOP[..], &late[1..]].concat()).await.down_to(&config(&db), 1).await;
+    assert!(matches!(no_way_back, Err(Error::NoDown { version: 4, target: 1 })), "{no_way_back:?}");
     let nowhere = shop.down_to(&config(&db), 17).await;
-    assert!(
-        matches!(nowhere, Err(Error::NoSuchVersion { version: 17 })),
-        "{nowhere:?}"
-    );
+    assert!(matches!(nowhere, Err(Error::NoSuchVersion { version: 17 })), "{nowhere:?}");
     assert!(exists(&db, "shop").await, "nothing was reverted");
     assert_eq!(locks(&db).await, 0);
 }
 
 #[tokio::test]
 async fn a_folder_that_is_none_is_named() {
-    let error = Migrations::from_dir(Path::new("no/such/folder"))
-        .await
-        .expect_err("no folder");
+    let error = Migrations::from_dir(Path::new("no/such/folder")).await.expect_err("no folder");
 
-    assert!(
-        error
-            .to_string()
-            .starts_with("the migrations in no/such/folder cannot be read"),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("the migrations in no/such/folder cannot be read"), "{error}");
 }

@@ -15,9 +15,7 @@ fn config(db: &TestDb) -> Config {
 }
 
 async fn bus(db: &TestDb) -> Bus {
-    Bus::open(&config(db), BusOptions::default())
-        .await
-        .expect("a bus")
+    Bus::open(&config(db), BusOptions::default()).await.expect("a bus")
 }
 
 fn topic(name: &str) -> Topic {
@@ -25,10 +23,7 @@ fn topic(name: &str) -> Topic {
 }
 
 async fn next(subscription: &mut Subscription) -> Delivery {
-    timeout(PATIENCE, subscription.recv())
-        .await
-        .expect("a delivery in time")
-        .expect("an open bus")
+    timeout(PATIENCE, subscription.recv()).await.expect("a delivery in time").expect("an open bus")
 }
 
 async fn payload(subscription: &mut Subscription) -> String {
@@ -59,9 +54,7 @@ async fn what_one_process_notifies_another_receives(db: TestDb) {
     let mut strange = there.subscribe(&odd, 10);
 
     here.notify(&topic("orders"), "paid").await.expect("sent");
-    here.notify(&topic("Orders"), "another topic")
-        .await
-        .expect("sent");
+    here.notify(&topic("Orders"), "another topic").await.expect("sent");
     here.notify(&odd, "ü").await.expect("sent");
     here.notify(&topic("orders"), "").await.expect("sent");
 
@@ -73,10 +66,7 @@ async fn what_one_process_notifies_another_receives(db: TestDb) {
 #[db_testkit::test]
 async fn namespaces_do_not_hear_each_other(db: TestDb) {
     let ours = bus(&db).await;
-    let options = BusOptions {
-        namespace: "other's".to_owned(),
-        ..BusOptions::default()
-    };
+    let options = BusOptions { namespace: "other's".to_owned(), ..BusOptions::default() };
     let theirs = Bus::open(&config(&db), options).await.expect("a bus");
     let mut subscription = ours.subscribe(&topic("t"), 10);
 
@@ -138,10 +128,7 @@ async fn a_notifier_that_lost_its_connection_sends_all_the_same(db: TestDb) {
 async fn a_link_that_falls_silent_is_noticed_by_the_heartbeat(_db: TestDb) {
     let server = db_testkit::TestServer::throwaway().await.expect("a server");
     let db = server.empty().await.expect("a database");
-    let options = BusOptions {
-        heartbeat: Duration::from_millis(100),
-        ..BusOptions::default()
-    };
+    let options = BusOptions { heartbeat: Duration::from_millis(100), ..BusOptions::default() };
     let bus = Bus::open(&config(&db), options).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("t"), 10);
     let pid: i32 = sqlx::query_scalar("select pid from pg_stat_activity where application_name = 'bus'")
@@ -149,9 +136,7 @@ async fn a_link_that_falls_silent_is_noticed_by_the_heartbeat(_db: TestDb) {
         .await
         .expect("the listening session");
     let signal = |name: &str| {
-        let status = std::process::Command::new("kill")
-            .args(["-s", name, &pid.to_string()])
-            .status();
+        let status = std::process::Command::new("kill").args(["-s", name, &pid.to_string()]).status();
         assert!(status.expect("kill runs").success(), "{name}");
     };
 
@@ -159,10 +144,7 @@ async fn a_link_that_falls_silent_is_noticed_by_the_heartbeat(_db: TestDb) {
     let delivery = next(&mut subscription).await;
     signal("CONT");
 
-    assert!(
-        matches!(delivery, Delivery::Gap(gap) if gap.reason == GapReason::Reconnected),
-        "{delivery:?}"
-    );
+    assert!(matches!(delivery, Delivery::Gap(gap) if gap.reason == GapReason::Reconnected), "{delivery:?}");
     bus.notify(&topic("t"), "after").await.expect("sent");
     assert_eq!(payload(&mut subscription).await, "after");
 }
@@ -207,17 +189,16 @@ async fn closing_sends_what_waits_and_ends_subscriptions(db: TestDb) {
 
     assert_eq!(payload(&mut others).await, "last");
     assert_eq!(timeout(PATIENCE, ours.recv()).await.expect("in time"), None);
-    assert_eq!(
-        closing.notify(&topic("t"), "too late").await,
-        Err(NotifyError::Closed)
-    );
-    let left: i64 = sqlx::query_scalar(
-        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'notifier'",
+    assert_eq!(closing.notify(&topic("t"), "too late").await, Err(NotifyError::Closed));
+    assert!(closing.close(PATIENCE).await, "asked again");
+    let names: Vec<String> = sqlx::query_scalar(
+        "select application_name from pg_stat_activity
+         where datname = current_database() and application_name in ('bus', 'notifier')",
     )
-    .fetch_one(&db.pool())
+    .fetch_all(&db.pool())
     .await
-    .expect("a count");
-    assert_eq!(left, 0, "the closed bus's notifier; the other never sent");
+    .expect("sessions");
+    assert_eq!(names, ["bus"], "the other one's, which never sent");
 }
 
 #[db_testkit::test]
@@ -231,19 +212,11 @@ async fn dropping_the_last_handle_ends_subscriptions_and_connections(db: TestDb)
 
     drop(clone);
 
-    assert_eq!(
-        timeout(PATIENCE, subscription.recv()).await.expect("in time"),
-        None
-    );
+    assert_eq!(timeout(PATIENCE, subscription.recv()).await.expect("in time"), None);
     let gone = timeout(PATIENCE, async {
         let left = "select count(*) from pg_stat_activity
                     where datname = current_database() and application_name in ('bus', 'notifier')";
-        while sqlx::query_scalar::<_, i64>(left)
-            .fetch_one(&db.pool())
-            .await
-            .expect("a count")
-            > 0
-        {
+        while sqlx::query_scalar::<_, i64>(left).fetch_one(&db.pool()).await.expect("a count") > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
@@ -253,10 +226,7 @@ async fn dropping_the_last_handle_ends_subscriptions_and_connections(db: TestDb)
 #[db_testkit::test]
 async fn a_namespace_that_would_be_cut_is_refused(db: TestDb) {
     for namespace in [String::new(), "x".repeat(54), "a\0b".to_owned()] {
-        let options = BusOptions {
-            namespace,
-            ..BusOptions::default()
-        };
+        let options = BusOptions { namespace, ..BusOptions::default() };
         assert!(Bus::open(&config(&db), options).await.is_err());
     }
 }

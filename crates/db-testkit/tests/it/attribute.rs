@@ -17,9 +17,7 @@ async fn without_arguments_the_database_is_empty(db: TestDb) {
 async fn with_migrations_the_tables_are_there_and_errors_can_be_returned(
     db: TestDb,
 ) -> Result<(), sqlx::Error> {
-    let name: String = sqlx::query_scalar("select name from builds")
-        .fetch_one(&db.pool())
-        .await?;
+    let name: String = sqlx::query_scalar("select name from builds").fetch_one(&db.pool()).await?;
 
     assert_eq!(name, "first");
     Ok(())
@@ -31,10 +29,7 @@ async fn two_workers_run_what_is_spawned(db: TestDb) {
 
     assert_eq!(runtime.metrics().num_workers(), 2);
     let spawned = tokio::spawn(async move { db.name().len() });
-    assert!(
-        spawned.await.unwrap() > 0,
-        "the database can be dropped in a task too"
-    );
+    assert!(spawned.await.unwrap() > 0, "the database can be dropped in a task too");
 }
 
 #[db_testkit::test]

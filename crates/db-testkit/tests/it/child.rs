@@ -14,16 +14,10 @@ fn holds_a_database_when_told_to() {
     if std::env::var_os(ORDER).is_none() {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let db = TestDb::create("tests/migrations").await.unwrap();
-        let data = db
-            .server()
-            .map(|server| server.data_dir().display().to_string())
-            .unwrap_or_default();
+        let data = db.server().map(|server| server.data_dir().display().to_string()).unwrap_or_default();
         let mut stdout = std::io::stdout().lock();
         writeln!(stdout, "\nHOLDS\t{}\t{data}", db.name()).unwrap();
         stdout.flush().unwrap();
@@ -46,22 +40,10 @@ impl Holder {
     pub(crate) fn start(change: impl FnOnce(&mut Command)) -> Holder {
         let mut command = Command::new(std::env::current_exe().unwrap());
         change(&mut command);
-        command
-            .args(["child::holds_a_database_when_told_to", "--exact", "--nocapture"])
-            .env(ORDER, "yes");
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        command.args(["child::holds_a_database_when_told_to", "--exact", "--nocapture"]).env(ORDER, "yes");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
-        let mut holder = Holder {
-            child,
-            stdin,
-            stdout,
-            database: String::new(),
-            data: String::new(),
-        };
+        let mut holder = Holder { child, stdin, stdout, database: String::new(), data: String::new() };
         holder.listen();
         holder
     }

@@ -17,20 +17,11 @@ async fn two_tests_get_different_databases_with_the_same_tables() {
         TestDb::create("tests/migrations").await.unwrap(),
     );
 
-    sqlx::query("insert into builds (name) values ('of one')")
-        .execute(&one.pool())
-        .await
-        .unwrap();
+    sqlx::query("insert into builds (name) values ('of one')").execute(&one.pool()).await.unwrap();
 
     assert_ne!(one.name(), other.name());
-    assert_eq!(
-        ask(&one.options(), "select count(*)::text from builds").await,
-        "2"
-    );
-    assert_eq!(
-        ask(&other.options(), "select count(*)::text from builds").await,
-        "1"
-    );
+    assert_eq!(ask(&one.options(), "select count(*)::text from builds").await, "2");
+    assert_eq!(ask(&other.options(), "select count(*)::text from builds").await, "1");
 }
 
 #[tokio::test]
@@ -49,10 +40,7 @@ async fn the_address_the_options_and_the_pool_lead_to_the_database() {
 #[tokio::test]
 async fn a_dropped_database_is_gone_with_those_who_used_it() {
     let server = TestServer::throwaway().await.unwrap();
-    let (stays, goes) = (
-        server.empty().await.unwrap(),
-        server.create("tests/migrations").await.unwrap(),
-    );
+    let (stays, goes) = (server.empty().await.unwrap(), server.create("tests/migrations").await.unwrap());
     let _user = goes.pool().acquire().await.unwrap();
     let all = databases(&maintenance(&stays), "tk_").await;
     assert!(all.contains(&goes.name().to_owned()), "{all:?}");
@@ -82,11 +70,8 @@ async fn a_panic_drops_the_database_too() {
     let test = {
         let server = server.clone();
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
                 let db = server.empty().await.unwrap();
                 let _user = db.pool().acquire().await.unwrap();
@@ -97,10 +82,7 @@ async fn a_panic_drops_the_database_too() {
 
     let panic = test.join().unwrap_err();
 
-    assert!(
-        panic.downcast_ref::<String>().unwrap().starts_with("with tk_"),
-        "{panic:?}"
-    );
+    assert!(panic.downcast_ref::<String>().unwrap().starts_with("with tk_"), "{panic:?}");
     assert_eq!(databases(&maintenance(&stays), "tk_").await, [stays.name()]);
 }
 
@@ -111,10 +93,7 @@ async fn the_database_can_outlive_its_runtime() {
     let db = {
         let server = server.clone();
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(server.empty()).unwrap()
         })
         .join()
@@ -145,22 +124,10 @@ async fn a_database_survives_a_crash_of_its_own_server() {
     let survivor = server.create("tests/migrations").await.unwrap();
     let killed = survivor.server().unwrap().postmaster_pid().unwrap();
 
-    let status = std::process::Command::new("kill")
-        .args(["-QUIT", &killed.to_string()])
-        .status()
-        .unwrap();
+    let status = std::process::Command::new("kill").args(["-QUIT", &killed.to_string()]).status().unwrap();
     assert!(status.success());
-    let back = || {
-        survivor
-            .server()
-            .unwrap()
-            .postmaster_pid()
-            .is_ok_and(|pid| pid != killed)
-    };
-    eventually("the server is back", async || {
-        back() && survivor.options().connect().await.is_ok()
-    })
-    .await;
+    let back = || survivor.server().unwrap().postmaster_pid().is_ok_and(|pid| pid != killed);
+    eventually("the server is back", async || back() && survivor.options().connect().await.is_ok()).await;
     let newcomer = server.empty().await.unwrap();
 
     assert_eq!(ask(&survivor.options(), "select name from builds").await, "first");

@@ -16,10 +16,7 @@ async fn test_databases(options: &PgConnectOptions) -> Vec<String> {
 
 #[tokio::test]
 async fn on_a_given_server_the_next_test_drops_what_a_killed_one_left_and_spares_the_living() {
-    let server = tokio::task::spawn_blocking(|| Server::throwaway().start())
-        .await
-        .unwrap()
-        .unwrap();
+    let server = tokio::task::spawn_blocking(|| Server::throwaway().start()).await.unwrap().unwrap();
     let address = server.url("postgres");
     let options = PgConnectOptions::from_str(&address).unwrap();
     let hold = || {
@@ -30,10 +27,7 @@ async fn on_a_given_server_the_next_test_drops_what_a_killed_one_left_and_spares
     let (living, killed) = (hold(), hold());
     let left = killed.database.clone();
     killed.kill();
-    assert!(
-        test_databases(&options).await.contains(&left),
-        "a killed process cannot drop its database"
-    );
+    assert!(test_databases(&options).await.contains(&left), "a killed process cannot drop its database");
 
     eventually("a later test drops it", async || {
         hold().end();
@@ -42,17 +36,10 @@ async fn on_a_given_server_the_next_test_drops_what_a_killed_one_left_and_spares
     .await;
 
     assert_eq!(test_databases(&options).await, [living.database.as_str()]);
-    assert_eq!(
-        living.data, "",
-        "DATABASE_URL names the server, so it is none of ours"
-    );
+    assert_eq!(living.data, "", "DATABASE_URL names the server, so it is none of ours");
     living.end();
     assert_eq!(test_databases(&options).await, [""; 0]);
-    assert_eq!(
-        databases(&options, "tk_template_").await.len(),
-        1,
-        "the template stays for the next run"
-    );
+    assert_eq!(databases(&options, "tk_template_").await.len(), 1, "the template stays for the next run");
 }
 
 #[tokio::test]
@@ -78,12 +65,6 @@ async fn on_our_own_server_a_killed_test_leaves_nothing() {
         std::fs::read(entry.path().join("cmdline"))
             .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&data))
     };
-    let processes = async || {
-        std::fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .any(names_it)
-    };
+    let processes = async || std::fs::read_dir("/proc").into_iter().flatten().flatten().any(names_it);
     eventually("no process names the folder", async || !processes().await).await;
 }

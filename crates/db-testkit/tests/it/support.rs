@@ -21,10 +21,7 @@ pub(crate) async fn eventually(what: &str, mut reached: impl AsyncFnMut() -> boo
 
 /// A folder that the server can write to, whoever it runs as.
 pub(crate) fn open_dir() -> TempDir {
-    let dir = tempfile::Builder::new()
-        .prefix("db-testkit-test-")
-        .tempdir_in("/tmp")
-        .unwrap();
+    let dir = tempfile::Builder::new().prefix("db-testkit-test-").tempdir_in("/tmp").unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
     dir
 }
@@ -43,10 +40,7 @@ pub(crate) async fn connect(options: &PgConnectOptions) -> PgConnection {
 /// The one value that a query gives.
 pub(crate) async fn ask(options: &PgConnectOptions, sql: &str) -> String {
     let mut connection = connect(options).await;
-    let answer = sqlx::query_scalar(AssertSqlSafe(sql))
-        .fetch_one(&mut connection)
-        .await
-        .unwrap();
+    let answer = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     answer
 }

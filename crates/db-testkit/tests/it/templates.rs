@@ -11,10 +11,7 @@ use crate::support::{ask, connect, databases, eventually, maintenance, migration
 
 async fn execute(options: &sqlx::postgres::PgConnectOptions, sql: String) {
     let mut connection = connect(options).await;
-    connection
-        .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
-        .await
-        .unwrap();
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
     connection.close().await.unwrap();
 }
 
@@ -34,10 +31,7 @@ async fn many_tests_at_once_migrate_once() {
 
     assert_eq!(fs::read_to_string(trace).unwrap(), "run\n");
     for db in dbs {
-        assert_eq!(
-            ask(&db.unwrap().options(), "select count(*)::text from t").await,
-            "0"
-        );
+        assert_eq!(ask(&db.unwrap().options(), "select count(*)::text from t").await, "0");
     }
 }
 
@@ -47,20 +41,12 @@ async fn changed_migrations_make_another_template() {
     let old = migration("create table old (n int);");
     let changed = migration("create table changed (n int);");
 
-    let (one, other) = (
-        server.create(old.path()).await.unwrap(),
-        server.create(changed.path()).await.unwrap(),
-    );
-    let again = server
-        .create(Migrator::new(old.path()).await.unwrap())
-        .await
-        .unwrap();
+    let (one, other) =
+        (server.create(old.path()).await.unwrap(), server.create(changed.path()).await.unwrap());
+    let again = server.create(Migrator::new(old.path()).await.unwrap()).await.unwrap();
 
     assert_eq!(ask(&one.options(), "select count(*)::text from old").await, "0");
-    assert_eq!(
-        ask(&other.options(), "select count(*)::text from changed").await,
-        "0"
-    );
+    assert_eq!(ask(&other.options(), "select count(*)::text from changed").await, "0");
     assert_eq!(ask(&again.options(), "select count(*)::text from old").await, "0");
     assert_eq!(databases(&maintenance(&one), "tk_template_").await.len(), 2);
 }
@@ -85,21 +71,14 @@ async fn a_template_whose_maker_was_killed_is_made_anew() {
     let server = TestServer::throwaway().await.unwrap();
     let folder = migration("create table t (n int);");
     let first = server.create(folder.path()).await.unwrap();
-    let template = databases(&maintenance(&first), "tk_template_")
-        .await
-        .pop()
-        .unwrap();
+    let template = databases(&maintenance(&first), "tk_template_").await.pop().unwrap();
     // As between the migrations and the mark, with something done that must not be done twice.
     execute(
         &maintenance(&first),
         format!("alter database {template} with is_template false allow_connections true"),
     )
     .await;
-    execute(
-        &first.options().database(&template),
-        "create table half_done ()".into(),
-    )
-    .await;
+    execute(&first.options().database(&template), "create table half_done ()".into()).await;
 
     let second = server.create(folder.path()).await.unwrap();
 
@@ -114,17 +93,9 @@ async fn a_template_that_somebody_is_connected_to_is_waited_for() {
     let first = server.create(folder.path()).await.unwrap();
     let watch = maintenance(&first);
     let template = databases(&watch, "tk_template_").await.pop().unwrap();
-    execute(
-        &watch,
-        format!("alter database {template} with allow_connections true"),
-    )
-    .await;
+    execute(&watch, format!("alter database {template} with allow_connections true")).await;
     let user = connect(&first.options().database(&template)).await;
-    execute(
-        &watch,
-        format!("alter database {template} with allow_connections false"),
-    )
-    .await;
+    execute(&watch, format!("alter database {template} with allow_connections false")).await;
 
     let waiting = tokio::spawn(async move { server.create(folder.path()).await });
     // PostgreSQL itself waits for five seconds, and then refuses. Only what comes after that is ours.
@@ -141,15 +112,9 @@ async fn a_template_that_somebody_is_connected_to_is_waited_for() {
 #[tokio::test]
 async fn a_template_unused_for_a_day_is_dropped_and_a_younger_one_stays() {
     let server = TestServer::throwaway().await.unwrap();
-    let (old, young) = (
-        migration("create table old (n int);"),
-        migration("create table young (n int);"),
-    );
+    let (old, young) = (migration("create table old (n int);"), migration("create table young (n int);"));
     let first = server.create(old.path()).await.unwrap();
-    let stale = databases(&maintenance(&first), "tk_template_")
-        .await
-        .pop()
-        .unwrap();
+    let stale = databases(&maintenance(&first), "tk_template_").await.pop().unwrap();
     let _second = server.create(young.path()).await.unwrap();
     execute(
         &maintenance(&first),
