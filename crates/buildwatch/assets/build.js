@@ -1,7 +1,8 @@
 "use strict";
 
-// The page keeps this many lines; a browser is no place for a million.
+// The page keeps this many lines and characters; a browser is no place for a million lines, nor for one without an end.
 const MOST_LINES = 20000;
+const MOST_CHARACTERS = 8000000;
 // What arrives within this many milliseconds is drawn at once.
 const GATHER = 30;
 // The longest pause before the server is tried again, in milliseconds.
@@ -17,6 +18,7 @@ let pause = 500;
 let gathered = [];   // pieces that are not drawn yet
 let blocks = [];     // what is drawn, oldest first, with its number of lines
 let lines = 0;
+let characters = 0;
 let cut = 0;
 
 const decoder = new TextDecoder();
@@ -42,7 +44,7 @@ function draw() {
     const kind = pieces[at].kind;
     let all = "";
     let count = 0;
-    for (; at < pieces.length && pieces[at].kind === kind && count < 1000; at++) {
+    for (; at < pieces.length && pieces[at].kind === kind && count < 1000 && all.length < 1000000; at++) {
       all += pieces[at].line;
       count += pieces[at].newline ? 1 : 0;
     }
@@ -52,12 +54,14 @@ function draw() {
     log.append(block);
     blocks.push({ block, count });
     lines += count;
+    characters += all.length;
   }
-  while (lines > MOST_LINES && blocks.length > 1) {
+  while ((lines > MOST_LINES || characters > MOST_CHARACTERS) && blocks.length > 1) {
     const oldest = blocks.shift();
-    oldest.block.remove();
     lines -= oldest.count;
+    characters -= oldest.block.textContent.length;
     cut += oldest.count;
+    oldest.block.remove();
   }
   if (cut > 0) {
     const note = document.getElementById("cut");

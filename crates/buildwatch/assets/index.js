@@ -90,9 +90,12 @@ async function start(event) {
   }
 }
 
-if (takeToken()) {
-  const form = document.getElementById("start");
-  form.hidden = false;
-  form.addEventListener("submit", start);
+function offerToStart() {
+  if (takeToken()) document.getElementById("start").hidden = false;
 }
+
+document.getElementById("start").addEventListener("submit", start);
+// The address may be pasted into a tab that has this page already.
+addEventListener("hashchange", offerToStart);
+offerToStart();
 read();

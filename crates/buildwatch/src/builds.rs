@@ -172,6 +172,13 @@ pub(crate) async fn find(db: &Db, id: i64) -> Result<Option<Build>, Error> {
     Ok(row.map(|row| row.unseal(db)))
 }
 
+/// The log of a build, if there is one of this number.
+pub(crate) async fn log_of(db: &Db, id: i64) -> Result<Option<LogId>, Error> {
+    let log =
+        sqlx::query_scalar!("select log from builds where id = $1", id).fetch_optional(db.api()).await?;
+    Ok(log.map(LogId))
+}
+
 /// Writes down how a build ended, in the transaction that finishes its log.
 pub(crate) async fn end(tx: &mut Tx, id: i64, end: &End) -> Result<(), Error> {
     sqlx::query!(

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use db_layer::encryption::Key;
 use secrecy::ExposeSecret;
 
-/// The folder that a command line names, else the platform's; made if it is not there, for this user only.
+/// The folder that a command line names, else the platform's; made if it is not there. Others may not look into it.
 pub(crate) fn data_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let dir = choose(given)?;
     make(&dir).with_context(|| format!("cannot make the data folder {}", dir.display()))?;

@@ -10,6 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::builds::{self, Build};
 use crate::cli::ListArgs;
 use crate::open::open;
+use crate::print::json_line;
 
 /// How many builds are listed.
 pub(crate) const LIMIT: i64 = 100;
@@ -23,7 +24,7 @@ pub(crate) async fn command(data: Option<&Path>, args: ListArgs) -> anyhow::Resu
     let mut text = String::new();
     if args.json {
         for build in &builds {
-            writeln!(text, "{}", serde_json::to_string(build)?)?;
+            writeln!(text, "{}", json_line(build)?)?;
         }
     } else {
         for build in &builds {

@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use anyhow::Context;
-use db_layer::Event;
+use db_layer::{Event, EventStream};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
+use tokio::sync::mpsc;
 
 use crate::cli::PrintArgs;
 use crate::output::{Piece, STDERR, STDOUT};
@@ -39,32 +40,46 @@ impl Printer {
         }
     }
 
-    /// Prints events, all of them before it returns. A reader that has gone away is no error: the build goes on.
-    pub(crate) fn print(&mut self, events: &[Event]) -> anyhow::Result<()> {
-        // Writing to a slow reader blocks, and the build's own tasks must go on meanwhile.
-        tokio::task::block_in_place(|| {
-            for event in events {
-                if self.json {
-                    self.json(event)?;
-                } else {
-                    self.text(event)?;
+    /// Prints a stream to its end, or until nobody reads stdout any more, which is no error.
+    ///
+    /// Writing to a slow reader blocks, so it is done by a thread of its own. Dropping the future ends the reading; the
+    /// thread ends once what it is at was written.
+    pub(crate) async fn print_all(mut self, mut events: EventStream) -> anyhow::Result<()> {
+        let (batches, mut waiting) = mpsc::channel::<Vec<Event>>(1);
+        let printing = tokio::task::spawn_blocking(move || {
+            while let Some(batch) = waiting.blocking_recv() {
+                self.print(&batch)?;
+                if self.stdout.is_closed {
+                    break;
                 }
             }
-            self.stdout.flush()?;
-            self.stderr.flush()
-        })
-        .context("cannot print")
+            io::Result::Ok(())
+        });
+        while let Some(batch) = events.next_batch().await? {
+            if batches.send(batch).await.is_err() {
+                break;
+            }
+        }
+        drop(batches);
+        printing.await.context("the printing thread failed")?.context("cannot print")
     }
 
-    /// Whether nobody reads what is printed to stdout.
-    pub(crate) fn is_unheard(&self) -> bool {
-        self.stdout.is_closed
+    fn print(&mut self, events: &[Event]) -> io::Result<()> {
+        for event in events {
+            if self.json {
+                self.json(event)?;
+            } else {
+                self.text(event)?;
+            }
+        }
+        self.stdout.flush()?;
+        self.stderr.flush()
     }
 
     fn json(&mut self, event: &Event) -> io::Result<()> {
         let data: &RawValue = serde_json::from_str(&event.data)?;
         let line = Line { id: event.id, kind: &event.kind, at: event.at, data };
-        serde_json::to_writer(&mut self.stdout.buffer, &line)?;
+        self.stdout.buffer.extend_from_slice(json_line(&line)?.as_bytes());
         self.stdout.buffer.push(b'\n');
         self.stdout.flush_when_full()
     }
@@ -140,6 +155,30 @@ impl Target {
     }
 }
 
+/// JSON on one line, harmless to a terminal: serde escapes the control characters below U+0020, and JSON lets us escape
+/// the others, too.
+pub(crate) fn json_line(value: &impl Serialize) -> serde_json::Result<String> {
+    let line = serde_json::to_string(value)?;
+    if !line.contains(|c: char| c.is_control()) {
+        return Ok(line);
+    }
+    Ok(line.chars().fold(String::with_capacity(line.len() + 5), |mut escaped, character| {
+        if character.is_control() {
+            write!(escaped, "\\u{:04x}", u32::from(character)).expect("writing to a string");
+        } else {
+            escaped.push(character);
+        }
+        escaped
+    }))
+}
+
+/// A message on one line, whatever is in it.
+pub(crate) fn shown(message: &str) -> String {
+    let mut bytes = Vec::new();
+    show(message.replace('\n', "\\n").as_bytes(), &mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Writes bytes so that a terminal shows them all and obeys none but the line end and the tabulator: a control character
 /// as in `cat -v`, a byte that is not UTF-8 as `\xff`.
 fn show(bytes: &[u8], out: &mut Vec<u8>) {
@@ -172,6 +211,16 @@ fn show(bytes: &[u8], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_has_no_control_characters_and_means_the_same() {
+        let value = "\u{9b}2J\u{7f}\u{1b}é";
+
+        let line = json_line(&value).expect("JSON");
+
+        assert_eq!(line, r#""\u009b2J\u007f\u001bé""#);
+        assert_eq!(serde_json::from_str::<String>(&line).expect("JSON"), value);
+    }
 
     #[test]
     fn a_terminal_obeys_nothing_of_what_is_shown() {

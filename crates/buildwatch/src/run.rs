@@ -3,6 +3,7 @@
 mod process;
 mod reader;
 mod recorder;
+mod watchdog;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -12,7 +13,7 @@ use db_layer::db_events;
 use db_layer::{Db, LogId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -20,14 +21,14 @@ use crate::builds::{self, Plan};
 use crate::cli::RunArgs;
 use crate::open::{Opened, open};
 use crate::output::End;
-use crate::print::Printer;
+use crate::print::{Printer, shown};
 use crate::reaper;
 use crate::run::process::Process;
 use crate::signals::{Asked, Signals};
 
 /// How many chunks of read output wait for the database before the command has to wait, too.
 const CHUNKS: usize = 4;
-/// How long a build that was told twice to end may still take.
+/// How long a build that was told twice to end may still take, and the printing of one that was told to end and did.
 const GIVE_UP: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A build that runs in this process.
@@ -49,6 +50,14 @@ impl Running {
     pub(crate) fn kill(&self) {
         self.cancel.cancel();
         self.kill.cancel();
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    pub(crate) fn is_killed(&self) -> bool {
+        self.kill.is_cancelled()
     }
 
     /// Waits until the build and its log are finished. Cancel safe.
@@ -110,8 +119,11 @@ async fn build(
 async fn beat(db: Db, id: i64) {
     loop {
         tokio::time::sleep(reaper::BEAT).await;
-        if let Err(error) = builds::seen(&db, id).await {
-            tracing::debug!(%error, "cannot say that the build is running");
+        // One that hangs must not keep the next from being heard.
+        match timeout(reaper::BEAT, builds::seen(&db, id)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "cannot say that the build is running"),
+            Err(_) => tracing::debug!("no answer to saying that the build is running"),
         }
     }
 }
@@ -135,14 +147,7 @@ async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyho
     eprintln!("buildwatch: build {}", running.id);
     let _reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(db.clone())));
 
-    let mut events = db.events().stream(running.log, 0);
-    let mut printer = Printer::new(args.print);
-    let print = async {
-        while let Some(batch) = events.next_batch().await? {
-            printer.print(&batch)?;
-        }
-        anyhow::Ok(())
-    };
+    let print = Printer::new(args.print).print_all(db.events().stream(running.log, 0));
     tokio::pin!(print);
 
     let mut all_shown = false;
@@ -158,9 +163,18 @@ async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyho
                     eprintln!("buildwatch: {error:#}");
                 }
             }
-            end = running.ended(), if ended.is_none() => ended = Some(end?),
+            end = running.ended(), if ended.is_none() => {
+                ended = Some(end?);
+                if asked.is_some() {
+                    // Whoever reads what is printed may have stopped reading.
+                    give_up.get_or_insert(Instant::now() + GIVE_UP);
+                }
+            }
             signal = signals.next() => if asked.replace(signal).is_none() {
                 running.cancel();
+                if ended.is_some() {
+                    give_up.get_or_insert(Instant::now() + GIVE_UP);
+                }
             } else {
                 // Asked again: at once. If the database is away, whoever looks at it later ends the build.
                 running.kill();
@@ -173,7 +187,7 @@ async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyho
     let interrupted = asked.map_or(125, Asked::exit_code);
     let Some(end) = ended else { return Ok(interrupted) };
     if let Some(message) = &end.message {
-        eprintln!("buildwatch: {message}");
+        eprintln!("buildwatch: {}", shown(message));
     }
     // A wait status has eight bits.
     Ok(end.exit_code.map_or(interrupted, |code| u8::try_from(code).unwrap_or(u8::MAX)))

@@ -30,6 +30,8 @@ use crate::signals::Signals;
 
 /// How long requests and builds may take to end once the server was asked to.
 const GRACE: Duration = Duration::from_secs(8);
+/// The same, once it was asked to twice.
+const GIVE_UP: Duration = Duration::from_secs(2);
 
 /// What every request sees.
 #[derive(Clone)]
@@ -44,16 +46,23 @@ pub(crate) struct App {
 pub(crate) struct Builds {
     running: Mutex<JoinSet<()>>,
     closing: CancellationToken,
+    killing: CancellationToken,
 }
 
 impl Builds {
     pub(crate) async fn start(&self, db: &Db, command: Vec<OsString>) -> anyhow::Result<i64> {
         let running = run::start(db, command).await?;
         let id = running.id;
+        let see_through = see_through(running, self.closing.clone(), self.killing.clone());
+        if self.closing.is_cancelled() {
+            // Nobody waits for the set any more, but the server does for its requests.
+            see_through.await;
+            return Ok(id);
+        }
         let mut set = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that have ended make room.
         while set.try_join_next().is_some() {}
-        set.spawn(see_through(running, self.closing.clone()));
+        set.spawn(see_through);
         Ok(id)
     }
 
@@ -65,13 +74,13 @@ impl Builds {
     }
 }
 
-async fn see_through(mut running: Running, closing: CancellationToken) {
+async fn see_through(mut running: Running, closing: CancellationToken, killing: CancellationToken) {
     let id = running.id;
-    let ended = tokio::select! {
-        ended = running.ended() => ended,
-        () = closing.cancelled() => {
-            running.cancel();
-            running.ended().await
+    let ended = loop {
+        tokio::select! {
+            ended = running.ended() => break ended,
+            () = closing.cancelled(), if !running.is_cancelled() => running.cancel(),
+            () = killing.cancelled(), if !running.is_killed() => running.kill(),
         }
     };
     match ended {
@@ -223,11 +232,17 @@ impl Server {
                     self.app.builds.close().await;
                     serving.await.ok();
                 };
+                tokio::pin!(end);
                 tokio::select! {
-                    in_time = timeout(GRACE, end) => if in_time.is_err() {
+                    in_time = timeout(GRACE, &mut end) => if in_time.is_err() {
                         tracing::warn!("requests or builds did not end in time");
                     },
-                    again = signals.next() => return Ok(again.exit_code()),
+                    again = signals.next() => {
+                        // At once; but no command is left running.
+                        self.app.builds.killing.cancel();
+                        timeout(GIVE_UP, end).await.ok();
+                        return Ok(again.exit_code());
+                    }
                 }
             }
         }

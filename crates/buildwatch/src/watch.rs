@@ -32,13 +32,6 @@ async fn watch(opened: &Opened, args: WatchArgs) -> anyhow::Result<u8> {
     let Some(build) = builds::find(&opened.db, args.id).await? else {
         anyhow::bail!("there is no build {}", args.id);
     };
-    let mut printer = Printer::new(args.print);
-    let mut events = opened.db.events().stream(build.log, args.from);
-    while let Some(batch) = events.next_batch().await? {
-        printer.print(&batch)?;
-        if printer.is_unheard() {
-            break;
-        }
-    }
+    Printer::new(args.print).print_all(opened.db.events().stream(build.log, args.from)).await?;
     Ok(0)
 }

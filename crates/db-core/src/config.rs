@@ -249,7 +249,7 @@ fn parse(address: &str) -> Result<Url, ConfigError> {
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     // After an unescaped `/`, `?` or `#` in a password, the rest of it stands where other parts are expected.
     let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
-    if tail.contains(['@', '#']) || path.trim_start_matches('/').contains(['/', ':']) || query.contains("?") {
+    if tail.contains(['@', '#']) || path.trim_start_matches('/').contains(['/', ':']) || query.contains('?') {
         return Err(ConfigError::NotAUrl(ESCAPE));
     }
     let completed = match authority.rsplit_once('@') {

@@ -1,6 +1,7 @@
 //! The command as a process.
 
 use std::ffi::OsString;
+use std::future::pending;
 use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
@@ -11,11 +12,12 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc::Sender;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::output::End;
 use crate::run::reader;
+use crate::run::watchdog::Watchdog;
 
 /// How long a command that was asked to end may take.
 const GRACE: Duration = Duration::from_secs(5);
@@ -45,8 +47,9 @@ impl Process {
                 ErrorKind::PermissionDenied => End::failed(126, format!("not executable: {name}")),
                 _ => End::failed(126, format!("cannot execute {name}: {error}")),
             })?;
-        let group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw));
-        Ok(Self { child, group })
+        let leader = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+        let watchdog = leader.and_then(Watchdog::start);
+        Ok(Self { child, group: Group { leader, watchdog } })
     }
 
     /// Reads the command's output until it ends. Dropping the future kills the command and all that it started.
@@ -58,7 +61,8 @@ impl Process {
     ) -> End {
         let stdout = self.child.stdout.take().expect("stdout is piped");
         let stderr = self.child.stderr.take().expect("stderr is piped");
-        let read = reader::read(stdout, stderr, chunks);
+        let stop = CancellationToken::new();
+        let read = reader::read(stdout, stderr, chunks, stop.clone());
         tokio::pin!(read);
 
         let mut all_read = false;
@@ -77,13 +81,22 @@ impl Process {
                 }
             }
         };
-        // Something that the command left in the background may still hold the pipes.
-        if !all_read && timeout(LEFT_BEHIND, &mut read).await.is_err() {
-            self.group.signal(Signal::SIGKILL);
-            if timeout(LEFT_BEHIND, &mut read).await.is_err() {
-                tracing::warn!("output of a process that the command left behind is not recorded");
+        if !all_read {
+            // Something that the command left in the background may still hold the pipes. How long what was read takes to be
+            // stored is another matter, and has no limit.
+            let clear = async {
+                sleep(LEFT_BEHIND).await;
+                self.group.signal(Signal::SIGKILL);
+                sleep(LEFT_BEHIND).await;
+                stop.cancel();
+                pending::<()>().await;
+            };
+            tokio::select! {
+                () = &mut read => {}
+                () = clear => {}
             }
         }
+        self.group.release();
         if aborted {
             return End::aborted("aborted");
         }
@@ -111,12 +124,23 @@ fn ended(status: ExitStatus) -> End {
     }
 }
 
-/// A process group, killed when it is dropped.
-struct Group(Option<Pid>);
+/// A process group, killed when it is dropped, and by its watchdog when this process is gone.
+struct Group {
+    leader: Option<Pid>,
+    watchdog: Option<Watchdog>,
+}
 
 impl Group {
+    /// The command has ended, and what it left behind may live: from here on, the number may be somebody else's.
+    fn release(&mut self) {
+        self.leader = None;
+        if let Some(watchdog) = self.watchdog.take() {
+            watchdog.dismiss();
+        }
+    }
+
     fn signal(&self, signal: Signal) {
-        if let Some(group) = self.0 {
+        if let Some(group) = self.leader {
             // ESRCH: nobody is left in it.
             killpg(group, signal).ok();
         }

@@ -9,37 +9,61 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{ChildStderr, ChildStdout};
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::output::{STDERR, STDOUT, Splitter};
 
 /// As much as a pipe holds.
 const CHUNK: usize = 64 << 10;
 /// How long the beginning of a line waits for its end before it is shown.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Reads both streams to their ends, and sends what was read as events, in the order in which it was read.
+/// Reads both streams to their ends, and sends what was read as events, in the order in which it was read. Told to stop,
+/// it still takes what the pipes hold, and then waits for no more.
 ///
 /// While nobody takes the events, nothing is read, and the command has to wait as with any full pipe.
-pub(super) async fn read(stdout: ChildStdout, stderr: ChildStderr, chunks: Sender<Vec<NewEvent>>) {
+pub(super) async fn read(
+    stdout: ChildStdout,
+    stderr: ChildStderr,
+    chunks: Sender<Vec<NewEvent>>,
+    stop: CancellationToken,
+) {
     let mut stdout = Source::new(stdout, STDOUT);
     let mut stderr = Source::new(stderr, STDERR);
-    let mut show_at = None;
     while stdout.is_open() || stderr.is_open() {
         let mut events = Vec::new();
+        let (show_stdout, show_stderr) = (stdout.show_at, stderr.show_at);
+        let read = async {
+            // Neither of them starves the other.
+            tokio::select! {
+                read = stdout.read() => Read::Stdout(read),
+                read = stderr.read() => Read::Stderr(read),
+            }
+        };
         tokio::select! {
-            read = stdout.read() => stdout.take(read, &mut events),
-            read = stderr.read() => stderr.take(read, &mut events),
-            () = until(show_at) => {
-                stdout.lines.flush(&mut events);
-                stderr.lines.flush(&mut events);
+            biased;
+            // First what there is to read: the end of a line may be in it.
+            read = read => match read {
+                Read::Stdout(read) => stdout.take(read, &mut events),
+                Read::Stderr(read) => stderr.take(read, &mut events),
+            },
+            () = until(show_stdout) => stdout.show(&mut events),
+            () = until(show_stderr) => stderr.show(&mut events),
+            () = stop.cancelled() => {
+                stdout.end(&mut events);
+                stderr.end(&mut events);
             }
         }
-        let held_back = stdout.lines.has_pending() || stderr.lines.has_pending();
-        show_at = held_back.then(|| Instant::now() + PATIENCE);
         if !events.is_empty() && chunks.send(events).await.is_err() {
             return;
         }
     }
+}
+
+/// Which stream was read, and how many bytes.
+enum Read {
+    Stdout(io::Result<usize>),
+    Stderr(io::Result<usize>),
 }
 
 async fn until(moment: Option<Instant>) {
@@ -53,11 +77,13 @@ struct Source<R> {
     pipe: Option<R>,
     buffer: Box<[u8]>,
     lines: Splitter,
+    /// When the beginning of a line that is held back is shown without its end.
+    show_at: Option<Instant>,
 }
 
 impl<R: AsyncRead + Unpin> Source<R> {
     fn new(pipe: R, kind: &'static str) -> Self {
-        Self { pipe: Some(pipe), buffer: vec![0; CHUNK].into(), lines: Splitter::new(kind) }
+        Self { pipe: Some(pipe), buffer: vec![0; CHUNK].into(), lines: Splitter::new(kind), show_at: None }
     }
 
     fn is_open(&self) -> bool {
@@ -74,14 +100,31 @@ impl<R: AsyncRead + Unpin> Source<R> {
 
     fn take(&mut self, read: io::Result<usize>, events: &mut Vec<NewEvent>) {
         match read {
-            Ok(bytes @ 1..) => self.lines.push(&self.buffer[..bytes], events),
+            Ok(bytes @ 1..) => {
+                self.lines.push(&self.buffer[..bytes], events);
+                // Counted from the line's beginning: output without line ends is shown, too.
+                let same_line = self.show_at.filter(|_| events.is_empty());
+                let moment = || same_line.unwrap_or_else(|| Instant::now() + PATIENCE);
+                self.show_at = self.lines.has_pending().then(moment);
+            }
             ended => {
                 if let Err(error) = ended {
                     tracing::warn!(%error, "cannot read the command's output");
                 }
-                self.pipe = None;
-                self.lines.finish(events);
+                self.end(events);
             }
         }
+    }
+
+    /// What then is still held back is half a character, and waits for its other half.
+    fn show(&mut self, events: &mut Vec<NewEvent>) {
+        self.show_at = None;
+        self.lines.flush(events);
+    }
+
+    fn end(&mut self, events: &mut Vec<NewEvent>) {
+        self.pipe = None;
+        self.show_at = None;
+        self.lines.finish(events);
     }
 }

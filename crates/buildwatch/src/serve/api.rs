@@ -11,6 +11,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use db_axum::sse::{self, Cursor};
 use db_axum::{Error, Result};
+use db_layer::LogId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -54,7 +55,11 @@ async fn start(
 
 /// The database's errors know their answers; others are ours.
 fn internal(error: anyhow::Error) -> Error {
-    match error.downcast::<db_layer::Error>() {
+    let error = match error.downcast::<db_layer::Error>() {
+        Ok(error) => return error.into(),
+        Err(error) => error,
+    };
+    match error.downcast::<db_layer::db_events::Error>() {
         Ok(error) => error.into(),
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "a build could not be started");
@@ -64,19 +69,27 @@ fn internal(error: anyhow::Error) -> Error {
 }
 
 async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Build>> {
-    find(&app, &id).await.map(Json)
-}
-
-async fn events(State(app): State<App>, Path(id): Path<String>, cursor: Cursor) -> Result<Response> {
-    let build = find(&app, &id).await?;
-    sse::events(&app.db, build.log, cursor).await
-}
-
-/// A build by the number in an address; what is not a number is no build's.
-pub(super) async fn find(app: &App, id: &str) -> Result<Build> {
     let build = match id.parse() {
         Ok(id) => builds::find(&app.db, id).await?,
         Err(_) => None,
     };
-    build.ok_or_else(|| Error::not_found("there is no such build"))
+    build.map(Json).ok_or_else(missing)
+}
+
+async fn events(State(app): State<App>, Path(id): Path<String>, cursor: Cursor) -> Result<Response> {
+    let log = log_of(&app, &id).await?;
+    sse::events(&app.db, log, cursor).await
+}
+
+/// The log of a build by the number in an address; what is not a number is no build's.
+pub(super) async fn log_of(app: &App, id: &str) -> Result<LogId> {
+    let log = match id.parse() {
+        Ok(id) => builds::log_of(&app.db, id).await?,
+        Err(_) => None,
+    };
+    log.ok_or_else(missing)
+}
+
+fn missing() -> Error {
+    Error::not_found("there is no such build")
 }

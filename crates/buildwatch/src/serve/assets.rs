@@ -29,7 +29,7 @@ pub(super) fn routes() -> Router<App> {
 }
 
 async fn build(State(app): State<App>, Path(id): Path<String>) -> Response {
-    match api::find(&app, &id).await {
+    match api::log_of(&app, &id).await {
         Ok(_) => html(BUILD).into_response(),
         Err(error) if error.status() == StatusCode::NOT_FOUND => {
             (StatusCode::NOT_FOUND, html(MISSING)).into_response()

@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header::{
@@ -22,8 +23,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use db_axum::Error;
 use subtle::ConstantTimeEq;
+use tokio::time::timeout;
 
 use crate::serve::App;
+
+/// How long a request may take until its answer begins; a live stream then goes on.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// 128 random bits. Shown by `Display` where it is printed on purpose, and by nothing else.
 pub(crate) struct Token(String);
@@ -110,7 +115,12 @@ impl Guard {
 /// Refuses what is not meant for us, and tells browsers to be strict with what is.
 pub(crate) async fn check(State(app): State<App>, request: Request, next: Next) -> Response {
     let mut response = match app.guard.check_host(request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => match timeout(LIMIT, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => {
+                Error::new(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer").into_response()
+            }
+        },
         Err(error) => error.into_response(),
     };
     let headers = response.headers_mut();

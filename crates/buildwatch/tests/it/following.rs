@@ -18,6 +18,7 @@ async fn a_watcher_killed_and_resumed_ten_times_sees_every_event_once_and_in_ord
 
     for _ in 0..10 {
         let mut watch = home.start(["watch", &id, "--json", "--from", &last(&seen)]);
+        assert!(run.is_running(), "the watchers came too late");
         for _ in 0..20 {
             seen.push(serde_json::from_str(&watch.line()).expect("JSON"));
         }

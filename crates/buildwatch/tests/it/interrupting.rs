@@ -62,12 +62,69 @@ async fn an_interrupted_watch_ends_cleanly_and_the_build_goes_on(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_build_whose_process_was_killed_is_ended_by_whoever_watches(db: TestDb) {
+async fn a_terminal_that_closes_ends_the_command(db: TestDb) {
     let home = Home::on(&db);
-    let mut run = home.start(["run", "--", "sh", "-c", "echo ready; exec sleep 300"]);
+    let marker = home.path("marker");
+    for (name, code) in [("HUP", 129), ("QUIT", 131)] {
+        let mut run =
+            home.start(["run", "--", "sh", "-c", &format!("echo ready; : {}; sleep 300", marker.display())]);
+        assert_eq!(run.line(), "ready");
+
+        run.signal(name);
+
+        assert_eq!(run.ended().code(), Some(code), "{name}");
+        until("the command is gone", || processes(&marker).is_empty());
+        assert_eq!(home.json(["list", "--json"])[0]["status"], "aborted");
+    }
+}
+
+#[db_testkit::test]
+async fn nobody_reading_what_is_printed_does_not_keep_anybody_from_being_interrupted(db: TestDb) {
+    let home = Home::on(&db);
+    let unread = |args: &[&str]| {
+        let mut command = home.buildwatch(args);
+        // A pipe that is held open and never read.
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+        command.spawn().expect("it starts")
+    };
+    assert!(home.output(["migrate"]).status.success());
+    let mut run = unread(&["run", "--", "sh", "-c", "seq 1 200000; sleep 300"]);
+    // More is stored than a pipe holds.
+    let stored = "select coalesce(max(last), 0) from event_log_batches";
+    while sqlx::query_scalar::<_, i64>(stored).fetch_one(&db.pool()).await.expect("a number") < 200_000 {
+        tokio::task::yield_now().await;
+    }
+    let mut watch = unread(&["watch", "1"]);
+    let readers = "select count(*) from pg_stat_activity
+                   where datname = current_database() and query like '%from event_log_batches%' and pid <> pg_backend_pid()";
+    while sqlx::query_scalar::<_, i64>(readers).fetch_one(&db.pool()).await.expect("a number") == 0 {
+        tokio::task::yield_now().await;
+    }
+
+    crate::support::signal("INT", &[watch.id(), run.id()]);
+
+    let mut codes = [None, None];
+    until("both have ended", || {
+        for (child, code) in [&mut watch, &mut run].into_iter().zip(&mut codes) {
+            *code = code.or_else(|| child.try_wait().expect("a status").and_then(|status| status.code()));
+        }
+        codes.iter().all(Option::is_some)
+    });
+    assert_eq!(codes, [Some(0), Some(130)]);
+    assert_eq!(home.json(["list", "--json"])[0]["status"], "aborted");
+}
+
+#[db_testkit::test]
+async fn a_killed_run_takes_its_command_with_it_and_whoever_watches_ends_the_build(db: TestDb) {
+    let home = Home::on(&db);
+    let marker = home.path("marker");
+    let script = format!("echo ready; : {}; sleep 300", marker.display());
+    let mut run = home.start(["run", "--", "sh", "-c", &script]);
     let id = run.build();
     assert_eq!(run.line(), "ready");
+
     run.kill();
+    until("the command is gone", || processes(&marker).is_empty());
 
     // The watcher looks again and again, and after half a minute without a sign of life ends the build.
     let watch = home.start(["watch", &id.to_string(), "--json"]);

@@ -72,6 +72,49 @@ fn while_the_database_is_frozen_nothing_is_printed_and_thawed_everything() {
     assert_eq!(ids, (1..=1003).collect::<Vec<_>>(), "each line is stored once");
 }
 
+#[test]
+fn a_command_that_ends_while_the_database_is_frozen_loses_no_output() {
+    let home = Home::embedded();
+    let gate = home.fifo("gate");
+    let ended = home.path("ended");
+    // Less than a pipe holds, so that the command can end; and its last line has no end.
+    let script = format!(
+        "echo before; read go < {}; seq 1 3000; sleep 0.2; seq 3001 6000; printf last; touch {}",
+        gate.display(),
+        ended.display()
+    );
+    let mut run = home.start(["run", "--", "sh", "-c", &script]);
+    assert_eq!(run.line(), "before");
+    let frozen = Frozen::new(&home);
+    fs::write(&gate, "go\n").expect("written");
+    crate::support::until("the command has ended", || ended.exists());
+
+    // Longer than anything that is left behind may hold the pipes.
+    assert_eq!(run.line_within(Duration::from_secs(4)), None);
+    drop(frozen);
+
+    let mut expected: Vec<String> = (1..=6000).map(|n| n.to_string()).collect();
+    expected.push("last".to_owned());
+    assert_eq!(run.rest(), expected);
+    assert!(run.ended().success(), "{:?}", run.errors());
+}
+
+#[db_testkit::test]
+async fn output_without_line_ends_is_live_too(db: TestDb) {
+    let home = Home::on(&db);
+    let gate = home.fifo("gate");
+    // A dot every 20 ms, and no end until a watcher has seen one.
+    let script = format!("(read go < {}; kill $$) & while :; do printf .; sleep 0.02; done", gate.display());
+    let run = home.start(["run", "--", "sh", "-c", &script]);
+    let watch = home.start(["watch", &run.build().to_string(), "--json"]);
+
+    let first = watch.line();
+    fs::write(&gate, "go\n").expect("written");
+
+    assert!(first.contains(r#".","newline":false"#), "{first}");
+    watch.rest();
+}
+
 /// A server all of whose processes are stopped until this is dropped.
 struct Frozen(Vec<u32>);
 

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use db_testkit::TestDb;
 
-use crate::support::{Home, out};
+use crate::support::{Home, err, out};
 
 /// Runs buildwatch with a terminal as its stdout, and returns what the terminal was sent.
 fn on_a_terminal(home: &Home, db: &TestDb, args: &str) -> String {
@@ -30,6 +30,13 @@ async fn control_sequences_reach_a_terminal_with_raw_only(db: TestDb) {
 
     let raw = on_a_terminal(&home, &db, "watch --raw 1");
     assert!(raw.contains("\u{1b}[31mred\u{1b}[0m"), "{raw:?}");
+
+    let json = on_a_terminal(&home, &db, "watch --json 1");
+    assert!(json.contains("\\u001b[31mred") && json.contains("\\u009b"), "{json:?}");
+    assert!(!json.contains('\u{1b}') && !json.contains('\u{9b}'), "{json:?}");
+
+    let message = err(&home.output(["run", "--", "no-such\u{1b}[2J\u{9b}"]));
+    assert!(message.ends_with("buildwatch: command not found: no-such^[[2J\\u{9b}\n"), "{message:?}");
 
     let piped = out(&home.output(["watch", "1"]));
     assert_eq!(piped, "\u{1b}[31mred\u{1b}[0m\tand \u{9b} é\n");

@@ -64,10 +64,19 @@ async fn builds_and_their_events_are_served(db: TestDb) {
         "{events}"
     );
 
-    for page in ["/", "/builds/1", "/assets/style.css", "/assets/build.js", "/health/live", "/health/ready"] {
-        let (status, text) = served.get(page).await;
-        assert_eq!(status, 200, "{page}");
-        assert!(!text.contains("http://") || page == "/assets/icon.svg", "{page} fetches from elsewhere");
+    for asset in
+        ["/", "/builds/1", "/assets/style.css", "/assets/build.js", "/assets/index.js", "/assets/icon.svg"]
+    {
+        let (status, text) = served.get(asset).await;
+        assert_eq!(status, 200, "{asset}");
+        // The only address from elsewhere is a name, not a place: SVG's namespace.
+        let text = text.replace("http://www.w3.org/2000/svg", "");
+        for elsewhere in ["http:", "https:", "=\"//", "url(", "@import"] {
+            assert!(!text.contains(elsewhere), "{asset} has {elsewhere}");
+        }
+    }
+    for path in ["/health/live", "/health/ready"] {
+        assert_eq!(served.get(path).await.0, 200, "{path}");
     }
     for missing in
         ["/api/builds/99", "/api/builds/x", "/api/builds/99/events", "/builds/99", "/builds/x", "/nothing"]
@@ -83,7 +92,11 @@ async fn pages_allow_no_script_but_their_own(db: TestDb) {
     let answer = client().get(&served.address).send().await.expect("an answer");
 
     let policy = answer.headers()["content-security-policy"].to_str().expect("text");
-    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{policy}");
+    assert_eq!(
+        policy,
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
     assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
 }
 
@@ -195,6 +208,49 @@ async fn an_interrupted_serve_ends_its_streams_and_its_builds_and_exits_cleanly(
     assert!(rest.await.is_ok(), "the stream has an end");
     assert_eq!(served.live.ended().code(), Some(0), "{:?}", served.live.errors());
     assert_eq!(home.json(["list", "--json"])[0]["status"], "aborted");
+}
+
+#[db_testkit::test]
+async fn a_serve_that_is_interrupted_twice_leaves_no_command_running(db: TestDb) {
+    let home = Home::on(&db);
+    let mut served = serve(&home, &["--allow-start"]);
+    let (marker, ready) = (home.path("marker"), home.path("ready"));
+    let script = format!(
+        "trap '' INT TERM; touch {}; while :; do sleep 0.1; done; : {}",
+        ready.display(),
+        marker.display()
+    );
+    let started = client()
+        .post(format!("{}/api/builds", served.address))
+        .bearer_auth(served.token.clone().expect("a token"))
+        .json(&serde_json::json!({ "command": ["sh", "-c", script] }))
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(started.status(), 201);
+    crate::support::until("the command is ready", || ready.exists());
+
+    served.live.signal("INT");
+    assert_eq!(served.live.line_within(Duration::from_millis(300)), None, "it waits for the command");
+    served.live.signal("INT");
+
+    assert_eq!(served.live.ended().code(), Some(130));
+    crate::support::until("the command is gone", || crate::support::processes(&marker).is_empty());
+}
+
+#[test]
+fn starting_builds_from_other_machines_is_allowed_by_a_flag_of_its_own() {
+    let home = Home::embedded();
+    let open = home.start([
+        "serve",
+        "--json",
+        "--listen",
+        "0.0.0.0:0",
+        "--allow-start",
+        "--allow-start-from-anywhere",
+    ]);
+
+    assert!(open.line().contains("\"token\":\""));
 }
 
 #[db_testkit::test]

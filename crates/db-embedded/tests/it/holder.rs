@@ -39,7 +39,7 @@ fn holds_a_lease_when_told_to() {
             writeln!(stdout, "\nRELEASED\t{:?}", server.release().unwrap()).unwrap();
         }
         Err(error) => {
-            writeln!(stdout, "\nFAILED\t{error:?}\t{}", error.to_string().replace('\n', " ")).unwrap()
+            writeln!(stdout, "\nFAILED\t{error:?}\t{}", error.to_string().replace('\n', " ")).unwrap();
         }
     }
     stdout.flush().unwrap();
