@@ -52,7 +52,16 @@ init() {
     exit "$status"
 }
 
+# A server that is killed while it makes a lock file leaves it empty, and the next one takes that for a server at work.
+# Nobody but us starts one here, and ours is gone.
+forget() {
+    for lock in "$folder/data/postmaster.pid" "${sockets:-$folder/run}"/.s.PGSQL.*.lock; do
+        [ -s "$lock" ] || rm -f "$lock"
+    done
+}
+
 launch() {
+    forget
     born=$(date +%s)
     "$@" 8>&- 9>&- &
     server=$!

@@ -270,3 +270,21 @@ fn what_a_killed_supervisor_and_server_left_is_swept_by_the_next_throwaway() {
     expect_gone(&folder);
     expect_no_processes_of(&folder);
 }
+
+#[test]
+fn lock_files_that_a_killed_server_left_empty_do_not_stand_in_the_way() {
+    let dir = reachable_dir();
+    let start = || Server::kept(dir.path().join("pg")).start().unwrap();
+    let first = start();
+    let sockets = first.socket_dir().to_owned();
+    let data = first.data_dir().to_owned();
+    assert_eq!(first.release().unwrap(), Released::Stopped);
+
+    // It was killed after it had made the files and before it wrote into them.
+    fs::write(data.join("postmaster.pid"), "").unwrap();
+    fs::write(sockets.join(".s.PGSQL.5432.lock"), "").unwrap();
+
+    let second = start();
+    assert_eq!(ask(&second.url("postgres"), "select 'pong'").unwrap(), "pong");
+    assert_eq!(second.release().unwrap(), Released::Stopped);
+}

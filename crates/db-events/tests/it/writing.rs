@@ -39,6 +39,53 @@ async fn each_batch_is_stored_once_though_sessions_are_killed_at_any_moment(db: 
     assert!(all.iter().all(|event| event.data == event.id.to_string()), "a batch is there twice");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_answer_was_lost_after_its_commit_is_found_and_not_stored_again() {
+    // A standby that never comes: a commit is done here, and its answer waits, until the session is killed.
+    let builder = db_embedded::Server::throwaway().setting("synchronous_standby_names", "nobody");
+    let server = db_testkit::TestServer::start(builder).await.expect("a server");
+    let db = server.create("../../migrations").await.expect("a database");
+    let mut setup = db.pool().acquire().await.expect("a session");
+    let log: i64 = sqlx::query_scalar("insert into event_logs default values returning id")
+        .fetch_one(&mut *setup)
+        .await
+        .expect("a log");
+    let wait_for_the_standby = async |setup: &mut sqlx::PgConnection, on: &str| {
+        let set = format!("alter database {} set synchronous_commit = {on}", db.name());
+        sqlx::raw_sql(sqlx::AssertSqlSafe(set)).execute(setup).await.expect("set");
+    };
+    wait_for_the_standby(&mut setup, "on").await;
+    let events = events(&db).await;
+    let log = db_events::LogId(log);
+    let append = tokio::spawn({
+        let mut writer = events.writer(log, 0);
+        async move { writer.append(&numbered(1, 3)).await.map(|()| writer.last()) }
+    });
+    let committed =
+        "select pid from pg_stat_activity where application_name = 'backend' and wait_event = 'SyncRep'";
+    let pid: i32 = loop {
+        if let Some(pid) = sqlx::query_scalar(committed).fetch_optional(&mut *setup).await.expect("an answer")
+        {
+            break pid;
+        }
+        tokio::task::yield_now().await;
+    };
+    wait_for_the_standby(&mut setup, "off").await;
+
+    sqlx::query("select pg_terminate_backend($1, 5000)")
+        .bind(pid)
+        .execute(&mut *setup)
+        .await
+        .expect("killed");
+
+    assert_eq!(append.await.expect("no panic").expect("appended"), 3);
+    let batches: i64 = sqlx::query_scalar("select count(*) from event_log_batches")
+        .fetch_one(&mut *setup)
+        .await
+        .expect("a count");
+    assert_eq!(batches, 1);
+}
+
 #[db_testkit::test(migrations = "../../migrations")]
 async fn a_second_writer_is_noticed_and_stores_nothing(db: TestDb) {
     let events = events(&db).await;
