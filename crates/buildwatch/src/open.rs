@@ -68,7 +68,7 @@ pub(crate) async fn place(data: Option<&Path>) -> anyhow::Result<Place> {
     match std::env::var("DATABASE_URL") {
         Ok(url) if !url.is_empty() => {
             let config = Config::from_url(&url).context("DATABASE_URL")?;
-            return Ok(Place { config: config.with_application_name("buildwatch"), server: None });
+            return Ok(Place { config, server: None });
         }
         Err(std::env::VarError::NotUnicode(_)) => anyhow::bail!("DATABASE_URL is not UTF-8"),
         _ => {}

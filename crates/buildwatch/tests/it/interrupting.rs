@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use db_testkit::TestDb;
 
-use crate::support::{Home, out, processes, until};
+use crate::support::{Home, PATIENCE, out, processes, until};
 
 #[db_testkit::test]
 async fn an_interrupted_run_ends_the_command_and_marks_the_build_as_aborted(db: TestDb) {
     let home = Home::on(&db);
     let marker = home.path("marker");
     for (name, code) in [("INT", 130), ("TERM", 143)] {
-        let script = format!("echo ready; : {}; sleep 300; echo never", marker.display());
+        let script = format!(
+            "trap 'echo caught; exit 0' INT; echo ready; : {}; sleep 300; echo never",
+            marker.display()
+        );
         let mut run = home.start(["run", "--", "sh", "-c", &script]);
         let id = run.build();
         assert_eq!(run.line(), "ready");
@@ -22,7 +25,10 @@ async fn an_interrupted_run_ends_the_command_and_marks_the_build_as_aborted(db: 
         until("the command is gone", || processes(&marker).is_empty());
         let build = home.json(["list", "--json"]).remove(0);
         assert_eq!((build["id"].as_i64(), build["status"].as_str()), (Some(id), Some("aborted")), "{name}");
-        let end = home.events(id).pop().expect("an end");
+        let mut events = home.events(id);
+        let end = events.pop().expect("an end");
+        let last = events.pop().expect("a last word");
+        assert_eq!(last["data"]["text"], "caught", "the command may put its things in order");
         assert_eq!((&end["type"], &end["data"]["status"]), (&"end".into(), &"aborted".into()));
     }
 }
@@ -78,6 +84,15 @@ async fn a_terminal_that_closes_ends_the_command(db: TestDb) {
     }
 }
 
+async fn until_count(db: &TestDb, query: &'static str, wanted: i64) {
+    let reached = tokio::time::timeout(PATIENCE, async {
+        while sqlx::query_scalar::<_, i64>(query).fetch_one(&db.pool()).await.expect("a number") < wanted {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(reached.await.is_ok(), "never {wanted}: {query}");
+}
+
 #[db_testkit::test]
 async fn nobody_reading_what_is_printed_does_not_keep_anybody_from_being_interrupted(db: TestDb) {
     let home = Home::on(&db);
@@ -90,16 +105,12 @@ async fn nobody_reading_what_is_printed_does_not_keep_anybody_from_being_interru
     assert!(home.output(["migrate"]).status.success());
     let mut run = unread(&["run", "--", "sh", "-c", "seq 1 200000; sleep 300"]);
     // More is stored than a pipe holds.
-    let stored = "select coalesce(max(last), 0) from event_log_batches";
-    while sqlx::query_scalar::<_, i64>(stored).fetch_one(&db.pool()).await.expect("a number") < 200_000 {
-        tokio::task::yield_now().await;
-    }
+    until_count(&db, "select coalesce(max(last), 0) from event_log_batches", 200_000).await;
     let mut watch = unread(&["watch", "1"]);
-    let readers = "select count(*) from pg_stat_activity
-                   where datname = current_database() and query like '%from event_log_batches%' and pid <> pg_backend_pid()";
-    while sqlx::query_scalar::<_, i64>(readers).fetch_one(&db.pool()).await.expect("a number") == 0 {
-        tokio::task::yield_now().await;
-    }
+    // Both catch signals by the time they listen.
+    let listening = "select count(*) from pg_stat_activity
+                     where datname = current_database() and application_name = 'bus'";
+    until_count(&db, listening, 2).await;
 
     crate::support::signal("INT", &[watch.id(), run.id()]);
 

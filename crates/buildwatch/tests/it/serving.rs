@@ -235,6 +235,7 @@ async fn a_serve_that_is_interrupted_twice_leaves_no_command_running(db: TestDb)
     served.live.signal("INT");
 
     assert_eq!(served.live.ended().code(), Some(130));
+    assert_eq!(home.json(["list", "--json"])[0]["status"], "aborted");
     crate::support::until("the command is gone", || crate::support::processes(&marker).is_empty());
 }
 

@@ -183,10 +183,6 @@ impl Live {
         self.child.wait().expect("its end");
     }
 
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("a status").is_none()
-    }
-
     pub(crate) fn ended(&mut self) -> ExitStatus {
         let mut status = None;
         until("the program has ended", || {

@@ -3,7 +3,7 @@
 use db_events::{Error, NewEvent};
 use db_testkit::TestDb;
 
-use crate::support::{NO_LOG, assert_dense, events, numbered, read_to_end};
+use crate::support::{NO_LOG, answer, assert_dense, events, numbered, read_to_end};
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn ids_are_dense_from_one_and_batches_stay_whole(db: TestDb) {
@@ -73,11 +73,10 @@ async fn an_append_that_is_not_committed_yet_is_waited_for_and_not_jumped_over(d
         async move { events.append(log, &numbered(1, 1)).await }
     });
     // The second writer waits for the first one.
-    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&db.pool()).await.expect("a count") == 0 {
-        assert!(!quick.is_finished(), "the second append did not wait");
-        tokio::task::yield_now().await;
-    }
+    let waiting = "select pid from pg_stat_activity
+                   where datname = current_database() and application_name = 'backend' and wait_event_type = 'Lock'";
+    answer(&db, waiting).await;
+    assert!(!quick.is_finished(), "the second append did not wait");
     open.commit().await.expect("committed");
 
     assert_eq!(quick.await.expect("no panic").expect("appended"), 3..=3);

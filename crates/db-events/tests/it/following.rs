@@ -7,7 +7,7 @@ use db_testkit::TestDb;
 use futures_util::TryStreamExt;
 use tokio::time::timeout;
 
-use crate::support::{NO_LOG, PATIENCE, assert_dense, events, next_batch, numbered, read_to_end};
+use crate::support::{NO_LOG, PATIENCE, answer, assert_dense, events, next_batch, numbered, read_to_end};
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn a_follower_gets_each_append_as_it_happens(db: TestDb) {
@@ -174,12 +174,10 @@ async fn a_lost_notification_delays_a_follower_by_no_more_than_the_floor(db: Tes
 
 /// Waits until a stream has looked, and found nothing.
 async fn until_waiting(db: &TestDb) {
-    let looked = "select count(*) from pg_stat_activity
+    let looked = "select pid from pg_stat_activity
                   where datname = current_database() and application_name = 'backend' and state = 'idle'
                       and query like 'select coalesce(batch.last%'";
-    while sqlx::query_scalar::<_, i64>(looked).fetch_one(&db.pool()).await.expect("a count") == 0 {
-        tokio::task::yield_now().await;
-    }
+    answer(db, looked).await;
 }
 
 #[db_testkit::test(migrations = "../../migrations")]

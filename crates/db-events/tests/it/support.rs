@@ -35,6 +35,21 @@ pub(crate) async fn next_batch(stream: &mut EventStream) -> Option<Vec<Event>> {
     timeout(PATIENCE, stream.next_batch()).await.expect("events in time").expect("no error")
 }
 
+/// Asks again and again until there is an answer.
+pub(crate) async fn answer(db: &TestDb, query: &'static str) -> i32 {
+    let asked = timeout(PATIENCE, async {
+        loop {
+            if let Some(answer) =
+                sqlx::query_scalar(query).fetch_optional(&db.pool()).await.expect("no error")
+            {
+                break answer;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    asked.await.unwrap_or_else(|_| panic!("no answer to {query}"))
+}
+
 pub(crate) fn assert_dense(events: &[Event], from: i64) {
     let ids: Vec<i64> = events.iter().map(|event| event.id).collect();
     let dense: Vec<i64> = (from..).take(ids.len()).collect();

@@ -3,7 +3,7 @@
 use db_events::{Error, NewEvent};
 use db_testkit::TestDb;
 
-use crate::support::{assert_dense, events, numbered, read_to_end};
+use crate::support::{answer, assert_dense, events, numbered, read_to_end};
 
 const KILL: &str = "select pg_terminate_backend(pid) from pg_stat_activity
                     where datname = current_database() and application_name = 'backend'";
@@ -63,13 +63,7 @@ async fn a_batch_whose_answer_was_lost_after_its_commit_is_found_and_not_stored_
     });
     let committed =
         "select pid from pg_stat_activity where application_name = 'backend' and wait_event = 'SyncRep'";
-    let pid: i32 = loop {
-        if let Some(pid) = sqlx::query_scalar(committed).fetch_optional(&mut *setup).await.expect("an answer")
-        {
-            break pid;
-        }
-        tokio::task::yield_now().await;
-    };
+    let pid = answer(&db, committed).await;
     wait_for_the_standby(&mut setup, "off").await;
 
     sqlx::query("select pg_terminate_backend($1, 5000)")
@@ -112,12 +106,7 @@ async fn a_batch_of_somebody_elses_is_not_taken_for_ones_own(db: TestDb) {
     let append = tokio::spawn(async move { writer.append(&numbered(1, 1)).await });
     let waiting = "select pid from pg_stat_activity
                    where datname = current_database() and application_name = 'backend' and wait_event_type = 'Lock'";
-    let pid: i32 = loop {
-        if let Some(pid) = sqlx::query_scalar(waiting).fetch_optional(&db.pool()).await.expect("an answer") {
-            break pid;
-        }
-        tokio::task::yield_now().await;
-    };
+    let pid = answer(&db, waiting).await;
     sqlx::query("insert into event_log_batches values ($1, 1, 1, 3, '{end}', '{by somebody else}', true)")
         .bind(log.0)
         .execute(&mut *blocker)
