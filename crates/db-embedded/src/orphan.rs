@@ -86,7 +86,9 @@ pub(crate) fn sweep_beside(folder: &Folder, deadline: Deadline) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        let ours = entry.metadata().is_ok_and(|it| it.is_dir() && it.uid() == folder.account.uid());
+        // Root's own are those whose maker was killed before it gave them away.
+        let owners = [folder.account.uid(), folder.account.client_uid()];
+        let ours = entry.metadata().is_ok_and(|it| it.is_dir() && owners.contains(&it.uid()));
         if !ours || !name.starts_with(&prefix) || name.starts_with(&sockets) || entry.path() == folder.path {
             continue;
         }

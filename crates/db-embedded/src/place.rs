@@ -26,11 +26,7 @@ impl Place {
     /// Makes the folder when it is not there. A private one is another one each time.
     pub(crate) fn open(&self, account: &Account) -> Result<Folder, Error> {
         let (path, kind) = match self {
-            Place::Private => {
-                let path = temp_base(account)?.join(format!("{}private.{}", prefix(account), random_name()));
-                make_private_dir(&path, account).doing("make the folder", &path)?;
-                (path, Kind::Throwaway)
-            }
+            Place::Private => (make_private(account)?, Kind::Throwaway),
             Place::Shared(name) => (open_shared(name, account)?, Kind::Throwaway),
             Place::Kept(folder) => (open_kept(folder, account)?, Kind::Kept),
         };
@@ -61,6 +57,19 @@ pub(crate) fn temp_base(account: &Account) -> Result<PathBuf, Error> {
     })
 }
 
+fn make_private(account: &Account) -> Result<PathBuf, Error> {
+    let base = temp_base(account)?;
+    loop {
+        let path = base.join(format!("{}private.{}", prefix(account), random_name()));
+        match make_private_dir(&path, account) {
+            Ok(()) => return Ok(path),
+            // A sweep took it for a leftover, before it was given to the account and locked.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && base.exists() => {}
+            Err(error) => return Err(error).doing("make the folder", path),
+        }
+    }
+}
+
 fn open_shared(name: &str, account: &Account) -> Result<PathBuf, Error> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
     if !(1..=32).contains(&name.len()) || !name.chars().all(allowed) {
@@ -70,6 +79,10 @@ fn open_shared(name: &str, account: &Account) -> Result<PathBuf, Error> {
     match make_private_dir(&path, account) {
         Ok(()) => return Ok(path),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        // Swept meanwhile, as above; whoever opens the lock file in it finds out.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::exists) => {
+            return Ok(path);
+        }
         Err(error) => return Err(error).doing("make the folder", path),
     }
     // The name is no secret: somebody else may have been there first, to get at our data or to be in our way.

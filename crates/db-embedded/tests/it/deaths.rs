@@ -288,3 +288,17 @@ fn lock_files_that_a_killed_server_left_empty_do_not_stand_in_the_way() {
     assert_eq!(ask(&second.url("postgres"), "select 'pong'").unwrap(), "pong");
     assert_eq!(second.release().unwrap(), Released::Stopped);
 }
+
+#[test]
+fn a_folder_whose_maker_was_killed_before_it_gave_it_away_is_swept() {
+    let base = temp_base();
+    let left = base.path().join(format!("db-embedded-{}-private.abandoned", nix::unistd::geteuid()));
+    fs::create_dir(&left).unwrap();
+
+    let next = Starting::with("throwaway", |command| {
+        command.env("TMPDIR", base.path());
+    });
+
+    assert_eq!(next.hold().release(), "Stopped");
+    assert!(!left.exists());
+}
