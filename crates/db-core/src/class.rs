@@ -2,6 +2,10 @@
 
 use std::io::ErrorKind;
 
+use sqlx::postgres::PgDatabaseError;
+
+use crate::deadline::DeadlineError;
+
 /// The class of a failed statement or connection attempt.
 ///
 /// The SQLSTATEs are those of PostgreSQL's manual, appendix A, "PostgreSQL Error Codes".
@@ -32,6 +36,13 @@ impl Class {
         match error {
             sqlx::Error::Database(database) => {
                 database.code().map_or(Self::Other, |code| Self::of_sqlstate(&code))
+            }
+            sqlx::Error::Io(io)
+                if io
+                    .get_ref()
+                    .is_some_and(<dyn std::error::Error + Send + Sync + 'static>::is::<DeadlineError>) =>
+            {
+                Self::TimedOut
             }
             sqlx::Error::Io(io) => Self::of_io(io.kind(), io.raw_os_error().is_some()),
             sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Refused,
@@ -75,6 +86,19 @@ impl Class {
     #[must_use]
     pub fn is_transient(self) -> bool {
         matches!(self, Self::NotReached | Self::Lost | Self::Conflict)
+    }
+}
+
+/// Whether a statement failed before it was run because what was prepared for it is no longer valid: a table has changed
+/// its columns (0A000, as raised by `RevalidateCachedQuery`), or the server has forgotten the statement (26000). The
+/// routine is asked for, since 0A000 says many things and the text depends on the server's language.
+pub(crate) fn is_stale_plan(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    let routine = error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::routine);
+    match error.code().as_deref() {
+        Some("0A000") => routine == Some("RevalidateCachedQuery"),
+        Some("26000") => true,
+        _ => false,
     }
 }
 

@@ -1,79 +1,367 @@
 //! A connection on loan from a pool.
 
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_stream::try_stream;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use sqlx::pool::PoolConnection;
+use futures_util::{FutureExt, TryStreamExt};
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
+use sqlx::{Connection, Either, Execute, Executor, Postgres, SqlStr};
+use tokio::time::timeout;
 
-use crate::statement::{Flagged, State, Transaction, flagged};
+use crate::deadline::{DeadlineError, Limited};
+use crate::log::Trip;
+use crate::pool::{Inner, Live};
+use crate::statement::{Flight, State, Transaction};
 use crate::text::Text;
-use crate::{Error, Tx};
+use crate::tracker::Asker;
+use crate::{Error, Tx, TxOptions};
 
 /// A connection taken from a [`Pool`](crate::Pool), given back when it is dropped.
 ///
 /// `&mut Conn` is a sqlx executor. There is no `Deref` to sqlx's connection, because every `&mut *conn` would then have
 /// to be suspected; [`Conn::as_sqlx`] is there for code that needs it.
 ///
-/// Dropped with a statement cut off, with the link lost, with a transaction open, or after a statement that changes the
-/// session, the connection is closed instead of given back.
-#[derive(Debug)]
+/// Given back clean, it is at once ready for the next user, without a round trip. Dropped with a statement cut off, with a
+/// transaction open, or after a statement that changes the session, it is first brought back to a known state, in the
+/// background: the statement is cancelled on the server, the transaction rolled back, the session reset. With its link
+/// lost, it is replaced.
 pub struct Conn {
-    raw: PoolConnection<Postgres>,
+    /// There until it is dropped.
+    live: Option<Live>,
+    inner: Arc<Inner>,
+    asker: Asker,
     pub(crate) state: State,
 }
 
 impl Conn {
-    pub(crate) fn new(raw: PoolConnection<Postgres>) -> Self {
-        Self { raw, state: State::default() }
+    pub(crate) fn new(live: Live, inner: Arc<Inner>, asker: Asker, now: Instant) -> Self {
+        live.session.lend(asker, now, inner.options.tracker);
+        Self { live: Some(live), inner, asker, state: State::default() }
     }
 
     /// Begins a transaction, which takes the connection with it.
     ///
-    /// Dropping the future closes the connection: nothing stays open on the server.
+    /// Dropping the future leaves nothing open on the server.
     ///
     /// # Errors
     ///
     /// [`Error::Statement`] when `BEGIN` fails.
     pub async fn begin(self) -> Result<Tx, Error> {
-        Tx::begin(self).await
+        self.begin_with(TxOptions::default()).await
     }
 
-    /// sqlx's own connection, for code that insists on it. The connection is closed afterwards instead of given back:
-    /// nothing is known of what was done with it.
+    /// Begins a transaction of a certain kind.
+    ///
+    /// Dropping the future leaves nothing open on the server.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Statement`] when `BEGIN` or a [local setting](TxOptions::set) fails.
+    pub async fn begin_with(self, options: TxOptions) -> Result<Tx, Error> {
+        Tx::begin(self, options).await
+    }
+
+    /// Asks the server for a sign of life: one round trip, which no statistics show.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Deadline`] when there is none within the pool's
+    /// [`statement_timeout`](crate::PoolOptions::statement_timeout), [`Error::Statement`] when the link is lost.
+    pub async fn ping(&mut self) -> Result<(), Error> {
+        let limit = self.limit();
+        let (live, state) = self.parts();
+        state.begin(Flight::Control);
+        if let Ok(answer) = timeout(limit.wait, live.raw.ping()).await {
+            state.end(answer.as_ref().err());
+            Ok(answer?)
+        } else {
+            Err(self.expired(limit).into())
+        }
+    }
+
+    /// The process id of the server process, as in `pg_stat_activity`.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.live().session.pid
+    }
+
+    /// sqlx's own connection, for code that insists on it. Nothing is known of what is done with it, so the session is
+    /// reset afterwards.
     pub fn as_sqlx(&mut self) -> &mut PgConnection {
-        self.state.foreign = true;
-        &mut self.raw
+        self.state.session_changed = true;
+        self.state.unseen = true;
+        &mut self.live_mut().raw
+    }
+
+    pub(crate) fn live(&self) -> &Live {
+        self.live.as_ref().expect("there until it is dropped")
+    }
+
+    pub(crate) fn live_mut(&mut self) -> &mut Live {
+        self.live.as_mut().expect("there until it is dropped")
+    }
+
+    pub(crate) fn parts(&mut self) -> (&mut Live, &mut State) {
+        (self.live.as_mut().expect("there until it is dropped"), &mut self.state)
+    }
+
+    pub(crate) fn asker(&self) -> Asker {
+        self.asker
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
+    /// Runs transaction control by the simple protocol: one round trip, nothing prepared.
+    pub(crate) async fn control(&mut self, statement: SqlStr) -> Result<(), sqlx::Error> {
+        self.control_row(statement).await.map(drop)
+    }
+
+    pub(crate) async fn control_row(&mut self, statement: SqlStr) -> Result<Option<PgRow>, sqlx::Error> {
+        let limit = Limited::of_statement(self.inner.options.statement_timeout);
+        let trip = self.depart(&statement, Flight::Control);
+        let live = self.live.as_mut().expect("there until it is dropped");
+        match timeout(limit.wait, live.raw.fetch_optional(sqlx::raw_sql(statement.clone()))).await {
+            Ok(answer) => {
+                self.arrive(&trip, &statement, answer.as_ref().err());
+                answer
+            }
+            Err(_) => Err(self.expired(limit).into()),
+        }
+    }
+
+    /// How long the next wait for the server may be.
+    fn limit(&self) -> Limited {
+        let statement = Limited::of_statement(self.inner.options.statement_timeout);
+        match &self.state.ends {
+            Some(ends) => ends.limit().min(statement),
+            None => statement,
+        }
+    }
+
+    /// The error of a wait that was too long. The statement stays in flight, so it is cancelled when the connection is
+    /// dropped.
+    pub(crate) fn expired(&mut self, limit: Limited) -> DeadlineError {
+        if self.state.transaction == Transaction::Open {
+            self.state.unseen = true;
+        }
+        DeadlineError::new(&self.inner.options.name, self.asker.at, limit)
+    }
+
+    /// Raises the flag, and tells the tracker.
+    fn depart(&mut self, sql: &SqlStr, flight: Flight) -> Trip {
+        let trip = Trip::begin();
+        self.state.begin(flight);
+        if self.inner.tracks() {
+            self.live().session.runs(sql, trip.started);
+        }
+        trip
+    }
+
+    /// Lowers the flag, tells the tracker, and writes the log.
+    fn arrive(&mut self, trip: &Trip, sql: &SqlStr, error: Option<&sqlx::Error>) {
+        self.state.end(error);
+        if self.inner.tracks() {
+            self.live().session.rests();
+        }
+        trip.log(&self.inner.options, self.asker.at, sql.as_str(), error);
     }
 
     /// Notes what a statement will leave behind, before it is sent.
-    fn take_note<'q>(&mut self, query: impl Execute<'q, Postgres>) -> Text {
-        let text = Text::of(query);
+    fn take_note(&mut self, text: &Text) {
         if text.changes_session() {
-            self.state.foreign = true;
+            self.state.session_changed = true;
+            self.state.unseen = true;
             if self.state.transaction == Transaction::Aborted {
                 // `ROLLBACK TO SAVEPOINT` may mend it; the commit will ask.
                 self.state.transaction = Transaction::Open;
             }
         }
-        text
     }
 
-    pub(crate) fn parts(&mut self) -> (&mut PgConnection, &mut State) {
-        (&mut self.raw, &mut self.state)
+    /// A copy of the statement to send again if its plan turns out stale, where that is safe: the server finds that out
+    /// before it runs anything, and outside of a transaction nothing else is lost with it.
+    fn again(&self, text: &Text) -> Option<Text> {
+        if self.state.transaction == Transaction::None && !self.state.session_changed {
+            text.again()
+        } else {
+            None
+        }
+    }
+
+    /// Whether the statement that has just failed is to be sent again. All connections of the pool forget their plans: what
+    /// made this one stale has made others, too.
+    async fn heals(&mut self, error: &sqlx::Error) -> bool {
+        if !crate::class::is_stale_plan(error) {
+            return false;
+        }
+        let plans = self.inner.plans_are_stale();
+        if self.state.transaction != Transaction::None {
+            return false;
+        }
+        let limit = self.limit();
+        self.state.begin(Flight::Control);
+        let live = self.live.as_mut().expect("there until it is dropped");
+        match timeout(limit.wait, live.raw.clear_cached_statements()).await {
+            Ok(forgotten) => {
+                self.state.end(forgotten.as_ref().err());
+                live.plans = plans;
+                forgotten.is_ok()
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// A statement that answers with one row, or none.
+    pub(crate) async fn optional(&mut self, text: Text) -> Result<Option<PgRow>, sqlx::Error> {
+        self.whole(
+            text,
+            |raw, text| raw.fetch_optional(text),
+            |trip, row| trip.rows += u64::from(row.is_some()),
+        )
+        .await
+    }
+
+    /// A statement whose rows nobody wants.
+    pub(crate) async fn count(&mut self, text: Text) -> Result<PgQueryResult, sqlx::Error> {
+        self.whole(text, |raw, text| raw.execute(text), |trip, done| trip.affected += done.rows_affected())
+            .await
+    }
+
+    async fn whole<T>(
+        &mut self,
+        text: Text,
+        run: impl for<'c> Fn(&'c mut PgConnection, Text) -> BoxFuture<'c, Result<T, sqlx::Error>>,
+        note: impl Fn(&mut Trip, &T),
+    ) -> Result<T, sqlx::Error> {
+        self.take_note(&text);
+        let mut again = self.again(&text);
+        let mut text = text;
+        let limit = self.limit();
+        loop {
+            let sql = text.sql_str();
+            let mut trip = self.depart(&sql, Flight::Statement);
+            let live = self.live.as_mut().expect("there until it is dropped");
+            let Ok(answer) = timeout(limit.wait, run(&mut live.raw, text)).await else {
+                return Err(self.expired(limit).into());
+            };
+            if let Ok(answer) = &answer {
+                note(&mut trip, answer);
+            }
+            self.arrive(&trip, &sql, answer.as_ref().err());
+            match (answer, again.take()) {
+                (Err(error), copy) => {
+                    let healed = self.heals(&error).await;
+                    match copy {
+                        Some(copy) if healed => text = copy,
+                        _ => return Err(error),
+                    }
+                }
+                (answer, _) => return answer,
+            }
+        }
+    }
+
+    /// A statement whose rows are read one by one. Each wait for the next has the limit, not the whole.
+    fn many(&mut self, text: Text) -> BoxStream<'_, Result<Either<PgQueryResult, PgRow>, sqlx::Error>> {
+        self.take_note(&text);
+        let mut again = self.again(&text);
+        Box::pin(try_stream! {
+            let mut text = text;
+            let sql = text.sql_str();
+            loop {
+                let limit = self.limit();
+                let mut trip = self.depart(&sql, Flight::Statement);
+                let live = self.live.as_mut().expect("there until it is dropped");
+                let mut results = live.raw.fetch_many(text);
+                let failure = loop {
+                    // Most rows are there already, and need no timer.
+                    let next = match results.try_next().now_or_never() {
+                        Some(next) => Ok(next),
+                        None => timeout(limit.wait, results.try_next()).await,
+                    };
+                    match next {
+                        Ok(Ok(Some(result))) => {
+                            again = None;
+                            trip.saw(&result);
+                            yield result;
+                        }
+                        Ok(Ok(None)) => break None,
+                        Ok(Err(error)) => break Some(error),
+                        Err(_) => {
+                            drop(results);
+                            Err(self.expired(limit))?;
+                            return;
+                        }
+                    }
+                };
+                drop(results);
+                self.arrive(&trip, &sql, failure.as_ref());
+                let Some(error) = failure else { break };
+                let healed = self.heals(&error).await;
+                let Some(copy) = again.take().filter(|_| healed) else {
+                    Err(error)?;
+                    break;
+                };
+                text = copy;
+            }
+        })
     }
 }
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        if !self.state.is_clean() {
-            self.raw.close_on_drop();
+        let Some(live) = self.live.take() else { return };
+        let returned = live.session.take_back(Instant::now());
+        if let Some(returned) = returned.as_ref().filter(|returned| returned.leaked) {
+            let (pool, pid, held) = (&self.inner.options.name, live.session.pid, returned.held);
+            let at = returned.at;
+            tracing::info!(
+                pool,
+                pid,
+                ?held,
+                "a connection that was held for too long was returned after all: {at}"
+            );
         }
+        let state = std::mem::take(&mut self.state);
+        if state.has_lost() {
+            self.inner.discard(live, returned.as_ref());
+        } else if state.is_clean() && !self.inner.always_resets() {
+            self.inner.give_back(live, returned.as_ref(), true);
+        } else {
+            self.inner.repair(live, returned.as_ref(), state);
+        }
+    }
+}
+
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("pool", &self.inner.options.name)
+            .field("pid", &self.pid())
+            .field("state", &self.state)
+            .finish_non_exhaustive()
     }
 }
 
 impl<'c> Executor<'c> for &'c mut Conn {
     type Database = Postgres;
+
+    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let text = Text::of(query);
+        Box::pin(self.count(text))
+    }
 
     fn fetch_many<'e, 'q: 'e, E>(
         self,
@@ -83,9 +371,7 @@ impl<'c> Executor<'c> for &'c mut Conn {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let query = self.take_note(query);
-        let (raw, state) = self.parts();
-        Box::pin(Flagged::new(state, raw.fetch_many(query)))
+        self.many(Text::of(query))
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
@@ -93,9 +379,8 @@ impl<'c> Executor<'c> for &'c mut Conn {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let query = self.take_note(query);
-        let (raw, state) = self.parts();
-        Box::pin(flagged(state, raw.fetch_optional(query)))
+        let text = Text::of(query);
+        Box::pin(self.optional(text))
     }
 
     fn prepare_with<'e>(
@@ -106,8 +391,19 @@ impl<'c> Executor<'c> for &'c mut Conn {
     where
         'c: 'e,
     {
-        let (raw, state) = self.parts();
-        Box::pin(flagged(state, raw.prepare_with(sql, parameters)))
+        Box::pin(async move {
+            let limit = self.limit();
+            let sql = sql.clone();
+            let trip = self.depart(&sql, Flight::Statement);
+            let live = self.live.as_mut().expect("there until it is dropped");
+            match timeout(limit.wait, live.raw.prepare_with(sql.clone(), parameters)).await {
+                Ok(answer) => {
+                    self.arrive(&trip, &sql, answer.as_ref().err());
+                    answer
+                }
+                Err(_) => Err(self.expired(limit).into()),
+            }
+        })
     }
 
     #[doc(hidden)]
@@ -115,7 +411,18 @@ impl<'c> Executor<'c> for &'c mut Conn {
     where
         'c: 'e,
     {
-        let (raw, state) = self.parts();
-        Box::pin(flagged(state, raw.describe(sql)))
+        Box::pin(async move {
+            let limit = self.limit();
+            let sql = sql.clone();
+            let trip = self.depart(&sql, Flight::Statement);
+            let live = self.live.as_mut().expect("there until it is dropped");
+            match timeout(limit.wait, live.raw.describe(sql.clone())).await {
+                Ok(answer) => {
+                    self.arrive(&trip, &sql, answer.as_ref().err());
+                    answer
+                }
+                Err(_) => Err(self.expired(limit).into()),
+            }
+        })
     }
 }

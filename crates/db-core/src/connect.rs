@@ -172,7 +172,7 @@ impl ConnectFailure {
         )
     }
 
-    fn of(source: &sqlx::Error, config: &Config) -> Self {
+    pub(crate) fn of(source: &sqlx::Error, config: &Config) -> Self {
         let said = error::said(source);
         match source {
             sqlx::Error::Tls(_) => return Self::Tls(said),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
-use crate::{Class, ConfigError, ConnectError};
+use crate::{Class, ConfigError, ConnectError, DeadlineError, Holder, Stats};
 
 /// Anything that can go wrong between a service and its database.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +26,15 @@ pub enum Error {
     /// A transaction was to be committed in which a statement had failed. The server rolled it back.
     #[error("the transaction was rolled back instead of committed: a statement in it had failed")]
     Aborted,
-    /// The connection was lost while a commit was under way: the transaction may be committed or not.
-    #[error("the connection was lost during commit, so the transaction may be committed or not: {0}")]
+    /// There was no answer to a commit: the transaction may be committed or not.
+    #[error("the answer to the commit was lost, so the transaction may be committed or not: {0}")]
     CommitUnknown(StatementError),
+    /// There was no answer to a commit, and the server, asked afterwards, said that the transaction was rolled back.
+    #[error("the answer to the commit was lost, and the transaction was rolled back: {0}")]
+    RolledBack(StatementError),
+    /// A statement or a transaction took longer than it may.
+    #[error(transparent)]
+    Deadline(#[from] DeadlineError),
 }
 
 impl Error {
@@ -44,6 +50,8 @@ impl Error {
             Self::Statement(error) => error.class(),
             Self::Aborted => Class::Other,
             Self::CommitUnknown(_) => Class::Lost,
+            Self::RolledBack(_) => Class::Conflict,
+            Self::Deadline(_) => Class::TimedOut,
         }
     }
 
@@ -58,8 +66,26 @@ impl Error {
     #[must_use]
     pub fn sqlstate(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Statement(error) | Self::CommitUnknown(error) => error.sqlstate(),
+            Self::Statement(error) | Self::CommitUnknown(error) | Self::RolledBack(error) => error.sqlstate(),
             _ => None,
+        }
+    }
+
+    /// How long to wait before trying again, where trying again may do: what a web handler puts into `Retry-After`.
+    /// `None` for what waiting does not mend.
+    ///
+    /// For a pool whose connections are all taken it is the time in which the queue comes round, judged by recent uses;
+    /// while no connection can be made, the pause between attempts; for a transaction that lost against another, next to
+    /// nothing.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Acquire(error) => error.retry_after(),
+            _ => match self.class() {
+                Class::NotReached | Class::Lost => Some(Duration::from_secs(1)),
+                Class::Conflict => Some(Duration::from_millis(10)),
+                _ => None,
+            },
         }
     }
 
@@ -88,16 +114,13 @@ impl Error {
 impl From<sqlx::Error> for Error {
     /// Takes back an error of ours that travelled through sqlx's `Executor`; wraps any other.
     fn from(error: sqlx::Error) -> Self {
-        match error {
-            sqlx::Error::Io(io)
-                if io
-                    .get_ref()
-                    .is_some_and(<dyn std::error::Error + Send + Sync + 'static>::is::<AcquireError>) =>
-            {
-                let inner = io.into_inner().expect("an error that was just seen");
-                Self::Acquire(*inner.downcast().expect("the type that was just checked"))
-            }
-            other => Self::Statement(StatementError(other)),
+        let sqlx::Error::Io(io) = error else { return Self::Statement(StatementError(error)) };
+        match io.downcast::<AcquireError>() {
+            Ok(ours) => Self::Acquire(ours),
+            Err(io) => match io.downcast::<DeadlineError>() {
+                Ok(ours) => Self::Deadline(ours),
+                Err(io) => Self::Statement(StatementError(sqlx::Error::Io(io))),
+            },
         }
     }
 }
@@ -157,55 +180,134 @@ pub(crate) fn said(error: &sqlx::Error) -> String {
 }
 
 /// No connection could be taken from a pool in time.
+///
+/// `Display` tells the whole story: what was waited for and how long, how full the pool is, who has held a connection for
+/// longest and where it was taken, whether the one who asks holds one already, and why none could be made.
 #[derive(Debug)]
-pub struct AcquireError {
+pub struct AcquireError(Box<Explained>);
+
+/// What an [`AcquireError`] knows.
+#[derive(Debug)]
+pub(crate) struct Explained {
     pub(crate) pool: String,
+    pub(crate) phase: AcquirePhase,
     pub(crate) waited: Duration,
-    pub(crate) in_use: u32,
-    pub(crate) max: u32,
+    pub(crate) stats: Stats,
     pub(crate) at: &'static Location<'static>,
-    pub(crate) cause: AcquireCause,
+    pub(crate) oldest: Option<Holder>,
+    pub(crate) own: Option<&'static Location<'static>>,
+    pub(crate) last_failure: Option<(String, Duration)>,
+    pub(crate) turn: Duration,
 }
 
-#[derive(Debug)]
-pub(crate) enum AcquireCause {
-    /// Every connection was taken, for the whole time.
-    Exhausted,
-    /// There was room, but a new connection could not be made.
-    Dialling(String),
+/// What was waited for when the time was up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AcquirePhase {
+    /// All connections were taken, and none came back in time.
+    Queue,
+    /// There was room for another connection, but it could not be made.
+    Dial,
+    /// There were connections, but they gave no sign of life.
+    Verify,
+    /// Nothing: the pool is closed, and there will be no connection any more.
     Closed,
 }
 
 impl AcquireError {
+    pub(crate) fn new(explained: Explained) -> Self {
+        Self(Box::new(explained))
+    }
+
     /// The name of the pool.
     #[must_use]
     pub fn pool(&self) -> &str {
-        &self.pool
+        &self.0.pool
+    }
+
+    /// What was waited for.
+    #[must_use]
+    pub fn phase(&self) -> AcquirePhase {
+        self.0.phase
+    }
+
+    /// How long it was waited for.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.0.waited
+    }
+
+    /// How the pool stood when it was given up.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.0.stats
+    }
+
+    /// Who had held a connection for longest then.
+    #[must_use]
+    pub fn oldest_holder(&self) -> Option<&Holder> {
+        self.0.oldest.as_ref()
+    }
+
+    /// Where the task that waited had itself taken a connection of the same pool, if it holds one.
+    #[must_use]
+    pub fn holds_one_taken_at(&self) -> Option<&'static Location<'static>> {
+        self.0.own
+    }
+
+    /// What the last failed attempt to make a connection met, and how long ago.
+    #[must_use]
+    pub fn last_dial_failure(&self) -> Option<(&str, Duration)> {
+        self.0.last_failure.as_ref().map(|(failure, ago)| (failure.as_str(), *ago))
     }
 
     /// Whether the pool was closed: there will be no connection any more.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        matches!(self.cause, AcquireCause::Closed)
+        self.0.phase == AcquirePhase::Closed
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self.0.phase {
+            AcquirePhase::Queue => Some(self.0.turn.clamp(Duration::from_secs(1), Duration::from_secs(30))),
+            AcquirePhase::Dial | AcquirePhase::Verify => Some(Duration::from_secs(1)),
+            AcquirePhase::Closed => None,
+        }
     }
 }
 
 impl fmt::Display for AcquireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pool, waited, in_use, max, at, cause } = self;
+        let Explained { pool, phase, waited, stats, at, oldest, own, last_failure, .. } = &*self.0;
         let waited = waited.as_secs_f64();
-        match cause {
-            AcquireCause::Exhausted => {
-                write!(
-                    f,
-                    "pool `{pool}`: no connection came free within {waited:.1} s, {in_use} of {max} in use"
-                )
+        let Stats { in_use, max, waiting, dialling, repairing, .. } = stats;
+        match phase {
+            AcquirePhase::Queue => write!(
+                f,
+                "pool `{pool}`: no connection came free within {waited:.1} s, {in_use} of {max} in use, {waiting} more \
+                 waiting"
+            ),
+            AcquirePhase::Dial => write!(
+                f,
+                "pool `{pool}`: no connection could be made within {waited:.1} s, {in_use} of {max} in use, {dialling} \
+                 being made, {repairing} in repair"
+            ),
+            AcquirePhase::Verify => {
+                write!(f, "pool `{pool}`: no connection gave a sign of life within {waited:.1} s")
             }
-            AcquireCause::Dialling(said) => {
-                write!(f, "pool `{pool}`: no connection could be made within {waited:.1} s: {said}")
+            AcquirePhase::Closed => {
+                return write!(f, "pool `{pool}` is closed (asked for at {}:{})", at.file(), at.line());
             }
-            AcquireCause::Closed => write!(f, "pool `{pool}` is closed"),
         }?;
+        if let Some((failure, ago)) = last_failure {
+            write!(f, "; the last attempt to make one failed {:.1} s ago: {failure}", ago.as_secs_f64())?;
+        }
+        if let Some(oldest) = oldest {
+            write!(f, "; held for longest: {oldest}")?;
+        }
+        if let Some(own) = own {
+            write!(f, "; this task holds one itself, taken at {}:{}", own.file(), own.line())?;
+        }
         write!(f, " (asked for at {}:{})", at.file(), at.line())
     }
 }
@@ -225,20 +327,28 @@ mod tests {
 
     #[test]
     fn an_acquire_error_survives_the_way_through_sqlx() {
-        let ours = AcquireError {
+        let ours = AcquireError::new(Explained {
             pool: "api".into(),
+            phase: AcquirePhase::Queue,
             waited: Duration::from_secs(5),
-            in_use: 10,
-            max: 10,
+            stats: Stats { in_use: 10, max: 10, waiting: 3, ..Stats::default() },
             at: Location::caller(),
-            cause: AcquireCause::Exhausted,
-        };
+            oldest: None,
+            own: None,
+            last_failure: None,
+            turn: Duration::from_millis(1),
+        });
 
         let back = Error::from(sqlx::Error::from(ours));
 
         assert!(matches!(&back, Error::Acquire(error) if error.pool() == "api"), "{back:?}");
+        let text = back.to_string();
         assert!(
-            back.to_string().starts_with("pool `api`: no connection came free within 5.0 s, 10 of 10 in use")
+            text.starts_with(
+                "pool `api`: no connection came free within 5.0 s, 10 of 10 in use, 3 more waiting"
+            ),
+            "{text}"
         );
+        assert_eq!(back.retry_after(), Some(Duration::from_secs(1)), "a second at least");
     }
 }

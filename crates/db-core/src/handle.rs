@@ -1,6 +1,6 @@
 //! The cheap thing that queries are run on.
 
-use std::panic::Location;
+use std::time::Duration;
 
 use async_stream::try_stream;
 use futures_util::TryStreamExt;
@@ -9,7 +9,11 @@ use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
 
-use crate::{AcquireError, Conn, Error, Pool, Tx};
+use crate::deadline::Ends;
+use crate::retry::{Classify, Pauses};
+use crate::text::Text;
+use crate::tracker::Asker;
+use crate::{AcquireError, Attempt, Class, Conn, Error, Pool, RetryPolicy, Tx, TxOptions};
 
 /// A pool, seen from one line of the program.
 ///
@@ -18,12 +22,12 @@ use crate::{AcquireError, Conn, Error, Pool, Tx};
 #[derive(Debug, Clone)]
 pub struct Handle {
     pool: Pool,
-    at: &'static Location<'static>,
+    asker: Asker,
 }
 
 impl Handle {
-    pub(crate) fn new(pool: Pool, at: &'static Location<'static>) -> Self {
-        Self { pool, at }
+    pub(crate) fn new(pool: Pool, asker: Asker) -> Self {
+        Self { pool, asker }
     }
 
     /// The pool behind the handle.
@@ -32,16 +36,25 @@ impl Handle {
         &self.pool
     }
 
-    /// Takes a connection, waiting at most for the pool's acquire time-out, and 0.6 s more to find out why there is none.
+    /// Says how long a connection taken by this handle may be held before it counts as leaked, in place of the pool's
+    /// [`leak_after`](crate::PoolOptions::leak_after).
+    #[must_use]
+    pub fn leak_after(mut self, threshold: Duration) -> Self {
+        self.asker.leak_after = threshold;
+        self
+    }
+
+    /// Takes a connection, waiting at most for the pool's acquire time-out.
     ///
-    /// Cancel safe: dropping the future gives up the place in the queue.
+    /// Cancel safe: dropping the future gives up the place in the queue, and a connection that was already on its way goes
+    /// to the next.
     ///
     /// # Errors
     ///
-    /// [`AcquireError`] says how long it waited, for which pool, and whether all connections were taken or none could
-    /// be made.
+    /// [`AcquireError`] says what was waited for and how long, how full the pool is, who holds a connection for longest, and
+    /// why none could be made.
     pub async fn acquire(&self) -> Result<Conn, AcquireError> {
-        self.pool.acquire(self.at).await
+        self.pool.acquire(self.asker).await
     }
 
     /// Takes a connection and begins a transaction on it. [`Handle::tx`] is shorter and cannot forget the end.
@@ -52,39 +65,183 @@ impl Handle {
     ///
     /// [`Error::Acquire`], or [`Error::Statement`] when `BEGIN` fails.
     pub async fn begin(&self) -> Result<Tx, Error> {
-        self.acquire().await?.begin().await
+        self.begin_with(TxOptions::default()).await
     }
 
-    /// Runs `work` in a transaction: committed when it returns `Ok`, rolled back when it returns `Err`, panics, or its
-    /// future is dropped. It runs once and is never repeated.
+    /// Takes a connection and begins a transaction of a certain kind on it.
+    ///
+    /// Dropping the future leaves nothing open on the server.
     ///
     /// # Errors
     ///
-    /// The error of `work` as it is; else what [`Handle::begin`] and [`Tx::commit`] say.
+    /// [`Error::Acquire`], or [`Error::Statement`] when `BEGIN` or a [local setting](TxOptions::set) fails.
+    pub async fn begin_with(&self, options: TxOptions) -> Result<Tx, Error> {
+        self.acquire().await?.begin_with(options).await
+    }
+
+    /// Runs `work` in a transaction: committed when it returns `Ok`, rolled back when it returns `Err`, panics, takes longer
+    /// than the pool's [`tx_timeout`](crate::PoolOptions::tx_timeout), or its future is dropped. It runs once and is never
+    /// repeated.
+    ///
+    /// # Errors
+    ///
+    /// The error of `work` as it is; else what [`Handle::begin`] and [`Tx::commit`] say, and [`Error::Deadline`].
     pub async fn tx<T, E, F>(self, work: F) -> Result<T, E>
     where
         F: AsyncFnOnce(&mut Tx) -> Result<T, E>,
         E: From<Error>,
     {
-        let mut tx = self.begin().await?;
-        match work(&mut tx).await {
-            Ok(value) => {
-                tx.commit().await?;
-                Ok(value)
-            }
+        self.tx_with(TxOptions::default(), work).await
+    }
+
+    /// [`Handle::tx`] with a transaction of a certain kind.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::tx`].
+    pub async fn tx_with<T, E, F>(self, options: TxOptions, work: F) -> Result<T, E>
+    where
+        F: AsyncFnOnce(&mut Tx) -> Result<T, E>,
+        E: From<Error>,
+    {
+        let mut tx = self.begin_with(options).await?;
+        let ends = tx.ends();
+        let Some(result) = within(ends, work(&mut tx)).await else {
+            return Err(expired(&mut tx));
+        };
+        end(tx, result).await
+    }
+
+    /// Runs `work` in a transaction, and runs it again in another when the first had no chance: it lost against another one
+    /// (40001, 40P01), or its session was lost before the commit was sent. Once it was sent, it is repeated only when it is
+    /// known to have been rolled back, as [`TxOptions::resolve_commit`] finds out.
+    ///
+    /// `work` may therefore run several times, and what it does outside of the transaction happens several times. It returns
+    /// a boxed future, which may borrow from its surroundings:
+    ///
+    /// ```no_run
+    /// # async fn run(pool: db_core::Pool, words: Vec<String>) -> Result<(), db_core::Error> {
+    /// use db_core::{Isolation, RetryPolicy, TxOptions};
+    ///
+    /// let words = &words;
+    /// pool.handle()
+    ///     .tx_retry(TxOptions::default().isolation(Isolation::Serializable), RetryPolicy::default(), |mut tx| {
+    ///         Box::pin(async move {
+    ///             for word in words {
+    ///                 sqlx::query("insert into word values ($1)").bind(word).execute(&mut *tx).await?;
+    ///             }
+    ///             Ok::<_, db_core::Error>(())
+    ///         })
+    ///     })
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// That of the last time, as [`Handle::tx`].
+    pub async fn tx_retry<'env, T, E, F>(
+        self,
+        options: TxOptions,
+        policy: RetryPolicy,
+        mut work: F,
+    ) -> Result<T, E>
+    where
+        F: for<'t> FnMut(Attempt<'t, 'env>) -> BoxFuture<'t, Result<T, E>>,
+        E: From<Error>,
+    {
+        let mut pauses = Pauses::new(policy);
+        loop {
+            let (error, class) = match self.attempt(&options, &mut work).await {
+                Ok(value) => return Ok(value),
+                Err(failed) => failed,
+            };
+            let Some(pause) = class.and_then(|class| pauses.after(class)) else { return Err(error) };
+            tracing::info!(pool = self.pool.name(), ?class, ?pause, "the transaction is run again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Runs the transaction once. Says of an error whether, and for what reason, it may be run again.
+    async fn attempt<'env, T, E, F>(&self, options: &TxOptions, work: &mut F) -> Result<T, (E, Option<Class>)>
+    where
+        F: for<'t> FnMut(Attempt<'t, 'env>) -> BoxFuture<'t, Result<T, E>>,
+        E: From<Error>,
+    {
+        // Nothing was done before, so everything that may mend itself may be repeated.
+        let ours = |error: Error| {
+            let class = error.retry_class();
+            (E::from(error), class)
+        };
+        let mut tx = self.begin_with(options.clone()).await.map_err(ours)?;
+        let ends = tx.ends();
+        let Some(result) = within(ends, work(Attempt::new(&mut tx))).await else {
+            return Err((expired(&mut tx), None));
+        };
+        // The transaction knows what it met; the error of `work` may be anything.
+        let met = tx.failure();
+        match result {
+            Ok(value) => match tx.commit().await {
+                Ok(()) => Ok(value),
+                Err(error @ Error::CommitUnknown(_)) => Err((error.into(), None)),
+                // Rolled back for a statement whose failure `work` has swallowed.
+                Err(error @ Error::Aborted) => Err((error.into(), met)),
+                Err(error) => Err(ours(error)),
+            },
             Err(error) => {
-                if let Err(rollback) = tx.rollback().await {
-                    // The connection is closed, and the server rolls back by itself.
-                    tracing::debug!(%rollback, "roll back after an error failed");
-                }
-                Err(error)
+                roll_back(tx).await;
+                Err((error, met))
             }
         }
     }
 }
 
+/// Awaits what must be done by then; `None` when it was not.
+async fn within<T>(ends: Option<Ends>, work: impl Future<Output = T>) -> Option<T> {
+    match ends {
+        Some(ends) => tokio::time::timeout_at(ends.at.into(), work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+/// The error of a transaction that took too long. It is rolled back as it is dropped.
+fn expired<E: From<Error>>(tx: &mut Tx) -> E {
+    let error = tx.expired().expect("its end has passed");
+    Error::from(error).into()
+}
+
+async fn end<T, E: From<Error>>(tx: Tx, result: Result<T, E>) -> Result<T, E> {
+    match result {
+        Ok(value) => {
+            tx.commit().await?;
+            Ok(value)
+        }
+        Err(error) => {
+            roll_back(tx).await;
+            Err(error)
+        }
+    }
+}
+
+async fn roll_back(tx: Tx) {
+    if let Err(error) = tx.rollback().await {
+        // The link is lost, and the server rolls back by itself.
+        tracing::debug!(%error, "roll back after an error failed");
+    }
+}
+
 impl<'c> Executor<'c> for Handle {
     type Database = Postgres;
+
+    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let text = Text::of(query);
+        Box::pin(async move { self.acquire().await?.count(text).await })
+    }
 
     fn fetch_many<'e, 'q: 'e, E>(
         self,
@@ -94,9 +251,10 @@ impl<'c> Executor<'c> for Handle {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
+        let text = Text::of(query);
         Box::pin(try_stream! {
             let mut conn = self.acquire().await?;
-            let mut results = conn.fetch_many(query);
+            let mut results = conn.fetch_many(text);
             while let Some(result) = results.try_next().await? {
                 yield result;
             }
@@ -108,7 +266,8 @@ impl<'c> Executor<'c> for Handle {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        Box::pin(async move { self.acquire().await?.fetch_optional(query).await })
+        let text = Text::of(query);
+        Box::pin(async move { self.acquire().await?.optional(text).await })
     }
 
     fn prepare_with<'e>(

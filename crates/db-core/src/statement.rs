@@ -3,22 +3,35 @@
 //! The driver does not say whether an answer is still on its way; a future dropped at an await point leaves it there.
 //! So each statement raises a flag before its first byte is sent, and lowers it when its last one was read.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use futures_util::Stream;
-use futures_util::stream::BoxStream;
+use crate::Class;
+use crate::deadline::Ends;
 
 /// What is known of a connection between two statements.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     /// A statement was begun and its end not seen.
-    in_flight: bool,
+    in_flight: Option<Flight>,
     /// The link failed.
     lost: bool,
-    /// Something was done that we did not see through: sqlx's own connection was lent, or the session was changed.
-    pub(crate) foreign: bool,
+    /// Something may have been left in the session that we did not see through: sqlx's own connection was lent, or a
+    /// statement's text says so.
+    pub(crate) session_changed: bool,
+    /// A statement was cut off, or sent past us, so nobody knows whether the transaction has failed meanwhile.
+    pub(crate) unseen: bool,
     pub(crate) transaction: Transaction,
+    /// No statement of the transaction may wait for longer than until then.
+    pub(crate) ends: Option<Ends>,
+    /// What the last failed statement of the transaction met.
+    pub(crate) failure: Option<Class>,
+}
+
+/// What was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flight {
+    /// A statement of the user's.
+    Statement,
+    /// `BEGIN`, `COMMIT` and the like, and signs of life: short, and better waited for than cancelled.
+    Control,
 }
 
 /// Where a connection stands with transactions of ours.
@@ -35,18 +48,39 @@ pub(crate) enum Transaction {
 impl State {
     /// Whether the next user of the connection would notice nothing of this one.
     pub(crate) fn is_clean(&self) -> bool {
-        !self.in_flight && !self.lost && !self.foreign && self.transaction == Transaction::None
+        self.in_flight.is_none()
+            && !self.lost
+            && !self.session_changed
+            && self.transaction == Transaction::None
     }
 
-    pub(crate) fn begin(&mut self) {
-        self.in_flight = true;
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lost
+    }
+
+    pub(crate) fn is_lost(&mut self) {
+        self.lost = true;
+    }
+
+    pub(crate) fn in_flight(&self) -> Option<Flight> {
+        self.in_flight
+    }
+
+    pub(crate) fn begin(&mut self, flight: Flight) {
+        // The one before was cut off: its end will be read, and thrown away, before this one's.
+        self.unseen |= self.in_flight.is_some();
+        self.in_flight = Some(flight);
     }
 
     pub(crate) fn end(&mut self, error: Option<&sqlx::Error>) {
         match error {
             // The server answered, so the statement is over; a transaction around it is lost.
-            Some(sqlx::Error::Database(_)) => {
-                self.in_flight = false;
+            Some(error @ sqlx::Error::Database(_)) => {
+                self.in_flight = None;
+                let class = Class::of(error);
+                self.failure = Some(class);
+                // It was the session's last word.
+                self.lost |= class == Class::Lost;
                 if self.transaction == Transaction::Open {
                     self.transaction = Transaction::Aborted;
                 }
@@ -56,47 +90,12 @@ impl State {
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::Tls(_)
                 | sqlx::Error::WorkerCrashed,
-            ) => self.lost = true,
+            ) => {
+                self.failure = Some(Class::Lost);
+                self.lost = true;
+            }
             // Errors of decoding and of row counts come after the answer was read.
-            Some(_) | None => self.in_flight = false,
+            Some(_) | None => self.in_flight = None,
         }
     }
-}
-
-/// A stream of results that lowers the flag when it has ended.
-pub(crate) struct Flagged<'e, T> {
-    stream: BoxStream<'e, Result<T, sqlx::Error>>,
-    state: &'e mut State,
-}
-
-impl<'e, T> Flagged<'e, T> {
-    pub(crate) fn new(state: &'e mut State, stream: BoxStream<'e, Result<T, sqlx::Error>>) -> Self {
-        state.begin();
-        Self { stream, state }
-    }
-}
-
-impl<T> Stream for Flagged<'_, T> {
-    type Item = Result<T, sqlx::Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = self.stream.as_mut().poll_next(cx);
-        match &next {
-            Poll::Ready(None) => self.state.end(None),
-            Poll::Ready(Some(Err(error))) => self.state.end(Some(error)),
-            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
-        }
-        next
-    }
-}
-
-/// Awaits one statement with the flag raised.
-pub(crate) async fn flagged<T>(
-    state: &mut State,
-    statement: impl Future<Output = Result<T, sqlx::Error>>,
-) -> Result<T, sqlx::Error> {
-    state.begin();
-    let result = statement.await;
-    state.end(result.as_ref().err());
-    result
 }

@@ -20,7 +20,26 @@ impl Text {
         let is_raw = matches!(arguments, Ok(None));
         let statement = query.statement().cloned();
         let persistent = query.persistent();
-        Self { sql: query.sql(), statement, arguments: Some(arguments), persistent, is_raw }
+        // A clone of text that the caller owns is shared from here on, so that further ones are cheap.
+        Self { sql: query.sql().clone(), statement, arguments: Some(arguments), persistent, is_raw }
+    }
+
+    pub(crate) fn sql_str(&self) -> SqlStr {
+        self.sql.clone()
+    }
+
+    /// The same statement once more, if it is one that is prepared and kept: only those have plans that become stale.
+    pub(crate) fn again(&self) -> Option<Self> {
+        match &self.arguments {
+            Some(Ok(Some(arguments))) if self.persistent => Some(Self {
+                sql: self.sql.clone(),
+                statement: self.statement.clone(),
+                arguments: Some(Ok(Some(arguments.clone()))),
+                persistent: true,
+                is_raw: false,
+            }),
+            _ => None,
+        }
     }
 
     /// Whether the session may be another one afterwards: in a transaction, with other settings, listening, with things
@@ -46,6 +65,58 @@ impl Execute<'_, Postgres> for Text {
     fn persistent(&self) -> bool {
         self.persistent
     }
+}
+
+/// So much of a statement is shown to people.
+const SHOWN: usize = 200;
+
+/// A statement as it is shown in logs and errors: on one line, cut short, and without the literals in it, which may be
+/// anything, a password in `ALTER ROLE` included.
+pub(crate) fn shown(sql: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = sql.trim();
+    while let Some(character) = rest.chars().next() {
+        if shown.len() >= SHOWN {
+            shown.push('…');
+            break;
+        }
+        let (seen, length) = match character {
+            '\'' => ("'…'", quoted(rest)),
+            '$' => match dollar_quoted(rest) {
+                Some(length) => ("'…'", length),
+                None => ("$", 1),
+            },
+            space if space.is_whitespace() => (" ", rest.len() - rest.trim_start().len()),
+            other => (&rest[..other.len_utf8()], other.len_utf8()),
+        };
+        shown.push_str(seen);
+        rest = &rest[length..];
+    }
+    shown
+}
+
+/// The length of a literal in single quotes. A doubled quote is part of it; so is one after a backslash, which only
+/// matters in `E''`, and shows too little rather than too much elsewhere.
+fn quoted(literal: &str) -> usize {
+    let mut characters = literal.char_indices().skip(1).peekable();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' => drop(characters.next()),
+            '\'' if characters.peek().is_some_and(|(_, next)| *next == '\'') => drop(characters.next()),
+            '\'' => return at + 1,
+            _ => {}
+        }
+    }
+    literal.len()
+}
+
+/// The length of a literal in dollar quotes, if it is one, and not a parameter.
+fn dollar_quoted(literal: &str) -> Option<usize> {
+    let tag = literal[1..].find('$')? + 2;
+    let name = &literal[1..tag - 1];
+    let is_tag = name.chars().all(|c| c.is_alphanumeric() || c == '_')
+        && !name.starts_with(|c: char| c.is_ascii_digit());
+    is_tag.then(|| literal[tag..].find(&literal[..tag]).map_or(literal.len(), |end| 2 * tag + end))
 }
 
 /// Commands of PostgreSQL's manual, part VI, whose effect outlives the statement but is not stored in the database.
@@ -151,6 +222,24 @@ mod tests {
         ] {
             assert!(begins_with_session_keyword(sql), "{sql}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_of_a_statement_is_one_line_without_its_literals() {
+        for (sql, seen) in [
+            ("select 1", "select 1"),
+            ("  select\n    n\n  from t ", "select n from t"),
+            ("alter role a password 'hunter2'", "alter role a password '…'"),
+            ("select 'it''s hunter2', $1", "select '…', $1"),
+            (r"select E'\'hunter2', 1", "select E'…', 1"),
+            ("select $$hunter2$$, $2", "select '…', $2"),
+            ("select $a$hunter$$2$a$, x", "select '…', x"),
+            ("select 'never closed hunter2", "select '…'"),
+            ("select $1 + $2", "select $1 + $2"),
+        ] {
+            assert_eq!(shown(sql), seen);
+        }
+        assert!(shown(&"ü".repeat(1000)).chars().count() < 210);
     }
 
     #[test]

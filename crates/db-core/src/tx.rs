@@ -1,66 +1,122 @@
 //! A transaction.
 
+use std::fmt;
+
+use async_stream::try_stream;
+use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
+use sqlx::{AssertSqlSafe, Either, Execute, Executor, Postgres, SqlSafeStr, SqlStr};
 
+use crate::deadline::{DeadlineError, Ends};
 use crate::error::StatementError;
-use crate::statement::{Transaction, flagged};
+use crate::statement::Transaction;
+use crate::text::Text;
 use crate::{Class, Conn, Error};
+
+mod attempt;
+mod options;
+mod resolve;
+mod savepoint;
+
+pub use attempt::Attempt;
+pub use options::{Isolation, TxOptions};
+pub use savepoint::Savepoint;
+
+use resolve::Outcome;
 
 /// "Current transaction is aborted, commands ignored until end of transaction block."
 const ABORTED: &str = "25P02";
 
 /// An open transaction, which ends with [`Tx::commit`], [`Tx::rollback`] or by being dropped.
 ///
-/// `&mut Tx` is a sqlx executor. Dropped without a commit, the transaction is rolled back by closing its connection,
-/// wherever its future was cut off; [`Handle::tx`](crate::Handle::tx) is the form that cannot forget the end.
+/// `&mut Tx` is a sqlx executor. Dropped without a commit, the transaction is rolled back in the background, wherever its
+/// future was cut off; [`Handle::tx`](crate::Handle::tx) is the form that cannot forget the end.
 ///
 /// `BEGIN` and `COMMIT` are sent by us and not by sqlx's `Transaction`: in sqlx 0.9.0 a `begin` whose future is dropped
 /// leaves a transaction open on a connection that goes back to its pool.
-#[derive(Debug)]
 pub struct Tx {
     conn: Conn,
+    /// How many savepoints are open.
+    level: u32,
+    /// The outermost savepoint that was left without a word, to be rolled back to before anything else is done.
+    undo: Option<u32>,
+    hooks: Vec<Hook>,
+    resolves_commit: bool,
+}
+
+/// Something to do after the commit, if the savepoint in which it was asked for is not undone.
+struct Hook {
+    level: u32,
+    run: Box<dyn FnOnce() + Send>,
 }
 
 impl Tx {
-    pub(crate) async fn begin(mut conn: Conn) -> Result<Self, Error> {
+    pub(crate) async fn begin(mut conn: Conn, options: TxOptions) -> Result<Self, Error> {
+        let timeout = options.timeout.unwrap_or(conn.inner().options.tx_timeout);
+        let sql = if options.is_plain() {
+            "BEGIN".into_sql_str()
+        } else {
+            AssertSqlSafe(options.begin()).into_sql_str()
+        };
         // Before the first byte is sent: from here on the server may have a transaction open.
         conn.state.transaction = Transaction::Open;
-        let mut tx = Self { conn };
-        tx.control("BEGIN").await?;
+        conn.state.failure = None;
+        conn.state.ends = Ends::after(timeout);
+        conn.live().session.in_transaction(true);
+        let mut tx =
+            Self { conn, level: 0, undo: None, hooks: Vec::new(), resolves_commit: options.resolves_commit };
+        tx.conn.control(sql).await?;
         Ok(tx)
     }
 
-    /// Commits. The connection goes back to its pool.
+    /// Commits. The connection goes back to its pool, and what [`Tx::after_commit`] was given runs.
     ///
-    /// Dropping the future closes the connection, and the transaction is then committed or not: nobody has read the
-    /// answer.
+    /// Dropping the future leaves it open whether the transaction is committed or not: nobody has read the answer. All of
+    /// it is, or nothing.
     ///
     /// # Errors
     ///
     /// [`Error::Aborted`] when a statement in the transaction had failed: nothing of it is stored, although the server
-    /// itself answers such a `COMMIT` without an error. [`Error::CommitUnknown`] when the link was lost on the way.
-    /// [`Error::Statement`] when the server refused, for example a deferred constraint: nothing is stored.
+    /// itself answers such a `COMMIT` without an error. [`Error::Statement`] when the server refused, for example a
+    /// deferred constraint: nothing is stored. [`Error::Deadline`] when it was open for too long: nothing is stored.
+    /// [`Error::CommitUnknown`] when the link was lost on the way; with
+    /// [`TxOptions::resolve_commit`], this is success or [`Error::RolledBack`] instead, as soon as the server can tell.
     pub async fn commit(mut self) -> Result<(), Error> {
-        if self.conn.state.foreign && self.conn.state.transaction == Transaction::Open {
+        self.settle().await?;
+        if let Some(expired) = self.expired() {
+            return Err(expired.into());
+        }
+        if self.conn.state.unseen && self.conn.state.transaction == Transaction::Open {
             self.ask().await?;
         }
         if self.conn.state.transaction == Transaction::Aborted {
             self.rollback().await?;
             return Err(Error::Aborted);
         }
-        match self.control("COMMIT").await {
+        let number = if self.resolves_commit { Some(resolve::number(&mut self.conn).await?) } else { None };
+        let error = match self.conn.control("COMMIT".into_sql_str()).await {
             Ok(()) => {
-                self.conn.state.transaction = Transaction::None;
-                Ok(())
+                self.ended();
+                run(std::mem::take(&mut self.hooks));
+                return Ok(());
             }
             Err(error) if error.as_database_error().is_some() && Class::of(&error) != Class::Lost => {
-                Err(Error::from(error))
+                return Err(Error::from(error));
             }
-            Err(error) => Err(Error::CommitUnknown(StatementError(error))),
+            Err(error) => StatementError(error),
+        };
+        let Some(number) = number else { return Err(Error::CommitUnknown(error)) };
+        let Self { conn, hooks, .. } = self;
+        match resolve::outcome(conn, number.as_deref()).await {
+            Outcome::Committed => {
+                run(hooks);
+                Ok(())
+            }
+            Outcome::RolledBack => Err(Error::RolledBack(error)),
+            Outcome::Unknown => Err(Error::CommitUnknown(error)),
         }
     }
 
@@ -70,21 +126,91 @@ impl Tx {
     ///
     /// [`Error::Statement`] when the link was lost: the server then rolls back by itself.
     pub async fn rollback(mut self) -> Result<(), Error> {
-        self.control("ROLLBACK").await?;
-        self.conn.state.transaction = Transaction::None;
+        self.conn.control("ROLLBACK".into_sql_str()).await?;
+        self.ended();
         Ok(())
     }
 
-    /// sqlx's own connection inside the transaction, for code that insists on it. The connection is closed after the
-    /// transaction's end instead of given back: nothing is known of what was done with it.
+    /// Begins a part that can be undone alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Statement`] when a statement had failed before (25P02).
+    pub async fn savepoint(&mut self) -> Result<Savepoint<'_>, Error> {
+        Savepoint::begin(self).await
+    }
+
+    /// Runs `work` as a part that can be undone alone: kept when it returns `Ok`, undone when it returns `Err` or its
+    /// future is dropped. The transaction goes on either way.
+    ///
+    /// # Errors
+    ///
+    /// The error of `work` as it is; else what [`Tx::savepoint`], [`Savepoint::release`] and [`Savepoint::rollback`] say.
+    pub async fn nested<T, E, F>(&mut self, work: F) -> Result<T, E>
+    where
+        F: AsyncFnOnce(&mut Savepoint<'_>) -> Result<T, E>,
+        E: From<Error>,
+    {
+        let mut savepoint = self.savepoint().await?;
+        match work(&mut savepoint).await {
+            Ok(value) => {
+                savepoint.release().await?;
+                Ok(value)
+            }
+            Err(error) => {
+                savepoint.rollback().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs something once the transaction is known to be committed: right after the commit's answer, in the order given,
+    /// before [`Tx::commit`] returns. Not when it is rolled back, nor when its outcome is not known, nor when the savepoint
+    /// in which this was called is undone. It must not block.
+    pub fn after_commit(&mut self, run: impl FnOnce() + Send + 'static) {
+        self.hooks.push(Hook { level: self.level, run: Box::new(run) });
+    }
+
+    /// The process id of the server process, as in `pg_stat_activity`.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.conn.pid()
+    }
+
+    /// sqlx's own connection inside the transaction, for code that insists on it. Nothing is known of what is done with
+    /// it, so the session is reset after the transaction's end. A savepoint that was dropped and not yet undone is undone
+    /// by the next statement that goes through the transaction itself.
     pub fn as_sqlx(&mut self) -> &mut PgConnection {
         self.conn.as_sqlx()
+    }
+
+    /// The limit that has passed, if it has.
+    pub(crate) fn expired(&mut self) -> Option<DeadlineError> {
+        let limit = self.conn.state.ends?.limit();
+        limit.wait.is_zero().then(|| self.conn.expired(limit))
+    }
+
+    /// When it has to be done.
+    pub(crate) fn ends(&self) -> Option<Ends> {
+        self.conn.state.ends
+    }
+
+    /// What the last failed statement in it met.
+    pub(crate) fn failure(&self) -> Option<Class> {
+        self.conn.state.failure
+    }
+
+    fn ended(&mut self) {
+        let state = &mut self.conn.state;
+        state.transaction = Transaction::None;
+        state.ends = None;
+        self.conn.live().session.in_transaction(false);
     }
 
     /// Finds out whether the transaction is aborted, where we did not see every statement: the server answers the commit
     /// of one that is without an error.
     async fn ask(&mut self) -> Result<(), Error> {
-        match self.control("SELECT").await {
+        match self.conn.control("SELECT".into_sql_str()).await {
             Err(error)
                 if error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(ABORTED) =>
             {
@@ -95,15 +221,75 @@ impl Tx {
         }
     }
 
-    /// Runs transaction control by the simple protocol: one round trip, nothing prepared.
-    async fn control(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
-        let (raw, state) = self.conn.parts();
-        flagged(state, raw.execute(sqlx::raw_sql(statement))).await.map(drop)
+    /// Undoes what a dropped savepoint has left.
+    async fn settle(&mut self) -> Result<(), sqlx::Error> {
+        let Some(level) = self.undo else { return Ok(()) };
+        let name = savepoint_name(level);
+        let sql = format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}");
+        self.conn.control(AssertSqlSafe(sql).into_sql_str()).await?;
+        self.undo = None;
+        if self.conn.state.transaction == Transaction::Aborted {
+            // It was a statement since the savepoint that failed: in an aborted transaction none can be made.
+            self.conn.state.transaction = Transaction::Open;
+            self.conn.state.failure = None;
+        }
+        Ok(())
+    }
+
+    async fn control_savepoint(&mut self, what: &str, level: u32) -> Result<(), sqlx::Error> {
+        let sql = format!("{what} {}", savepoint_name(level));
+        self.conn.control(AssertSqlSafe(sql).into_sql_str()).await
+    }
+
+    /// Has everything since that savepoint undone before the next statement.
+    fn undo_from(&mut self, level: u32) {
+        self.undo = Some(self.undo.map_or(level, |other| other.min(level)));
+        self.level = level - 1;
+        self.hooks.retain(|hook| hook.level < level);
+    }
+
+    /// Leaves what was done since that savepoint to the one around it.
+    fn keep_from(&mut self, level: u32) {
+        self.level = level - 1;
+        for hook in &mut self.hooks {
+            hook.level = hook.level.min(self.level);
+        }
+    }
+}
+
+fn run(hooks: Vec<Hook>) {
+    for hook in hooks {
+        (hook.run)();
+    }
+}
+
+fn savepoint_name(level: u32) -> String {
+    format!("db_core_{level}")
+}
+
+impl fmt::Debug for Tx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tx")
+            .field("conn", &self.conn)
+            .field("savepoints", &self.level)
+            .finish_non_exhaustive()
     }
 }
 
 impl<'c> Executor<'c> for &'c mut Tx {
     type Database = Postgres;
+
+    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let text = Text::of(query);
+        Box::pin(async move {
+            self.settle().await?;
+            self.conn.count(text).await
+        })
+    }
 
     fn fetch_many<'e, 'q: 'e, E>(
         self,
@@ -113,7 +299,17 @@ impl<'c> Executor<'c> for &'c mut Tx {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        self.conn.fetch_many(query)
+        let text = Text::of(query);
+        if self.undo.is_none() {
+            return self.conn.fetch_many(text);
+        }
+        Box::pin(try_stream! {
+            self.settle().await?;
+            let mut results = self.conn.fetch_many(text);
+            while let Some(result) = results.try_next().await? {
+                yield result;
+            }
+        })
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
@@ -121,7 +317,11 @@ impl<'c> Executor<'c> for &'c mut Tx {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        self.conn.fetch_optional(query)
+        let text = Text::of(query);
+        Box::pin(async move {
+            self.settle().await?;
+            self.conn.optional(text).await
+        })
     }
 
     fn prepare_with<'e>(
@@ -132,7 +332,10 @@ impl<'c> Executor<'c> for &'c mut Tx {
     where
         'c: 'e,
     {
-        self.conn.prepare_with(sql, parameters)
+        Box::pin(async move {
+            self.settle().await?;
+            self.conn.prepare_with(sql, parameters).await
+        })
     }
 
     #[doc(hidden)]
@@ -140,6 +343,9 @@ impl<'c> Executor<'c> for &'c mut Tx {
     where
         'c: 'e,
     {
-        self.conn.describe(sql)
+        Box::pin(async move {
+            self.settle().await?;
+            self.conn.describe(sql).await
+        })
     }
 }

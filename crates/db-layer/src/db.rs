@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use db_core::encryption::Keyring;
-use db_core::{Handle, Pool};
+use db_core::{Closed, Handle, Pool};
 use db_events::EventLog;
 use db_notify::Bus;
 use tokio_util::sync::CancellationToken;
@@ -27,15 +27,23 @@ struct Inner {
     closing: CancellationToken,
 }
 
-/// What a shutdown could not end in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a shutdown could not end in time, and what it had to cut.
+#[derive(Debug, Clone)]
 pub struct Shutdown {
     /// The bus sent what waited and closed its connections.
     pub bus_closed: bool,
-    /// All connections of the API pool came back and were closed.
-    pub api_closed: bool,
-    /// All connections of the backend pool came back and were closed.
-    pub backend_closed: bool,
+    /// How the API pool was closed.
+    pub api: Closed,
+    /// How the backend pool was closed.
+    pub backend: Closed,
+}
+
+impl Shutdown {
+    /// Whether all work was finished and everything closed in time.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.bus_closed && self.api.is_clean() && self.backend.is_clean()
+    }
 }
 
 impl Db {
@@ -93,16 +101,15 @@ impl Db {
         Health::read(&self.inner.api, &self.inner.backend, &self.inner.bus, limit).await
     }
 
-    /// Ends what would go on for ever, then closes the bus and the pools, all within `deadline`, and says what was not
-    /// in time. Dropping the future leaves the rest of it undone.
+    /// Ends what would go on for ever, then closes the bus and the pools, all within `deadline`: work that is under way may
+    /// finish, what remains near the end is cancelled. Says what was cut and what was not in time. Dropping the future leaves the rest of it undone.
     pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
         let started = Instant::now();
         let left = || deadline.saturating_sub(started.elapsed());
         self.inner.closing.cancel();
         let bus_closed = self.inner.bus.close(left()).await;
         let limit = left();
-        let (api_closed, backend_closed) =
-            tokio::join!(self.inner.api.close(limit), self.inner.backend.close(limit));
-        Shutdown { bus_closed, api_closed, backend_closed }
+        let (api, backend) = tokio::join!(self.inner.api.close(limit), self.inner.backend.close(limit));
+        Shutdown { bus_closed, api, backend }
     }
 }

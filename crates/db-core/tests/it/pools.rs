@@ -56,7 +56,7 @@ async fn a_pool_that_cannot_connect_says_why(db: TestDb) {
 
     let error = Pool::new(&nowhere, options).handle().acquire().await.expect_err("no such database");
 
-    assert!(error.to_string().contains("\"no_such_database\" does not exist"), "{error}");
+    assert!(error.to_string().contains("there is no database `no_such_database`"), "{error}");
 }
 
 #[db_testkit::test]
@@ -76,12 +76,13 @@ async fn closing_waits_for_what_is_out_but_not_longer_than_it_is_told(db: TestDb
     let pool = pool(&db, 1);
     let held = pool.handle().acquire().await.expect("a connection");
 
-    assert!(!pool.close(Duration::from_millis(100)).await, "a connection was out");
+    let closed = pool.close(Duration::from_millis(100)).await;
+    assert!(!closed.in_time && closed.cut[0].at.file() == file!(), "a connection was out: {closed:?}");
     let error = pool.handle().acquire().await.expect_err("closed");
     assert!(error.is_closed(), "{error}");
 
     drop(held);
-    assert!(pool.close(Duration::from_secs(10)).await, "nothing is out");
+    assert!(pool.close(Duration::from_secs(10)).await.is_clean(), "nothing is out");
 }
 
 #[db_testkit::test]
@@ -95,20 +96,27 @@ async fn an_idle_connection_that_was_killed_is_replaced_without_an_error(db: Tes
 }
 
 #[db_testkit::test]
-async fn a_connection_lent_to_other_code_is_not_given_back(db: TestDb) {
+async fn a_connection_lent_to_other_code_is_reset_before_its_next_use(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let mut conn = pool.handle().acquire().await.expect("a connection");
-    let lent: i32 =
-        sqlx::query_scalar("select pg_backend_pid()").fetch_one(conn.as_sqlx()).await.expect("lent");
+    let lent = conn.pid();
+    sqlx::query("select set_config('search_path', 'nowhere', false)")
+        .execute(conn.as_sqlx())
+        .await
+        .expect("what its text does not show");
     sqlx::query("select 1").execute(&mut conn).await.expect("used by ourselves again");
     drop(conn);
 
-    assert_ne!(backend(&pool).await, lent);
+    let path: String = sqlx::query_scalar("show search_path").fetch_one(pool.handle()).await.expect("a path");
+    assert_eq!(path, "\"$user\", public");
+    assert_eq!(backend(&pool).await, lent, "and it is the same one");
 }
 
 #[db_testkit::test]
 async fn what_changes_a_session_never_reaches_the_next_user(db: TestDb) {
     let pool = patient_pool(&db, 1);
+    let first = backend(&pool).await;
+    let fresh = session(&pool).await;
     for statement in [
         "begin",
         "set search_path = nowhere",
@@ -117,19 +125,39 @@ async fn what_changes_a_session_never_reaches_the_next_user(db: TestDb) {
         "create temp table t (n int)",
         "/* a comment */ BEGIN READ ONLY",
     ] {
-        let before = backend(&pool).await;
         let mut conn = pool.handle().acquire().await.expect("a connection");
         sqlx::query(statement).execute(&mut conn).await.expect(statement);
         drop(conn);
-        assert_ne!(backend(&pool).await, before, "{statement}, by a connection");
+        assert_eq!(session(&pool).await, fresh, "{statement}, by a connection");
 
-        let before = backend(&pool).await;
         sqlx::query(statement).execute(pool.handle()).await.expect(statement);
-        assert_ne!(backend(&pool).await, before, "{statement}, by a handle");
+        assert_eq!(session(&pool).await, fresh, "{statement}, by a handle");
     }
-    let before = backend(&pool).await;
-    sqlx::raw_sql("select 1; begin").execute(pool.handle()).await.expect("raw text");
-    assert_ne!(backend(&pool).await, before, "raw text");
+    sqlx::raw_sql("create temp table u (n int); begin").execute(pool.handle()).await.expect("raw text");
+    assert_eq!(session(&pool).await, fresh, "raw text");
+    assert_eq!(backend(&pool).await, first, "none of it cost the connection");
+}
+
+/// What a user would notice of the users before: whether a transaction is open, the settings, what is listened to, what is
+/// prepared by name, and temporary tables.
+async fn session(pool: &Pool) -> (bool, String, i64, i64, i64) {
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    // Asked as a first statement, since a transaction's clock stands still.
+    let open: bool = sqlx::query_scalar("select now() <> statement_timestamp() as open")
+        .persistent(false)
+        .fetch_one(&mut conn)
+        .await
+        .expect("a clock");
+    let rest: (String, i64, i64, i64) = sqlx::query_as(
+        "select current_setting('search_path') || current_setting('transaction_read_only'),
+                (select count(*) from pg_listening_channels()),
+                (select count(*) from pg_prepared_statements where name = 'p'),
+                (select count(*) from pg_class where relpersistence = 't' and pg_table_is_visible(oid))",
+    )
+    .fetch_one(&mut conn)
+    .await
+    .expect("the session's state");
+    (open, rest.0, rest.1, rest.2, rest.3)
 }
 
 #[db_testkit::test]

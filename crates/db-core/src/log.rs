@@ -1,0 +1,56 @@
+//! The query log: each statement, how long it took, and how many rows came of it.
+
+use std::panic::Location;
+use std::time::Instant;
+
+use sqlx::Either;
+use sqlx::postgres::{PgQueryResult, PgRow};
+
+use crate::error::said;
+use crate::{PoolOptions, text};
+
+/// One statement on its way to the server and back.
+#[derive(Debug)]
+pub(crate) struct Trip {
+    pub(crate) started: Instant,
+    pub(crate) rows: u64,
+    pub(crate) affected: u64,
+}
+
+impl Trip {
+    pub(crate) fn begin() -> Self {
+        Self { started: Instant::now(), rows: 0, affected: 0 }
+    }
+
+    pub(crate) fn saw(&mut self, result: &Either<PgQueryResult, PgRow>) {
+        match result {
+            Either::Left(done) => self.affected += done.rows_affected(),
+            Either::Right(_) => self.rows += 1,
+        }
+    }
+
+    /// Writes it to the target `db_core::statement`: slow ones at `warn`, others at `debug`.
+    pub(crate) fn log(
+        &self,
+        options: &PoolOptions,
+        at: &'static Location<'static>,
+        sql: &str,
+        error: Option<&sqlx::Error>,
+    ) {
+        let took = self.started.elapsed();
+        let is_slow = took >= options.slow_statement;
+        if !is_slow && !tracing::enabled!(target: "db_core::statement", tracing::Level::DEBUG) {
+            return;
+        }
+        let Self { rows, affected, .. } = *self;
+        let (pool, ms) = (&options.name, took.as_secs_f64() * 1000.0);
+        let (file, line) = (at.file(), at.line());
+        let sql = text::shown(sql);
+        let error = error.map(said).map(tracing::field::display);
+        if is_slow {
+            tracing::warn!(target: "db_core::statement", pool, ms, rows, affected, error, "slow: {sql} ({file}:{line})");
+        } else {
+            tracing::debug!(target: "db_core::statement", pool, ms, rows, affected, error, "{sql} ({file}:{line})");
+        }
+    }
+}

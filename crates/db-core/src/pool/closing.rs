@@ -1,0 +1,134 @@
+//! Closing a pool, within a deadline.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::{timeout, timeout_at};
+
+use super::core::{Inner, Refusal};
+use super::repair::Suspect;
+use crate::tracker::{Holder, Session};
+
+/// So much of the deadline, at most, is kept for cancelling what did not end by itself.
+const CUT: Duration = Duration::from_secs(1);
+
+/// How a pool was closed.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Closed {
+    /// Who still held a connection when the time to finish was up: their statements were cancelled, and when that did
+    /// not bring the connection back, the session was ended. Empty when all work was finished. Without a
+    /// [tracker](crate::Tracking), `unnamed` counts them instead.
+    pub cut: Vec<Holder>,
+    /// The same, where nothing is known of the holder.
+    pub unnamed: u32,
+    /// Whether all connections were closed in time. Those still out close when they are given back.
+    pub in_time: bool,
+}
+
+impl Closed {
+    /// Whether nothing had to be cut, and all was closed in time.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.in_time && self.cut.is_empty() && self.unnamed == 0
+    }
+}
+
+pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
+    let ends = tokio::time::Instant::now() + deadline;
+    let mut closed = Closed::default();
+    stop_admitting(inner);
+
+    if timeout_at(ends - CUT.min(deadline / 4), emptied(inner)).await.is_err() {
+        let out = cut(inner, &mut closed);
+        each(
+            &out,
+            async |session| inner.canceller.cancel(session).await,
+            "a statement could not be cancelled",
+        )
+        .await;
+        if timeout_at(ends - CUT.min(deadline / 4) / 2, emptied(inner)).await.is_err() {
+            let out = sessions_out(inner);
+            each(
+                &out,
+                async |session| inner.canceller.terminate(session).await,
+                "a session could not be ended",
+            )
+            .await;
+        }
+    }
+    closed.in_time = timeout_at(ends, emptied(inner)).await.is_ok();
+
+    let left = ends.saturating_duration_since(tokio::time::Instant::now());
+    inner.canceller.close(left).await;
+    if let Some(pool) = inner.sqlx.get() {
+        closed.in_time &= timeout(left, pool.close()).await.is_ok();
+    }
+    closed
+}
+
+fn stop_admitting(inner: &Arc<Inner>) {
+    let mut core = inner.core();
+    core.closing = true;
+    let idle = std::mem::take(&mut core.idle);
+    core.repairing += u32::try_from(idle.len()).unwrap_or(u32::MAX);
+    drop(core);
+    inner.ended.cancel();
+    inner.refuse_all(&Refusal::Closed);
+    for live in idle {
+        inner.runtime.spawn(Suspect::new(Arc::clone(inner), live).close());
+    }
+}
+
+/// Waits until no connection is left.
+async fn emptied(inner: &Inner) {
+    loop {
+        let told = inner.gone.notified();
+        tokio::pin!(told);
+        // Registered before looking, so that nothing is missed in between.
+        told.as_mut().enable();
+        {
+            let core = inner.core();
+            if core.in_use + core.repairing + core.dialling == 0 {
+                return;
+            }
+        }
+        told.await;
+    }
+}
+
+fn sessions_out(inner: &Inner) -> Vec<Arc<Session>> {
+    inner.core().sessions().collect()
+}
+
+/// Names those who are still at work.
+fn cut(inner: &Inner, closed: &mut Closed) -> Vec<Arc<Session>> {
+    let out = sessions_out(inner);
+    let now = Instant::now();
+    for session in &out {
+        match session.holder(now) {
+            Some(holder) => {
+                let (pool, pid) = (&inner.options.name, holder.pid);
+                tracing::warn!(pool, pid, "the pool closes, and cuts off {holder}");
+                closed.cut.push(holder);
+            }
+            None if inner.tracks() => {}
+            None => closed.unnamed += 1,
+        }
+    }
+    out
+}
+
+async fn each(
+    sessions: &[Arc<Session>],
+    ask: impl AsyncFn(&Session) -> Result<(), sqlx::Error>,
+    failure: &'static str,
+) {
+    for session in sessions {
+        if let Err(error) = ask(session).await {
+            tracing::warn!(pid = session.pid, %error, failure);
+            // The server does not answer; the deadline is not spent on asking it again.
+            return;
+        }
+    }
+}

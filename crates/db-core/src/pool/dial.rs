@@ -1,0 +1,168 @@
+//! Making connections.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Executor, Row};
+use tokio::time::timeout;
+
+use super::core::{Inner, Live, Refusal};
+use super::options::PoolOptions;
+use crate::Config;
+use crate::connect::ConnectFailure;
+use crate::tracker::Session;
+
+/// One attempt ends after this time.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// The server ends a transaction that idles for so much longer than we let it be open.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Makes one connection, in a task of its own: a caller who goes away does not waste it, and one who waits may get
+/// another that comes back earlier. The caller of this function has counted it already.
+pub(super) fn spawn(inner: &Arc<Inner>) {
+    inner.runtime.spawn(Dial { inner: Arc::clone(inner), counted: true }.run());
+}
+
+/// A connection that is being made. Counted until it is there, or until nobody tries any more.
+struct Dial {
+    inner: Arc<Inner>,
+    counted: bool,
+}
+
+impl Dial {
+    async fn run(mut self) {
+        let ended = self.inner.ended.clone();
+        let mut pauses = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(20))
+            .with_max_delay(Duration::from_secs(1))
+            .with_jitter()
+            .without_max_times()
+            .build();
+        loop {
+            let started = Instant::now();
+            let attempt = timeout(LIMIT.min(self.inner.options.acquire_timeout), open(&self.inner));
+            let failure = tokio::select! {
+                biased;
+                () = ended.cancelled() => return,
+                attempt = attempt => match attempt {
+                    Ok(Ok((raw, session))) => return self.arrived(raw, session, started),
+                    Ok(Err(error)) => ConnectFailure::of(&error, &self.inner.config),
+                    Err(_) => ConnectFailure::TimedOut(started.elapsed()),
+                },
+            };
+            if !self.goes_on_after(failure) {
+                return;
+            }
+            tokio::select! {
+                () = ended.cancelled() => return,
+                () = tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(1))) => {}
+            }
+            // In one step: who joins the queue now either sees this dial counted, and it goes on, or makes one.
+            let mut core = self.inner.core();
+            if !core.dial_is_wanted() {
+                core.dialling -= 1;
+                self.counted = false;
+                return;
+            }
+        }
+    }
+
+    fn arrived(mut self, raw: PgConnection, session: Session, started: Instant) {
+        let inner = Arc::clone(&self.inner);
+        let now = Instant::now();
+        let session = Arc::new(session);
+        let mut core = inner.core();
+        core.totals.dialled += 1;
+        core.totals.dialling += now - started;
+        core.down = false;
+        core.sessions.retain(|session| session.strong_count() > 0);
+        core.sessions.push(Arc::downgrade(&session));
+        let live = Live {
+            raw,
+            session,
+            expires: now + shortened(inner.options.max_lifetime),
+            last_used: now,
+            last_seen: now,
+            uses: 0,
+            generation: core.generation,
+            plans: core.plans,
+        };
+        core.dialling -= 1;
+        self.counted = false;
+        inner.place(core, live, now);
+        // The server is there again: now the others may dial, too.
+        inner.dial_if_wanted();
+    }
+
+    /// Notes a failure, and says whether this dial is to go on trying: one does, for all.
+    fn goes_on_after(&mut self, failure: ConnectFailure) -> bool {
+        tracing::warn!(pool = self.inner.options.name, to = %self.inner.config, %failure, "no connection");
+        let mut core = self.inner.core();
+        core.totals.dial_failures += 1;
+        core.last_failure = Some((failure.clone(), Instant::now()));
+        core.down = true;
+        let is_final = failure.is_final();
+        let goes_on = !is_final && core.dialling == 1 && core.dial_is_wanted();
+        if !goes_on {
+            core.dialling -= 1;
+            self.counted = false;
+        }
+        // With connections out that may still come back, the queue has something to wait for.
+        let refuse = is_final && core.in_use + core.repairing == 0;
+        drop(core);
+        if refuse {
+            self.inner.refuse_all(&Refusal::Dial(failure));
+        }
+        goes_on
+    }
+}
+
+impl Drop for Dial {
+    fn drop(&mut self) {
+        if self.counted {
+            self.inner.core().dialling -= 1;
+        }
+        self.inner.gone.notify_waiters();
+    }
+}
+
+/// Connects, and asks who is at the other end. That is a sign of life, too: a proxy accepts logins while the server
+/// behind it is down.
+async fn open(inner: &Inner) -> Result<(PgConnection, Session), sqlx::Error> {
+    let mut raw = session_options(&inner.config, &inner.options).connect().await?;
+    let row = raw
+        .fetch_one(sqlx::raw_sql(
+            "select pid, backend_start::text from pg_stat_activity where pid = pg_backend_pid()",
+        ))
+        .await?;
+    Ok((raw, Session::new(row.try_get(0)?, row.try_get(1)?)))
+}
+
+/// What each session of the pool is told when it begins. As a startup option it survives `DISCARD ALL`, and costs no
+/// round trip. The settings are those of PostgreSQL's manual, chapter 20.3.2 "TCP Settings" and 20.11 "Client Connection
+/// Defaults"; on a Unix socket the server ignores the first.
+fn session_options(config: &Config, options: &PoolOptions) -> PgConnectOptions {
+    let seconds = |time: Duration| time.as_secs().clamp(1, i32::MAX as u64).to_string();
+    let milliseconds = |time: Duration| time.as_millis().clamp(1, i32::MAX as u128).to_string();
+    config
+        .clone()
+        .with_application_name(&options.name)
+        .as_sqlx()
+        // Our own log knows the pool and the line.
+        .disable_statement_logging()
+        .options([
+            ("tcp_keepalives_idle", seconds(options.keepalive)),
+            ("tcp_keepalives_interval", seconds(options.keepalive / 3)),
+            ("tcp_keepalives_count", "3".to_owned()),
+            ("tcp_user_timeout", milliseconds(options.keepalive * 2)),
+            ("idle_in_transaction_session_timeout", milliseconds(options.tx_timeout.saturating_add(GRACE))),
+        ])
+}
+
+/// Up to a tenth shorter: connections that were opened together are not closed together.
+fn shortened(lifetime: Duration) -> Duration {
+    lifetime.mul_f64(1.0 - 0.1 * fastrand::f64())
+}

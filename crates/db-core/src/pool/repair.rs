@@ -1,0 +1,239 @@
+//! Bringing a connection back to a known state, or closing it.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::error::DatabaseError;
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Executor, Row};
+use tokio::time::timeout;
+
+use super::PING_LIMIT;
+use super::core::{Core, Inner, Live};
+use super::options::Reset;
+use crate::statement::{Flight, State, Transaction};
+
+/// A repair takes no longer than this; what is not mended then is closed.
+const REPAIR_LIMIT: Duration = Duration::from_secs(2);
+
+/// A goodbye takes no longer than this.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// A statement that was cut off may end by itself for so long before it is cancelled: most do, and a cancel costs more.
+const LET_IT_END: Duration = Duration::from_millis(2);
+
+/// After this, somebody else is let in for the one in repair. Before, waiting for it is cheaper than dialling.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// A connection out of use, with a task that has to find out what becomes of it. Counted until it is dropped.
+pub(crate) struct Suspect {
+    inner: Arc<Inner>,
+    live: Option<Live>,
+    counted: bool,
+    slow: bool,
+}
+
+/// How a connection came out of its repair.
+enum Mended {
+    Good,
+    /// Nothing is wrong with the link, but nobody should have the session.
+    Useless,
+}
+
+impl Suspect {
+    pub(super) fn new(inner: Arc<Inner>, live: Live) -> Self {
+        Self { inner, live: Some(live), counted: true, slow: false }
+    }
+
+    /// Says goodbye. A dead peer cannot make that long.
+    pub(super) async fn close(mut self) {
+        if let Some(live) = self.live.take() {
+            match timeout(CLOSE_LIMIT, live.raw.close()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(pool = self.inner.options.name, %error, "closing a connection failed");
+                }
+                Err(_) => {
+                    tracing::debug!(pool = self.inner.options.name, "closing a connection took too long");
+                }
+            }
+        }
+    }
+
+    /// Asks for a sign of life, and puts the connection back if it gives one.
+    pub(super) async fn verify(mut self) {
+        let generation = self.inner.core().generation;
+        let Some(live) = &mut self.live else { return };
+        match timeout(PING_LIMIT, live.raw.ping()).await {
+            Ok(Ok(())) => {
+                live.generation = generation;
+                live.last_seen = Instant::now();
+                self.back();
+            }
+            _ => self.is_lost(),
+        }
+    }
+
+    /// Brings the connection back to a known state, and puts it back, or closes it.
+    pub(super) async fn repair(mut self, state: State) {
+        let Some(mut live) = self.live.take() else { return };
+        let inner = Arc::clone(&self.inner);
+        let mended = {
+            let mut mending = pin!(timeout(REPAIR_LIMIT, mend(&inner, &mut live, &state)));
+            tokio::select! {
+                biased;
+                mended = &mut mending => mended,
+                () = tokio::time::sleep(PATIENCE) => {
+                    self.is_slow();
+                    mending.await
+                }
+            }
+        };
+        let session = Arc::clone(&live.session);
+        self.live = Some(live);
+        match mended {
+            Ok(Ok(Mended::Good)) => {
+                inner.core().totals.repaired += 1;
+                self.back();
+            }
+            Ok(Ok(Mended::Useless)) => {
+                inner.core().totals.beyond_repair += 1;
+                self.close().await;
+            }
+            Ok(Err(error)) => {
+                inner.core().totals.beyond_repair += 1;
+                tracing::debug!(pool = inner.options.name, pid = session.pid, %error, "a connection broke in repair");
+                self.is_lost();
+            }
+            Err(_) => {
+                inner.core().totals.beyond_repair += 1;
+                tracing::warn!(
+                    pool = inner.options.name,
+                    pid = session.pid,
+                    "a connection did not come to rest within {REPAIR_LIMIT:?}, and is closed"
+                );
+                self.is_lost();
+                // It may go on at the server for as long as the link is silent.
+                if let Err(error) = inner.canceller.terminate(&session).await {
+                    tracing::debug!(pool = inner.options.name, pid = session.pid, %error, "its session may go on");
+                }
+            }
+        }
+    }
+
+    fn is_slow(&mut self) {
+        self.slow = true;
+        self.inner.core().slow += 1;
+        self.inner.dial_if_wanted();
+    }
+
+    fn back(mut self) {
+        let Some(live) = self.live.take() else { return };
+        let inner = Arc::clone(&self.inner);
+        let mut core = inner.core();
+        self.uncount(&mut core);
+        inner.place(core, live, Instant::now());
+    }
+
+    fn is_lost(&mut self) {
+        if let Some(live) = self.live.take() {
+            let generation = live.generation;
+            drop(live);
+            self.uncount(&mut self.inner.clone().core());
+            self.inner.lost(generation);
+        }
+    }
+
+    fn uncount(&mut self, core: &mut Core) {
+        if self.counted {
+            core.repairing -= 1;
+            core.slow -= u32::from(self.slow);
+            self.counted = false;
+        }
+    }
+}
+
+impl Drop for Suspect {
+    fn drop(&mut self) {
+        // First the link, then its place.
+        self.live = None;
+        let inner = Arc::clone(&self.inner);
+        self.uncount(&mut inner.core());
+        inner.gone.notify_waiters();
+        inner.dial_if_wanted();
+    }
+}
+
+/// The round trips of a repair.
+async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, sqlx::Error> {
+    let reset = inner.options.reset;
+    match state.in_flight() {
+        None => {}
+        // A commit is better waited for than cancelled: nobody knows what becomes of it either way.
+        Some(Flight::Control) => live.raw.ping().await?,
+        Some(Flight::Statement) => {
+            let mut end = pin!(live.raw.ping());
+            if let Ok(ended) = timeout(LET_IT_END, &mut end).await {
+                ended?;
+            } else {
+                if let Err(error) = inner.canceller.cancel(&live.session).await {
+                    let (pool, pid) = (&inner.options.name, live.session.pid);
+                    tracing::warn!(pool, pid, %error, "a statement that was cut off could not be cancelled");
+                    end.await?;
+                    // The request may still be under way, and would hit the next user.
+                    return Ok(Mended::Useless);
+                }
+                inner.core().totals.cancelled += 1;
+                end.await?;
+            }
+        }
+    }
+
+    // This is also the one more round trip after a cancel: a signal that came too late for the statement hits this, and
+    // is used up by it.
+    let transaction = ask(&mut live.raw).await?;
+    let by_text = state.transaction == Transaction::None && state.in_flight().is_none();
+    match transaction {
+        Found::None => {}
+        Found::Open if by_text && reset == Reset::Commit => control(&mut live.raw, "COMMIT").await?,
+        Found::Open | Found::Aborted => control(&mut live.raw, "ROLLBACK").await?,
+    }
+    if reset == Reset::DiscardAll || (state.session_changed && reset != Reset::Keep) {
+        control(&mut live.raw, "DISCARD ALL").await?;
+        // The server has forgotten the prepared statements.
+        live.raw.clear_cached_statements().await?;
+    }
+    // sqlx counts transactions by itself, and nothing but sqlx can set it right.
+    Ok(if live.raw.is_in_transaction() { Mended::Useless } else { Mended::Good })
+}
+
+/// Where the session stands.
+enum Found {
+    None,
+    Open,
+    Aborted,
+}
+
+/// Asks the session whether a transaction is open: only in one that began with an earlier statement do the two clocks
+/// differ (PostgreSQL's manual, chapter 9.9.5 "Current Date/Time"). By the simple protocol: preparing a statement is one
+/// of its own.
+async fn ask(raw: &mut PgConnection) -> Result<Found, sqlx::Error> {
+    loop {
+        let answer = raw.fetch_one(sqlx::raw_sql("select now() <> statement_timestamp()")).await;
+        let error = match answer {
+            Ok(row) => return Ok(if row.try_get(0)? { Found::Open } else { Found::None }),
+            Err(error) => error,
+        };
+        match error.as_database_error().and_then(DatabaseError::code).as_deref() {
+            Some("25P02") => return Ok(Found::Aborted),
+            // The late cancel. There is one for each repair, so this ends.
+            Some("57014") => {}
+            _ => return Err(error),
+        }
+    }
+}
+
+async fn control(raw: &mut PgConnection, statement: &'static str) -> Result<(), sqlx::Error> {
+    raw.execute(sqlx::raw_sql(statement)).await.map(drop)
+}

@@ -1,0 +1,175 @@
+//! Doing something again, where its error says that this may help.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+
+use crate::error::AcquirePhase;
+use crate::{AcquireError, Class, Error, StatementError};
+
+/// How often, and after what pauses, something is done again.
+///
+/// Whether it is, the class of the error says: yes for what never reached the server (refused, starting up), for a session
+/// that was lost (57P01) and for a transaction that lost against another (40001, 40P01); no for mistakes (42601),
+/// constraints (23505), limits of time, and a pool whose connections are all taken, which more requests only make fuller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// So many times after the first [3].
+    pub retries: u32,
+    /// The first pause [1 s]. Each further one is twice as long, and made up to twice as long again by chance, so that those
+    /// who failed together do not come back together.
+    pub min_pause: Duration,
+    /// No pause is longer before chance comes in [5 s].
+    pub max_pause: Duration,
+    /// The first pause after a conflict [10 ms]: the other transaction is done, and nothing has to recover.
+    pub conflict_pause: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            retries: 3,
+            min_pause: Duration::from_secs(1),
+            max_pause: Duration::from_secs(5),
+            conflict_pause: Duration::from_millis(10),
+        }
+    }
+}
+
+/// An error that knows its [`Class`].
+pub trait Classify {
+    /// What the error means for the decision to try again. `None` where trying again does harm or no good, whatever the
+    /// class.
+    fn retry_class(&self) -> Option<Class>;
+}
+
+impl Classify for Error {
+    fn retry_class(&self) -> Option<Class> {
+        match self {
+            Self::Acquire(error) => error.retry_class(),
+            Self::Connect(error) if error.failure().is_final() => None,
+            other => Some(other.class()),
+        }
+    }
+}
+
+impl Classify for AcquireError {
+    fn retry_class(&self) -> Option<Class> {
+        match self.phase() {
+            AcquirePhase::Dial | AcquirePhase::Verify => Some(Class::NotReached),
+            AcquirePhase::Queue | AcquirePhase::Closed => None,
+        }
+    }
+}
+
+impl Classify for StatementError {
+    fn retry_class(&self) -> Option<Class> {
+        Some(self.class())
+    }
+}
+
+impl RetryPolicy {
+    /// Does something, and does it again when its error is of a class that this may help.
+    ///
+    /// What is done must be harmless when done twice: after a lost session nobody knows whether the first time counted. For
+    /// transactions there is [`Handle::tx_retry`](crate::Handle::tx_retry), which knows.
+    ///
+    /// ```no_run
+    /// # async fn run(pool: db_core::Pool) -> Result<(), db_core::Error> {
+    /// use db_core::RetryPolicy;
+    ///
+    /// let shops: i64 = RetryPolicy::default()
+    ///     .run(|| async { Ok::<_, db_core::Error>(sqlx::query_scalar("select count(*) from shop").fetch_one(pool.handle()).await?) })
+    ///     .await?;
+    /// # let _ = shops;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Dropping the future stops it at any point.
+    ///
+    /// # Errors
+    ///
+    /// That of the last time.
+    pub async fn run<T, E, F>(self, mut work: impl FnMut() -> F) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+        E: Classify + std::fmt::Display,
+    {
+        let mut pauses = Pauses::new(self);
+        loop {
+            let error = match work().await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            let Some(pause) = error.retry_class().and_then(|class| pauses.after(class)) else {
+                return Err(error);
+            };
+            tracing::info!(%error, ?pause, "trying again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// The pauses of one piece of work.
+pub(crate) struct Pauses {
+    left: u32,
+    lost: ExponentialBackoff,
+    conflict: ExponentialBackoff,
+}
+
+impl Pauses {
+    pub(crate) fn new(policy: RetryPolicy) -> Self {
+        let pauses = |first: Duration| {
+            ExponentialBuilder::new()
+                .with_factor(2.0)
+                .with_min_delay(first)
+                .with_max_delay(policy.max_pause)
+                .with_jitter()
+                .without_max_times()
+                .build()
+        };
+        Self { left: policy.retries, lost: pauses(policy.min_pause), conflict: pauses(policy.conflict_pause) }
+    }
+
+    /// How long to pause after an error of this class; `None` to give up.
+    pub(crate) fn after(&mut self, class: Class) -> Option<Duration> {
+        let pauses = match class {
+            Class::NotReached | Class::Lost => &mut self.lost,
+            Class::Conflict => &mut self.conflict,
+            _ => return None,
+        };
+        self.left = self.left.checked_sub(1)?;
+        pauses.next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_times_after_the_first_with_growing_pauses() {
+        let mut pauses = Pauses::new(RetryPolicy::default());
+
+        for (least, most) in [(1, 2), (2, 4), (4, 8)] {
+            let pause = pauses.after(Class::Lost).expect("another time");
+            assert!(pause >= Duration::from_secs(least) && pause <= Duration::from_secs(most), "{pause:?}");
+        }
+        assert_eq!(pauses.after(Class::Lost), None);
+    }
+
+    #[test]
+    fn mistakes_constraints_and_limits_are_not_repeated() {
+        for class in [Class::Other, Class::Constraint, Class::TimedOut, Class::Refused] {
+            assert_eq!(Pauses::new(RetryPolicy::default()).after(class), None, "{class:?}");
+        }
+    }
+
+    #[test]
+    fn a_conflict_is_repeated_soon() {
+        let pause = Pauses::new(RetryPolicy::default()).after(Class::Conflict).expect("another time");
+
+        assert!(pause <= Duration::from_millis(20), "{pause:?}");
+    }
+}
