@@ -12,7 +12,7 @@ use crate::admin::Admin;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::migrations::Migrations;
-use crate::server::TestServer;
+use crate::server::{OURSELVES, TestServer};
 use crate::sweep::sweep;
 use crate::template;
 
@@ -120,14 +120,18 @@ impl TestDb {
         self.options.clone()
     }
 
-    /// A pool of up to five connections, made at the first call.
+    /// A pool of up to five connections, made at the first call: for the test itself, to look at what it tests. Its sessions
+    /// are not among the [`sessions`](TestDb::sessions).
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     pub fn pool(&self) -> PgPool {
         self.pool
-            .get_or_init(|| PgPoolOptions::new().max_connections(5).connect_lazy_with(self.options()))
+            .get_or_init(|| {
+                let options = self.options().application_name(OURSELVES);
+                PgPoolOptions::new().max_connections(5).connect_lazy_with(options)
+            })
             .clone()
     }
 
@@ -135,6 +139,11 @@ impl TestDb {
     #[must_use]
     pub fn server(&self) -> Option<&Server> {
         self.server.embedded()
+    }
+
+    /// For messages.
+    pub(crate) fn server_name(&self) -> &'static str {
+        self.server.name()
     }
 
     /// Drops the database, with everybody who is connected to it.

@@ -1,5 +1,7 @@
 //! Why a test has no database.
 
+use std::error::Error as _;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -54,6 +56,14 @@ pub enum Error {
         /// Why.
         source: sqlx::Error,
     },
+    /// A proxy does not come up.
+    #[error("no proxy in front of the server: cannot {action}")]
+    Proxy {
+        /// As in "cannot *listen*".
+        action: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The time ran out.
     #[error("waited {:.1} s for {what}", waited.as_secs_f64())]
     TimedOut {
@@ -71,6 +81,18 @@ impl Error {
             Error::Connect { source, .. } | Error::Statement { source, .. } => sqlstate(source),
             _ => None,
         }
+    }
+
+    /// The whole chain, for where nobody is left who would follow it.
+    pub(crate) fn with_sources(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(error) = source {
+            // Writing to a string does not fail.
+            let _ = write!(text, "\n  because: {error}");
+            source = error.source();
+        }
+        text
     }
 }
 

@@ -48,10 +48,14 @@ mod deadline;
 mod error;
 mod given;
 mod migrations;
+mod polls;
+mod proxy;
 mod run;
 mod server;
+mod sessions;
 mod sweep;
 mod template;
+mod until;
 
 pub use db::TestDb;
 /// Makes an `async fn(db: TestDb)` a test, in a runtime with two workers and with a database of its own.
@@ -81,7 +85,11 @@ pub use db::TestDb;
 pub use db_testkit_macros::test;
 pub use error::Error;
 pub use migrations::Migrations;
+pub use polls::poll_then_drop;
+pub use proxy::Proxy;
 pub use server::TestServer;
+pub use sessions::{Lock, Session};
+pub use until::until;
 
 /// For the macro's expansion only.
 #[doc(hidden)]

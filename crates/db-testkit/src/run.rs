@@ -1,11 +1,8 @@
 //! What the attribute macro calls.
 
-use std::error::Error as _;
-use std::fmt::Write as _;
 use std::future::Future;
 
 use crate::db::TestDb;
-use crate::error::Error;
 
 /// Runs a test in a runtime of its own, with a database of its own. The database is the test's, so it goes with the test's
 /// future, in a panic too.
@@ -29,18 +26,7 @@ where
         };
         match created {
             Ok(db) => test(db).await,
-            Err(error) => panic!("{}", chain(&error)),
+            Err(error) => panic!("this test has no database: {}", error.with_sources()),
         }
     })
-}
-
-fn chain(error: &Error) -> String {
-    let mut text = format!("this test has no database: {error}");
-    let mut source = error.source();
-    while let Some(error) = source {
-        // Writing to a string does not fail.
-        let _ = write!(text, "\n  because: {error}");
-        source = error.source();
-    }
-    text
 }

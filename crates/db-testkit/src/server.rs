@@ -20,6 +20,9 @@ const SETTINGS: [(&str, &str); 1] = [("max_connections", "400")];
 /// What a test connects to before its database exists, on a server of ours.
 const MAINTENANCE: &str = "postgres";
 
+/// What sessions of the kit call themselves, to be told from those that are tested.
+pub(crate) const OURSELVES: &str = "db-testkit";
+
 /// A server that makes databases for tests. Cloning it is cheap; a server of ours runs as long as a clone, or a
 /// [`TestDb`] on it, lives somewhere.
 #[derive(Clone, Debug)]
@@ -139,7 +142,7 @@ impl TestServer {
             Origin::Private(_) | Origin::Shared(_) => self.options_of(MAINTENANCE)?,
             Origin::Given(given) => given.options(),
         }
-        .application_name("db-testkit")
+        .application_name(OURSELVES)
         .disable_statement_logging())
     }
 }

@@ -11,7 +11,7 @@ use crate::admin::Admin;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::migrations::Resolved;
-use crate::server::TestServer;
+use crate::server::{OURSELVES, TestServer};
 
 /// Not noted more often: each note is a write.
 const NOTED_EVERY: u64 = 60 * 60;
@@ -89,7 +89,7 @@ async fn make(
 
 /// On a connection of its own: a session in a database keeps it from being copied.
 async fn migrate(server: &TestServer, migrations: &Resolved, name: &str) -> Result<(), Error> {
-    let options = server.options_of(name)?.application_name("db-testkit").disable_statement_logging();
+    let options = server.options_of(name)?.application_name(OURSELVES).disable_statement_logging();
     let mut connection = options.connect().await.map_err(|source| Error::Connect {
         database: name.to_owned(),
         server: server.name(),
