@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::runtime::Runtime;
 use url::Url;
 
-/// A database of its own, for as long as a topic is measured.
+/// A database of its own, for as long as a topic is measured. Who is killed leaves it on a server that is not thrown away.
 #[derive(Debug)]
 pub(crate) struct Database {
     /// The one that it was made from.
@@ -38,13 +38,12 @@ impl Database {
 
     fn make(runtime: &Runtime) -> anyhow::Result<Self> {
         let given = std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty());
-        let (throwaway, url, whose) = match given {
-            Some(url) => (None, url, "the server of DATABASE_URL"),
-            None => {
-                let server = Server::throwaway().start()?;
-                let url = server.url("postgres");
-                (Some(server), url, "a throwaway server")
-            }
+        let (throwaway, url, whose) = if let Some(url) = given {
+            (None, url, "the server of DATABASE_URL")
+        } else {
+            let server = Server::throwaway().start()?;
+            let url = server.url("postgres");
+            (Some(server), url, "a throwaway server")
         };
         let admin = Config::from_url(&url)?;
         let name = format!("bench_{}", std::process::id());
@@ -78,7 +77,9 @@ impl Database {
         sqlx::query(AssertSqlSafe(format!("alter database {name} set synchronous_commit = off")))
             .execute(&mut conn)
             .await?;
-        Ok(sqlx::query_scalar("show server_version").fetch_one(&mut conn).await?)
+        let version: String = sqlx::query_scalar("show server_version").fetch_one(&mut conn).await?;
+        // What follows is the packager's.
+        Ok(version.split(' ').next().unwrap_or_default().to_owned())
     }
 
     async fn remove(&self) -> anyhow::Result<()> {
