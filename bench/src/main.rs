@@ -3,14 +3,23 @@
 //! `cargo run --release -p bench -- TOPIC [--check] [--json FILE]`. Rounds are interleaved, figures are medians. What is
 //! measured is what users get: the shipped defaults.
 
+mod fairness;
+mod latency;
+mod load;
+mod peers;
+mod pool;
 mod report;
+mod rounds;
 mod run;
+mod server;
+mod tx;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use tokio::runtime::{self, Runtime};
 
 use crate::report::Report;
 
@@ -30,6 +39,21 @@ enum Topic {
         #[arg(long, default_value_t = 100_000)]
         lines: u32,
     },
+    /// Acquire, a prepared select, release: 10 and 64 tasks on 10 connections, beside the pools of others.
+    Pool {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// The same by 64 tasks on 4 connections: who gets how many turns.
+    Fairness {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// A transaction of one update, 10 tasks on 10 connections.
+    Tx {
+        #[command(flatten)]
+        options: Options,
+    },
     /// Writes a file to stdout, and the moment at which somebody began to read it to another file. Used by `run`.
     #[command(hide = true)]
     Emit { file: PathBuf, stamp: PathBuf },
@@ -43,9 +67,15 @@ struct Options {
     /// Write the rows to a file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// How many rounds; the median counts.
-    #[arg(long, default_value_t = 7)]
-    rounds: usize,
+    /// How many rounds; the median counts. Unless given, as many as take less than a minute.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+}
+
+impl Options {
+    fn rounds(&self, unless_given: u16) -> usize {
+        self.rounds.unwrap_or(unless_given).into()
+    }
 }
 
 fn main() -> ExitCode {
@@ -65,11 +95,28 @@ fn act() -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Topic::Run { options, lines } => {
-            let report = run::measure(lines, options.rounds)?;
+            let report = run::measure(lines, options.rounds(7))?;
+            (options, report)
+        }
+        Topic::Pool { options } => {
+            let report = pool::measure(&workers()?, options.rounds(7))?;
+            (options, report)
+        }
+        Topic::Fairness { options } => {
+            let report = fairness::measure(&workers()?, options.rounds(5))?;
+            (options, report)
+        }
+        Topic::Tx { options } => {
+            let report = tx::measure(&workers()?, options.rounds(9))?;
             (options, report)
         }
     };
     finish(&options, &report)
+}
+
+/// Two, whatever the machine has: figures of two machines can be compared a little.
+fn workers() -> anyhow::Result<Runtime> {
+    Ok(runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
 fn finish(options: &Options, report: &Report) -> anyhow::Result<ExitCode> {

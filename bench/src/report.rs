@@ -6,16 +6,23 @@ use std::fmt;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::load::Slice;
+
 /// What a topic found out.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
+    /// What it was measured on.
+    pub(crate) server: String,
+    /// For whoever wants to know where a row comes from.
+    pub(crate) arms: Vec<ArmFigures>,
     pub(crate) rows: Vec<Row>,
 }
 
-/// Ours beside a peer: the medians of the rounds, and the median of the rounds' ratios.
+/// Ours beside a peer: the medians of the rounds, and the median of what the rounds say when each is looked at alone.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
-    name: &'static str,
+    name: String,
+    /// What is compared with the target: a ratio, or what [`Row::difference`] says.
     ratio: f64,
     ours: f64,
     peer: f64,
@@ -25,24 +32,65 @@ pub(crate) struct Row {
     range: [f64; 2],
 }
 
+/// The medians of one arm's rounds.
+#[derive(Debug, Serialize)]
+pub(crate) struct ArmFigures {
+    name: String,
+    /// Operations a second.
+    rate: f64,
+    /// Microseconds; none of an arm whose operations are not timed.
+    p50: Option<f64>,
+    p99: Option<f64>,
+}
+
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Target {
     at_least: Option<f64>,
     at_most: Option<f64>,
+    /// The row is there to be read; whatever it says is right.
+    #[serde(default)]
+    informative: bool,
 }
 
 impl Row {
     /// A row from what each round measured, ours first.
-    pub(crate) fn new(name: &'static str, unit: &'static str, rounds: &[(f64, f64)]) -> Self {
-        let ratios = sorted(rounds.iter().map(|(ours, peer)| ours / peer));
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str, rounds: &[(f64, f64)]) -> Self {
+        Self::of(name.into(), unit, rounds, |ours, peer| ours / peer)
+    }
+
+    /// A row that says by how much ours is more, in its own unit.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "`tracker.rs` is not built before the pool has a switch for its tracker")
+    )]
+    pub(crate) fn difference(name: impl Into<String>, unit: &'static str, rounds: &[(f64, f64)]) -> Self {
+        Self::of(name.into(), unit, rounds, |ours, peer| ours - peer)
+    }
+
+    fn of(name: String, unit: &'static str, rounds: &[(f64, f64)], figure: fn(f64, f64) -> f64) -> Self {
+        let figures = sorted(rounds.iter().map(|(ours, peer)| figure(*ours, *peer)));
         Self {
             name,
-            ratio: median(&ratios),
+            ratio: median(&figures),
             ours: median(&sorted(rounds.iter().map(|(ours, _)| *ours))),
             peer: median(&sorted(rounds.iter().map(|(_, peer)| *peer))),
             unit,
             rounds: rounds.len(),
-            range: [ratios[0], ratios[ratios.len() - 1]],
+            range: [figures[0], figures[figures.len() - 1]],
+        }
+    }
+}
+
+impl ArmFigures {
+    /// From what the arm did in each round.
+    pub(crate) fn of(name: &str, rounds: &[Slice]) -> Self {
+        let latencies: Option<Vec<_>> = rounds.iter().map(|slice| slice.latency).collect();
+        Self {
+            name: name.to_owned(),
+            rate: median(&sorted(rounds.iter().map(|slice| slice.rate))),
+            p50: latencies.as_ref().map(|them| median(&sorted(them.iter().map(|latency| latency.p50)))),
+            p99: latencies.as_ref().map(|them| median(&sorted(them.iter().map(|latency| latency.p99)))),
         }
     }
 }
@@ -54,40 +102,68 @@ impl Report {
             toml::from_str(targets).context("targets.toml")?;
         let mut short = Vec::new();
         for row in &self.rows {
-            let (topic, name) = row.name.split_once('.').unwrap_or((row.name, ""));
-            let Some(target) = targets.get(topic).and_then(|topic| topic.get(name)) else {
-                short.push(format!("{} has no target", row.name));
-                continue;
-            };
-            if target.at_least.is_some_and(|least| row.ratio < least)
-                || target.at_most.is_some_and(|most| row.ratio > most)
-            {
-                short.push(format!("{} is {:.3}, which misses {target:?}", row.name, row.ratio));
+            // What comes before the first dot is a table in the file, the rest a key in it.
+            let (topic, name) = row.name.split_once('.').unwrap_or((&row.name, ""));
+            match targets.get(topic).and_then(|topic| topic.get(name)) {
+                None => short.push(format!("{} has no target", row.name)),
+                Some(Target { at_least: None, at_most: None, informative: false }) => {
+                    short.push(format!("{} has a target that says nothing", row.name));
+                }
+                Some(target) if target.is_met_by(row.ratio) => {}
+                Some(target) => short.push(format!("{} is {:.3}, {target}", row.name, row.ratio)),
             }
         }
         Ok(short)
     }
 }
 
+impl Target {
+    /// Written so that what is not a number meets nothing.
+    fn is_met_by(&self, figure: f64) -> bool {
+        self.at_least.is_none_or(|least| figure >= least) && self.at_most.is_none_or(|most| figure <= most)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("and is to be")?;
+        for (words, limit) in [("at least", self.at_least), ("at most", self.at_most)] {
+            if let Some(limit) = limit {
+                write!(f, " {words} {limit}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "on {}", self.server)?;
+        for ArmFigures { name, rate, p50, p99 } in &self.arms {
+            write!(f, "{name:<26} {rate:>10.0} ops/s")?;
+            if let (Some(p50), Some(p99)) = (p50, p99) {
+                write!(f, "   p50 {p50:>6.0} us   p99 {p99:>6.0} us")?;
+            }
+            writeln!(f)?;
+        }
         for Row { name, ratio, ours, peer, unit, rounds, range: [least, most] } in &self.rows {
             writeln!(
                 f,
-                "{name:<24} {ratio:>7.3} [{least:.3}-{most:.3}]  {ours:.0} against {peer:.0} {unit}, {rounds} rounds"
+                "{name:<26} {ratio:>8.3} [{least:.3}-{most:.3}]  {ours:.0} against {peer:.0} {unit}, {rounds} rounds"
             )?;
         }
         Ok(())
     }
 }
 
-fn sorted(figures: impl Iterator<Item = f64>) -> Vec<f64> {
+pub(crate) fn sorted(figures: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut figures: Vec<f64> = figures.collect();
     figures.sort_by(f64::total_cmp);
     figures
 }
 
-fn median(sorted: &[f64]) -> f64 {
+/// The middle one, or the middle of the two.
+pub(crate) fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
 }
@@ -96,22 +172,76 @@ fn median(sorted: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
+    fn report(rows: Vec<Row>) -> Report {
+        Report { server: "one".to_owned(), arms: Vec::new(), rows }
+    }
+
+    fn row(name: &str, ratio: f64) -> Row {
+        Row::new(name, "x/s", &[(ratio, 1.0), (ratio, 1.0), (9.0, 1.0)])
+    }
+
     #[test]
     fn a_row_that_misses_its_target_or_has_none_is_named() {
-        let row = |name, ratio| Row::new(name, "x/s", &[(ratio, 1.0), (ratio, 1.0), (9.0, 1.0)]);
-        let report = Report {
-            rows: vec![row("a.good", 0.5), row("a.low", 0.1), row("a.high", 3.0), row("a.none", 1.0)],
-        };
+        let report =
+            report(vec![row("a.good", 0.5), row("a.low", 0.1), row("a.high", 3.0), row("a.none", 1.0)]);
 
         let short =
             report.check("[a.good]\nat_least = 0.5\n[a.low]\nat_least = 0.25\n[a.high]\nat_most = 2.0\n");
 
         let short = short.expect("good targets");
-        assert_eq!(short.len(), 3, "{short:?}");
-        assert!(
-            short[0].starts_with("a.low is 0.100")
-                && short[1].starts_with("a.high")
-                && short[2].starts_with("a.none")
+        assert_eq!(
+            short,
+            [
+                "a.low is 0.100, and is to be at least 0.25",
+                "a.high is 3.000, and is to be at most 2",
+                "a.none has no target"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_name_with_several_dots_is_a_quoted_key() {
+        let report = report(vec![row("pool.10.vs_x", 2.0), row("pool.64.vs_x", 2.0)]);
+
+        let short =
+            report.check("[pool]\n\"10.vs_x\" = { at_least = 1.0 }\n\"64.vs_x\" = { at_least = 3.0 }\n");
+
+        assert_eq!(short.expect("good targets"), ["pool.64.vs_x is 2.000, and is to be at least 3"]);
+    }
+
+    #[test]
+    fn a_row_without_a_limit_must_be_said_to_be_informative() {
+        let report = report(vec![row("a.read", 2.0), row("a.empty", 2.0)]);
+
+        let short = report.check("[a]\nread = { informative = true }\nempty = {}\n");
+
+        assert_eq!(short.expect("good targets"), ["a.empty has a target that says nothing"]);
+        assert!(report.check("[a]\nread = { at_leats = 1.0 }\n").is_err());
+    }
+
+    #[test]
+    fn what_is_no_number_meets_no_target() {
+        let report = report(vec![row("a.least", f64::NAN), row("a.most", f64::NAN)]);
+
+        let short = report.check("[a]\nleast = { at_least = 1.0 }\nmost = { at_most = 1.0 }\n");
+
+        assert_eq!(short.expect("good targets").len(), 2);
+    }
+
+    #[test]
+    fn a_figure_is_the_median_of_the_rounds_and_not_of_the_medians() {
+        let rounds = [(100.0, 10.0), (30.0, 20.0), (50.0, 40.0)];
+
+        let ratio = Row::new("a.ratio", "x/s", &rounds);
+        let difference = Row::difference("a.difference", "ns", &rounds);
+
+        assert_eq!(serde_json::json!([ratio.ratio, ratio.range]), serde_json::json!([1.5, [1.25, 10.0]]));
+        assert_eq!(
+            serde_json::to_value(&difference).expect("JSON"),
+            serde_json::json!({
+                "name": "a.difference", "ratio": 10.0, "ours": 50.0, "peer": 20.0, "unit": "ns", "rounds": 3,
+                "range": [10.0, 90.0]
+            })
         );
     }
 }

@@ -1,0 +1,70 @@
+//! Ours and the peers, as their users set them up.
+
+mod bb8;
+mod deadpool;
+mod diesel;
+mod ours;
+pub(crate) mod pgbench;
+mod pgpool;
+mod seaorm;
+
+use anyhow::ensure;
+
+pub(crate) use bb8::Bb8;
+pub(crate) use deadpool::Deadpool;
+pub(crate) use diesel::Diesel;
+pub(crate) use ours::Ours;
+pub(crate) use pgpool::{PgPool, Test};
+pub(crate) use seaorm::SeaOrm;
+
+use crate::load::Work;
+
+/// What every driver prepares, once on each connection.
+const SELECT: &str = "select $1::int8";
+
+/// One row, by its key.
+const UPDATE: &str = "update bench_rows set n = n + 1 where id = $1";
+
+/// Takes a connection, asks it one thing, and gives it back.
+pub(crate) trait Selects: Send + Sync + 'static {
+    fn select(&self, n: i64) -> impl Future<Output = anyhow::Result<i64>> + Send;
+}
+
+/// Takes a connection and gives it back.
+pub(crate) trait Takes: Send + Sync + 'static {
+    fn take(&self) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+/// Updates a row in a transaction of its own, and says how many rows that were.
+pub(crate) trait Updates: Send + Sync + 'static {
+    fn update(&self, id: i64) -> impl Future<Output = anyhow::Result<u64>> + Send;
+}
+
+pub(crate) struct Select<P>(pub(crate) P);
+
+impl<P: Selects> Work for Select<P> {
+    async fn once(&self, _task: u32, n: i64) -> anyhow::Result<()> {
+        let answer = self.0.select(n).await?;
+        ensure!(answer == n, "asked for {n}, and got {answer}");
+        Ok(())
+    }
+}
+
+pub(crate) struct Take<P>(pub(crate) P);
+
+impl<P: Takes> Work for Take<P> {
+    async fn once(&self, _task: u32, _n: i64) -> anyhow::Result<()> {
+        self.0.take().await
+    }
+}
+
+pub(crate) struct Update<P>(pub(crate) P);
+
+impl<P: Updates> Work for Update<P> {
+    /// Each task has a row of its own: nobody waits for anybody's lock.
+    async fn once(&self, task: u32, _n: i64) -> anyhow::Result<()> {
+        let rows = self.0.update(i64::from(task)).await?;
+        ensure!(rows == 1, "{rows} rows were updated");
+        Ok(())
+    }
+}

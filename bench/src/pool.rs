@@ -1,0 +1,85 @@
+//! Taking a connection, asking it one thing and giving it back, beside the peers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+
+use crate::load::{Load, Work};
+use crate::peers::pgbench::Pgbench;
+use crate::peers::{Bb8, Deadpool, Diesel, Ours, PgPool, SeaOrm, Select, Take, Test};
+use crate::report::Report;
+use crate::rounds::{Arm, interleave};
+use crate::server::Database;
+
+const CONNECTIONS: u32 = 10;
+
+/// As many as there are connections, and so many that most of them wait.
+const TASKS: [u32; 2] = [CONNECTIONS, 64];
+
+const SLICE: Duration = Duration::from_millis(300);
+
+/// Taking alone is a thousand times faster, and needs less time to be measured.
+const BARE_SLICE: Duration = Duration::from_millis(150);
+
+pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report> {
+    Database::with(runtime, |database| {
+        let url = database.url();
+        let size = usize::try_from(CONNECTIONS)?;
+        let _inside = runtime.enter();
+        let ours = Ours::new(&database.config()?, CONNECTIONS);
+        let pgpool = runtime.block_on(PgPool::new(url, CONNECTIONS, Test::Default))?;
+        let pgpool_no_test = runtime.block_on(PgPool::new(url, CONNECTIONS, Test::Off))?;
+        let deadpool = Deadpool::new(url, size)?;
+        let pgbench = Pgbench::new(url)?;
+        let diesel = Diesel::new(url, size)?;
+        let bb8 = runtime.block_on(Bb8::new(url, CONNECTIONS))?;
+        let seaorm = runtime.block_on(SeaOrm::new(url, CONNECTIONS))?;
+
+        // Those that have targets to meet beside each other are neighbours.
+        let mut arms = vec![Arm::new("pool.10.pgbench", SLICE, |slice| pgbench.run(CONNECTIONS, slice))];
+        for tasks in TASKS {
+            let name = |peer| format!("pool.{tasks}.{peer}");
+            arms.push(select(runtime, name("deadpool"), tasks, Select(deadpool.clone())));
+            arms.push(select(runtime, name("ours"), tasks, Select(ours.clone())));
+            arms.push(select(runtime, name("pgpool"), tasks, Select(pgpool.clone())));
+            if tasks == CONNECTIONS {
+                arms.push(select(runtime, name("pgpool_no_test"), tasks, Select(pgpool_no_test.clone())));
+            }
+            arms.push(select(runtime, name("diesel"), tasks, Select(diesel.clone())));
+            arms.push(select(runtime, name("bb8"), tasks, Select(bb8.clone())));
+            arms.push(select(runtime, name("seaorm"), tasks, Select(seaorm.clone())));
+        }
+        arms.push(take(runtime, "bare.deadpool", Take(deadpool)));
+        arms.push(take(runtime, "bare.ours", Take(ours)));
+        arms.push(take(runtime, "bare.pgpool", Take(pgpool)));
+
+        let measured = interleave(&arms, rounds)?;
+        let mut rows = Vec::new();
+        for tasks in TASKS {
+            let ours = format!("pool.{tasks}.ours");
+            for peer in ["pgpool", "pgpool_no_test", "deadpool", "pgbench", "diesel", "bb8", "seaorm"] {
+                if tasks == CONNECTIONS || !matches!(peer, "pgpool_no_test" | "pgbench") {
+                    let name = format!("pool.{tasks}.vs_{peer}");
+                    rows.push(measured.rates(name, &ours, &format!("pool.{tasks}.{peer}")));
+                }
+            }
+            let name = format!("pool.{tasks}.p99_vs_deadpool");
+            rows.push(measured.p99s(name, &ours, &format!("pool.{tasks}.deadpool")));
+        }
+        rows.push(measured.rates("bare.vs_pgpool", "bare.ours", "bare.pgpool"));
+        rows.push(measured.rates("bare.vs_deadpool", "bare.ours", "bare.deadpool"));
+        Ok(measured.report(database.what().to_owned(), rows))
+    })
+}
+
+fn select(runtime: &Runtime, name: String, tasks: u32, work: impl Work) -> Arm<'_> {
+    let work = Arc::new(work);
+    Arm::new(name, SLICE, move |slice| Load { tasks, slice, timed: true }.run(runtime, &work))
+}
+
+fn take<'a>(runtime: &'a Runtime, name: &str, work: impl Work) -> Arm<'a> {
+    let work = Arc::new(work);
+    let load = move |slice| Load { tasks: CONNECTIONS, slice, timed: false };
+    Arm::new(name, BARE_SLICE, move |slice| load(slice).run(runtime, &work))
+}

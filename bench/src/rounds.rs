@@ -1,0 +1,102 @@
+//! Arms that take turns, round after round.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::load::Slice;
+use crate::report::{ArmFigures, Report, Row};
+
+/// Long enough to open every connection and to prepare every statement.
+const OPENING: Duration = Duration::from_millis(20);
+
+/// Ours or a peer's way to do something.
+pub(crate) struct Arm<'a> {
+    name: String,
+    slice: Duration,
+    run: Box<dyn Fn(Duration) -> anyhow::Result<Slice> + 'a>,
+}
+
+impl<'a> Arm<'a> {
+    /// An arm whose turn lasts `slice`.
+    pub(crate) fn new(
+        name: impl Into<String>,
+        slice: Duration,
+        run: impl Fn(Duration) -> anyhow::Result<Slice> + 'a,
+    ) -> Self {
+        Self { name: name.into(), slice, run: Box::new(run) }
+    }
+
+    fn run(&self, slice: Duration) -> anyhow::Result<Slice> {
+        (self.run)(slice).with_context(|| self.name.clone())
+    }
+}
+
+/// What every arm did in every round.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    /// In the order of the arms.
+    names: Vec<String>,
+    slices: BTreeMap<String, Vec<Slice>>,
+}
+
+/// Has every arm run once a round, and in every other round from the last to the first: whoever follows somebody finds the
+/// processor, and the server, in another state.
+pub(crate) fn interleave(arms: &[Arm<'_>], rounds: usize) -> anyhow::Result<Measured> {
+    for arm in arms {
+        arm.run(OPENING)?;
+    }
+    let mut slices = BTreeMap::<String, Vec<Slice>>::new();
+    for round in 0..rounds {
+        let mut order: Vec<_> = arms.iter().collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for arm in order {
+            slices.entry(arm.name.clone()).or_default().push(arm.run(arm.slice)?);
+        }
+    }
+    Ok(Measured { names: arms.iter().map(|arm| arm.name.clone()).collect(), slices })
+}
+
+impl Measured {
+    /// Operations a second of one arm over those of another.
+    pub(crate) fn rates(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
+        let rate = |slice: &Slice| slice.rate;
+        Row::new(name, "ops/s", &self.pairs((ours, rate), (peer, rate)))
+    }
+
+    /// What nearly all operations of one arm took at most, over the same of another.
+    pub(crate) fn p99s(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
+        let p99 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p99);
+        Row::new(name, "us", &self.pairs((ours, p99), (peer, p99)))
+    }
+
+    /// The operations of the task that did most over those of the one that did fewest.
+    pub(crate) fn fairness(&self, name: impl Into<String>, arm: &str) -> Row {
+        let most = |slice: &Slice| f64::from(slice.most);
+        // Of one that had none at all, the ratio would be no number.
+        let fewest = |slice: &Slice| f64::from(slice.fewest.max(1));
+        Row::new(name, "ops of a task", &self.pairs((arm, most), (arm, fewest)))
+    }
+
+    /// A report that has these rows, and each arm's own figures.
+    pub(crate) fn report(&self, server: String, rows: Vec<Row>) -> Report {
+        let arms = self.names.iter().map(|name| ArmFigures::of(name, self.slices_of(name))).collect();
+        Report { server, arms, rows }
+    }
+
+    fn slices_of(&self, arm: &str) -> &[Slice] {
+        self.slices.get(arm).map_or(&[], Vec::as_slice)
+    }
+
+    fn pairs(
+        &self,
+        (ours, of_ours): (&str, impl Fn(&Slice) -> f64),
+        (peer, of_peer): (&str, impl Fn(&Slice) -> f64),
+    ) -> Vec<(f64, f64)> {
+        let ours = self.slices_of(ours).iter().map(of_ours);
+        ours.zip(self.slices_of(peer).iter().map(of_peer)).collect()
+    }
+}
