@@ -12,6 +12,7 @@ mod report;
 mod rounds;
 mod run;
 mod server;
+mod tracker;
 mod tx;
 
 use std::path::PathBuf;

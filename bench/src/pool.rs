@@ -11,6 +11,7 @@ use crate::peers::{Bb8, Deadpool, Diesel, Ours, PgPool, SeaOrm, Select, Take, Te
 use crate::report::Report;
 use crate::rounds::{Arm, interleave};
 use crate::server::Database;
+use crate::tracker;
 
 const CONNECTIONS: u32 = 10;
 
@@ -69,6 +70,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report
         }
         rows.push(measured.rates("bare.vs_pgpool", "bare.ours", "bare.pgpool"));
         rows.push(measured.rates("bare.vs_deadpool", "bare.ours", "bare.deadpool"));
+        rows.push(tracker::measure(runtime, database, rounds)?);
         Ok(measured.report(database.what().to_owned(), rows))
     })
 }

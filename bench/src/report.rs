@@ -60,10 +60,6 @@ impl Row {
     }
 
     /// A row that says by how much ours is more, in its own unit.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "`tracker.rs` is not built before the pool has a switch for its tracker")
-    )]
     pub(crate) fn difference(name: impl Into<String>, unit: &'static str, rounds: &[(f64, f64)]) -> Self {
         Self::of(name.into(), unit, rounds, |ours, peer| ours - peer)
     }
