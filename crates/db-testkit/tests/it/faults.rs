@@ -315,11 +315,16 @@ async fn refused_are_new_connections_only_and_until_healed(db: TestDb) {
 async fn a_terminated_client_hears_why_as_without_a_proxy(db: TestDb) {
     let proxy = Proxy::start(&db).unwrap();
     let mut connection = connect(&proxy).await;
+    proxy.freeze();
     let [session] = &db.sessions().await.unwrap()[..] else { panic!("one session") };
     sqlx::query("select pg_terminate_backend($1)").bind(session.pid).execute(&db.pool()).await.unwrap();
     db.until_sessions("none", <[_]>::is_empty).await;
 
-    let error = run(&mut connection, "select 1").await.unwrap_err();
+    // It has written already when the server's last words come.
+    let mut query = Box::pin(run(&mut connection, "select 1"));
+    assert!(timeout(SILENCE, &mut query).await.is_err());
+    proxy.thaw();
+    let error = query.await.unwrap_err();
 
     assert_eq!(error.as_database_error().unwrap().code().unwrap(), "57P01");
 }
