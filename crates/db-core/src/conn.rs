@@ -74,6 +74,7 @@ impl Conn {
     /// [`Error::Deadline`] when there is none within the pool's
     /// [`statement_timeout`](crate::PoolOptions::statement_timeout), [`Error::Statement`] when the link is lost.
     pub async fn ping(&mut self) -> Result<(), Error> {
+        self.drain().await?;
         let limit = self.limit();
         let (live, state) = self.parts();
         state.begin(Flight::Control);
@@ -125,6 +126,7 @@ impl Conn {
     }
 
     pub(crate) async fn control_row(&mut self, statement: SqlStr) -> Result<Option<PgRow>, sqlx::Error> {
+        self.drain().await?;
         let limit = Limited::of_statement(self.inner.options.statement_timeout);
         let trip = self.depart(&statement, Flight::Control);
         let live = self.live.as_mut().expect("there until it is dropped");
@@ -135,6 +137,25 @@ impl Conn {
             }
             Err(_) => Err(self.expired(limit).into()),
         }
+    }
+
+    /// Reads the end of a statement that was cut off, if there is one: the driver would take its error for that of the next.
+    pub(crate) async fn drain(&mut self) -> Result<(), sqlx::Error> {
+        while self.state.in_flight().is_some() {
+            let limit = self.limit();
+            let (live, state) = self.parts();
+            let Ok(end) = timeout(limit.wait, live.raw.ping()).await else {
+                return Err(self.expired(limit).into());
+            };
+            state.end(end.as_ref().err());
+            match end {
+                // What the statement failed with. Nobody asked, but a transaction around it has failed, too.
+                Err(error) if state.has_lost() => return Err(error),
+                Err(_) => state.begin(Flight::Control),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
     }
 
     /// How long the next wait for the server may be.
@@ -149,9 +170,6 @@ impl Conn {
     /// The error of a wait that was too long. The statement stays in flight, so it is cancelled when the connection is
     /// dropped.
     pub(crate) fn expired(&mut self, limit: Limited) -> DeadlineError {
-        if self.state.transaction == Transaction::Open {
-            self.state.unseen = true;
-        }
         DeadlineError::new(&self.inner.options.name, self.asker.at, limit)
     }
 
@@ -241,6 +259,7 @@ impl Conn {
         run: impl for<'c> Fn(&'c mut PgConnection, Text) -> BoxFuture<'c, Result<T, sqlx::Error>>,
         note: impl Fn(&mut Trip, &T),
     ) -> Result<T, sqlx::Error> {
+        self.drain().await?;
         self.take_note(&text);
         let mut again = self.again(&text);
         let mut text = text;
@@ -271,9 +290,10 @@ impl Conn {
 
     /// A statement whose rows are read one by one. Each wait for the next has the limit, not the whole.
     fn many(&mut self, text: Text) -> BoxStream<'_, Result<Either<PgQueryResult, PgRow>, sqlx::Error>> {
-        self.take_note(&text);
-        let mut again = self.again(&text);
         Box::pin(try_stream! {
+            self.drain().await?;
+            self.take_note(&text);
+            let mut again = self.again(&text);
             let mut text = text;
             let sql = text.sql_str();
             loop {
@@ -392,6 +412,7 @@ impl<'c> Executor<'c> for &'c mut Conn {
         'c: 'e,
     {
         Box::pin(async move {
+            self.drain().await?;
             let limit = self.limit();
             let sql = sql.clone();
             let trip = self.depart(&sql, Flight::Statement);
@@ -412,6 +433,7 @@ impl<'c> Executor<'c> for &'c mut Conn {
         'c: 'e,
     {
         Box::pin(async move {
+            self.drain().await?;
             let limit = self.limit();
             let sql = sql.clone();
             let trip = self.depart(&sql, Flight::Statement);

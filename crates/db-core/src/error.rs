@@ -128,8 +128,7 @@ impl From<sqlx::Error> for Error {
 /// A statement failed, on the server or on the way.
 ///
 /// `Display` repeats what the server said, without the line of its C source that sqlx 0.9 adds, and without the
-/// text of errors about data (class 22), which quotes the value.
-#[derive(Debug)]
+/// text of errors about data (class 22), which quotes the value. So does `Debug`.
 pub struct StatementError(pub(crate) sqlx::Error);
 
 impl StatementError {
@@ -158,6 +157,16 @@ impl fmt::Display for StatementError {
             Some(code) => write!(f, "the statement failed: {} ({code})", said(&self.0)),
             None => write!(f, "the statement failed: {}", said(&self.0)),
         }
+    }
+}
+
+impl fmt::Debug for StatementError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatementError")
+            .field("class", &self.class())
+            .field("sqlstate", &self.sqlstate())
+            .field("said", &said(&self.0))
+            .finish()
     }
 }
 

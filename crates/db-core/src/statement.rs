@@ -16,7 +16,7 @@ pub(crate) struct State {
     /// Something may have been left in the session that we did not see through: sqlx's own connection was lent, or a
     /// statement's text says so.
     pub(crate) session_changed: bool,
-    /// A statement was cut off, or sent past us, so nobody knows whether the transaction has failed meanwhile.
+    /// Statements were sent past us, so nobody knows whether the transaction has failed meanwhile.
     pub(crate) unseen: bool,
     pub(crate) transaction: Transaction,
     /// No statement of the transaction may wait for longer than until then.
@@ -67,8 +67,6 @@ impl State {
     }
 
     pub(crate) fn begin(&mut self, flight: Flight) {
-        // The one before was cut off: its end will be read, and thrown away, before this one's.
-        self.unseen |= self.in_flight.is_some();
         self.in_flight = Some(flight);
     }
 

@@ -86,6 +86,8 @@ impl Tx {
     /// [`TxOptions::resolve_commit`], this is success or [`Error::RolledBack`] instead, as soon as the server can tell.
     pub async fn commit(mut self) -> Result<(), Error> {
         self.settle().await?;
+        // A statement that was cut off may have failed.
+        self.conn.drain().await?;
         if let Some(expired) = self.expired() {
             return Err(expired.into());
         }

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::PING_LIMIT;
 use super::core::{Core, Inner, Live};
 use super::options::Reset;
+use crate::Class;
 use crate::statement::{Flight, State, Transaction};
 
 /// A repair takes no longer than this; what is not mended then is closed.
@@ -113,11 +114,11 @@ impl Suspect {
                     pid = session.pid,
                     "a connection did not come to rest within {REPAIR_LIMIT:?}, and is closed"
                 );
-                self.is_lost();
-                // It may go on at the server for as long as the link is silent.
+                // It would go on at the server for as long as the link is silent.
                 if let Err(error) = inner.canceller.terminate(&session).await {
                     tracing::debug!(pool = inner.options.name, pid = session.pid, %error, "its session may go on");
                 }
+                self.is_lost();
             }
         }
     }
@@ -171,12 +172,16 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
     match state.in_flight() {
         None => {}
         // A commit is better waited for than cancelled: nobody knows what becomes of it either way.
-        Some(Flight::Control) => live.raw.ping().await?,
+        Some(Flight::Control) => come_to_rest(&mut live.raw).await?,
         Some(Flight::Statement) => {
-            let mut end = pin!(live.raw.ping());
-            if let Ok(ended) = timeout(LET_IT_END, &mut end).await {
-                ended?;
-            } else {
+            let mut end = pin!(come_to_rest(&mut live.raw));
+            let mut pause = LET_IT_END;
+            let mut cancelled = false;
+            loop {
+                if let Ok(ended) = timeout(pause, &mut end).await {
+                    ended?;
+                    break;
+                }
                 if let Err(error) = inner.canceller.cancel(&live.session).await {
                     let (pool, pid) = (&inner.options.name, live.session.pid);
                     tracing::warn!(pool, pid, %error, "a statement that was cut off could not be cancelled");
@@ -184,9 +189,11 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
                     // The request may still be under way, and would hit the next user.
                     return Ok(Mended::Useless);
                 }
-                inner.core().totals.cancelled += 1;
-                end.await?;
+                // A cancel that comes before its statement is ignored: the statement may have been on its way still.
+                pause *= 2;
+                cancelled = true;
             }
+            inner.core().totals.cancelled += u64::from(cancelled);
         }
     }
 
@@ -206,6 +213,16 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
     }
     // sqlx counts transactions by itself, and nothing but sqlx can set it right.
     Ok(if live.raw.is_in_transaction() { Mended::Useless } else { Mended::Good })
+}
+
+/// Reads everything that is still on its way, the error of a statement that failed or was cancelled included.
+async fn come_to_rest(raw: &mut PgConnection) -> Result<(), sqlx::Error> {
+    loop {
+        match raw.ping().await {
+            Err(error @ sqlx::Error::Database(_)) if Class::of(&error) != Class::Lost => {}
+            other => return other,
+        }
+    }
 }
 
 /// Where the session stands.

@@ -54,6 +54,11 @@ impl<'t> Savepoint<'t> {
         Ok(self.tx.settle().await?)
     }
 
+    /// [`Tx::after_commit`], unless this savepoint is undone.
+    pub fn after_commit(&mut self, run: impl FnOnce() + Send + 'static) {
+        self.tx.after_commit(run);
+    }
+
     /// A savepoint inside of this one.
     ///
     /// # Errors

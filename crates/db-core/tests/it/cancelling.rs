@@ -1,80 +1,488 @@
-//! Futures dropped at every await point.
+//! Every public future, dropped at every point where it waits.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use db_testkit::TestDb;
-use futures_util::TryStreamExt;
+use db_core::{Error, Isolation, Pool, PoolOptions, RetryPolicy, TxOptions};
+use db_testkit::{TestDb, poll_then_drop, until};
+use futures_util::future::{BoxFuture, join_all};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use sqlx::{Executor, SqlSafeStr};
 
-use crate::support::{open_transactions, patient_pool, poll_and_drop, until};
+use crate::support::{PATIENCE, config, patient_pool};
 
-/// After this many polls each of the futures below is done.
-const ENOUGH: usize = 60;
+/// So many futures are dropped by each of the four tests below that drop and look: together 10 000.
+const DROPS: u32 = 2_500;
 
-#[db_testkit::test]
-async fn a_dropped_begin_leaves_no_transaction_to_anybody(db: TestDb) {
-    let pool = patient_pool(&db, 1);
-    sqlx::query("create table t (n int)").execute(pool.handle()).await.expect("a table");
-    for polls in 1..ENOUGH {
-        poll_and_drop(pool.handle().begin(), polls).await;
+/// Makes a future, polls it so many times and drops it. Says whether it was done.
+type Scenario = for<'a> fn(&'a Ground, usize) -> BoxFuture<'a, bool>;
 
-        sqlx::query("insert into t values (1)")
-            .execute(pool.handle())
-            .await
-            .expect("the next user's statement");
-    }
-
-    // In somebody's open transaction, the rows would be seen by nobody else.
-    let rows: i64 =
-        sqlx::query_scalar("select count(*) from t").fetch_one(&db.pool()).await.expect("a count");
-    assert_eq!(rows, i64::try_from(ENOUGH).expect("small") - 1);
-    until("no transaction is open", async || open_transactions(&db).await == 0).await;
+/// A pool of one connection, so that whatever a dropped future has left meets the next user.
+struct Ground {
+    db: TestDb,
+    pool: Pool,
+    /// What the scenario does in its transactions has this number.
+    run: AtomicU32,
 }
 
-#[db_testkit::test]
-async fn a_dropped_transaction_leaves_all_of_it_or_nothing(db: TestDb) {
-    let pool = patient_pool(&db, 1);
-    sqlx::query("create table t (run int, n int)").execute(pool.handle()).await.expect("a table");
-    for polls in 1..ENOUGH {
-        let run = i32::try_from(polls).expect("small");
-        let work = pool.handle().tx(async |tx| {
-            for n in 0..2 {
-                sqlx::query("insert into t values ($1, $2)").bind(run).bind(n).execute(&mut *tx).await?;
+impl Ground {
+    async fn new(db: TestDb) -> Self {
+        sqlx::raw_sql("create table seen (n bigserial); create table done (run int, part int)")
+            .execute(&db.pool())
+            .await
+            .expect("tables");
+        let pool = patient_pool(&db, 1);
+        Self { db, pool, run: AtomicU32::new(0) }
+    }
+
+    fn run(&self) -> i32 {
+        i32::try_from(self.run.load(Ordering::Relaxed)).expect("a small number")
+    }
+
+    /// Drops the futures of the scenarios, each at each point where it waits, round and round, and looks after each.
+    async fn drop_everywhere(&self, scenarios: &[(&str, Scenario)]) {
+        let mut drops = 0;
+        while drops < DROPS {
+            for (name, scenario) in scenarios {
+                for polls in 0.. {
+                    let run = self.run.fetch_add(1, Ordering::Relaxed) + 1;
+                    let done = scenario(self, polls).await;
+                    self.look(&format!("{name}, {polls} polls, run {run}"), done).await;
+                    drops += u32::from(!done);
+                    if done {
+                        break;
+                    }
+                }
             }
-            Ok::<_, db_core::Error>(())
-        });
-        let done = poll_and_drop(work, polls).await;
+        }
+    }
 
-        let rows = async || -> i64 {
-            sqlx::query_scalar("select count(*) from t where run = $1")
-                .bind(run)
-                .fetch_one(&db.pool())
-                .await
-                .expect("a count")
-        };
-        // The server may still be at what was sent to it.
-        until("no transaction is open", async || open_transactions(&db).await == 0).await;
-        let rows = rows().await;
-        assert!(if done { rows == 2 } else { rows == 0 || rows == 2 }, "{rows} rows after {polls} polls");
+    /// No held slot, a next query that is right, no open transaction, and all or nothing of what was to be stored.
+    async fn look(&self, what: &str, done: bool) {
+        assert_eq!(self.pool.stats().in_use, 0, "{what}: a slot is held");
+
+        let run = self.run();
+        let next: (i32, i64) = sqlx::query_as(
+            "with n as (insert into seen default values returning n) select $1::int, n from n",
+        )
+        .bind(run)
+        .fetch_one(self.pool.handle())
+        .await
+        .unwrap_or_else(|error| panic!("{what}: {}", Error::from(error)));
+        assert_eq!(next.0, run, "{what}: somebody else's answer");
+        // Nothing else can be in repair than what the next query has waited for, or another that takes longer.
+        while self.pool.stats().repairing > 0 {
+            tokio::task::yield_now().await;
+        }
+        let (visible, open, parts): (bool, i64, i64) = sqlx::query_as(
+            "select exists (select from seen where n = $1),
+                    (select count(*) from pg_stat_activity
+                     where datname = current_database() and state like 'idle in transaction%'),
+                    (select count(*) from done where run = $2)",
+        )
+        .bind(next.1)
+        .bind(run)
+        .fetch_one(&self.db.pool())
+        .await
+        .expect("a look from outside");
+        assert!(visible, "{what}: the next user's row is in somebody's open transaction");
+        assert_eq!(open, 0, "{what}: a transaction is open");
+        assert!(parts == 2 || (parts == 0 && !done), "{what}: {parts} of 2 parts are stored, done: {done}");
+    }
+}
+
+/// Stores the two parts, for scenarios that are not about storing.
+async fn store_both(ground: &Ground) {
+    sqlx::query("insert into done values ($1, 1), ($1, 2)")
+        .bind(ground.run())
+        .execute(&ground.db.pool())
+        .await
+        .expect("stored");
+}
+
+/// The same, when the future was done.
+async fn and_store(ground: &Ground, done: bool) -> bool {
+    if done {
+        store_both(ground).await;
+    }
+    done
+}
+
+fn part(
+    ground: &Ground,
+    part: i32,
+) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    sqlx::query("insert into done values ($1, $2)").bind(ground.run()).bind(part)
+}
+
+#[db_testkit::test]
+async fn whatever_is_dropped_of_a_pool_or_a_handle_leaves_nothing_to_the_next_user(db: TestDb) {
+    let ground = Ground::new(db).await;
+    ground
+        .drop_everywhere(&[
+            ("acquire", |ground, polls| {
+                async move {
+                    let done = poll_then_drop(ground.pool.handle().acquire(), polls).await.is_some();
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("a second acquire, in the queue", |ground, polls| {
+                async move {
+                    let handle = ground.pool.handle();
+                    let held = handle.acquire().await.expect("a connection");
+                    let mut held = Some(held);
+                    let mut second = Box::pin(handle.acquire());
+                    // Asked for while the only one is out; then it comes back, and is on its way to the one who waits.
+                    assert!((&mut second).now_or_never().is_none());
+                    drop(held.take());
+                    let done = poll_then_drop(second, polls).await.is_some();
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("ping", |ground, polls| {
+                async move {
+                    let done = poll_then_drop(ground.pool.ping(), polls).await.is_some();
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("begin", |ground, polls| {
+                async move {
+                    let tx = poll_then_drop(ground.pool.handle().begin(), polls).await;
+                    and_store(ground, tx.is_some()).await
+                }
+                .boxed()
+            }),
+            ("begin_with", |ground, polls| {
+                async move {
+                    let options = TxOptions::default().isolation(Isolation::Serializable).tenant("t");
+                    let tx = poll_then_drop(ground.pool.handle().begin_with(options), polls).await;
+                    and_store(ground, tx.is_some()).await
+                }
+                .boxed()
+            }),
+            ("tx", |ground, polls| {
+                async move {
+                    let work = ground.pool.handle().tx(async |tx| {
+                        part(ground, 1).execute(&mut *tx).await?;
+                        part(ground, 2).execute(&mut *tx).await?;
+                        Ok::<_, Error>(())
+                    });
+                    poll_then_drop(work, polls).await.transpose().expect("committed").is_some()
+                }
+                .boxed()
+            }),
+            ("tx_retry", |ground, polls| {
+                async move {
+                    let options = TxOptions::default().resolve_commit();
+                    let work = ground.pool.handle().tx_retry(options, RetryPolicy::default(), |mut tx| {
+                        async move {
+                            part(ground, 1).execute(&mut *tx).await?;
+                            part(ground, 2).execute(&mut *tx).await?;
+                            Ok::<_, Error>(())
+                        }
+                        .boxed()
+                    });
+                    poll_then_drop(work, polls).await.transpose().expect("committed").is_some()
+                }
+                .boxed()
+            }),
+            ("one row by a handle", |ground, polls| {
+                async move {
+                    let query = sqlx::query("select repeat('x', 100000)").fetch_one(ground.pool.handle());
+                    let done = poll_then_drop(query, polls).await.is_some();
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+        ])
+        .await;
+}
+
+#[db_testkit::test]
+async fn whatever_is_dropped_of_a_connection_leaves_nothing_to_the_next_user(db: TestDb) {
+    let ground = Ground::new(db).await;
+    ground
+        .drop_everywhere(&[
+            ("execute", |ground, polls| {
+                async move {
+                    let mut conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let both = sqlx::query("insert into done values ($1, 1), ($1, 2)").bind(ground.run());
+                    poll_then_drop(both.execute(&mut conn), polls)
+                        .await
+                        .transpose()
+                        .expect("stored")
+                        .is_some()
+                }
+                .boxed()
+            }),
+            ("many rows", |ground, polls| {
+                async move {
+                    let mut conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let rows = sqlx::query("select n, repeat('x', 1000) from generate_series(1, 300) n");
+                    let done = poll_then_drop(rows.fetch_all(&mut conn), polls).await.is_some();
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("a stream in the middle", |ground, polls| {
+                async move {
+                    let mut conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let mut rows = sqlx::query("select n, repeat('x', 1000) from generate_series(1, 300) n")
+                        .fetch(&mut conn);
+                    let read = async {
+                        while rows.try_next().await.expect("a row").is_some() {
+                            tokio::task::yield_now().await;
+                        }
+                    };
+                    // Every thirtieth row: each is a point where it may be dropped.
+                    let done = poll_then_drop(read, polls * 30).await.is_some();
+                    drop(rows);
+                    drop(conn);
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("raw text that begins", |ground, polls| {
+                async move {
+                    let mut conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let raw = sqlx::raw_sql("begin; insert into done values (0, 0)").execute(&mut conn);
+                    let done = poll_then_drop(raw, polls).await.is_some();
+                    drop(conn);
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("ping", |ground, polls| {
+                async move {
+                    let mut conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let done = poll_then_drop(conn.ping(), polls).await.is_some();
+                    drop(conn);
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("begin", |ground, polls| {
+                async move {
+                    let conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let tx = poll_then_drop(conn.begin(), polls).await;
+                    let done = tx.is_some();
+                    drop(tx);
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("prepare", |ground, polls| {
+                async move {
+                    let mut conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let sql = sqlx::AssertSqlSafe(format!("select {}", ground.run())).into_sql_str();
+                    let done = poll_then_drop((&mut conn).prepare(sql), polls).await.is_some();
+                    drop(conn);
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+        ])
+        .await;
+}
+
+#[db_testkit::test]
+async fn whatever_is_dropped_of_a_transaction_leaves_all_of_it_or_nothing(db: TestDb) {
+    let ground = Ground::new(db).await;
+    ground
+        .drop_everywhere(&[
+            ("a statement", |ground, polls| {
+                async move {
+                    let mut tx = ground.pool.handle().begin().await.expect("begun");
+                    part(ground, 1).execute(&mut tx).await.expect("stored");
+                    let done = poll_then_drop(part(ground, 2).execute(&mut tx), polls).await.is_some();
+                    if done {
+                        tx.commit().await.expect("committed");
+                    }
+                    done
+                }
+                .boxed()
+            }),
+            ("commit", |ground, polls| {
+                async move {
+                    let mut tx = ground.pool.handle().begin().await.expect("begun");
+                    part(ground, 1).execute(&mut tx).await.expect("stored");
+                    part(ground, 2).execute(&mut tx).await.expect("stored");
+                    poll_then_drop(tx.commit(), polls).await.transpose().expect("committed").is_some()
+                }
+                .boxed()
+            }),
+            ("commit, to be resolved", |ground, polls| {
+                async move {
+                    let options = TxOptions::default().resolve_commit();
+                    let mut tx = ground.pool.handle().begin_with(options).await.expect("begun");
+                    part(ground, 1).execute(&mut tx).await.expect("stored");
+                    part(ground, 2).execute(&mut tx).await.expect("stored");
+                    poll_then_drop(tx.commit(), polls).await.transpose().expect("committed").is_some()
+                }
+                .boxed()
+            }),
+            ("rollback", |ground, polls| {
+                async move {
+                    let mut tx = ground.pool.handle().begin().await.expect("begun");
+                    part(ground, 1).execute(&mut tx).await.expect("stored");
+                    let done = poll_then_drop(tx.rollback(), polls).await.is_some();
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("a rollback that is not asked for", |ground, polls| {
+                async move {
+                    let work = ground.pool.handle().tx(async |tx| {
+                        part(ground, 1).execute(&mut *tx).await?;
+                        Err::<(), _>(Error::Aborted)
+                    });
+                    let done = poll_then_drop(work, polls).await.is_some();
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+        ])
+        .await;
+}
+
+#[db_testkit::test]
+async fn whatever_is_dropped_of_a_savepoint_undoes_it_and_leaves_the_rest_to_the_transaction(db: TestDb) {
+    let ground = Ground::new(db).await;
+    ground
+        .drop_everywhere(&[
+            ("savepoint", |ground, polls| {
+                async move {
+                    let mut tx = ground.pool.handle().begin().await.expect("begun");
+                    part(ground, 1).execute(&mut tx).await.expect("stored");
+                    let dropped = poll_then_drop(tx.savepoint(), polls).await.is_none();
+                    // The transaction goes on wherever its savepoint was dropped.
+                    part(ground, 2).execute(&mut tx).await.expect("stored");
+                    tx.commit().await.expect("committed");
+                    !dropped
+                }
+                .boxed()
+            }),
+            ("a statement in it", |ground, polls| {
+                async move {
+                    let mut tx = ground.pool.handle().begin().await.expect("begun");
+                    part(ground, 1).execute(&mut tx).await.expect("stored");
+                    let mut savepoint = tx.savepoint().await.expect("a savepoint");
+                    let extra =
+                        sqlx::query("insert into done select $1, 3 from pg_sleep(0)").bind(ground.run());
+                    let done = poll_then_drop(extra.execute(&mut savepoint), polls).await.is_some();
+                    drop(savepoint);
+                    part(ground, 2).execute(&mut tx).await.expect("stored");
+                    tx.commit().await.expect("committed");
+                    done
+                }
+                .boxed()
+            }),
+            ("a failing statement in it", |ground, polls| {
+                async move {
+                    let mut tx = ground.pool.handle().begin().await.expect("begun");
+                    part(ground, 1).execute(&mut tx).await.expect("stored");
+                    let mut savepoint = tx.savepoint().await.expect("a savepoint");
+                    let failing = sqlx::query("select 1 / 0").execute(&mut savepoint);
+                    let done = poll_then_drop(failing, polls).await.is_some();
+                    drop(savepoint);
+                    part(ground, 2).execute(&mut tx).await.expect("stored");
+                    tx.commit().await.expect("committed");
+                    done
+                }
+                .boxed()
+            }),
+            ("its rollback", |ground, polls| {
+                async move {
+                    let mut tx = ground.pool.handle().begin().await.expect("begun");
+                    let mut savepoint = tx.savepoint().await.expect("a savepoint");
+                    part(ground, 3).execute(&mut savepoint).await.expect("stored");
+                    let done = poll_then_drop(savepoint.rollback(), polls).await.is_some();
+                    let both = sqlx::query("insert into done values ($1, 1), ($1, 2)").bind(ground.run());
+                    // It was undone, or, when the server did so without our seeing it, the transaction fails.
+                    let stored = both.execute(&mut tx).await.is_ok();
+                    assert!(stored || !done, "the transaction goes on after a rollback");
+                    let committed = tx.commit().await.is_ok();
+                    assert_eq!(stored, committed);
+                    done
+                }
+                .boxed()
+            }),
+            ("its release", |ground, polls| {
+                async move {
+                    let mut tx = ground.pool.handle().begin().await.expect("begun");
+                    part(ground, 1).execute(&mut tx).await.expect("stored");
+                    let mut savepoint = tx.savepoint().await.expect("a savepoint");
+                    part(ground, 2).execute(&mut savepoint).await.expect("stored");
+                    let done = poll_then_drop(savepoint.release(), polls).await.is_some();
+                    if done {
+                        tx.commit().await.expect("committed");
+                        return true;
+                    }
+                    // Undone, and the second part stored again; or failed.
+                    if part(ground, 2).execute(&mut tx).await.is_ok() {
+                        tx.commit().await.expect("committed");
+                    } else {
+                        assert!(matches!(tx.commit().await, Err(Error::Aborted | Error::Statement(_))));
+                    }
+                    false
+                }
+                .boxed()
+            }),
+            ("a part that is a closure", |ground, polls| {
+                async move {
+                    let mut tx = ground.pool.handle().begin().await.expect("begun");
+                    let nested = tx.nested(async |savepoint| {
+                        part(ground, 1).execute(&mut *savepoint).await?;
+                        part(ground, 2).execute(&mut *savepoint).await?;
+                        Ok::<_, Error>(())
+                    });
+                    let done = poll_then_drop(nested, polls).await.is_some();
+                    let committed = tx.commit().await.is_ok();
+                    assert!(committed || !done);
+                    done
+                }
+                .boxed()
+            }),
+        ])
+        .await;
+}
+
+#[db_testkit::test]
+async fn a_transaction_goes_on_after_a_dropped_statement_only_as_the_server_sees_it(db: TestDb) {
+    let ground = Ground::new(db).await;
+    sqlx::query("create table one (n int primary key)").execute(&ground.db.pool()).await.expect("a table");
+    let pool = &ground.pool;
+    for polls in 0..8 {
+        let mut tx = pool.handle().begin().await.expect("begun");
+        sqlx::query("insert into one values (1)").execute(&mut tx).await.expect("stored");
+        let twice = poll_then_drop(sqlx::query("insert into one values (1)").execute(&mut tx), polls).await;
+        let committed = tx.commit().await;
+
+        // The second insert never arrived, or it failed: a success that stores nothing is what must not be.
+        let rows: i64 = sqlx::query_scalar("select count(*) from one")
+            .fetch_one(&ground.db.pool())
+            .await
+            .expect("a count");
+        assert_eq!(rows, i64::from(committed.is_ok()), "{polls} polls, {twice:?}, {committed:?}");
+        sqlx::query("delete from one").execute(&ground.db.pool()).await.expect("deleted");
     }
 }
 
 #[db_testkit::test]
-async fn a_dropped_statement_never_answers_somebody_elses_question(db: TestDb) {
-    let pool = patient_pool(&db, 1);
-    for polls in 1..ENOUGH {
-        poll_and_drop(
-            sqlx::query("select generate_series(1, 500), repeat('x', 500)").fetch_all(pool.handle()),
-            polls,
-        )
-        .await;
+async fn a_pool_whose_closing_is_dropped_is_closed_to_new_requests_and_may_be_closed_again(db: TestDb) {
+    for polls in 1..4 {
+        let pool = patient_pool(&db, 2);
+        let held = pool.handle().acquire().await.expect("a connection");
+        let closed = poll_then_drop(pool.close(PATIENCE), polls.min(1)).await;
+        assert!(closed.is_none(), "a connection is out");
 
-        let polls = i32::try_from(polls).expect("small");
-        let answer: i32 = sqlx::query_scalar("select $1::int")
-            .bind(polls)
-            .fetch_one(pool.handle())
-            .await
-            .expect("an answer");
-        assert_eq!(answer, polls);
+        assert!(pool.handle().acquire().await.expect_err("closed").is_closed());
+        drop(held);
+        assert!(pool.close(PATIENCE).await.is_clean());
     }
 }
 
@@ -91,4 +499,112 @@ async fn a_stream_dropped_in_the_middle_frees_its_place_at_once(db: TestDb) {
     let next = tokio::time::timeout(Duration::from_secs(5), pool.handle().acquire()).await;
 
     assert!(next.expect("the place is free").is_ok());
+}
+
+#[db_testkit::test]
+async fn a_dropped_statement_is_cancelled_on_the_server(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    for _ in 0..20 {
+        let mut sleeper = Box::pin(sqlx::query("select pg_sleep(600)").execute(pool.handle()));
+        let running = async |sessions: &[db_testkit::Session]| {
+            sessions.iter().any(|s| s.query.contains("600") && s.is_running())
+        };
+        tokio::select! {
+            _ = &mut sleeper => panic!("it sleeps for ten minutes"),
+            () = until("it runs", async || running(&db.sessions().await.expect("sessions")).await) => {}
+        }
+        drop(sleeper);
+
+        until("it is cancelled", async || !running(&db.sessions().await.expect("sessions")).await).await;
+    }
+    assert_eq!(pool.stats().totals.cancelled, 20);
+    assert_eq!(pool.stats().totals.beyond_repair, 0);
+}
+
+#[db_testkit::test]
+async fn ten_thousand_dropped_statements_cancel_nobody_elses_and_pile_up_no_sessions(db: TestDb) {
+    const DROPPERS: u32 = 6;
+    const OTHERS: u32 = 4;
+    let options =
+        PoolOptions { name: "test".into(), max: 8, acquire_timeout: PATIENCE, ..PoolOptions::api() };
+    let pool = Pool::new(&config(&db), options);
+    let over = Arc::new(AtomicBool::new(false));
+    let dropped = Arc::new(AtomicU32::new(0));
+
+    let droppers = (0..DROPPERS).map(|_| {
+        let (pool, dropped) = (pool.clone(), Arc::clone(&dropped));
+        tokio::spawn(async move {
+            while dropped.fetch_add(1, Ordering::Relaxed) < 10_000 {
+                let mut conn = pool.handle().acquire().await.expect("a connection");
+                let statement = sqlx::query("select pg_sleep(60)").execute(&mut conn);
+                // As a client would that has no time: some are cut off before they were sent, most while they run.
+                let patience = Duration::from_micros(fastrand::u64(0..4_000));
+                assert!(tokio::time::timeout(patience, statement).await.is_err());
+            }
+        })
+    });
+    let droppers: Vec<_> = droppers.collect();
+    let others = (0..OTHERS).map(|_| {
+        let (pool, over) = (pool.clone(), Arc::clone(&over));
+        tokio::spawn(async move {
+            let mut done = 0u32;
+            while !over.load(Ordering::Relaxed) {
+                let number = fastrand::i32(..);
+                // Long enough to be met by what is meant for another, short enough to meet many.
+                let sleep = f64::from(fastrand::u32(0..4)) / 1000.0;
+                let answer: Result<i32, _> =
+                    sqlx::query_scalar("select $1::int from (select pg_sleep($2)) s")
+                        .bind(number)
+                        .bind(sleep)
+                        .fetch_one(pool.handle())
+                        .await;
+                assert_eq!(answer.map_err(Error::from).unwrap_or_else(|error| panic!("{error}")), number);
+                done += 1;
+            }
+            done
+        })
+    });
+    let others: Vec<_> = others.collect();
+    let most = {
+        let mut all = Box::pin(join_all(droppers));
+        let most = Mutex::new(0);
+        tokio::select! {
+            ended = &mut all => for ended in ended { ended.expect("a dropper") },
+            () = async {
+                loop {
+                    let sessions = db.sessions().await.expect("sessions").len();
+                    let mut most = most.lock().expect("not poisoned");
+                    *most = sessions.max(*most);
+                }
+            } => {}
+        }
+        most.into_inner().expect("not poisoned")
+    };
+    over.store(true, Ordering::Relaxed);
+    let mut answered = 0;
+    for other in others {
+        answered += other.await.expect("nobody else's statement was cancelled");
+    }
+
+    let stats = pool.stats();
+    assert!(answered > 1_000, "{answered}");
+    assert!(stats.totals.cancelled > 5_000 && stats.totals.beyond_repair == 0, "{stats:?}");
+    assert!(most > 8 && most <= pool.most_sessions() as usize, "{most} sessions, {stats:?}");
+    until("all are back", async || {
+        let stats = pool.stats();
+        stats.in_use == 0 && stats.repairing == 0 && stats.open <= 8
+    })
+    .await;
+}
+
+#[db_testkit::test]
+async fn a_stream_that_nobody_polls_any_more_holds_its_connection_until_it_is_dropped(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    let mut rows = sqlx::query("select n from generate_series(1, 10) n").fetch(pool.handle());
+    rows.next().await.expect("a row").expect("no error");
+    assert_eq!(pool.stats().in_use, 1);
+
+    drop(rows);
+
+    assert_eq!(pool.stats().in_use, 0);
 }

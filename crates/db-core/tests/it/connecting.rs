@@ -48,10 +48,8 @@ async fn a_wrong_password_and_a_forbidden_role_fail_at_once_and_are_named() {
         Config::from_url(&address).expect("an address")
     };
     // The new rule is in force once the right password is asked for.
-    crate::support::until("the rule is in force", async || {
-        connect(&address("app:right"), LONG).await.is_ok()
-    })
-    .await;
+    db_testkit::until("the rule is in force", async || connect(&address("app:right"), LONG).await.is_ok())
+        .await;
 
     let wrong = fails_at_once(&address("app:hunter2")).await;
     assert!(wrong.contains("the password of role `app` was refused (28P01)"), "{wrong}");

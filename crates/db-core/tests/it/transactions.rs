@@ -1,11 +1,15 @@
 //! How transactions end.
 
-use db_core::{Error, Pool};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use db_core::{Error, Isolation, Pool, TxOptions};
 use db_testkit::TestDb;
 use futures_util::FutureExt;
-use std::panic::AssertUnwindSafe;
 
-use crate::support::{open_transactions, pool, until};
+use crate::support::pool;
 
 async fn table(db: &TestDb) -> Pool {
     let pool = pool(db, 2);
@@ -62,7 +66,7 @@ async fn a_panic_rolls_back(db: TestDb) {
     });
     assert!(AssertUnwindSafe(work).catch_unwind().await.is_err());
 
-    until("no transaction is open", async || open_transactions(&db).await == 0).await;
+    db.until_quiet().await;
     assert_eq!(count(&pool).await, 0);
 }
 
@@ -143,8 +147,8 @@ async fn a_commit_that_the_server_refuses_is_a_definite_failure(db: TestDb) {
 #[db_testkit::test]
 async fn a_link_lost_during_commit_is_said_to_leave_it_open(db: TestDb) {
     let pool = table(&db).await;
-    let mut tx = pool.handle().begin().await.expect("begun");
-    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut tx).await.expect("a pid");
+    let tx = pool.handle().begin().await.expect("begun");
+    let pid = tx.pid();
     sqlx::query("select pg_terminate_backend($1, 5000)").bind(pid).execute(&db.pool()).await.expect("killed");
 
     let error = tx.commit().await.expect_err("the session is gone");
@@ -169,8 +173,226 @@ async fn errors_answer_questions_and_show_no_values(db: TestDb) {
     let value = sqlx::query("select ($1::text)::int").bind("hunter2").execute(pool.handle()).await;
     let value = Error::from(value.expect_err("no number"));
     assert_eq!(value.sqlstate().as_deref(), Some("22P02"));
-    for error in [duplicate, value] {
-        let text = error.to_string();
+    for text in [format!("{duplicate} {duplicate:?}"), format!("{value} {value:?}")] {
         assert!(!text.contains("hunter2") && !text.contains("4711") && !text.contains("line"), "{text}");
     }
+}
+
+async fn shown(tx: &mut db_core::Tx, setting: &str) -> String {
+    sqlx::query_scalar("select current_setting($1)").bind(setting).fetch_one(tx).await.expect(setting)
+}
+
+#[db_testkit::test]
+async fn a_transaction_is_begun_as_it_was_asked_for_and_leaves_no_setting_behind(db: TestDb) {
+    let pool = pool(&db, 1);
+    let defaults = {
+        let mut tx = pool.handle().begin().await.expect("begun");
+        [shown(&mut tx, "statement_timeout").await, shown(&mut tx, "lock_timeout").await]
+    };
+    for (isolation, name) in [
+        (Isolation::ReadCommitted, "read committed"),
+        (Isolation::RepeatableRead, "repeatable read"),
+        (Isolation::Serializable, "serializable"),
+    ] {
+        let options = TxOptions::default()
+            .isolation(isolation)
+            .read_only()
+            .deferrable()
+            .statement_timeout(Duration::from_millis(1234))
+            .lock_timeout(Duration::from_secs(2))
+            .role("pg_monitor")
+            .tenant("o'hara \\ co")
+            .set("app.shop", "b");
+        let mut tx = pool.handle().begin_with(options).await.expect("begun");
+        for (setting, value) in [
+            ("transaction_isolation", name),
+            ("transaction_read_only", "on"),
+            ("transaction_deferrable", "on"),
+            ("statement_timeout", "1234ms"),
+            ("lock_timeout", "2s"),
+            ("role", "pg_monitor"),
+            ("app.tenant", "o'hara \\ co"),
+            ("app.shop", "b"),
+        ] {
+            assert_eq!(shown(&mut tx, setting).await, value, "{setting}");
+        }
+        let write = sqlx::query("create table t (n int)").execute(&mut tx).await.expect_err("read only");
+        assert_eq!(Error::from(write).sqlstate().as_deref(), Some("25006"));
+        tx.rollback().await.expect("rolled back");
+    }
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    assert_eq!(shown(&mut tx, "transaction_isolation").await, "read committed");
+    assert_eq!(shown(&mut tx, "transaction_read_only").await, "off");
+    assert_eq!(shown(&mut tx, "role").await, "none");
+    assert_eq!(shown(&mut tx, "app.tenant").await, "");
+    assert_eq!([shown(&mut tx, "statement_timeout").await, shown(&mut tx, "lock_timeout").await], defaults);
+    assert_eq!(pool.stats().totals.repaired, 0, "none of it made the connection suspect");
+}
+
+#[db_testkit::test]
+async fn a_setting_that_the_server_refuses_begins_nothing(db: TestDb) {
+    let pool = pool(&db, 1);
+
+    let options = TxOptions::default().role("nobody of that name");
+    let error = pool.handle().begin_with(options).await.expect_err("no such role");
+
+    assert_eq!(error.sqlstate().as_deref(), Some("22023"), "{error}");
+    db.until_quiet().await;
+    assert_eq!(
+        sqlx::query_scalar::<_, i32>("select 1").fetch_one(pool.handle()).await.expect("serves on"),
+        1
+    );
+}
+
+#[db_testkit::test]
+async fn a_savepoint_is_kept_or_undone_alone(db: TestDb) {
+    let pool = table(&db).await;
+    let insert = |n: i32| sqlx::query("insert into t values ($1)").bind(n);
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    insert(1).execute(&mut tx).await.expect("inserted");
+    let mut kept = tx.savepoint().await.expect("a savepoint");
+    insert(2).execute(&mut kept).await.expect("inserted");
+    let mut inner = kept.savepoint().await.expect("a savepoint in it");
+    insert(3).execute(&mut inner).await.expect("inserted");
+    inner.rollback().await.expect("undone");
+    kept.release().await.expect("kept");
+    let mut dropped = tx.savepoint().await.expect("a savepoint");
+    insert(4).execute(&mut dropped).await.expect("inserted");
+    insert(4).execute(&mut dropped).await.expect_err("a duplicate");
+    drop(dropped);
+    insert(5).execute(&mut tx).await.expect("the transaction goes on");
+    tx.commit().await.expect("committed");
+
+    let rows: Vec<i32> =
+        sqlx::query_scalar("select n from t order by n").fetch_all(pool.handle()).await.expect("rows");
+    assert_eq!(rows, [1, 2, 5]);
+}
+
+#[db_testkit::test]
+async fn a_dropped_savepoint_is_undone_even_when_the_commit_comes_next(db: TestDb) {
+    let pool = table(&db).await;
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    let mut outer = tx.savepoint().await.expect("a savepoint");
+    let mut inner = outer.savepoint().await.expect("a savepoint in it");
+    sqlx::query("insert into t values (1)").execute(&mut inner).await.expect("inserted");
+    inner.release().await.expect("kept by the outer one");
+    drop(outer);
+    tx.commit().await.expect("committed");
+
+    assert_eq!(count(&pool).await, 0);
+}
+
+#[db_testkit::test]
+async fn a_nested_closure_is_undone_on_err_and_the_transaction_goes_on(db: TestDb) {
+    let pool = table(&db).await;
+
+    let done = pool
+        .handle()
+        .tx(async |tx| {
+            sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
+            for _ in 0..2 {
+                let nested = tx
+                    .nested(async |part| {
+                        sqlx::query("insert into t values (2)").execute(&mut *part).await?;
+                        sqlx::query("insert into t values (1)").execute(&mut *part).await?;
+                        Ok::<_, Error>(())
+                    })
+                    .await;
+                assert!(nested.expect_err("a duplicate").is_unique_violation());
+            }
+            tx.nested(async |part| {
+                Ok::<_, Error>(sqlx::query("insert into t values (3)").execute(part).await?)
+            })
+            .await
+        })
+        .await;
+
+    done.expect("committed");
+    let rows: Vec<i32> =
+        sqlx::query_scalar("select n from t order by n").fetch_all(pool.handle()).await.expect("rows");
+    assert_eq!(rows, [1, 3]);
+}
+
+/// Counts how often it is told to.
+fn tick(ticks: &Arc<AtomicU32>) -> impl FnOnce() + Send + 'static {
+    let ticks = Arc::clone(ticks);
+    move || {
+        ticks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[db_testkit::test]
+async fn what_is_to_happen_after_the_commit_happens_after_a_commit_and_never_else(db: TestDb) {
+    let pool = table(&db).await;
+    let ticks = Arc::new(AtomicU32::new(0));
+    let ticked = || ticks.load(Ordering::Relaxed);
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    tx.after_commit(tick(&ticks));
+    tx.after_commit(tick(&ticks));
+    assert_eq!(ticked(), 0, "not before");
+    tx.commit().await.expect("committed");
+    assert_eq!(ticked(), 2, "after");
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    tx.after_commit(tick(&ticks));
+    tx.rollback().await.expect("rolled back");
+    let mut tx = pool.handle().begin().await.expect("begun");
+    tx.after_commit(tick(&ticks));
+    sqlx::query("select 1 / 0").execute(&mut tx).await.expect_err("a division by zero");
+    tx.commit().await.expect_err("aborted");
+    let mut tx = pool.handle().begin().await.expect("begun");
+    tx.after_commit(tick(&ticks));
+    drop(tx);
+    let mut tx = pool.handle().begin().await.expect("begun");
+    tx.after_commit(tick(&ticks));
+    sqlx::query("select pg_terminate_backend($1, 5000)")
+        .bind(tx.pid())
+        .execute(&db.pool())
+        .await
+        .expect("killed");
+    assert!(matches!(tx.commit().await, Err(Error::CommitUnknown(_))));
+    assert_eq!(ticked(), 2, "rolled back, aborted, dropped, unknown");
+}
+
+#[db_testkit::test]
+async fn a_hook_goes_with_its_savepoint(db: TestDb) {
+    let pool = table(&db).await;
+    let (kept, undone) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    for (ticks, keep) in [(&kept, true), (&undone, false)] {
+        let hook = tick(ticks);
+        let nested = tx.nested(async move |part| {
+            part.after_commit(hook);
+            if keep { Ok(()) } else { Err(Error::Aborted) }
+        });
+        assert_eq!(nested.await.is_ok(), keep);
+    }
+    tx.commit().await.expect("committed");
+
+    assert_eq!((kept.load(Ordering::Relaxed), undone.load(Ordering::Relaxed)), (1, 0));
+}
+
+#[db_testkit::test]
+async fn a_commit_that_is_to_be_resolved_is_so_also_when_nothing_was_written(db: TestDb) {
+    let pool = pool(&db, 1);
+    let mut tx = pool.handle().begin_with(TxOptions::default().resolve_commit()).await.expect("begun");
+    sqlx::query("select 1").execute(&mut tx).await.expect("read");
+    sqlx::query("select pg_terminate_backend($1, 5000)")
+        .bind(tx.pid())
+        .execute(&db.pool())
+        .await
+        .expect("killed");
+
+    // Before the commit was sent, so it is known that it was not: the number could not be asked for.
+    let error = tx.commit().await.expect_err("the session is gone");
+    assert!(matches!(error, Error::Statement(_)), "{error:?}");
+
+    let mut tx = pool.handle().begin_with(TxOptions::default().resolve_commit()).await.expect("begun");
+    sqlx::query("select 1").execute(&mut tx).await.expect("read");
+    tx.commit().await.expect("nothing to lose");
 }
