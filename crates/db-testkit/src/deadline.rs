@@ -8,17 +8,24 @@ use crate::Error;
 const PATIENCE: Duration = Duration::from_mins(2);
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadline(Instant);
+pub(crate) struct Deadline {
+    begun: Instant,
+    patience: Duration,
+}
 
 impl Deadline {
     pub(crate) fn begin() -> Deadline {
-        Deadline(Instant::now())
+        Deadline::after(PATIENCE)
+    }
+
+    pub(crate) fn after(patience: Duration) -> Deadline {
+        Deadline { begun: Instant::now(), patience }
     }
 
     /// A pause before the next try. Not the same for everybody: those who collided would do so again.
     pub(crate) async fn pause(self, what: &'static str) -> Result<(), Error> {
-        let waited = self.0.elapsed();
-        if waited > PATIENCE {
+        let waited = self.begun.elapsed();
+        if waited > self.patience {
             return Err(Error::TimedOut { what, waited });
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..25))).await;

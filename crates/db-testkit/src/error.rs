@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a test has no database, or could not get rid of it.
+/// Why a test has no database, could not get rid of it, or cannot do to it what it wants.
 ///
 /// No message shows an address: it may hold a password.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,20 @@ pub enum Error {
     Proxy {
         /// As in "cannot *listen*".
         action: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The server is not this test's alone, so others would suffer.
+    #[error("only a server of the test's own may be {done}: take one from TestServer::throwaway")]
+    NotPrivate {
+        /// As in "may be *stopped*".
+        done: &'static str,
+    },
+    /// A process of the server cannot be signalled.
+    #[error("cannot signal the server's process {pid}")]
+    Signal {
+        /// Which one.
+        pid: i32,
         /// Why.
         source: std::io::Error,
     },

@@ -20,6 +20,40 @@
 //! [`TestDb::create`] and [`TestDb::empty`] themselves; tests that kill, freeze or fill up their server get one of their own
 //! from [`TestServer::throwaway`].
 //!
+//! # Faults
+//!
+//! What code does when its database fails it, a test finds out with
+//!
+//! - [`Proxy`], a network between the code and its server that delays, resets, freezes, swallows and forgets connections, and
+//!   loses the answer to a `COMMIT`;
+//! - [`TestServer::stop`] and [`TestServer::kill_backend`], for a server of its own;
+//! - [`poll_then_drop`], which cancels a future at each point where it waits;
+//! - [`TestDb::sessions`], [`TestDb::open_transactions`] and [`TestDb::locks`], which tell what all that has left on the server,
+//!   and [`TestDb::until_sessions`], [`TestDb::until_quiet`] and [`until`], which wait for what should be left.
+//!
+//! ```
+//! use db_testkit::{Proxy, TestDb};
+//! use sqlx::{Connection, Executor, PgConnection};
+//!
+//! #[db_testkit::test]
+//! async fn a_commit_whose_answer_is_lost_may_have_been_done(db: TestDb) -> Result<(), Box<dyn std::error::Error>> {
+//!     db.pool().execute("create table word (t text)").await?;
+//!     let proxy = Proxy::start(&db)?;
+//!     let mut connection = PgConnection::connect(&proxy.url()).await?;
+//!     let mut tx = connection.begin().await?;
+//!     tx.execute("insert into word values ('hello')").await?;
+//!
+//!     proxy.cut_answer_to("COMMIT");
+//!     let committed = tx.commit().await;
+//!
+//!     assert!(committed.is_err());
+//!     let words: i64 = sqlx::query_scalar("select count(*) from word").fetch_one(&db.pool()).await?;
+//!     assert_eq!(words, 1);
+//!     db.until_quiet().await;
+//!     Ok(())
+//! }
+//! ```
+//!
 //! # Which server
 //!
 //! When the environment variable `DATABASE_URL` is set and not empty: that one. Its role needs `CREATEDB`, its database
@@ -53,6 +87,7 @@ mod proxy;
 mod run;
 mod server;
 mod sessions;
+mod stop;
 mod sweep;
 mod template;
 mod until;
@@ -89,6 +124,7 @@ pub use polls::poll_then_drop;
 pub use proxy::Proxy;
 pub use server::TestServer;
 pub use sessions::{Lock, Session};
+pub use stop::Stop;
 pub use until::until;
 
 /// For the macro's expansion only.

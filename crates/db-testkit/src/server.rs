@@ -58,15 +58,17 @@ impl TestServer {
         Ok(TestServer(Arc::new(origin)))
     }
 
-    /// A server of this test alone, which may be killed, frozen and filled up.
+    /// A server of this test alone, which may be [stopped](TestServer::stop), frozen and filled up.
     ///
-    /// While it is leased, a server of ours that dies is started again.
+    /// While it is leased, a server of ours that dies is started again, and what was committed there is kept.
     ///
     /// # Errors
     ///
     /// [`Error::Server`].
     pub async fn throwaway() -> Result<TestServer, Error> {
-        TestServer::start(with_settings(Server::throwaway())).await
+        let builder = with_settings(Server::throwaway());
+        // Or the server would lose the last commits when it is killed, and tests could not tell that from a fault of theirs.
+        TestServer::start(builder.setting("synchronous_commit", "on")).await
     }
 
     /// A server as the builder describes it, such as a kept one that a test stops and starts again.
@@ -102,6 +104,14 @@ impl TestServer {
         match &*self.0 {
             Origin::Private(server) | Origin::Shared(server) => Some(server),
             Origin::Given(_) => None,
+        }
+    }
+
+    /// A server that only this test uses, or else says what cannot be done to it.
+    pub(crate) fn private(&self, done: &'static str) -> Result<&Server, Error> {
+        match &*self.0 {
+            Origin::Private(server) => Ok(server),
+            Origin::Shared(_) | Origin::Given(_) => Err(Error::NotPrivate { done }),
         }
     }
 

@@ -1,9 +1,13 @@
 //! What a client meets behind the proxy, and what the server sees of it.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use db_testkit::{Proxy, Session, TestDb, until};
+use nix::unistd::Uid;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio::time::timeout;
@@ -305,4 +309,82 @@ async fn refused_are_new_connections_only_and_until_healed(db: TestDb) {
     run(&mut old, "select 1").await.unwrap();
     proxy.heal();
     run(&mut connect(&proxy).await, "select 1").await.unwrap();
+}
+
+#[db_testkit::test]
+async fn a_terminated_client_hears_why_as_without_a_proxy(db: TestDb) {
+    let proxy = Proxy::start(&db).unwrap();
+    let mut connection = connect(&proxy).await;
+    let [session] = &db.sessions().await.unwrap()[..] else { panic!("one session") };
+    sqlx::query("select pg_terminate_backend($1)").bind(session.pid).execute(&db.pool()).await.unwrap();
+    db.until_sessions("none", <[_]>::is_empty).await;
+
+    let error = run(&mut connection, "select 1").await.unwrap_err();
+
+    assert_eq!(error.as_database_error().unwrap().code().unwrap(), "57P01");
+}
+
+#[db_testkit::test]
+async fn a_connection_is_reset_even_before_the_proxy_has_looked_at_it(db: TestDb) {
+    let proxy = Proxy::start(&db).unwrap();
+    for round in 1..=50 {
+        let mut client = dial(&proxy);
+        proxy.reset();
+
+        let error = client.read(&mut [0]).unwrap_err();
+
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(proxy.accepted(), round);
+    }
+}
+
+#[db_testkit::test]
+async fn a_cut_lets_just_so_many_bytes_through(db: TestDb) {
+    let proxy = Proxy::start(&db).unwrap();
+    for (bytes, begins) in [(0, &b""[..]), (1, b"R"), (5, b"R\0\0\0\x08")] {
+        let mut client = dial(&proxy);
+        proxy.cut_after(bytes);
+
+        // It asks for the start of a session, and would be let in.
+        let start = format!("user\0{}\0database\0{}\0\0", db.options().get_username(), db.name());
+        let length = u32::try_from(start.len() + 8).unwrap().to_be_bytes();
+        client.write_all(&[&length[..], &[0, 3, 0, 0], start.as_bytes()].concat()).unwrap();
+        let mut received = Vec::new();
+        let error = client.read_to_end(&mut received).unwrap_err();
+
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(received, begins);
+    }
+}
+
+#[db_testkit::test]
+async fn another_user_of_the_machine_is_turned_away(db: TestDb) {
+    if !Uid::effective().is_root() {
+        println!("skipped: only root can be somebody else");
+        return;
+    }
+    let proxy = Proxy::start(&db).unwrap();
+    let connects_as = |uid| {
+        // Stays until the other side closes, and says how that was.
+        let script = r#"exec 3<>"/dev/tcp/127.0.0.1/$0" && read -r -n 1 -t 20 <&3"#;
+        let port = proxy.options().get_port().to_string();
+        Command::new("bash").args(["-c", script, &port]).uid(uid).gid(uid).current_dir("/").spawn().unwrap()
+    };
+
+    let mut stranger = connects_as(65_534);
+    until("the stranger was turned away", async || proxy.refused() == 1).await;
+    stranger.wait().unwrap();
+    assert_eq!(proxy.accepted(), 0);
+    let mut own = connects_as(0);
+    until("the same program as ourselves is let in", async || proxy.accepted() == 1).await;
+    proxy.reset();
+    own.wait().unwrap();
+    assert_eq!(proxy.refused(), 1);
+}
+
+/// Without a driver, and without anybody who would read ahead.
+fn dial(proxy: &Proxy) -> TcpStream {
+    let client = TcpStream::connect(("127.0.0.1", proxy.options().get_port())).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
 }

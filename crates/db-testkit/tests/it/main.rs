@@ -8,5 +8,6 @@ mod databases;
 mod faults;
 mod leftovers;
 mod polls;
+mod stops;
 mod support;
 mod templates;
