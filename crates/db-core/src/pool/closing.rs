@@ -41,20 +41,10 @@ pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
 
     if timeout_at(ends - CUT.min(deadline / 4), emptied(inner)).await.is_err() {
         let out = cut(inner, &mut closed);
-        each(
-            &out,
-            async |session| inner.canceller.cancel(session).await,
-            "a statement could not be cancelled",
-        )
-        .await;
+        tell(inner, &out, Word::Cancel).await;
         if timeout_at(ends - CUT.min(deadline / 4) / 2, emptied(inner)).await.is_err() {
             let out = sessions_out(inner);
-            each(
-                &out,
-                async |session| inner.canceller.terminate(session).await,
-                "a session could not be ended",
-            )
-            .await;
+            tell(inner, &out, Word::Terminate).await;
         }
     }
     closed.in_time = timeout_at(ends, emptied(inner)).await.is_ok();
@@ -119,14 +109,22 @@ fn cut(inner: &Inner, closed: &mut Closed) -> Vec<Arc<Session>> {
     out
 }
 
-async fn each(
-    sessions: &[Arc<Session>],
-    ask: impl AsyncFn(&Session) -> Result<(), sqlx::Error>,
-    failure: &'static str,
-) {
+/// What the server is told to do.
+#[derive(Debug, Clone, Copy)]
+enum Word {
+    Cancel,
+    Terminate,
+}
+
+// Not with an async closure: the future of `close` would not be `Send`, and nobody could spawn it.
+async fn tell(inner: &Inner, sessions: &[Arc<Session>], word: Word) {
     for session in sessions {
-        if let Err(error) = ask(session).await {
-            tracing::warn!(pid = session.pid, %error, failure);
+        let told = match word {
+            Word::Cancel => inner.canceller.cancel(session).await,
+            Word::Terminate => inner.canceller.terminate(session).await,
+        };
+        if let Err(error) = told {
+            tracing::warn!(pool = inner.options.name, pid = session.pid, %error, ?word, "not done at the server");
             // The server does not answer; the deadline is not spent on asking it again.
             return;
         }
