@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::PING_LIMIT;
 use super::core::{Core, Inner, Live};
 use super::options::Reset;
+use crate::Class;
 use crate::statement::{Flight, State, Transaction};
 
 /// A repair takes no longer than this; what is not mended then is closed.
@@ -171,9 +172,9 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
     match state.in_flight() {
         None => {}
         // A commit is better waited for than cancelled: nobody knows what becomes of it either way.
-        Some(Flight::Control) => live.raw.ping().await?,
+        Some(Flight::Control) => drain(&mut live.raw).await?,
         Some(Flight::Statement) => {
-            let mut end = pin!(live.raw.ping());
+            let mut end = pin!(drain(&mut live.raw));
             if let Ok(ended) = timeout(LET_IT_END, &mut end).await {
                 ended?;
             } else {
@@ -206,6 +207,18 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
     }
     // sqlx counts transactions by itself, and nothing but sqlx can set it right.
     Ok(if live.raw.is_in_transaction() { Mended::Useless } else { Mended::Good })
+}
+
+/// Reads what is left of a statement that was cut off, its error included: the driver stops at that as if it were the
+/// answer to what it has just sent, and a cancelled statement always leaves one.
+async fn drain(raw: &mut PgConnection) -> Result<(), sqlx::Error> {
+    loop {
+        match raw.ping().await {
+            // There is one for each statement, so this ends.
+            Err(error @ sqlx::Error::Database(_)) if Class::of(&error) != Class::Lost => {}
+            other => return other,
+        }
+    }
 }
 
 /// Where the session stands.
