@@ -39,12 +39,14 @@ pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
     let mut closed = Closed::default();
     stop_admitting(inner);
 
-    if timeout_at(ends - CUT.min(deadline / 4), emptied(inner)).await.is_err() {
+    let last_part = CUT.min(deadline / 4);
+    if timeout_at(ends - last_part, emptied(inner)).await.is_err() {
         let out = cut(inner, &mut closed);
-        tell(inner, &out, Word::Cancel).await;
-        if timeout_at(ends - CUT.min(deadline / 4) / 2, emptied(inner)).await.is_err() {
+        let cancelled = ends - last_part / 2;
+        tell(inner, &out, Word::Cancel, cancelled).await;
+        if timeout_at(cancelled, emptied(inner)).await.is_err() {
             let out = sessions_out(inner);
-            tell(inner, &out, Word::Terminate).await;
+            tell(inner, &out, Word::Terminate, ends).await;
         }
     }
     closed.in_time = timeout_at(ends, emptied(inner)).await.is_ok();
@@ -117,12 +119,15 @@ enum Word {
 }
 
 // Not with an async closure: the future of `close` would not be `Send`, and nobody could spawn it.
-async fn tell(inner: &Inner, sessions: &[Arc<Session>], word: Word) {
+async fn tell(inner: &Inner, sessions: &[Arc<Session>], word: Word, until: tokio::time::Instant) {
     for session in sessions {
-        let told = match word {
-            Word::Cancel => inner.canceller.cancel(session).await,
-            Word::Terminate => inner.canceller.terminate(session).await,
-        };
+        let asked = timeout_at(until, async {
+            match word {
+                Word::Cancel => inner.canceller.cancel(session).await,
+                Word::Terminate => inner.canceller.terminate(session).await,
+            }
+        });
+        let told = asked.await.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())));
         if let Err(error) = told {
             tracing::warn!(pool = inner.options.name, pid = session.pid, %error, ?word, "not done at the server");
             // The server does not answer; the deadline is not spent on asking it again.
