@@ -5,11 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use super::PING_LIMIT;
 use crate::Config;
 use crate::tracker::Session;
 
@@ -51,8 +52,8 @@ impl Canceller {
     async fn ask(&self, question: &'static str, session: &Session) -> Result<(), sqlx::Error> {
         let asked = timeout(LIMIT, async {
             let mut control = self.control.lock().await;
-            let mut connection = match control.take() {
-                Some((connection, _)) => connection,
+            let mut connection = match alive(control.take()).await {
+                Some(connection) => connection,
                 None => self.options.connect().await?,
             };
             let answer = sqlx::query(question)
@@ -81,5 +82,16 @@ impl Canceller {
         if let Ok(mut control) = timeout(deadline, self.control.lock()).await {
             control.take();
         }
+    }
+}
+
+/// The connection that was kept, if it still answers: whatever broke the link of a statement may have broken this one, too.
+/// Asked before and not found out by the request itself: one whose answer did not come may be carried out later, on
+/// somebody else's statement.
+async fn alive(kept: Option<(PgConnection, Instant)>) -> Option<PgConnection> {
+    let (mut connection, _) = kept?;
+    match timeout(PING_LIMIT, connection.ping()).await {
+        Ok(Ok(())) => Some(connection),
+        _ => None,
     }
 }

@@ -39,22 +39,14 @@ pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
     let mut closed = Closed::default();
     stop_admitting(inner);
 
-    if timeout_at(ends - CUT.min(deadline / 4), emptied(inner)).await.is_err() {
+    let last_part = CUT.min(deadline / 4);
+    if timeout_at(ends - last_part, emptied(inner)).await.is_err() {
         let out = cut(inner, &mut closed);
-        each(
-            &out,
-            async |session| inner.canceller.cancel(session).await,
-            "a statement could not be cancelled",
-        )
-        .await;
-        if timeout_at(ends - CUT.min(deadline / 4) / 2, emptied(inner)).await.is_err() {
+        let cancelled = ends - last_part / 2;
+        tell(inner, &out, Word::Cancel, cancelled).await;
+        if timeout_at(cancelled, emptied(inner)).await.is_err() {
             let out = sessions_out(inner);
-            each(
-                &out,
-                async |session| inner.canceller.terminate(session).await,
-                "a session could not be ended",
-            )
-            .await;
+            tell(inner, &out, Word::Terminate, ends).await;
         }
     }
     closed.in_time = timeout_at(ends, emptied(inner)).await.is_ok();
@@ -119,14 +111,25 @@ fn cut(inner: &Inner, closed: &mut Closed) -> Vec<Arc<Session>> {
     out
 }
 
-async fn each(
-    sessions: &[Arc<Session>],
-    ask: impl AsyncFn(&Session) -> Result<(), sqlx::Error>,
-    failure: &'static str,
-) {
+/// What the server is told to do.
+#[derive(Debug, Clone, Copy)]
+enum Word {
+    Cancel,
+    Terminate,
+}
+
+// Not with an async closure: the future of `close` would not be `Send`, and nobody could spawn it.
+async fn tell(inner: &Inner, sessions: &[Arc<Session>], word: Word, until: tokio::time::Instant) {
     for session in sessions {
-        if let Err(error) = ask(session).await {
-            tracing::warn!(pid = session.pid, %error, failure);
+        let asked = timeout_at(until, async {
+            match word {
+                Word::Cancel => inner.canceller.cancel(session).await,
+                Word::Terminate => inner.canceller.terminate(session).await,
+            }
+        });
+        let told = asked.await.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())));
+        if let Err(error) = told {
+            tracing::warn!(pool = inner.options.name, pid = session.pid, %error, ?word, "not done at the server");
             // The server does not answer; the deadline is not spent on asking it again.
             return;
         }

@@ -163,7 +163,9 @@ impl Core {
         if self.closing {
             return 0;
         }
-        let short = self.limits.min_idle.saturating_sub(self.idle_count());
+        // Those that are only being verified will most likely be idle again; if not, this is asked again.
+        let soon_idle = self.idle_count() + self.repairing - self.slow;
+        let short = self.limits.min_idle.saturating_sub(soon_idle);
         let mut wanted = self.waiting().max(short);
         if self.down {
             wanted = wanted.min(1);

@@ -215,10 +215,12 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
     Ok(if live.raw.is_in_transaction() { Mended::Useless } else { Mended::Good })
 }
 
-/// Reads everything that is still on its way, the error of a statement that failed or was cancelled included.
+/// Reads what is left of a statement that was cut off, its error included: the driver stops at that as if it were the
+/// answer to what it has just sent, and a cancelled statement always leaves one.
 async fn come_to_rest(raw: &mut PgConnection) -> Result<(), sqlx::Error> {
     loop {
         match raw.ping().await {
+            // There is one for each statement, so this ends.
             Err(error @ sqlx::Error::Database(_)) if Class::of(&error) != Class::Lost => {}
             other => return other,
         }

@@ -2,6 +2,7 @@
 
 mod cancelling;
 mod connecting;
+mod faults;
 mod handlers;
 mod pools;
 mod sealing;

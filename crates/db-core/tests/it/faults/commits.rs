@@ -1,0 +1,227 @@
+//! Links that are lost in a transaction, and on the way to or from its commit.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use db_core::{Class, Error, Pool, RetryPolicy, TxOptions};
+use db_testkit::{TestDb, until};
+
+use super::stage::{Gate, LONG, ends, hasty, options, recovers, rows, stage, table};
+
+/// Tries again soon.
+const SOON: RetryPolicy = RetryPolicy {
+    retries: 3,
+    min_pause: Duration::from_millis(10),
+    max_pause: Duration::from_millis(50),
+    conflict_pause: Duration::from_millis(10),
+};
+
+/// Counts what is done after a commit.
+#[derive(Clone, Default)]
+struct Hooks(Arc<AtomicU32>);
+
+impl Hooks {
+    fn run(&self) -> u32 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Inserts a row and commits.
+async fn insert(pool: &Pool, options: TxOptions, hooks: &Hooks) -> Result<(), Error> {
+    let work = pool.handle().tx_with(options, async |tx| {
+        let counted = hooks.clone();
+        tx.after_commit(move || drop(counted.0.fetch_add(1, Ordering::SeqCst)));
+        sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
+        Ok::<_, Error>(())
+    });
+    ends(work).await
+}
+
+/// The same, as often as it takes. Says how often that was.
+async fn insert_retrying(pool: &Pool, options: TxOptions, hooks: &Hooks) -> Result<u32, Error> {
+    let attempts = &AtomicU32::new(0);
+    let work = pool.handle().tx_retry(options, SOON, |mut tx| {
+        let counted = hooks.clone();
+        Box::pin(async move {
+            attempts.fetch_add(1, Ordering::SeqCst);
+            tx.after_commit(move || drop(counted.0.fetch_add(1, Ordering::SeqCst)));
+            sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
+            Ok::<_, Error>(())
+        })
+    });
+    ends(work).await?;
+    Ok(attempts.load(Ordering::SeqCst))
+}
+
+fn resolve() -> TxOptions {
+    TxOptions::default().resolve_commit()
+}
+
+#[db_testkit::test]
+async fn a_link_lost_in_a_statement_of_a_transaction_leaves_nothing_of_it(db: TestDb) {
+    table(&db).await;
+    let (proxy, pool) = stage(&db, options(2));
+    let hooks = Hooks::default();
+    // The row is there, in a transaction that nobody can commit any more.
+    proxy.cut_answer_to("insert into t");
+
+    let error = insert(&pool, TxOptions::default(), &hooks).await.expect_err("no answer");
+
+    assert!(matches!(error, Error::Statement(_)) && error.class() == Class::Lost, "{error:?}");
+    recovers(&pool).await;
+    db.until_quiet().await;
+    assert_eq!((rows(&db).await, hooks.run()), (0, 0));
+}
+
+#[db_testkit::test]
+async fn a_transaction_whose_link_was_lost_is_repeated_and_counts_once(db: TestDb) {
+    table(&db).await;
+    let (proxy, pool) = stage(&db, options(2));
+    let hooks = Hooks::default();
+    proxy.cut_answer_to("insert into t");
+
+    let attempts = insert_retrying(&pool, TxOptions::default(), &hooks).await.expect("the second time");
+
+    assert_eq!((attempts, rows(&db).await, hooks.run()), (2, 1, 1));
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn a_commit_whose_answer_was_lost_is_unknown_and_never_repeated(db: TestDb) {
+    table(&db).await;
+    let (proxy, pool) = stage(&db, options(2));
+    let hooks = Hooks::default();
+
+    proxy.cut_answer_to("COMMIT");
+    let error = insert(&pool, TxOptions::default(), &hooks).await.expect_err("no answer");
+    assert!(matches!(error, Error::CommitUnknown(_)) && error.class() == Class::Lost, "{error:?}");
+    assert_eq!((rows(&db).await, hooks.run()), (1, 0));
+
+    proxy.cut_answer_to("COMMIT");
+    let error = insert_retrying(&pool, TxOptions::default(), &hooks).await.expect_err("no answer");
+    assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
+    assert_eq!((rows(&db).await, hooks.run()), (2, 0), "twice, once for each");
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn a_commit_whose_answer_was_lost_is_found_to_be_done(db: TestDb) {
+    table(&db).await;
+    // With one place, which the lost connection must not keep.
+    let (proxy, pool) = stage(&db, options(1));
+    let hooks = Hooks::default();
+
+    proxy.cut_answer_to("COMMIT");
+    insert(&pool, resolve(), &hooks).await.expect("it is committed");
+    assert_eq!((rows(&db).await, hooks.run()), (1, 1));
+
+    proxy.cut_answer_to("COMMIT");
+    let attempts = insert_retrying(&pool, resolve(), &hooks).await.expect("it is committed");
+    assert_eq!((attempts, rows(&db).await, hooks.run()), (1, 2, 2));
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn a_commit_that_never_arrived_is_found_to_be_undone(db: TestDb) {
+    table(&db).await;
+    let (proxy, pool) = stage(&db, options(1));
+    let hooks = Hooks::default();
+
+    proxy.cut_before("COMMIT");
+    let error = insert(&pool, resolve(), &hooks).await.expect_err("it did not arrive");
+    assert!(matches!(error, Error::RolledBack(_)) && error.class() == Class::Conflict, "{error:?}");
+    assert!(error.is_transient());
+    assert_eq!((rows(&db).await, hooks.run()), (0, 0));
+
+    proxy.cut_before("COMMIT");
+    let attempts = insert_retrying(&pool, resolve(), &hooks).await.expect("the second time");
+    assert_eq!((attempts, rows(&db).await, hooks.run()), (2, 1, 1));
+    recovers(&pool).await;
+}
+
+/// A table whose commits wait at the gate.
+async fn table_with_slow_commits(db: &TestDb) {
+    table(db).await;
+    sqlx::raw_sql(
+        "create function wait() returns trigger language plpgsql
+           as 'begin perform pg_advisory_xact_lock(1); return null; end';
+         create constraint trigger wait after insert on t deferrable initially deferred
+           for each row execute function wait()",
+    )
+    .execute(&db.pool())
+    .await
+    .expect("a trigger");
+}
+
+#[db_testkit::test]
+async fn a_commit_that_was_under_way_in_a_black_hole_is_decided_when_it_heals(db: TestDb) {
+    table_with_slow_commits(&db).await;
+    let (proxy, pool) = stage(&db, hasty(1, Duration::from_secs(1), Duration::from_secs(2)));
+    let hooks = Hooks::default();
+    let gate = Gate::shut(&db).await;
+    let fault = async {
+        gate.until_waiting(1).await;
+        proxy.black_hole();
+        until("the deadline has passed", async || pool.stats().repairing > 0).await;
+        gate.open().await;
+        until("it is committed", async || rows(&db).await == 1).await;
+        proxy.heal();
+    };
+
+    let (result, ()) = tokio::join!(insert(&pool, resolve(), &hooks), fault);
+
+    result.expect("it is committed");
+    assert_eq!((rows(&db).await, hooks.run()), (1, 1));
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn a_commit_that_does_not_end_is_ended_and_found_to_be_undone(db: TestDb) {
+    table_with_slow_commits(&db).await;
+    let deadline = Duration::from_secs(1);
+    let (proxy, pool) = stage(&db, hasty(1, LONG, deadline));
+    let hooks = Hooks::default();
+    let gate = Gate::shut(&db).await;
+    let begun = Instant::now();
+    let fault = async {
+        gate.until_waiting(1).await;
+        proxy.freeze_open();
+    };
+
+    let (result, ()) = tokio::join!(insert(&pool, resolve(), &hooks), fault);
+
+    // The gate is still shut, and the link still silent.
+    assert!(begun.elapsed() < deadline + Duration::from_secs(5), "{:?}", begun.elapsed());
+    let error = result.expect_err("it was not committed");
+    assert!(matches!(error, Error::RolledBack(_)), "{error:?}");
+    db.until_quiet().await;
+    gate.open().await;
+    proxy.thaw();
+    recovers(&pool).await;
+    assert_eq!((rows(&db).await, hooks.run()), (0, 0));
+}
+
+#[db_testkit::test]
+async fn a_commit_in_a_black_hole_that_stays_is_unknown_after_ten_seconds(db: TestDb) {
+    table_with_slow_commits(&db).await;
+    let second = Duration::from_secs(1);
+    let (proxy, pool) = stage(&db, hasty(1, second, second));
+    let hooks = Hooks::default();
+    let gate = Gate::shut(&db).await;
+    let begun = Instant::now();
+    let fault = async {
+        gate.until_waiting(1).await;
+        proxy.black_hole();
+    };
+
+    let (result, ()) = tokio::join!(insert(&pool, resolve(), &hooks), fault);
+
+    assert!(begun.elapsed() < second * 13, "{:?}", begun.elapsed());
+    let error = result.expect_err("nobody can tell");
+    assert!(matches!(error, Error::CommitUnknown(_)) && error.class() == Class::Lost, "{error:?}");
+    assert_eq!(hooks.run(), 0);
+    proxy.heal();
+    gate.open().await;
+    recovers(&pool).await;
+}

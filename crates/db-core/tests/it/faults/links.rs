@@ -1,0 +1,414 @@
+//! Faults of the network.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use db_core::{AcquirePhase, Class, Conn, Error, PoolOptions};
+use db_testkit::{Proxy, TestDb, until};
+use futures_util::TryStreamExt;
+use futures_util::future::join_all;
+
+use super::stage::{
+    Gate, HANGS, LONG, NAME, SLACK, ask, ends, fill, hasty, options, recovers, rows, stage, table, take_all,
+    until_at_rest,
+};
+use super::traffic::Traffic;
+
+/// Short, where a test waits for it to pass.
+const SHORT: Duration = Duration::from_millis(700);
+
+fn assert_lost(error: &Error) {
+    assert!(matches!(error, Error::Statement(_)), "{error:?}");
+    assert_eq!(error.class(), Class::Lost, "{error:?}");
+    assert!(error.is_transient());
+}
+
+/// What an acquire says that found no way to the server.
+fn assert_not_reached(error: &Error, limit: Duration) {
+    let Error::Acquire(acquire) = error else { panic!("{error:?}") };
+    assert_eq!(acquire.phase(), AcquirePhase::Dial, "{error}");
+    assert!(acquire.waited() >= limit && acquire.waited() < limit + SLACK, "{error}");
+    assert_eq!(error.class(), Class::NotReached);
+    assert!(error.is_transient());
+}
+
+#[db_testkit::test]
+async fn connections_that_were_reset_while_idle_are_replaced_and_nobody_notices(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(4));
+    let before = fill(&pool).await;
+
+    proxy.reset();
+
+    let conns = take_all(&pool).await;
+    let after: BTreeSet<_> = conns.iter().map(Conn::pid).collect();
+    assert!(after.is_disjoint(&before), "{after:?} {before:?}");
+    drop(conns);
+    recovers(&pool).await;
+    let totals = pool.stats().totals;
+    assert_eq!((totals.lost, totals.dialled), (4, 8), "{totals:?}");
+}
+
+#[db_testkit::test]
+async fn a_reset_in_a_statement_is_a_lost_session_and_frees_its_place(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(2));
+    fill(&pool).await;
+    let gate = Gate::shut(&db).await;
+    let both = join_all((0..2).map(|_| ends(sqlx::query(Gate::WAIT).execute(pool.handle()))));
+    let fault = async {
+        gate.until_waiting(2).await;
+        proxy.reset();
+    };
+
+    let (results, ()) = tokio::join!(both, fault);
+
+    for result in results {
+        assert_lost(&Error::from(result.expect_err("there is no link")));
+    }
+    recovers(&pool).await;
+    assert_eq!(pool.stats().totals.lost, 2);
+    gate.open().await;
+    db.until_sessions("only the new ones are left", |all| all.len() == 2).await;
+}
+
+#[db_testkit::test]
+async fn a_reset_between_two_statements_of_a_transaction_leaves_nothing_of_it(db: TestDb) {
+    table(&db).await;
+    let (proxy, pool) = stage(&db, options(1));
+
+    let result = pool
+        .handle()
+        .tx(async |tx| {
+            sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
+            proxy.reset();
+            sqlx::query("insert into t values (2)").execute(&mut *tx).await?;
+            Ok::<_, Error>(())
+        })
+        .await;
+
+    assert_lost(&result.expect_err("there is no link"));
+    recovers(&pool).await;
+    db.until_quiet().await;
+    assert_eq!(rows(&db).await, 0);
+}
+
+#[db_testkit::test]
+async fn in_a_black_hole_each_call_ends_at_its_deadline_and_all_is_well_when_it_heals(db: TestDb) {
+    let (proxy, pool) = stage(&db, hasty(2, SHORT, SHORT));
+    fill(&pool).await;
+    let mut conn = ends(pool.handle().acquire()).await.expect("a connection");
+
+    proxy.black_hole();
+
+    let begun = Instant::now();
+    let error = Error::from(
+        ends(sqlx::query("select 1").execute(&mut conn)).await.expect_err("nothing comes through"),
+    );
+    assert!(begun.elapsed() >= SHORT && begun.elapsed() < SHORT + SLACK, "{:?}", begun.elapsed());
+    assert!(matches!(error, Error::Deadline(_)) && error.class() == Class::TimedOut, "{error:?}");
+    drop(conn);
+    // An idle connection is left, which gives no sign of life, and then nothing but the hole.
+    for _ in 0..2 {
+        assert_not_reached(&ask(&pool, 1).await.expect_err("nothing comes through"), SHORT);
+    }
+
+    proxy.heal();
+
+    recovers(&pool).await;
+    db.until_sessions("none is left over", |all| all.len() == 2).await;
+}
+
+#[db_testkit::test]
+async fn a_call_that_waits_in_a_black_hole_gets_its_connection_when_it_heals(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(1));
+    proxy.black_hole();
+    let fault = async {
+        until("it is being dialled", async || proxy.accepted() > 0).await;
+        proxy.heal();
+    };
+
+    let (answer, ()) = tokio::join!(ask(&pool, 1), fault);
+
+    answer.expect("after the healing");
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn idle_connections_that_froze_are_replaced_and_the_thaw_brings_none_back(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(4));
+    let before = fill(&pool).await;
+
+    proxy.freeze_open();
+
+    let conns = take_all(&pool).await;
+    proxy.thaw();
+    let after: BTreeSet<_> = conns.iter().map(Conn::pid).collect();
+    assert!(after.is_disjoint(&before), "{after:?} {before:?}");
+    drop(conns);
+    recovers(&pool).await;
+    assert_eq!(pool.stats().totals.lost, 4);
+    db.until_sessions("the old ones are gone", |all| all.len() == 4).await;
+}
+
+#[db_testkit::test]
+async fn a_freeze_that_ends_before_the_deadline_costs_nothing(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(1));
+    fill(&pool).await;
+    let gate = Gate::shut(&db).await;
+    let statement = ends(sqlx::query(Gate::WAIT).execute(pool.handle()));
+    let fault = async {
+        gate.until_waiting(1).await;
+        proxy.freeze();
+        gate.open().await;
+        db.until_quiet().await;
+        proxy.thaw();
+    };
+
+    let (result, ()) = tokio::join!(statement, fault);
+
+    result.expect("it was only late");
+    recovers(&pool).await;
+    let totals = pool.stats().totals;
+    assert_eq!((totals.lost, totals.dialled), (0, 1), "{totals:?}");
+}
+
+#[db_testkit::test]
+async fn a_statement_whose_link_froze_is_cancelled_beside_it(db: TestDb) {
+    let (proxy, pool) = stage(&db, hasty(1, LONG, SHORT));
+    fill(&pool).await;
+    let mut conn = ends(pool.handle().acquire()).await.expect("a connection");
+    proxy.freeze_open();
+    proxy.thaw();
+    let gate = Gate::shut(&db).await;
+    let statement = async {
+        let result = ends(sqlx::query(Gate::WAIT).execute(&mut conn)).await;
+        // Not given back before the freeze, however late that comes.
+        (result, conn)
+    };
+    let fault = async {
+        gate.until_waiting(1).await;
+        proxy.freeze_open();
+    };
+    let ((result, conn), ()) = tokio::join!(statement, fault);
+    let error = Error::from(result.expect_err("it waits for ever"));
+    assert!(matches!(error, Error::Deadline(_)) && !error.is_transient(), "{error:?}");
+
+    drop(conn);
+
+    // The gate is still shut: nothing but the cancel ends it.
+    db.until_quiet().await;
+    ask(&pool, 1).await.expect("another connection meanwhile");
+    proxy.thaw();
+    recovers(&pool).await;
+    assert_eq!(pool.stats().totals.cancelled, 1);
+}
+
+#[db_testkit::test]
+async fn one_half_open_connection_gives_all_others_away(db: TestDb) {
+    const MANY: u32 = 20;
+    let (proxy, pool) = stage(&db, options(MANY));
+    let before = fill(&pool).await;
+    proxy.half_open();
+    let begun = Instant::now();
+
+    let conn = ends(pool.handle().acquire()).await.expect("a good one");
+
+    assert!(!before.contains(&conn.pid()));
+    until("all of them are found", async || pool.stats().totals.lost == u64::from(MANY)).await;
+    // One after the other they would take six seconds.
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    drop(conn);
+    until_at_rest(&pool).await;
+    let stats = pool.stats();
+    assert_eq!((stats.open, stats.totals.dialled), (1, u64::from(MANY) + 1), "{stats:?}");
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn half_open_connections_are_found_and_replaced_before_anybody_asks(db: TestDb) {
+    let keepalive = Duration::from_millis(500);
+    let (proxy, pool) = stage(&db, PoolOptions { min_idle: 4, keepalive, ..options(4) });
+    until("they are ready", async || pool.stats().idle == 4).await;
+
+    proxy.half_open();
+
+    until("others are ready", async || pool.stats().totals.lost == 4 && pool.stats().idle == 4).await;
+    assert_eq!(pool.stats().totals.acquired, 0);
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn a_slow_link_loses_no_connection(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(4));
+    proxy.latency(Duration::from_millis(25));
+    let before = fill(&pool).await;
+    let again = fill(&pool).await;
+    assert_eq!(again, before);
+
+    // Repair goes back and forth several times.
+    let handle = pool.handle();
+    let cut_off = tokio::spawn(async move { sqlx::query("select pg_sleep(60)").execute(handle).await });
+    db.until_sessions("it runs", |all| all.iter().any(|it| it.is_running() && it.application_name == NAME))
+        .await;
+    cut_off.abort();
+
+    recovers(&pool).await;
+    assert_eq!(fill(&pool).await, before);
+    let totals = pool.stats().totals;
+    assert_eq!((totals.lost, totals.beyond_repair, totals.dialled), (0, 0, 4), "{totals:?}");
+    assert_eq!((totals.cancelled, totals.repaired), (1, 1), "{totals:?}");
+}
+
+#[db_testkit::test]
+async fn while_dials_are_refused_what_is_open_serves_and_the_failure_is_named(db: TestDb) {
+    let (proxy, pool) = stage(&db, hasty(2, SHORT, LONG));
+    ask(&pool, 1).await.expect("an open one");
+
+    proxy.refuse();
+
+    let held = ends(pool.handle().acquire()).await.expect("the open one");
+    let error = ask(&pool, 2).await.expect_err("there is no other");
+    assert_not_reached(&error, SHORT);
+    let Error::Acquire(acquire) = &error else { unreachable!("as was just seen") };
+    let (failure, _) = acquire.last_dial_failure().expect("a failure");
+    assert!(failure.contains("reset"), "{failure}");
+    assert!(error.to_string().contains(failure), "{error}");
+    drop(held);
+    ask(&pool, 3).await.expect("the open one serves on");
+
+    proxy.heal();
+
+    recovers(&pool).await;
+    assert_eq!(pool.stats().totals.lost, 0);
+}
+
+#[db_testkit::test]
+async fn while_dials_are_refused_one_tries_for_all_who_wait(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(8));
+    proxy.refuse();
+    let callers = join_all((0..40).map(|number| ask(&pool, number)));
+    let fault = async {
+        until("one of eight goes on", async || {
+            let stats = pool.stats();
+            stats.dialling == 1 && stats.totals.dial_failures > 10 && stats.waiting == 40
+        })
+        .await;
+        proxy.heal();
+    };
+
+    let (answers, ()) = tokio::join!(callers, fault);
+
+    answers.into_iter().collect::<Result<Vec<_>, _>>().expect("an answer for each");
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn an_answer_that_breaks_off_is_an_error_and_never_fewer_rows(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(1));
+    let many = || sqlx::query("select repeat('x', 100) from generate_series(1, 10000)");
+    ask(&pool, 1).await.expect("a connection");
+
+    proxy.cut_after(300_000);
+    let error = ends(many().fetch_all(pool.handle())).await.expect_err("half of it");
+    assert_lost(&error.into());
+
+    ask(&pool, 2).await.expect("another connection");
+    proxy.cut_after(300_000);
+    let mut stream = many().fetch(pool.handle());
+    let mut seen = 0;
+    let error = loop {
+        match ends(stream.try_next()).await {
+            Ok(Some(_)) => seen += 1,
+            Ok(None) => panic!("{seen} rows are all?"),
+            Err(error) => break error,
+        }
+    };
+    drop(stream);
+    assert!(seen > 0 && seen < 10_000, "{seen}");
+    assert_lost(&error.into());
+    recovers(&pool).await;
+    assert_eq!(pool.stats().totals.lost, 2);
+}
+
+#[db_testkit::test]
+async fn a_cancel_gets_through_although_the_connection_for_it_was_lost(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(1));
+    let mut cancelled = 0;
+    for fault in [|_: &Proxy| {}, Proxy::reset, Proxy::half_open] {
+        // Both the idle connection and the one for cancelling, if they are there.
+        fault(&proxy);
+        let gate = Gate::shut(&db).await;
+        let handle = pool.handle();
+        let statement = tokio::spawn(async move { sqlx::query(Gate::WAIT).execute(handle).await });
+        gate.until_waiting(1).await;
+
+        statement.abort();
+
+        db.until_quiet().await;
+        until_at_rest(&pool).await;
+        cancelled += 1;
+        let totals = pool.stats().totals;
+        assert_eq!((totals.cancelled, totals.repaired), (cancelled, cancelled), "{totals:?}");
+        gate.open().await;
+    }
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn callers_who_go_on_asking_through_every_fault_get_right_answers_again(db: TestDb) {
+    let (proxy, pool) = stage(&db, hasty(4, SHORT, SHORT));
+    let traffic = Traffic::begin(&pool, 8);
+    traffic.until_answers().await;
+    for _ in 0..3 {
+        proxy.reset();
+        traffic.until_answers().await;
+        proxy.cut_after(1_000);
+        traffic.until_answers().await;
+        proxy.cut_after_from_client(1_000);
+        traffic.until_answers().await;
+        proxy.half_open();
+        traffic.until_answers().await;
+        proxy.freeze_open();
+        traffic.until_answers().await;
+        proxy.thaw();
+        traffic.until_answers().await;
+    }
+    for fault in [Proxy::black_hole, Proxy::freeze, |proxy: &Proxy| {
+        proxy.refuse();
+        proxy.reset();
+    }] {
+        let timed_out = pool.stats().totals.timed_out;
+        fault(&proxy);
+        until("callers are sent away", async || pool.stats().totals.timed_out > timed_out).await;
+        proxy.heal();
+        traffic.until_answers().await;
+    }
+
+    traffic.end().await;
+    recovers(&pool).await;
+    db.until_sessions("none is left over", |all| {
+        all.iter().filter(|session| session.application_name == NAME).count() <= 4
+    })
+    .await;
+}
+
+#[db_testkit::test]
+async fn a_pool_that_is_full_of_work_takes_nothing_from_the_other(db: TestDb) {
+    let (_proxy, backend) = stage(&db, options(4));
+    let (_other, api) = stage(&db, PoolOptions { name: "api".to_owned(), ..hasty(2, SHORT, SHORT) });
+    let mut work = tokio::task::JoinSet::new();
+    for _ in 0..204 {
+        let handle = backend.handle();
+        work.spawn(async move { sqlx::query("select pg_sleep(60)").execute(handle).await });
+    }
+    until("it is full", async || backend.stats().in_use == 4 && backend.stats().waiting == 200).await;
+
+    for number in 0..200 {
+        ask(&api, number).await.expect("served as ever");
+    }
+
+    let stats = backend.stats();
+    assert_eq!((stats.in_use, stats.waiting), (4, 200), "{stats:?}");
+    tokio::time::timeout(HANGS, work.shutdown()).await.expect("all go");
+    recovers(&backend).await;
+    db.until_quiet().await;
+}
