@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::PING_LIMIT;
 use super::core::{Core, Inner, Live};
 use super::options::Reset;
+use crate::Class;
 use crate::statement::{Flight, State, Transaction};
 
 /// A repair takes no longer than this; what is not mended then is closed.
@@ -95,6 +96,7 @@ impl Suspect {
         match mended {
             Ok(Ok(Mended::Good)) => {
                 inner.core().totals.repaired += 1;
+                self.answered();
                 self.back();
             }
             Ok(Ok(Mended::Useless)) => {
@@ -126,6 +128,12 @@ impl Suspect {
         self.slow = true;
         self.inner.core().slow += 1;
         self.inner.dial_if_wanted();
+    }
+
+    fn answered(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.last_seen = Instant::now();
+        }
     }
 
     fn back(mut self) {
@@ -171,9 +179,9 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
     match state.in_flight() {
         None => {}
         // A commit is better waited for than cancelled: nobody knows what becomes of it either way.
-        Some(Flight::Control) => live.raw.ping().await?,
+        Some(Flight::Control) => ended(&mut live.raw).await?,
         Some(Flight::Statement) => {
-            let mut end = pin!(live.raw.ping());
+            let mut end = pin!(ended(&mut live.raw));
             if let Ok(ended) = timeout(LET_IT_END, &mut end).await {
                 ended?;
             } else {
@@ -206,6 +214,17 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
     }
     // sqlx counts transactions by itself, and nothing but sqlx can set it right.
     Ok(if live.raw.is_in_transaction() { Mended::Useless } else { Mended::Good })
+}
+
+/// Waits for the end of what was cut off. That it failed, if only because it was cancelled, is nobody's concern any more;
+/// sqlx makes it the error of whatever is asked next.
+async fn ended(raw: &mut PgConnection) -> Result<(), sqlx::Error> {
+    loop {
+        match raw.ping().await {
+            Err(error) if error.as_database_error().is_some() && Class::of(&error) != Class::Lost => {}
+            other => return other,
+        }
+    }
 }
 
 /// Where the session stands.
