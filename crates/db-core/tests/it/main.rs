@@ -2,8 +2,16 @@
 
 mod cancelling;
 mod connecting;
+mod events;
+mod explained;
 mod handlers;
+mod limits;
+mod options;
 mod pools;
+mod queue;
+mod retrying;
 mod sealing;
+mod stale;
 mod support;
+mod tracking;
 mod transactions;
