@@ -90,14 +90,15 @@ impl Class {
 }
 
 /// Whether a statement failed before it was run because what was prepared for it is no longer valid: a table has changed
-/// its columns (0A000, as raised by `RevalidateCachedQuery`), or the server has forgotten the statement (26000). The
-/// routine is asked for, since 0A000 says many things and the text depends on the server's language.
+/// its columns (0A000, as raised by `RevalidateCachedQuery`), or the server has forgotten the statement (26000, as raised by
+/// `FetchPreparedStatement`). The routine is asked for, since 0A000 says many things, a function may raise either when half
+/// of its work is done, and the text depends on the server's language.
 pub(crate) fn is_stale_plan(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
     let routine = error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::routine);
     match error.code().as_deref() {
         Some("0A000") => routine == Some("RevalidateCachedQuery"),
-        Some("26000") => true,
+        Some("26000") => routine == Some("FetchPreparedStatement"),
         _ => false,
     }
 }

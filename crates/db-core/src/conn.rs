@@ -18,7 +18,7 @@ use crate::pool::{Inner, Live};
 use crate::statement::{Flight, State, Transaction};
 use crate::text::Text;
 use crate::tracker::Asker;
-use crate::{Error, Tx, TxOptions};
+use crate::{Class, Error, Tx, TxOptions};
 
 /// A connection taken from a [`Pool`](crate::Pool), given back when it is dropped.
 ///
@@ -222,6 +222,8 @@ impl Conn {
         }
         let plans = self.inner.plans_are_stale();
         if self.state.transaction != Transaction::None {
+            // Nothing of it is stored, and the next run finds new plans: it lost against whoever changed the table.
+            self.state.failure = Some(Class::Conflict);
             return false;
         }
         let limit = self.limit();

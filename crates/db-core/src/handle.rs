@@ -113,7 +113,7 @@ impl Handle {
     }
 
     /// Runs `work` in a transaction, and runs it again in another when the first had no chance: it lost against another one
-    /// (40001, 40P01), or its session was lost before the commit was sent. Once it was sent, it is repeated only when it is
+    /// (40001, 40P01), a table changed under a statement that was prepared before, or its session was lost before the commit was sent. Once it was sent, it is repeated only when it is
     /// known to have been rolled back, as [`TxOptions::resolve_commit`] finds out.
     ///
     /// `work` may therefore run several times, and what it does outside of the transaction happens several times. It returns

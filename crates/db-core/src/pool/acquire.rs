@@ -36,11 +36,14 @@ pub(crate) async fn acquire(inner: &Arc<Inner>, asker: Asker) -> Result<Conn, Ac
             Taken::Live(live, standard) => (live, standard),
             Taken::Closed => return Err(explain(inner, asker, started, AcquirePhase::Closed, None)),
             Taken::Queued(ticket, receiver) => {
-                let _place = Place { inner, ticket };
+                let place = Place { inner, ticket };
                 let queued = Instant::now();
                 name_second_wait(inner, asker);
                 let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
-                let live = match timeout(left, receiver).await {
+                let answer = timeout(left, receiver).await;
+                // Before anything is explained: it tells how many more wait.
+                drop(place);
+                let live = match answer {
                     Ok(Ok(Ok(parcel))) => parcel.open(),
                     Ok(Ok(Err(Refusal::Dial(failure)))) => {
                         return Err(explain(

@@ -163,9 +163,9 @@ impl Core {
         if self.closing {
             return 0;
         }
-        // Those that are only being verified will most likely be idle again; if not, this is asked again.
-        let soon_idle = self.idle_count() + self.repairing - self.slow;
-        let short = self.limits.min_idle.saturating_sub(soon_idle);
+        // One that is asked for a sign of life is about to be idle again, and one that is closed calls when it is gone.
+        let soon = self.idle_count() + self.repairing - self.slow;
+        let short = self.limits.min_idle.saturating_sub(soon);
         let mut wanted = self.waiting().max(short);
         if self.down {
             wanted = wanted.min(1);
@@ -307,7 +307,9 @@ impl Inner {
         now: Instant,
     ) {
         loop {
-            let worn = live.expires <= now || self.options.max_uses.is_some_and(|most| live.uses >= most);
+            // A new one serves once at least: with a limit of zero, one would be dialled after the other for nobody.
+            let worn = live.uses > 0
+                && (live.expires <= now || self.options.max_uses.is_some_and(|most| live.uses >= most));
             if core.closing || worn || core.in_use + core.idle_count() >= core.limit() {
                 return self.retire(core, live);
             }
@@ -366,7 +368,9 @@ impl Inner {
     }
 
     /// Hands a connection that was in use, and whose state is not known, to a task of its own.
-    pub(crate) fn repair(self: &Arc<Self>, live: Live, returned: Option<&Returned>, state: State) {
+    pub(crate) fn repair(self: &Arc<Self>, mut live: Live, returned: Option<&Returned>, state: State) {
+        live.last_used = Instant::now();
+        live.uses += 1;
         let mut core = self.core();
         core.loan_ended(returned);
         core.repairing += 1;

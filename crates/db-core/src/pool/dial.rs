@@ -166,3 +166,20 @@ fn session_options(config: &Config, options: &PoolOptions) -> PgConnectOptions {
 fn shortened(lifetime: Duration) -> Duration {
     lifetime.mul_f64(1.0 - 0.1 * fastrand::f64())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_opened_together_live_for_different_times_up_to_a_tenth_shorter() {
+        let most = Duration::from_secs(1000);
+        let mut lives: Vec<_> = (0..100).map(|_| shortened(most)).collect();
+        lives.sort();
+
+        assert!(lives[0] > most.mul_f64(0.9) && lives[99] <= most, "{lives:?}");
+        assert!(lives[99] - lives[0] > most.mul_f64(0.05), "{lives:?}");
+        lives.dedup();
+        assert!(lives.len() > 90, "{lives:?}");
+    }
+}

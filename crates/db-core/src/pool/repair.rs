@@ -96,6 +96,7 @@ impl Suspect {
         match mended {
             Ok(Ok(Mended::Good)) => {
                 inner.core().totals.repaired += 1;
+                self.answered();
                 self.back();
             }
             Ok(Ok(Mended::Useless)) => {
@@ -127,6 +128,12 @@ impl Suspect {
         self.slow = true;
         self.inner.core().slow += 1;
         self.inner.dial_if_wanted();
+    }
+
+    fn answered(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.last_seen = Instant::now();
+        }
     }
 
     fn back(mut self) {

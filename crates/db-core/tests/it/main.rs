@@ -2,9 +2,17 @@
 
 mod cancelling;
 mod connecting;
+mod events;
+mod explained;
 mod faults;
 mod handlers;
+mod limits;
+mod options;
 mod pools;
+mod queue;
+mod retrying;
 mod sealing;
+mod stale;
 mod support;
+mod tracking;
 mod transactions;

@@ -31,7 +31,9 @@ impl Hooks {
 async fn insert(pool: &Pool, options: TxOptions, hooks: &Hooks) -> Result<(), Error> {
     let work = pool.handle().tx_with(options, async |tx| {
         let counted = hooks.clone();
-        tx.after_commit(move || drop(counted.0.fetch_add(1, Ordering::SeqCst)));
+        tx.after_commit(move || {
+            counted.0.fetch_add(1, Ordering::SeqCst);
+        });
         sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
         Ok::<_, Error>(())
     });
@@ -45,7 +47,9 @@ async fn insert_retrying(pool: &Pool, options: TxOptions, hooks: &Hooks) -> Resu
         let counted = hooks.clone();
         Box::pin(async move {
             attempts.fetch_add(1, Ordering::SeqCst);
-            tx.after_commit(move || drop(counted.0.fetch_add(1, Ordering::SeqCst)));
+            tx.after_commit(move || {
+                counted.0.fetch_add(1, Ordering::SeqCst);
+            });
             sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
             Ok::<_, Error>(())
         })

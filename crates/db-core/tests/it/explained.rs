@@ -1,0 +1,252 @@
+//! What errors say, and what they answer.
+
+use std::time::Duration;
+
+use db_core::{AcquireError, AcquirePhase, Class, Config, Error, Pool, PoolOptions};
+use db_testkit::{Proxy, Session, TestDb, TestServer, until};
+
+use crate::support::{PATIENCE, config};
+
+fn pool(config: &Config, acquire_timeout: Duration) -> Pool {
+    let options = PoolOptions { name: "shop".to_owned(), max: 1, acquire_timeout, ..PoolOptions::api() };
+    Pool::new(config, options)
+}
+
+fn through(proxy: &Proxy) -> Config {
+    Config::from_url(&proxy.url()).expect("the proxy's address")
+}
+
+async fn refused(pool: &Pool) -> AcquireError {
+    pool.handle().acquire().await.expect_err("there is none")
+}
+
+#[db_testkit::test]
+async fn in_the_queue_the_error_names_who_holds_what_and_shows_no_value(db: TestDb) {
+    let pool = pool(&config(&db), Duration::from_secs(1));
+    let (line, handle) = (line!(), pool.handle());
+    let mut tx = handle.begin().await.expect("begun");
+    let sleep = sqlx::query("select pg_sleep(60), 'hunter2', $1::text").bind("hunter3").execute(&mut tx);
+    let asking = async {
+        db.until_sessions("it runs", |all| all.iter().any(Session::is_running)).await;
+        refused(&pool).await
+    };
+
+    let error = tokio::select! {
+        _ = sleep => unreachable!("it takes a minute"),
+        error = asking => error,
+    };
+
+    assert_eq!((error.pool(), error.phase()), ("shop", AcquirePhase::Queue));
+    assert!(error.waited() >= Duration::from_secs(1) && error.waited() < PATIENCE);
+    assert_eq!((error.stats().in_use, error.stats().max, error.stats().waiting), (1, 1, 0));
+    let oldest = error.oldest_holder().expect("somebody");
+    assert_eq!((oldest.at.file(), oldest.at.line(), oldest.in_transaction), (file!(), line, true));
+    assert!(error.last_dial_failure().is_none());
+    let text = error.to_string();
+    let waited = error.waited().as_secs_f64();
+    assert!(
+        text.starts_with(&format!(
+            "pool `shop`: no connection came free within {waited:.1} s, 1 of 1 in use, 0 more waiting; \
+             held for longest: {}:{line} for ",
+            file!()
+        )),
+        "{text}"
+    );
+    assert!(text.contains(": select pg_sleep(60), '…', $1::text"), "{text}");
+    assert!(!format!("{text} {error:?}").contains("hunter"), "{error:?}");
+    assert_eq!(Error::from(error).class(), Class::NotReached);
+}
+
+#[db_testkit::test]
+async fn where_none_can_be_made_the_error_says_what_was_met(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    proxy.refuse();
+    let pool = pool(&through(&proxy), Duration::from_millis(300));
+
+    let error = refused(&pool).await;
+
+    assert_eq!(error.phase(), AcquirePhase::Dial);
+    let (failure, ago) = error.last_dial_failure().expect("it failed");
+    assert!(!failure.is_empty() && ago <= error.waited() + Duration::from_secs(1), "{error}");
+    let text = error.to_string();
+    assert!(text.starts_with("pool `shop`: no connection could be made within "), "{text}");
+    assert!(text.contains(" s, 0 of 1 in use, "), "{text}");
+    assert!(
+        text.contains(&format!(
+            "; the last attempt to make one failed {:.1} s ago: {failure}",
+            ago.as_secs_f64()
+        )),
+        "{text}"
+    );
+    assert!(text.contains("explained.rs:"), "{text}");
+    let error = Error::from(error);
+    assert_eq!((error.class(), error.is_transient()), (Class::NotReached, true));
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
+}
+
+#[db_testkit::test]
+async fn where_nothing_answers_the_error_says_for_how_long(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    proxy.black_hole();
+    let pool = pool(&through(&proxy), Duration::from_millis(300));
+
+    let error = refused(&pool).await;
+
+    assert_eq!(error.phase(), AcquirePhase::Dial);
+    assert!(error.waited() < Duration::from_secs(5), "{error}");
+    let dials = format!("{} being made", error.stats().dialling);
+    assert!(error.to_string().contains(&dials), "{error}");
+}
+
+#[db_testkit::test]
+async fn where_no_connection_gives_a_sign_of_life_the_error_says_so(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let options = PoolOptions {
+        name: "shop".to_owned(),
+        max: 1,
+        acquire_timeout: Duration::from_millis(250),
+        ping_after: Duration::ZERO,
+        ..PoolOptions::api()
+    };
+    let pool = Pool::new(&through(&proxy), options);
+    // The first one may take longer on a machine that has much to do.
+    until("one is open", async || pool.handle().acquire().await.is_ok()).await;
+    proxy.freeze();
+
+    let error = refused(&pool).await;
+
+    assert_eq!(error.phase(), AcquirePhase::Verify, "{error}");
+    assert!(error.waited() >= Duration::from_millis(250), "{error}");
+    assert!(
+        error.to_string().starts_with("pool `shop`: no connection gave a sign of life within 0."),
+        "{error}"
+    );
+    let error = Error::from(error);
+    assert_eq!((error.class(), error.retry_after()), (Class::NotReached, Some(Duration::from_secs(1))));
+}
+
+#[db_testkit::test]
+async fn a_closed_pool_says_so_and_is_not_worth_waiting_for(db: TestDb) {
+    let pool = pool(&config(&db), PATIENCE);
+    let held = pool.handle().acquire().await.expect("the only connection");
+    let handle = pool.handle();
+    let waiting = tokio::spawn(async move { handle.acquire().await.expect_err("closed meanwhile") });
+    until("it waits", async || pool.stats().waiting == 1).await;
+    let closing = pool.close(PATIENCE);
+    let given_back = async {
+        let error = waiting.await.expect("no panic");
+        drop(held);
+        error
+    };
+
+    let (closed, while_waiting) = tokio::join!(closing, given_back);
+
+    assert!(closed.is_clean(), "{closed:?}");
+    for error in [while_waiting, refused(&pool).await] {
+        assert!(error.is_closed());
+        assert_eq!(error.phase(), AcquirePhase::Closed);
+        assert!(error.to_string().starts_with("pool `shop` is closed (asked for at "), "{error}");
+        let error = Error::from(error);
+        assert_eq!((error.class(), error.is_transient()), (Class::Other, false));
+        assert_eq!(error.retry_after(), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_ends_the_wait_at_once_and_is_not_shown() {
+    let server = TestServer::throwaway().await.expect("a server");
+    let embedded = server.embedded().expect("one of its own");
+    let db = server.empty().await.expect("a database");
+    sqlx::raw_sql("create role app login password 'right'").execute(&db.pool()).await.expect("a role");
+    let hba = embedded.data_dir().join("pg_hba.conf");
+    let rules = std::fs::read_to_string(&hba).expect("the rules");
+    std::fs::write(&hba, format!("local all app scram-sha-256\n{rules}")).expect("a rule");
+    sqlx::raw_sql("select pg_reload_conf()").execute(&db.pool()).await.expect("read again");
+    let host = embedded.socket_dir().display().to_string().replace('/', "%2F");
+    let config = |password: &str| {
+        let address = format!("postgres://app:{password}@{host}:{}/{}", embedded.port(), db.name());
+        Config::from_url(&address).expect("an address")
+    };
+    until("the rule is in force", async || {
+        pool(&config("hunter2"), PATIENCE).handle().acquire().await.is_err()
+    })
+    .await;
+    let pool = pool(&config("hunter2"), Duration::from_hours(1));
+
+    let error = refused(&pool).await;
+
+    assert!(error.waited() < PATIENCE, "{error}");
+    assert_eq!(error.phase(), AcquirePhase::Dial);
+    let text = error.to_string();
+    assert!(text.contains("the password of role `app` was refused (28P01)"), "{text}");
+    assert!(!text.contains(".c:") && !text.contains(" line "), "{text}");
+    assert!(!format!("{text} {error:?} {pool:?}").contains("hunter2"), "{error:?}");
+}
+
+#[db_testkit::test]
+async fn the_longer_the_queue_the_later_one_may_come_again(db: TestDb) {
+    let pool = pool(&config(&db), Duration::from_secs(3));
+    let held = pool.handle().acquire().await.expect("the only connection");
+    until("it was held for a while", async || pool.holders()[0].held > Duration::from_secs(1)).await;
+    drop(held);
+    let _held = pool.handle().acquire().await.expect("the only connection");
+
+    // The first to come is the first to go, with all the others still there.
+    let handle = pool.handle();
+    let first = tokio::spawn(async move { Error::from(handle.acquire().await.expect_err("taken")) });
+    until("it waits", async || pool.stats().waiting == 1).await;
+    let crowd: Vec<_> = (0..60)
+        .map(|_| {
+            let handle = pool.handle();
+            tokio::spawn(async move { handle.acquire().await.map(drop) })
+        })
+        .collect();
+    let crowded = first.await.expect("no panic").retry_after().expect("a while");
+    for caller in crowd {
+        caller.await.expect("no panic").expect_err("taken");
+    }
+    let alone = Error::from(refused(&pool).await).retry_after().expect("a while");
+
+    assert_eq!(alone, Duration::from_secs(1));
+    assert!(crowded > Duration::from_secs(3) && crowded <= Duration::from_secs(30), "{crowded:?}");
+}
+
+#[db_testkit::test]
+async fn errors_of_statements_answer_by_their_code(db: TestDb) {
+    let pool = pool(&config(&db), PATIENCE);
+    sqlx::raw_sql(
+        "create table parent (n int constraint parent_key primary key, positive int constraint above_zero check (positive > 0));
+         create table child (n int constraint child_parent references parent)",
+    )
+    .execute(&db.pool())
+    .await
+    .expect("tables");
+    sqlx::query("insert into parent values (4711)").execute(pool.handle()).await.expect("a row");
+    let soon = Some(Duration::from_millis(10));
+    let later = Some(Duration::from_secs(1));
+
+    for (sql, code, class, retry_after, constraint) in [
+        ("insert into parent values (4711)", "23505", Class::Constraint, None, Some("parent_key")),
+        ("insert into child values (4712)", "23503", Class::Constraint, None, Some("child_parent")),
+        ("insert into parent values (1, -4711)", "23514", Class::Constraint, None, Some("above_zero")),
+        ("selekt 4711", "42601", Class::Other, None, None),
+        ("select 4711 from nowhere", "42P01", Class::Other, None, None),
+        ("select 4711 / 0", "22012", Class::Other, None, None),
+        ("do $$ begin raise 'x' using errcode = '40001'; end $$", "40001", Class::Conflict, soon, None),
+        ("do $$ begin raise 'x' using errcode = '40P01'; end $$", "40P01", Class::Conflict, soon, None),
+        ("do $$ begin raise 'x' using errcode = '55P03'; end $$", "55P03", Class::TimedOut, None, None),
+        ("select pg_cancel_backend(pg_backend_pid()), pg_sleep(60)", "57014", Class::TimedOut, None, None),
+        ("select pg_terminate_backend(pg_backend_pid()), pg_sleep(60)", "57P01", Class::Lost, later, None),
+    ] {
+        let error = sqlx::query(sql).execute(pool.handle()).await.expect_err(sql);
+        let error = Error::from(error);
+
+        assert_eq!(error.sqlstate().as_deref(), Some(code), "{sql}");
+        assert_eq!((error.class(), error.retry_after()), (class, retry_after), "{sql}");
+        assert_eq!(error.is_transient(), matches!(class, Class::Conflict | Class::Lost), "{sql}");
+        assert_eq!((error.constraint(), error.is_unique_violation()), (constraint, code == "23505"), "{sql}");
+        let text = error.to_string();
+        assert!(text.ends_with(&format!("({code})")), "{text}");
+        assert!(!text.contains("4711") && !text.contains(".c:") && !text.contains("line "), "{text}");
+    }
+}

@@ -1,0 +1,111 @@
+//! Limits that are changed while the pool runs.
+
+use std::time::Duration;
+
+use db_core::{Conn, Limits, Pool, PoolOptions};
+use db_testkit::{TestDb, until};
+
+use crate::support::patient_pool;
+
+async fn take(pool: &Pool, count: usize) -> Vec<Conn> {
+    let mut conns = Vec::new();
+    for _ in 0..count {
+        conns.push(pool.handle().acquire().await.expect("a connection"));
+    }
+    conns
+}
+
+#[db_testkit::test]
+async fn a_higher_limit_lets_those_in_who_wait(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    let _held = take(&pool, 1).await;
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let handle = pool.handle();
+            tokio::spawn(async move { handle.acquire().await.expect("a connection") })
+        })
+        .collect();
+    until("they wait", async || pool.stats().waiting == 2).await;
+
+    pool.set_limits(Limits { max: 3, ..pool.limits() });
+
+    let mut let_in = Vec::new();
+    for waiter in waiting {
+        let_in.push(waiter.await.expect("no panic"));
+    }
+    assert_eq!((pool.stats().in_use, pool.stats().max), (3, 3));
+}
+
+#[db_testkit::test]
+async fn a_lower_limit_closes_idle_connections(db: TestDb) {
+    let pool = patient_pool(&db, 4);
+    drop(take(&pool, 4).await);
+    assert_eq!(pool.stats().idle, 4);
+
+    pool.set_limits(Limits { max: 1, ..pool.limits() });
+
+    db.until_sessions("one is left", |all| all.len() == 1).await;
+    assert_eq!(take(&pool, 1).await.len(), 1);
+}
+
+#[db_testkit::test]
+async fn a_lower_limit_closes_connections_as_they_come_back(db: TestDb) {
+    let pool = patient_pool(&db, 3);
+    let held = take(&pool, 3).await;
+
+    pool.set_limits(Limits { max: 1, ..pool.limits() });
+    assert_eq!(pool.stats().in_use, 3, "nobody loses what he holds");
+    drop(held);
+
+    db.until_sessions("one is left", |all| all.len() == 1).await;
+    until("it is ready", async || (pool.stats().open, pool.stats().idle) == (1, 1)).await;
+}
+
+#[db_testkit::test]
+async fn nobody_is_let_in_above_a_lower_limit(db: TestDb) {
+    let pool = patient_pool(&db, 2);
+    let mut held = take(&pool, 2).await;
+    pool.set_limits(Limits { max: 1, ..pool.limits() });
+    let handle = pool.handle();
+    let waiter = tokio::spawn(async move { handle.acquire().await.expect("a connection").pid() });
+    until("it waits", async || pool.stats().waiting == 1).await;
+
+    drop(held.pop());
+    db.until_sessions("one is left", |all| all.len() == 1).await;
+    assert_eq!(pool.stats().waiting, 1, "the other is still out");
+    drop(held.pop());
+
+    waiter.await.expect("no panic");
+}
+
+#[db_testkit::test]
+async fn a_higher_min_idle_opens_ahead_at_once(db: TestDb) {
+    // The keeper looks once a second.
+    let pool = patient_pool(&db, 5);
+    until("it began with none", async || pool.stats().open == 0).await;
+
+    pool.set_limits(Limits { min_idle: 3, ..pool.limits() });
+
+    assert_eq!(pool.stats().dialling + pool.stats().open, 3, "at once");
+    db.until_sessions("three", |all| all.len() == 3).await;
+}
+
+#[db_testkit::test]
+async fn a_lower_max_idle_closes_idle_connections(db: TestDb) {
+    let pool = patient_pool(&db, 4);
+    drop(take(&pool, 4).await);
+
+    pool.set_limits(Limits { max_idle: Some(2), ..pool.limits() });
+
+    db.until_sessions("two are left", |all| all.len() == 2).await;
+    assert_eq!(pool.limits(), Limits { max: 4, max_idle: Some(2), min_idle: 0 });
+}
+
+#[db_testkit::test]
+async fn a_pool_begins_with_the_limits_of_its_options(db: TestDb) {
+    let options = PoolOptions { max: 7, max_idle: Some(3), min_idle: 1, ..PoolOptions::api() };
+    let pool = Pool::new(&crate::support::config(&db), options);
+
+    assert_eq!(pool.limits(), Limits { max: 7, max_idle: Some(3), min_idle: 1 });
+    assert!(pool.close(Duration::from_secs(10)).await.is_clean());
+}

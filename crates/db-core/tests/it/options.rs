@@ -1,0 +1,704 @@
+//! Each option of a pool, by what becomes of the pool.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use db_core::{Config, Error, Pool, PoolOptions, Reset, Tracking};
+use db_testkit::{Proxy, Session, TestDb, until};
+use futures_util::TryStreamExt;
+use futures_util::future::pending;
+use sqlx::Row;
+use tracing::Level;
+
+use crate::events::Events;
+use crate::support::{PATIENCE, config};
+
+/// Longer than any test: what has this limit meets none.
+const NEVER: Duration = Duration::from_hours(1);
+
+/// An option that is tested is short; the others never come into play.
+fn calm() -> PoolOptions {
+    PoolOptions {
+        name: "calm".to_owned(),
+        max: 4,
+        acquire_timeout: PATIENCE,
+        idle_timeout: NEVER,
+        max_lifetime: NEVER,
+        ping_after: NEVER,
+        keepalive: NEVER,
+        leak_after: NEVER,
+        statement_timeout: PATIENCE,
+        ..PoolOptions::api()
+    }
+}
+
+fn pool(db: &TestDb, options: PoolOptions) -> Pool {
+    Pool::new(&config(db), options)
+}
+
+fn through(proxy: &Proxy, options: PoolOptions) -> Pool {
+    Pool::new(&Config::from_url(&proxy.url()).expect("the proxy's address"), options)
+}
+
+async fn pid(pool: &Pool) -> i32 {
+    pool.handle().acquire().await.expect("a connection").pid()
+}
+
+/// Takes so many connections and gives them back. Says which they were.
+async fn open(pool: &Pool, count: usize) -> Vec<i32> {
+    let mut conns = Vec::new();
+    for _ in 0..count {
+        conns.push(pool.handle().acquire().await.expect("a connection"));
+    }
+    conns.iter().map(db_core::Conn::pid).collect()
+}
+
+async fn setting(pool: &Pool, name: &str) -> String {
+    // The value that it began with: on a Unix socket the server shows the settings of TCP as zero.
+    sqlx::query_scalar("select reset_val from pg_settings where name = $1")
+        .bind(name)
+        .fetch_one(pool.handle())
+        .await
+        .expect("a setting")
+}
+
+async fn search_path(pool: &Pool) -> String {
+    sqlx::query_scalar("show search_path").fetch_one(pool.handle()).await.expect("a path")
+}
+
+async fn table(db: &TestDb) {
+    sqlx::query("create table t (n int)").execute(&db.pool()).await.expect("a table");
+}
+
+async fn rows(db: &TestDb) -> i64 {
+    sqlx::query_scalar("select count(*) from t").fetch_one(&db.pool()).await.expect("a count")
+}
+
+#[db_testkit::test]
+async fn a_pools_name_is_that_of_its_sessions(db: TestDb) {
+    let pool = pool(&db, PoolOptions { name: "orders".to_owned(), ..calm() });
+    let _held = pool.handle().acquire().await.expect("a connection");
+    let _theirs = pool.sqlx().acquire().await.expect("a connection of sqlx's pool");
+
+    let sessions = db.sessions().await.expect("the sessions");
+
+    let names: Vec<_> = sessions.iter().map(|session| session.application_name.as_str()).collect();
+    assert_eq!(names, ["orders", "orders sqlx"]);
+    assert_eq!(pool.name(), "orders");
+}
+
+#[db_testkit::test]
+async fn no_more_than_max_sessions_are_opened_whoever_waits(db: TestDb) {
+    let pool = pool(&db, PoolOptions { max: 2, ..calm() });
+    let held = [pool.handle().acquire().await, pool.handle().acquire().await];
+    let waiting: Vec<_> = (0..5)
+        .map(|_| {
+            let handle = pool.handle();
+            tokio::spawn(async move { handle.acquire().await.expect("its turn").pid() })
+        })
+        .collect();
+    until("all of them wait", async || pool.stats().waiting == 5).await;
+
+    assert_eq!(pool.stats().dialling, 0);
+    assert_eq!(db.sessions().await.expect("the sessions").len(), 2);
+    drop(held);
+    for waiter in waiting {
+        waiter.await.expect("no panic");
+    }
+    assert_eq!(pool.stats().totals.dialled, 2);
+}
+
+#[db_testkit::test]
+async fn a_max_of_zero_counts_as_one(db: TestDb) {
+    let pool = pool(&db, PoolOptions { max: 0, ..calm() });
+
+    pid(&pool).await;
+}
+
+#[db_testkit::test]
+async fn connections_above_max_idle_are_closed_as_they_come_back(db: TestDb) {
+    let pool = pool(&db, PoolOptions { max_idle: Some(1), ..calm() });
+
+    open(&pool, 4).await;
+
+    db.until_sessions("one is left", |all| all.len() == 1).await;
+    until("the others are gone", async || (pool.stats().open, pool.stats().idle) == (1, 1)).await;
+}
+
+#[db_testkit::test]
+async fn min_idle_connections_are_opened_before_anybody_asks(db: TestDb) {
+    let pool = pool(&db, PoolOptions { min_idle: 2, ..calm() });
+
+    db.until_sessions("two", |all| all.len() == 2).await;
+    until("two are ready", async || pool.stats().idle == 2).await;
+    // With one of them taken, another is made.
+    let _held = pool.handle().acquire().await.expect("a connection");
+    pool.set_limits(pool.limits());
+    until("two are ready again", async || pool.stats().idle == 2).await;
+    assert_eq!(pool.stats().totals.acquired, 1);
+}
+
+#[db_testkit::test]
+async fn min_idle_connections_outlast_the_idle_timeout(db: TestDb) {
+    let idle_timeout = Duration::from_millis(50);
+    let kept = pool(&db, PoolOptions { min_idle: 2, idle_timeout, ..calm() });
+    let before = open(&kept, 4).await;
+    until("the spare ones are closed", async || kept.stats().open == 2).await;
+
+    // One that was given back later, and has idled for too long by now.
+    let witness = pool(&db, PoolOptions { idle_timeout, ..calm() });
+    open(&witness, 1).await;
+    until("its time is up", async || witness.stats().open == 0).await;
+
+    for after in open(&kept, 2).await {
+        assert!(before.contains(&after), "{after} is none of {before:?}");
+    }
+}
+
+#[db_testkit::test]
+async fn a_caller_waits_for_the_acquire_timeout(db: TestDb) {
+    let acquire_timeout = Duration::from_millis(100);
+    let pool = pool(&db, PoolOptions { max: 1, acquire_timeout, ..calm() });
+    let _held = pool.handle().acquire().await.expect("the only connection");
+    let asked = Instant::now();
+
+    let error = pool.handle().acquire().await.expect_err("there is no second connection");
+
+    assert!(error.waited() >= acquire_timeout, "{error}");
+    // Less than the default.
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    assert_eq!(pool.stats().totals.timed_out, 1);
+}
+
+#[db_testkit::test]
+async fn a_connection_that_idles_for_too_long_is_closed(db: TestDb) {
+    let pool = pool(&db, PoolOptions { idle_timeout: Duration::from_millis(50), ..calm() });
+
+    open(&pool, 2).await;
+
+    db.until_sessions("none", <[_]>::is_empty).await;
+    assert_eq!(pool.stats().open, 0);
+}
+
+#[db_testkit::test]
+async fn a_connection_that_is_repaired_after_each_use_does_not_idle(db: TestDb) {
+    let idle_timeout = Duration::from_secs(2);
+    let pool = pool(&db, PoolOptions { max: 1, idle_timeout, reset: Reset::DiscardAll, ..calm() });
+    let first = pid(&pool).await;
+    let begun = Instant::now();
+
+    // Each use is well within the limit, all of them are not.
+    while begun.elapsed() < idle_timeout + Duration::from_millis(700) {
+        assert_eq!(pid(&pool).await, first);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[db_testkit::test]
+async fn a_connection_that_is_too_old_is_closed_although_it_is_used(db: TestDb) {
+    let pool = pool(&db, PoolOptions { max: 1, max_lifetime: Duration::from_millis(300), ..calm() });
+    let first = pid(&pool).await;
+
+    until("another takes its place", async || pid(&pool).await != first).await;
+
+    db.until_sessions("the first is gone", |all| all.iter().all(|session| session.pid != first)).await;
+}
+
+#[db_testkit::test]
+async fn a_connection_that_is_too_old_is_closed_when_nobody_asks(db: TestDb) {
+    let pool = pool(&db, PoolOptions { max_lifetime: Duration::from_millis(100), ..calm() });
+
+    open(&pool, 2).await;
+
+    db.until_sessions("none", <[_]>::is_empty).await;
+}
+
+#[db_testkit::test]
+async fn a_connection_is_never_closed_under_its_user_for_being_old(db: TestDb) {
+    let pool = pool(&db, PoolOptions { max: 2, max_lifetime: Duration::from_millis(50), ..calm() });
+    let mut held = pool.handle().acquire().await.expect("a connection");
+    let other = pid(&pool).await;
+    db.until_sessions("the other is too old", |all| all.iter().all(|session| session.pid != other)).await;
+
+    sqlx::query("select 1").execute(&mut held).await.expect("it is still there");
+}
+
+#[db_testkit::test]
+async fn a_connection_is_closed_after_max_uses(db: TestDb) {
+    let pool = pool(&db, PoolOptions { max: 1, max_uses: Some(3), ..calm() });
+
+    let uses = [pid(&pool).await, pid(&pool).await, pid(&pool).await, pid(&pool).await];
+
+    assert!(uses[0] == uses[1] && uses[1] == uses[2] && uses[2] != uses[3], "{uses:?}");
+}
+
+#[db_testkit::test]
+async fn a_use_counts_even_if_it_had_to_be_repaired(db: TestDb) {
+    let options = PoolOptions { max: 1, max_uses: Some(2), reset: Reset::DiscardAll, ..calm() };
+    let pool = pool(&db, options);
+
+    let uses = [pid(&pool).await, pid(&pool).await, pid(&pool).await];
+
+    assert!(uses[0] == uses[1] && uses[1] != uses[2], "{uses:?}");
+}
+
+#[db_testkit::test]
+async fn limits_of_zero_leave_each_connection_one_use(db: TestDb) {
+    for options in [
+        PoolOptions { max: 1, max_uses: Some(0), ..calm() },
+        PoolOptions { max: 1, max_lifetime: Duration::ZERO, ..calm() },
+    ] {
+        let pool = pool(&db, options);
+
+        assert_ne!(pid(&pool).await, pid(&pool).await);
+        assert_eq!(pool.stats().totals.dialled, 2);
+    }
+}
+
+#[db_testkit::test]
+async fn a_dead_connection_that_idled_for_longer_than_ping_after_is_not_handed_out(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let pool = through(&proxy, PoolOptions { max: 1, ping_after: Duration::ZERO, ..calm() });
+    let dead = pid(&pool).await;
+    proxy.half_open();
+
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+
+    assert_ne!(conn.pid(), dead);
+    sqlx::query("select 1").execute(&mut conn).await.expect("it is alive");
+    assert_eq!(pool.stats().totals.lost, 1);
+}
+
+#[db_testkit::test]
+async fn a_connection_that_idled_for_less_than_ping_after_is_not_asked(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let pool = through(&proxy, PoolOptions { max: 1, ping_after: NEVER, ..calm() });
+    let first = pid(&pool).await;
+    proxy.freeze();
+
+    // A question would not be answered.
+    assert_eq!(pid(&pool).await, first);
+    assert_eq!(pool.stats().totals.lost, 0);
+}
+
+#[db_testkit::test]
+async fn keepalive_finds_and_replaces_a_dead_connection_with_nobody_asking(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let options = PoolOptions { min_idle: 1, keepalive: Duration::from_millis(100), ..calm() };
+    let pool = through(&proxy, options);
+    until("one is ready", async || pool.stats().idle == 1).await;
+    proxy.half_open();
+
+    until("it is found dead", async || pool.stats().totals.lost == 1).await;
+    until("another is ready", async || pool.stats().idle == 1).await;
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    sqlx::query("select 1").execute(&mut conn).await.expect("it is alive");
+    assert_eq!(pool.stats().totals.dialled, 2);
+}
+
+#[db_testkit::test]
+async fn keepalive_leaves_a_connection_that_answers_where_it_is(db: TestDb) {
+    let keepalive = Duration::from_millis(50);
+    let pool = pool(&db, PoolOptions { min_idle: 1, keepalive, ..calm() });
+    until("one is ready", async || pool.stats().idle == 1).await;
+    let first = pid(&pool).await;
+    let asked = async || {
+        // Its own questions leave no other trace.
+        let sql = "select state_change::text from pg_stat_activity where pid = $1";
+        sqlx::query_scalar::<_, String>(sql).bind(first).fetch_one(&db.pool()).await.expect("its session")
+    };
+    for _ in 0..5 {
+        let before = asked().await;
+        until("it was asked", async || asked().await != before).await;
+    }
+
+    until("it is back", async || pool.stats().idle == 1).await;
+    assert_eq!(pid(&pool).await, first);
+    assert_eq!(pool.stats().totals.dialled, 1, "none was missed meanwhile");
+}
+
+#[db_testkit::test]
+async fn the_server_is_told_to_keep_its_end_of_the_link_alive(db: TestDb) {
+    let pool = pool(&db, PoolOptions { keepalive: Duration::from_secs(45), ..calm() });
+
+    for (name, value) in [
+        ("tcp_keepalives_idle", "45"),
+        ("tcp_keepalives_interval", "15"),
+        ("tcp_keepalives_count", "3"),
+        ("tcp_user_timeout", "90000"),
+    ] {
+        assert_eq!(setting(&pool, name).await, value, "{name}");
+    }
+}
+
+#[db_testkit::test]
+async fn reset_rollback_undoes_what_text_began_and_what_it_changed(db: TestDb) {
+    table(&db).await;
+    let pool = pool(&db, PoolOptions { max: 1, reset: Reset::Rollback, ..calm() });
+    let first = leave_open(&pool).await;
+    assert_eq!((pid(&pool).await, rows(&db).await), (first, 0));
+
+    sqlx::query("set search_path = nowhere").execute(pool.handle()).await.expect("set");
+    assert_eq!(search_path(&pool).await, "\"$user\", public");
+    assert_eq!(pid(&pool).await, first, "it is the same one");
+}
+
+#[db_testkit::test]
+async fn reset_commit_stores_what_text_began(db: TestDb) {
+    table(&db).await;
+    let pool = pool(&db, PoolOptions { max: 1, reset: Reset::Commit, ..calm() });
+    let first = leave_open(&pool).await;
+    assert_eq!((pid(&pool).await, rows(&db).await), (first, 1));
+
+    sqlx::query("set search_path = nowhere").execute(pool.handle()).await.expect("set");
+    assert_eq!(search_path(&pool).await, "\"$user\", public");
+}
+
+#[db_testkit::test]
+async fn reset_commit_stores_nothing_of_what_failed_was_cut_off_or_was_not_begun_by_text(db: TestDb) {
+    table(&db).await;
+    let pool = pool(&db, PoolOptions { max: 1, reset: Reset::Commit, ..calm() });
+
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    insert_in_open(&mut conn).await;
+    sqlx::query("select 1 / 0").execute(&mut conn).await.expect_err("a division by zero");
+    drop(conn);
+    pid(&pool).await;
+    assert_eq!(rows(&db).await, 0, "of what failed");
+
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    insert_in_open(&mut conn).await;
+    tokio::select! {
+        _ = sqlx::query("select pg_sleep(60)").execute(&mut conn) => unreachable!("it takes a minute"),
+        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
+    }
+    drop(conn);
+    pid(&pool).await;
+    assert_eq!(rows(&db).await, 0, "of what was cut off");
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
+    drop(tx);
+    pid(&pool).await;
+    assert_eq!(rows(&db).await, 0, "of what was not committed");
+}
+
+#[db_testkit::test]
+async fn reset_keep_leaves_settings_to_the_next_user_and_no_transaction(db: TestDb) {
+    table(&db).await;
+    let pool = pool(&db, PoolOptions { max: 1, reset: Reset::Keep, ..calm() });
+    let first = leave_open(&pool).await;
+    assert_eq!((pid(&pool).await, rows(&db).await), (first, 0));
+
+    sqlx::query("set search_path = nowhere").execute(pool.handle()).await.expect("set");
+    assert_eq!(search_path(&pool).await, "nowhere");
+}
+
+#[db_testkit::test]
+async fn reset_discard_all_undoes_what_no_text_shows(db: TestDb) {
+    table(&db).await;
+    let pool = pool(&db, PoolOptions { max: 1, reset: Reset::DiscardAll, ..calm() });
+    let first = leave_open(&pool).await;
+    assert_eq!((pid(&pool).await, rows(&db).await), (first, 0));
+
+    sqlx::query("select set_config('search_path', 'nowhere', false)")
+        .execute(pool.handle())
+        .await
+        .expect("set");
+    assert_eq!(search_path(&pool).await, "\"$user\", public");
+    assert_eq!(pid(&pool).await, first, "it is the same one");
+}
+
+/// Begins a transaction by text, writes in it, and gives the connection back.
+async fn leave_open(pool: &Pool) -> i32 {
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    insert_in_open(&mut conn).await;
+    conn.pid()
+}
+
+async fn insert_in_open(conn: &mut db_core::Conn) {
+    sqlx::query("begin").execute(&mut *conn).await.expect("begun");
+    sqlx::query("insert into t values (1)").execute(conn).await.expect("inserted");
+}
+
+#[db_testkit::test]
+async fn a_statement_that_takes_too_long_fails_and_is_cancelled_on_the_server(db: TestDb) {
+    let options = PoolOptions { max: 1, statement_timeout: Duration::from_millis(300), ..calm() };
+    let pool = pool(&db, options);
+    let first = pid(&pool).await;
+
+    let error = sqlx::query("select pg_sleep(60)").execute(pool.handle()).await.expect_err("a minute");
+
+    let error = Error::from(error);
+    assert!(matches!(&error, Error::Deadline(error) if !error.is_transaction()), "{error:?}");
+    assert!(error.to_string().contains("options.rs:"), "{error}");
+    db.until_quiet().await;
+    until("it is mended", async || pool.stats().totals.repaired == 1).await;
+    assert_eq!(pool.stats().totals.cancelled, 1);
+    assert_eq!(pid(&pool).await, first, "its connection serves on");
+}
+
+#[db_testkit::test]
+async fn the_limit_of_a_statement_is_for_each_row_and_not_for_all_of_them(db: TestDb) {
+    let limit = Duration::from_millis(1500);
+    let pool = pool(&db, PoolOptions { statement_timeout: limit, ..calm() });
+    // The server sends a row at once when it fills its buffer of 8 kB.
+    let sql = "select n, repeat('x', 20000), pg_sleep(0.2) from generate_series(1, 10) n";
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    let begun = Instant::now();
+
+    let read: Vec<i32> = sqlx::query(sql)
+        .fetch(&mut conn)
+        .map_ok(|row| row.get::<i32, _>(0))
+        .try_collect()
+        .await
+        .expect("all rows");
+
+    assert_eq!(read.len(), 10);
+    assert!(begun.elapsed() > limit, "{:?}", begun.elapsed());
+}
+
+#[db_testkit::test]
+async fn a_row_that_takes_too_long_ends_a_stream(db: TestDb) {
+    let options = PoolOptions { max: 1, statement_timeout: Duration::from_millis(1500), ..calm() };
+    let pool = pool(&db, options);
+    let sql =
+        "select n, repeat('x', 20000), case n when 3 then pg_sleep(60) end from generate_series(1, 3) n";
+    let mut rows = sqlx::query(sql).fetch(pool.handle());
+
+    assert!(rows.try_next().await.expect("the first row").is_some());
+    let error = Error::from(rows.try_next().await.expect_err("the second"));
+
+    assert!(matches!(&error, Error::Deadline(_)), "{error:?}");
+    drop(rows);
+    db.until_quiet().await;
+}
+
+#[db_testkit::test]
+async fn the_work_of_a_transaction_that_takes_too_long_is_dropped_and_rolled_back(db: TestDb) {
+    struct Flag(Arc<AtomicBool>);
+    impl Drop for Flag {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    table(&db).await;
+    let pool = pool(&db, PoolOptions { max: 1, tx_timeout: Duration::from_millis(500), ..calm() });
+    let dropped = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&dropped);
+
+    let result = pool
+        .handle()
+        .tx(async move |tx| {
+            let _flag = Flag(flag);
+            sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
+            pending::<Result<(), Error>>().await
+        })
+        .await;
+
+    assert!(matches!(&result, Err(Error::Deadline(error)) if error.is_transaction()), "{result:?}");
+    assert!(dropped.load(Ordering::SeqCst));
+    db.until_quiet().await;
+    assert_eq!(rows(&db).await, 0);
+    assert_eq!(pool.stats().totals.lost, 0);
+}
+
+#[db_testkit::test]
+async fn statements_of_a_transaction_that_takes_too_long_fail(db: TestDb) {
+    table(&db).await;
+    let pool = pool(&db, PoolOptions { max: 1, tx_timeout: Duration::from_secs(1), ..calm() });
+    let mut tx = pool.handle().begin().await.expect("begun");
+    sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
+
+    let sleep = sqlx::query("select pg_sleep(60)").execute(&mut tx).await;
+    let error = Error::from(sleep.expect_err("a minute"));
+    assert!(matches!(&error, Error::Deadline(error) if error.is_transaction()), "{error:?}");
+    let error = tx.commit().await.expect_err("too late");
+    assert!(matches!(&error, Error::Deadline(error) if error.is_transaction()), "{error:?}");
+
+    db.until_quiet().await;
+    assert_eq!(rows(&db).await, 0);
+}
+
+#[db_testkit::test]
+async fn the_server_ends_a_transaction_that_idles_ten_seconds_after_its_limit(db: TestDb) {
+    let pool = pool(&db, PoolOptions { tx_timeout: Duration::from_millis(45_500), ..calm() });
+
+    assert_eq!(setting(&pool, "idle_in_transaction_session_timeout").await, "55500");
+    sqlx::query("discard all").execute(pool.handle()).await.expect("discarded");
+    let shown: String = sqlx::query_scalar("show idle_in_transaction_session_timeout")
+        .fetch_one(pool.handle())
+        .await
+        .expect("a setting");
+    assert_eq!(shown, "55500ms", "whatever was discarded");
+}
+
+#[db_testkit::test]
+async fn each_statement_is_logged_with_what_came_of_it_and_without_values(db: TestDb) {
+    table(&db).await;
+    let events = Events::of("logged");
+    let options = PoolOptions { name: "logged".to_owned(), slow_statement: NEVER, ..calm() };
+    let pool = pool(&db, options);
+    let (line, handle) = (line!(), pool.handle());
+
+    sqlx::query("insert into t select n from generate_series(1, 3) n")
+        .execute(handle.clone())
+        .await
+        .expect("three");
+    sqlx::query("select n, 'hunter3' from t where $1 <> 'hunter4'")
+        .bind("hunter2")
+        .fetch_all(handle.clone())
+        .await
+        .expect("three");
+    sqlx::query("select ($1::text)::int").bind("hunter2").execute(handle).await.expect_err("no number");
+
+    let lines = events.all();
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| (line.message.as_str(), line.fields["rows"].as_str(), line.fields["affected"].as_str()))
+        .collect();
+    let place = format!("(crates/db-core/tests/it/options.rs:{line})");
+    let short = |text: &str| format!("{text} {place}");
+    assert_eq!(
+        told,
+        [
+            (short("insert into t select n from generate_series(1, 3) n").as_str(), "0", "3"),
+            (short("select n, '…' from t where $1 <> '…'").as_str(), "3", "3"),
+            (short("select ($1::text)::int").as_str(), "0", "0"),
+        ]
+    );
+    for line in &lines {
+        assert_eq!((line.level, line.target.as_str()), (Level::DEBUG, "db_core::statement"));
+        assert_eq!(line.fields["pool"], "logged");
+        assert!(line.fields["ms"].parse::<f64>().is_ok_and(|ms| ms > 0.0), "{line:?}");
+        assert!(!line.text().contains("hunter"), "{line:?}");
+    }
+    assert_eq!(lines[2].fields["error"], "a value does not fit");
+}
+
+#[db_testkit::test]
+async fn only_slow_statements_are_logged_as_warnings(db: TestDb) {
+    let events = Events::of("slow");
+    let slow_statement = Duration::from_millis(400);
+    let pool = pool(&db, PoolOptions { name: "slow".to_owned(), slow_statement, ..calm() });
+    pool.ping().await.expect("connected");
+
+    sqlx::query("select 1, pg_sleep(0.4)").execute(pool.handle()).await.expect("slow");
+
+    let lines = events.with("pg_sleep");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(lines[0].level, Level::WARN);
+    assert!(lines[0].message.starts_with("slow: select 1, pg_sleep(0.4) ("), "{lines:?}");
+}
+
+#[db_testkit::test]
+async fn without_a_tracker_nobody_is_named_and_nothing_leaks(db: TestDb) {
+    let events = Events::of("untracked");
+    let options = PoolOptions { name: "untracked".to_owned(), leak_after: Duration::ZERO, max: 1, ..calm() };
+    let untracked = pool(
+        &db,
+        PoolOptions {
+            tracker: Tracking::Off,
+            acquire_timeout: Duration::from_millis(300),
+            ..options.clone()
+        },
+    );
+    let tracked = pool(&db, PoolOptions { name: "tracked".to_owned(), ..options });
+    let _held = untracked.handle().acquire().await.expect("a connection");
+    let _leaks = tracked.handle().acquire().await.expect("a connection");
+    until("the other leaks", async || tracked.stats().totals.leaked == 1).await;
+
+    let error = untracked.handle().acquire().await.expect_err("there is no second connection");
+
+    assert!(untracked.holders().is_empty());
+    assert!(error.oldest_holder().is_none() && error.holds_one_taken_at().is_none(), "{error}");
+    let totals = untracked.stats().totals;
+    assert_eq!((totals.leaked, totals.second_waits), (0, 0));
+    assert!(events.with("held for too long").is_empty());
+}
+
+#[db_testkit::test]
+async fn stacks_are_remembered_where_they_are_asked_for(db: TestDb) {
+    let stacks = pool(&db, PoolOptions { tracker: Tracking::Stacks, ..calm() });
+    let lines = pool(&db, PoolOptions { tracker: Tracking::Lines, ..calm() });
+    let _held = [stacks.handle().acquire().await, lines.handle().acquire().await];
+
+    let holder = &stacks.holders()[0];
+    let stack = holder.stack.as_ref().expect("a stack").to_string();
+    assert!(stack.contains("stacks_are_remembered_where_they_are_asked_for"), "{stack}");
+    assert!(lines.holders()[0].stack.is_none());
+}
+
+#[db_testkit::test]
+async fn a_connection_that_is_held_for_too_long_is_named_and_counted_once(db: TestDb) {
+    let events = Events::of("leaking");
+    let leak_after = Duration::from_millis(50);
+    let pool = pool(&db, PoolOptions { name: "leaking".to_owned(), leak_after, ..calm() });
+    let (line, handle) = (line!(), pool.handle());
+    let mut held = handle.acquire().await.expect("a connection");
+    sqlx::query("select 1").execute(&mut held).await.expect("used");
+
+    until("it leaks", async || !events.with("held for too long").is_empty()).await;
+    assert!(pool.holders()[0].leaked);
+    // A later one, so that the first was looked at once more.
+    let later = pool.handle().acquire().await.expect("a connection");
+    until("both leak", async || events.with("held for too long").len() == 2).await;
+    drop((held, later));
+
+    let named = &events.with("held for too long")[0];
+    assert_eq!(named.level, Level::WARN);
+    assert!(named.message.contains(&format!("options.rs:{line} for ")), "{named:?}");
+    let back = events.with("returned after all");
+    assert_eq!((back.len(), back[0].level), (2, Level::INFO));
+    assert!(back[0].message.contains(&format!("options.rs:{line}:")), "{back:?}");
+    let totals = pool.stats().totals;
+    assert_eq!((totals.leaked, totals.returned_after_all), (2, 2));
+}
+
+#[db_testkit::test]
+async fn a_handle_has_a_threshold_of_its_own(db: TestDb) {
+    let strict = pool(&db, PoolOptions { leak_after: Duration::from_millis(50), ..calm() });
+    let _long = strict.handle().leak_after(NEVER).acquire().await.expect("a connection");
+    let _leaks = strict.handle().acquire().await.expect("a connection");
+    until("the other leaks", async || strict.stats().totals.leaked == 1).await;
+    assert!(!strict.holders()[0].leaked, "{:?}", strict.holders());
+
+    let lax = pool(&db, calm());
+    let _held = lax.handle().acquire().await.expect("a connection");
+    let _short = lax.handle().leak_after(Duration::from_millis(50)).acquire().await.expect("a connection");
+    until("the short one leaks", async || lax.stats().totals.leaked == 1).await;
+    assert!(!lax.holders()[0].leaked && lax.holders()[1].leaked, "{:?}", lax.holders());
+}
+
+#[db_testkit::test]
+async fn sqlx_reserve_parts_the_pool_so_that_neither_half_waits_for_the_other(db: TestDb) {
+    let acquire_timeout = Duration::from_millis(500);
+    let pool = pool(&db, PoolOptions { max: 5, sqlx_reserve: 3, acquire_timeout, ..calm() });
+    // Until it is called, all of them are ours.
+    assert_eq!(open(&pool, 5).await.len(), 5);
+    assert_eq!(pool.sqlx().options().get_max_connections(), 3);
+    db.until_sessions("room is made", |all| all.len() == 2).await;
+
+    let theirs = [pool.sqlx().acquire().await, pool.sqlx().acquire().await, pool.sqlx().acquire().await];
+    assert!(matches!(pool.sqlx().acquire().await, Err(sqlx::Error::PoolTimedOut)), "three are theirs");
+    let ours = [pool.handle().acquire().await, pool.handle().acquire().await];
+    pool.handle().acquire().await.expect_err("two are ours");
+
+    assert!(theirs.iter().all(Result::is_ok), "{theirs:?}");
+    assert!(ours.iter().all(Result::is_ok), "{ours:?}");
+    assert_eq!(db.sessions().await.expect("the sessions").len(), 5);
+    assert!(pool.most_sessions() >= 5);
+    drop(theirs);
+    sqlx::query("select 1").execute(pool.sqlx()).await.expect("while all of ours are taken");
+}
+
+#[db_testkit::test]
+async fn a_pool_of_one_has_one_more_for_sqlx(db: TestDb) {
+    let pool = pool(&db, PoolOptions { max: 1, ..calm() });
+    let _theirs = pool.sqlx().acquire().await.expect("theirs");
+    let _ours = pool.handle().acquire().await.expect("ours");
+
+    assert_eq!(pool.sqlx().options().get_max_connections(), 1);
+    assert!(pool.most_sessions() >= 2);
+}

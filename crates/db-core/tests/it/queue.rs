@@ -1,0 +1,178 @@
+//! Who gets a connection, and when.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use db_core::{Conn, Pool, PoolOptions};
+use db_testkit::{Proxy, TestDb, poll_then_drop, until};
+use futures_util::FutureExt;
+
+use crate::support::{PATIENCE, config, patient_pool};
+
+async fn take(pool: &Pool, count: usize) -> Vec<Conn> {
+    let mut conns = Vec::new();
+    for _ in 0..count {
+        conns.push(pool.handle().acquire().await.expect("a connection"));
+    }
+    conns
+}
+
+#[db_testkit::test]
+async fn those_who_wait_are_served_in_the_order_in_which_they_came(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    let held = take(&pool, 1).await;
+    let served = Arc::new(Mutex::new(Vec::new()));
+    let mut waiting = Vec::new();
+    for n in 0..20 {
+        let (handle, served) = (pool.handle(), Arc::clone(&served));
+        waiting.push(tokio::spawn(async move {
+            let conn = handle.acquire().await.expect("its turn");
+            served.lock().expect("no panic").push(n);
+            drop(conn);
+        }));
+        until("it waits", async || pool.stats().waiting == n + 1).await;
+    }
+
+    drop(held);
+
+    for waiter in waiting {
+        waiter.await.expect("no panic");
+    }
+    assert_eq!(*served.lock().expect("no panic"), (0..20).collect::<Vec<u32>>());
+}
+
+#[db_testkit::test]
+async fn a_connection_that_comes_back_goes_to_who_waits_and_not_to_who_asks_now(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    let held = take(&pool, 1).await;
+    let handle = pool.handle();
+    let mut first = Box::pin(handle.acquire());
+    assert!((&mut first).now_or_never().is_none(), "it waits");
+
+    drop(held);
+
+    assert!(handle.acquire().now_or_never().is_none(), "it is promised already");
+    first.await.expect("its turn");
+}
+
+#[db_testkit::test]
+async fn who_goes_away_gives_up_the_place(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    let held = take(&pool, 1).await;
+    let handle = pool.handle();
+    let mut first = Box::pin(handle.acquire());
+    let mut second = Box::pin(handle.acquire());
+    assert!((&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none(), "they wait");
+
+    drop(first);
+
+    assert_eq!(pool.stats().waiting, 1);
+    drop(held);
+    second.await.expect("its turn");
+}
+
+#[db_testkit::test]
+async fn a_connection_on_its_way_to_who_has_gone_goes_to_the_next(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    let held = take(&pool, 1).await;
+    let pid = held[0].pid();
+    let handle = pool.handle();
+    let mut first = Box::pin(handle.acquire());
+    let mut second = Box::pin(handle.acquire());
+    assert!((&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none(), "they wait");
+
+    drop(held);
+    // It was handed over, and not looked at.
+    drop(first);
+
+    assert_eq!(second.await.expect("its turn").pid(), pid);
+    assert_eq!((pool.stats().open, pool.stats().totals.dialled), (1, 1));
+}
+
+#[db_testkit::test]
+async fn callers_that_go_away_at_any_moment_lose_no_connection(db: TestDb) {
+    const MAX: usize = 2;
+    for ping_after in [Duration::from_hours(1), Duration::ZERO] {
+        let options = PoolOptions { max: 2, acquire_timeout: PATIENCE, ping_after, ..PoolOptions::api() };
+        let pool = Pool::new(&config(&db), options);
+        for polls in 0..50 {
+            for _ in 0..6 {
+                let held = take(&pool, MAX).await;
+                let giving = tokio::spawn(async move { drop(held) });
+                let callers = (0..3).map(|_| {
+                    let handle = pool.handle();
+                    poll_then_drop(async move { handle.acquire().await.map(drop) }, polls)
+                });
+                futures_util::future::join_all(callers).await;
+                giving.await.expect("no panic");
+            }
+            assert_eq!(take(&pool, MAX).await.len(), MAX, "after {polls} polls");
+        }
+        until("all is at rest", async || {
+            let stats = pool.stats();
+            (stats.in_use, stats.repairing, stats.dialling, stats.waiting) == (0, 0, 0, 0)
+        })
+        .await;
+        assert_eq!(pool.stats().totals.lost, 0);
+        assert!(db.sessions().await.expect("the sessions").len() <= MAX + 1, "and of the one who cancels");
+    }
+}
+
+#[db_testkit::test]
+async fn the_connection_given_back_last_is_taken_first(db: TestDb) {
+    let pool = patient_pool(&db, 3);
+    let mut given_back = Vec::new();
+    for conn in take(&pool, 3).await {
+        given_back.push(conn.pid());
+    }
+
+    let taken: Vec<_> = take(&pool, 3).await.iter().map(Conn::pid).collect();
+
+    given_back.reverse();
+    assert_eq!(taken, given_back);
+}
+
+#[db_testkit::test]
+async fn the_counts_say_where_each_connection_is(db: TestDb) {
+    let pool = patient_pool(&db, 3);
+    let before = pool.stats();
+    assert_eq!((before.max, before.open, before.totals.acquired), (3, 0, 0));
+    let mut held = take(&pool, 3).await;
+    held.pop();
+
+    let stats = pool.stats();
+
+    assert_eq!((stats.open, stats.in_use, stats.idle), (3, 2, 1));
+    assert_eq!((stats.repairing, stats.dialling, stats.waiting), (0, 0, 0));
+    assert_eq!((stats.totals.acquired, stats.totals.dialled, stats.totals.timed_out), (3, 3, 0));
+}
+
+#[db_testkit::test]
+async fn the_wait_in_the_queue_and_the_time_to_connect_are_told_apart(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let each_way = Duration::from_millis(30);
+    proxy.latency(each_way);
+    let config = db_core::Config::from_url(&proxy.url()).expect("the proxy's address");
+    let options = PoolOptions { max: 1, acquire_timeout: PATIENCE, ..PoolOptions::api() };
+    let pool = Pool::new(&config, options);
+    let held = take(&pool, 1).await;
+    let dialled = pool.stats().totals;
+    assert!(dialled.dialling > 2 * each_way, "{dialled:?}");
+    let handle = pool.handle();
+    let mut waiter = Box::pin(handle.acquire());
+    assert!((&mut waiter).now_or_never().is_none(), "it waits");
+    let wait = Duration::from_millis(200);
+    until("somebody holds it for a while", async || pool.holders()[0].held > wait + dialled.dialling).await;
+
+    drop(held);
+    waiter.await.expect("its turn");
+
+    let totals = pool.stats().totals;
+    assert_eq!(totals.queued, dialled.queued + 1);
+    assert!(totals.queue_wait >= dialled.queue_wait + wait, "{totals:?}");
+    assert_eq!((totals.dialled, totals.dialling), (1, dialled.dialling), "nothing was dialled for it");
+    let idle = pool.handle().acquire().await;
+    assert!(idle.is_ok());
+    let after = pool.stats().totals;
+    assert_eq!((after.queued, after.queue_wait), (totals.queued, totals.queue_wait), "no wait, no queue");
+}

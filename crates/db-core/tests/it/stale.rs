@@ -1,0 +1,245 @@
+//! Prepared statements that have become stale.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use db_core::{Conn, Error, Pool, RetryPolicy, TxOptions};
+use db_testkit::TestDb;
+use futures_util::TryStreamExt;
+use sqlx::Row;
+
+use crate::support::patient_pool;
+
+const SELECT: &str = "select * from t";
+const UPDATE: &str = "update t set n = n + 1 returning *";
+
+/// A pool of so many, each of which has both statements prepared.
+async fn prepared(db: &TestDb, max: usize) -> Pool {
+    let pool = patient_pool(db, u32::try_from(max).expect("small"));
+    sqlx::raw_sql("create table t (n int); insert into t values (1)")
+        .execute(&db.pool())
+        .await
+        .expect("a table");
+    for conn in &mut take(&pool, max).await {
+        sqlx::query(SELECT).execute(&mut *conn).await.expect("prepared");
+        sqlx::query(UPDATE).execute(&mut *conn).await.expect("prepared");
+    }
+    sqlx::query("update t set n = 1").execute(&db.pool()).await.expect("as it was");
+    pool
+}
+
+async fn take(pool: &Pool, count: usize) -> Vec<Conn> {
+    let mut conns = Vec::new();
+    for _ in 0..count {
+        conns.push(pool.handle().acquire().await.expect("a connection"));
+    }
+    conns
+}
+
+/// Gives the table one more column. Says how many it has then.
+async fn alter(db: &TestDb) -> usize {
+    sqlx::raw_sql("alter table t add column more int").execute(&db.pool()).await.expect("altered");
+    2
+}
+
+/// Lets the server forget what was prepared, in a way that no text shows.
+async fn deallocate(conn: &mut Conn) {
+    sqlx::query("do $$ begin execute 'deallocate all'; end $$").execute(conn).await.expect("forgotten");
+}
+
+#[db_testkit::test]
+async fn a_changed_table_fails_no_statement_of_the_whole_pool(db: TestDb) {
+    let pool = prepared(&db, 4).await;
+    let columns = alter(&db).await;
+
+    for mut conn in take_one_by_one(&pool).await {
+        let row = sqlx::query(SELECT).fetch_one(&mut conn).await.expect("a row");
+        assert_eq!(row.columns().len(), columns);
+    }
+    let row = sqlx::query(SELECT).fetch_one(pool.handle()).await.expect("a row");
+    assert_eq!(row.columns().len(), columns);
+    assert_eq!(pool.stats().totals.stale_plans, 1, "found once, for all");
+    assert_eq!(pool.stats().totals.dialled, 4, "and none was replaced for it");
+}
+
+/// All four connections, after the statement was run once on one of them.
+async fn take_one_by_one(pool: &Pool) -> Vec<Conn> {
+    sqlx::query(SELECT).execute(pool.handle()).await.expect("healed");
+    take(pool, 4).await
+}
+
+#[db_testkit::test]
+async fn connections_that_are_out_heal_by_themselves(db: TestDb) {
+    let pool = prepared(&db, 4).await;
+    let mut held = take(&pool, 4).await;
+    let columns = alter(&db).await;
+
+    for conn in &mut held {
+        let row = sqlx::query(SELECT).fetch_one(conn).await.expect("a row");
+        assert_eq!(row.columns().len(), columns);
+    }
+    assert_eq!(pool.stats().totals.stale_plans, 4);
+}
+
+#[db_testkit::test]
+async fn every_way_of_running_a_statement_heals(db: TestDb) {
+    let pool = prepared(&db, 1).await;
+    let heals = async |way: u32, conn: &mut Conn| -> (usize, u64) {
+        let count = |rows: Vec<sqlx::postgres::PgRow>| (rows[0].columns().len(), rows.len() as u64);
+        match way {
+            0 => (sqlx::query(SELECT).fetch_one(conn).await.expect("a row").columns().len(), 1),
+            1 => count(sqlx::query(SELECT).fetch_all(conn).await.expect("rows")),
+            2 => count(sqlx::query(SELECT).fetch(conn).try_collect().await.expect("rows")),
+            3 => (0, sqlx::query(SELECT).execute(conn).await.expect("done").rows_affected()),
+            _ => (0, sqlx::query(UPDATE).execute(conn).await.expect("done").rows_affected()),
+        }
+    };
+    for way in 0..5 {
+        let mut conn = pool.handle().acquire().await.expect("a connection");
+        // Whatever heals forgets all of them.
+        sqlx::query(UPDATE).execute(&mut conn).await.expect("prepared");
+        sqlx::query("update t set n = 1").execute(&mut conn).await.expect("as it was");
+        alter_again(&db, way).await;
+        let columns = if way < 3 { way as usize + 2 } else { 0 };
+        assert_eq!(heals(way, &mut conn).await, (columns, 1), "way {way}");
+        assert_eq!(pool.stats().totals.stale_plans, u64::from(way) + 1, "way {way}");
+    }
+    let n: i32 = sqlx::query_scalar("select n from t").fetch_one(&db.pool()).await.expect("a number");
+    assert_eq!(n, 2, "what writes has written once");
+}
+
+async fn alter_again(db: &TestDb, n: u32) {
+    let sql = sqlx::AssertSqlSafe(format!("alter table t add column more{n} int"));
+    sqlx::raw_sql(sql).execute(&db.pool()).await.expect("altered");
+}
+
+#[db_testkit::test]
+async fn every_way_of_a_handle_heals(db: TestDb) {
+    let pool = prepared(&db, 1).await;
+    let db_handle = || pool.handle();
+
+    alter_again(&db, 0).await;
+    assert_eq!(sqlx::query(SELECT).fetch_one(db_handle()).await.expect("a row").columns().len(), 2);
+    alter_again(&db, 1).await;
+    assert_eq!(sqlx::query(SELECT).fetch_all(db_handle()).await.expect("rows")[0].columns().len(), 3);
+    alter_again(&db, 2).await;
+    let rows: Vec<_> = sqlx::query(SELECT).fetch(db_handle()).try_collect().await.expect("rows");
+    assert_eq!(rows[0].columns().len(), 4);
+    alter_again(&db, 3).await;
+    assert_eq!(sqlx::query(SELECT).execute(db_handle()).await.expect("done").rows_affected(), 1);
+    assert_eq!(pool.stats().totals.stale_plans, 4);
+}
+
+#[db_testkit::test]
+async fn statements_that_the_server_has_forgotten_are_prepared_anew(db: TestDb) {
+    let pool = prepared(&db, 4).await;
+    for conn in &mut take(&pool, 4).await {
+        deallocate(conn).await;
+    }
+
+    for mut conn in take_one_by_one(&pool).await {
+        sqlx::query(SELECT).fetch_one(&mut conn).await.expect("by fetch_one");
+        sqlx::query(SELECT).fetch_all(&mut conn).await.expect("by fetch_all");
+        sqlx::query(UPDATE).execute(&mut conn).await.expect("by execute");
+    }
+    assert_eq!(pool.stats().totals.stale_plans, 1);
+
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    deallocate(&mut conn).await;
+    let rows: Vec<_> = sqlx::query(SELECT).fetch(&mut conn).try_collect().await.expect("by fetch");
+    assert_eq!(rows.len(), 1);
+    drop(conn);
+    assert_eq!((pool.stats().totals.dialled, pool.stats().totals.lost), (4, 0));
+}
+
+#[db_testkit::test]
+async fn inside_a_transaction_the_error_comes_and_the_next_one_is_healed(db: TestDb) {
+    let pool = prepared(&db, 1).await;
+    let mut tx = pool.handle().begin().await.expect("begun");
+    let columns = alter(&db).await;
+
+    let error = Error::from(sqlx::query(SELECT).fetch_one(&mut tx).await.expect_err("stale"));
+
+    assert_eq!(error.sqlstate().as_deref(), Some("0A000"), "{error}");
+    assert!(matches!(tx.commit().await, Err(Error::Aborted)));
+    let mut tx = pool.handle().begin().await.expect("begun");
+    let row = sqlx::query(SELECT).fetch_one(&mut tx).await.expect("a row");
+    assert_eq!(row.columns().len(), columns);
+    assert_eq!(pool.stats().totals.stale_plans, 1);
+}
+
+#[db_testkit::test]
+async fn a_transaction_that_met_a_changed_table_is_run_again(db: TestDb) {
+    for swallows in [false, true] {
+        let db = &db;
+        sqlx::raw_sql("drop table if exists t").execute(&db.pool()).await.expect("none");
+        let pool = prepared(db, 1).await;
+        let runs = AtomicU32::new(0);
+        let runs = &runs;
+
+        let columns = pool
+            .handle()
+            .tx_retry(TxOptions::default(), quick(), |mut tx| {
+                Box::pin(async move {
+                    if runs.fetch_add(1, Ordering::SeqCst) == 0 {
+                        alter(db).await;
+                    }
+                    let row = sqlx::query(UPDATE).fetch_one(&mut *tx).await;
+                    if swallows && row.is_err() {
+                        return Ok(0);
+                    }
+                    Ok::<_, Error>(row?.columns().len())
+                })
+            })
+            .await;
+
+        assert_eq!((columns.expect("the second time"), runs.load(Ordering::SeqCst)), (2, 2), "{swallows}");
+        let n: i32 = sqlx::query_scalar("select n from t").fetch_one(&db.pool()).await.expect("a number");
+        assert_eq!(n, 2, "written once");
+    }
+}
+
+fn quick() -> RetryPolicy {
+    let pause = Duration::from_millis(1);
+    RetryPolicy { retries: 3, min_pause: pause, max_pause: pause, conflict_pause: pause }
+}
+
+#[db_testkit::test]
+async fn what_only_looks_stale_is_run_once(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    for code in ["0A000", "26000"] {
+        sqlx::raw_sql(
+            "drop sequence if exists runs; create sequence runs;
+             create or replace function refuse(code text) returns int language plpgsql as $$
+             begin perform nextval('runs'); raise exception 'cached plan must not change result type' using errcode = code; end $$",
+        )
+        .execute(&db.pool())
+        .await
+        .expect("a function");
+        let runs = async || -> i64 {
+            sqlx::query_scalar("select last_value from runs where is_called")
+                .fetch_one(&db.pool())
+                .await
+                .expect("a count")
+        };
+        let refuse = || sqlx::query("select refuse($1)").bind(code);
+
+        let error = Error::from(refuse().execute(pool.handle()).await.expect_err("refused"));
+        assert_eq!((error.sqlstate().as_deref(), runs().await), (Some(code), 1));
+
+        let error = Error::from(refuse().fetch_all(pool.handle()).await.expect_err("refused"));
+        assert_eq!((error.sqlstate().as_deref(), runs().await), (Some(code), 2));
+
+        let result = pool
+            .handle()
+            .tx_retry(TxOptions::default(), quick(), |mut tx| {
+                Box::pin(async move {
+                    refuse().execute(&mut *tx).await?;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await;
+        assert_eq!((result.expect_err("refused").sqlstate().as_deref(), runs().await), (Some(code), 3));
+    }
+    assert_eq!(pool.stats().totals.stale_plans, 0);
+}

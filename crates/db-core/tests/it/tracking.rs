@@ -1,0 +1,145 @@
+//! Who holds what, and who waits for himself.
+
+use std::time::Duration;
+
+use db_core::{Pool, PoolOptions};
+use db_testkit::{Session, TestDb, until};
+use tracing::Level;
+
+use crate::events::Events;
+use crate::support::{config, patient_pool};
+
+fn pool_of_one(db: &TestDb, name: &str, acquire_timeout: Duration) -> Pool {
+    let options = PoolOptions { name: name.to_owned(), max: 1, acquire_timeout, ..PoolOptions::api() };
+    Pool::new(&config(db), options)
+}
+
+#[db_testkit::test]
+async fn a_holder_is_known_by_its_line_its_time_its_transaction_and_its_statement(db: TestDb) {
+    let pool = patient_pool(&db, 2);
+    let (line, handle) = (line!(), pool.handle());
+    let mut tx = handle.begin().await.expect("begun");
+    let idle = pool.handle().acquire().await.expect("a connection");
+    let sleep = sqlx::query("select pg_sleep(60), 'hunter2', $1::text").bind("hunter3").execute(&mut tx);
+    tokio::select! {
+        _ = sleep => unreachable!("it takes a minute"),
+        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
+    }
+
+    let holders = pool.holders();
+
+    let [busy, other] = &holders[..] else { panic!("{holders:?}") };
+    assert!(busy.held >= other.held, "the oldest first: {holders:?}");
+    assert!(busy.in_transaction && !other.in_transaction);
+    assert_eq!((busy.pid, other.pid), (tx.pid(), idle.pid()));
+    assert_eq!((busy.at.file(), busy.at.line()), (file!(), line));
+    let (statement, since) = busy.statement.as_ref().expect("a statement");
+    assert_eq!(statement, "select pg_sleep(60), '…', $1::text");
+    assert!(*since <= busy.held);
+    assert!(other.statement.is_none(), "{other:?}");
+    let text = busy.to_string();
+    assert!(text.starts_with(&format!("{}:{line} for ", file!())), "{text}");
+    assert!(text.contains(" s, in a transaction, running for ") && !text.contains("hunter"), "{text}");
+    assert!(other.to_string().ends_with(" s, running nothing"), "{other}");
+
+    drop(tx);
+    until("it was given back", async || pool.holders().len() == 1).await;
+}
+
+#[db_testkit::test]
+async fn a_transaction_that_has_ended_is_not_shown_as_one(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    let tx = pool.handle().begin().await.expect("begun");
+    assert!(pool.holders()[0].in_transaction);
+    tx.commit().await.expect("committed");
+
+    let _conn = pool.handle().acquire().await.expect("a connection");
+
+    assert!(!pool.holders()[0].in_transaction);
+}
+
+#[db_testkit::test]
+async fn a_spawned_task_that_waits_for_itself_is_named_when_the_wait_begins(db: TestDb) {
+    let events = Events::of("own");
+    let pool = pool_of_one(&db, "own", crate::support::PATIENCE);
+    let watched = pool.clone();
+    let (named, is_named) = tokio::sync::oneshot::channel();
+    let waiting = tokio::spawn(async move {
+        let (first, handle) = (line!(), pool.handle());
+        let held = handle.acquire().await.expect("the only connection");
+        let (second, handle) = (line!(), pool.handle());
+        tokio::select! {
+            _ = handle.acquire() => unreachable!("nobody else has one"),
+            told = is_named => told.expect("the test goes on"),
+        }
+        drop(held);
+        (first, second)
+    });
+    until("it is named", async || !events.with("waits for").is_empty()).await;
+    assert_eq!(watched.stats().waiting, 1, "while it waits");
+    named.send(()).expect("it still waits");
+    let (first, second) = waiting.await.expect("no panic");
+
+    let lines = events.with("waits for");
+    assert_eq!((lines.len(), lines[0].level), (1, Level::WARN));
+    let text = &lines[0].message;
+    assert!(
+        text.starts_with(&format!(
+            "{file}:{second} waits for a connection while its task holds one that {file}:{first} took",
+            file = file!()
+        )),
+        "{text}"
+    );
+    assert_eq!(watched.stats().totals.second_waits, 1);
+    assert_eq!(watched.stats().totals.timed_out, 0);
+}
+
+#[db_testkit::test]
+async fn the_error_of_a_task_that_waits_for_itself_says_so(db: TestDb) {
+    let pool = pool_of_one(&db, "own error", Duration::from_millis(200));
+    // What the runtime blocks on is no task.
+    let blocked = own_wait(pool.clone()).await;
+    let spawned = tokio::spawn(own_wait(pool.clone())).await.expect("no panic");
+
+    for (line, error) in [blocked, spawned] {
+        let first = error.holds_one_taken_at().expect("it holds one");
+        assert_eq!((first.file(), first.line()), (file!(), line));
+        let text = error.to_string();
+        let said = format!("; this task holds one itself, taken at {}:{line} (asked for at ", file!());
+        assert!(text.contains(&said), "{text}");
+    }
+    assert_eq!(pool.stats().totals.second_waits, 2);
+}
+
+async fn own_wait(pool: Pool) -> (u32, db_core::AcquireError) {
+    let (line, handle) = (line!(), pool.handle());
+    let _held = handle.acquire().await.expect("the only connection");
+    (line, pool.handle().acquire().await.expect_err("there is no second connection"))
+}
+
+#[db_testkit::test]
+async fn a_task_that_waits_for_others_is_not_suspected(db: TestDb) {
+    let pool = pool_of_one(&db, "others", Duration::from_millis(200));
+    let _held = pool.handle().acquire().await.expect("the only connection");
+    let handle = pool.handle();
+
+    let error = tokio::spawn(async move { handle.acquire().await.expect_err("there is no second") })
+        .await
+        .expect("no panic");
+
+    assert!(error.holds_one_taken_at().is_none(), "{error}");
+    assert_eq!(pool.stats().totals.second_waits, 0);
+}
+
+#[db_testkit::test]
+async fn a_task_that_gave_its_connection_back_is_not_suspected(db: TestDb) {
+    let pool = pool_of_one(&db, "given back", Duration::from_millis(200));
+    drop(pool.handle().acquire().await.expect("the only connection"));
+    let handle = pool.handle();
+    let held = tokio::spawn(async move { handle.acquire().await.expect("the only connection") });
+    let _held = held.await.expect("no panic");
+
+    let error = pool.handle().acquire().await.expect_err("there is no second connection");
+
+    assert!(error.holds_one_taken_at().is_none(), "{error}");
+}
