@@ -4,6 +4,7 @@
 //! measured is what users get: the shipped defaults.
 
 mod fairness;
+mod isolation;
 mod latency;
 mod load;
 mod peers;
@@ -52,6 +53,11 @@ enum Topic {
     },
     /// A transaction of one update, 10 tasks on 10 connections.
     Tx {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// The API pool's latency while the backend pool is full and 200 callers wait for it, beside the same while it is idle.
+    Isolation {
         #[command(flatten)]
         options: Options,
     },
@@ -109,6 +115,10 @@ fn act() -> anyhow::Result<ExitCode> {
         }
         Topic::Tx { options } => {
             let report = tx::measure(&workers()?, options.rounds(9))?;
+            (options, report)
+        }
+        Topic::Isolation { options } => {
+            let report = isolation::measure(&workers()?, options.rounds(15))?;
             (options, report)
         }
     };

@@ -65,7 +65,12 @@ impl From<db_core::Error> for Error {
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             },
         };
-        Self::of(status, &error)
+        let mut answer = Self::of(status, &error);
+        if let (Some(seconds), Some(after)) = (&mut answer.retry_after, error.retry_after()) {
+            // The header knows whole seconds only (RFC 9110, section 10.2.3).
+            *seconds = u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+        }
+        answer
     }
 }
 

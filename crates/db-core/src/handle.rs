@@ -1,5 +1,6 @@
 //! The cheap thing that queries are run on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_stream::try_stream;
@@ -10,6 +11,7 @@ use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
 
 use crate::deadline::Ends;
+use crate::encryption::Keyring;
 use crate::retry::{Classify, Pauses};
 use crate::text::Text;
 use crate::tracker::Asker;
@@ -34,6 +36,12 @@ impl Handle {
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// The keys that columns are sealed under, if they were attached to its pool.
+    #[must_use]
+    pub fn keyring(&self) -> Option<Arc<Keyring>> {
+        self.pool.attached()
     }
 
     /// Says how long a connection taken by this handle may be held before it counts as leaked, in place of the pool's
@@ -113,8 +121,9 @@ impl Handle {
     }
 
     /// Runs `work` in a transaction, and runs it again in another when the first had no chance: it lost against another one
-    /// (40001, 40P01), a table changed under a statement that was prepared before, or its session was lost before the commit was sent. Once it was sent, it is repeated only when it is
-    /// known to have been rolled back, as [`TxOptions::resolve_commit`] finds out.
+    /// (40001, 40P01), a table changed under a statement that was prepared before, or its session was lost before the commit
+    /// was sent. Once it was sent, it is repeated only when it is known to have been rolled back, as
+    /// [`TxOptions::resolve_commit`] finds out.
     ///
     /// `work` may therefore run several times, and what it does outside of the transaction happens several times. It returns
     /// a boxed future, which may borrow from its surroundings:

@@ -36,6 +36,7 @@
 //! `pg_advisory_lock`. A statement that was cut off runs on at the server until it notices.
 
 mod class;
+mod companions;
 mod config;
 mod conn;
 pub mod connect;

@@ -137,6 +137,18 @@ impl Pool {
         })
     }
 
+    /// Attaches something that belongs to the same database, such as its bus or its keyring: handles and transactions of the
+    /// pool reach it as [`attached`](Self::attached). One value of each type; another replaces it.
+    pub fn attach<T: std::any::Any + Send + Sync>(&self, value: Arc<T>) {
+        self.inner.companions.put(value);
+    }
+
+    /// What was [attached](Self::attach), if it was.
+    #[must_use]
+    pub fn attached<T: std::any::Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.inner.companions.get()
+    }
+
     /// Closes the pool within `deadline`: takes no more requests, and refuses those that wait; lets work finish; cancels
     /// the statements that are left when a quarter of the time is left, but one second at most; ends the sessions that
     /// are left when half of that is. Says what had to be cut.

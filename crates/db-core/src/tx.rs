@@ -1,6 +1,7 @@
 //! A transaction.
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_stream::try_stream;
 use futures_util::TryStreamExt;
@@ -11,6 +12,7 @@ use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo
 use sqlx::{AssertSqlSafe, Either, Execute, Executor, Postgres, SqlSafeStr, SqlStr};
 
 use crate::deadline::{DeadlineError, Ends};
+use crate::encryption::Keyring;
 use crate::error::StatementError;
 use crate::statement::Transaction;
 use crate::text::Text;
@@ -171,6 +173,18 @@ impl Tx {
     /// in which this was called is undone. It must not block.
     pub fn after_commit(&mut self, run: impl FnOnce() + Send + 'static) {
         self.hooks.push(Hook { level: self.level, run: Box::new(run) });
+    }
+
+    /// What was [attached](crate::Pool::attach) to its pool.
+    #[must_use]
+    pub fn attached<T: std::any::Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.conn.inner().companions.get()
+    }
+
+    /// The keys that columns are sealed under, if they were attached to its pool.
+    #[must_use]
+    pub fn keyring(&self) -> Option<Arc<Keyring>> {
+        self.attached()
     }
 
     /// The process id of the server process, as in `pg_stat_activity`.

@@ -7,6 +7,7 @@ use db_core::encryption::Keyring;
 use db_core::{Closed, Handle, Pool};
 use db_events::EventLog;
 use db_notify::Bus;
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use crate::Health;
@@ -17,10 +18,17 @@ pub struct Db {
     inner: Arc<Inner>,
 }
 
+/// The pools, by the work they are for.
+#[derive(Debug)]
+pub(crate) struct Pools {
+    pub(crate) api: Pool,
+    pub(crate) backend: Pool,
+    pub(crate) named: Vec<Pool>,
+}
+
 #[derive(Debug)]
 struct Inner {
-    api: Pool,
-    backend: Pool,
+    pools: Pools,
     bus: Bus,
     events: EventLog,
     keyring: Option<Arc<Keyring>>,
@@ -36,40 +44,47 @@ pub struct Shutdown {
     pub api: Closed,
     /// How the backend pool was closed.
     pub backend: Closed,
+    /// How the further pools were closed, by their names.
+    pub named: Vec<(String, Closed)>,
 }
 
 impl Shutdown {
     /// Whether all work was finished and everything closed in time.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.bus_closed && self.api.is_clean() && self.backend.is_clean()
+        self.bus_closed
+            && self.api.is_clean()
+            && self.backend.is_clean()
+            && self.named.iter().all(|(_, closed)| closed.is_clean())
     }
 }
 
 impl Db {
-    pub(crate) fn new(
-        api: Pool,
-        backend: Pool,
-        bus: Bus,
-        events: EventLog,
-        keyring: Option<Arc<Keyring>>,
-    ) -> Self {
+    pub(crate) fn new(pools: Pools, bus: Bus, events: EventLog, keyring: Option<Arc<Keyring>>) -> Self {
         let closing = CancellationToken::new();
-        Self { inner: Arc::new(Inner { api, backend, bus, events, keyring, closing }) }
+        Self { inner: Arc::new(Inner { pools, bus, events, keyring, closing }) }
     }
 
     /// The pool for web requests, as a sqlx executor that remembers this line.
     #[must_use]
     #[track_caller]
     pub fn api(&self) -> Handle {
-        self.inner.api.handle()
+        self.inner.pools.api.handle()
     }
 
     /// The pool for background work, as a sqlx executor that remembers this line.
     #[must_use]
     #[track_caller]
     pub fn backend(&self) -> Handle {
-        self.inner.backend.handle()
+        self.inner.pools.backend.handle()
+    }
+
+    /// A further pool, by its name; `None` when there is none of that name.
+    #[must_use]
+    #[track_caller]
+    pub fn pool(&self, name: &str) -> Option<Handle> {
+        let pool = self.inner.pools.named.iter().find(|pool| pool.name() == name)?;
+        Some(pool.handle())
     }
 
     /// The notification bus.
@@ -98,7 +113,8 @@ impl Db {
 
     /// How the database stands, found out within `limit`.
     pub async fn health(&self, limit: Duration) -> Health {
-        Health::read(&self.inner.api, &self.inner.backend, &self.inner.bus, limit).await
+        let Pools { api, backend, .. } = &self.inner.pools;
+        Health::read(api, backend, &self.inner.bus, limit).await
     }
 
     /// Ends what would go on for ever, then closes the bus and the pools, all within `deadline`: work that is under way may
@@ -109,7 +125,10 @@ impl Db {
         self.inner.closing.cancel();
         let bus_closed = self.inner.bus.close(left()).await;
         let limit = left();
-        let (api, backend) = tokio::join!(self.inner.api.close(limit), self.inner.backend.close(limit));
-        Shutdown { bus_closed, api, backend }
+        let Pools { api, backend, named } = &self.inner.pools;
+        let named =
+            join_all(named.iter().map(async |pool| (pool.name().to_owned(), pool.close(limit).await)));
+        let (api, backend, named) = tokio::join!(api.close(limit), backend.close(limit), named);
+        Shutdown { bus_closed, api, backend, named }
     }
 }

@@ -33,7 +33,10 @@ pub use db::{Db, Shutdown};
 pub use health::{DatabaseHealth, Health};
 pub use open::{OpenError, Options, open};
 
-pub use db_core::{self, Config, ConfigError, Conn, Error, Handle, Pool, PoolOptions, Retry, Tx, encryption};
+pub use db_core::{
+    self, Config, ConfigError, Conn, Error, Handle, Isolation, Pool, PoolOptions, Retry, RetryPolicy, Tx,
+    TxOptions, encryption,
+};
 pub use db_events::{self, Event, EventLog, EventStream, LogId, NewEvent};
 pub use db_migrate::{self, Migrations};
-pub use db_notify::{self, Bus, BusOptions, Topic};
+pub use db_notify::{self, Bus, BusOptions, NotifyAfterCommit, OnBus, Topic};

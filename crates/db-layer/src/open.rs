@@ -10,6 +10,7 @@ use db_notify::{Bus, BusOptions};
 use sqlx::Connection;
 
 use crate::Db;
+use crate::db::Pools;
 
 /// What to open, and how.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Options {
     pub api: PoolOptions,
     /// The pool for background work [50 connections].
     pub backend: PoolOptions,
+    /// Further pools, found again by their names with [`Db::pool`].
+    pub named: Vec<PoolOptions>,
     /// The bus.
     pub bus: BusOptions,
     /// The keys that columns are sealed under; none by default.
@@ -40,6 +43,7 @@ impl Options {
             migrations: None,
             api: PoolOptions::api(),
             backend: PoolOptions::backend(),
+            named: Vec::new(),
             bus: BusOptions::default(),
             keyring: None,
         }
@@ -49,6 +53,15 @@ impl Options {
     #[must_use]
     pub fn migrations(mut self, migrations: Migrations) -> Self {
         self.migrations = Some(migrations);
+        self
+    }
+
+    /// Adds a pool for work of another kind, such as `PoolOptions { max: 2, ..PoolOptions::named("gc") }`. A later one of
+    /// the same name replaces it.
+    #[must_use]
+    pub fn pool(mut self, pool: PoolOptions) -> Self {
+        self.named.retain(|other| other.name != pool.name);
+        self.named.push(pool);
         self
     }
 
@@ -102,7 +115,15 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
 
     let api = Pool::new(&config, options.api);
     let backend = Pool::new(&config, options.backend);
+    let named: Vec<_> = options.named.into_iter().map(|pool| Pool::new(&config, pool)).collect();
     let bus = Bus::open(&config, options.bus).await?;
+    let keyring = options.keyring.map(Arc::new);
+    for pool in [&api, &backend].into_iter().chain(&named) {
+        pool.attach(Arc::new(bus.clone()));
+        if let Some(keyring) = &keyring {
+            pool.attach(Arc::clone(keyring));
+        }
+    }
     let events = EventLog::new(backend.clone(), bus.clone());
-    Ok(Db::new(api, backend, bus, events, options.keyring.map(Arc::new)))
+    Ok(Db::new(Pools { api, backend, named }, bus, events, keyring))
 }

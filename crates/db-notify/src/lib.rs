@@ -55,6 +55,7 @@
 
 mod bus;
 mod delivery;
+mod in_tx;
 mod listener;
 mod notifier;
 mod routes;
@@ -63,6 +64,7 @@ mod wire;
 
 pub use bus::{Bus, BusOptions, BusState, OpenError};
 pub use delivery::{Delivery, Gap, GapReason, Notification};
+pub use in_tx::{NotifyAfterCommit, OnBus};
 pub use notifier::NotifyError;
 pub use routes::Subscription;
 pub use topic::{Topic, TopicError};

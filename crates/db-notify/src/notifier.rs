@@ -33,9 +33,24 @@ pub enum NotifyError {
     /// It contains a NUL, which PostgreSQL's text cannot hold.
     #[error("a payload must not contain a NUL character")]
     Nul,
+    /// The transaction's pool has no bus attached.
+    #[error("there is no bus to notify on: none is attached to the pool")]
+    NoBus,
     /// The bus was closed before it was sent.
     #[error("the bus was closed before the notification was sent")]
     Closed,
+}
+
+/// Whether it can be sent at all.
+pub(crate) fn check(topic: &Topic, payload: &str) -> Result<(), NotifyError> {
+    let limit = wire::payload_limit(topic.as_str().len());
+    if payload.len() > limit {
+        return Err(NotifyError::TooLong { bytes: payload.len(), limit });
+    }
+    if payload.contains('\0') {
+        return Err(NotifyError::Nul);
+    }
+    Ok(())
 }
 
 /// What waits to be sent.
@@ -68,14 +83,7 @@ impl Outbox {
         payload: &str,
         caller: Option<oneshot::Sender<()>>,
     ) -> Result<(), NotifyError> {
-        let limit = wire::payload_limit(topic.as_str().len());
-        if payload.len() > limit {
-            return Err(NotifyError::TooLong { bytes: payload.len(), limit });
-        }
-        if payload.contains('\0') {
-            return Err(NotifyError::Nul);
-        }
-
+        check(topic, payload)?;
         let mut batch = self.lock();
         if batch.closed {
             return Err(NotifyError::Closed);

@@ -17,6 +17,7 @@ use super::cancel::Canceller;
 use super::options::{Limits, PoolOptions, Reset};
 use super::repair::Suspect;
 use super::stats::{Stats, Totals};
+use crate::companions::Companions;
 use crate::connect::ConnectFailure;
 use crate::statement::State;
 use crate::tracker::{Returned, Session};
@@ -113,6 +114,7 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     core: Mutex<Core>,
     pub(crate) canceller: Canceller,
+    pub(crate) companions: Companions,
     pub(crate) sqlx: OnceLock<PgPool>,
     /// Where connections are dialled, repaired and closed, whichever thread they are dropped on.
     pub(crate) runtime: runtime::Handle,
@@ -252,6 +254,7 @@ impl Inner {
                 totals: Totals::default(),
                 held: 0.0,
             }),
+            companions: Companions::default(),
             sqlx: OnceLock::new(),
             runtime: runtime::Handle::current(),
             ended: CancellationToken::new(),

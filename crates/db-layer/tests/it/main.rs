@@ -4,8 +4,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use db_layer::db_core::ConnectFailure;
+use db_layer::db_notify::Delivery;
 use db_layer::encryption::{Context, Key, Keyring};
-use db_layer::{Config, DatabaseHealth, Db, Migrations, NewEvent, OpenError, Options, Topic};
+use db_layer::{
+    Config, DatabaseHealth, Db, Migrations, NewEvent, NotifyAfterCommit, OnBus, OpenError, Options,
+    PoolOptions, Topic,
+};
 use db_testkit::{TestDb, TestServer};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -111,4 +115,59 @@ async fn shutdown_closes_everything_and_says_what_it_could_not(db: TestDb) {
     drop(held);
     let report = layer.shutdown(PATIENCE).await;
     assert!(report.is_clean(), "{report:?}");
+}
+
+#[db_testkit::test]
+async fn further_pools_are_found_by_their_names_and_closed_with_the_others(db: TestDb) {
+    let options = Options::new(config(&db)).pool(PoolOptions { max: 1, ..PoolOptions::named("gc") });
+    let layer = db_layer::open(options).await.expect("opened");
+    let gc = layer.pool("gc").expect("the pool that was asked for");
+    assert!(layer.pool("worker").is_none());
+
+    let named: String = sqlx::query_scalar("select current_setting('application_name')")
+        .fetch_one(gc.clone())
+        .await
+        .expect("a name");
+    assert_eq!((named.as_str(), gc.pool().stats().max), ("gc", 1));
+
+    let held = gc.acquire().await.expect("its only connection");
+    let report = layer.shutdown(Duration::from_millis(300)).await;
+    assert!(
+        report.named[0].0 == "gc" && report.named[0].1.cut.len() == 1 && !report.is_clean(),
+        "{report:?}"
+    );
+    drop(held);
+}
+
+#[db_testkit::test]
+async fn handles_and_transactions_reach_the_bus_and_the_keys(db: TestDb) {
+    let key = Key::generate().expect("a key");
+    let options = Options::new(config(&db)).keyring(Keyring::new(&key)).pool(PoolOptions::named("gc"));
+    let layer = db_layer::open(options).await.expect("opened");
+    let topic = Topic::new("orders").expect("a topic");
+    let place = Context::new("orders", "iban", 1);
+
+    for handle in [layer.api(), layer.backend(), layer.pool("gc").expect("a pool")] {
+        let mut heard = layer.bus().subscribe(&topic, 10);
+        assert!(handle.bus().is_some() && handle.keyring().is_some());
+
+        let mut dropped = handle.begin().await.expect("begun");
+        dropped.notify(&topic, "never").expect("accepted");
+        drop(dropped);
+        let mut tx = handle.begin().await.expect("begun");
+        let sealed = tx.keyring().expect("the keys").seal_json(&"DE02".to_owned(), &place).expect("sealed");
+        tx.notify(&topic, "paid").expect("accepted");
+        assert!(tx.notify(&topic, "\0").is_err(), "what cannot be sent is refused at once");
+        tx.commit().await.expect("committed");
+
+        let delivery =
+            tokio::time::timeout(PATIENCE, heard.recv()).await.expect("in time").expect("an open bus");
+        assert!(
+            matches!(&delivery, Delivery::Notification(notification) if notification.payload() == "paid"),
+            "{delivery:?}"
+        );
+        let opened: String =
+            layer.keyring().expect("the keys").unseal_json(&sealed, &place).expect("unsealed");
+        assert_eq!(opened, "DE02");
+    }
 }

@@ -1,0 +1,65 @@
+//! Notifying what a transaction has done, once it is done.
+
+use std::sync::Arc;
+
+use db_core::{Handle, Tx};
+
+use crate::{Bus, NotifyError, Topic};
+
+/// The bus of a [`Handle`] or [`Tx`]: the one that was [attached](db_core::Pool::attach) to its pool, as `db-layer` does.
+pub trait OnBus {
+    /// The bus, if the pool has one.
+    fn bus(&self) -> Option<Arc<Bus>>;
+}
+
+impl OnBus for Handle {
+    fn bus(&self) -> Option<Arc<Bus>> {
+        self.pool().attached()
+    }
+}
+
+impl OnBus for Tx {
+    fn bus(&self) -> Option<Arc<Bus>> {
+        self.attached()
+    }
+}
+
+/// Notifications that a transaction sends when it is committed, and not otherwise.
+///
+/// ```no_run
+/// # async fn run(pool: db_core::Pool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// use db_notify::{NotifyAfterCommit, Topic};
+///
+/// let topic = Topic::new("orders/17")?;
+/// let mut tx = pool.handle().begin().await?;
+/// sqlx::query("update orders set paid = true where id = 17").execute(&mut tx).await?;
+/// tx.notify(&topic, "paid")?;
+/// tx.commit().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub trait NotifyAfterCommit {
+    /// Has the bus notify right after the commit, outside of the transaction, which therefore does not wait for other
+    /// transactions that notify. Nothing is sent when it is rolled back, or when its outcome is not known. A process that is
+    /// killed between the commit and its notification sends nothing either.
+    ///
+    /// # Errors
+    ///
+    /// [`NotifyError::NoBus`] when the pool has none, and what [`Bus::notify_soon`] says of the payload. A bus that is closed
+    /// before the commit is logged instead: the transaction is not to fail for it.
+    fn notify(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError>;
+}
+
+impl NotifyAfterCommit for Tx {
+    fn notify(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
+        let bus = self.bus().ok_or(NotifyError::NoBus)?;
+        crate::notifier::check(topic, payload)?;
+        let (topic, payload) = (topic.clone(), payload.to_owned());
+        self.after_commit(move || {
+            if let Err(error) = bus.notify_soon(&topic, &payload) {
+                tracing::warn!(topic = topic.as_str(), %error, "committed, and nobody is notified");
+            }
+        });
+        Ok(())
+    }
+}
