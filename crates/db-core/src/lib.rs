@@ -4,6 +4,9 @@
 //! * [`connect`] waits for a server that is not there yet and fails at once on what waiting cannot mend.
 //! * [`Pool`] hands out [`Conn`]s and [`Tx`]s. [`Pool::handle`] is a cheap [`Handle`] that remembers the line it was
 //!   made on; handles, `&mut Conn` and `&mut Tx` are sqlx executors, so `query!(…).fetch_one(db.api())` just works.
+//! * [`Handle::tx`] runs a transaction that cannot forget its end, [`Handle::tx_retry`] one that is repeated where that is
+//!   safe; [`TxOptions`] says of which kind.
+//! * [`Pool::holders`] says who holds what, and an [`AcquireError`] why there was nothing left.
 //! * [`Error`] says what was tried and what is known, and answers questions instead of being matched as text.
 //! * [`encryption`] seals values for columns, bound to the place where they are stored.
 //!
@@ -28,12 +31,35 @@
 //!
 //! # What a connection goes through
 //!
+//! ```text
+//!             ┌────────────── clean: no round trip ─────────────┐
+//!             ▼                                                 │
+//!  dial ──▶ idle stack ──▶ fit? ──▶ on loan: Conn or Tx ──▶ given back ──▶ who waits longest
+//!             ▲             │ no                                │
+//!             │             ▼                                   ├── state not known ──▶ repair ──▶ idle, or closed
+//!             └── verified ◀┴─ one link lost: all others ◀──────┴── link lost: dropped
+//! ```
+//!
 //! A [`Conn`] knows whether a statement was cut off on it, whether a transaction is open, and whether a statement went
 //! through that changes the session: raw text, or one that begins with `BEGIN`, `SET`, `LISTEN` and the like. Given back
-//! clean, it goes to its pool. Given back in any other state, it is closed, and another takes its place: the next user
-//! never meets a half-read result, somebody else's transaction or somebody else's settings, whatever await point the
-//! previous future was dropped at. Not seen is what a function does inside a query, such as `set_config(…, false)` or
-//! `pg_advisory_lock`. A statement that was cut off runs on at the server until it notices.
+//! clean, it is ready for the next user at once. In any other state it is first repaired, in the background and within 2 s:
+//! what runs is cancelled on the server, what is open is rolled back, what was changed is reset. The next user never meets a
+//! half-read result, somebody else's transaction or somebody else's settings, whatever await point the previous future was
+//! dropped at. Not seen is what a function does inside a query, such as `set_config(…, false)` or `pg_advisory_lock`:
+//! [`Reset::DiscardAll`] is for code that does such things.
+//!
+//! Every wait has a limit: for a connection ([`PoolOptions::acquire_timeout`]), for the server's answer
+//! ([`PoolOptions::statement_timeout`]), for the end of a transaction ([`PoolOptions::tx_timeout`]), for signs of life (0.3 s),
+//! for dialling (3 s), repair (2 s), a goodbye (1 s), and for closing the pool ([`Pool::close`]).
+//!
+//! # Events
+//!
+//! | target | level | what |
+//! |---|---|---|
+//! | `db_core::statement` | `debug`, slow ones `warn` | each statement without its literals, how long it took, rows, the line that asked for the connection |
+//! | `db_core::pool` | `warn` | no connection could be made; one is held for too long; a task waits for a second one; what closing cut off |
+//! | `db_core::conn` | `info` | a connection that was held for too long came back after all |
+//! | `db_core::retry`, `db_core::handle` | `info` | something is done again |
 
 mod class;
 mod companions;
