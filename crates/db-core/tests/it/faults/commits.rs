@@ -22,6 +22,10 @@ const SOON: RetryPolicy = RetryPolicy {
 struct Hooks(Arc<AtomicU32>);
 
 impl Hooks {
+    fn count(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn run(&self) -> u32 {
         self.0.load(Ordering::SeqCst)
     }
@@ -31,9 +35,7 @@ impl Hooks {
 async fn insert(pool: &Pool, options: TxOptions, hooks: &Hooks) -> Result<(), Error> {
     let work = pool.handle().tx_with(options, async |tx| {
         let counted = hooks.clone();
-        tx.after_commit(move || {
-            counted.0.fetch_add(1, Ordering::SeqCst);
-        });
+        tx.after_commit(move || counted.count());
         sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
         Ok::<_, Error>(())
     });
@@ -47,9 +49,7 @@ async fn insert_retrying(pool: &Pool, options: TxOptions, hooks: &Hooks) -> Resu
         let counted = hooks.clone();
         Box::pin(async move {
             attempts.fetch_add(1, Ordering::SeqCst);
-            tx.after_commit(move || {
-                counted.0.fetch_add(1, Ordering::SeqCst);
-            });
+            tx.after_commit(move || counted.count());
             sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
             Ok::<_, Error>(())
         })

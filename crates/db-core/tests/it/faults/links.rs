@@ -176,8 +176,6 @@ async fn a_statement_whose_link_froze_is_cancelled_beside_it(db: TestDb) {
     let (proxy, pool) = stage(&db, hasty(1, LONG, SHORT));
     fill(&pool).await;
     let mut conn = ends(pool.handle().acquire()).await.expect("a connection");
-    proxy.freeze_open();
-    proxy.thaw();
     let gate = Gate::shut(&db).await;
     let statement = async {
         let result = ends(sqlx::query(Gate::WAIT).execute(&mut conn)).await;
@@ -192,10 +190,12 @@ async fn a_statement_whose_link_froze_is_cancelled_beside_it(db: TestDb) {
     let error = Error::from(result.expect_err("it waits for ever"));
     assert!(matches!(error, Error::Deadline(_)) && !error.is_transient(), "{error:?}");
 
+    let pid = conn.pid();
     drop(conn);
 
-    // The gate is still shut: nothing but the cancel ends it.
+    // The gate is still shut: nothing but the cancel ends it. The session itself is there, behind the link that says nothing.
     db.until_quiet().await;
+    assert!(db.sessions().await.expect("some").iter().any(|session| session.pid == pid));
     ask(&pool, 1).await.expect("another connection meanwhile");
     proxy.thaw();
     recovers(&pool).await;
@@ -289,10 +289,13 @@ async fn while_dials_are_refused_one_tries_for_all_who_wait(db: TestDb) {
     let fault = async {
         until("one of eight goes on", async || {
             let stats = pool.stats();
+            assert!(stats.waiting < 40 || stats.dialling > 0, "{stats:?}");
             stats.dialling == 1 && stats.totals.dial_failures > 10 && stats.waiting == 40
         })
         .await;
         proxy.heal();
+        proxy.latency(Duration::from_millis(20));
+        until("the others go on, too, at the same time", async || pool.stats().dialling > 1).await;
     };
 
     let (answers, ()) = tokio::join!(callers, fault);

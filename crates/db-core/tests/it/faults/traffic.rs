@@ -25,7 +25,7 @@ impl Traffic {
                 let mut errors = Vec::new();
                 while !over.load(Ordering::Relaxed) {
                     match ask(&pool, answers.load(Ordering::Relaxed)).await {
-                        Ok(()) => drop(answers.fetch_add(1, Ordering::Relaxed)),
+                        Ok(()) => _ = answers.fetch_add(1, Ordering::Relaxed),
                         Err(error) => errors.push(error),
                     }
                     tokio::task::yield_now().await;
