@@ -28,6 +28,8 @@ async fn a_higher_limit_lets_those_in_who_wait(db: TestDb) {
     until("they wait", async || pool.stats().waiting == 2).await;
 
     pool.set_limits(Limits { max: 3, ..pool.limits() });
+    let stats = pool.stats();
+    assert_eq!(stats.dialling + stats.open, 3, "at once");
 
     let mut let_in = Vec::new();
     for waiter in waiting {
@@ -44,6 +46,7 @@ async fn a_lower_limit_closes_idle_connections(db: TestDb) {
 
     pool.set_limits(Limits { max: 1, ..pool.limits() });
 
+    assert_eq!(pool.stats().idle, 1, "at once");
     db.until_sessions("one is left", |all| all.len() == 1).await;
     assert_eq!(take(&pool, 1).await.len(), 1);
 }
@@ -97,6 +100,7 @@ async fn a_lower_max_idle_closes_idle_connections(db: TestDb) {
 
     pool.set_limits(Limits { max_idle: Some(2), ..pool.limits() });
 
+    assert_eq!(pool.stats().idle, 2, "at once");
     db.until_sessions("two are left", |all| all.len() == 2).await;
     assert_eq!(pool.limits(), Limits { max: 4, max_idle: Some(2), min_idle: 0 });
 }

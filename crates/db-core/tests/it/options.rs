@@ -182,26 +182,41 @@ async fn a_connection_that_idles_for_too_long_is_closed(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_connection_that_is_repaired_after_each_use_does_not_idle(db: TestDb) {
+async fn a_connection_that_had_to_be_repaired_idles_from_then_on(db: TestDb) {
     let idle_timeout = Duration::from_secs(2);
-    let pool = pool(&db, PoolOptions { max: 1, idle_timeout, reset: Reset::DiscardAll, ..calm() });
-    let first = pid(&pool).await;
-    let begun = Instant::now();
+    let leak_after = Duration::from_millis(100);
+    let pool = pool(&db, PoolOptions { idle_timeout, leak_after, ..calm() });
+    let mut repaired = pool.handle().acquire().await.expect("a connection");
+    let other = pool.handle().acquire().await.expect("a connection");
+    let first = repaired.pid();
+    sqlx::query("set search_path = nowhere").execute(&mut repaired).await.expect("set");
+    until("it was out for long", async || pool.holders().iter().all(|it| it.held > idle_timeout)).await;
 
-    // Each use is well within the limit, all of them are not.
-    while begun.elapsed() < idle_timeout + Duration::from_millis(700) {
-        assert_eq!(pid(&pool).await, first);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    drop(repaired);
+    until("it is repaired", async || pool.stats().idle == 1).await;
+    drop(other);
+    // Once this has leaked, somebody has looked after the idle ones.
+    let leaks = pool.handle().acquire().await.expect("a connection");
+    until("it leaks", async || pool.holders().iter().all(|it| it.leaked)).await;
+
+    assert_ne!(leaks.pid(), first, "the one given back last was taken");
+    assert_eq!(pid(&pool).await, first);
 }
 
 #[db_testkit::test]
-async fn a_connection_that_is_too_old_is_closed_although_it_is_used(db: TestDb) {
-    let pool = pool(&db, PoolOptions { max: 1, max_lifetime: Duration::from_millis(300), ..calm() });
-    let first = pid(&pool).await;
+async fn a_connection_that_is_too_old_is_not_handed_on(db: TestDb) {
+    let max_lifetime = Duration::from_millis(100);
+    let pool = pool(&db, PoolOptions { max: 1, max_lifetime, ..calm() });
+    let old = pool.handle().acquire().await.expect("a connection");
+    let first = old.pid();
+    let handle = pool.handle();
+    let waiter = tokio::spawn(async move { handle.acquire().await.expect("its turn").pid() });
+    until("it waits", async || pool.stats().waiting == 1).await;
+    until("it is old", async || pool.holders()[0].held > max_lifetime).await;
 
-    until("another takes its place", async || pid(&pool).await != first).await;
+    drop(old);
 
+    assert_ne!(waiter.await.expect("no panic"), first);
     db.until_sessions("the first is gone", |all| all.iter().all(|session| session.pid != first)).await;
 }
 
@@ -488,14 +503,12 @@ async fn the_work_of_a_transaction_that_takes_too_long_is_dropped_and_rolled_bac
     let dropped = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&dropped);
 
-    let result = pool
-        .handle()
-        .tx(async move |tx| {
-            let _flag = Flag(flag);
-            sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
-            pending::<Result<(), Error>>().await
-        })
-        .await;
+    let work = pool.handle().tx(async move |tx| {
+        let _flag = Flag(flag);
+        sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
+        pending::<Result<(), Error>>().await
+    });
+    let result = tokio::time::timeout(PATIENCE, work).await.expect("it does not wait for ever");
 
     assert!(matches!(&result, Err(Error::Deadline(error)) if error.is_transaction()), "{result:?}");
     assert!(dropped.load(Ordering::SeqCst));
@@ -678,7 +691,8 @@ async fn sqlx_reserve_parts_the_pool_so_that_neither_half_waits_for_the_other(db
     // Until it is called, all of them are ours.
     assert_eq!(open(&pool, 5).await.len(), 5);
     assert_eq!(pool.sqlx().options().get_max_connections(), 3);
-    db.until_sessions("room is made", |all| all.len() == 2).await;
+    assert_eq!(pool.stats().idle, 2, "room is made at once");
+    db.until_sessions("and soon seen", |all| all.len() == 2).await;
 
     let theirs = [pool.sqlx().acquire().await, pool.sqlx().acquire().await, pool.sqlx().acquire().await];
     assert!(matches!(pool.sqlx().acquire().await, Err(sqlx::Error::PoolTimedOut)), "three are theirs");

@@ -1,11 +1,12 @@
 //! Who gets a connection, and when.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use db_core::{Conn, Pool, PoolOptions};
 use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 
 use crate::support::{PATIENCE, config, patient_pool};
 
@@ -96,14 +97,26 @@ async fn callers_that_go_away_at_any_moment_lose_no_connection(db: TestDb) {
         let options = PoolOptions { max: 2, acquire_timeout: PATIENCE, ping_after, ..PoolOptions::api() };
         let pool = Pool::new(&config(&db), options);
         for polls in 0..50 {
-            for _ in 0..6 {
+            // With few polls they go in the moment in which the connections come.
+            for _ in 0..if polls < 3 { 60 } else { 3 } {
                 let held = take(&pool, MAX).await;
-                let giving = tokio::spawn(async move { drop(held) });
-                let callers = (0..3).map(|_| {
-                    let handle = pool.handle();
-                    poll_then_drop(async move { handle.acquire().await.map(drop) }, polls)
+                let mut callers: Vec<_> = (0..3)
+                    .map(|_| {
+                        let handle = pool.handle();
+                        Box::pin(async move { handle.acquire().await.map(drop) })
+                    })
+                    .collect();
+                for caller in &mut callers {
+                    assert!(caller.now_or_never().is_none(), "it waits");
+                }
+                let both = Arc::new(Barrier::new(2));
+                let start = Arc::clone(&both);
+                let giving = tokio::task::spawn_blocking(move || {
+                    start.wait();
+                    drop(held);
                 });
-                futures_util::future::join_all(callers).await;
+                both.wait();
+                join_all(callers.into_iter().map(|caller| poll_then_drop(caller, polls))).await;
                 giving.await.expect("no panic");
             }
             assert_eq!(take(&pool, MAX).await.len(), MAX, "after {polls} polls");

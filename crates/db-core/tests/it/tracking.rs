@@ -49,13 +49,18 @@ async fn a_holder_is_known_by_its_line_its_time_its_transaction_and_its_statemen
 #[db_testkit::test]
 async fn a_transaction_that_has_ended_is_not_shown_as_one(db: TestDb) {
     let pool = patient_pool(&db, 1);
-    let tx = pool.handle().begin().await.expect("begun");
+    let mut tx = pool.handle().begin().await.expect("begun");
     assert!(pool.holders()[0].in_transaction);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let watched = pool.clone();
+    // The connection is still out when this runs.
+    tx.after_commit(move || sender.send(watched.holders()).expect("the test goes on"));
+
     tx.commit().await.expect("committed");
 
-    let _conn = pool.handle().acquire().await.expect("a connection");
-
-    assert!(!pool.holders()[0].in_transaction);
+    let holders = receiver.try_recv().expect("it ran");
+    assert_eq!(holders.len(), 1);
+    assert!(!holders[0].in_transaction, "{holders:?}");
 }
 
 #[db_testkit::test]
