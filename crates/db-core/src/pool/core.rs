@@ -31,7 +31,7 @@ pub(crate) const EXTRA: u32 = 4;
 pub(crate) struct Live {
     pub(crate) raw: PgConnection,
     pub(crate) session: Arc<Session>,
-    /// No use begins after this.
+    /// Past this, it is closed when it comes back, or when the keeper finds it idle.
     pub(crate) expires: Instant,
     /// When it was last given back.
     pub(crate) last_used: Instant,

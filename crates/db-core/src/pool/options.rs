@@ -59,8 +59,8 @@ pub struct PoolOptions {
     /// A connection that is held for longer than this is logged and counted as leaked. A
     /// [handle](crate::Handle::leak_after) may say otherwise for one use.
     pub leak_after: Duration,
-    /// So many of `max` are set aside [2] for [`Pool::sqlx`](crate::Pool::sqlx) once that was called, but never the
-    /// last one; a pool of 1 has one more then.
+    /// So many of `max` are set aside [2] for [`Pool::sqlx`](crate::Pool::sqlx) once that was called: one at least, and never
+    /// the last one; a pool of 1 has one more then.
     pub sqlx_reserve: u32,
 }
 
