@@ -31,14 +31,14 @@ use crate::{Class, Error, Tx, TxOptions};
 /// lost, it is replaced.
 pub struct Conn {
     /// There until it is dropped.
-    live: Option<Live>,
+    live: Option<Box<Live>>,
     inner: Arc<Inner>,
     asker: Asker,
     pub(crate) state: State,
 }
 
 impl Conn {
-    pub(crate) fn new(live: Live, inner: Arc<Inner>, asker: Asker, now: Instant) -> Self {
+    pub(crate) fn new(live: Box<Live>, inner: Arc<Inner>, asker: Asker, now: Instant) -> Self {
         live.session.lend(asker, now, inner.options.tracker);
         Self { live: Some(live), inner, asker, state: State::default() }
     }
@@ -136,6 +136,14 @@ impl Conn {
                 answer
             }
             Err(_) => Err(self.expired(limit).into()),
+        }
+    }
+
+    /// [`Conn::drain`], in a box when there is something to read: most statements have nothing before them.
+    async fn drained(&mut self) -> Result<(), sqlx::Error> {
+        match self.state.in_flight() {
+            None => Ok(()),
+            Some(_) => Box::pin(self.drain()).await,
         }
     }
 
@@ -261,7 +269,7 @@ impl Conn {
         run: impl for<'c> Fn(&'c mut PgConnection, Text) -> BoxFuture<'c, Result<T, sqlx::Error>>,
         note: impl Fn(&mut Trip, &T),
     ) -> Result<T, sqlx::Error> {
-        self.drain().await?;
+        self.drained().await?;
         self.take_note(&text);
         let mut again = self.again(&text);
         let mut text = text;
@@ -279,7 +287,7 @@ impl Conn {
             self.arrive(&trip, &sql, answer.as_ref().err());
             match (answer, again.take()) {
                 (Err(error), copy) => {
-                    let healed = self.heals(&error).await;
+                    let healed = Box::pin(self.heals(&error)).await;
                     match copy {
                         Some(copy) if healed => text = copy,
                         _ => return Err(error),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::Connection;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::PING_LIMIT;
-use super::core::{Inner, Refusal, Standard, Taken};
+use super::core::{Inner, Parcel, Refusal, Standard, Taken};
 use crate::Conn;
 use crate::error::{AcquireError, AcquirePhase, Explained};
 use crate::statement::Flight;
@@ -28,77 +29,104 @@ impl Drop for Place<'_> {
     }
 }
 
+/// Takes a connection. What is there and fit is handed out without more ado; everything else is in a box of its own, so that
+/// futures which take a connection stay small.
 pub(crate) async fn acquire(inner: &Arc<Inner>, asker: Asker) -> Result<Conn, AcquireError> {
     let started = Instant::now();
-    let mut now = started;
+    match inner.take() {
+        Taken::Live(live, standard) => {
+            let mut conn = Conn::new(live, Arc::clone(inner), asker, started);
+            if conn.is_fit(started, standard) {
+                return Ok(conn);
+            }
+            Box::pin(persevere(inner, asker, started, Next::Doubtful(conn, standard))).await
+        }
+        Taken::Queued(ticket, receiver) => {
+            let place = Place { inner, ticket };
+            Box::pin(persevere(inner, asker, started, Next::Wait(place, receiver))).await
+        }
+        Taken::Closed => Err(explain(inner, asker, started, AcquirePhase::Closed, None)),
+    }
+}
+
+/// What has to be done before there is a connection.
+enum Next<'a> {
+    Wait(Place<'a>, oneshot::Receiver<Result<Parcel, Refusal>>),
+    Doubtful(Conn, Standard),
+}
+
+async fn persevere<'a>(
+    inner: &'a Arc<Inner>,
+    asker: Asker,
+    started: Instant,
+    mut next: Next<'a>,
+) -> Result<Conn, AcquireError> {
+    let give_up = |phase, failure| Err(explain(inner, asker, started, phase, failure));
     loop {
-        let (live, standard) = match inner.take() {
-            Taken::Live(live, standard) => (live, standard),
-            Taken::Closed => return Err(explain(inner, asker, started, AcquirePhase::Closed, None)),
-            Taken::Queued(ticket, receiver) => {
-                let place = Place { inner, ticket };
+        let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
+        // A connection is given back, or handed to repair, when the future is dropped from here on.
+        let (mut conn, standard) = match next {
+            Next::Doubtful(conn, standard) => (conn, standard),
+            Next::Wait(place, receiver) => {
                 let queued = Instant::now();
                 name_second_wait(inner, asker);
-                let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
                 let answer = timeout(left, receiver).await;
                 // Before anything is explained: it tells how many more wait.
                 drop(place);
                 let live = match answer {
                     Ok(Ok(Ok(parcel))) => parcel.open(),
                     Ok(Ok(Err(Refusal::Dial(failure)))) => {
-                        return Err(explain(
-                            inner,
-                            asker,
-                            started,
-                            AcquirePhase::Dial,
-                            Some(failure.to_string()),
-                        ));
+                        return give_up(AcquirePhase::Dial, Some(failure.to_string()));
                     }
-                    Ok(Ok(Err(Refusal::Closed)) | Err(_)) => {
-                        return Err(explain(inner, asker, started, AcquirePhase::Closed, None));
-                    }
+                    Ok(Ok(Err(Refusal::Closed)) | Err(_)) => return give_up(AcquirePhase::Closed, None),
                     Err(_) => {
                         inner.core().totals.timed_out += 1;
-                        return Err(explain(inner, asker, started, AcquirePhase::Queue, None));
+                        return give_up(AcquirePhase::Queue, None);
                     }
                 };
-                now = Instant::now();
-                let mut core = inner.core();
-                core.totals.queued += 1;
-                core.totals.queue_wait += now - queued;
-                core.totals.acquired += 1;
-                (live, core.standard())
+                let now = Instant::now();
+                let standard = inner.core().note_wait(now - queued);
+                let mut conn = Conn::new(live, Arc::clone(inner), asker, now);
+                if conn.is_fit(now, standard) {
+                    return Ok(conn);
+                }
+                (conn, standard)
             }
         };
-        // From here on, dropping the future gives the connection back, or hands it to repair.
-        let mut conn = Conn::new(live, Arc::clone(inner), asker, now);
-        if conn.is_fit(inner, now, started, standard).await {
+        if conn.put_right(standard, left).await {
             return Ok(conn);
         }
+        drop(conn);
         if started.elapsed() >= inner.options.acquire_timeout {
             inner.core().totals.timed_out += 1;
-            return Err(explain(inner, asker, started, AcquirePhase::Verify, None));
+            return give_up(AcquirePhase::Verify, None);
         }
-        now = Instant::now();
+        next = match inner.take() {
+            Taken::Live(live, standard) => {
+                let now = Instant::now();
+                let mut conn = Conn::new(live, Arc::clone(inner), asker, now);
+                if conn.is_fit(now, standard) {
+                    return Ok(conn);
+                }
+                Next::Doubtful(conn, standard)
+            }
+            Taken::Queued(ticket, receiver) => Next::Wait(Place { inner, ticket }, receiver),
+            Taken::Closed => return give_up(AcquirePhase::Closed, None),
+        };
     }
 }
 
 impl Conn {
-    /// Whether the connection may be handed out: asks for a sign of life where there is a doubt, and makes it forget
-    /// plans that have become stale.
-    async fn is_fit(&mut self, inner: &Inner, now: Instant, started: Instant, standard: Standard) -> bool {
-        let live = self.live_mut();
-        let idled = now.saturating_duration_since(live.last_seen);
-        if live.generation == standard.generation
+    /// Whether the connection may be handed out as it is: there is no doubt about its link or its plans.
+    fn is_fit(&mut self, now: Instant, standard: Standard) -> bool {
+        let live = self.live();
+        live.generation == standard.generation
             && live.plans == standard.plans
-            && idled <= inner.options.ping_after
-        {
-            return true;
-        }
-        let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
-        self.put_right(standard, left).await
+            && now.saturating_duration_since(live.last_seen) <= self.inner().options.ping_after
     }
 
+    /// Asks for a sign of life, and makes the connection forget plans that have become stale. Says whether it may be handed
+    /// out then.
     async fn put_right(&mut self, standard: Standard, left: Duration) -> bool {
         let (live, state) = self.parts();
         let forget = live.plans != standard.plans;

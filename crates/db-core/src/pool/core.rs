@@ -27,7 +27,7 @@ use crate::{Config, Tracking};
 /// room for others and still cannot pile up server processes.
 pub(crate) const EXTRA: u32 = 4;
 
-/// A connection and what is known of it.
+/// A connection and what is known of it. Boxed once, when it is made: it is handed around all the time.
 pub(crate) struct Live {
     pub(crate) raw: PgConnection,
     pub(crate) session: Arc<Session>,
@@ -65,11 +65,15 @@ pub(crate) enum Refusal {
 /// A connection on its way to a caller. If the caller has gone meanwhile, it goes back.
 pub(crate) struct Parcel {
     inner: Arc<Inner>,
-    live: Option<Live>,
+    live: Option<Box<Live>>,
 }
 
 impl Parcel {
-    pub(crate) fn open(mut self) -> Live {
+    #[expect(
+        clippy::unnecessary_box_returns,
+        reason = "the box was made when it was dialled, and is what is handed around"
+    )]
+    pub(crate) fn open(mut self) -> Box<Live> {
         self.live.take().expect("a parcel is opened once")
     }
 }
@@ -85,7 +89,8 @@ impl Drop for Parcel {
 /// The state behind the lock.
 pub(crate) struct Core {
     pub(crate) limits: Limits,
-    pub(crate) idle: Vec<Live>,
+    #[expect(clippy::vec_box, reason = "they are taken out and put back one by one, as they are")]
+    pub(crate) idle: Vec<Box<Live>>,
     waiters: BTreeMap<u64, Waiter>,
     next_ticket: u64,
     pub(crate) sessions: Vec<Weak<Session>>,
@@ -132,7 +137,7 @@ impl std::fmt::Debug for Inner {
 
 /// What there is for a caller.
 pub(crate) enum Taken {
-    Live(Live, Standard),
+    Live(Box<Live>, Standard),
     Queued(u64, oneshot::Receiver<Result<Parcel, Refusal>>),
     Closed,
 }
@@ -180,6 +185,14 @@ impl Core {
         !self.closing
             && (!self.waiters.is_empty() || self.idle_count() < self.limits.min_idle)
             && self.claimed() <= self.limit()
+    }
+
+    /// Notes that a caller got a connection after so long in the queue.
+    pub(crate) fn note_wait(&mut self, waited: Duration) -> Standard {
+        self.totals.acquired += 1;
+        self.totals.queued += 1;
+        self.totals.queue_wait += waited;
+        self.standard()
     }
 
     fn loan_ended(&mut self, returned: Option<&Returned>) {
@@ -289,7 +302,7 @@ impl Inner {
     }
 
     /// Takes back a connection that is clean, and says goodbye to the loan.
-    pub(crate) fn give_back(self: &Arc<Self>, mut live: Live, returned: Option<&Returned>, used: bool) {
+    pub(crate) fn give_back(self: &Arc<Self>, mut live: Box<Live>, returned: Option<&Returned>, used: bool) {
         let now = Instant::now();
         if used {
             live.last_used = now;
@@ -306,7 +319,7 @@ impl Inner {
     pub(crate) fn place<'a>(
         self: &'a Arc<Self>,
         mut core: MutexGuard<'a, Core>,
-        mut live: Live,
+        mut live: Box<Live>,
         now: Instant,
     ) {
         loop {
@@ -337,7 +350,7 @@ impl Inner {
     }
 
     /// Closes a connection in the background. It counts until that is done.
-    fn retire(self: &Arc<Self>, mut core: MutexGuard<'_, Core>, live: Live) {
+    fn retire(self: &Arc<Self>, mut core: MutexGuard<'_, Core>, live: Box<Live>) {
         core.repairing += 1;
         drop(core);
         self.runtime.spawn(Suspect::new(Arc::clone(self), live).close());
@@ -362,7 +375,7 @@ impl Inner {
     }
 
     /// Drops a connection whose link is lost, which was in use.
-    pub(crate) fn discard(self: &Arc<Self>, live: Live, returned: Option<&Returned>) {
+    pub(crate) fn discard(self: &Arc<Self>, live: Box<Live>, returned: Option<&Returned>) {
         let generation = live.generation;
         drop(live);
         self.core().loan_ended(returned);
@@ -371,7 +384,7 @@ impl Inner {
     }
 
     /// Hands a connection that was in use, and whose state is not known, to a task of its own.
-    pub(crate) fn repair(self: &Arc<Self>, mut live: Live, returned: Option<&Returned>, state: State) {
+    pub(crate) fn repair(self: &Arc<Self>, mut live: Box<Live>, returned: Option<&Returned>, state: State) {
         live.last_used = Instant::now();
         live.uses += 1;
         let mut core = self.core();
@@ -408,7 +421,7 @@ impl Inner {
         let over =
             (core.in_use + idle).saturating_sub(core.limit()).max(idle.saturating_sub(core.max_idle()));
         let over = over.min(idle);
-        let spare: Vec<Live> = core.idle.drain(..over as usize).collect();
+        let spare: Vec<Box<Live>> = core.idle.drain(..over as usize).collect();
         core.repairing += over;
         drop(core);
         for live in spare {

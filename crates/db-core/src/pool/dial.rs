@@ -80,7 +80,7 @@ impl Dial {
         core.down = false;
         core.sessions.retain(|session| session.strong_count() > 0);
         core.sessions.push(Arc::downgrade(&session));
-        let live = Live {
+        let live = Box::new(Live {
             raw,
             session,
             expires: now + shortened(inner.options.max_lifetime),
@@ -89,7 +89,7 @@ impl Dial {
             uses: 0,
             generation: core.generation,
             plans: core.plans,
-        };
+        });
         core.dialling -= 1;
         self.counted = false;
         inner.place(core, live, now);

@@ -41,8 +41,8 @@ pub(super) fn pace(options: &PoolOptions) -> Duration {
 /// Closes what has idled or lived for too long, and asks the others for a sign of life when it is due.
 fn tend_idle(inner: &Arc<Inner>, now: Instant) {
     let options = &inner.options;
-    let mut close: Vec<Live> = Vec::new();
-    let mut verify: Vec<Live> = Vec::new();
+    let mut close: Vec<Box<Live>> = Vec::new();
+    let mut verify: Vec<Box<Live>> = Vec::new();
     let mut core = inner.core();
     let over = (core.in_use + core.idle_count()).saturating_sub(core.limit());
     let mut spare = core.idle_count().saturating_sub(core.limits.min_idle);

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_millis(10);
 /// A connection out of use, with a task that has to find out what becomes of it. Counted until it is dropped.
 pub(crate) struct Suspect {
     inner: Arc<Inner>,
-    live: Option<Live>,
+    live: Option<Box<Live>>,
     counted: bool,
     slow: bool,
 }
@@ -43,7 +43,7 @@ enum Mended {
 }
 
 impl Suspect {
-    pub(super) fn new(inner: Arc<Inner>, live: Live) -> Self {
+    pub(super) fn new(inner: Arc<Inner>, live: Box<Live>) -> Self {
         Self { inner, live: Some(live), counted: true, slow: false }
     }
 
