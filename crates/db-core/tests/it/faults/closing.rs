@@ -27,12 +27,19 @@ async fn until_refusing(pool: &Pool) {
 async fn a_statement_that_does_not_end_is_cancelled_and_its_line_is_named(db: TestDb) {
     let (_proxy, pool) = stage(&db, options(2));
     fill(&pool).await;
+    let sleep =
+        |handle: db_core::Handle| async move { sqlx::query("select pg_sleep(60)").execute(handle).await };
+    // The connection for cancelling is there already: half a second after the cancel, the session would be ended.
+    let cut_off = tokio::spawn(sleep(pool.handle()));
+    db.until_sessions("it runs", |all| all.iter().any(db_testkit::Session::is_running)).await;
+    cut_off.abort();
+    until("it is cancelled", async || pool.stats().totals.repaired == 1).await;
     let (line, handle) = (line!(), pool.handle());
-    let statement = tokio::spawn(async move { sqlx::query("select pg_sleep(60)").execute(handle).await });
+    let statement = tokio::spawn(sleep(handle));
     db.until_sessions("it runs", |all| all.iter().any(db_testkit::Session::is_running)).await;
     let begun = Instant::now();
 
-    let deadline = Duration::from_secs(3);
+    let deadline = Duration::from_secs(4);
     let closed = ends(pool.close(deadline)).await;
 
     assert!(begun.elapsed() < deadline, "{:?}", begun.elapsed());

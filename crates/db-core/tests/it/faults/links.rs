@@ -65,7 +65,8 @@ async fn a_reset_in_a_statement_is_a_lost_session_and_frees_its_place(db: TestDb
         assert_lost(&Error::from(result.expect_err("there is no link")));
     }
     recovers(&pool).await;
-    assert_eq!(pool.stats().totals.lost, 2);
+    let totals = pool.stats().totals;
+    assert_eq!((totals.lost, totals.beyond_repair), (2, 0), "nobody tries to mend them: {totals:?}");
     gate.open().await;
     db.until_sessions("only the new ones are left", |all| all.len() == 2).await;
 }
@@ -193,11 +194,12 @@ async fn a_statement_whose_link_froze_is_cancelled_beside_it(db: TestDb) {
     let pid = conn.pid();
     drop(conn);
 
+    ask(&pool, 1).await.expect("another connection meanwhile");
+    assert_eq!(pool.stats().repairing, 1, "that one has not come to rest, and keeps nobody waiting");
     // The gate is still shut: nothing but the cancel ends it. The session itself is there, behind the link that says nothing.
     db.until_quiet().await;
     assert!(db.sessions().await.expect("some").iter().any(|session| session.pid == pid));
-    ask(&pool, 1).await.expect("another connection meanwhile");
-    proxy.thaw();
+    // Without a thaw: it is given up.
     recovers(&pool).await;
     assert_eq!(pool.stats().totals.cancelled, 1);
 }
