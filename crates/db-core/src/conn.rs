@@ -362,7 +362,7 @@ impl Drop for Conn {
         }
         let state = std::mem::take(&mut self.state);
         if state.has_lost() {
-            self.inner.discard(live, returned.as_ref());
+            self.inner.discard(live, returned.as_ref(), &state);
         } else if state.is_clean() && !self.inner.always_resets() {
             self.inner.give_back(live, returned.as_ref(), true);
         } else {

@@ -135,7 +135,11 @@ impl StatementError {
     /// What the error means for a decision.
     #[must_use]
     pub fn class(&self) -> Class {
-        Class::of(&self.0)
+        match Class::of(&self.0) {
+            // It had a connection, so what the network says now came after the statement may have been sent.
+            Class::NotReached if matches!(self.0, sqlx::Error::Io(_)) => Class::Lost,
+            class => class,
+        }
     }
 
     /// The server's five-character code, when the server spoke.

@@ -138,15 +138,20 @@ impl Conn {
             }
             live.raw.ping().await
         });
-        if let Ok(Ok(())) = answer.await {
-            state.end(None);
-            live.last_seen = Instant::now();
-            live.generation = standard.generation;
-            live.plans = standard.plans;
-            true
-        } else {
-            state.is_lost();
-            false
+        match answer.await {
+            Ok(Ok(())) => {
+                state.end(None);
+                live.last_seen = Instant::now();
+                live.generation = standard.generation;
+                live.plans = standard.plans;
+                true
+            }
+            // It was the caller's time that was up: still in flight, the connection goes to repair.
+            Err(_) if limit == left => false,
+            _ => {
+                state.is_lost();
+                false
+            }
         }
     }
 }

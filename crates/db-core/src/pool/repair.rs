@@ -14,6 +14,7 @@ use super::core::{Core, Inner, Live};
 use super::options::Reset;
 use crate::Class;
 use crate::statement::{Flight, State, Transaction};
+use crate::tracker::Session;
 
 /// A repair takes no longer than this; what is not mended then is closed.
 const REPAIR_LIMIT: Duration = Duration::from_secs(2);
@@ -45,6 +46,18 @@ enum Mended {
 impl Suspect {
     pub(super) fn new(inner: Arc<Inner>, live: Box<Live>) -> Self {
         Self { inner, live: Some(live), counted: true, slow: false }
+    }
+
+    /// One of which only the session is left, at the server. Others are let in for it.
+    pub(super) fn without_link(inner: Arc<Inner>) -> Self {
+        Self { inner, live: None, counted: true, slow: true }
+    }
+
+    /// Ends the session at the server.
+    pub(super) async fn end(self, session: Arc<Session>) {
+        if let Err(error) = self.inner.canceller.terminate(&session).await {
+            tracing::debug!(pool = self.inner.options.name, pid = session.pid, %error, "its session may go on");
+        }
     }
 
     /// Says goodbye. A dead peer cannot make that long.

@@ -18,7 +18,7 @@ async fn each_batch_is_stored_once_though_sessions_are_killed_at_any_moment(db: 
         let mut kills = 0_u64;
         while stopped.try_recv().is_err() {
             kills += sqlx::query(KILL).execute(&pool).await.expect("killed").rows_affected();
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(15)).await;
         }
         kills
     });
