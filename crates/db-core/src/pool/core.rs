@@ -19,7 +19,7 @@ use super::repair::Suspect;
 use super::stats::{Stats, Totals};
 use crate::companions::Companions;
 use crate::connect::ConnectFailure;
-use crate::statement::State;
+use crate::statement::{Flight, State};
 use crate::tracker::{Returned, Session};
 use crate::{Config, Tracking};
 
@@ -378,7 +378,8 @@ impl Inner {
     /// has not noticed: its session is ended, and counts until then.
     pub(crate) fn discard(self: &Arc<Self>, live: Box<Live>, returned: Option<&Returned>, state: &State) {
         let generation = live.generation;
-        let orphan = state.in_flight().is_some().then(|| Arc::clone(&live.session));
+        // A commit is left to end as it may.
+        let orphan = (state.in_flight() == Some(Flight::Statement)).then(|| Arc::clone(&live.session));
         drop(live);
         let mut core = self.core();
         core.loan_ended(returned);

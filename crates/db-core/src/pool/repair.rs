@@ -211,9 +211,11 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
                 }
                 // A cancel that comes before its statement is ignored: the statement may have been on its way still.
                 pause *= 2;
-                cancelled = true;
+                if !cancelled {
+                    cancelled = true;
+                    inner.core().totals.cancelled += 1;
+                }
             }
-            inner.core().totals.cancelled += u64::from(cancelled);
         }
     }
 
