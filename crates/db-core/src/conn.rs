@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, TryStreamExt};
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Connection, Either, Execute, Executor, Postgres, SqlStr};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use crate::deadline::{DeadlineError, Limited};
 use crate::log::Trip;
@@ -278,9 +278,12 @@ impl Conn {
             let sql = text.sql_str();
             let mut trip = self.depart(&sql, Flight::Statement);
             let live = self.live.as_mut().expect("there until it is dropped");
-            let Ok(answer) = timeout(limit.wait, run(&mut live.raw, text)).await else {
-                return Err(self.expired(limit).into());
+            let running = run(&mut live.raw, text);
+            let answer = match limit.ends(trip.started) {
+                Some(ends) => timeout_at(ends, running).await,
+                None => Ok(running.await),
             };
+            let Ok(answer) = answer else { return Err(self.expired(limit).into()) };
             if let Ok(answer) = &answer {
                 note(&mut trip, answer);
             }
@@ -349,7 +352,8 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         let Some(live) = self.live.take() else { return };
-        let returned = live.session.take_back(Instant::now());
+        let now = Instant::now();
+        let returned = live.session.take_back(now);
         if let Some(returned) = returned.as_ref().filter(|returned| returned.leaked) {
             let (pool, pid, held) = (&self.inner.options.name, live.session.pid, returned.held);
             let at = returned.at;
@@ -364,7 +368,7 @@ impl Drop for Conn {
         if state.has_lost() {
             self.inner.discard(live, returned.as_ref(), &state);
         } else if state.is_clean() && !self.inner.always_resets() {
-            self.inner.give_back(live, returned.as_ref(), true);
+            self.inner.give_back(live, returned.as_ref(), Some(now));
         } else {
             self.inner.repair(live, returned.as_ref(), state);
         }

@@ -14,6 +14,11 @@ pub(crate) struct Limited {
 }
 
 impl Limited {
+    /// When a wait that began then is over; `None` when that is further away than clocks reach.
+    pub(crate) fn ends(&self, began: Instant) -> Option<tokio::time::Instant> {
+        began.checked_add(self.wait).map(Into::into)
+    }
+
     pub(crate) fn of_statement(after: Duration) -> Self {
         Self { wait: after, after, transaction: false }
     }

@@ -140,7 +140,17 @@ const SESSION: [&str; 17] = [
     "start",
 ];
 
+/// What nearly every statement begins with, and what changes nothing.
+const EVERYDAY: [&str; 5] = ["select", "insert", "update", "delete", "with"];
+
 fn begins_with_session_keyword(sql: &str) -> bool {
+    let is_everyday = |keyword: &&str| {
+        let (first, rest) = sql.as_bytes().split_at(keyword.len().min(sql.len()));
+        first.eq_ignore_ascii_case(keyword.as_bytes()) && rest.first().is_some_and(u8::is_ascii_whitespace)
+    };
+    if EVERYDAY.iter().any(is_everyday) {
+        return false;
+    }
     let (first, rest) = word(sql);
     let (second, rest) = word(rest);
     let is = |word: &str, keyword: &str| word.eq_ignore_ascii_case(keyword);
@@ -219,6 +229,7 @@ mod tests {
             "create local temporary table t (n int)",
             "load 'x'",
             "discard all",
+            "/* select */ begin",
         ] {
             assert!(begins_with_session_keyword(sql), "{sql}");
         }
@@ -248,6 +259,8 @@ mod tests {
             "select 1",
             "insert into begin_of_time values (1)",
             "update t set n = 1",
+            "SELECT\n1",
+            "with",
             "/* begin */ delete from t",
             "-- begin\nselect 1",
             "create table temporary_things (n int)",

@@ -81,7 +81,7 @@ impl Parcel {
 impl Drop for Parcel {
     fn drop(&mut self) {
         if let Some(live) = self.live.take() {
-            self.inner.give_back(live, None, false);
+            self.inner.give_back(live, None, None);
         }
     }
 }
@@ -301,14 +301,19 @@ impl Inner {
         Taken::Queued(ticket, receiver)
     }
 
-    /// Takes back a connection that is clean, and says goodbye to the loan.
-    pub(crate) fn give_back(self: &Arc<Self>, mut live: Box<Live>, returned: Option<&Returned>, used: bool) {
-        let now = Instant::now();
-        if used {
+    /// Takes back a connection that is clean, and says goodbye to the loan. It was used, or never got to who asked for it.
+    pub(crate) fn give_back(
+        self: &Arc<Self>,
+        mut live: Box<Live>,
+        returned: Option<&Returned>,
+        used: Option<Instant>,
+    ) {
+        if let Some(now) = used {
             live.last_used = now;
             live.last_seen = now;
             live.uses += 1;
         }
+        let now = used.unwrap_or_else(Instant::now);
         let mut core = self.core();
         core.loan_ended(returned);
         self.place(core, live, now);
