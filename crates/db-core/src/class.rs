@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use sqlx::postgres::PgDatabaseError;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use crate::deadline::DeadlineError;
 
@@ -34,9 +34,12 @@ impl Class {
     #[must_use]
     pub fn of(error: &sqlx::Error) -> Self {
         match error {
-            sqlx::Error::Database(database) => {
-                database.code().map_or(Self::Other, |code| Self::of_sqlstate(&code))
-            }
+            sqlx::Error::Database(database) => match database.code() {
+                // Of a session that goes on: a mistake in the protocol, or the trouble of a foreign data wrapper.
+                Some(code) if code.starts_with("08") && !is_fatal(error) => Self::Other,
+                Some(code) => Self::of_sqlstate(&code),
+                None => Self::Other,
+            },
             sqlx::Error::Io(io)
                 if io
                     .get_ref()
@@ -87,6 +90,15 @@ impl Class {
     pub fn is_transient(self) -> bool {
         matches!(self, Self::NotReached | Self::Lost | Self::Conflict)
     }
+}
+
+/// Whether the server ended the session with this error. Severity says so and not the code: 08P01 for a wrong number of
+/// parameters is an error like any other, and a conflict on a standby may be the end.
+pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    error
+        .try_downcast_ref::<PgDatabaseError>()
+        .is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
 /// Whether a statement failed before it was run because what was prepared for it is no longer valid: a table has changed

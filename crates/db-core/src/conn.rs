@@ -14,7 +14,7 @@ use tokio::time::{timeout, timeout_at};
 
 use crate::deadline::{DeadlineError, Limited};
 use crate::log::Trip;
-use crate::pool::{Inner, Live};
+use crate::pool::{Inner, Live, Rest, come_to_rest};
 use crate::statement::{Flight, State, Transaction};
 use crate::text::Text;
 use crate::tracker::Asker;
@@ -147,23 +147,26 @@ impl Conn {
         }
     }
 
-    /// Reads the end of a statement that was cut off, if there is one: the driver would take its error for that of the next.
+    /// Cancels a statement that was cut off, if there is one, and reads its end: the driver would take its error for that of
+    /// the next.
     pub(crate) async fn drain(&mut self) -> Result<(), sqlx::Error> {
-        while self.state.in_flight().is_some() {
-            let limit = self.limit();
-            let (live, state) = self.parts();
-            let Ok(end) = timeout(limit.wait, live.raw.ping()).await else {
-                return Err(self.expired(limit).into());
-            };
-            state.end(end.as_ref().err());
-            match end {
-                // What the statement failed with. Nobody asked, but a transaction around it has failed, too.
-                Err(error) if state.has_lost() => return Err(error),
-                Err(_) => state.begin(Flight::Control),
-                Ok(()) => {}
+        let Some(flight) = self.state.in_flight() else { return Ok(()) };
+        let limit = self.limit();
+        let live = self.live.as_mut().expect("there until it is dropped");
+        match timeout(limit.wait, come_to_rest(&self.inner, live, flight)).await {
+            Ok(Ok(rest)) => {
+                // Nobody asked for its error, but a transaction around it has failed, too.
+                self.state.at_rest(rest == Rest::Failed);
+                // A cancel that is still under way is nothing that others should meet.
+                self.state.session_changed |= rest == Rest::Uncancelled;
+                Ok(())
             }
+            Ok(Err(error)) => {
+                self.state.is_lost();
+                Err(error)
+            }
+            Err(_) => Err(self.expired(limit).into()),
         }
-        Ok(())
     }
 
     /// How long the next wait for the server may be.
@@ -194,6 +197,9 @@ impl Conn {
     /// Lowers the flag, tells the tracker, and writes the log.
     fn arrive(&mut self, trip: &Trip, sql: &SqlStr, error: Option<&sqlx::Error>) {
         self.state.end(error);
+        if !self.state.has_lost() {
+            self.live_mut().last_seen = Instant::now();
+        }
         if self.inner.tracks() {
             self.live().session.rests();
         }
@@ -283,7 +289,11 @@ impl Conn {
                 Some(ends) => timeout_at(ends, running).await,
                 None => Ok(running.await),
             };
-            let Ok(answer) = answer else { return Err(self.expired(limit).into()) };
+            let Ok(answer) = answer else {
+                let error = self.expired(limit).into();
+                trip.log(&self.inner.options, self.asker.at, sql.as_str(), Some(&error));
+                return Err(error);
+            };
             if let Ok(answer) = &answer {
                 note(&mut trip, answer);
             }
@@ -309,16 +319,20 @@ impl Conn {
             let mut again = self.again(&text);
             let mut text = text;
             let sql = text.sql_str();
+            let ends = self.state.ends;
             loop {
-                let limit = self.limit();
+                let mut limit = self.limit();
                 let mut trip = self.depart(&sql, Flight::Statement);
                 let live = self.live.as_mut().expect("there until it is dropped");
                 let mut results = live.raw.fetch_many(text);
                 let failure = loop {
                     // Most rows are there already, and need no timer.
-                    let next = match results.try_next().now_or_never() {
-                        Some(next) => Ok(next),
-                        None => timeout(limit.wait, results.try_next()).await,
+                    let next = if let Some(next) = results.try_next().now_or_never() {
+                        Ok(next)
+                    } else {
+                        // What is left of a transaction's time is less for each row.
+                        limit = ends.map_or(limit, |ends| ends.limit().min(limit));
+                        timeout(limit.wait, results.try_next()).await
                     };
                     match next {
                         Ok(Ok(Some(result))) => {
@@ -330,7 +344,9 @@ impl Conn {
                         Ok(Err(error)) => break Some(error),
                         Err(_) => {
                             drop(results);
-                            Err(self.expired(limit))?;
+                            let error = self.expired(limit).into();
+                            trip.log(&self.inner.options, self.asker.at, sql.as_str(), Some(&error));
+                            Err(error)?;
                             return;
                         }
                     }

@@ -188,6 +188,10 @@ pub(crate) fn said(error: &sqlx::Error) -> String {
         }
         sqlx::Error::Io(io) => io.to_string(),
         sqlx::Error::Tls(tls) => tls.to_string(),
+        // What decoders and encoders say may quote the value.
+        sqlx::Error::ColumnDecode { index, .. } => format!("column {index} could not be decoded"),
+        sqlx::Error::Decode(_) => "a value could not be decoded".to_owned(),
+        sqlx::Error::Encode(_) => "a parameter could not be encoded".to_owned(),
         other => other.to_string(),
     }
 }

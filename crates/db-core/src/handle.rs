@@ -114,8 +114,10 @@ impl Handle {
     {
         let mut tx = self.begin_with(options).await?;
         let ends = tx.ends();
-        let Some(result) = within(ends, work(&mut tx)).await else {
-            return Err(expired(&mut tx));
+        let result = match within(ends, work(&mut tx)).await {
+            Ok(result) => result,
+            // It is rolled back as it is dropped.
+            Err(ends) => return Err(Error::from(tx.not_done(ends)).into()),
         };
         end(tx, result).await
     }
@@ -185,8 +187,9 @@ impl Handle {
         };
         let mut tx = self.begin_with(options.clone()).await.map_err(ours)?;
         let ends = tx.ends();
-        let Some(result) = within(ends, work(Attempt::new(&mut tx))).await else {
-            return Err((expired(&mut tx), None));
+        let result = match within(ends, work(Attempt::new(&mut tx))).await {
+            Ok(result) => result,
+            Err(ends) => return Err((Error::from(tx.not_done(ends)).into(), None)),
         };
         // The transaction knows what it met; the error of `work` may be anything.
         let met = tx.failure();
@@ -206,18 +209,12 @@ impl Handle {
     }
 }
 
-/// Awaits what must be done by then; `None` when it was not.
-async fn within<T>(ends: Option<Ends>, work: impl Future<Output = T>) -> Option<T> {
+/// Awaits what must be done by then; gives that back when it was not.
+async fn within<T>(ends: Option<Ends>, work: impl Future<Output = T>) -> Result<T, Ends> {
     match ends {
-        Some(ends) => tokio::time::timeout_at(ends.at.into(), work).await.ok(),
-        None => Some(work.await),
+        Some(ends) => tokio::time::timeout_at(ends.at.into(), work).await.map_err(|_| ends),
+        None => Ok(work.await),
     }
-}
-
-/// The error of a transaction that took too long. It is rolled back as it is dropped.
-fn expired<E: From<Error>>(tx: &mut Tx) -> E {
-    let error = tx.expired().expect("its end has passed");
-    Error::from(error).into()
 }
 
 async fn end<T, E: From<Error>>(tx: Tx, result: Result<T, E>) -> Result<T, E> {
@@ -234,6 +231,10 @@ async fn end<T, E: From<Error>>(tx: Tx, result: Result<T, E>) -> Result<T, E> {
 }
 
 async fn roll_back(tx: Tx) {
+    if tx.is_cut_off() {
+        // Its repair cancels what runs, and rolls back, while the caller goes on.
+        return;
+    }
     if let Err(error) = tx.rollback().await {
         // The link is lost, and the server rolls back by itself.
         tracing::debug!(%error, "roll back after an error failed");

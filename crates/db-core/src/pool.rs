@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgPool};
 use tokio::time::timeout;
+use tokio_util::sync::DropGuard;
 
 use crate::tracker::{Asker, Holder};
 use crate::{AcquireError, Config, Conn, Error, Handle};
@@ -27,6 +28,7 @@ pub use stats::{Stats, Totals};
 
 pub(crate) use self::core::{Inner, Live};
 pub(crate) use acquire::acquire;
+pub(crate) use repair::{Rest, come_to_rest};
 
 /// How long the sign of life may take before the connection is replaced.
 const PING_LIMIT: Duration = Duration::from_millis(300);
@@ -39,6 +41,8 @@ const PING_LIMIT: Duration = Duration::from_millis(300);
 #[derive(Debug, Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
+    /// With the last clone and handle, the keeper and the dials end, which hold on to `inner` themselves.
+    _alive: Arc<DropGuard>,
 }
 
 impl Pool {
@@ -53,7 +57,8 @@ impl Pool {
         let pace = keeper::pace(&options);
         let inner = Arc::new(Inner::new(config.clone(), options));
         inner.runtime.spawn(keeper::keep(Arc::downgrade(&inner), inner.ended.clone(), pace));
-        Self { inner }
+        let alive = Arc::new(inner.ended.clone().drop_guard());
+        Self { inner, _alive: alive }
     }
 
     /// A handle that remembers the line it was made on. This is what queries are run on.
@@ -133,7 +138,12 @@ impl Pool {
         self.inner.sqlx.get_or_init(|| {
             let reserve = self.inner.reserve();
             self.inner.trim();
-            sqlx_pool(&self.inner, reserve)
+            let pool = sqlx_pool(&self.inner, reserve);
+            if self.inner.core().closing {
+                // The call itself closes it to requests.
+                drop(pool.close());
+            }
+            pool
         })
     }
 

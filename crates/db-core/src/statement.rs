@@ -4,6 +4,7 @@
 //! So each statement raises a flag before its first byte is sent, and lowers it when its last one was read.
 
 use crate::Class;
+use crate::class::is_fatal;
 use crate::deadline::Ends;
 
 /// What is known of a connection between two statements.
@@ -66,6 +67,14 @@ impl State {
         self.in_flight
     }
 
+    /// Notes that what was cut off has come to its end, and whether it failed.
+    pub(crate) fn at_rest(&mut self, failed: bool) {
+        self.in_flight = None;
+        if failed && self.transaction == Transaction::Open {
+            self.transaction = Transaction::Aborted;
+        }
+    }
+
     pub(crate) fn begin(&mut self, flight: Flight) {
         self.in_flight = Some(flight);
     }
@@ -78,7 +87,7 @@ impl State {
                 let class = Class::of(error);
                 self.failure = Some(class);
                 // It was the session's last word.
-                self.lost |= class == Class::Lost;
+                self.lost |= class == Class::Lost || is_fatal(error);
                 if self.transaction == Transaction::Open {
                     self.transaction = Transaction::Aborted;
                 }

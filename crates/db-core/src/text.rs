@@ -81,7 +81,14 @@ pub(crate) fn shown(sql: &str) -> String {
             break;
         }
         let (seen, length) = match character {
-            '\'' => ("'…'", quoted(rest)),
+            '\'' => ("'…'", quoted(rest, shown.ends_with(['E', 'e']))),
+            // An identifier in quotes, in which an apostrophe means nothing.
+            '"' => {
+                let length = rest[1..].find('"').map_or(rest.len(), |end| end + 2);
+                (&rest[..length], length)
+            }
+            '-' if rest.starts_with("--") => (" ", rest.find('\n').unwrap_or(rest.len())),
+            '/' if rest.starts_with("/*") => (" ", rest.len() - after_comment(rest).len()),
             '$' => match dollar_quoted(rest) {
                 Some(length) => ("'…'", length),
                 None => ("$", 1),
@@ -89,19 +96,20 @@ pub(crate) fn shown(sql: &str) -> String {
             space if space.is_whitespace() => (" ", rest.len() - rest.trim_start().len()),
             other => (&rest[..other.len_utf8()], other.len_utf8()),
         };
-        shown.push_str(seen);
+        if seen != " " || !shown.ends_with(' ') {
+            shown.push_str(seen);
+        }
         rest = &rest[length..];
     }
     shown
 }
 
-/// The length of a literal in single quotes. A doubled quote is part of it; so is one after a backslash, which only
-/// matters in `E''`, and shows too little rather than too much elsewhere.
-fn quoted(literal: &str) -> usize {
+/// The length of a literal in single quotes. A doubled quote is part of it, and after `E`, so is one after a backslash.
+fn quoted(literal: &str, escapes: bool) -> usize {
     let mut characters = literal.char_indices().skip(1).peekable();
     while let Some((at, character)) = characters.next() {
         match character {
-            '\\' => drop(characters.next()),
+            '\\' if escapes => drop(characters.next()),
             '\'' if characters.peek().is_some_and(|(_, next)| *next == '\'') => drop(characters.next()),
             '\'' => return at + 1,
             _ => {}
@@ -151,7 +159,7 @@ fn begins_with_session_keyword(sql: &str) -> bool {
     if EVERYDAY.iter().any(is_everyday) {
         return false;
     }
-    let (first, rest) = word(sql);
+    let (first, rest) = word(sql.trim_start_matches(|c: char| c == ';' || c.is_whitespace()));
     let (second, rest) = word(rest);
     let is = |word: &str, keyword: &str| word.eq_ignore_ascii_case(keyword);
     if is(first, "set") {
@@ -159,9 +167,10 @@ fn begins_with_session_keyword(sql: &str) -> bool {
         return !["local", "transaction", "constraints"].iter().any(|keyword| is(second, keyword));
     }
     if is(first, "create") {
-        let (third, _) = word(rest);
-        let temporary = |word| is(word, "temp") || is(word, "temporary");
-        return temporary(second) || temporary(third);
+        // `CREATE OR REPLACE TEMP VIEW` has it in the fourth place.
+        let (third, rest) = word(rest);
+        let (fourth, _) = word(rest);
+        return [second, third, fourth].iter().any(|word| is(word, "temp") || is(word, "temporary"));
     }
     is(first, "unlisten") || SESSION.iter().any(|keyword| is(first, keyword))
 }
@@ -227,6 +236,8 @@ mod tests {
             "declare c cursor for select 1",
             "create temp table t (n int)",
             "create local temporary table t (n int)",
+            "create or replace temp view v as select 1",
+            "; begin",
             "load 'x'",
             "discard all",
             "/* select */ begin",
@@ -247,6 +258,13 @@ mod tests {
             ("select $a$hunter$$2$a$, x", "select '…', x"),
             ("select 'never closed hunter2", "select '…'"),
             ("select $1 + $2", "select $1 + $2"),
+            (
+                r"select 1 where a like $1 escape '\' and b = 'hunter2'",
+                "select 1 where a like $1 escape '…' and b = '…'",
+            ),
+            ("select 1 -- don't\n, 'hunter2'", "select 1 , '…'"),
+            ("select /* don't */ 'hunter2'", "select '…'"),
+            ("select \"O'Brien\", 'hunter2'", "select \"O'Brien\", '…'"),
         ] {
             assert_eq!(shown(sql), seen);
         }

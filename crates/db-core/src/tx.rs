@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{AssertSqlSafe, Either, Execute, Executor, Postgres, SqlSafeStr, SqlStr};
+use sqlx::{AssertSqlSafe, Either, Execute, Executor, Postgres, Row, SqlSafeStr, SqlStr};
 
 use crate::deadline::{DeadlineError, Ends};
 use crate::encryption::Keyring;
@@ -43,6 +43,9 @@ pub struct Tx {
     conn: Conn,
     /// How many savepoints are open.
     level: u32,
+    /// What each of them is called on the server: never by the name of one before, which may be there still.
+    names: Vec<u32>,
+    next_name: u32,
     /// The outermost savepoint that was left without a word, to be rolled back to before anything else is done.
     undo: Option<u32>,
     hooks: Vec<Hook>,
@@ -63,13 +66,22 @@ impl Tx {
         } else {
             AssertSqlSafe(options.begin()).into_sql_str()
         };
+        // What a statement before has left is not the transaction's.
+        conn.drain().await?;
         // Before the first byte is sent: from here on the server may have a transaction open.
         conn.state.transaction = Transaction::Open;
         conn.state.failure = None;
         conn.state.ends = Ends::after(timeout);
         conn.live().session.in_transaction(true);
-        let mut tx =
-            Self { conn, level: 0, undo: None, hooks: Vec::new(), resolves_commit: options.resolves_commit };
+        let mut tx = Self {
+            conn,
+            level: 0,
+            names: Vec::new(),
+            next_name: 0,
+            undo: None,
+            hooks: Vec::new(),
+            resolves_commit: options.resolves_commit,
+        };
         tx.conn.control(sql).await?;
         Ok(tx)
     }
@@ -201,9 +213,19 @@ impl Tx {
     }
 
     /// The limit that has passed, if it has.
-    pub(crate) fn expired(&mut self) -> Option<DeadlineError> {
+    fn expired(&mut self) -> Option<DeadlineError> {
         let limit = self.conn.state.ends?.limit();
         limit.wait.is_zero().then(|| self.conn.expired(limit))
+    }
+
+    /// The error of a transaction that was not done by then.
+    pub(crate) fn not_done(&mut self, ends: Ends) -> DeadlineError {
+        self.conn.expired(ends.limit())
+    }
+
+    /// Whether rolling back would have to wait for a statement that was cut off, or has no link to do it on.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.conn.state.in_flight().is_some() || self.conn.state.has_lost()
     }
 
     /// When it has to be done.
@@ -226,21 +248,27 @@ impl Tx {
     /// Finds out whether the transaction is aborted, where we did not see every statement: the server answers the commit
     /// of one that is without an error.
     async fn ask(&mut self) -> Result<(), Error> {
-        match self.conn.control("SELECT".into_sql_str()).await {
+        match self.conn.control_row("select now() <> statement_timestamp()".into_sql_str()).await {
+            Ok(Some(row)) if !row.try_get(0)? => {
+                // There is nothing to commit or to roll back any more.
+                self.ended();
+                let what = "the transaction had been ended by a statement inside it";
+                Err(Error::CommitUnknown(StatementError(sqlx::Error::Protocol(what.to_owned()))))
+            }
             Err(error)
                 if error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(ABORTED) =>
             {
                 self.conn.state.transaction = Transaction::Aborted;
                 Ok(())
             }
-            other => Ok(other?),
+            other => Ok(other.map(drop)?),
         }
     }
 
     /// Undoes what a dropped savepoint has left.
     async fn settle(&mut self) -> Result<(), sqlx::Error> {
-        let Some(level) = self.undo else { return Ok(()) };
-        let name = savepoint_name(level);
+        let Some(number) = self.undo else { return Ok(()) };
+        let name = savepoint_name(number);
         let sql = format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}");
         self.conn.control(AssertSqlSafe(sql).into_sql_str()).await?;
         self.undo = None;
@@ -252,20 +280,24 @@ impl Tx {
         Ok(())
     }
 
-    async fn control_savepoint(&mut self, what: &str, level: u32) -> Result<(), sqlx::Error> {
-        let sql = format!("{what} {}", savepoint_name(level));
+    async fn control_savepoint(&mut self, what: &str, number: u32) -> Result<(), sqlx::Error> {
+        let sql = format!("{what} {}", savepoint_name(number));
         self.conn.control(AssertSqlSafe(sql).into_sql_str()).await
     }
 
     /// Has everything since that savepoint undone before the next statement.
     fn undo_from(&mut self, level: u32) {
-        self.undo = Some(self.undo.map_or(level, |other| other.min(level)));
+        // Numbers grow, so the outermost has the smallest.
+        let number = self.names[level as usize - 1];
+        self.undo = Some(self.undo.map_or(number, |other| other.min(number)));
+        self.names.truncate(level as usize - 1);
         self.level = level - 1;
         self.hooks.retain(|hook| hook.level < level);
     }
 
     /// Leaves what was done since that savepoint to the one around it.
     fn keep_from(&mut self, level: u32) {
+        self.names.truncate(level as usize - 1);
         self.level = level - 1;
         for hook in &mut self.hooks {
             hook.level = hook.level.min(self.level);
@@ -279,8 +311,8 @@ fn run(hooks: Vec<Hook>) {
     }
 }
 
-fn savepoint_name(level: u32) -> String {
-    format!("db_core_{level}")
+fn savepoint_name(number: u32) -> String {
+    format!("db_core_{number}")
 }
 
 impl fmt::Debug for Tx {

@@ -12,6 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Health;
 
+/// So much of a shutdown's deadline, at most, is kept for what the bus has still to send.
+const BUS_SHARE: Duration = Duration::from_secs(1);
+
 /// An open database. Cheap to clone; clones are the same database. Fit for axum's `State`.
 #[derive(Debug, Clone)]
 pub struct Db {
@@ -117,18 +120,19 @@ impl Db {
         Health::read(api, backend, &self.inner.bus, limit).await
     }
 
-    /// Ends what would go on for ever, then closes the bus and the pools, all within `deadline`: work that is under way may
+    /// Ends what would go on for ever, then closes the pools and the bus, all within `deadline`: work that is under way may
     /// finish, what remains near the end is cancelled. Says what was cut and what was not in time. Dropping the future leaves the rest of it undone.
     pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
         let started = Instant::now();
         let left = || deadline.saturating_sub(started.elapsed());
         self.inner.closing.cancel();
-        let bus_closed = self.inner.bus.close(left()).await;
-        let limit = left();
+        // First the pools: what their last transactions have to say is sent by the bus.
+        let limit = deadline.saturating_sub(BUS_SHARE.min(deadline / 4));
         let Pools { api, backend, named } = &self.inner.pools;
         let named =
             join_all(named.iter().map(async |pool| (pool.name().to_owned(), pool.close(limit).await)));
         let (api, backend, named) = tokio::join!(api.close(limit), backend.close(limit), named);
+        let bus_closed = self.inner.bus.close(left()).await;
         Shutdown { bus_closed, api, backend, named }
     }
 }

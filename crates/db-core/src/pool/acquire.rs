@@ -93,6 +93,7 @@ async fn persevere<'a>(
                 (conn, standard)
             }
         };
+        let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
         if conn.put_right(standard, left).await {
             return Ok(conn);
         }

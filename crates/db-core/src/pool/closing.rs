@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout_at;
 
 use super::core::{Inner, Refusal};
 use super::repair::Suspect;
+use crate::error::said;
 use crate::tracker::{Holder, Session};
 
 /// So much of the deadline, at most, is kept for cancelling what did not end by itself.
@@ -35,9 +36,13 @@ impl Closed {
 }
 
 pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
+    // Further than this, clocks may not reach.
+    let deadline = deadline.min(Duration::from_hours(365 * 24));
     let ends = tokio::time::Instant::now() + deadline;
     let mut closed = Closed::default();
     stop_admitting(inner);
+    // The call closes it to requests; the future waits for what is out.
+    let sqlx = inner.sqlx.get().map(sqlx::Pool::close);
 
     let last_part = CUT.min(deadline / 4);
     if timeout_at(ends - last_part, emptied(inner)).await.is_err() {
@@ -53,8 +58,8 @@ pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
 
     let left = ends.saturating_duration_since(tokio::time::Instant::now());
     inner.canceller.close(left).await;
-    if let Some(pool) = inner.sqlx.get() {
-        closed.in_time &= timeout(left, pool.close()).await.is_ok();
+    if let Some(closing) = sqlx {
+        closed.in_time &= timeout_at(ends, closing).await.is_ok();
     }
     closed
 }
@@ -129,7 +134,13 @@ async fn tell(inner: &Inner, sessions: &[Arc<Session>], word: Word, until: tokio
         });
         let told = asked.await.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())));
         if let Err(error) = told {
-            tracing::warn!(pool = inner.options.name, pid = session.pid, %error, ?word, "not done at the server");
+            tracing::warn!(
+                pool = inner.options.name,
+                pid = session.pid,
+                error = said(&error),
+                ?word,
+                "not done at the server"
+            );
             // The server does not answer; the deadline is not spent on asking it again.
             return;
         }

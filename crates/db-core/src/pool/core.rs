@@ -310,7 +310,6 @@ impl Inner {
     ) {
         if let Some(now) = used {
             live.last_used = now;
-            live.last_seen = now;
             live.uses += 1;
         }
         let now = used.unwrap_or_else(Instant::now);
@@ -388,12 +387,13 @@ impl Inner {
         drop(live);
         let mut core = self.core();
         core.loan_ended(returned);
+        core.repairing += u32::from(orphan.is_some());
+        core.slow += u32::from(orphan.is_some());
+        drop(core);
         if let Some(session) = orphan {
-            core.repairing += 1;
-            core.slow += 1;
+            // Not under the lock: a runtime that has ended drops the task at once.
             self.runtime.spawn(Suspect::without_link(Arc::clone(self)).end(session));
         }
-        drop(core);
         self.gone.notify_waiters();
         self.lost(generation);
     }
@@ -426,7 +426,7 @@ impl Inner {
 
     pub(crate) fn most_sessions(&self) -> u32 {
         let core = self.core();
-        core.limit() + core.reserved + EXTRA + 1
+        core.limit().saturating_add(core.reserved).saturating_add(EXTRA + 1)
     }
 
     /// Closes idle connections above the limits.

@@ -17,6 +17,12 @@ use crate::tracker::Session;
 /// One attempt ends after this time.
 const LIMIT: Duration = Duration::from_secs(3);
 
+/// However short callers wait: a dial serves those who come after them.
+const SHORTEST: Duration = Duration::from_millis(500);
+
+/// Longer lifetimes than this one are all the same, and clocks do not reach as far as `Duration` does.
+const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
+
 /// The longest pause between two attempts, which chance may double. Only one dial of a pool goes on trying, so this need not
 /// be long; it is what callers wait for when the server is back.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
@@ -48,7 +54,7 @@ impl Dial {
         loop {
             let started = Instant::now();
             // Shorter than what a caller waits, who is then told what the dial met.
-            let limit = LIMIT.min(self.inner.options.acquire_timeout * 3 / 4);
+            let limit = LIMIT.min((self.inner.options.acquire_timeout / 4).saturating_mul(3).max(SHORTEST));
             let attempt = timeout(limit, open(&self.inner));
             let failure = tokio::select! {
                 biased;
@@ -93,7 +99,7 @@ impl Dial {
         let live = Box::new(Live {
             raw,
             session,
-            expires: now + shortened(inner.options.max_lifetime),
+            expires: now + shortened(inner.options.max_lifetime.min(NEVER)),
             last_used: now,
             last_seen: now,
             uses: 0,
@@ -168,7 +174,7 @@ fn session_options(config: &Config, options: &PoolOptions) -> PgConnectOptions {
             ("tcp_keepalives_idle", seconds(options.keepalive)),
             ("tcp_keepalives_interval", seconds(options.keepalive / 3)),
             ("tcp_keepalives_count", "3".to_owned()),
-            ("tcp_user_timeout", milliseconds(options.keepalive * 2)),
+            ("tcp_user_timeout", milliseconds(options.keepalive.saturating_mul(2))),
             ("idle_in_transaction_session_timeout", milliseconds(options.tx_timeout.saturating_add(GRACE))),
         ])
 }

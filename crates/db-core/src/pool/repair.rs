@@ -13,6 +13,8 @@ use super::PING_LIMIT;
 use super::core::{Core, Inner, Live};
 use super::options::Reset;
 use crate::Class;
+use crate::class::is_fatal;
+use crate::error::said;
 use crate::statement::{Flight, State, Transaction};
 use crate::tracker::Session;
 
@@ -56,7 +58,12 @@ impl Suspect {
     /// Ends the session at the server.
     pub(super) async fn end(self, session: Arc<Session>) {
         if let Err(error) = self.inner.canceller.terminate(&session).await {
-            tracing::debug!(pool = self.inner.options.name, pid = session.pid, %error, "its session may go on");
+            tracing::debug!(
+                pool = self.inner.options.name,
+                pid = session.pid,
+                error = said(&error),
+                "its session may go on"
+            );
         }
     }
 
@@ -66,7 +73,11 @@ impl Suspect {
             match timeout(CLOSE_LIMIT, live.raw.close()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::debug!(pool = self.inner.options.name, %error, "closing a connection failed");
+                    tracing::debug!(
+                        pool = self.inner.options.name,
+                        error = said(&error),
+                        "closing a connection failed"
+                    );
                 }
                 Err(_) => {
                     tracing::debug!(pool = self.inner.options.name, "closing a connection took too long");
@@ -118,7 +129,12 @@ impl Suspect {
             }
             Ok(Err(error)) => {
                 inner.core().totals.beyond_repair += 1;
-                tracing::debug!(pool = inner.options.name, pid = session.pid, %error, "a connection broke in repair");
+                tracing::debug!(
+                    pool = inner.options.name,
+                    pid = session.pid,
+                    error = said(&error),
+                    "a connection broke in repair"
+                );
                 self.is_lost();
             }
             Err(_) => {
@@ -130,7 +146,12 @@ impl Suspect {
                 );
                 // It would go on at the server for as long as the link is silent.
                 if let Err(error) = inner.canceller.terminate(&session).await {
-                    tracing::debug!(pool = inner.options.name, pid = session.pid, %error, "its session may go on");
+                    tracing::debug!(
+                        pool = inner.options.name,
+                        pid = session.pid,
+                        error = said(&error),
+                        "its session may go on"
+                    );
                 }
                 self.is_lost();
             }
@@ -189,34 +210,11 @@ impl Drop for Suspect {
 /// The round trips of a repair.
 async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, sqlx::Error> {
     let reset = inner.options.reset;
-    match state.in_flight() {
-        None => {}
-        // A commit is better waited for than cancelled: nobody knows what becomes of it either way.
-        Some(Flight::Control) => come_to_rest(&mut live.raw).await?,
-        Some(Flight::Statement) => {
-            let mut end = pin!(come_to_rest(&mut live.raw));
-            let mut pause = LET_IT_END;
-            let mut cancelled = false;
-            loop {
-                if let Ok(ended) = timeout(pause, &mut end).await {
-                    ended?;
-                    break;
-                }
-                if let Err(error) = inner.canceller.cancel(&live.session).await {
-                    let (pool, pid) = (&inner.options.name, live.session.pid);
-                    tracing::warn!(pool, pid, %error, "a statement that was cut off could not be cancelled");
-                    end.await?;
-                    // The request may still be under way, and would hit the next user.
-                    return Ok(Mended::Useless);
-                }
-                // A cancel that comes before its statement is ignored: the statement may have been on its way still.
-                pause *= 2;
-                if !cancelled {
-                    cancelled = true;
-                    inner.core().totals.cancelled += 1;
-                }
-            }
-        }
+    if let Some(flight) = state.in_flight()
+        && come_to_rest(inner, live, flight).await? == Rest::Uncancelled
+    {
+        // The request may still be under way, and would hit the next user.
+        return Ok(Mended::Useless);
     }
 
     // This is also the one more round trip after a cancel: a signal that came too late for the statement hits this, and
@@ -225,7 +223,18 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
     let by_text = state.transaction == Transaction::None && state.in_flight().is_none();
     match transaction {
         Found::None => {}
-        Found::Open if by_text && reset == Reset::Commit => control(&mut live.raw, "COMMIT").await?,
+        Found::Open if by_text && reset == Reset::Commit => match control(&mut live.raw, "COMMIT").await {
+            Err(error @ sqlx::Error::Database(_)) if !is_fatal(&error) => {
+                let (pool, pid) = (&inner.options.name, live.session.pid);
+                tracing::warn!(
+                    pool,
+                    pid,
+                    error = said(&error),
+                    "what was begun by text could not be committed"
+                );
+            }
+            done => done?,
+        },
         Found::Open | Found::Aborted => control(&mut live.raw, "ROLLBACK").await?,
     }
     if reset == Reset::DiscardAll || (state.session_changed && reset != Reset::Keep) {
@@ -237,14 +246,73 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
     Ok(if live.raw.is_in_transaction() { Mended::Useless } else { Mended::Good })
 }
 
+/// How what was cut off came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    Done,
+    /// With an error of its own, or because it was cancelled.
+    Failed,
+    /// By itself, while a request to cancel it may still be under way.
+    Uncancelled,
+}
+
+/// Waits for the end of what was cut off. A statement is cancelled when it does not end by itself at once. A commit is better
+/// waited for: nobody knows what becomes of it either way.
+pub(crate) async fn come_to_rest(
+    inner: &Inner,
+    live: &mut Live,
+    flight: Flight,
+) -> Result<Rest, sqlx::Error> {
+    if flight == Flight::Control {
+        return read_end(&mut live.raw).await;
+    }
+    let mut cancelled = false;
+    let rest = {
+        let mut end = pin!(read_end(&mut live.raw));
+        let mut pause = LET_IT_END;
+        loop {
+            if let Ok(ended) = timeout(pause, &mut end).await {
+                break ended?;
+            }
+            if let Err(error) = inner.canceller.cancel(&live.session).await {
+                let (pool, pid) = (&inner.options.name, live.session.pid);
+                tracing::warn!(
+                    pool,
+                    pid,
+                    error = said(&error),
+                    "a statement that was cut off could not be cancelled"
+                );
+                end.await?;
+                return Ok(Rest::Uncancelled);
+            }
+            // A cancel that comes before its statement is ignored: the statement may have been on its way still.
+            pause *= 2;
+            if !cancelled {
+                cancelled = true;
+                inner.core().totals.cancelled += 1;
+            }
+        }
+    };
+    if cancelled {
+        // One more round trip uses up a signal that came too late.
+        read_end(&mut live.raw).await?;
+    }
+    Ok(rest)
+}
+
 /// Reads what is left of a statement that was cut off, its error included: the driver stops at that as if it were the
 /// answer to what it has just sent, and a cancelled statement always leaves one.
-async fn come_to_rest(raw: &mut PgConnection) -> Result<(), sqlx::Error> {
+async fn read_end(raw: &mut PgConnection) -> Result<Rest, sqlx::Error> {
+    let mut rest = Rest::Done;
     loop {
         match raw.ping().await {
             // There is one for each statement, so this ends.
-            Err(error @ sqlx::Error::Database(_)) if Class::of(&error) != Class::Lost => {}
-            other => return other,
+            Err(error @ sqlx::Error::Database(_))
+                if !is_fatal(&error) && Class::of(&error) != Class::Lost =>
+            {
+                rest = Rest::Failed;
+            }
+            other => return other.map(|()| rest),
         }
     }
 }

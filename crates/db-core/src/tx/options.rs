@@ -1,6 +1,6 @@
 //! What kind of transaction to begin.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 /// How far a transaction is kept apart from others (PostgreSQL's manual, chapter 13.2 "Transaction Isolation").
@@ -29,7 +29,7 @@ pub enum Isolation {
 ///     .statement_timeout(Duration::from_secs(20))
 ///     .tenant("acme");
 /// ```
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct TxOptions {
     isolation: Option<Isolation>,
     read_only: bool,
@@ -131,6 +131,21 @@ impl TxOptions {
     /// Whether [`TxOptions::begin`] is the plain word.
     pub(crate) fn is_plain(&self) -> bool {
         self.isolation.is_none() && !self.read_only && !self.deferrable && self.settings.is_empty()
+    }
+}
+
+impl fmt::Debug for TxOptions {
+    /// Settings by their names only: a value may be a token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings: Vec<_> = self.settings.iter().map(|(name, _)| name).collect();
+        f.debug_struct("TxOptions")
+            .field("isolation", &self.isolation)
+            .field("read_only", &self.read_only)
+            .field("deferrable", &self.deferrable)
+            .field("settings", &settings)
+            .field("timeout", &self.timeout)
+            .field("resolves_commit", &self.resolves_commit)
+            .finish()
     }
 }
 

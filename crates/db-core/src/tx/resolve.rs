@@ -7,6 +7,7 @@ use std::time::Duration;
 use sqlx::{Row, SqlSafeStr};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::error::said;
 use crate::pool::{Inner, acquire};
 use crate::tracker::{Asker, Session};
 use crate::{Conn, Error};
@@ -24,18 +25,20 @@ pub(super) enum Outcome {
     Unknown,
 }
 
-/// The transaction's number, if it has one: one that wrote nothing has none, and nothing to lose.
+/// The transaction's number. It is given one if it has none: some get theirs only while they commit, such as one that does
+/// nothing but notify.
 pub(super) async fn number(conn: &mut Conn) -> Result<Option<String>, Error> {
-    let row = conn.control_row("select pg_current_xact_id_if_assigned()::text".into_sql_str()).await?;
+    let row = conn.control_row("select pg_current_xact_id()::text".into_sql_str()).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
 }
 
 /// Asks the server on another connection.
-pub(super) async fn outcome(conn: Conn, number: Option<&str>) -> Outcome {
-    let Some(number) = number else { return Outcome::Committed };
+pub(super) async fn outcome(mut conn: Conn, number: Option<&str>) -> Outcome {
+    let Some(number) = number else { return Outcome::Unknown };
     let (inner, asker) = (Arc::clone(conn.inner()), conn.asker());
     let session = Arc::clone(&conn.live().session);
-    // It may hold the only place in the pool.
+    // It may hold the only place in the pool; and it must never come back to it, since its session may be ended now.
+    conn.state.is_lost();
     drop(conn);
     let ask = ask(&inner, asker, &session, number);
     timeout_at(Instant::now() + LIMIT, ask).await.unwrap_or(Outcome::Unknown)
@@ -53,7 +56,12 @@ async fn ask(inner: &Arc<Inner>, asker: Asker, session: &Session, number: &str) 
                 if started.elapsed() > PATIENCE
                     && let Err(error) = inner.canceller.terminate(session).await
                 {
-                    tracing::debug!(pool = inner.options.name, %error, "a session in doubt could not be ended");
+                    let error = said(&error);
+                    tracing::debug!(
+                        pool = inner.options.name,
+                        error,
+                        "a session in doubt could not be ended"
+                    );
                 }
             }
             Err(Error::Acquire(error)) if error.is_closed() => return Outcome::Unknown,

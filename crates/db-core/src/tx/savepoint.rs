@@ -21,11 +21,14 @@ pub struct Savepoint<'t> {
 
 impl<'t> Savepoint<'t> {
     pub(super) async fn begin(tx: &'t mut Tx) -> Result<Self, Error> {
-        let level = tx.level + 1;
         // Dropped before the answer, nothing was done since; a savepoint that nobody knows of does no harm.
         tx.settle().await?;
-        tx.control_savepoint("SAVEPOINT", level).await?;
-        tx.level = level;
+        let number = tx.next_name;
+        tx.next_name += 1;
+        tx.control_savepoint("SAVEPOINT", number).await?;
+        tx.names.push(number);
+        tx.level += 1;
+        let level = tx.level;
         Ok(Self { tx, level, ended: false })
     }
 
@@ -37,7 +40,8 @@ impl<'t> Savepoint<'t> {
     /// [`Error::Statement`] when a statement in it had failed (25P02): what was done since is undone.
     pub async fn release(mut self) -> Result<(), Error> {
         self.tx.settle().await?;
-        self.tx.control_savepoint("RELEASE SAVEPOINT", self.level).await?;
+        let number = self.tx.names[self.level as usize - 1];
+        self.tx.control_savepoint("RELEASE SAVEPOINT", number).await?;
         self.tx.keep_from(self.level);
         self.ended = true;
         Ok(())

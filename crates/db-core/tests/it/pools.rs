@@ -174,3 +174,48 @@ async fn a_connection_that_was_used_as_usual_is_given_back(db: TestDb) {
 async fn backend(pool: &Pool) -> i32 {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(pool.handle()).await.expect("a process id")
 }
+
+#[db_testkit::test]
+async fn limits_as_long_as_can_be_are_no_limits(db: TestDb) {
+    let options = PoolOptions {
+        max: u32::MAX,
+        acquire_timeout: Duration::MAX,
+        idle_timeout: Duration::MAX,
+        max_lifetime: Duration::MAX,
+        ping_after: Duration::MAX,
+        keepalive: Duration::MAX,
+        statement_timeout: Duration::MAX,
+        tx_timeout: Duration::MAX,
+        slow_statement: Duration::MAX,
+        leak_after: Duration::MAX,
+        ..PoolOptions::api()
+    };
+    let pool = Pool::new(&config(&db), options);
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    sqlx::query("select 1").execute(&mut tx).await.expect("an answer");
+    tx.commit().await.expect("committed");
+    assert_eq!(pool.most_sessions(), u32::MAX);
+    assert!(pool.close(Duration::MAX).await.is_clean());
+}
+
+#[test]
+fn connections_may_be_dropped_after_their_runtime() {
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+    };
+    let (kit, own) = (runtime(), runtime());
+    let db = kit.block_on(TestDb::empty()).expect("a database");
+    let (pool, clean, lost) = own.block_on(async {
+        let pool = patient_pool(&db, 3);
+        let clean = pool.handle().acquire().await.expect("a connection");
+        let mut lost = pool.handle().begin().await.expect("begun");
+        let die = sqlx::query("select pg_terminate_backend(pg_backend_pid())").execute(&mut lost).await;
+        assert!(die.is_err());
+        (pool, clean, lost)
+    });
+    drop(own);
+
+    drop((clean, lost));
+    assert_eq!(pool.stats().in_use, 0);
+}

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use db_core::{Error, Isolation, Pool, TxOptions};
-use db_testkit::TestDb;
+use db_core::{Error, Isolation, Pool, PoolOptions, TxOptions};
+use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 
-use crate::support::pool;
+use crate::support::{config, pool};
 
 async fn table(db: &TestDb) -> Pool {
     let pool = pool(db, 2);
@@ -395,4 +395,121 @@ async fn a_commit_that_is_to_be_resolved_is_so_also_when_nothing_was_written(db:
     let mut tx = pool.handle().begin_with(TxOptions::default().resolve_commit()).await.expect("begun");
     sqlx::query("select 1").execute(&mut tx).await.expect("read");
     tx.commit().await.expect("nothing to lose");
+}
+
+#[db_testkit::test]
+async fn savepoints_that_were_dropped_on_the_way_are_not_mistaken_for_later_ones(db: TestDb) {
+    let pool = table(&db).await;
+    let insert = |n: i32| sqlx::query("insert into t values ($1)").bind(n);
+    for begun in 0..6 {
+        for released in 0..6 {
+            let mut tx = pool.handle().begin().await.expect("begun");
+            drop(poll_then_drop(tx.savepoint(), begun).await);
+            insert(1).execute(&mut tx).await.expect("inserted");
+            let mut second = tx.savepoint().await.expect("a savepoint");
+            insert(2).execute(&mut second).await.expect("inserted");
+            drop(poll_then_drop(second.release(), released).await);
+            let went_on = insert(3).execute(&mut tx).await.is_ok();
+            let committed = tx.commit().await.is_ok();
+
+            assert_eq!(went_on, committed, "{begun} {released}");
+            let rows: Vec<i32> =
+                sqlx::query_scalar("delete from t returning n").fetch_all(pool.handle()).await.expect("rows");
+            assert_eq!(rows.contains(&1), committed, "{begun} {released}: {rows:?}");
+        }
+    }
+}
+
+#[db_testkit::test]
+async fn what_a_dropped_statement_failed_with_is_not_the_next_transactions_failure(db: TestDb) {
+    let pool = table(&db).await;
+    for polls in 0..6 {
+        let mut conn = pool.handle().acquire().await.expect("a connection");
+        drop(
+            poll_then_drop(
+                sqlx::query("select 1 / (n - n) from generate_series(1, 2) n").execute(&mut conn),
+                polls,
+            )
+            .await,
+        );
+
+        let mut tx = conn.begin().await.expect("begun");
+        sqlx::query("insert into t values ($1)")
+            .bind(i32::try_from(polls).expect("small"))
+            .execute(&mut tx)
+            .await
+            .expect("inserted");
+        tx.commit().await.expect("committed");
+    }
+    assert_eq!(count(&pool).await, 6);
+}
+
+#[db_testkit::test]
+async fn a_statement_that_takes_too_long_in_a_closure_is_cancelled_and_not_waited_for(db: TestDb) {
+    let options = PoolOptions { max: 1, statement_timeout: Duration::from_millis(300), ..PoolOptions::api() };
+    let pool = Pool::new(&config(&db), options);
+    let begun = std::time::Instant::now();
+
+    let result = pool
+        .handle()
+        .tx(async |tx| {
+            sqlx::query("select pg_sleep(600)").execute(&mut *tx).await?;
+            Ok::<_, Error>(())
+        })
+        .await;
+
+    assert!(matches!(result, Err(Error::Deadline(_))), "{result:?}");
+    db.until_quiet().await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    until("it is cancelled", async || pool.stats().totals.cancelled == 1).await;
+}
+
+#[db_testkit::test]
+async fn a_transaction_has_the_limit_that_it_was_given(db: TestDb) {
+    let pool = pool(&db, 1);
+
+    let result = pool
+        .handle()
+        .tx_with(TxOptions::default().timeout(Duration::from_millis(200)), async |tx| {
+            sqlx::query("select pg_sleep(600)").execute(&mut *tx).await?;
+            Ok::<_, Error>(())
+        })
+        .await;
+
+    assert!(matches!(&result, Err(Error::Deadline(error)) if error.is_transaction()), "{result:?}");
+    db.until_quiet().await;
+}
+
+#[db_testkit::test]
+async fn a_transaction_that_was_ended_inside_is_not_reported_as_committed(db: TestDb) {
+    let pool = table(&db).await;
+    for word in ["rollback", "commit"] {
+        let mut tx = pool.handle().begin().await.expect("begun");
+        sqlx::query("insert into t values (1) on conflict do nothing")
+            .execute(&mut tx)
+            .await
+            .expect("inserted");
+        sqlx::query(word).execute(&mut tx).await.expect("ended");
+
+        let error = tx.commit().await.expect_err("there is none");
+        assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
+    }
+}
+
+#[db_testkit::test]
+async fn a_mistake_in_the_number_of_parameters_costs_no_connection(db: TestDb) {
+    let pool = pool(&db, 1);
+    let first = pool.handle().acquire().await.expect("a connection").pid();
+
+    let error = sqlx::query("select $1::int, $2::int")
+        .bind(1)
+        .execute(pool.handle())
+        .await
+        .expect_err("one is missing");
+
+    let error = Error::from(error);
+    assert_eq!(error.sqlstate().as_deref(), Some("08P01"), "{error}");
+    assert!(!error.is_transient(), "{error}");
+    assert_eq!(pool.handle().acquire().await.expect("a connection").pid(), first);
+    assert_eq!(pool.stats().totals.lost, 0);
 }

@@ -167,7 +167,7 @@ async fn a_commit_that_was_under_way_in_a_black_hole_is_decided_when_it_heals(db
     let fault = async {
         gate.until_waiting(1).await;
         proxy.black_hole();
-        until("the deadline has passed", async || pool.stats().repairing > 0).await;
+        until("the deadline has passed", async || pool.stats().totals.lost > 0).await;
         gate.open().await;
         until("it is committed", async || rows(&db).await == 1).await;
         proxy.heal();
