@@ -45,8 +45,8 @@
 //! clean, it is ready for the next user at once. In any other state it is first repaired, in the background and within 2 s:
 //! what runs is cancelled on the server, what is open is rolled back, what was changed is reset. The next user never meets a
 //! half-read result, somebody else's transaction or somebody else's settings, whatever await point the previous future was
-//! dropped at. Not seen is what a function does inside a query, such as `set_config(…, false)` or `pg_advisory_lock`:
-//! [`Reset::DiscardAll`] is for code that does such things.
+//! dropped at. Not seen is what a function does inside a query, such as `set_config(…, false)` or `pg_advisory_lock`, and a
+//! `SELECT … INTO TEMP`: [`Reset::DiscardAll`] is for code that does such things.
 //!
 //! Every wait has a limit: for a connection ([`PoolOptions::acquire_timeout`]), for the server's answer
 //! ([`PoolOptions::statement_timeout`]), for the end of a transaction ([`PoolOptions::tx_timeout`]), for signs of life (0.3 s),
