@@ -4,7 +4,7 @@ use syn::parse::{Parse, ParseStream};
 use syn::{Ident, LitStr, Token};
 
 /// `migrations = "…"`, or nothing.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Arguments {
     pub(crate) migrations: Option<LitStr>,
 }
