@@ -50,7 +50,7 @@ mod tests {
             ("migrations = \"a\", migrations = \"b\"", "given twice"),
             ("migrations = 3", "expected string literal"),
         ] {
-            let error = syn::parse_str::<Arguments>(text).unwrap_err().to_string();
+            let error = syn::parse_str::<Arguments>(text).err().expect("refused").to_string();
             assert!(error.contains(complaint), "{text}: {error}");
         }
     }
