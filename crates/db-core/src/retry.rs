@@ -14,7 +14,7 @@ use crate::{AcquireError, Class, Error, StatementError};
 /// constraints (23505), limits of time, and a pool whose connections are all taken, which more requests only make fuller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// So many times after the first [3].
+    /// So many times after the first: 3.
     pub retries: u32,
     /// The first pause [1 s]. Each further one is twice as long, and made up to twice as long again by chance, so that those
     /// who failed together do not come back together.

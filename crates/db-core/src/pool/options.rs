@@ -24,7 +24,7 @@ pub struct PoolOptions {
     pub max: u32,
     /// The most connections that stay open when nobody uses them; more are closed as they come back. `None` is `max`.
     pub max_idle: Option<u32>,
-    /// So many idle connections are kept ready [0]: as many as that are opened ahead of any request, and none of them is
+    /// So many idle connections are kept ready, none unless asked for: as many are opened ahead of any request, and none of them is
     /// closed for having idled.
     pub min_idle: u32,
     /// How long a caller waits for a connection: queueing, dialling and the sign of life together.
@@ -59,7 +59,7 @@ pub struct PoolOptions {
     /// A connection that is held for longer than this is logged and counted as leaked. A
     /// [handle](crate::Handle::leak_after) may say otherwise for one use.
     pub leak_after: Duration,
-    /// So many of `max` are set aside [2] for [`Pool::sqlx`](crate::Pool::sqlx) once that was called: one at least, and never
+    /// So many of `max` are set aside, 2 unless told otherwise, for [`Pool::sqlx`](crate::Pool::sqlx) once that was called: one at least, and never
     /// the last one; a pool of 1 has one more then.
     pub sqlx_reserve: u32,
 }
