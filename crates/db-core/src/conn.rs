@@ -128,15 +128,45 @@ impl Conn {
     pub(crate) async fn control_row(&mut self, statement: SqlStr) -> Result<Option<PgRow>, sqlx::Error> {
         self.drain().await?;
         let limit = Limited::of_statement(self.inner.options.statement_timeout);
-        let trip = self.depart(&statement, Flight::Control);
-        let live = self.live.as_mut().expect("there until it is dropped");
-        match timeout(limit.wait, live.raw.fetch_optional(sqlx::raw_sql(statement.clone()))).await {
-            Ok(answer) => {
-                self.arrive(&trip, &statement, answer.as_ref().err());
-                answer
-            }
-            Err(_) => Err(self.expired(limit).into()),
+        let sent = statement.clone();
+        self.travel(
+            &statement,
+            Flight::Control,
+            limit,
+            |raw| raw.fetch_optional(sqlx::raw_sql(sent)),
+            |_, _| {},
+        )
+        .await
+    }
+
+    /// Sends something, and waits for the whole of its answer within the limit.
+    async fn travel<T>(
+        &mut self,
+        sql: &SqlStr,
+        flight: Flight,
+        limit: Limited,
+        run: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>,
+        note: impl FnOnce(&mut Trip, &T),
+    ) -> Result<T, sqlx::Error> {
+        let mut trip = self.depart(sql, flight);
+        let running = run(&mut self.live_mut().raw);
+        let answer = match limit.ends(trip.started) {
+            Some(ends) => timeout_at(ends, running).await,
+            None => Ok(running.await),
+        };
+        let Ok(answer) = answer else { return Err(self.too_late(&trip, sql, limit)) };
+        if let Ok(answer) = &answer {
+            note(&mut trip, answer);
         }
+        self.arrive(&trip, sql, answer.as_ref().err());
+        answer
+    }
+
+    /// The error of an answer that did not come in time, which the log is to show, too.
+    fn too_late(&mut self, trip: &Trip, sql: &SqlStr, limit: Limited) -> sqlx::Error {
+        let error = self.expired(limit).into();
+        trip.log(&self.inner.options, self.asker.at, sql.as_str(), Some(&error));
+        error
     }
 
     /// [`Conn::drain`], in a box when there is something to read: most statements have nothing before them.
@@ -282,31 +312,13 @@ impl Conn {
         let limit = self.limit();
         loop {
             let sql = text.sql_str();
-            let mut trip = self.depart(&sql, Flight::Statement);
-            let live = self.live.as_mut().expect("there until it is dropped");
-            let running = run(&mut live.raw, text);
-            let answer = match limit.ends(trip.started) {
-                Some(ends) => timeout_at(ends, running).await,
-                None => Ok(running.await),
-            };
-            let Ok(answer) = answer else {
-                let error = self.expired(limit).into();
-                trip.log(&self.inner.options, self.asker.at, sql.as_str(), Some(&error));
-                return Err(error);
-            };
-            if let Ok(answer) = &answer {
-                note(&mut trip, answer);
-            }
-            self.arrive(&trip, &sql, answer.as_ref().err());
-            match (answer, again.take()) {
-                (Err(error), copy) => {
-                    let healed = Box::pin(self.heals(&error)).await;
-                    match copy {
-                        Some(copy) if healed => text = copy,
-                        _ => return Err(error),
-                    }
-                }
-                (answer, _) => return answer,
+            let answer = self.travel(&sql, Flight::Statement, limit, |raw| run(raw, text), &note).await;
+            let Err(error) = answer else { return answer };
+            let copy = again.take();
+            let healed = Box::pin(self.heals(&error)).await;
+            match copy {
+                Some(copy) if healed => text = copy,
+                _ => return Err(error),
             }
         }
     }
@@ -344,9 +356,7 @@ impl Conn {
                         Ok(Err(error)) => break Some(error),
                         Err(_) => {
                             drop(results);
-                            let error = self.expired(limit).into();
-                            trip.log(&self.inner.options, self.asker.at, sql.as_str(), Some(&error));
-                            Err(error)?;
+                            Err(self.too_late(&trip, &sql, limit))?;
                             return;
                         }
                     }
@@ -441,19 +451,12 @@ impl<'c> Executor<'c> for &'c mut Conn {
     where
         'c: 'e,
     {
+        // Owned, since what borrows it would have to outlive every use of the connection.
+        let parameters = parameters.to_vec();
         Box::pin(async move {
             self.drain().await?;
-            let limit = self.limit();
-            let sql = sql.clone();
-            let trip = self.depart(&sql, Flight::Statement);
-            let live = self.live.as_mut().expect("there until it is dropped");
-            match timeout(limit.wait, live.raw.prepare_with(sql.clone(), parameters)).await {
-                Ok(answer) => {
-                    self.arrive(&trip, &sql, answer.as_ref().err());
-                    answer
-                }
-                Err(_) => Err(self.expired(limit).into()),
-            }
+            let (limit, sent) = (self.limit(), sql.clone());
+            self.travel(&sql, Flight::Statement, limit, |raw| prepare(raw, sent, parameters), |_, _| {}).await
         })
     }
 
@@ -464,17 +467,16 @@ impl<'c> Executor<'c> for &'c mut Conn {
     {
         Box::pin(async move {
             self.drain().await?;
-            let limit = self.limit();
-            let sql = sql.clone();
-            let trip = self.depart(&sql, Flight::Statement);
-            let live = self.live.as_mut().expect("there until it is dropped");
-            match timeout(limit.wait, live.raw.describe(sql.clone())).await {
-                Ok(answer) => {
-                    self.arrive(&trip, &sql, answer.as_ref().err());
-                    answer
-                }
-                Err(_) => Err(self.expired(limit).into()),
-            }
+            let (limit, sent) = (self.limit(), sql.clone());
+            self.travel(&sql, Flight::Statement, limit, |raw| raw.describe(sent), |_, _| {}).await
         })
     }
+}
+
+fn prepare(
+    raw: &mut PgConnection,
+    sql: SqlStr,
+    parameters: Vec<PgTypeInfo>,
+) -> BoxFuture<'_, Result<PgStatement, sqlx::Error>> {
+    Box::pin(async move { raw.prepare_with(sql, &parameters).await })
 }

@@ -41,11 +41,9 @@ const ABORTED: &str = "25P02";
 /// leaves a transaction open on a connection that goes back to its pool.
 pub struct Tx {
     conn: Conn,
-    /// How many savepoints are open.
-    level: u32,
-    /// What each of them is called on the server: never by the name of one before, which may be there still.
-    names: Vec<u32>,
-    next_name: u32,
+    /// The open savepoints, by their numbers on the server: never that of one before, which may be there still.
+    savepoints: Vec<u32>,
+    next_savepoint: u32,
     /// The outermost savepoint that was left without a word, to be rolled back to before anything else is done.
     undo: Option<u32>,
     hooks: Vec<Hook>,
@@ -54,7 +52,8 @@ pub struct Tx {
 
 /// Something to do after the commit, if the savepoint in which it was asked for is not undone.
 struct Hook {
-    level: u32,
+    /// How many savepoints were open.
+    level: usize,
     run: Box<dyn FnOnce() + Send>,
 }
 
@@ -75,9 +74,8 @@ impl Tx {
         conn.live().session.in_transaction(true);
         let mut tx = Self {
             conn,
-            level: 0,
-            names: Vec::new(),
-            next_name: 0,
+            savepoints: Vec::new(),
+            next_savepoint: 0,
             undo: None,
             hooks: Vec::new(),
             resolves_commit: options.resolves_commit,
@@ -184,7 +182,7 @@ impl Tx {
     /// before [`Tx::commit`] returns. Not when it is rolled back, nor when its outcome is not known, nor when the savepoint
     /// in which this was called is undone. It must not block.
     pub fn after_commit(&mut self, run: impl FnOnce() + Send + 'static) {
-        self.hooks.push(Hook { level: self.level, run: Box::new(run) });
+        self.hooks.push(Hook { level: self.savepoints.len(), run: Box::new(run) });
     }
 
     /// What was [attached](crate::Pool::attach) to its pool.
@@ -286,21 +284,19 @@ impl Tx {
     }
 
     /// Has everything since that savepoint undone before the next statement.
-    fn undo_from(&mut self, level: u32) {
+    fn undo_from(&mut self, level: usize) {
         // Numbers grow, so the outermost has the smallest.
-        let number = self.names[level as usize - 1];
+        let number = self.savepoints[level - 1];
         self.undo = Some(self.undo.map_or(number, |other| other.min(number)));
-        self.names.truncate(level as usize - 1);
-        self.level = level - 1;
+        self.savepoints.truncate(level - 1);
         self.hooks.retain(|hook| hook.level < level);
     }
 
     /// Leaves what was done since that savepoint to the one around it.
-    fn keep_from(&mut self, level: u32) {
-        self.names.truncate(level as usize - 1);
-        self.level = level - 1;
+    fn keep_from(&mut self, level: usize) {
+        self.savepoints.truncate(level - 1);
         for hook in &mut self.hooks {
-            hook.level = hook.level.min(self.level);
+            hook.level = hook.level.min(level - 1);
         }
     }
 }
@@ -319,7 +315,7 @@ impl fmt::Debug for Tx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tx")
             .field("conn", &self.conn)
-            .field("savepoints", &self.level)
+            .field("savepoints", &self.savepoints.len())
             .finish_non_exhaustive()
     }
 }

@@ -35,7 +35,7 @@ pub(crate) async fn acquire(inner: &Arc<Inner>, asker: Asker) -> Result<Conn, Ac
     let started = Instant::now();
     match inner.take() {
         Taken::Live(live, standard) => {
-            let mut conn = Conn::new(live, Arc::clone(inner), asker, started);
+            let conn = Conn::new(live, Arc::clone(inner), asker, started);
             if conn.is_fit(started, standard) {
                 return Ok(conn);
             }
@@ -86,7 +86,7 @@ async fn persevere<'a>(
                 };
                 let now = Instant::now();
                 let standard = inner.core().note_wait(now - queued);
-                let mut conn = Conn::new(live, Arc::clone(inner), asker, now);
+                let conn = Conn::new(live, Arc::clone(inner), asker, now);
                 if conn.is_fit(now, standard) {
                     return Ok(conn);
                 }
@@ -105,7 +105,7 @@ async fn persevere<'a>(
         next = match inner.take() {
             Taken::Live(live, standard) => {
                 let now = Instant::now();
-                let mut conn = Conn::new(live, Arc::clone(inner), asker, now);
+                let conn = Conn::new(live, Arc::clone(inner), asker, now);
                 if conn.is_fit(now, standard) {
                     return Ok(conn);
                 }
@@ -119,7 +119,7 @@ async fn persevere<'a>(
 
 impl Conn {
     /// Whether the connection may be handed out as it is: there is no doubt about its link or its plans.
-    fn is_fit(&mut self, now: Instant, standard: Standard) -> bool {
+    fn is_fit(&self, now: Instant, standard: Standard) -> bool {
         let live = self.live();
         live.generation == standard.generation
             && live.plans == standard.plans

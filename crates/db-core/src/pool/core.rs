@@ -471,9 +471,3 @@ impl Inner {
         self.options.tracker != Tracking::Off
     }
 }
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.ended.cancel();
-    }
-}

@@ -146,8 +146,8 @@ impl Drop for Dial {
 }
 
 /// Connects, and asks who is at the other end (PostgreSQL's manual, table 28.36 "Additional Statistics Functions"; the view
-/// that is built on this function takes a new session three times as long). That is a sign of life, too: a proxy accepts logins while the server
-/// behind it is down.
+/// that is built on this function takes a new session three times as long). That is a sign of life, too: a proxy accepts
+/// logins while the server behind it is down.
 async fn open(inner: &Inner) -> Result<(PgConnection, Session), sqlx::Error> {
     let mut raw = session_options(&inner.config, &inner.options).connect().await?;
     let row = raw

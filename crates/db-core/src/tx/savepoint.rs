@@ -15,7 +15,7 @@ use crate::Error;
 #[derive(Debug)]
 pub struct Savepoint<'t> {
     tx: &'t mut Tx,
-    level: u32,
+    level: usize,
     ended: bool,
 }
 
@@ -23,12 +23,11 @@ impl<'t> Savepoint<'t> {
     pub(super) async fn begin(tx: &'t mut Tx) -> Result<Self, Error> {
         // Dropped before the answer, nothing was done since; a savepoint that nobody knows of does no harm.
         tx.settle().await?;
-        let number = tx.next_name;
-        tx.next_name += 1;
+        let number = tx.next_savepoint;
+        tx.next_savepoint += 1;
         tx.control_savepoint("SAVEPOINT", number).await?;
-        tx.names.push(number);
-        tx.level += 1;
-        let level = tx.level;
+        tx.savepoints.push(number);
+        let level = tx.savepoints.len();
         Ok(Self { tx, level, ended: false })
     }
 
@@ -40,7 +39,7 @@ impl<'t> Savepoint<'t> {
     /// [`Error::Statement`] when a statement in it had failed (25P02): what was done since is undone.
     pub async fn release(mut self) -> Result<(), Error> {
         self.tx.settle().await?;
-        let number = self.tx.names[self.level as usize - 1];
+        let number = self.tx.savepoints[self.level - 1];
         self.tx.control_savepoint("RELEASE SAVEPOINT", number).await?;
         self.tx.keep_from(self.level);
         self.ended = true;
