@@ -10,9 +10,9 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, TryStreamExt};
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Connection, Either, Execute, Executor, Postgres, SqlStr};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout;
 
-use crate::deadline::{DeadlineError, Limited};
+use crate::deadline::{DeadlineError, Limited, within};
 use crate::log::Trip;
 use crate::pool::{Inner, Live, Rest, come_to_rest};
 use crate::statement::{Flight, State, Transaction};
@@ -148,13 +148,22 @@ impl Conn {
         run: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>,
         note: impl FnOnce(&mut Trip, &T),
     ) -> Result<T, sqlx::Error> {
-        let mut trip = self.depart(sql, flight);
+        let trip = self.depart(sql, flight);
         let running = run(&mut self.live_mut().raw);
-        let answer = match limit.ends(trip.started) {
-            Some(ends) => timeout_at(ends, running).await,
-            None => Ok(running.await),
-        };
-        let Ok(answer) = answer else { return Err(self.too_late(&trip, sql, limit)) };
+        let answer = within(limit.ends(trip.started), running).await;
+        self.judge(trip, sql, limit, answer, note)
+    }
+
+    /// Takes note of an answer, or of its absence.
+    fn judge<T>(
+        &mut self,
+        mut trip: Trip,
+        sql: &SqlStr,
+        limit: Limited,
+        answer: Option<Result<T, sqlx::Error>>,
+        note: impl FnOnce(&mut Trip, &T),
+    ) -> Result<T, sqlx::Error> {
+        let Some(answer) = answer else { return Err(self.too_late(&trip, sql, limit)) };
         if let Ok(answer) = &answer {
             note(&mut trip, answer);
         }
@@ -165,7 +174,7 @@ impl Conn {
     /// The error of an answer that did not come in time, which the log is to show, too.
     fn too_late(&mut self, trip: &Trip, sql: &SqlStr, limit: Limited) -> sqlx::Error {
         let error = self.expired(limit).into();
-        trip.log(&self.inner.options, self.asker.at, sql.as_str(), Some(&error));
+        trip.log(Instant::now(), &self.inner.options, self.asker.at, sql.as_str(), Some(&error));
         error
     }
 
@@ -187,8 +196,10 @@ impl Conn {
             Ok(Ok(rest)) => {
                 // Nobody asked for its error, but a transaction around it has failed, too.
                 self.state.at_rest(rest == Rest::Failed);
-                // A cancel that is still under way is nothing that others should meet.
-                self.state.session_changed |= rest == Rest::Uncancelled;
+                // A cancel that is still under way is nothing that others should meet, whenever it comes.
+                if rest == Rest::Uncancelled {
+                    self.state.becomes_useless();
+                }
                 Ok(())
             }
             Ok(Err(error)) => {
@@ -200,7 +211,7 @@ impl Conn {
     }
 
     /// How long the next wait for the server may be.
-    fn limit(&self) -> Limited {
+    pub(crate) fn limit(&self) -> Limited {
         let statement = Limited::of_statement(self.inner.options.statement_timeout);
         match &self.state.ends {
             Some(ends) => ends.limit().min(statement),
@@ -226,14 +237,15 @@ impl Conn {
 
     /// Lowers the flag, tells the tracker, and writes the log.
     fn arrive(&mut self, trip: &Trip, sql: &SqlStr, error: Option<&sqlx::Error>) {
+        let now = Instant::now();
         self.state.end(error);
         if !self.state.has_lost() {
-            self.live_mut().last_seen = Instant::now();
+            self.live_mut().last_seen = now;
         }
         if self.inner.tracks() {
             self.live().session.rests();
         }
-        trip.log(&self.inner.options, self.asker.at, sql.as_str(), error);
+        trip.log(now, &self.inner.options, self.asker.at, sql.as_str(), error);
     }
 
     /// Notes what a statement will leave behind, before it is sent.
@@ -284,19 +296,23 @@ impl Conn {
     }
 
     /// A statement that answers with one row, or none.
-    pub(crate) async fn optional(&mut self, text: Text) -> Result<Option<PgRow>, sqlx::Error> {
+    pub(crate) fn optional(
+        &mut self,
+        text: Text,
+    ) -> impl Future<Output = Result<Option<PgRow>, sqlx::Error>> + Send + '_ {
         self.whole(
             text,
             |raw, text| raw.fetch_optional(text),
             |trip, row| trip.rows += u64::from(row.is_some()),
         )
-        .await
     }
 
     /// A statement whose rows nobody wants.
-    pub(crate) async fn count(&mut self, text: Text) -> Result<PgQueryResult, sqlx::Error> {
+    pub(crate) fn count(
+        &mut self,
+        text: Text,
+    ) -> impl Future<Output = Result<PgQueryResult, sqlx::Error>> + Send + '_ {
         self.whole(text, |raw, text| raw.execute(text), |trip, done| trip.affected += done.rows_affected())
-            .await
     }
 
     async fn whole<T>(
@@ -307,19 +323,34 @@ impl Conn {
     ) -> Result<T, sqlx::Error> {
         self.drained().await?;
         self.take_note(&text);
-        let mut again = self.again(&text);
-        let mut text = text;
+        let again = self.again(&text);
+        let sql = text.sql_str();
         let limit = self.limit();
-        loop {
-            let sql = text.sql_str();
-            let answer = self.travel(&sql, Flight::Statement, limit, |raw| run(raw, text), &note).await;
-            let Err(error) = answer else { return answer };
-            let copy = again.take();
-            let healed = Box::pin(self.heals(&error)).await;
-            match copy {
-                Some(copy) if healed => text = copy,
-                _ => return Err(error),
+        // Not by `travel`, whose future would carry the text along.
+        let trip = self.depart(&sql, Flight::Statement);
+        let running = run(&mut self.live_mut().raw, text);
+        let answer = within(limit.ends(trip.started), running).await;
+        match self.judge(trip, &sql, limit, answer, &note) {
+            Err(error) => Box::pin(self.once_more(error, again, limit, run, note)).await,
+            answer => answer,
+        }
+    }
+
+    /// Sends a statement that has just failed a second time, if that was for a stale plan, and it may be.
+    async fn once_more<T>(
+        &mut self,
+        error: sqlx::Error,
+        again: Option<Text>,
+        limit: Limited,
+        run: impl for<'c> Fn(&'c mut PgConnection, Text) -> BoxFuture<'c, Result<T, sqlx::Error>>,
+        note: impl Fn(&mut Trip, &T),
+    ) -> Result<T, sqlx::Error> {
+        match (self.heals(&error).await, again) {
+            (true, Some(text)) => {
+                let sql = text.sql_str();
+                self.travel(&sql, Flight::Statement, limit, |raw| run(raw, text), note).await
             }
+            _ => Err(error),
         }
     }
 

@@ -1,8 +1,27 @@
 //! Waits that were too long.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::panic::Location;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
+
+use tokio::time::timeout_at;
+
+/// Awaits something until then; `None` when it was not done. Under load most answers are there at the first look, and need
+/// no timer.
+pub(crate) async fn within<T>(
+    ends: Option<tokio::time::Instant>,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let mut work = pin!(work);
+    match (poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await, ends) {
+        (Poll::Ready(done), _) => Some(done),
+        (Poll::Pending, Some(ends)) => timeout_at(ends, work).await.ok(),
+        (Poll::Pending, None) => Some(work.await),
+    }
+}
 
 /// How long a wait for the server may be, and whose limit that is.
 #[derive(Debug, Clone, Copy)]

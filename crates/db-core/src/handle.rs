@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
 
-use crate::deadline::Ends;
+use crate::deadline::within;
 use crate::encryption::Keyring;
 use crate::retry::{Classify, Pauses};
 use crate::text::Text;
@@ -114,10 +114,9 @@ impl Handle {
     {
         let mut tx = self.begin_with(options).await?;
         let ends = tx.ends();
-        let result = match within(ends, work(&mut tx)).await {
-            Ok(result) => result,
+        let Some(result) = within(ends, work(&mut tx)).await else {
             // It is rolled back as it is dropped.
-            Err(ends) => return Err(Error::from(tx.not_done(ends)).into()),
+            return Err(Error::from(tx.not_done()).into());
         };
         end(tx, result).await
     }
@@ -187,9 +186,9 @@ impl Handle {
         };
         let mut tx = self.begin_with(options.clone()).await.map_err(ours)?;
         let ends = tx.ends();
-        let result = match within(ends, work(Attempt::new(&mut tx))).await {
-            Ok(result) => result,
-            Err(ends) => return Err((Error::from(tx.not_done(ends)).into(), None)),
+        let attempt = work(Attempt::new(&mut tx));
+        let Some(result) = within(ends, attempt).await else {
+            return Err((Error::from(tx.not_done()).into(), None));
         };
         // The transaction knows what it met; the error of `work` may be anything.
         let met = tx.failure();
@@ -206,14 +205,6 @@ impl Handle {
                 Err((error, met))
             }
         }
-    }
-}
-
-/// Awaits what must be done by then; gives that back when it was not.
-async fn within<T>(ends: Option<Ends>, work: impl Future<Output = T>) -> Result<T, Ends> {
-    match ends {
-        Some(ends) => tokio::time::timeout_at(ends.at.into(), work).await.map_err(|_| ends),
-        None => Ok(work.await),
     }
 }
 

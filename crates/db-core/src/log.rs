@@ -32,12 +32,13 @@ impl Trip {
     /// Writes it to the target `db_core::statement`: slow ones at `warn`, others at `debug`.
     pub(crate) fn log(
         &self,
+        ended: Instant,
         options: &PoolOptions,
         at: &'static Location<'static>,
         sql: &str,
         error: Option<&sqlx::Error>,
     ) {
-        let took = self.started.elapsed();
+        let took = ended.duration_since(self.started);
         let is_slow = took >= options.slow_statement;
         if !is_slow && !tracing::enabled!(target: "db_core::statement", tracing::Level::DEBUG) {
             return;

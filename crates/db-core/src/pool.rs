@@ -17,6 +17,7 @@ mod cancel;
 mod closing;
 mod core;
 mod dial;
+mod idle;
 mod keeper;
 mod options;
 mod repair;

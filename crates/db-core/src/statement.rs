@@ -12,8 +12,7 @@ use crate::deadline::Ends;
 pub(crate) struct State {
     /// A statement was begun and its end not seen.
     in_flight: Option<Flight>,
-    /// The link failed.
-    lost: bool,
+    link: Link,
     /// Something may have been left in the session that we did not see through: sqlx's own connection was lent, or a
     /// statement's text says so.
     pub(crate) session_changed: bool,
@@ -24,6 +23,16 @@ pub(crate) struct State {
     pub(crate) ends: Option<Ends>,
     /// What the last failed statement of the transaction met.
     pub(crate) failure: Option<Class>,
+}
+
+/// What is known of the link.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    #[default]
+    Good,
+    /// A request to cancel may still be under way, and hit whatever runs then.
+    Useless,
+    Lost,
 }
 
 /// What was begun.
@@ -50,17 +59,29 @@ impl State {
     /// Whether the next user of the connection would notice nothing of this one.
     pub(crate) fn is_clean(&self) -> bool {
         self.in_flight.is_none()
-            && !self.lost
+            && self.link == Link::Good
             && !self.session_changed
             && self.transaction == Transaction::None
     }
 
     pub(crate) fn has_lost(&self) -> bool {
-        self.lost
+        self.link == Link::Lost
     }
 
     pub(crate) fn is_lost(&mut self) {
-        self.lost = true;
+        self.link = Link::Lost;
+    }
+
+    /// Whether nobody else is to have the connection.
+    pub(crate) fn is_useless(&self) -> bool {
+        self.link != Link::Good
+    }
+
+    /// Notes that nobody else is to have the connection, though it works.
+    pub(crate) fn becomes_useless(&mut self) {
+        if self.link == Link::Good {
+            self.link = Link::Useless;
+        }
     }
 
     pub(crate) fn in_flight(&self) -> Option<Flight> {
@@ -87,7 +108,9 @@ impl State {
                 let class = Class::of(error);
                 self.failure = Some(class);
                 // It was the session's last word.
-                self.lost |= class == Class::Lost || is_fatal(error);
+                if class == Class::Lost || is_fatal(error) {
+                    self.is_lost();
+                }
                 if self.transaction == Transaction::Open {
                     self.transaction = Transaction::Aborted;
                 }
@@ -99,7 +122,7 @@ impl State {
                 | sqlx::Error::WorkerCrashed,
             ) => {
                 self.failure = Some(Class::Lost);
-                self.lost = true;
+                self.is_lost();
             }
             // Errors of decoding and of row counts come after the answer was read.
             Some(_) | None => self.in_flight = None,

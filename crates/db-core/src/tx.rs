@@ -216,9 +216,10 @@ impl Tx {
         limit.wait.is_zero().then(|| self.conn.expired(limit))
     }
 
-    /// The error of a transaction that was not done by then.
-    pub(crate) fn not_done(&mut self, ends: Ends) -> DeadlineError {
-        self.conn.expired(ends.limit())
+    /// The error of a transaction that was not done in time.
+    pub(crate) fn not_done(&mut self) -> DeadlineError {
+        let limit = self.conn.limit();
+        self.conn.expired(limit)
     }
 
     /// Whether rolling back would have to wait for a statement that was cut off, or has no link to do it on.
@@ -227,8 +228,8 @@ impl Tx {
     }
 
     /// When it has to be done.
-    pub(crate) fn ends(&self) -> Option<Ends> {
-        self.conn.state.ends
+    pub(crate) fn ends(&self) -> Option<tokio::time::Instant> {
+        self.conn.state.ends.map(|ends| ends.at.into())
     }
 
     /// What the last failed statement in it met.

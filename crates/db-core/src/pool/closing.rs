@@ -67,7 +67,8 @@ pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
 fn stop_admitting(inner: &Arc<Inner>) {
     let mut core = inner.core();
     core.closing = true;
-    let idle = std::mem::take(&mut core.idle);
+    let all = core.idle.len();
+    let idle = core.idle.drain(all);
     core.repairing += u32::try_from(idle.len()).unwrap_or(u32::MAX);
     drop(core);
     inner.ended.cancel();

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::cancel::Canceller;
+use super::idle::{IdleStack, Worker};
 use super::options::{Limits, PoolOptions, Reset};
 use super::repair::Suspect;
 use super::stats::{Stats, Totals};
@@ -89,8 +90,7 @@ impl Drop for Parcel {
 /// The state behind the lock.
 pub(crate) struct Core {
     pub(crate) limits: Limits,
-    #[expect(clippy::vec_box, reason = "they are taken out and put back one by one, as they are")]
-    pub(crate) idle: Vec<Box<Live>>,
+    pub(crate) idle: IdleStack<Box<Live>>,
     waiters: BTreeMap<u64, Waiter>,
     next_ticket: u64,
     pub(crate) sessions: Vec<Weak<Session>>,
@@ -250,7 +250,7 @@ impl Inner {
             config,
             core: Mutex::new(Core {
                 limits,
-                idle: Vec::new(),
+                idle: IdleStack::default(),
                 waiters: BTreeMap::new(),
                 next_ticket: 0,
                 sessions: Vec::new(),
@@ -286,7 +286,7 @@ impl Inner {
         if core.closing {
             return Taken::Closed;
         }
-        if let Some(live) = core.idle.pop() {
+        if let Some(live) = core.idle.pop(Worker::here()) {
             core.in_use += 1;
             core.totals.acquired += 1;
             let standard = core.standard();
@@ -337,7 +337,7 @@ impl Inner {
                 if core.idle_count() >= core.max_idle() {
                     return self.retire(core, live);
                 }
-                core.idle.push(live);
+                core.idle.push(Worker::here(), live);
                 return;
             };
             core.in_use += 1;
@@ -368,7 +368,8 @@ impl Inner {
         let mut doubtful = Vec::new();
         if core.generation == generation {
             core.generation += 1;
-            doubtful.append(&mut core.idle);
+            let all = core.idle.len();
+            doubtful = core.idle.drain(all);
             core.repairing += u32::try_from(doubtful.len()).unwrap_or(u32::MAX);
         }
         drop(core);
@@ -436,7 +437,7 @@ impl Inner {
         let over =
             (core.in_use + idle).saturating_sub(core.limit()).max(idle.saturating_sub(core.max_idle()));
         let over = over.min(idle);
-        let spare: Vec<Box<Live>> = core.idle.drain(..over as usize).collect();
+        let spare = core.idle.drain(over as usize);
         core.repairing += over;
         drop(core);
         for live in spare {

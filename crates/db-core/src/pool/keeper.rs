@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::core::{Inner, Live};
+use super::core::Inner;
 use super::options::PoolOptions;
 use super::repair::Suspect;
 
@@ -41,25 +41,22 @@ pub(super) fn pace(options: &PoolOptions) -> Duration {
 /// Closes what has idled or lived for too long, and asks the others for a sign of life when it is due.
 fn tend_idle(inner: &Arc<Inner>, now: Instant) {
     let options = &inner.options;
-    let mut close: Vec<Box<Live>> = Vec::new();
-    let mut verify: Vec<Box<Live>> = Vec::new();
     let mut core = inner.core();
     let over = (core.in_use + core.idle_count()).saturating_sub(core.limit());
     let mut spare = core.idle_count().saturating_sub(core.limits.min_idle);
     let mut over = over.min(core.idle_count());
-    // From the bottom of the stack: those that were not used for longest.
-    for live in std::mem::take(&mut core.idle) {
+    // Those that were not used for longest come first.
+    let close = core.idle.remove_unless(|live| {
         let idled = now.saturating_duration_since(live.last_used) > options.idle_timeout;
-        if over > 0 || live.expires <= now || (idled && spare > 0) {
+        let too_many = over > 0 || live.expires <= now || (idled && spare > 0);
+        if too_many {
             over = over.saturating_sub(1);
             spare = spare.saturating_sub(1);
-            close.push(live);
-        } else if now.saturating_duration_since(live.last_seen) > options.keepalive {
-            verify.push(live);
-        } else {
-            core.idle.push(live);
         }
-    }
+        !too_many
+    });
+    let verify =
+        core.idle.remove_unless(|live| now.saturating_duration_since(live.last_seen) <= options.keepalive);
     core.repairing += u32::try_from(close.len() + verify.len()).unwrap_or(u32::MAX);
     drop(core);
     for live in close {

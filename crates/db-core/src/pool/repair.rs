@@ -57,14 +57,7 @@ impl Suspect {
 
     /// Ends the session at the server.
     pub(super) async fn end(self, session: Arc<Session>) {
-        if let Err(error) = self.inner.canceller.terminate(&session).await {
-            tracing::debug!(
-                pool = self.inner.options.name,
-                pid = session.pid,
-                error = said(&error),
-                "its session may go on"
-            );
-        }
+        terminate(&self.inner, &session).await;
     }
 
     /// Says goodbye. A dead peer cannot make that long.
@@ -145,14 +138,7 @@ impl Suspect {
                     "a connection did not come to rest within {REPAIR_LIMIT:?}, and is closed"
                 );
                 // It would go on at the server for as long as the link is silent.
-                if let Err(error) = inner.canceller.terminate(&session).await {
-                    tracing::debug!(
-                        pool = inner.options.name,
-                        pid = session.pid,
-                        error = said(&error),
-                        "its session may go on"
-                    );
-                }
+                terminate(&inner, &session).await;
                 self.is_lost();
             }
         }
@@ -207,13 +193,23 @@ impl Drop for Suspect {
     }
 }
 
+/// Ends a session from outside.
+async fn terminate(inner: &Inner, session: &Session) {
+    if let Err(error) = inner.canceller.terminate(session).await {
+        let (pool, pid) = (&inner.options.name, session.pid);
+        tracing::debug!(pool, pid, error = said(&error), "its session may go on");
+    }
+}
+
 /// The round trips of a repair.
 async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, sqlx::Error> {
     let reset = inner.options.reset;
-    if let Some(flight) = state.in_flight()
-        && come_to_rest(inner, live, flight).await? == Rest::Uncancelled
-    {
-        // The request may still be under way, and would hit the next user.
+    let end = match state.in_flight() {
+        Some(flight) => Some(come_to_rest(inner, live, flight).await?),
+        None => None,
+    };
+    if state.is_useless() || end == Some(Rest::Uncancelled) {
+        // A request to cancel may still be under way, and would hit the next user.
         return Ok(Mended::Useless);
     }
 
