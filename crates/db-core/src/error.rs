@@ -196,7 +196,7 @@ pub(crate) fn said(error: &sqlx::Error) -> String {
     }
 }
 
-/// No connection could be taken from a pool in time.
+/// No connection could be taken from a pool.
 ///
 /// `Display` tells the whole story: what was waited for and how long, how full the pool is, who has held a connection for
 /// longest and where it was taken, whether the one who asks holds one already, and why none could be made.
@@ -227,6 +227,8 @@ pub enum AcquirePhase {
     Dial,
     /// There were connections, but they gave no sign of life.
     Verify,
+    /// Nothing: so many waited already that another one was [turned away](crate::PoolOptions::max_waiting).
+    Shed,
     /// Nothing: the pool is closed, and there will be no connection any more.
     Closed,
 }
@@ -286,7 +288,9 @@ impl AcquireError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self.0.phase {
-            AcquirePhase::Queue => Some(self.0.turn.clamp(Duration::from_secs(1), Duration::from_secs(30))),
+            AcquirePhase::Queue | AcquirePhase::Shed => {
+                Some(self.0.turn.clamp(Duration::from_secs(1), Duration::from_secs(30)))
+            }
             AcquirePhase::Dial | AcquirePhase::Verify => Some(Duration::from_secs(1)),
             AcquirePhase::Closed => None,
         }
@@ -312,6 +316,10 @@ impl fmt::Display for AcquireError {
             AcquirePhase::Verify => {
                 write!(f, "pool `{pool}`: no connection gave a sign of life within {waited:.1} s")
             }
+            AcquirePhase::Shed => write!(
+                f,
+                "pool `{pool}`: turned away at once, {in_use} of {max} in use and {waiting} waiting, which is as many as may"
+            ),
             AcquirePhase::Closed => {
                 return write!(f, "pool `{pool}` is closed (asked for at {}:{})", at.file(), at.line());
             }

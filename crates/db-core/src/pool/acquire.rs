@@ -45,6 +45,7 @@ pub(crate) async fn acquire(inner: &Arc<Inner>, asker: Asker) -> Result<Conn, Ac
             let place = Place { inner, ticket };
             Box::pin(persevere(inner, asker, started, Next::Wait(place, receiver))).await
         }
+        Taken::Shed => Err(explain(inner, asker, started, AcquirePhase::Shed, None)),
         Taken::Closed => Err(explain(inner, asker, started, AcquirePhase::Closed, None)),
     }
 }
@@ -112,6 +113,7 @@ async fn persevere<'a>(
                 Next::Doubtful(conn, standard)
             }
             Taken::Queued(ticket, receiver) => Next::Wait(Place { inner, ticket }, receiver),
+            Taken::Shed => return give_up(AcquirePhase::Shed, None),
             Taken::Closed => return give_up(AcquirePhase::Closed, None),
         };
     }

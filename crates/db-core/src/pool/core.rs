@@ -139,6 +139,8 @@ impl std::fmt::Debug for Inner {
 pub(crate) enum Taken {
     Live(Box<Live>, Standard),
     Queued(u64, oneshot::Receiver<Result<Parcel, Refusal>>),
+    /// Enough others wait.
+    Shed,
     Closed,
 }
 
@@ -159,6 +161,13 @@ impl Core {
 
     pub(crate) fn waiting(&self) -> u32 {
         u32::try_from(self.waiters.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether one more would wait for others to give a connection back, and so many do already that none may.
+    fn is_crowded(&self) -> bool {
+        // Connections that are made, or may be, have a caller each.
+        let room = self.limit().saturating_sub(self.in_use);
+        self.limits.max_waiting.is_some_and(|most| self.waiting() >= most.saturating_add(room))
     }
 
     fn max_idle(&self) -> u32 {
@@ -280,7 +289,8 @@ impl Inner {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection given back last, or a place in the queue.
+    /// The connection given back last, or a place in the queue. Who has just thrown a bad connection away has made room, and is
+    /// not turned away.
     pub(crate) fn take(self: &Arc<Self>) -> Taken {
         let mut core = self.core();
         if core.closing {
@@ -291,6 +301,10 @@ impl Inner {
             core.totals.acquired += 1;
             let standard = core.standard();
             return Taken::Live(live, standard);
+        }
+        if core.is_crowded() {
+            core.totals.shed += 1;
+            return Taken::Shed;
         }
         let (sender, receiver) = oneshot::channel();
         let ticket = core.next_ticket;

@@ -27,6 +27,14 @@ pub struct PoolOptions {
     /// So many idle connections are kept ready, none unless asked for: as many are opened ahead of any request, and none of them is
     /// closed for having idled.
     pub min_idle: u32,
+    /// So many callers may wait for others to give a connection back. Who would be one more is turned away at once, with an
+    /// error that knows [when to come again](crate::Error::retry_after), instead of waiting in vain. `None`, the default,
+    /// lets everybody wait for [`acquire_timeout`](Self::acquire_timeout). Callers for whom a connection is being made, or
+    /// may be, are not counted.
+    ///
+    /// A good limit is the number of callers that the pool serves in the time that is worth waiting: with 10 connections held
+    /// for 20 ms each and half a second of patience, 250.
+    pub max_waiting: Option<u32>,
     /// How long a caller waits for a connection: queueing, dialling and the sign of life together.
     pub acquire_timeout: Duration,
     /// A connection that was not used for this long is closed.
@@ -93,6 +101,7 @@ impl PoolOptions {
             max: 10,
             max_idle: None,
             min_idle: 0,
+            max_waiting: None,
             acquire_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
             max_lifetime: Duration::from_mins(30),
@@ -132,7 +141,12 @@ impl PoolOptions {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        Limits { max: self.max, max_idle: self.max_idle, min_idle: self.min_idle }
+        Limits {
+            max: self.max,
+            max_idle: self.max_idle,
+            min_idle: self.min_idle,
+            max_waiting: self.max_waiting,
+        }
     }
 }
 
@@ -145,4 +159,6 @@ pub struct Limits {
     pub max_idle: Option<u32>,
     /// See [`PoolOptions::min_idle`].
     pub min_idle: u32,
+    /// See [`PoolOptions::max_waiting`]. Those who wait already are not sent away by a lower limit.
+    pub max_waiting: Option<u32>,
 }

@@ -38,6 +38,8 @@ pub struct Totals {
     pub queue_wait: Duration,
     /// Callers that got none in time.
     pub timed_out: u64,
+    /// Callers that were turned away at once, since enough others waited.
+    pub shed: u64,
     /// Connections made.
     pub dialled: u64,
     /// How long that took, together.

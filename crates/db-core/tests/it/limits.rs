@@ -102,7 +102,7 @@ async fn a_lower_max_idle_closes_idle_connections(db: TestDb) {
 
     assert_eq!(pool.stats().idle, 2, "at once");
     db.until_sessions("two are left", |all| all.len() == 2).await;
-    assert_eq!(pool.limits(), Limits { max: 4, max_idle: Some(2), min_idle: 0 });
+    assert_eq!(pool.limits(), Limits { max: 4, max_idle: Some(2), min_idle: 0, max_waiting: None });
 }
 
 #[db_testkit::test]
@@ -110,6 +110,6 @@ async fn a_pool_begins_with_the_limits_of_its_options(db: TestDb) {
     let options = PoolOptions { max: 7, max_idle: Some(3), min_idle: 1, ..PoolOptions::api() };
     let pool = Pool::new(&crate::support::config(&db), options);
 
-    assert_eq!(pool.limits(), Limits { max: 7, max_idle: Some(3), min_idle: 1 });
+    assert_eq!(pool.limits(), Limits { max: 7, max_idle: Some(3), min_idle: 1, max_waiting: None });
     assert!(pool.close(Duration::from_secs(10)).await.is_clean());
 }
