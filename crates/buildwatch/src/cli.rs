@@ -5,23 +5,33 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use db_layer::Settings;
 
 /// Run a command as a build, and watch it live from anywhere.
 ///
 /// Without a subcommand: serves the web page on 127.0.0.1:8080 (or a free port) and starts one build to look at.
 ///
-/// Builds live in the PostgreSQL that `DATABASE_URL` names. Without it, buildwatch starts one of its own in the data
+/// Builds live in the PostgreSQL that `DATABASE_URL` names, or `--postgres-host` and its like. Without them, buildwatch starts one of its own in the data
 /// folder, shares it with every other buildwatch that uses the folder, and stops it when the last of them ends.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// The data folder: the key that plans are sealed under, and the embedded PostgreSQL.
+    #[command(flatten)]
+    pub(crate) site: Site,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Where builds live.
+#[derive(Debug, Args)]
+pub(crate) struct Site {
+    /// The data folder: the key that plans are sealed under, unless another is given, and the embedded PostgreSQL.
     ///
     /// Default: the platform's data folder, such as ~/.local/share/buildwatch; for root, /var/lib/buildwatch.
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
-    #[command(subcommand)]
-    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
 }
 
 #[derive(Debug, Subcommand)]
@@ -40,6 +50,8 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Bring the database to a version. Every other subcommand brings it to the newest one first.
     Migrate(MigrateArgs),
+    /// Show what is in force of all settings, and who said so, without secrets. Fails when something is wrong with them.
+    Config(ConfigArgs),
 }
 
 #[derive(Debug, Clone, Copy, Args)]
@@ -99,6 +111,13 @@ pub(crate) struct WatchArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     /// Print each build as a JSON object on a line of its own.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// Print each setting as a JSON object on a line of its own.
     #[arg(long)]
     pub(crate) json: bool,
 }

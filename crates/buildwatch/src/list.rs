@@ -2,21 +2,20 @@
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write};
-use std::path::Path;
 
 use anyhow::Context;
 use time::format_description::well_known::Rfc3339;
 
 use crate::builds::{self, Build};
-use crate::cli::ListArgs;
+use crate::cli::{ListArgs, Site};
 use crate::open::open;
 use crate::print::json_line;
 
 /// How many builds are listed.
 pub(crate) const LIMIT: i64 = 100;
 
-pub(crate) async fn command(data: Option<&Path>, args: ListArgs) -> anyhow::Result<u8> {
-    let opened = open(data).await?;
+pub(crate) async fn command(site: &Site, args: ListArgs) -> anyhow::Result<u8> {
+    let opened = open(site).await?;
     let builds = builds::newest(&opened.db, LIMIT).await;
     opened.close().await;
     let builds = builds?;

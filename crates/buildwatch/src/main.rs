@@ -6,6 +6,7 @@
 
 mod builds;
 mod cli;
+mod config;
 mod home;
 mod list;
 mod migrate;
@@ -56,14 +57,15 @@ fn main() -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
-    let data = cli.data;
+    let site = &cli.site;
     match cli.command {
-        None => serve::demo(data.as_deref()).await,
-        Some(Command::Run(args)) => run::command(data.as_deref(), args).await,
-        Some(Command::Serve(args)) => serve::command(data.as_deref(), args).await,
-        Some(Command::Watch(args)) => watch::command(data.as_deref(), args).await,
-        Some(Command::List(args)) => list::command(data.as_deref(), args).await,
-        Some(Command::Migrate(args)) => migrate::command(data.as_deref(), args).await,
+        None => serve::demo(site).await,
+        Some(Command::Run(args)) => run::command(site, args).await,
+        Some(Command::Serve(args)) => serve::command(site, args).await,
+        Some(Command::Watch(args)) => watch::command(site, args).await,
+        Some(Command::List(args)) => list::command(site, args).await,
+        Some(Command::Config(args)) => config::command(site, &args),
+        Some(Command::Migrate(args)) => migrate::command(site, args).await,
     }
 }
 

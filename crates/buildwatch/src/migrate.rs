@@ -1,17 +1,16 @@
 //! `buildwatch migrate`.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use serde_json::json;
 
-use crate::cli::{MigrateAction, MigrateArgs};
+use crate::cli::{MigrateAction, MigrateArgs, Site};
 use crate::list::print_out;
 use crate::open::{self, Place};
 
-pub(crate) async fn command(data: Option<&Path>, args: MigrateArgs) -> anyhow::Result<u8> {
-    let Place { config, server } = open::place(data).await?;
-    let done = act(&config, args).await;
+pub(crate) async fn command(site: &Site, args: MigrateArgs) -> anyhow::Result<u8> {
+    let Place { options, server } = open::place(site).await?;
+    let done = act(&options.direct.unwrap_or(options.database), args).await;
     open::release(server).await;
     print_out(&done?)?;
     Ok(0)

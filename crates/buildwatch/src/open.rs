@@ -1,6 +1,6 @@
-//! The database: the one that `DATABASE_URL` names, else one that starts by itself.
+//! The database: the one that the settings name, else one that starts by itself.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,6 +10,7 @@ use db_layer::{Config, Db, Migrations, Options, Retry};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 
+use crate::cli::Site;
 use crate::home;
 
 static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
@@ -34,22 +35,30 @@ impl Opened {
     }
 }
 
-/// Where the database is, and the server that must live as long as it is used.
+/// What to open, and the server that must live as long as it is used.
 pub(crate) struct Place {
-    pub(crate) config: Config,
+    pub(crate) options: Options,
     pub(crate) server: Option<Server>,
 }
 
 /// Opens the database for everything but migrating.
-pub(crate) async fn open(data: Option<&Path>) -> anyhow::Result<Opened> {
-    let dir = home::data_dir(data)?;
-    let keyring = Keyring::new(&home::key(&dir)?);
-    let Place { config, server } = place(data).await?;
-    let place = match &server {
-        Some(server) => format!("PostgreSQL {} of its own in {}", server.version(), dir.display()),
-        None => config.to_string(),
+pub(crate) async fn open(site: &Site) -> anyhow::Result<Opened> {
+    let key = if site.settings.give_a_key() {
+        None
+    } else {
+        Some(home::key(&home::data_dir(site.data.as_deref())?)?)
     };
-    let options = Options::new(config).migrations(migrations()).keyring(keyring).namespace("buildwatch");
+    let Place { options, server } = place(site).await?;
+    let place = match &server {
+        Some(server) => {
+            format!("PostgreSQL {} of its own in {}", server.version(), server_home(site)?.display())
+        }
+        None => options.database.to_string(),
+    };
+    let mut options = options.migrations(migrations()).namespace("buildwatch");
+    if let Some(key) = key {
+        options = options.keyring(Keyring::new(&key));
+    }
     match db_layer::open(options).await {
         Ok(db) => Ok(Opened { db, place, server }),
         Err(error) => {
@@ -64,26 +73,31 @@ pub(crate) fn migrations() -> Migrations {
 }
 
 /// Finds the database, starting a server when there is none to be found.
-pub(crate) async fn place(data: Option<&Path>) -> anyhow::Result<Place> {
-    match std::env::var("DATABASE_URL") {
-        Ok(url) if !url.is_empty() => {
-            let config = Config::from_url(&url).context("DATABASE_URL")?;
-            return Ok(Place { config, server: None });
-        }
-        Err(std::env::VarError::NotUnicode(_)) => anyhow::bail!("DATABASE_URL is not UTF-8"),
-        _ => {}
+pub(crate) async fn place(site: &Site) -> anyhow::Result<Place> {
+    if site.settings.name_a_database() {
+        return Ok(Place { options: site.settings.options()?, server: None });
     }
 
-    let dir = home::server_dir(&home::data_dir(data)?);
+    // Not after a server was started.
+    site.settings.check_the_rest()?;
+    let dir = home::server_dir(&server_home(site)?);
     // Starting is work of files and processes, which blocks.
     let server = tokio::task::spawn_blocking(move || Server::kept(dir).start()).await??;
-    match database(&server).await {
-        Ok(config) => Ok(Place { config, server: Some(server) }),
+    let options = match database(&server).await {
+        Ok(config) => site.settings.options_for(config).map_err(Into::into),
+        Err(error) => Err(error),
+    };
+    match options {
+        Ok(options) => Ok(Place { options, server: Some(server) }),
         Err(error) => {
             release(Some(server)).await;
             Err(error)
         }
     }
+}
+
+fn server_home(site: &Site) -> anyhow::Result<PathBuf> {
+    home::data_dir(site.data.as_deref())
 }
 
 /// The database on our own server, made on first use.

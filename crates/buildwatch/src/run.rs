@@ -6,7 +6,6 @@ mod recorder;
 mod watchdog;
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use anyhow::Context;
 use db_layer::db_events;
@@ -18,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::builds::{self, Plan};
-use crate::cli::RunArgs;
+use crate::cli::{RunArgs, Site};
 use crate::open::{Opened, open};
 use crate::output::End;
 use crate::print::{Printer, shown};
@@ -129,10 +128,10 @@ async fn beat(db: Db, id: i64) {
 }
 
 /// `buildwatch run`.
-pub(crate) async fn command(data: Option<&Path>, args: RunArgs) -> anyhow::Result<u8> {
+pub(crate) async fn command(site: &Site, args: RunArgs) -> anyhow::Result<u8> {
     let mut signals = Signals::catch()?;
     let opened = tokio::select! {
-        opened = open(data) => opened?,
+        opened = open(site) => opened?,
         asked = signals.next() => return Ok(asked.exit_code()),
     };
     let code = watched(&opened, &mut signals, args).await;

@@ -6,7 +6,6 @@ mod guard;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::cli::ServeArgs;
+use crate::cli::{ServeArgs, Site};
 use crate::list::print_out;
 use crate::open::{Opened, open};
 use crate::reaper;
@@ -90,7 +89,7 @@ async fn see_through(mut running: Running, closing: CancellationToken, killing: 
 }
 
 /// `buildwatch serve`.
-pub(crate) async fn command(data: Option<&Path>, args: ServeArgs) -> anyhow::Result<u8> {
+pub(crate) async fn command(site: &Site, args: ServeArgs) -> anyhow::Result<u8> {
     let remote = !args.listen.ip().is_loopback();
     if args.allow_start && remote && !args.allow_start_from_anywhere {
         bail!(
@@ -103,7 +102,7 @@ pub(crate) async fn command(data: Option<&Path>, args: ServeArgs) -> anyhow::Res
     let listener = listen(args.listen).await?;
     let token = if args.allow_start { Some(Token::generate()?) } else { None };
     let server = tokio::select! {
-        server = Server::open(data, listener, token, args.host) => server?,
+        server = Server::open(site, listener, token, args.host) => server?,
         _ = signals.next() => return Ok(0),
     };
     if args.json {
@@ -115,7 +114,7 @@ pub(crate) async fn command(data: Option<&Path>, args: ServeArgs) -> anyhow::Res
 }
 
 /// `buildwatch` alone: the server, and one build to look at.
-pub(crate) async fn demo(data: Option<&Path>) -> anyhow::Result<u8> {
+pub(crate) async fn demo(site: &Site) -> anyhow::Result<u8> {
     let mut signals = Signals::catch()?;
     let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
     let listener = match listen(usual).await {
@@ -124,7 +123,7 @@ pub(crate) async fn demo(data: Option<&Path>) -> anyhow::Result<u8> {
         Err(_) => listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?,
     };
     let server = tokio::select! {
-        server = Server::open(data, listener, None, Vec::new()) => server?,
+        server = Server::open(site, listener, None, Vec::new()) => server?,
         _ = signals.next() => return Ok(0),
     };
     let first = ["sh", "-c", FIRST_BUILD].map(OsString::from).to_vec();
@@ -169,13 +168,13 @@ struct Server {
 
 impl Server {
     async fn open(
-        data: Option<&Path>,
+        site: &Site,
         listener: TcpListener,
         token: Option<Token>,
         hosts: Vec<String>,
     ) -> anyhow::Result<Self> {
         let local = listener.local_addr()?;
-        let opened = open(data).await?;
+        let opened = open(site).await?;
         let app =
             App { db: opened.db.clone(), guard: Arc::new(Guard::new(token, hosts)), builds: Arc::default() };
         Ok(Self { app, opened, listener, local })

@@ -1,20 +1,18 @@
 //! `buildwatch watch`.
 
-use std::path::Path;
-
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::builds;
-use crate::cli::WatchArgs;
+use crate::cli::{Site, WatchArgs};
 use crate::open::{Opened, open};
 use crate::print::Printer;
 use crate::reaper;
 use crate::signals::Signals;
 
-pub(crate) async fn command(data: Option<&Path>, args: WatchArgs) -> anyhow::Result<u8> {
+pub(crate) async fn command(site: &Site, args: WatchArgs) -> anyhow::Result<u8> {
     let mut signals = Signals::catch()?;
     let opened = tokio::select! {
-        opened = open(data) => opened?,
+        opened = open(site) => opened?,
         _ = signals.next() => return Ok(0),
     };
     let reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(opened.db.clone())));

@@ -73,6 +73,7 @@ mod handle;
 mod log;
 mod pool;
 mod retry;
+pub mod settings;
 mod statement;
 mod text;
 mod tracker;

@@ -2,11 +2,11 @@
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! use db_layer::{Config, Migrations, Options};
+//! use db_layer::{Migrations, Settings};
 //!
-//! let config = Config::from_url(&std::env::var("DATABASE_URL")?)?;
+//! let options = Settings::from_environment().options()?;
 //! let migrations = Migrations::from_dir("migrations").await?;
-//! let db = db_layer::open(Options::new(config).migrations(migrations)).await?;
+//! let db = db_layer::open(options.migrations(migrations)).await?;
 //!
 //! let one: i32 = sqlx::query_scalar("select 1").fetch_one(db.api()).await?;
 //! # drop(one);
@@ -28,11 +28,14 @@
 mod db;
 mod health;
 mod open;
+mod settings;
 
 pub use db::{Db, Shutdown};
 pub use health::{DatabaseHealth, Health};
 pub use open::{OpenError, Options, open};
+pub use settings::Settings;
 
+pub use db_core::settings::{Setting, SettingsError, Source};
 pub use db_core::{
     self, Config, ConfigError, Conn, Error, Handle, Isolation, Pool, PoolOptions, Retry, RetryPolicy, Tx,
     TxOptions, encryption,

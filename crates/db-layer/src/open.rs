@@ -17,6 +17,9 @@ use crate::db::Pools;
 pub struct Options {
     /// Where the database is.
     pub database: Config,
+    /// Where it is past a connection pooler such as `PgBouncer`, for what needs a session of its own: migrations, and the
+    /// bus. `None`, the default, is the same address.
+    pub direct: Option<Config>,
     /// How long to wait for the server [30 s].
     pub wait: Retry,
     /// What to migrate to; nothing by default.
@@ -39,6 +42,7 @@ impl Options {
     pub fn new(database: Config) -> Self {
         Self {
             database,
+            direct: None,
             wait: Retry::default(),
             migrations: None,
             api: PoolOptions::api(),
@@ -104,19 +108,20 @@ pub enum OpenError {
 /// [`OpenError`] of the step that failed.
 pub async fn open(options: Options) -> Result<Db, OpenError> {
     let config = options.database;
+    let direct = options.direct.unwrap_or_else(|| config.clone());
 
     let first = connect::connect(&config, options.wait).await?;
     if let Err(error) = first.close().await {
         tracing::debug!(%error, "the first connection was lost at its end");
     }
     if let Some(migrations) = &options.migrations {
-        migrations.up(&config).await?;
+        migrations.up(&direct).await?;
     }
 
     let api = Pool::new(&config, options.api);
     let backend = Pool::new(&config, options.backend);
     let named: Vec<_> = options.named.into_iter().map(|pool| Pool::new(&config, pool)).collect();
-    let bus = Bus::open(&config, options.bus).await?;
+    let bus = Bus::open(&direct, options.bus).await?;
     let keyring = options.keyring.map(Arc::new);
     for pool in [&api, &backend].into_iter().chain(&named) {
         pool.attach(Arc::new(bus.clone()));

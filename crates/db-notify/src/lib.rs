@@ -59,6 +59,7 @@ mod in_tx;
 mod listener;
 mod notifier;
 mod routes;
+pub mod settings;
 mod topic;
 mod wire;
 

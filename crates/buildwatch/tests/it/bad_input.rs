@@ -79,11 +79,23 @@ async fn a_wrong_database_url_says_which_part_and_never_the_password(db: TestDb)
     let good = db.url();
     let nowhere = good.replacen(&format!("/{}", db.name()), "/no_such_database", 1);
     for (url, says) in [
-        ("mysql://app:hunter2@db/shop", "DATABASE_URL: the database address must begin with postgres://"),
-        ("postgres://app:hunter2@db:port/shop", "DATABASE_URL: the port in the database address"),
-        ("postgres://app:hunter2@db", "DATABASE_URL: the database address names no database"),
-        ("postgres://app:hunter2@db/shop?ssl=on", "DATABASE_URL: the database address has a parameter `ssl`"),
-        ("postgres://app:hunter2@/shop?host=", "DATABASE_URL: the host in the database address is missing"),
+        (
+            "mysql://app:hunter2@db/shop",
+            "DATABASE_URL cannot be used: the database address must begin with postgres://",
+        ),
+        (
+            "postgres://app:hunter2@db:port/shop",
+            "DATABASE_URL cannot be used: the port in the database address",
+        ),
+        ("postgres://app:hunter2@db", "DATABASE_URL cannot be used: the database address names no database"),
+        (
+            "postgres://app:hunter2@db/shop?ssl=on",
+            "DATABASE_URL cannot be used: the database address has a parameter `ssl`",
+        ),
+        (
+            "postgres://app:hunter2@/shop?host=",
+            "DATABASE_URL cannot be used: the host in the database address is missing",
+        ),
         (&nowhere, "there is no database `no_such_database` on this server"),
     ] {
         for args in [&["list"][..], &["run", "--", "true"], &["watch", "1"], &["migrate"]] {

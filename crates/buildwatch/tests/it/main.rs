@@ -1,6 +1,7 @@
 //! What buildwatch promises, shown on the program itself.
 
 mod bad_input;
+mod configuring;
 mod following;
 mod interrupting;
 mod live;

@@ -50,6 +50,9 @@ impl Home {
     pub(crate) fn buildwatch<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_buildwatch"));
         command.arg("--data").arg(self.data()).args(args).stdin(Stdio::null());
+        for (setting, ..) in db_layer::Settings::default().in_force() {
+            command.env_remove(setting.variable());
+        }
         match &self.url {
             Some(url) => command.env("DATABASE_URL", url),
             None => command.env_remove("DATABASE_URL"),

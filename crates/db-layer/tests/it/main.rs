@@ -1,5 +1,7 @@
 //! What `db-layer` promises, shown on a real PostgreSQL.
 
+mod settings;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

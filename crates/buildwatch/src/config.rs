@@ -1,0 +1,43 @@
+//! `buildwatch config`.
+
+use std::fmt::Write;
+
+use db_layer::{Setting, Source};
+use serde_json::json;
+
+use crate::cli::{ConfigArgs, Site};
+use crate::list::print_out;
+
+pub(crate) fn command(site: &Site, args: &ConfigArgs) -> anyhow::Result<u8> {
+    let mut text = String::new();
+    for (setting, value, source) in site.settings.in_force() {
+        let said = said_by(setting, source);
+        if args.json {
+            let line = json!({ "name": setting.name, "value": value, "source": said });
+            writeln!(text, "{line}")?;
+        } else {
+            let value = value.as_deref().unwrap_or("-");
+            writeln!(text, "{:<32}{value:<24}{said}", setting.name)?;
+        }
+    }
+    print_out(&text)?;
+
+    // What is in force may still be wrong.
+    if site.settings.name_a_database() {
+        let database = site.settings.options()?.database;
+        eprintln!("buildwatch: the database is {database}");
+    } else {
+        site.settings.check_the_rest()?;
+        eprintln!("buildwatch: the database is in a server of its own, in the data folder");
+    }
+    Ok(0)
+}
+
+fn said_by(setting: &Setting, source: Source) -> String {
+    match source {
+        Source::Flag => format!("--{}", setting.name),
+        Source::Environment => setting.variable(),
+        Source::Program => "buildwatch".to_owned(),
+        Source::Default => "default".to_owned(),
+    }
+}

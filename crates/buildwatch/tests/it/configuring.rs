@@ -1,0 +1,94 @@
+//! What buildwatch is told from outside.
+
+use db_testkit::TestDb;
+
+use crate::support::{Home, err, out};
+
+/// The line of `buildwatch config` about a setting, its columns parted.
+fn line(text: &str, name: &str) -> Vec<String> {
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(name)).expect("a line");
+    line.split_whitespace().skip(1).map(str::to_owned).collect()
+}
+
+#[db_testkit::test]
+async fn config_shows_what_is_in_force_and_who_said_so_without_secrets(db: TestDb) {
+    let home = Home::on(&db);
+    let mut command = home.buildwatch(["config", "--api-max-conns", "7"]);
+    command.env("API_MAX_CONNS", "8").env("BACKEND_MAX_CONNS", "9").env("ENCRYPTION_KEY", "hunter2 hunter2!");
+
+    let output = command.output().expect("it runs");
+
+    assert!(output.status.success(), "{}", err(&output));
+    let text = out(&output);
+    assert_eq!(line(&text, "api-max-conns"), ["7", "--api-max-conns"]);
+    assert_eq!(line(&text, "backend-max-conns"), ["9", "BACKEND_MAX_CONNS"]);
+    assert_eq!(line(&text, "db-notification-bus-queue-size"), ["10000", "default"]);
+    assert_eq!(line(&text, "database-url"), ["(hidden)", "DATABASE_URL"]);
+    assert_eq!(line(&text, "encryption-key"), ["(hidden)", "ENCRYPTION_KEY"]);
+    assert_eq!(line(&text, "postgres-user"), ["-", "default"]);
+    assert!(!format!("{text}{}", err(&output)).contains("hunter2"), "{text}");
+    assert!(err(&output).contains(&format!("/{}\n", db.name())), "{}", err(&output));
+}
+
+#[db_testkit::test]
+async fn config_as_json_is_a_line_for_each_setting(db: TestDb) {
+    let lines = Home::on(&db).json(["config", "--json"]);
+
+    let url = lines.iter().find(|line| line["name"] == "database-url").expect("a line");
+    assert_eq!((url["value"].as_str(), url["source"].as_str()), (Some("(hidden)"), Some("DATABASE_URL")));
+    assert_eq!(lines.len(), db_layer::Settings::default().in_force().count());
+}
+
+#[test]
+fn config_fails_on_everything_that_is_wrong_and_starts_nothing() {
+    let home = Home::embedded();
+    let output = home.output(["config", "--api-max-conns", "none", "--encryption-key-hex", "hunter2"]);
+
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        err(&output),
+        "buildwatch: 2 settings cannot be used:\n  --api-max-conns must be a whole number from 1 to 262143\n  \
+         --encryption-key-hex cannot be used: an encryption key is not valid hexadecimal\n"
+    );
+
+    let output = home.output(["list", "--api-max-conns", "none"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!home.data().join("postgres").exists(), "what is wrong is found before a server is started");
+}
+
+#[db_testkit::test]
+async fn a_database_may_be_named_by_the_parts_of_its_address(db: TestDb) {
+    let home = Home::on(&db);
+    let build = home.run("echo hello");
+    assert!(build.status.success(), "{}", err(&build));
+    let address = db.options();
+    let host =
+        address.get_socket().map_or(address.get_host().into(), |socket| socket.clone().into_os_string());
+
+    let mut list = home.buildwatch(["list", "--json", "--postgres-user", address.get_username()]);
+    list.env_remove("DATABASE_URL").arg("--postgres-host").arg(host);
+    list.env("POSTGRES_PORT", address.get_port().to_string()).env("POSTGRES_DATABASE", db.name());
+    let output = list.output().expect("it runs");
+
+    assert!(output.status.success(), "{}", err(&output));
+    assert!(out(&output).contains("\"echo hello\""), "{}", out(&output));
+}
+
+#[db_testkit::test]
+async fn a_key_that_is_given_replaces_the_one_in_the_data_folder(db: TestDb) {
+    let home = Home::on(&db);
+    let run = |key: Option<&str>| {
+        let mut command = home.buildwatch(["run", "--", "true"]);
+        if let Some(key) = key {
+            command.env("ENCRYPTION_KEY_HEX", key);
+        }
+        let output = command.output().expect("it runs");
+        assert!(output.status.success(), "{}", err(&output));
+    };
+
+    run(Some("000102030405060708090a0b0c0d0e0f"));
+    assert!(!home.data().join("key").exists(), "none is made when one is given");
+
+    run(None);
+    assert!(home.data().join("key").exists());
+}

@@ -1,0 +1,332 @@
+//! What a service can be told from outside: by flags, by the environment, by the program itself.
+//!
+//! A [`Setting`] is one line of a table that its owner keeps; help texts, the environment's names and the guide are made
+//! from it. [`Values`] holds what was given, and by whom; a [`Reader`] makes types of it and collects everything that is
+//! wrong, so that all of it is said at once.
+//!
+//! ```
+//! use db_core::settings::{DATABASE, Reader, Source, Values, database};
+//!
+//! let mut values = Values::new(DATABASE);
+//! values.set("postgres-host", "db.example");
+//! values.set("postgres-user", "app");
+//! values.set("postgres-database", "shop");
+//! let mut reader = Reader::new(&values);
+//! let config = database(&mut reader);
+//! reader.finish()?;
+//! assert_eq!(config.expect("nothing was wrong").to_string(), "app@db.example:5432/shop");
+//! assert_eq!(values.source("postgres-port"), Source::Default);
+//! # Ok::<_, db_core::settings::SettingsError>(())
+//! ```
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use secrecy::{ExposeSecret, SecretString};
+
+mod database;
+#[cfg(feature = "clap")]
+mod flags;
+mod keys;
+mod pools;
+
+pub use database::{DATABASE, database, direct, matters, names_a_database};
+pub use keys::{KEYS, keyring};
+pub use pools::{POOLS, api, backend};
+
+/// One thing that can be said from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setting {
+    /// As a flag, without its dashes. The environment's name is the same in capitals, with `_` for `-`.
+    pub name: &'static str,
+    /// What the value is, in a word or two, with its unit.
+    pub value: &'static str,
+    /// What holds when nothing is said, as it would be written.
+    pub default: Option<&'static str>,
+    /// What it does, and when to change it.
+    pub help: &'static str,
+    /// Whether the value must never be shown.
+    pub is_secret: bool,
+}
+
+impl Setting {
+    /// Its name in the environment.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        self.name.to_ascii_uppercase().replace('-', "_")
+    }
+}
+
+/// Who gave a value. Who comes later in this list is heard first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Nobody: the setting's own default holds, if it has one.
+    Default,
+    /// The program's code, by [`Values::set`].
+    Program,
+    /// An environment variable.
+    Environment,
+    /// A flag on the command line.
+    Flag,
+}
+
+/// What was given, and by whom. `Debug` shows no value.
+#[derive(Debug, Clone)]
+pub struct Values {
+    settings: Vec<&'static Setting>,
+    given: BTreeMap<&'static str, Given>,
+}
+
+#[derive(Debug, Clone)]
+struct Given {
+    /// `None` if it was not UTF-8.
+    text: Option<SecretString>,
+    source: Source,
+}
+
+impl Values {
+    /// Nothing given yet, for these settings.
+    #[must_use]
+    pub fn new(settings: impl IntoIterator<Item = &'static Setting>) -> Self {
+        Self { settings: settings.into_iter().collect(), given: BTreeMap::new() }
+    }
+
+    /// The settings, in the order of their owners' tables.
+    pub fn settings(&self) -> impl Iterator<Item = &'static Setting> + '_ {
+        self.settings.iter().copied()
+    }
+
+    /// Reads the environment of the process. An empty variable counts as one that is not there.
+    pub fn read_environment(&mut self) {
+        self.read(Source::Environment, |setting| std::env::var_os(setting.variable()));
+    }
+
+    /// Reads what somebody has to say to each setting. Nothing that a later [`Source`] said is overwritten.
+    pub fn read(&mut self, source: Source, lookup: impl Fn(&Setting) -> Option<OsString>) {
+        for setting in &self.settings {
+            let Some(text) = lookup(setting).filter(|text| !text.is_empty()) else { continue };
+            if self.given.get(setting.name).is_some_and(|given| given.source > source) {
+                continue;
+            }
+            let text = text.into_string().ok().map(SecretString::from);
+            self.given.insert(setting.name, Given { text, source });
+        }
+    }
+
+    /// Has the program itself say something, which holds unless somebody outside says otherwise.
+    ///
+    /// # Panics
+    ///
+    /// When there is no setting of that name, which is a mistake in the program.
+    pub fn set(&mut self, name: &str, text: impl Into<OsString>) {
+        assert!(self.settings.iter().any(|setting| setting.name == name), "there is no setting `{name}`");
+        let text = text.into();
+        self.read(Source::Program, |setting| (setting.name == name).then(|| text.clone()));
+    }
+
+    /// Who gave a value.
+    #[must_use]
+    pub fn source(&self, name: &str) -> Source {
+        self.given.get(name).map_or(Source::Default, |given| given.source)
+    }
+
+    /// Whether somebody gave a value.
+    #[must_use]
+    pub fn is_given(&self, name: &str) -> bool {
+        self.given.contains_key(name)
+    }
+
+    /// What is in force for a setting, as people may see it: nothing of a secret but that it is there.
+    #[must_use]
+    pub fn shown(&self, setting: &Setting) -> Option<String> {
+        match self.given.get(setting.name) {
+            Some(_) if setting.is_secret => Some("(hidden)".to_owned()),
+            Some(Given { text: Some(text), .. }) => Some(text.expose_secret().to_owned()),
+            Some(Given { text: None, .. }) => Some("(not UTF-8)".to_owned()),
+            None => setting.default.map(str::to_owned),
+        }
+    }
+
+    /// The name by which whoever gave the value knows the setting.
+    fn known_as(&self, setting: &Setting) -> String {
+        match self.source(setting.name) {
+            Source::Flag => format!("--{}", setting.name),
+            Source::Environment => setting.variable(),
+            Source::Program | Source::Default => setting.name.to_owned(),
+        }
+    }
+}
+
+/// Makes types of values, and collects what is wrong with them.
+#[derive(Debug)]
+pub struct Reader<'v> {
+    values: &'v Values,
+    findings: Vec<String>,
+}
+
+impl<'v> Reader<'v> {
+    /// Reads these.
+    #[must_use]
+    pub fn new(values: &'v Values) -> Self {
+        Self { values, findings: Vec::new() }
+    }
+
+    /// What was given.
+    #[must_use]
+    pub fn values(&self) -> &'v Values {
+        self.values
+    }
+
+    /// A setting's text, or its default; `None` when it has none.
+    pub fn text(&mut self, setting: &'static Setting) -> Option<&'v str> {
+        match self.values.given.get(setting.name) {
+            Some(Given { text: Some(text), .. }) => Some(text.expose_secret()),
+            Some(Given { text: None, .. }) => {
+                self.complain(setting, "is not UTF-8");
+                None
+            }
+            None => setting.default,
+        }
+    }
+
+    /// A whole number within bounds.
+    pub fn number(&mut self, setting: &'static Setting, bounds: RangeInclusive<u32>) -> Option<u32> {
+        let number = self.text(setting)?.trim().parse().ok().filter(|number| bounds.contains(number));
+        if number.is_none() {
+            let (from, to) = bounds.into_inner();
+            self.complain(setting, format_args!("must be a whole number from {from} to {to}"));
+        }
+        number
+    }
+
+    /// Notes what is wrong with a setting: the rest of a sentence that begins with its name. It must not tell the value.
+    pub fn complain(&mut self, setting: &Setting, problem: impl fmt::Display) {
+        self.findings.push(format!("{} {problem}", self.values.known_as(setting)));
+    }
+
+    /// Notes that something is wrong with the whole.
+    pub fn complain_of_all(&mut self, problem: impl Into<String>) {
+        self.findings.push(problem.into());
+    }
+
+    /// The name by which whoever gave the value knows the setting.
+    #[must_use]
+    pub fn known_as(&self, setting: &Setting) -> String {
+        self.values.known_as(setting)
+    }
+
+    /// All that was found, in one error.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError`] when anything was.
+    pub fn finish(self) -> Result<(), SettingsError> {
+        if self.findings.is_empty() { Ok(()) } else { Err(SettingsError { findings: self.findings }) }
+    }
+}
+
+/// Everything that is wrong with the settings. No value is repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsError {
+    findings: Vec<String>,
+}
+
+impl SettingsError {
+    /// A sentence for each thing that is wrong.
+    #[must_use]
+    pub fn findings(&self) -> &[String] {
+        &self.findings
+    }
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.findings {
+            [one] => f.write_str(one),
+            many => {
+                write!(f, "{} settings cannot be used:", many.len())?;
+                many.iter().try_for_each(|finding| write!(f, "\n  {finding}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static WORD: Setting =
+        Setting { name: "a-word", value: "TEXT", default: Some("none"), help: "", is_secret: false };
+    static SECRET: Setting =
+        Setting { name: "a-secret", value: "TEXT", default: None, help: "", is_secret: true };
+    static COUNT: Setting =
+        Setting { name: "a-count", value: "N", default: Some("3"), help: "", is_secret: false };
+
+    fn values() -> Values {
+        Values::new([&WORD, &SECRET, &COUNT])
+    }
+
+    fn say(values: &mut Values, source: Source, name: &str, text: &str) {
+        values.read(source, |setting| (setting.name == name).then(|| text.into()));
+    }
+
+    #[test]
+    fn a_flag_is_heard_before_the_environment_and_that_before_the_program() {
+        let mut values = values();
+        assert_eq!((values.source("a-word"), values.shown(&WORD)), (Source::Default, Some("none".into())));
+
+        say(&mut values, Source::Flag, "a-word", "by flag");
+        say(&mut values, Source::Environment, "a-word", "by environment");
+        values.set("a-word", "by program");
+
+        assert_eq!((values.source("a-word"), values.shown(&WORD)), (Source::Flag, Some("by flag".into())));
+        assert_eq!(Reader::new(&values).text(&WORD), Some("by flag"));
+    }
+
+    #[test]
+    fn all_that_is_wrong_comes_at_once_by_the_names_of_who_said_it() {
+        let mut values = values();
+        say(&mut values, Source::Environment, "a-count", "many");
+        values.read(Source::Flag, |setting| {
+            use std::os::unix::ffi::OsStringExt;
+            (setting.name == "a-secret").then(|| OsString::from_vec(vec![0xff]))
+        });
+
+        let mut reader = Reader::new(&values);
+        assert_eq!((reader.number(&COUNT, 1..=9), reader.text(&SECRET)), (None, None));
+
+        let error = reader.finish().expect_err("two things are wrong");
+        assert_eq!(
+            error.to_string(),
+            "2 settings cannot be used:\n  A_COUNT must be a whole number from 1 to 9\n  --a-secret is not UTF-8"
+        );
+    }
+
+    #[test]
+    fn an_empty_value_is_none() {
+        let mut values = values();
+        say(&mut values, Source::Environment, "a-count", "");
+
+        let mut reader = Reader::new(&values);
+
+        assert_eq!(reader.number(&COUNT, 1..=9), Some(3));
+        reader.finish().expect("nothing is wrong");
+    }
+
+    #[test]
+    fn a_secret_is_shown_nowhere() {
+        let mut values = values();
+        values.set("a-secret", "hunter2");
+        values.set("a-count", "hunter2");
+        let mut reader = Reader::new(&values);
+        reader.number(&COUNT, 1..=9);
+
+        assert!(!format!("{values:?} {reader:?} {:?}", values.shown(&SECRET)).contains("hunter2"));
+        let error = reader.finish().expect_err("no number");
+        assert!(!format!("{error:?} {error}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,131 @@
+//! Where the database is.
+
+use secrecy::SecretString;
+
+use super::{Reader, Setting, Source, Values};
+use crate::Config;
+
+static URL: Setting = Setting {
+    name: "database-url",
+    value: "URL",
+    default: None,
+    help: "The database's address, postgres://role:password@host:port/database. Instead of the parts that follow.",
+    is_secret: true,
+};
+
+static DIRECT: Setting = Setting {
+    name: "database-url-direct",
+    value: "URL",
+    default: None,
+    help: "The address past a connection pooler such as PgBouncer: for what needs a session of its own (LISTEN, migrations). \
+           Without it, the same as the other.",
+    is_secret: true,
+};
+
+static HOST: Setting = Setting {
+    name: "postgres-host",
+    value: "HOST",
+    default: Some("127.0.0.1"),
+    help: "The server's name or address, or the folder of its Unix socket.",
+    is_secret: false,
+};
+
+static PORT: Setting = Setting {
+    name: "postgres-port",
+    value: "PORT",
+    default: Some("5432"),
+    help: "The server's port.",
+    is_secret: false,
+};
+
+static USER: Setting = Setting {
+    name: "postgres-user",
+    value: "ROLE",
+    default: None,
+    help: "The role to log in as. Without it, PGUSER, else the name of the operating system's user.",
+    is_secret: false,
+};
+
+static PASSWORD: Setting = Setting {
+    name: "postgres-password",
+    value: "PASSWORD",
+    default: None,
+    help: "The role's password. Without it, PGPASSWORD.",
+    is_secret: true,
+};
+
+static NAME: Setting = Setting {
+    name: "postgres-database",
+    value: "NAME",
+    default: None,
+    help: "The database's name.",
+    is_secret: false,
+};
+
+/// Where the database is.
+pub static DATABASE: [&Setting; 7] = [&URL, &DIRECT, &HOST, &PORT, &USER, &PASSWORD, &NAME];
+
+/// What an address says in one, in the order of its parts.
+static PARTS: [&Setting; 5] = [&HOST, &PORT, &USER, &PASSWORD, &NAME];
+
+/// Whether anybody says something of where the database is, be it enough or not.
+#[must_use]
+pub fn names_a_database(values: &Values) -> bool {
+    values.is_given(URL.name)
+        || values.is_given(DIRECT.name)
+        || PARTS.iter().any(|part| values.is_given(part.name))
+}
+
+/// Whether a setting matters as the others are: the parts of an address only matter when they are what names the database.
+#[must_use]
+pub fn matters(values: &Values, setting: &Setting) -> bool {
+    let is_part = PARTS.iter().any(|part| part.name == setting.name);
+    !is_part || (names_a_database(values) && !values.is_given(URL.name))
+}
+
+/// Where the database is; `None` when something is wrong with that, or nobody says it.
+pub fn database(reader: &mut Reader<'_>) -> Option<Config> {
+    if reader.values().is_given(URL.name) {
+        let twice: Vec<String> = PARTS
+            .iter()
+            .filter(|part| reader.values().source(part.name) != Source::Default)
+            .map(|part| reader.known_as(part))
+            .collect();
+        if !twice.is_empty() {
+            let parts = twice.join(" and ");
+            reader.complain(
+                &URL,
+                format_args!("says where the database is, and so does {parts}: leave one out"),
+            );
+        }
+        return address(reader, &URL);
+    }
+
+    if !reader.values().is_given(NAME.name) {
+        reader.complain_of_all(
+            "nothing says which database: set DATABASE_URL, or --postgres-database and what else differs of its parts",
+        );
+    }
+    let host = reader.text(&HOST);
+    let port = reader.number(&PORT, 1..=65535);
+    let user = reader.text(&USER);
+    let password = reader.text(&PASSWORD).map(SecretString::from);
+    let name = reader.text(&NAME);
+    let made = Config::from_parts(host?, u16::try_from(port?).ok()?, user, password, name?);
+    made.map_err(|error| reader.complain_of_all(error.to_string())).ok()
+}
+
+/// Where it is for what needs a session of its own; `None` when nobody says so, and it is the same.
+pub fn direct(reader: &mut Reader<'_>) -> Option<Config> {
+    address(reader, &DIRECT)
+}
+
+fn address(reader: &mut Reader<'_>, setting: &'static Setting) -> Option<Config> {
+    match Config::from_url(reader.text(setting)?) {
+        Ok(config) => Some(config),
+        Err(error) => {
+            reader.complain(setting, format_args!("cannot be used: {error}"));
+            None
+        }
+    }
+}

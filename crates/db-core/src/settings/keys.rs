@@ -1,0 +1,105 @@
+//! The keys that columns are sealed under.
+
+use super::{Reader, Setting};
+use crate::encryption::{EncryptionError, Key, Keyring};
+
+/// The forms in which a key may be given.
+struct Forms {
+    raw: Setting,
+    base64: Setting,
+    hex: Setting,
+}
+
+static NEW: Forms = Forms {
+    raw: Setting {
+        name: "encryption-key",
+        value: "KEY",
+        default: None,
+        help: "The key that columns are sealed under, as it is: 16 or 32 bytes. Random bytes are no text, so one of the other \
+               two forms is the better choice.",
+        is_secret: true,
+    },
+    base64: Setting {
+        name: "encryption-key-base64",
+        value: "BASE64",
+        default: None,
+        help: "The same in base64: what `openssl rand -base64 32` prints.",
+        is_secret: true,
+    },
+    hex: Setting {
+        name: "encryption-key-hex",
+        value: "HEX",
+        default: None,
+        help: "The same in hexadecimal digits: what `openssl rand -hex 32` prints.",
+        is_secret: true,
+    },
+};
+
+static OLD: Forms = Forms {
+    raw: Setting {
+        name: "old-encryption-key",
+        value: "KEY",
+        default: None,
+        help: "The key that was in force before: what is still sealed under it can be unsealed.",
+        is_secret: true,
+    },
+    base64: Setting {
+        name: "old-encryption-key-base64",
+        value: "BASE64",
+        default: None,
+        help: "The same in base64.",
+        is_secret: true,
+    },
+    hex: Setting {
+        name: "old-encryption-key-hex",
+        value: "HEX",
+        default: None,
+        help: "The same in hexadecimal digits.",
+        is_secret: true,
+    },
+};
+
+/// The keys that columns are sealed under.
+pub static KEYS: [&Setting; 6] = [&NEW.raw, &NEW.base64, &NEW.hex, &OLD.raw, &OLD.base64, &OLD.hex];
+
+/// The keyring; `None` when no key was given, or something is wrong with one.
+pub fn keyring(reader: &mut Reader<'_>) -> Option<Keyring> {
+    let (new, old) = (key(reader, &NEW), key(reader, &OLD));
+    match (new, old) {
+        (Some((_, new)), None) => Some(Keyring::new(&new?)),
+        (Some((_, new)), Some((_, old))) => Some(Keyring::new(&new?).with_retired(&old?)),
+        (None, Some((setting, _))) => {
+            reader
+                .complain(setting, "is there without a new key: give that, too, as --encryption-key-base64");
+            None
+        }
+        (None, None) => None,
+    }
+}
+
+/// The setting that was given and its key, if that can be used.
+fn key(reader: &mut Reader<'_>, forms: &'static Forms) -> Option<(&'static Setting, Option<Key>)> {
+    type Decode = fn(&str) -> Result<Key, EncryptionError>;
+    let forms: [(&'static Setting, Decode); 3] = [
+        (&forms.raw, |text| Key::from_bytes(text.as_bytes().to_vec())),
+        (&forms.base64, Key::from_base64),
+        (&forms.hex, Key::from_hex),
+    ];
+    let mut given = forms.into_iter().filter(|(setting, _)| reader.values().is_given(setting.name));
+    let (setting, decode) = given.next()?;
+    let others: Vec<_> = given.map(|(other, _)| other).collect();
+    for other in &others {
+        let first = reader.known_as(setting);
+        reader.complain(other, format_args!("gives the same key as {first}: leave one out"));
+    }
+    let key = reader.text(setting).map(decode);
+    let key = match key {
+        Some(Ok(key)) if others.is_empty() => Some(key),
+        Some(Err(error)) => {
+            reader.complain(setting, format_args!("cannot be used: {error}"));
+            None
+        }
+        _ => None,
+    };
+    Some((setting, key))
+}

@@ -1,0 +1,262 @@
+//! What a service can be told from outside.
+
+use std::fmt::Write;
+
+use db_layer::db_notify::BusOptions;
+use db_layer::encryption::{Context, Keyring, Strategy};
+use db_layer::{Options, PoolOptions, Settings, Source};
+use db_testkit::{Proxy, TestDb};
+
+const BASE64: &str = "AAECAwQFBgcICQoLDA0ODw==";
+const HEX: &str = "000102030405060708090a0b0c0d0e0f";
+
+fn settings(said: &[(&str, &str)]) -> Settings {
+    said.iter().fold(Settings::default(), |settings, (name, value)| settings.set(name, value))
+}
+
+fn options(said: &[(&str, &str)]) -> Options {
+    settings(said).options().expect("nothing is wrong")
+}
+
+#[test]
+fn an_address_may_be_given_whole_or_in_parts() {
+    for (said, place) in [
+        (&[("database-url", "postgres://app:secret@db:6432/shop")][..], "app@db:6432/shop"),
+        (&[("postgres-user", "app"), ("postgres-database", "shop")], "app@127.0.0.1:5432/shop"),
+        (
+            &[
+                ("postgres-host", "db.example"),
+                ("postgres-port", "6432"),
+                ("postgres-user", "a@b"),
+                ("postgres-password", "p/w:?#%"),
+                ("postgres-database", "my shop"),
+            ],
+            "a@b@db.example:6432/my shop",
+        ),
+        (
+            &[("postgres-host", "/run/postgresql"), ("postgres-user", "app"), ("postgres-database", "shop")],
+            "app@/run/postgresql:5432/shop",
+        ),
+    ] {
+        let options = options(said);
+
+        assert_eq!(options.database.to_string(), place);
+        assert!(options.direct.is_none() && options.keyring.is_none());
+    }
+}
+
+#[test]
+fn each_setting_reaches_what_it_is_for() {
+    let options = options(&[
+        ("database-url", "postgres://app@db/shop"),
+        ("database-url-direct", "postgres://app@direct/shop"),
+        ("api-max-conns", "7"),
+        ("backend-max-conns", "70"),
+        ("db-notification-bus-queue-size", "700"),
+    ]);
+
+    assert_eq!(options.direct.map(|direct| direct.to_string()).as_deref(), Some("app@direct:5432/shop"));
+    assert_eq!((options.api.max, options.backend.max, options.bus.queue), (7, 70, 700));
+}
+
+#[test]
+fn what_is_said_to_be_the_default_is() {
+    let options = options(&[("database-url", "postgres://app@db/shop")]);
+
+    assert_eq!(options.api.max, PoolOptions::api().max);
+    assert_eq!(options.backend.max, PoolOptions::backend().max);
+    assert_eq!(options.bus.queue, BusOptions::default().queue);
+}
+
+#[test]
+fn a_key_is_read_from_each_form_and_an_old_one_unseals() {
+    let place = Context::new("t", "c", 1);
+    let keyring = |said: &[(&str, &str)]| -> Keyring {
+        let mut all = vec![("database-url", "postgres://app@db/shop")];
+        all.extend(said);
+        options(&all).keyring.expect("a keyring")
+    };
+    let raw = "sixteen letters!";
+    let sealed = keyring(&[("encryption-key-base64", BASE64)]).seal(b"plain", &place).expect("sealed");
+
+    assert_eq!(
+        keyring(&[("encryption-key-hex", HEX)]).unseal(&sealed, &place).expect("the same key"),
+        b"plain"
+    );
+    for old in [("old-encryption-key-hex", HEX), ("old-encryption-key-base64", BASE64)] {
+        let both = keyring(&[("encryption-key", raw), old]);
+        assert_eq!(both.unseal(&sealed, &place).expect("the old key"), b"plain");
+        let new = both.seal(b"plain", &place).expect("sealed");
+        keyring(&[("encryption-key", raw)]).unseal(&new, &place).expect("sealed under the new key");
+    }
+}
+
+#[test]
+fn each_bad_setting_is_named_and_never_its_value() {
+    let url = ("database-url", "postgres://app:hunter2@db/shop");
+    for (said, complaint) in [
+        (
+            &[][..],
+            "nothing says which database: set DATABASE_URL, or --postgres-database and what else differs of its parts",
+        ),
+        (
+            &[("database-url", "mysql://app:hunter2@db/shop")],
+            "database-url cannot be used: the database address must begin with postgres:// or postgresql://",
+        ),
+        (
+            &[url, ("postgres-host", "hunter2"), ("postgres-port", "5432")],
+            "database-url says where the database is, and so does postgres-host and postgres-port: leave one out",
+        ),
+        (
+            &[url, ("database-url-direct", "postgres://app:hunter2@db")],
+            "database-url-direct cannot be used: the database address names no database: add /name after the host",
+        ),
+        (
+            &[("postgres-user", "app"), ("postgres-database", "shop"), ("postgres-port", "hunter2")],
+            "postgres-port must be a whole number from 1 to 65535",
+        ),
+        (
+            &[("postgres-user", "app"), ("postgres-database", "shop"), ("postgres-host", "one,hunter2")],
+            "the host in the database address is a list: one host is supported",
+        ),
+        (&[url, ("api-max-conns", "0")], "api-max-conns must be a whole number from 1 to 262143"),
+        (
+            &[url, ("backend-max-conns", "-hunter2")],
+            "backend-max-conns must be a whole number from 1 to 262143",
+        ),
+        (
+            &[url, ("db-notification-bus-queue-size", "1.5")],
+            "db-notification-bus-queue-size must be a whole number from 1 to 10000000",
+        ),
+        (
+            &[url, ("encryption-key", "hunter2")],
+            "encryption-key cannot be used: an encryption key must have 16 or 32 bytes, this one has 7",
+        ),
+        (
+            &[url, ("encryption-key-base64", BASE64), ("encryption-key-hex", HEX)],
+            "encryption-key-hex gives the same key as encryption-key-base64: leave one out",
+        ),
+        (
+            &[url, ("old-encryption-key-hex", HEX)],
+            "old-encryption-key-hex is there without a new key: give that, too, as --encryption-key-base64",
+        ),
+    ] {
+        let error = settings(said).options().expect_err(complaint);
+
+        assert_eq!(error.to_string(), complaint);
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once() {
+    let settings = settings(&[
+        ("database-url", "postgres://db/"),
+        ("api-max-conns", "many"),
+        ("backend-max-conns", "0"),
+        ("encryption-key-hex", "no hex"),
+    ]);
+
+    let error = settings.options().expect_err("four things are wrong");
+
+    assert_eq!(error.findings().len(), 4, "{error}");
+    assert!(error.to_string().starts_with("4 settings cannot be used:\n  database-url "), "{error}");
+    let rest = settings.check_the_rest().expect_err("three of them have nothing to do with the address");
+    assert_eq!(rest.findings().len(), 3, "{rest}");
+}
+
+#[test]
+fn nothing_that_is_made_of_settings_shows_a_secret() {
+    let said = [
+        ("database-url", "postgres://app:hunter2@db/shop"),
+        ("database-url-direct", "postgres://app:hunter2@direct/shop"),
+        ("encryption-key", "hunter2 hunter2!"),
+        ("old-encryption-key", "hunter2hunter2hu"),
+    ];
+    let settings = settings(&said);
+    let options = settings.options().expect("nothing is wrong");
+
+    let mut shown = format!("{settings:?} {options:?} {:?}", settings.in_force().collect::<Vec<_>>());
+    let parts = said.map(|(name, _)| name);
+    let broken = parts.iter().fold(Settings::default(), |settings, name| settings.set(name, "hunter2"));
+    let error = broken.options().expect_err("no address");
+    write!(shown, "{broken:?} {error} {error:?}").expect("written");
+
+    // The bytes of the key, in the forms in which a slice of them would be shown.
+    for secret in ["hunter2", "104, 117, 110", "68756e746572"] {
+        assert!(!shown.contains(secret), "{secret} in {shown}");
+    }
+}
+
+#[test]
+fn who_said_what_is_known() {
+    let settings = settings(&[("api-max-conns", "7"), ("database-url", "postgres://app:hunter2@db/shop")]);
+
+    let of = |name: &str| {
+        let (_, value, source) =
+            settings.in_force().find(|(setting, ..)| setting.name == name).expect("a setting");
+        (value, source)
+    };
+
+    assert_eq!(of("api-max-conns"), (Some("7".to_owned()), Source::Program));
+    assert_eq!(of("backend-max-conns"), (Some("50".to_owned()), Source::Default));
+    assert_eq!(of("database-url"), (Some("(hidden)".to_owned()), Source::Program));
+    assert_eq!(of("postgres-host"), (None, Source::Default), "the address is given whole");
+}
+
+#[test]
+fn the_parts_of_an_address_are_in_force_when_they_name_the_database() {
+    let host = |said: &[(&str, &str)]| {
+        let settings = settings(said);
+        let (_, value, _) =
+            settings.in_force().find(|(setting, ..)| setting.name == "postgres-host").expect("a setting");
+        value
+    };
+
+    assert_eq!(host(&[("postgres-database", "shop")]).as_deref(), Some("127.0.0.1"));
+    assert_eq!(host(&[]), None);
+}
+
+/// The table between the marks, which is what this test says it has to be.
+#[test]
+fn the_guide_lists_every_setting() {
+    let mut table = String::from("| flag, environment | default | what it is |\n|---|---|---|\n");
+    for (setting, ..) in Settings::default().in_force() {
+        let default = setting.default.map_or_else(|| "–".to_owned(), |default| format!("`{default}`"));
+        writeln!(
+            table,
+            "| `--{}` {}, `{}` | {default} | {} |",
+            setting.name,
+            setting.value,
+            setting.variable(),
+            setting.help
+        )
+        .expect("written");
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guide.md");
+    let guide = std::fs::read_to_string(path).expect("the guide");
+
+    let said = guide
+        .split_once("<!-- settings -->\n")
+        .and_then(|(_, rest)| rest.split_once("<!-- end of settings -->"))
+        .map(|(said, _)| said.trim());
+
+    assert_eq!(said, Some(table.trim()), "docs/guide.md needs this table between its marks:\n{table}");
+}
+
+#[db_testkit::test]
+async fn migrations_and_the_bus_go_past_a_pooler_by_the_direct_address(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations");
+    let migrations = db_layer::Migrations::from_dir(folder).await.expect("migrations");
+    let said = [("database-url", db.url()), ("database-url-direct", proxy.url())];
+    let options = said.iter().fold(Settings::default(), |settings, (name, url)| settings.set(name, url));
+    let options = options.options().expect("nothing is wrong").migrations(migrations);
+
+    let layer = db_layer::open(options).await.expect("opened");
+
+    assert!(proxy.accepted() >= 2, "one for the migrations, one for the bus");
+    let before = proxy.accepted();
+    let one: i32 = sqlx::query_scalar("select 1").fetch_one(layer.api()).await.expect("an answer");
+    assert_eq!((one, proxy.accepted()), (1, before), "pools go by the other address");
+}
