@@ -29,11 +29,13 @@ mod db;
 mod health;
 mod open;
 mod settings;
+mod sizing;
 
 pub use db::{Db, Shutdown};
 pub use health::{DatabaseHealth, Health};
 pub use open::{OpenError, Options, open};
 pub use settings::Settings;
+pub use sizing::NoRoom;
 
 pub use db_core::settings::{Setting, SettingsError, Source};
 pub use db_core::{

@@ -1,6 +1,7 @@
 //! Opening: wait for the server, migrate, make the pools, start the bus.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use db_core::encryption::Keyring;
 use db_core::{Config, Pool, PoolOptions, Retry, connect};
@@ -8,9 +9,13 @@ use db_events::EventLog;
 use db_migrate::Migrations;
 use db_notify::{Bus, BusOptions};
 use sqlx::Connection;
+use tokio::time::timeout;
 
-use crate::Db;
 use crate::db::Pools;
+use crate::{Db, NoRoom, sizing};
+
+/// How long the server may take to say how many connections it has.
+const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
 /// What to open, and how.
 #[derive(Debug)]
@@ -20,6 +25,9 @@ pub struct Options {
     /// Where it is past a connection pooler such as `PgBouncer`, for what needs a session of its own: migrations, and the
     /// bus. `None`, the default, is the same address.
     pub direct: Option<Config>,
+    /// How many instances of the service there are [1]. Opening fails when the pools of all of them do not fit into what the
+    /// server has for ordinary roles. 0 turns the check off, which is right behind a connection pooler.
+    pub instances: u32,
     /// How long to wait for the server [30 s].
     pub wait: Retry,
     /// What to migrate to; nothing by default.
@@ -43,6 +51,7 @@ impl Options {
         Self {
             database,
             direct: None,
+            instances: 1,
             wait: Retry::default(),
             migrations: None,
             api: PoolOptions::api(),
@@ -91,6 +100,12 @@ pub enum OpenError {
     /// The server was not reached.
     #[error(transparent)]
     Connect(#[from] db_core::ConnectError),
+    /// The server has no room for all that the pools may open.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// The server did not say how many connections it has.
+    #[error("the server was asked how many connections it has, and did not answer: {0}")]
+    Room(#[source] db_core::Error),
     /// The migrations did not run.
     #[error(transparent)]
     Migrate(#[from] db_migrate::Error),
@@ -107,10 +122,16 @@ pub enum OpenError {
 ///
 /// [`OpenError`] of the step that failed.
 pub async fn open(options: Options) -> Result<Db, OpenError> {
-    let config = options.database;
-    let direct = options.direct.unwrap_or_else(|| config.clone());
+    let config = options.database.clone();
+    let direct = options.direct.clone().unwrap_or_else(|| config.clone());
 
-    let first = connect::connect(&config, options.wait).await?;
+    let mut first = connect::connect(&config, options.wait).await?;
+    if options.instances > 0 {
+        let answer = timeout(ROOM_LIMIT, sizing::check(&mut first, &options)).await;
+        answer
+            .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
+            .map_err(|error| OpenError::Room(error.into()))??;
+    }
     if let Err(error) = first.close().await {
         tracing::debug!(%error, "the first connection was lost at its end");
     }

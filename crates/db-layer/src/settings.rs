@@ -11,6 +11,15 @@ use db_notify::settings::{BUS, bus};
 
 use crate::Options;
 
+static INSTANCES: Setting = Setting {
+    name: "instances",
+    value: "NUMBER",
+    default: Some("1"),
+    help: "How many instances of the service there are. Opening fails when the pools of all of them do not fit into the \
+           server's max_connections. 0 turns that off, which is right behind a connection pooler.",
+    is_secret: false,
+};
+
 /// What a service was told by flags, by the environment and by its own program, before anything of it was looked at.
 ///
 /// ```no_run
@@ -38,7 +47,7 @@ impl Default for Settings {
 
 /// The settings of all crates, in the order in which they are shown.
 fn all() -> impl Iterator<Item = &'static Setting> {
-    DATABASE.into_iter().chain(POOLS).chain(BUS).chain(KEYS)
+    DATABASE.into_iter().chain(POOLS).chain([&INSTANCES]).chain(BUS).chain(KEYS)
 }
 
 impl Settings {
@@ -116,15 +125,16 @@ impl Settings {
 
 /// Reads what is left, and puts everything together.
 fn finish(mut reader: Reader<'_>, config: Option<Config>) -> Result<Options, SettingsError> {
-    let Rest { direct, api, backend, bus, keyring } = Rest::read(&mut reader);
+    let Rest { direct, instances, api, backend, bus, keyring } = Rest::read(&mut reader);
     reader.finish()?;
     let config = config.expect("where there is none, that was found to be wrong");
-    Ok(Options { direct, api, backend, bus, keyring, ..Options::new(config) })
+    Ok(Options { direct, instances, api, backend, bus, keyring, ..Options::new(config) })
 }
 
 /// Everything but where the database is.
 struct Rest {
     direct: Option<Config>,
+    instances: u32,
     api: PoolOptions,
     backend: PoolOptions,
     bus: db_notify::BusOptions,
@@ -135,6 +145,7 @@ impl Rest {
     fn read(reader: &mut Reader<'_>) -> Self {
         Self {
             direct: direct(reader),
+            instances: reader.number(&INSTANCES, 0..=100_000).unwrap_or(1),
             api: api(reader),
             backend: backend(reader),
             bus: bus(reader),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::core::EXTRA;
 use crate::Tracking;
 
 /// What a pool is for, and how large it may grow.
@@ -138,6 +139,14 @@ impl PoolOptions {
     #[must_use]
     pub fn named(name: &str) -> Self {
         Self { name: name.to_owned(), ..Self::backend() }
+    }
+
+    /// The most sessions that a pool with these options can have on the server: see
+    /// [`Pool::most_sessions`](crate::Pool::most_sessions). One more for a `max` of 1 once
+    /// [`Pool::sqlx`](crate::Pool::sqlx) was called.
+    #[must_use]
+    pub fn most_sessions(&self) -> u32 {
+        self.max.max(1).saturating_add(EXTRA + 1)
     }
 
     pub(crate) fn limits(&self) -> Limits {

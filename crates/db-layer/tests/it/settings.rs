@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use db_layer::db_notify::BusOptions;
 use db_layer::encryption::{Context, Keyring, Strategy};
-use db_layer::{Options, PoolOptions, Settings, Source};
+use db_layer::{OpenError, Options, PoolOptions, Settings, Source};
 use db_testkit::{Proxy, TestDb};
 
 const BASE64: &str = "AAECAwQFBgcICQoLDA0ODw==";
@@ -52,11 +52,13 @@ fn each_setting_reaches_what_it_is_for() {
         ("database-url-direct", "postgres://app@direct/shop"),
         ("api-max-conns", "7"),
         ("backend-max-conns", "70"),
+        ("instances", "3"),
         ("db-notification-bus-queue-size", "700"),
     ]);
 
     assert_eq!(options.direct.map(|direct| direct.to_string()).as_deref(), Some("app@direct:5432/shop"));
     assert_eq!((options.api.max, options.backend.max, options.bus.queue), (7, 70, 700));
+    assert_eq!(options.instances, 3);
 }
 
 #[test]
@@ -242,6 +244,28 @@ fn the_guide_lists_every_setting() {
         .map(|(said, _)| said.trim());
 
     assert_eq!(said, Some(table.trim()), "docs/guide.md needs this table between its marks:\n{table}");
+}
+
+#[db_testkit::test]
+async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: TestDb) {
+    let settings = Settings::default().set("database-url", db.url());
+    let with = |name, value: &str| settings.clone().set(name, value).options().expect("nothing is wrong");
+
+    let Err(OpenError::NoRoom(no_room)) = db_layer::open(with("instances", "1000")).await else {
+        panic!("there is no room for a thousand")
+    };
+    assert_eq!(no_room.needed(), 1000 * (10 + 5 + 50 + 5 + 2));
+
+    let max: String =
+        sqlx::query_scalar("show max_connections").fetch_one(&db.pool()).await.expect("an answer");
+    let too_large = Options { instances: 1, ..with("backend-max-conns", &max) };
+    let Err(OpenError::NoRoom(no_room)) = db_layer::open(too_large).await else { panic!("there is no room") };
+    let fitting = no_room.fitting_backend().expect("a smaller one fits");
+    for (backend, fits) in [(fitting, true), (fitting + 1, false)] {
+        let opened = db_layer::open(with("backend-max-conns", &backend.to_string())).await;
+        assert_eq!(opened.is_ok(), fits, "{backend}");
+    }
+    assert!(db_layer::open(with("instances", "0")).await.is_ok(), "nobody is asked");
 }
 
 #[db_testkit::test]

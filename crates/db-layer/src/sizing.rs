@@ -1,0 +1,142 @@
+//! Whether the server has room for all pools of all instances.
+
+use std::fmt;
+
+use sqlx::{PgConnection, Row};
+
+use crate::Options;
+
+/// A listener and a notifier.
+const BUS: u32 = 2;
+
+/// The server has no room for all that the pools of all instances may open at once.
+///
+/// Without the check it would be found out under load, by whoever comes last. `Display` says by how much, and what to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoRoom {
+    instances: u32,
+    /// The most sessions of one instance, by what they are for.
+    parts: Vec<(String, u32)>,
+    room: Room,
+    backend: u32,
+}
+
+/// What the server has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Room {
+    max_connections: u32,
+    /// Not for ordinary roles.
+    reserved: u32,
+}
+
+impl Room {
+    fn for_ordinary_roles(self) -> u32 {
+        self.max_connections.saturating_sub(self.reserved)
+    }
+}
+
+impl NoRoom {
+    /// The most sessions of one instance.
+    fn each(&self) -> u32 {
+        self.parts.iter().fold(0, |sum, (_, part)| sum.saturating_add(*part))
+    }
+
+    /// The most sessions that all instances may have at once.
+    #[must_use]
+    pub fn needed(&self) -> u32 {
+        self.each().saturating_mul(self.instances)
+    }
+
+    /// How many the server has for ordinary roles.
+    #[must_use]
+    pub fn available(&self) -> u32 {
+        self.room.for_ordinary_roles()
+    }
+
+    /// The largest backend pool with which everything would fit.
+    #[must_use]
+    pub fn fitting_backend(&self) -> Option<u32> {
+        let others = self.each() - self.backend;
+        let left = (self.available() / self.instances).checked_sub(others)?;
+        Some(left).filter(|left| *left > 0)
+    }
+}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Room { max_connections, reserved } = self.room;
+        let (needed, available) = (self.needed(), self.available());
+        let parts: Vec<_> = self.parts.iter().map(|(name, part)| format!("{name} {part}")).collect();
+        write!(
+            f,
+            "the pools may open {needed} connections ({} instances of {}: {}), and the server has {available} for them \
+             (max_connections {max_connections} less {reserved} reserved): ",
+            self.instances,
+            self.each(),
+            parts.join(", "),
+        )?;
+        if let Some(backend) = self.fitting_backend() {
+            write!(f, "lower backend-max-conns to {backend}, or ")?;
+        }
+        write!(f, "raise max_connections to {}", needed.saturating_add(reserved))
+    }
+}
+
+impl std::error::Error for NoRoom {}
+
+/// Asks the server, and compares.
+pub(crate) async fn check(
+    connection: &mut PgConnection,
+    options: &Options,
+) -> Result<Result<(), NoRoom>, sqlx::Error> {
+    // `reserved_connections` came with PostgreSQL 16.
+    let row = sqlx::query(
+        "select current_setting('max_connections')::int4, current_setting('superuser_reserved_connections')::int4 \
+         + coalesce(current_setting('reserved_connections', true)::int4, 0)",
+    )
+    .fetch_one(connection)
+    .await?;
+    let number = |index| row.try_get::<i32, _>(index).map(|number| u32::try_from(number).unwrap_or(0));
+    let room = Room { max_connections: number(0)?, reserved: number(1)? };
+
+    let pools = [&options.api, &options.backend].into_iter().chain(&options.named);
+    let mut parts: Vec<_> = pools.map(|pool| (pool.name.clone(), pool.most_sessions())).collect();
+    parts.push(("bus".to_owned(), BUS));
+    let found = NoRoom { instances: options.instances.max(1), parts, room, backend: options.backend.max };
+    Ok(if found.needed() <= found.available() { Ok(()) } else { Err(found) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(instances: u32, max_connections: u32) -> NoRoom {
+        NoRoom {
+            instances,
+            parts: vec![("api".into(), 15), ("backend".into(), 55), ("bus".into(), 2)],
+            room: Room { max_connections, reserved: 3 },
+            backend: 50,
+        }
+    }
+
+    #[test]
+    fn what_to_change_is_said_in_numbers_that_fit() {
+        let no_room = of(2, 100);
+
+        assert_eq!(
+            no_room.to_string(),
+            "the pools may open 144 connections (2 instances of 72: api 15, backend 55, bus 2), and the server has 97 for \
+             them (max_connections 100 less 3 reserved): lower backend-max-conns to 26, or raise max_connections to 147"
+        );
+        assert!(of(2, 147).needed() <= of(2, 147).available());
+        assert!(2 * (72 - 50 + 26) <= no_room.available() && 2 * (72 - 50 + 27) > no_room.available());
+    }
+
+    #[test]
+    fn when_no_backend_would_be_small_enough_only_the_server_is_left() {
+        let no_room = of(5, 100);
+
+        assert_eq!(no_room.fitting_backend(), None);
+        assert!(no_room.to_string().ends_with("reserved): raise max_connections to 363"), "{no_room}");
+    }
+}
