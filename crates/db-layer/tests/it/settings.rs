@@ -256,8 +256,14 @@ async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: Test
     };
     assert_eq!(no_room.needed(), 1000 * (10 + 5 + 50 + 5 + 2));
 
-    let max: String =
-        sqlx::query_scalar("show max_connections").fetch_one(&db.pool()).await.expect("an answer");
+    let (max, reserved): (String, String) = sqlx::query_as(
+        "select current_setting('max_connections'), current_setting('superuser_reserved_connections')",
+    )
+    .fetch_one(&db.pool())
+    .await
+    .expect("an answer");
+    let number = |text: &str| text.parse::<u32>().expect("a number");
+    assert_eq!(no_room.available(), number(&max) - number(&reserved), "what ordinary roles may have");
     let too_large = Options { instances: 1, ..with("backend-max-conns", &max) };
     let Err(OpenError::NoRoom(no_room)) = db_layer::open(too_large).await else { panic!("there is no room") };
     let fitting = no_room.fitting_backend().expect("a smaller one fits");
