@@ -32,9 +32,25 @@ enum Host {
 #[derive(Debug, Clone, Default)]
 struct Tls {
     mode: Option<PgSslMode>,
-    root_cert: Option<String>,
-    cert: Option<String>,
-    key: Option<String>,
+    root_cert: Option<Pem>,
+    cert: Option<Pem>,
+    key: Option<Pem>,
+}
+
+/// What is in a file, or in the address itself. It may be a key, so `Debug` shows nothing of it.
+#[derive(Clone)]
+enum Pem {
+    File(String),
+    Text(SecretString),
+}
+
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{path}"),
+            Self::Text(_) => write!(f, "(PEM)"),
+        }
+    }
 }
 
 /// What is wrong with a database address, naming the part and never a value that may hide a secret.
@@ -86,6 +102,11 @@ impl Config {
     /// A Unix socket is given by its folder, `?host=/run/postgresql`, or in the host's place with its slashes as
     /// `%2F`. A role that is not named is `PGUSER`'s or, failing that, the operating system's `USER`; a password
     /// that is not given may come from `PGPASSWORD`.
+    ///
+    /// TLS is what `sslmode` says: `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`. Without it, a server
+    /// that is not on this machine has to prove by its certificate that it is the one; one on this machine may do without
+    /// TLS. `sslrootcert`, `sslcert` and `sslkey` are PEM, or paths of files; without `sslrootcert`, the operating system's
+    /// authorities are trusted.
     ///
     /// # Errors
     ///
@@ -156,7 +177,7 @@ impl Config {
         Ok(self)
     }
 
-    fn set(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
+    pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
         match name {
             "host" => self.host = host(value)?,
             "port" => self.port = value.parse().map_err(|_| ConfigError::Port)?,
@@ -170,9 +191,9 @@ impl Config {
                     expected: "one of disable, allow, prefer, require, verify-ca, verify-full",
                 })?);
             }
-            "sslrootcert" => self.tls.root_cert = Some(file("sslrootcert", value)?),
-            "sslcert" => self.tls.cert = Some(file("sslcert", value)?),
-            "sslkey" => self.tls.key = Some(file("sslkey", value)?),
+            "sslrootcert" => self.tls.root_cert = Some(pem("sslrootcert", value)?),
+            "sslcert" => self.tls.cert = Some(pem("sslcert", value)?),
+            "sslkey" => self.tls.key = Some(pem("sslkey", value)?),
             unknown => {
                 let is_plain =
                     unknown.len() <= 40 && unknown.chars().all(|c| c.is_ascii_lowercase() || c == '_');
@@ -208,6 +229,22 @@ impl Config {
         &self.user
     }
 
+    /// What TLS has to be like: as the address says; otherwise, off this machine, it is verified, the host's name included,
+    /// and on it, where nobody can listen, TLS is used if the server offers it.
+    fn tls_mode(&self) -> PgSslMode {
+        match (self.tls.mode, &self.host) {
+            (Some(mode), _) => mode,
+            (None, Host::SocketDir(_)) => PgSslMode::Prefer,
+            (None, Host::Name(name)) if is_loopback(name) => PgSslMode::Prefer,
+            (None, Host::Name(_)) => PgSslMode::VerifyFull,
+        }
+    }
+
+    /// Whether TLS is verified because nobody said otherwise.
+    pub(crate) fn verifies_by_default(&self) -> bool {
+        self.tls.mode.is_none() && matches!(self.tls_mode(), PgSslMode::VerifyFull)
+    }
+
     /// The options for sqlx, for code that dials by itself.
     ///
     /// Beware: `Debug` of sqlx's type prints the password in clear text.
@@ -225,18 +262,22 @@ impl Config {
         if let Some(password) = &self.password {
             options = options.password(password.expose_secret());
         }
-        if let Some(mode) = self.tls.mode {
-            options = options.ssl_mode(mode);
-        }
-        if let Some(path) = &self.tls.root_cert {
-            options = options.ssl_root_cert(path);
-        }
-        if let Some(path) = &self.tls.cert {
-            options = options.ssl_client_cert(path);
-        }
-        if let Some(path) = &self.tls.key {
-            options = options.ssl_client_key(path);
-        }
+        options = options.ssl_mode(self.tls_mode());
+        options = match &self.tls.root_cert {
+            Some(Pem::File(path)) => options.ssl_root_cert(path),
+            Some(Pem::Text(pem)) => options.ssl_root_cert_from_pem(pem.expose_secret().as_bytes().to_vec()),
+            None => options,
+        };
+        options = match &self.tls.cert {
+            Some(Pem::File(path)) => options.ssl_client_cert(path),
+            Some(Pem::Text(pem)) => options.ssl_client_cert_from_pem(pem.expose_secret()),
+            None => options,
+        };
+        options = match &self.tls.key {
+            Some(Pem::File(path)) => options.ssl_client_key(path),
+            Some(Pem::Text(pem)) => options.ssl_client_key_from_pem(pem.expose_secret()),
+            None => options,
+        };
         if let Some(name) = &self.application_name {
             options = options.application_name(name);
         }
@@ -302,11 +343,30 @@ fn parse(address: &str) -> Result<Url, ConfigError> {
     })
 }
 
+/// RFC 6761: `localhost` and what ends with it is this machine. RFC 1122 and RFC 4291 for the numbers.
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    match host.parse::<std::net::IpAddr>() {
+        Ok(address) => address.is_loopback(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
+/// A PEM text as it is, or the path of a file that has it.
+fn pem(parameter: &'static str, value: &str) -> Result<Pem, ConfigError> {
+    if value.trim_start().starts_with("-----BEGIN ") {
+        return Ok(Pem::Text(SecretString::from(value)));
+    }
+    file(parameter, value).map(Pem::File)
+}
+
 /// A file that is missing would look like a server that is, and be waited for.
 fn file(parameter: &'static str, path: &str) -> Result<String, ConfigError> {
     match std::fs::File::open(path) {
         Ok(_) => Ok(path.to_owned()),
-        Err(_) => Err(ConfigError::Parameter { parameter, expected: "the path of a file that can be read" }),
+        Err(_) => {
+            Err(ConfigError::Parameter { parameter, expected: "PEM, or the path of a file that can be read" })
+        }
     }
 }
 
@@ -349,6 +409,26 @@ mod tests {
         assert_eq!(shown("postgres:///shop?host=/run/pg&port=7&user=app"), "app@/run/pg:7/shop");
         assert_eq!(shown("postgres://app@%2Frun%2Fpg/shop"), "app@/run/pg:5432/shop");
         assert_eq!(shown("postgres://a%40b@db/a%20shop"), "a@b@db:5432/a shop");
+    }
+
+    #[test]
+    fn off_this_machine_tls_is_verified_unless_the_address_says_otherwise() {
+        for (address, mode) in [
+            ("postgres://app@db.example/shop", "VerifyFull"),
+            ("postgres://app@10.0.0.1/shop", "VerifyFull"),
+            ("postgres://app@localhost.example/shop", "VerifyFull"),
+            ("postgres://app@db.example/shop?sslmode=prefer", "Prefer"),
+            ("postgres://app@db.example/shop?sslmode=disable", "Disable"),
+            ("postgres://app@localhost/shop", "Prefer"),
+            ("postgres://app@DB.LocalHost/shop", "Prefer"),
+            ("postgres://app@127.8.9.1/shop", "Prefer"),
+            ("postgres://app@[::1]/shop", "Prefer"),
+            ("postgres://app@/shop?host=/run/postgresql", "Prefer"),
+            ("postgres://app@127.0.0.1/shop?sslmode=verify-ca", "VerifyCa"),
+        ] {
+            let mode_of = Config::from_url(address).expect("a good address").as_sqlx().get_ssl_mode();
+            assert_eq!(format!("{mode_of:?}"), mode, "{address}");
+        }
     }
 
     #[test]

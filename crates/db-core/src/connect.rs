@@ -172,11 +172,22 @@ impl ConnectFailure {
         )
     }
 
+    fn tls(said: String, config: &Config) -> Self {
+        if config.verifies_by_default() {
+            // Who never asked for it needs to know where it comes from.
+            return Self::Tls(format!(
+                "{said}; a server on another machine has to prove who it is: give the authority that signed its certificate as \
+                 sslrootcert, or say by sslmode what else will do, such as sslmode=disable in a network that you trust"
+            ));
+        }
+        Self::Tls(said)
+    }
+
     pub(crate) fn of(source: &sqlx::Error, config: &Config) -> Self {
         let said = error::said(source);
         match source {
-            sqlx::Error::Tls(_) => return Self::Tls(said),
-            sqlx::Error::Io(io) if io.kind() == ErrorKind::InvalidData => return Self::Tls(said),
+            sqlx::Error::Tls(_) => return Self::tls(said, config),
+            sqlx::Error::Io(io) if io.kind() == ErrorKind::InvalidData => return Self::tls(said, config),
             _ => {}
         }
         if let Some(code) = source.as_database_error().and_then(sqlx::error::DatabaseError::code) {
@@ -192,6 +203,26 @@ impl ConnectFailure {
             Class::NotReached => Self::NotReached(said),
             Class::Refused => Self::Forbidden(said),
             _ => Self::Other(said),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_did_not_ask_for_verification_is_told_where_it_comes_from() {
+        let said = |address: &str| {
+            let config = Config::from_url(address).expect("a good address");
+            ConnectFailure::of(&sqlx::Error::Tls("no certificate".into()), &config).to_string()
+        };
+
+        assert!(
+            said("postgres://app@db.example/shop").contains("sslmode=disable in a network that you trust")
+        );
+        for asked in ["postgres://app@db.example/shop?sslmode=verify-full", "postgres://app@localhost/shop"] {
+            assert_eq!(said(asked), "TLS: no certificate");
         }
     }
 }

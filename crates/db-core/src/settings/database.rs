@@ -3,7 +3,7 @@
 use secrecy::SecretString;
 
 use super::{Reader, Setting, Source, Values};
-use crate::Config;
+use crate::{Config, ConfigError};
 
 static URL: Setting = Setting {
     name: "database-url",
@@ -62,11 +62,49 @@ static NAME: Setting = Setting {
     is_secret: false,
 };
 
+static SSLMODE: Setting = Setting {
+    name: "postgres-sslmode",
+    value: "MODE",
+    default: None,
+    help: "disable, allow, prefer, require, verify-ca or verify-full. Without it, verify-full for a server on another machine, \
+           and prefer for one on this.",
+    is_secret: false,
+};
+
+static CA: Setting = Setting {
+    name: "postgres-ca-cert",
+    value: "FILE",
+    default: None,
+    help: "The authority whose certificates are trusted, as PEM or the path of a file. Without it, the operating system's.",
+    is_secret: false,
+};
+
+static CERT: Setting = Setting {
+    name: "postgres-client-cert",
+    value: "FILE",
+    default: None,
+    help: "The certificate to show to the server, as PEM or the path of a file.",
+    is_secret: false,
+};
+
+static KEY: Setting = Setting {
+    name: "postgres-client-key",
+    value: "FILE",
+    default: None,
+    help: "The key of that certificate, as PEM or the path of a file.",
+    is_secret: true,
+};
+
 /// Where the database is.
-pub static DATABASE: [&Setting; 7] = [&URL, &DIRECT, &HOST, &PORT, &USER, &PASSWORD, &NAME];
+pub static DATABASE: [&Setting; 11] =
+    [&URL, &DIRECT, &HOST, &PORT, &USER, &PASSWORD, &NAME, &SSLMODE, &CA, &CERT, &KEY];
 
 /// What an address says in one, in the order of its parts.
-static PARTS: [&Setting; 5] = [&HOST, &PORT, &USER, &PASSWORD, &NAME];
+static PARTS: [&Setting; 9] = [&HOST, &PORT, &USER, &PASSWORD, &NAME, &SSLMODE, &CA, &CERT, &KEY];
+
+/// Those that an address has as its parameters.
+static PARAMETERS: [(&Setting, &str); 4] =
+    [(&SSLMODE, "sslmode"), (&CA, "sslrootcert"), (&CERT, "sslcert"), (&KEY, "sslkey")];
 
 /// Whether anybody says something of where the database is, be it enough or not.
 #[must_use]
@@ -111,8 +149,28 @@ pub fn database(reader: &mut Reader<'_>) -> Option<Config> {
     let user = reader.text(&USER);
     let password = reader.text(&PASSWORD).map(SecretString::from);
     let name = reader.text(&NAME);
-    let made = Config::from_parts(host?, u16::try_from(port?).ok()?, user, password, name?);
-    made.map_err(|error| reader.complain_of_all(error.to_string())).ok()
+    let made = match (host, port.map(u16::try_from), name) {
+        (Some(host), Some(Ok(port)), Some(name)) => {
+            Some(Config::from_parts(host, port, user, password, name))
+        }
+        _ => None,
+    };
+    let mut config =
+        made.and_then(|made| made.map_err(|error| reader.complain_of_all(error.to_string())).ok());
+    // What is wrong with TLS is to be found all the same.
+    let mut nowhere = Config::from_parts("localhost", 5432, Some("nobody"), None, "none").ok();
+    for (setting, parameter) in PARAMETERS {
+        let text = reader.text(setting);
+        let config = config.as_mut().or(nowhere.as_mut());
+        match text.zip(config).map(|(text, config)| config.set(parameter, text)) {
+            Some(Err(ConfigError::Parameter { expected, .. })) => {
+                reader.complain(setting, format_args!("must be {expected}"));
+            }
+            Some(Err(error)) => reader.complain(setting, format_args!("cannot be used: {error}")),
+            Some(Ok(())) | None => {}
+        }
+    }
+    config
 }
 
 /// Where it is for what needs a session of its own; `None` when nobody says so, and it is the same.

@@ -15,5 +15,6 @@ mod retrying;
 mod sealing;
 mod stale;
 mod support;
+mod tls;
 mod tracking;
 mod transactions;

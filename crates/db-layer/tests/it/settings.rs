@@ -121,6 +121,18 @@ fn each_bad_setting_is_named_and_never_its_value() {
             &[("postgres-user", "app"), ("postgres-database", "shop"), ("postgres-host", "one,hunter2")],
             "the host in the database address is a list: one host is supported",
         ),
+        (
+            &[("postgres-user", "app"), ("postgres-database", "shop"), ("postgres-sslmode", "hunter2")],
+            "postgres-sslmode must be one of disable, allow, prefer, require, verify-ca, verify-full",
+        ),
+        (
+            &[
+                ("postgres-user", "app"),
+                ("postgres-database", "shop"),
+                ("postgres-client-key", "/no/hunter2"),
+            ],
+            "postgres-client-key must be PEM, or the path of a file that can be read",
+        ),
         (&[url, ("api-max-conns", "0")], "api-max-conns must be a whole number from 1 to 262143"),
         (
             &[url, ("backend-max-conns", "-hunter2")],
@@ -165,6 +177,16 @@ fn everything_that_is_wrong_is_said_at_once() {
     assert!(error.to_string().starts_with("4 settings cannot be used:\n  database-url "), "{error}");
     let rest = settings.check_the_rest().expect_err("three of them have nothing to do with the address");
     assert_eq!(rest.findings().len(), 3, "{rest}");
+}
+
+#[test]
+fn what_is_wrong_with_tls_is_found_beside_what_is_wrong_with_the_address() {
+    let settings =
+        settings(&[("postgres-host", "one,two"), ("postgres-database", "shop"), ("postgres-sslmode", "on")]);
+
+    let error = settings.options().expect_err("two things are wrong");
+
+    assert_eq!(error.findings().len(), 2, "{error}");
 }
 
 #[test]

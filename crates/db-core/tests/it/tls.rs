@@ -1,0 +1,260 @@
+//! TLS, with servers whose certificates are good, expired, another's, or signed by nobody known.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::PathBuf;
+use std::time::Duration;
+use std::{fs, process};
+
+use db_core::{Config, ConnectError, ConnectFailure, Retry, connect};
+use db_embedded::Server;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use sqlx::{Connection, Executor, PgConnection};
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+
+/// What a server's certificate is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Certificate {
+    Good,
+    Expired,
+}
+
+/// A server that takes connections by TLS only, on an address of its own, and the files of its clients.
+struct TlsServer {
+    server: Server,
+    port: u16,
+    /// The address that the certificate is for. The next one is the server's, too.
+    named: Ipv4Addr,
+    files: TempDir,
+    authority: String,
+}
+
+impl TlsServer {
+    /// Clients have to have a certificate if `login` says so, in the words of `pg_hba.conf`.
+    async fn start(certificate: Certificate, login: &str) -> Self {
+        // A network of the test's own: all of 127.0.0.0/8 is this machine.
+        let [_, _, high, low] = process::id().to_be_bytes();
+        let named = Ipv4Addr::new(127, high.max(1), low, 2 * turn(100) + 1);
+        let port = free_port(named);
+        let listen = format!("{named},{}", next(named));
+        let builder =
+            Server::throwaway().setting("listen_addresses", listen).setting("port", port.to_string());
+        let server =
+            tokio::task::spawn_blocking(move || builder.start()).await.expect("no panic").expect("a server");
+
+        let authority = authority();
+        let mut params = CertificateParams::new(vec![named.to_string()]).expect("parameters");
+        if certificate == Certificate::Expired {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        }
+        let key = KeyPair::generate().expect("a key");
+        let signed = params.signed_by(&key, &authority).expect("a certificate");
+        let client_key = KeyPair::generate().expect("a key");
+        let client = CertificateParams::new(vec!["postgres".to_owned()]).expect("parameters");
+        let client = client.signed_by(&client_key, &authority).expect("a certificate");
+
+        let files = tempfile::tempdir().expect("a folder");
+        for (name, text) in [
+            ("authority.pem", authority.pem()),
+            ("client.pem", client.pem()),
+            ("client.key", client_key.serialize_pem()),
+            ("stranger.pem", self::authority().pem()),
+        ] {
+            fs::write(files.path().join(name), text).expect("written");
+        }
+        let authority = authority.pem();
+        give(&server, "server.pem", &signed.pem());
+        give(&server, "server.key", &key.serialize_pem());
+        give(&server, "authority.pem", &authority);
+        let local = fs::read_to_string(server.data_dir().join("pg_hba.conf")).expect("who may connect");
+        give(&server, "pg_hba.conf", &format!("{local}hostssl all all 127.0.0.0/8 trust {login}\n"));
+
+        let admin = Config::from_url(&server.url("postgres")).expect("an address");
+        let mut admin = connect::connect(&admin, Retry::default()).await.expect("a connection");
+        for setting in [
+            "ssl_cert_file = 'server.pem'",
+            "ssl_key_file = 'server.key'",
+            "ssl_ca_file = 'authority.pem'",
+            "ssl = on",
+        ] {
+            admin.execute(sqlx::AssertSqlSafe(format!("alter system set {setting}"))).await.expect("set");
+        }
+        admin.execute("select pg_reload_conf()").await.expect("reloaded");
+        admin.close().await.expect("closed");
+        let server = Self { server, port, named, files, authority };
+        server.until_it_has_tls().await;
+        server
+    }
+
+    /// The postmaster reads its files when it gets round to it.
+    async fn until_it_has_tls(&self) {
+        let probe = self.files.path().join("client");
+        let by = format!("sslmode=require&sslcert={0}.pem&sslkey={0}.key", probe.display());
+        db_testkit::until("the server has TLS", async || {
+            self.connect(self.named, &by, Duration::ZERO).await.is_ok()
+        })
+        .await;
+    }
+
+    async fn connect(
+        &self,
+        host: Ipv4Addr,
+        parameters: &str,
+        deadline: Duration,
+    ) -> Result<PgConnection, ConnectError> {
+        let url = format!("postgres://{}@{host}:{}/postgres?{parameters}", self.server.user(), self.port);
+        let config = Config::from_url(&url).expect("an address");
+        let retry = Retry { deadline, ..Retry::default() };
+        connect::connect(&config, retry).await
+    }
+
+    async fn is_encrypted(&self, host: Ipv4Addr, parameters: &str) -> bool {
+        let mut connection = self.connect(host, parameters, PATIENCE).await.expect(parameters);
+        let encrypted = sqlx::query_scalar("select ssl from pg_stat_ssl where pid = pg_backend_pid()")
+            .fetch_one(&mut connection)
+            .await
+            .expect("an answer");
+        connection.close().await.expect("closed");
+        encrypted
+    }
+
+    /// Fails at the first attempt, since another one would meet the same, and says what.
+    async fn refuses(&self, host: Ipv4Addr, parameters: &str) -> ConnectFailure {
+        let error = self.connect(host, parameters, PATIENCE).await.expect_err(parameters);
+        assert_eq!(error.attempts(), 1, "{error}");
+        error.failure().clone()
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.files.path().join(name).display().to_string()
+    }
+}
+
+fn turn(most: u8) -> u8 {
+    // Tests of one process run side by side.
+    static NEXT: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % most
+}
+
+fn next(address: Ipv4Addr) -> Ipv4Addr {
+    Ipv4Addr::from_bits(address.to_bits() + 1)
+}
+
+fn free_port(address: Ipv4Addr) -> u16 {
+    let listener = TcpListener::bind((address, 0)).expect("an address of this machine");
+    listener.local_addr().expect("an address").port()
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    // Of another name than what it signs, which would else look as if it had signed itself.
+    params.distinguished_name.push(DnType::CommonName, "an authority of these tests");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
+}
+
+/// Writes a file that the server may read, and nobody else.
+fn give(server: &Server, name: &str, text: &str) -> PathBuf {
+    let path = server.data_dir().join(name);
+    let owner = fs::metadata(server.data_dir()).expect("the data folder");
+    fs::write(&path, text).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("permissions");
+    chown(&path, Some(owner.uid()), Some(owner.gid())).expect("handed over");
+    path
+}
+
+fn is_tls(failure: &ConnectFailure) -> bool {
+    matches!(failure, ConnectFailure::Tls(_))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_good_certificate_is_verified_and_another_hosts_is_not_taken() {
+    let server = TlsServer::start(Certificate::Good, "").await;
+    let (named, other) = (server.named, next(server.named));
+    let file = server.file("authority.pem");
+    let pem = percent_encoded(&server.authority);
+
+    for authority in [&file, &pem] {
+        assert!(server.is_encrypted(named, &format!("sslmode=verify-full&sslrootcert={authority}")).await);
+    }
+    assert!(
+        server.is_encrypted(other, &format!("sslmode=verify-ca&sslrootcert={file}")).await,
+        "its name is not asked"
+    );
+    assert!(server.is_encrypted(other, "sslmode=require").await, "nothing is asked");
+    assert!(server.is_encrypted(other, "sslmode=prefer").await);
+
+    let failure = server.refuses(other, &format!("sslmode=verify-full&sslrootcert={file}")).await;
+    assert!(is_tls(&failure), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_nobody_known_has_signed_is_not_taken() {
+    let server = TlsServer::start(Certificate::Good, "").await;
+    let stranger = server.file("stranger.pem");
+
+    for parameters in [
+        format!("sslmode=verify-full&sslrootcert={stranger}"),
+        format!("sslmode=verify-ca&sslrootcert={stranger}"),
+        "sslmode=verify-full".to_owned(),
+    ] {
+        let failure = server.refuses(server.named, &parameters).await;
+        assert!(is_tls(&failure), "{parameters}: {failure:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_certificate_is_not_taken() {
+    let server = TlsServer::start(Certificate::Expired, "").await;
+    let authority = server.file("authority.pem");
+
+    let failure = server.refuses(server.named, &format!("sslmode=verify-ca&sslrootcert={authority}")).await;
+
+    assert!(is_tls(&failure) && failure.to_string().contains("expired"), "{failure}");
+    assert!(server.is_encrypted(server.named, "sslmode=require").await, "nothing is asked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_shows_its_certificate_and_one_that_has_none_is_refused_at_once() {
+    let server = TlsServer::start(Certificate::Good, "clientcert=verify-ca").await;
+    let (certificate, key) = (server.file("client.pem"), server.file("client.key"));
+    let inline = |path: &str| percent_encoded(&fs::read_to_string(path).expect("a file"));
+
+    assert!(
+        server
+            .is_encrypted(server.named, &format!("sslmode=require&sslcert={certificate}&sslkey={key}"))
+            .await
+    );
+    let as_text = format!("sslmode=require&sslcert={}&sslkey={}", inline(&certificate), inline(&key));
+    assert!(server.is_encrypted(server.named, &as_text).await);
+
+    let failure = server.refuses(server.named, "sslmode=require").await;
+    assert!(matches!(&failure, ConnectFailure::LoginRefused { .. }), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_to_be_encrypted_is_never_sent_in_the_clear() {
+    let server = TlsServer::start(Certificate::Good, "").await;
+    let admin = Config::from_url(&server.server.url("postgres")).expect("an address");
+    let mut admin = connect::connect(&admin, Retry::default()).await.expect("a connection");
+    give(&server.server, "pg_hba.conf", "local all all trust\nhost all all 127.0.0.0/8 trust\n");
+    admin.execute("alter system set ssl = off").await.expect("set");
+    admin.execute("select pg_reload_conf()").await.expect("reloaded");
+    db_testkit::until("the server has no TLS", async || {
+        server.connect(server.named, "sslmode=require", Duration::ZERO).await.is_err()
+    })
+    .await;
+
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let failure = server.refuses(server.named, &format!("sslmode={mode}")).await;
+        assert!(is_tls(&failure), "{mode}: {failure:?}");
+    }
+    assert!(!server.is_encrypted(server.named, "sslmode=prefer").await);
+    assert!(!server.is_encrypted(server.named, "sslmode=disable").await);
+}
+
+fn percent_encoded(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
