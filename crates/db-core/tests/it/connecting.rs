@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use db_core::{Config, ConnectFailure, Retry, connect::connect};
-use db_testkit::{TestDb, TestServer};
+use db_testkit::TestDb;
 use sqlx::Connection;
 
-use crate::support::config;
+use crate::support::{Guarded, config};
 
 /// Long enough to notice that somebody waits where he should not.
 const LONG: Retry = Retry {
@@ -34,27 +34,12 @@ async fn an_unknown_database_fails_at_once_and_is_named(db: TestDb) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_password_and_a_forbidden_role_fail_at_once_and_are_named() {
-    let server = TestServer::throwaway().await.expect("a server");
-    let embedded = server.embedded().expect("one of its own");
-    let db = server.empty().await.expect("a database");
-    sqlx::raw_sql("create role app login password 'right'").execute(&db.pool()).await.expect("a role");
-    let hba = embedded.data_dir().join("pg_hba.conf");
-    let rules = std::fs::read_to_string(&hba).expect("the rules");
-    std::fs::write(&hba, format!("local all app scram-sha-256\n{rules}")).expect("a rule");
-    sqlx::raw_sql("select pg_reload_conf()").execute(&db.pool()).await.expect("read again");
-    let address = |login: &str| {
-        let host = embedded.socket_dir().display().to_string().replace('/', "%2F");
-        let address = format!("postgres://{login}@{host}:{}/{}", embedded.port(), db.name());
-        Config::from_url(&address).expect("an address")
-    };
-    // The new rule is in force once the right password is asked for.
-    db_testkit::until("the rule is in force", async || connect(&address("app:right"), LONG).await.is_ok())
-        .await;
+    let server = Guarded::start().await;
 
-    let wrong = fails_at_once(&address("app:hunter2")).await;
+    let wrong = fails_at_once(&server.config("app:hunter2")).await;
     assert!(wrong.contains("the password of role `app` was refused (28P01)"), "{wrong}");
 
-    let stranger = fails_at_once(&address("stranger:hunter2")).await;
+    let stranger = fails_at_once(&server.config("stranger:hunter2")).await;
     assert!(stranger.contains("role `stranger` may not log in from here"), "{stranger}");
 }
 

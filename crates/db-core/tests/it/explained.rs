@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use db_core::{AcquireError, AcquirePhase, Class, Config, Error, Pool, PoolOptions};
-use db_testkit::{Proxy, Session, TestDb, TestServer, until};
+use db_testkit::{Proxy, Session, TestDb, until};
 
-use crate::support::{PATIENCE, config};
+use crate::support::{Guarded, PATIENCE, config};
 
 fn pool(config: &Config, acquire_timeout: Duration) -> Pool {
     let options = PoolOptions { name: "shop".to_owned(), max: 1, acquire_timeout, ..PoolOptions::api() };
@@ -154,24 +154,8 @@ async fn a_closed_pool_says_so_and_is_not_worth_waiting_for(db: TestDb) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_password_ends_the_wait_at_once_and_is_not_shown() {
-    let server = TestServer::throwaway().await.expect("a server");
-    let embedded = server.embedded().expect("one of its own");
-    let db = server.empty().await.expect("a database");
-    sqlx::raw_sql("create role app login password 'right'").execute(&db.pool()).await.expect("a role");
-    let hba = embedded.data_dir().join("pg_hba.conf");
-    let rules = std::fs::read_to_string(&hba).expect("the rules");
-    std::fs::write(&hba, format!("local all app scram-sha-256\n{rules}")).expect("a rule");
-    sqlx::raw_sql("select pg_reload_conf()").execute(&db.pool()).await.expect("read again");
-    let host = embedded.socket_dir().display().to_string().replace('/', "%2F");
-    let config = |password: &str| {
-        let address = format!("postgres://app:{password}@{host}:{}/{}", embedded.port(), db.name());
-        Config::from_url(&address).expect("an address")
-    };
-    until("the rule is in force", async || {
-        pool(&config("hunter2"), PATIENCE).handle().acquire().await.is_err()
-    })
-    .await;
-    let pool = pool(&config("hunter2"), Duration::from_hours(1));
+    let server = Guarded::start().await;
+    let pool = pool(&server.config("app:hunter2"), Duration::from_hours(1));
 
     let error = tokio::time::timeout(PATIENCE, refused(&pool)).await.expect("not as long as it may wait");
 

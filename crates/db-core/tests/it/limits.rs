@@ -2,18 +2,10 @@
 
 use std::time::Duration;
 
-use db_core::{Conn, Limits, Pool, PoolOptions};
+use db_core::{Limits, Pool, PoolOptions};
 use db_testkit::{TestDb, until};
 
-use crate::support::patient_pool;
-
-async fn take(pool: &Pool, count: usize) -> Vec<Conn> {
-    let mut conns = Vec::new();
-    for _ in 0..count {
-        conns.push(pool.handle().acquire().await.expect("a connection"));
-    }
-    conns
-}
+use crate::support::{patient_pool, take};
 
 #[db_testkit::test]
 async fn a_higher_limit_lets_those_in_who_wait(db: TestDb) {

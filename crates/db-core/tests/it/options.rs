@@ -12,7 +12,7 @@ use sqlx::Row;
 use tracing::Level;
 
 use crate::events::Events;
-use crate::support::{PATIENCE, config};
+use crate::support::{PATIENCE, config, take};
 
 /// Longer than any test: what has this limit meets none.
 const NEVER: Duration = Duration::from_hours(1);
@@ -47,11 +47,7 @@ async fn pid(pool: &Pool) -> i32 {
 
 /// Takes so many connections and gives them back. Says which they were.
 async fn open(pool: &Pool, count: usize) -> Vec<i32> {
-    let mut conns = Vec::new();
-    for _ in 0..count {
-        conns.push(pool.handle().acquire().await.expect("a connection"));
-    }
-    conns.iter().map(db_core::Conn::pid).collect()
+    take(pool, count).await.iter().map(db_core::Conn::pid).collect()
 }
 
 async fn setting(pool: &Pool, name: &str) -> String {

@@ -8,15 +8,7 @@ use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 
-use crate::support::{PATIENCE, config, patient_pool};
-
-async fn take(pool: &Pool, count: usize) -> Vec<Conn> {
-    let mut conns = Vec::new();
-    for _ in 0..count {
-        conns.push(pool.handle().acquire().await.expect("a connection"));
-    }
-    conns
-}
+use crate::support::{PATIENCE, config, patient_pool, take};
 
 #[db_testkit::test]
 async fn those_who_wait_are_served_in_the_order_in_which_they_came(db: TestDb) {

@@ -8,7 +8,7 @@ use db_testkit::TestDb;
 use futures_util::TryStreamExt;
 use sqlx::Row;
 
-use crate::support::patient_pool;
+use crate::support::{patient_pool, take};
 
 const SELECT: &str = "select * from t";
 const UPDATE: &str = "update t set n = n + 1 returning *";
@@ -26,14 +26,6 @@ async fn prepared(db: &TestDb, max: usize) -> Pool {
     }
     sqlx::query("update t set n = 1").execute(&db.pool()).await.expect("as it was");
     pool
-}
-
-async fn take(pool: &Pool, count: usize) -> Vec<Conn> {
-    let mut conns = Vec::new();
-    for _ in 0..count {
-        conns.push(pool.handle().acquire().await.expect("a connection"));
-    }
-    conns
 }
 
 /// Gives the table one more column. Says how many it has then.
