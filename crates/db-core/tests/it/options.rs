@@ -136,6 +136,31 @@ async fn min_idle_connections_are_opened_before_anybody_asks(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn who_dials_for_min_idle_ends_with_the_last_handle(db: TestDb) {
+    for fault in [Proxy::refuse, Proxy::black_hole] {
+        let proxy = Proxy::start(&db).expect("a proxy");
+        fault(&proxy);
+        // An attempt takes three quarters of what a caller waits.
+        let acquire_timeout = Duration::from_millis(800);
+        let pool = through(&proxy, PoolOptions { min_idle: 1, acquire_timeout, ..calm() });
+        // It lies where the dials hold on to, too.
+        let attached = Arc::new(());
+        let there = Arc::downgrade(&attached);
+        pool.attach(attached);
+        let attempts = || proxy.accepted() + proxy.refused();
+        let handle = pool.handle();
+        drop(pool);
+        let before = attempts();
+        until("it goes on for the handle", async || attempts() > before + 1).await;
+        assert!(there.upgrade().is_some());
+
+        drop(handle);
+
+        until("nobody is left who dials", async || there.upgrade().is_none()).await;
+    }
+}
+
+#[db_testkit::test]
 async fn min_idle_connections_outlast_the_idle_timeout(db: TestDb) {
     let idle_timeout = Duration::from_millis(50);
     let kept = pool(&db, PoolOptions { min_idle: 2, idle_timeout, ..calm() });
@@ -287,6 +312,41 @@ async fn a_connection_that_idled_for_less_than_ping_after_is_not_asked(db: TestD
     let pool = through(&proxy, PoolOptions { max: 1, ping_after: NEVER, ..calm() });
     let first = pid(&pool).await;
     proxy.freeze();
+
+    // A question would not be answered.
+    assert_eq!(pid(&pool).await, first);
+    assert_eq!(pool.stats().totals.lost, 0);
+}
+
+#[db_testkit::test]
+async fn a_connection_that_nobody_used_gave_no_sign_of_life_by_coming_back(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let ping_after = Duration::from_millis(200);
+    let pool = through(&proxy, PoolOptions { max: 1, ping_after, ..calm() });
+    let unused = pool.handle().acquire().await.expect("a connection");
+    let dead = unused.pid();
+    until("nothing is heard of it for long", async || pool.holders()[0].held > ping_after).await;
+    proxy.half_open();
+
+    drop(unused);
+
+    assert_ne!(pid(&pool).await, dead);
+    assert_eq!(pool.stats().totals.lost, 1);
+}
+
+#[db_testkit::test]
+async fn an_answer_is_a_sign_of_life(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    // Longer than giving a connection back and taking it again, on a machine that has much to do.
+    let ping_after = Duration::from_secs(3);
+    let pool = through(&proxy, PoolOptions { max: 1, ping_after, ..calm() });
+    let mut used = pool.handle().acquire().await.expect("a connection");
+    let first = used.pid();
+    until("nothing is heard of it for long", async || pool.holders()[0].held > ping_after).await;
+
+    sqlx::query("select 1").execute(&mut used).await.expect("an answer");
+    proxy.freeze();
+    drop(used);
 
     // A question would not be answered.
     assert_eq!(pid(&pool).await, first);
