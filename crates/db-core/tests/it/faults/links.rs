@@ -365,6 +365,45 @@ async fn a_cancel_gets_through_although_the_connection_for_it_was_lost(db: TestD
 }
 
 #[db_testkit::test]
+async fn a_connection_whose_statement_could_not_be_cancelled_is_handed_to_nobody_else(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(1));
+    // Given back in the middle of the statement, or used again before.
+    for (closed, used_again) in [(1, false), (2, true)] {
+        let gate = Gate::shut(&db).await;
+        let mut conn = ends(pool.handle().acquire()).await.expect("a connection");
+        let pid = conn.pid();
+        tokio::select! {
+            _ = sqlx::query(Gate::WAIT).execute(&mut conn) => unreachable!("the gate is shut"),
+            _ = gate.until_waiting(1) => {}
+        }
+        // Only a new connection can carry the request to cancel.
+        let refused = proxy.refused();
+        proxy.refuse();
+        let opening = async {
+            until("the request was refused", async || proxy.refused() > refused).await;
+            gate.open().await;
+        };
+
+        if used_again {
+            let statement = ends(sqlx::query("select 1").execute(&mut conn));
+            let (result, ()) = tokio::join!(statement, opening);
+            result.expect("the link works");
+            drop(conn);
+        } else {
+            drop(conn);
+            opening.await;
+        }
+
+        until("it is given up", async || pool.stats().totals.beyond_repair == closed).await;
+        proxy.heal();
+        assert_ne!(ends(pool.handle().acquire()).await.expect("another").pid(), pid);
+        recovers(&pool).await;
+        let totals = pool.stats().totals;
+        assert_eq!((totals.cancelled, totals.repaired), (0, 0), "{totals:?}");
+    }
+}
+
+#[db_testkit::test]
 async fn callers_who_go_on_asking_through_every_fault_get_right_answers_again(db: TestDb) {
     let (proxy, pool) = stage(&db, hasty(4, SHORT, SHORT));
     let traffic = Traffic::begin(&pool, 8);
