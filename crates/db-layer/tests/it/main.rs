@@ -12,7 +12,7 @@ use db_layer::{
     Config, DatabaseHealth, Db, Migrations, NewEvent, NotifyAfterCommit, OnBus, OpenError, Options,
     PoolOptions, Topic,
 };
-use db_testkit::{TestDb, TestServer};
+use db_testkit::{TestDb, TestServer, until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -116,6 +116,35 @@ async fn shutdown_closes_everything_and_says_what_it_could_not(db: TestDb) {
 
     drop(held);
     let report = layer.shutdown(PATIENCE).await;
+    assert!(report.is_clean(), "{report:?}");
+}
+
+#[db_testkit::test]
+async fn what_is_committed_during_a_shutdown_is_still_notified(db: TestDb) {
+    let layer = db_layer::open(Options::new(config(&db))).await.expect("opened");
+    // As another process would have it.
+    let other = db_layer::open(Options::new(config(&db))).await.expect("opened");
+    let topic = Topic::new("orders").expect("a topic");
+    let mut heard = other.bus().subscribe(&topic, 10);
+    let mut tx = layer.backend().begin().await.expect("begun");
+    tx.notify(&topic, "paid").expect("accepted");
+    let shutdown = tokio::spawn({
+        let layer = layer.clone();
+        async move { layer.shutdown(PATIENCE).await }
+    });
+    until("the pools take nobody any more", async || {
+        layer.backend().acquire().await.is_err_and(|error| error.is_closed())
+    })
+    .await;
+
+    tx.commit().await.expect("committed");
+
+    let delivery = tokio::time::timeout(PATIENCE, heard.recv()).await.expect("in time").expect("an open bus");
+    assert!(
+        matches!(&delivery, Delivery::Notification(notification) if notification.payload() == "paid"),
+        "{delivery:?}"
+    );
+    let report = shutdown.await.expect("no panic");
     assert!(report.is_clean(), "{report:?}");
 }
 
