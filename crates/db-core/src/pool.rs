@@ -34,6 +34,9 @@ pub(crate) use repair::{Rest, come_to_rest};
 /// How long the sign of life may take before the connection is replaced.
 const PING_LIMIT: Duration = Duration::from_millis(300);
 
+/// Longer lifetimes than this one are all the same, and clocks do not reach as far as `Duration` does.
+const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
+
 /// A pool of connections to one database. Cheap to clone; clones are the same pool.
 ///
 /// The connections are the pool's own. Those that are idle lie on a stack: the one given back last is taken first, so that
@@ -181,8 +184,8 @@ fn sqlx_pool(inner: &Inner, max: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(max)
         .acquire_timeout(options.acquire_timeout)
-        .idle_timeout(options.idle_timeout)
-        .max_lifetime(options.max_lifetime)
+        .idle_timeout(options.idle_timeout.min(NEVER))
+        .max_lifetime(options.max_lifetime.min(NEVER))
         // sqlx's own test has no limit of time and costs a round trip on each take.
         .test_before_acquire(false)
         .before_acquire(move |conn, metadata| {

@@ -8,6 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Executor, Row};
 use tokio::time::timeout;
 
+use super::NEVER;
 use super::core::{Inner, Live, Refusal};
 use super::options::PoolOptions;
 use crate::Config;
@@ -19,9 +20,6 @@ const LIMIT: Duration = Duration::from_secs(3);
 
 /// However short callers wait: a dial serves those who come after them.
 const SHORTEST: Duration = Duration::from_millis(500);
-
-/// Longer lifetimes than this one are all the same, and clocks do not reach as far as `Duration` does.
-const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// The longest pause between two attempts, which chance may double. Only one dial of a pool goes on trying, so this need not
 /// be long; it is what callers wait for when the server is back.

@@ -6,7 +6,7 @@ use db_core::{Class, Config, Error, Pool, PoolOptions};
 use db_testkit::TestDb;
 use sqlx::Executor;
 
-use crate::support::{config, patient_pool, pool};
+use crate::support::{PATIENCE, config, patient_pool, pool};
 
 #[db_testkit::test]
 async fn handles_connections_and_transactions_are_executors(db: TestDb) {
@@ -192,10 +192,17 @@ async fn limits_as_long_as_can_be_are_no_limits(db: TestDb) {
     };
     let pool = Pool::new(&config(&db), options);
 
-    let mut tx = pool.handle().begin().await.expect("begun");
+    // Without a limit, nothing else would end the wait for a dial that has panicked.
+    let begun = tokio::time::timeout(PATIENCE, pool.handle().begin()).await;
+    let mut tx = begun.expect("it does not hang").expect("begun");
     sqlx::query("select 1").execute(&mut tx).await.expect("an answer");
     tx.commit().await.expect("committed");
     assert_eq!(pool.most_sessions(), u32::MAX);
+    // sqlx's own tasks add these to the time, and nobody sees them panic.
+    let theirs = pool.sqlx().options();
+    for limit in [theirs.get_idle_timeout(), theirs.get_max_lifetime()] {
+        assert!(limit.is_some_and(|limit| Instant::now().checked_add(limit).is_some()), "{limit:?}");
+    }
     assert!(pool.close(Duration::MAX).await.is_clean());
 }
 
