@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use db_core::{Class, Config, Error, Pool, PoolOptions};
-use db_testkit::TestDb;
+use db_testkit::{TestDb, poll_then_drop};
 use sqlx::Executor;
 
 use crate::support::{PATIENCE, config, patient_pool, pool};
@@ -83,6 +83,33 @@ async fn closing_waits_for_what_is_out_but_not_longer_than_it_is_told(db: TestDb
 
     drop(held);
     assert!(pool.close(Duration::from_secs(10)).await.is_clean(), "nothing is out");
+}
+
+#[db_testkit::test]
+async fn closing_closes_the_pool_that_sqlx_was_given(db: TestDb) {
+    let pool = patient_pool(&db, 3);
+    let theirs = pool.sqlx().clone();
+    let held = theirs.acquire().await.expect("a connection of sqlx's pool");
+
+    let closed = pool.close(Duration::from_millis(100)).await;
+
+    assert!(!closed.in_time, "theirs is out: {closed:?}");
+    assert!(matches!(theirs.acquire().await, Err(sqlx::Error::PoolClosed)));
+    drop(held);
+    assert!(pool.close(PATIENCE).await.is_clean(), "nothing is out");
+    db.until_sessions("none is left", <[_]>::is_empty).await;
+}
+
+#[db_testkit::test]
+async fn a_pool_that_closes_gives_sqlx_none_that_is_open(db: TestDb) {
+    let pool = patient_pool(&db, 3);
+    let held = pool.handle().acquire().await.expect("a connection");
+    assert!(poll_then_drop(pool.close(PATIENCE), 1).await.is_none(), "a connection is out");
+
+    assert!(matches!(pool.sqlx().acquire().await, Err(sqlx::Error::PoolClosed)));
+
+    drop(held);
+    assert!(pool.close(PATIENCE).await.is_clean());
 }
 
 #[db_testkit::test]
