@@ -139,16 +139,17 @@ impl Pool {
     /// call, so that neither can keep the other waiting. What is done there is not watched: sqlx's rules hold, not ours.
     #[must_use]
     pub fn sqlx(&self) -> &PgPool {
-        self.inner.sqlx.get_or_init(|| {
+        let pool = self.inner.sqlx.get_or_init(|| {
             let reserve = self.inner.reserve();
             self.inner.trim();
-            let pool = sqlx_pool(&self.inner, reserve);
-            if self.inner.core().closing {
-                // The call itself closes it to requests.
-                drop(pool.close());
-            }
-            pool
-        })
+            sqlx_pool(&self.inner, reserve)
+        });
+        // Once it is in its place: whoever closes the pool later finds it there.
+        if self.inner.core().closing {
+            // The call itself closes it to requests.
+            drop(pool.close());
+        }
+        pool
     }
 
     /// Attaches something that belongs to the same database, such as its bus or its keyring: handles and transactions of the
