@@ -34,7 +34,7 @@ pub(crate) use repair::{Rest, come_to_rest};
 /// How long the sign of life may take before the connection is replaced.
 const PING_LIMIT: Duration = Duration::from_millis(300);
 
-/// Longer lifetimes than this one are all the same, and clocks do not reach as far as `Duration` does.
+/// Longer times than this one are all the same, and clocks do not reach as far as `Duration` does.
 const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// A pool of connections to one database. Cheap to clone; clones are the same pool.
@@ -184,7 +184,7 @@ fn sqlx_pool(inner: &Inner, max: u32) -> PgPool {
     let ping_after = options.ping_after;
     PgPoolOptions::new()
         .max_connections(max)
-        .acquire_timeout(options.acquire_timeout)
+        .acquire_timeout(options.acquire_timeout.min(NEVER))
         .idle_timeout(options.idle_timeout.min(NEVER))
         .max_lifetime(options.max_lifetime.min(NEVER))
         // sqlx's own test has no limit of time and costs a round trip on each take.
