@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::deadline::{DeadlineError, Limited, within};
 use crate::log::Trip;
-use crate::pool::{Inner, Live, Rest, come_to_rest};
+use crate::pool::{Inner, Live, come_to_rest};
 use crate::statement::{Flight, State, Transaction};
 use crate::text::Text;
 use crate::tracker::Asker;
@@ -195,9 +195,9 @@ impl Conn {
         match timeout(limit.wait, come_to_rest(&self.inner, live, flight)).await {
             Ok(Ok(rest)) => {
                 // Nobody asked for its error, but a transaction around it has failed, too.
-                self.state.at_rest(rest == Rest::Failed);
+                self.state.at_rest(rest.failed);
                 // A cancel that is still under way is nothing that others should meet, whenever it comes.
-                if rest == Rest::Uncancelled {
+                if rest.uncancelled {
                     self.state.becomes_useless();
                 }
                 Ok(())

@@ -205,10 +205,10 @@ async fn terminate(inner: &Inner, session: &Session) {
 async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, sqlx::Error> {
     let reset = inner.options.reset;
     let end = match state.in_flight() {
-        Some(flight) => Some(come_to_rest(inner, live, flight).await?),
-        None => None,
+        Some(flight) => come_to_rest(inner, live, flight).await?,
+        None => Rest::default(),
     };
-    if state.is_useless() || end == Some(Rest::Uncancelled) {
+    if state.is_useless() || end.uncancelled {
         // A request to cancel may still be under way, and would hit the next user.
         return Ok(Mended::Useless);
     }
@@ -243,13 +243,12 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
 }
 
 /// How what was cut off came to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rest {
-    Done,
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Rest {
     /// With an error of its own, or because it was cancelled.
-    Failed,
+    pub(crate) failed: bool,
     /// By itself, while a request to cancel it may still be under way.
-    Uncancelled,
+    pub(crate) uncancelled: bool,
 }
 
 /// Waits for the end of what was cut off. A statement is cancelled when it does not end by itself at once. A commit is better
@@ -260,10 +259,11 @@ pub(crate) async fn come_to_rest(
     flight: Flight,
 ) -> Result<Rest, sqlx::Error> {
     if flight == Flight::Control {
-        return read_end(&mut live.raw).await;
+        let failed = read_end(&mut live.raw).await?;
+        return Ok(Rest { failed, uncancelled: false });
     }
     let mut cancelled = false;
-    let rest = {
+    let mut failed = {
         let mut end = pin!(read_end(&mut live.raw));
         let mut pause = LET_IT_END;
         loop {
@@ -278,8 +278,7 @@ pub(crate) async fn come_to_rest(
                     error = said(&error),
                     "a statement that was cut off could not be cancelled"
                 );
-                end.await?;
-                return Ok(Rest::Uncancelled);
+                return Ok(Rest { failed: end.await?, uncancelled: true });
             }
             // A cancel that comes before its statement is ignored: the statement may have been on its way still.
             pause *= 2;
@@ -290,25 +289,25 @@ pub(crate) async fn come_to_rest(
         }
     };
     if cancelled {
-        // One more round trip uses up a signal that came too late.
-        read_end(&mut live.raw).await?;
+        // One more round trip uses up a signal that came too late, and that fails a transaction, too.
+        failed |= read_end(&mut live.raw).await?;
     }
-    Ok(rest)
+    Ok(Rest { failed, uncancelled: false })
 }
 
 /// Reads what is left of a statement that was cut off, its error included: the driver stops at that as if it were the
-/// answer to what it has just sent, and a cancelled statement always leaves one.
-async fn read_end(raw: &mut PgConnection) -> Result<Rest, sqlx::Error> {
-    let mut rest = Rest::Done;
+/// answer to what it has just sent, and a cancelled statement always leaves one. Says whether there was any.
+async fn read_end(raw: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let mut failed = false;
     loop {
         match raw.ping().await {
             // There is one for each statement, so this ends.
             Err(error @ sqlx::Error::Database(_))
                 if !is_fatal(&error) && Class::of(&error) != Class::Lost =>
             {
-                rest = Rest::Failed;
+                failed = true;
             }
-            other => return other.map(|()| rest),
+            other => return other.map(|()| failed),
         }
     }
 }

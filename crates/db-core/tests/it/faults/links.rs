@@ -404,6 +404,33 @@ async fn a_connection_whose_statement_could_not_be_cancelled_is_handed_to_nobody
 }
 
 #[db_testkit::test]
+async fn what_fails_by_itself_where_it_could_not_be_cancelled_is_not_reported_as_committed(db: TestDb) {
+    table(&db).await;
+    let (proxy, pool) = stage(&db, options(1));
+    let gate = Gate::shut(&db).await;
+    let mut tx = ends(pool.handle().begin()).await.expect("begun");
+    sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
+    let waits_and_fails = "do $$ begin perform pg_advisory_xact_lock(1); raise 'on purpose'; end $$";
+    tokio::select! {
+        _ = sqlx::query(waits_and_fails).execute(&mut tx) => unreachable!("the gate is shut"),
+        _ = gate.until_waiting(1) => {}
+    }
+    let refused = proxy.refused();
+    proxy.refuse();
+    let opening = async {
+        until("the request to cancel was refused", async || proxy.refused() > refused).await;
+        gate.open().await;
+    };
+
+    let (result, ()) = tokio::join!(ends(tx.commit()), opening);
+
+    assert!(matches!(result, Err(Error::Aborted)), "{result:?}");
+    assert_eq!(rows(&db).await, 0);
+    proxy.heal();
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
 async fn callers_who_go_on_asking_through_every_fault_get_right_answers_again(db: TestDb) {
     let (proxy, pool) = stage(&db, hasty(4, SHORT, SHORT));
     let traffic = Traffic::begin(&pool, 8);
