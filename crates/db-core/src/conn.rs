@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::deadline::{DeadlineError, Limited, within};
 use crate::log::Trip;
-use crate::pool::{Inner, Live, come_to_rest};
+use crate::pool::{Live, Shared, come_to_rest};
 use crate::statement::{Flight, State, Transaction};
 use crate::text::Text;
 use crate::tracker::Asker;
@@ -32,13 +32,13 @@ use crate::{Class, Error, Tx, TxOptions};
 pub struct Conn {
     /// There until it is dropped.
     live: Option<Box<Live>>,
-    inner: Arc<Inner>,
+    inner: Arc<Shared>,
     asker: Asker,
     pub(crate) state: State,
 }
 
 impl Conn {
-    pub(crate) fn new(live: Box<Live>, inner: Arc<Inner>, asker: Asker, now: Instant) -> Self {
+    pub(crate) fn new(live: Box<Live>, inner: Arc<Shared>, asker: Asker, now: Instant) -> Self {
         live.session.lend(asker, now, inner.options.tracker);
         Self { live: Some(live), inner, asker, state: State::default() }
     }
@@ -116,7 +116,7 @@ impl Conn {
         self.asker
     }
 
-    pub(crate) fn inner(&self) -> &Arc<Inner> {
+    pub(crate) fn inner(&self) -> &Arc<Shared> {
         &self.inner
     }
 

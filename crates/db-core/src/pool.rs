@@ -1,5 +1,6 @@
 //! Pools, by the work they are for.
 
+use std::ops::Deref;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,16 +38,31 @@ const PING_LIMIT: Duration = Duration::from_millis(300);
 /// Longer times than this one are all the same, and clocks do not reach as far as `Duration` does.
 const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
 
-/// A pool of connections to one database. Cheap to clone; clones are the same pool.
+/// A pool of connections to one database. Cheap to clone; clones are the same pool. It ends with the last of them, of its
+/// handles, and of the connections on loan.
 ///
 /// The connections are the pool's own. Those that are idle lie on a stack: the one given back last is taken first, so that
 /// few are kept busy and the rest may close. Callers who find none wait in one line, first come, first served, and a
 /// connection that comes back goes to the first of them. Giving back costs no round trip.
 #[derive(Debug, Clone)]
 pub struct Pool {
+    inner: Arc<Shared>,
+}
+
+/// A pool as those have it who use it: its clones, its handles, and the connections on loan. With the last of them, the
+/// keeper and the dials end, which hold on to what is inside themselves.
+#[derive(Debug)]
+pub(crate) struct Shared {
     inner: Arc<Inner>,
-    /// With the last clone and handle, the keeper and the dials end, which hold on to `inner` themselves.
-    _alive: Arc<DropGuard>,
+    _alive: DropGuard,
+}
+
+impl Deref for Shared {
+    type Target = Arc<Inner>;
+
+    fn deref(&self) -> &Arc<Inner> {
+        &self.inner
+    }
 }
 
 impl Pool {
@@ -61,8 +77,8 @@ impl Pool {
         let pace = keeper::pace(&options);
         let inner = Arc::new(Inner::new(config.clone(), options));
         inner.runtime.spawn(keeper::keep(Arc::downgrade(&inner), inner.ended.clone(), pace));
-        let alive = Arc::new(inner.ended.clone().drop_guard());
-        Self { inner, _alive: alive }
+        let alive = inner.ended.clone().drop_guard();
+        Self { inner: Arc::new(Shared { inner, _alive: alive }) }
     }
 
     /// A handle that remembers the line it was made on. This is what queries are run on.

@@ -7,8 +7,8 @@ use sqlx::Connection;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::PING_LIMIT;
 use super::core::{Inner, Parcel, Refusal, Standard, Taken};
+use super::{PING_LIMIT, Shared};
 use crate::Conn;
 use crate::error::{AcquireError, AcquirePhase, Explained};
 use crate::statement::Flight;
@@ -31,7 +31,7 @@ impl Drop for Place<'_> {
 
 /// Takes a connection. What is there and fit is handed out without more ado; everything else is in a box of its own, so that
 /// futures which take a connection stay small.
-pub(crate) async fn acquire(inner: &Arc<Inner>, asker: Asker) -> Result<Conn, AcquireError> {
+pub(crate) async fn acquire(inner: &Arc<Shared>, asker: Asker) -> Result<Conn, AcquireError> {
     let started = Instant::now();
     match inner.take() {
         Taken::Live(live, standard) => {
@@ -57,7 +57,7 @@ enum Next<'a> {
 }
 
 async fn persevere<'a>(
-    inner: &'a Arc<Inner>,
+    inner: &'a Arc<Shared>,
     asker: Asker,
     started: Instant,
     mut next: Next<'a>,

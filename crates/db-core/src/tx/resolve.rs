@@ -8,7 +8,7 @@ use sqlx::{Row, SqlSafeStr};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::said;
-use crate::pool::{Inner, acquire};
+use crate::pool::{Shared, acquire};
 use crate::tracker::{Asker, Session};
 use crate::{Conn, Error};
 
@@ -35,6 +35,7 @@ pub(super) async fn number(conn: &mut Conn) -> Result<Option<String>, Error> {
 /// Asks the server on another connection.
 pub(super) async fn outcome(mut conn: Conn, number: Option<&str>) -> Outcome {
     let Some(number) = number else { return Outcome::Unknown };
+    // With it, the pool lives on, even if this was the last that was left of it.
     let (inner, asker) = (Arc::clone(conn.inner()), conn.asker());
     let session = Arc::clone(&conn.live().session);
     // It may hold the only place in the pool; and it must never come back to it, since its session may be ended now.
@@ -44,7 +45,7 @@ pub(super) async fn outcome(mut conn: Conn, number: Option<&str>) -> Outcome {
     timeout_at(Instant::now() + LIMIT, ask).await.unwrap_or(Outcome::Unknown)
 }
 
-async fn ask(inner: &Arc<Inner>, asker: Asker, session: &Session, number: &str) -> Outcome {
+async fn ask(inner: &Arc<Shared>, asker: Asker, session: &Session, number: &str) -> Outcome {
     let started = Instant::now();
     loop {
         match status(inner, asker, number).await {
@@ -71,7 +72,7 @@ async fn ask(inner: &Arc<Inner>, asker: Asker, session: &Session, number: &str) 
     }
 }
 
-async fn status(inner: &Arc<Inner>, asker: Asker, number: &str) -> Result<Option<String>, Error> {
+async fn status(inner: &Arc<Shared>, asker: Asker, number: &str) -> Result<Option<String>, Error> {
     let mut conn = acquire(inner, asker).await?;
     let status =
         sqlx::query_scalar("select pg_xact_status($1::xid8)").bind(number).fetch_one(&mut conn).await;

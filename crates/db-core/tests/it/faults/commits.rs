@@ -232,3 +232,17 @@ async fn a_commit_in_a_black_hole_that_stays_is_unknown_after_ten_seconds(db: Te
     gate.open().await;
     recovers(&pool).await;
 }
+
+#[db_testkit::test]
+async fn a_commit_is_resolved_though_its_transaction_is_all_that_is_left_of_the_pool(db: TestDb) {
+    table(&db).await;
+    let (proxy, pool) = stage(&db, options(2));
+    let mut tx = pool.handle().begin_with(resolve()).await.expect("begun");
+    sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
+    drop(pool);
+
+    proxy.cut_answer_to("COMMIT");
+    tx.commit().await.expect("the server says that it is committed");
+
+    assert_eq!(rows(&db).await, 1);
+}
