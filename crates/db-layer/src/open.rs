@@ -25,7 +25,7 @@ pub struct Options {
     /// Where it is past a connection pooler such as `PgBouncer`, for what needs a session of its own: migrations, and the
     /// bus. `None`, the default, is the same address.
     pub direct: Option<Config>,
-    /// How many instances of the service there are [1]. Opening fails when the pools of all of them do not fit into what the
+    /// How many instances of the service there are, 1 by default. Opening fails when the pools of all of them do not fit into what the
     /// server has for ordinary roles. 0 turns the check off, which is right behind a connection pooler.
     pub instances: u32,
     /// How long to wait for the server [30 s].
