@@ -25,8 +25,9 @@ pub struct Options {
     /// Where it is past a connection pooler such as `PgBouncer`, for what needs a session of its own: migrations, and the
     /// bus. `None`, the default, is the same address.
     pub direct: Option<Config>,
-    /// How many instances of the service there are, 1 by default. Opening fails when the pools of all of them do not fit into what the
-    /// server has for ordinary roles. 0 turns the check off, which is right behind a connection pooler.
+    /// How many instances of the service there are, 1 by default. Opening fails when the pools of all of them do not fit into
+    /// what the server has for ordinary roles. 0 turns the check off, and so does a [direct](Self::direct) address: behind a
+    /// pooler it is the pooler that counts.
     pub instances: u32,
     /// How long to wait for the server [30 s].
     pub wait: Retry,
@@ -126,7 +127,8 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
     let direct = options.direct.clone().unwrap_or_else(|| config.clone());
 
     let mut first = connect::connect(&config, options.wait).await?;
-    if options.instances > 0 {
+    // Behind a pooler, how many sessions the server sees is the pooler's affair.
+    if options.instances > 0 && options.direct.is_none() {
         let answer = timeout(ROOM_LIMIT, sizing::check(&mut first, &options)).await;
         answer
             .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))

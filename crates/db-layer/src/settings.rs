@@ -16,7 +16,7 @@ static INSTANCES: Setting = Setting {
     value: "NUMBER",
     default: Some("1"),
     help: "How many instances of the service there are. Opening fails when the pools of all of them do not fit into the \
-           server's max_connections. 0 turns that off, which is right behind a connection pooler.",
+           server's max_connections. 0 turns that off, and so does a direct address, since that means a connection pooler.",
     is_secret: false,
 };
 

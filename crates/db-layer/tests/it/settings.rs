@@ -294,6 +294,9 @@ async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: Test
         assert_eq!(opened.is_ok(), fits, "{backend}");
     }
     assert!(db_layer::open(with("instances", "0")).await.is_ok(), "nobody is asked");
+    let pooled = settings.clone().set("database-url-direct", db.url()).set("instances", "1000");
+    let pooled = pooled.options().expect("nothing is wrong");
+    assert!(db_layer::open(pooled).await.is_ok(), "the pooler counts");
 }
 
 #[db_testkit::test]
