@@ -45,6 +45,9 @@ enum Topic {
     Pool {
         #[command(flatten)]
         options: Options,
+        /// Only this one, such as `pool.10.ours`, and no ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
     },
     /// The same by 64 tasks on 4 connections: who gets how many turns.
     Fairness {
@@ -74,7 +77,7 @@ struct Options {
     /// Write the rows to a file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// How many rounds; the median counts. Unless given, as many as take less than a minute.
+    /// How many rounds; the median counts. Unless given, as many as take two minutes at most.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
 }
@@ -105,8 +108,8 @@ fn act() -> anyhow::Result<ExitCode> {
             let report = run::measure(lines, options.rounds(7))?;
             (options, report)
         }
-        Topic::Pool { options } => {
-            let report = pool::measure(&workers()?, options.rounds(7))?;
+        Topic::Pool { options, arms } => {
+            let report = pool::measure(&workers()?, options.rounds(7), &arms)?;
             (options, report)
         }
         Topic::Fairness { options } => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::bail;
 use tokio::runtime::Runtime;
 
 use crate::load::{Load, Work};
@@ -24,7 +25,8 @@ const SLICE: Duration = Duration::from_secs(1);
 /// Taking alone is a thousand times faster, and needs less time to be measured.
 const BARE_SLICE: Duration = Duration::from_millis(150);
 
-pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report> {
+/// Of some arms alone, if they are named, there are no rows.
+pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyhow::Result<Report> {
     Database::with(runtime, |database| {
         let url = database.url();
         let size = usize::try_from(CONNECTIONS)?;
@@ -55,6 +57,15 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report
         arms.push(take(runtime, "bare.deadpool", Take(deadpool)));
         arms.push(take(runtime, "bare.ours", Take(ours)));
         arms.push(take(runtime, "bare.pgpool", Take(pgpool)));
+
+        if !only.is_empty() {
+            let names: Vec<_> = arms.iter().map(Arm::name).collect();
+            if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
+                bail!("there is no `{unknown}`: {}", names.join(", "));
+            }
+            arms.retain(|arm| only.iter().any(|name| name == arm.name()));
+            return Ok(interleave(&arms, rounds)?.report(database.what().to_owned(), Vec::new()));
+        }
 
         let measured = interleave(&arms, rounds)?;
         let mut rows = Vec::new();

@@ -28,6 +28,10 @@ impl<'a> Arm<'a> {
         Self { name: name.into(), slice, run: Box::new(run) }
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     fn run(&self, slice: Duration) -> anyhow::Result<Slice> {
         (self.run)(slice).with_context(|| self.name.clone())
     }
