@@ -11,8 +11,9 @@ use db_layer::Settings;
 ///
 /// Without a subcommand: serves the web page on 127.0.0.1:8080 (or a free port) and starts one build to look at.
 ///
-/// Builds live in the PostgreSQL that `DATABASE_URL` names, or `--postgres-host` and its like. Without them, buildwatch starts one of its own in the data
-/// folder, shares it with every other buildwatch that uses the folder, and stops it when the last of them ends.
+/// Builds live in the PostgreSQL that `DATABASE_URL` names, or `--postgres-database` and its like. Without them,
+/// buildwatch starts one of its own in the data folder, shares it with every other buildwatch that uses the folder, and
+/// stops it when the last of them ends.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub(crate) struct Cli {

@@ -6,8 +6,12 @@ use std::path::PathBuf;
 
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::postgres::PgConnectOptions;
 use url::Url;
+
+use self::tls::Tls;
+
+mod tls;
 
 /// The address of a database and how to log in to it.
 ///
@@ -27,30 +31,6 @@ pub struct Config {
 enum Host {
     Name(String),
     SocketDir(PathBuf),
-}
-
-#[derive(Debug, Clone, Default)]
-struct Tls {
-    mode: Option<PgSslMode>,
-    root_cert: Option<Pem>,
-    cert: Option<Pem>,
-    key: Option<Pem>,
-}
-
-/// What is in a file, or in the address itself. It may be a key, so `Debug` shows nothing of it.
-#[derive(Clone)]
-enum Pem {
-    File(String),
-    Text(SecretString),
-}
-
-impl fmt::Debug for Pem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "{path}"),
-            Self::Text(_) => write!(f, "(PEM)"),
-        }
-    }
 }
 
 /// What is wrong with a database address, naming the part and never a value that may hide a secret.
@@ -178,6 +158,9 @@ impl Config {
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
+        if let Some(done) = self.tls.set(name, value) {
+            return done;
+        }
         match name {
             "host" => self.host = host(value)?,
             "port" => self.port = value.parse().map_err(|_| ConfigError::Port)?,
@@ -185,15 +168,6 @@ impl Config {
             "password" => self.password = Some(SecretString::from(value)),
             "dbname" => value.clone_into(&mut self.database),
             "application_name" => self.application_name = Some(value.to_owned()),
-            "sslmode" => {
-                self.tls.mode = Some(value.parse().map_err(|_| ConfigError::Parameter {
-                    parameter: "sslmode",
-                    expected: "one of disable, allow, prefer, require, verify-ca, verify-full",
-                })?);
-            }
-            "sslrootcert" => self.tls.root_cert = Some(pem("sslrootcert", value)?),
-            "sslcert" => self.tls.cert = Some(pem("sslcert", value)?),
-            "sslkey" => self.tls.key = Some(pem("sslkey", value)?),
             unknown => {
                 let is_plain =
                     unknown.len() <= 40 && unknown.chars().all(|c| c.is_ascii_lowercase() || c == '_');
@@ -229,20 +203,19 @@ impl Config {
         &self.user
     }
 
-    /// What TLS has to be like: as the address says; otherwise, off this machine, it is verified, the host's name included,
-    /// and on it, where nobody can listen, TLS is used if the server offers it.
-    fn tls_mode(&self) -> PgSslMode {
-        match (self.tls.mode, &self.host) {
-            (Some(mode), _) => mode,
-            (None, Host::SocketDir(_)) => PgSslMode::Prefer,
-            (None, Host::Name(name)) if is_loopback(name) => PgSslMode::Prefer,
-            (None, Host::Name(_)) => PgSslMode::VerifyFull,
+    /// RFC 6761: `localhost` and what ends with it is this machine. RFC 1122 and RFC 4291 for the numbers.
+    fn is_on_this_machine(&self) -> bool {
+        let Host::Name(name) = &self.host else { return true };
+        let name = name.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        match name.parse::<std::net::IpAddr>() {
+            Ok(address) => address.is_loopback(),
+            Err(_) => name == "localhost" || name.ends_with(".localhost"),
         }
     }
 
     /// Whether TLS is verified because nobody said otherwise.
     pub(crate) fn verifies_by_default(&self) -> bool {
-        self.tls.mode.is_none() && matches!(self.tls_mode(), PgSslMode::VerifyFull)
+        self.tls.verifies_by_default(self.is_on_this_machine())
     }
 
     /// The options for sqlx, for code that dials by itself.
@@ -262,22 +235,7 @@ impl Config {
         if let Some(password) = &self.password {
             options = options.password(password.expose_secret());
         }
-        options = options.ssl_mode(self.tls_mode());
-        options = match &self.tls.root_cert {
-            Some(Pem::File(path)) => options.ssl_root_cert(path),
-            Some(Pem::Text(pem)) => options.ssl_root_cert_from_pem(pem.expose_secret().as_bytes().to_vec()),
-            None => options,
-        };
-        options = match &self.tls.cert {
-            Some(Pem::File(path)) => options.ssl_client_cert(path),
-            Some(Pem::Text(pem)) => options.ssl_client_cert_from_pem(pem.expose_secret()),
-            None => options,
-        };
-        options = match &self.tls.key {
-            Some(Pem::File(path)) => options.ssl_client_key(path),
-            Some(Pem::Text(pem)) => options.ssl_client_key_from_pem(pem.expose_secret()),
-            None => options,
-        };
+        options = self.tls.apply(options, self.is_on_this_machine());
         if let Some(name) = &self.application_name {
             options = options.application_name(name);
         }
@@ -341,33 +299,6 @@ fn parse(address: &str) -> Result<Url, ConfigError> {
         }
         _ => ConfigError::NotAUrl(ESCAPE),
     })
-}
-
-/// RFC 6761: `localhost` and what ends with it is this machine. RFC 1122 and RFC 4291 for the numbers.
-fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
-    match host.parse::<std::net::IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host == "localhost" || host.ends_with(".localhost"),
-    }
-}
-
-/// A PEM text as it is, or the path of a file that has it.
-fn pem(parameter: &'static str, value: &str) -> Result<Pem, ConfigError> {
-    if value.trim_start().starts_with("-----BEGIN ") {
-        return Ok(Pem::Text(SecretString::from(value)));
-    }
-    file(parameter, value).map(Pem::File)
-}
-
-/// A file that is missing would look like a server that is, and be waited for.
-fn file(parameter: &'static str, path: &str) -> Result<String, ConfigError> {
-    match std::fs::File::open(path) {
-        Ok(_) => Ok(path.to_owned()),
-        Err(_) => {
-            Err(ConfigError::Parameter { parameter, expected: "PEM, or the path of a file that can be read" })
-        }
-    }
 }
 
 fn password_of_environment() -> Option<SecretString> {
