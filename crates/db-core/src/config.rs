@@ -3,14 +3,18 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
+use self::asked::Asked;
 use self::tls::Tls;
+use crate::{PoolOptions, Pooler};
 
+mod asked;
 mod tls;
 
 /// The address of a database and how to log in to it.
@@ -25,6 +29,8 @@ pub struct Config {
     database: String,
     tls: Tls,
     application_name: Option<String>,
+    pooler: Pooler,
+    asked: Asked,
 }
 
 #[derive(Debug, Clone)]
@@ -61,8 +67,9 @@ pub enum ConfigError {
     /// A parameter that is not known here, by its name. Its value is not repeated, nor is a name that does not look
     /// like one: after an unescaped `?` it would be half a password.
     #[error(
-        "the database address has a parameter {} that is not known (known: application_name, dbname, host, \
-         password, port, sslcert, sslkey, sslmode, sslrootcert, user)",
+        "the database address has a parameter {} that is not known (known: application_name, connect_timeout, \
+         connection_limit, dbname, host, password, pgbouncer, pool_timeout, port, sslcert, sslkey, sslmode, sslrootcert, \
+         user)",
         .0.as_ref().map_or_else(|| "with an unusual name".to_owned(), |name| format!("`{name}`"))
     )]
     UnknownParameter(Option<String>),
@@ -88,6 +95,10 @@ impl Config {
     /// TLS. `sslrootcert`, `sslcert` and `sslkey` are PEM, or paths of files; without `sslrootcert`, the operating system's
     /// authorities are trusted.
     ///
+    /// `pgbouncer=true` says that a [pooler in transaction mode](Pooler::Transaction) is in between. `connection_limit` is the
+    /// most connections of each pool of the address, in place of a higher limit of its own; `pool_timeout` how long callers
+    /// wait for one, and `connect_timeout` how long one attempt to connect may take, in whole seconds.
+    ///
     /// # Errors
     ///
     /// [`ConfigError`] names the part that is wrong. An unknown parameter is one: a misspelt `sslmode` must not
@@ -109,6 +120,8 @@ impl Config {
             database: decode(url.path().trim_start_matches('/'), "database name")?.into_owned(),
             tls: Tls::default(),
             application_name: None,
+            pooler: Pooler::default(),
+            asked: Asked::default(),
         };
         for (name, value) in url.query_pairs() {
             config.set(&name, &value)?;
@@ -137,6 +150,8 @@ impl Config {
             database: database.to_owned(),
             tls: Tls::default(),
             application_name: None,
+            pooler: Pooler::default(),
+            asked: Asked::default(),
         };
         config.checked()
     }
@@ -161,7 +176,22 @@ impl Config {
         if let Some(done) = self.tls.set(name, value) {
             return done;
         }
+        if let Some(done) = self.asked.set(name, value) {
+            return done;
+        }
         match name {
+            "pgbouncer" => {
+                self.pooler = match value {
+                    "true" => Pooler::Transaction,
+                    "false" => Pooler::None,
+                    _ => {
+                        return Err(ConfigError::Parameter {
+                            parameter: "pgbouncer",
+                            expected: "true or false",
+                        });
+                    }
+                }
+            }
             "host" => self.host = host(value)?,
             "port" => self.port = value.parse().map_err(|_| ConfigError::Port)?,
             "user" => value.clone_into(&mut self.user),
@@ -189,6 +219,30 @@ impl Config {
     pub fn with_application_name(mut self, name: &str) -> Self {
         self.application_name.get_or_insert_with(|| name.to_owned());
         self
+    }
+
+    /// The same address, with that in between.
+    #[must_use]
+    pub fn with_pooler(mut self, pooler: Pooler) -> Self {
+        self.pooler = pooler;
+        self
+    }
+
+    /// What is in between.
+    #[must_use]
+    pub fn pooler(&self) -> Pooler {
+        self.pooler
+    }
+
+    /// A pool's options within what the address asks of pools, as [`Pool::new`](crate::Pool::new) has them.
+    #[must_use]
+    pub fn limit(&self, options: PoolOptions) -> PoolOptions {
+        self.asked.limit(options)
+    }
+
+    /// How long one attempt to connect may take, if the address says it.
+    pub(crate) fn connect_timeout(&self) -> Option<Duration> {
+        self.asked.dial
     }
 
     /// The database's name.
@@ -238,6 +292,10 @@ impl Config {
         options = self.tls.apply(options, self.is_on_this_machine());
         if let Some(name) = &self.application_name {
             options = options.application_name(name);
+        }
+        if self.pooler == Pooler::Transaction {
+            // PgBouncer refuses who asks for it at the start. Servers from version 12 on say floats in full without.
+            options = options.extra_float_digits(None);
         }
         options
     }
@@ -359,6 +417,60 @@ mod tests {
         ] {
             let mode_of = Config::from_url(address).expect("a good address").as_sqlx().get_ssl_mode();
             assert_eq!(format!("{mode_of:?}"), mode, "{address}");
+        }
+    }
+
+    #[test]
+    fn what_an_address_asks_of_its_pools_bounds_theirs() {
+        let config =
+            Config::from_url("postgres://app@db/shop?connection_limit=20&pool_timeout=7&connect_timeout=9")
+                .expect("a good address");
+
+        let (api, backend) = (config.limit(PoolOptions::api()), config.limit(PoolOptions::backend()));
+
+        assert_eq!((api.max, backend.max), (10, 20), "no pool grows by it");
+        assert_eq!(
+            (api.acquire_timeout, backend.acquire_timeout),
+            (Duration::from_secs(7), Duration::from_secs(7))
+        );
+        assert_eq!(config.connect_timeout(), Some(Duration::from_secs(9)));
+        let silent = Config::from_url("postgres://app@db/shop").expect("a good address");
+        assert_eq!(silent.limit(PoolOptions::api()).acquire_timeout, PoolOptions::api().acquire_timeout);
+        assert_eq!(silent.connect_timeout(), None);
+    }
+
+    #[test]
+    fn a_pooler_is_one_by_word() {
+        for (address, pooler) in [
+            ("postgres://app@db/shop", Pooler::None),
+            ("postgres://app@db/shop?pgbouncer=false", Pooler::None),
+            ("postgres://app@db/shop?pgbouncer=true", Pooler::Transaction),
+        ] {
+            assert_eq!(Config::from_url(address).expect("a good address").pooler(), pooler, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_means_for_ever_or_nothing_is_refused() {
+        for (parameter, value) in [
+            ("connection_limit", "0"),
+            ("connection_limit", "many"),
+            ("connection_limit", "-1"),
+            ("connection_limit", "262144"),
+            ("pool_timeout", "0"),
+            ("pool_timeout", "1.5"),
+            ("pool_timeout", ""),
+            ("connect_timeout", "86401"),
+            ("pgbouncer", "yes"),
+            ("pgbouncer", ""),
+        ] {
+            let error =
+                Config::from_url(&format!("postgres://app@db/shop?{parameter}={value}")).expect_err(value);
+
+            assert!(
+                matches!(&error, ConfigError::Parameter { parameter: named, .. } if *named == parameter),
+                "{parameter}={value}: {error}"
+            );
         }
     }
 

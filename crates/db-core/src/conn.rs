@@ -16,9 +16,9 @@ use crate::deadline::{DeadlineError, Limited, within};
 use crate::log::Trip;
 use crate::pool::{Live, Shared, come_to_rest};
 use crate::statement::{Flight, State, Transaction};
-use crate::text::Text;
+use crate::text::{Text, needs_session};
 use crate::tracker::Asker;
-use crate::{Class, Error, Tx, TxOptions};
+use crate::{Class, Error, PoolerError, Tx, TxOptions};
 
 /// A connection taken from a [`Pool`](crate::Pool), given back when it is dropped.
 ///
@@ -86,7 +86,8 @@ impl Conn {
         }
     }
 
-    /// The process id of the server process, as in `pg_stat_activity`.
+    /// The process id of the server process, as in `pg_stat_activity`. 0 through a
+    /// [pooler](crate::Pooler::Transaction), where it may be another one with each transaction.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.live().session.pid
@@ -249,7 +250,14 @@ impl Conn {
     }
 
     /// Notes what a statement will leave behind, before it is sent.
-    fn take_note(&mut self, text: &Text) {
+    ///
+    /// # Errors
+    ///
+    /// A [`PoolerError`] when there is a pooler in between that would leave it to others.
+    fn take_note(&mut self, text: &Text) -> Result<(), PoolerError> {
+        if self.inner.is_pooled() {
+            self.admit(text.as_str())?;
+        }
         if text.changes_session() {
             self.state.session_changed = true;
             self.state.unseen = true;
@@ -257,6 +265,14 @@ impl Conn {
                 // `ROLLBACK TO SAVEPOINT` may mend it; the commit will ask.
                 self.state.transaction = Transaction::Open;
             }
+        }
+        Ok(())
+    }
+
+    fn admit(&self, sql: &str) -> Result<(), PoolerError> {
+        match needs_session(sql) {
+            Some(needs) => Err(PoolerError::new(&self.inner.options.name, self.asker.at, needs)),
+            None => Ok(()),
         }
     }
 
@@ -322,7 +338,7 @@ impl Conn {
         note: impl Fn(&mut Trip, &T),
     ) -> Result<T, sqlx::Error> {
         self.drained().await?;
-        self.take_note(&text);
+        self.take_note(&text)?;
         let again = self.again(&text);
         let sql = text.sql_str();
         let limit = self.limit();
@@ -358,7 +374,7 @@ impl Conn {
     fn many(&mut self, text: Text) -> BoxStream<'_, Result<Either<PgQueryResult, PgRow>, sqlx::Error>> {
         Box::pin(try_stream! {
             self.drain().await?;
-            self.take_note(&text);
+            self.take_note(&text)?;
             let mut again = self.again(&text);
             let mut text = text;
             let sql = text.sql_str();

@@ -9,14 +9,14 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::timeout;
 
-use crate::{Class, Config, error};
+use crate::{Class, Config, Pooler, error};
 
 /// How long to wait for a server, and how often to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
     /// No attempt begins after this time [30 s], and none but the first goes on longer. Zero means one attempt.
     pub deadline: Duration,
-    /// One attempt ends after this time [5 s].
+    /// One attempt ends after this time [5 s], unless the address has a `connect_timeout`.
     pub attempt: Duration,
     /// The first pause between two attempts [50 ms]; it doubles up to `max_pause` and is spread by jitter.
     pub min_pause: Duration,
@@ -46,6 +46,7 @@ impl Default for Retry {
 /// [`ConnectError`] says to what, how often and how long it was tried, and what the last attempt met.
 pub async fn connect(config: &Config, retry: Retry) -> Result<PgConnection, ConnectError> {
     let options = config.as_sqlx();
+    let longest = config.connect_timeout().unwrap_or(retry.attempt);
     let started = Instant::now();
     let mut pauses = ExponentialBuilder::new()
         .with_min_delay(retry.min_pause)
@@ -58,7 +59,7 @@ pub async fn connect(config: &Config, retry: Retry) -> Result<PgConnection, Conn
     loop {
         attempt += 1;
         let left = retry.deadline.saturating_sub(started.elapsed());
-        let limit = if attempt == 1 { retry.attempt } else { retry.attempt.min(left) };
+        let limit = if attempt == 1 { longest } else { longest.min(left) };
         let failure = match timeout(limit, dial(&options)).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => ConnectFailure::of(&error, config),
@@ -150,6 +151,9 @@ pub enum ConnectFailure {
     /// The server is there and does not take connections now (57P03, 53300).
     #[error("the server is there but takes no connection now: {0}")]
     NotReady(String),
+    /// There is a pooler in between that was not reckoned with, or that cannot do what is needed.
+    #[error("{0}")]
+    Pooler(String),
     /// No answer within the limit of one attempt.
     #[error("no answer within {:.1} s", .0.as_secs_f64())]
     TimedOut(Duration),
@@ -169,6 +173,7 @@ impl ConnectFailure {
                 | Self::NoSuchDatabase(_)
                 | Self::Tls(_)
                 | Self::Forbidden(_)
+                | Self::Pooler(_)
         )
     }
 
@@ -181,6 +186,36 @@ impl ConnectFailure {
             ));
         }
         Self::Tls(said)
+    }
+
+    /// `PgBouncer` has one code for whatever it says itself.
+    fn of_pooler(said: String, config: &Config) -> Self {
+        if said.contains("unsupported startup parameter") {
+            return Self::Pooler(match config.pooler() {
+                Pooler::None => format!(
+                    "a pooler such as PgBouncer is in between ({said}): if it is in transaction mode, add pgbouncer=true to the \
+                     address; if not, have it ignore that (ignore_startup_parameters)"
+                ),
+                Pooler::Transaction => {
+                    format!(
+                        "the pooler in between refused the session ({said}): have it ignore that (ignore_startup_parameters)"
+                    )
+                }
+            });
+        }
+        if said.contains("no such database") || said.contains("bouncer config error") {
+            return Self::NoSuchDatabase(config.database().to_owned());
+        }
+        Self::NotReady(said)
+    }
+
+    pub(crate) fn does_not_follow() -> Self {
+        Self::Pooler(
+            "the pooler in between does not follow prepared statements, which every query is: PgBouncer does from 1.21 on, with \
+             max_prepared_statements above 0; with an older one, use its session mode and leave out pgbouncer=true, or the \
+             server's own address"
+                .to_owned(),
+        )
     }
 
     pub(crate) fn of(source: &sqlx::Error, config: &Config) -> Self {
@@ -196,6 +231,7 @@ impl ConnectFailure {
                 "28000" => Self::LoginRefused { role: config.user().to_owned(), said },
                 "3D000" => Self::NoSuchDatabase(config.database().to_owned()),
                 "57P03" | "53300" => Self::NotReady(said),
+                "08P01" => Self::of_pooler(said, config),
                 _ => Self::Other(format!("{said} ({code})")),
             };
         }

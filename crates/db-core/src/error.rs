@@ -5,7 +5,7 @@ use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
-use crate::{Class, ConfigError, ConnectError, DeadlineError, Holder, Stats};
+use crate::{Class, ConfigError, ConnectError, DeadlineError, Holder, PoolerError, Stats};
 
 /// Anything that can go wrong between a service and its database.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,9 @@ pub enum Error {
     /// A statement or a transaction took longer than it may.
     #[error(transparent)]
     Deadline(#[from] DeadlineError),
+    /// A statement was not sent, since it would do harm behind a pooler.
+    #[error(transparent)]
+    Pooler(#[from] PoolerError),
 }
 
 impl Error {
@@ -48,7 +51,7 @@ impl Error {
             Self::Acquire(error) if error.is_closed() => Class::Other,
             Self::Connect(_) | Self::Acquire(_) => Class::NotReached,
             Self::Statement(error) => error.class(),
-            Self::Aborted => Class::Other,
+            Self::Aborted | Self::Pooler(_) => Class::Other,
             Self::CommitUnknown(_) => Class::Lost,
             Self::RolledBack(_) => Class::Conflict,
             Self::Deadline(_) => Class::TimedOut,
@@ -114,7 +117,16 @@ impl Error {
 impl From<sqlx::Error> for Error {
     /// Takes back an error of ours that travelled through sqlx's `Executor`; wraps any other.
     fn from(error: sqlx::Error) -> Self {
-        let sqlx::Error::Io(io) = error else { return Self::Statement(StatementError(error)) };
+        let io = match error {
+            sqlx::Error::Io(io) => io,
+            sqlx::Error::Configuration(other) => {
+                return match other.downcast::<PoolerError>() {
+                    Ok(ours) => Self::Pooler(*ours),
+                    Err(other) => Self::Statement(StatementError(sqlx::Error::Configuration(other))),
+                };
+            }
+            other => return Self::Statement(StatementError(other)),
+        };
         match io.downcast::<AcquireError>() {
             Ok(ours) => Self::Acquire(ours),
             Err(io) => match io.downcast::<DeadlineError>() {

@@ -30,6 +30,7 @@ pub use stats::{Stats, Totals};
 
 pub(crate) use self::core::{Inner, Live};
 pub(crate) use acquire::acquire;
+pub(crate) use options::milliseconds;
 pub(crate) use repair::come_to_rest;
 
 /// How long the sign of life may take before the connection is replaced.
@@ -74,6 +75,7 @@ impl Pool {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn new(config: &Config, options: PoolOptions) -> Self {
+        let options = config.limit(options);
         let pace = keeper::pace(&options);
         let inner = Arc::new(Inner::new(config.clone(), options));
         inner.runtime.spawn(keeper::keep(Arc::downgrade(&inner), inner.ended.clone(), pace));

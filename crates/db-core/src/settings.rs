@@ -32,7 +32,7 @@ mod flags;
 mod keys;
 mod pools;
 
-pub use database::{DATABASE, database, direct, matters, names_a_database};
+pub use database::{DATABASE, database, demand_direct, direct, matters, names_a_database};
 pub use keys::{KEYS, keyring};
 pub use pools::{POOLS, api, backend};
 

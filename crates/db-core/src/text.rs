@@ -4,6 +4,8 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgStatement};
 use sqlx::{Execute, Postgres, SqlStr};
 
+use crate::pooler::Needs;
+
 /// A statement taken apart, so that its text can be read before it is sent.
 pub(crate) struct Text {
     sql: SqlStr,
@@ -26,6 +28,10 @@ impl Text {
 
     pub(crate) fn sql_str(&self) -> SqlStr {
         self.sql.clone()
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        self.sql.as_str()
     }
 
     /// The same statement once more, if it is one that is prepared and kept: only those have plans that become stale.
@@ -175,6 +181,47 @@ fn begins_with_session_keyword(sql: &str) -> bool {
     is(first, "unlisten") || SESSION.iter().any(|keyword| is(first, keyword))
 }
 
+/// What a statement needs of its session that a pooler would not keep for it.
+pub(crate) fn needs_session(sql: &str) -> Option<Needs> {
+    let (first, rest) = word(sql.trim_start_matches(|c: char| c == ';' || c.is_whitespace()));
+    let (second, _) = word(rest);
+    let first = first.to_ascii_lowercase();
+    match &*first {
+        "listen" | "unlisten" => Some(Needs::Listen),
+        "set" | "create" if !begins_with_session_keyword(sql) => None,
+        "set" | "reset" | "discard" | "load" => Some(Needs::Setting),
+        // Two-phase commit is the server's affair.
+        "prepare" if second.eq_ignore_ascii_case("transaction") => None,
+        "prepare" | "deallocate" => Some(Needs::Prepared),
+        "create" => (!has_words(sql, ["on", "commit", "drop"])).then_some(Needs::Temporary),
+        "declare" => has_words(sql, ["cursor", "with", "hold"]).then_some(Needs::Cursor),
+        _ => locks_for_session(sql).then_some(Needs::Lock),
+    }
+}
+
+fn has_words(sql: &str, words: [&str; 3]) -> bool {
+    let said: Vec<_> = sql.split_ascii_whitespace().map(|word| word.trim_end_matches(';')).collect();
+    said.windows(3).any(|three| three.iter().zip(words).all(|(word, other)| word.eq_ignore_ascii_case(other)))
+}
+
+/// Whether it calls one of the functions of PostgreSQL's manual, table 9.105 "Advisory Lock Functions", that do not end with
+/// the transaction.
+fn locks_for_session(sql: &str) -> bool {
+    const ADVISORY: &str = "advisory_";
+    let bytes = sql.as_bytes();
+    let found = bytes.windows(ADVISORY.len()).enumerate();
+    let mut found = found.filter(|(_, window)| window.eq_ignore_ascii_case(ADVISORY.as_bytes()));
+    found.any(|(at, _)| {
+        let name = &sql[at + ADVISORY.len()..];
+        let (name, rest) =
+            name.split_at(name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(name.len()));
+        let before = sql[..at].to_ascii_lowercase();
+        (before.ends_with("pg_") || before.ends_with("pg_try_"))
+            && !name.to_ascii_lowercase().starts_with("xact_")
+            && rest.trim_start().starts_with('(')
+    })
+}
+
 /// The first word and what follows it, past white space and comments.
 fn word(sql: &str) -> (&str, &str) {
     let mut rest = sql.trim_start();
@@ -291,6 +338,53 @@ mod tests {
             "--",
         ] {
             assert!(!begins_with_session_keyword(sql), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_a_pooler_would_leave_to_others_is_seen() {
+        for (sql, needs) in [
+            ("listen a", Needs::Listen),
+            ("/* a */ UNLISTEN *", Needs::Listen),
+            ("select pg_advisory_lock(1)", Needs::Lock),
+            ("select n, PG_TRY_ADVISORY_LOCK_SHARED (1, 2) from t", Needs::Lock),
+            ("select pg_advisory_unlock_all()", Needs::Lock),
+            ("with a as (select pg_advisory_unlock($1)) select * from a", Needs::Lock),
+            ("set search_path = x", Needs::Setting),
+            ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", Needs::Setting),
+            ("reset all", Needs::Setting),
+            ("; discard all", Needs::Setting),
+            ("load 'x'", Needs::Setting),
+            ("prepare p as select 1", Needs::Prepared),
+            ("deallocate p", Needs::Prepared),
+            ("create temp table t (n int)", Needs::Temporary),
+            ("create temp table t (n int) on commit delete rows", Needs::Temporary),
+            ("declare c cursor with hold for select 1", Needs::Cursor),
+        ] {
+            assert_eq!(needs_session(sql), Some(needs), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_ends_with_the_transaction_passes_a_pooler() {
+        for sql in [
+            "select 1",
+            "select pg_advisory_xact_lock(1), pg_try_advisory_xact_lock_shared(2)",
+            "select * from pg_stat_activity where query like '%pg_advisory_lock%'",
+            "select my_advisory_lock(1)",
+            "select 'ä', ü.pg_advisory from ü",
+            "set local statement_timeout = '1s'",
+            "set transaction read only",
+            "begin",
+            "prepare transaction 'a'",
+            "commit prepared 'a'",
+            "create table t (n int)",
+            "create temp table t (n int) on commit drop;",
+            "declare c cursor for select 1",
+            "notify a, 'b'",
+            "",
+        ] {
+            assert_eq!(needs_session(sql), None, "{sql}");
         }
     }
 }

@@ -99,6 +99,11 @@ impl Session {
         Self { pid, began, loan: Mutex::new(None) }
     }
 
+    /// One of a pooler's, which may be another with each transaction.
+    pub(crate) fn unknown() -> Self {
+        Self::new(0, String::new())
+    }
+
     fn loan(&self) -> MutexGuard<'_, Option<Loan>> {
         self.loan.lock().unwrap_or_else(PoisonError::into_inner)
     }

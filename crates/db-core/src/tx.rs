@@ -60,10 +60,13 @@ struct Hook {
 impl Tx {
     pub(crate) async fn begin(mut conn: Conn, options: TxOptions) -> Result<Self, Error> {
         let timeout = options.timeout.unwrap_or(conn.inner().options.tx_timeout);
-        let sql = if options.is_plain() {
+        let inner = conn.inner();
+        let sql = if inner.is_pooled() {
+            AssertSqlSafe(options.begin(&inner.options.for_each_transaction())).into_sql_str()
+        } else if options.is_plain() {
             "BEGIN".into_sql_str()
         } else {
-            AssertSqlSafe(options.begin()).into_sql_str()
+            AssertSqlSafe(options.begin(&[])).into_sql_str()
         };
         // What a statement before has left is not the transaction's.
         conn.drain().await?;
@@ -197,7 +200,7 @@ impl Tx {
         self.attached()
     }
 
-    /// The process id of the server process, as in `pg_stat_activity`.
+    /// The process id of the server process, as in `pg_stat_activity`; 0 through a [pooler](crate::Pooler::Transaction).
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.conn.pid()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use db_core::encryption::Keyring;
-use db_core::{Config, Pool, PoolOptions, Retry, connect};
+use db_core::{Config, Pool, PoolOptions, Pooler, Retry, connect};
 use db_events::EventLog;
 use db_migrate::Migrations;
 use db_notify::{Bus, BusOptions};
@@ -98,6 +98,12 @@ impl Options {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
+    /// The address leads through a pooler, and there is none that leads past it.
+    #[error(
+        "{0} is reached through a pooler, and the bus and migrations need the server's own address: set `Options::direct`, or \
+         DATABASE_URL_DIRECT"
+    )]
+    NoDirect(String),
     /// The server was not reached.
     #[error(transparent)]
     Connect(#[from] db_core::ConnectError),
@@ -124,7 +130,17 @@ pub enum OpenError {
 /// [`OpenError`] of the step that failed.
 pub async fn open(options: Options) -> Result<Db, OpenError> {
     let config = options.database.clone();
+    let limit = |pool| config.limit(pool);
+    let options = Options {
+        api: limit(options.api),
+        backend: limit(options.backend),
+        named: options.named.into_iter().map(limit).collect(),
+        ..options
+    };
     let direct = options.direct.clone().unwrap_or_else(|| config.clone());
+    if direct.pooler() != Pooler::None {
+        return Err(OpenError::NoDirect(direct.to_string()));
+    }
 
     let mut first = connect::connect(&config, options.wait).await?;
     // Behind a pooler, how many sessions the server sees is the pooler's affair.

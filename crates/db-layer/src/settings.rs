@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 
 use db_core::settings::{
-    DATABASE, KEYS, POOLS, Reader, Setting, SettingsError, Source, Values, api, backend, database, direct,
-    keyring, matters, names_a_database,
+    DATABASE, KEYS, POOLS, Reader, Setting, SettingsError, Source, Values, api, backend, database,
+    demand_direct, direct, keyring, matters, names_a_database,
 };
 use db_core::{Config, PoolOptions};
 use db_notify::settings::{BUS, bus};
@@ -126,6 +126,9 @@ impl Settings {
 /// Reads what is left, and puts everything together.
 fn finish(mut reader: Reader<'_>, config: Option<Config>) -> Result<Options, SettingsError> {
     let Rest { direct, instances, api, backend, bus, keyring } = Rest::read(&mut reader);
+    if let Some(config) = &config {
+        demand_direct(&mut reader, config);
+    }
     reader.finish()?;
     let config = config.expect("where there is none, that was found to be wrong");
     Ok(Options { direct, instances, api, backend, bus, keyring, ..Options::new(config) })

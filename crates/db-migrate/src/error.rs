@@ -17,6 +17,15 @@ pub enum Error {
     /// The database could not be reached.
     #[error(transparent)]
     Connect(#[from] db_core::ConnectError),
+    /// The address leads through a pooler, which would give the session that has the lock to others.
+    #[error(
+        "migrations of {to} need a session of their own, and the address leads through a pooler: use the server's own \
+         address (DATABASE_URL_DIRECT)"
+    )]
+    Pooled {
+        /// Role, host, port and database.
+        to: String,
+    },
     /// Somebody else was migrating for the whole time.
     #[error("the migration lock of database `{database}` was not free within {:.0} s{}", waited.as_secs_f64(), holder.map(|pid| format!("; the session of server process {pid} has it")).unwrap_or_default())]
     Locked {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{Config, Retry, connect};
+use db_core::{Config, Pooler, Retry, connect};
 use sqlx::Connection;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
@@ -69,6 +69,7 @@ impl Migrations {
     ///
     /// [`Error`] names the version and the reason; see the crate's documentation for what is refused.
     pub async fn up(&self, config: &Config) -> Result<Report, Error> {
+        refuse_pooler(config)?;
         let mut connection = connect::connect(config, Retry::default()).await?;
         let before = self.checked_status(&mut connection).await?;
         if before.iter().all(|status| status.state == State::Applied) {
@@ -93,6 +94,7 @@ impl Migrations {
         if target != 0 && self.ups().all(|migration| migration.version != target) {
             return Err(Error::NoSuchVersion { version: target });
         }
+        refuse_pooler(config)?;
         let mut connection = connect::connect(config, Retry::default()).await?;
         lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
         let before = self.checked_status(&mut connection).await?;
@@ -158,6 +160,13 @@ impl Migrations {
             tracing::info!(version, "migrated");
         }
         Ok(Report { changed, version: newest(&after) })
+    }
+}
+
+fn refuse_pooler(config: &Config) -> Result<(), Error> {
+    match config.pooler() {
+        Pooler::None => Ok(()),
+        _ => Err(Error::Pooled { to: config.to_string() }),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use db_core::Config;
+use db_core::{Config, Pooler};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::delivery::GapReason;
 use crate::notifier::{NotifyError, Outbox};
 use crate::routes::{Routes, Subscription};
-use crate::{Topic, listener, notifier};
+use crate::{Topic, listener, notifier, wire};
 
 /// How a bus listens and sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,24 @@ pub enum OpenError {
         to: String,
         /// What the driver said.
         said: String,
+    },
+    /// The address leads through a pooler in transaction mode.
+    #[error(
+        "LISTEN on {to} would deliver nothing, since the address leads through a pooler: use the server's own address \
+         (DATABASE_URL_DIRECT)"
+    )]
+    Pooled {
+        /// Role, host, port and database.
+        to: String,
+    },
+    /// LISTEN was answered, and what was then notified did not arrive.
+    #[error(
+        "LISTEN on {to} was answered, and nothing arrives: the address seems to lead through a pooler such as PgBouncer in \
+         transaction mode, so use the server's own (DATABASE_URL_DIRECT)"
+    )]
+    Unheard {
+        /// Role, host, port and database.
+        to: String,
     },
 }
 
@@ -116,24 +134,32 @@ pub struct BusState {
 }
 
 impl Bus {
-    /// Connects, LISTENs, and starts the bus's two tasks on the current tokio runtime.
+    /// Connects, LISTENs, sees whether anything arrives, and starts the bus's two tasks on the current tokio runtime.
     ///
     /// `config` must lead to PostgreSQL itself: through `PgBouncer` in transaction mode, LISTEN succeeds and delivers
-    /// nothing. Dropping the future closes the connection.
+    /// nothing, which is found out within 2 s. Dropping the future closes the connections.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] when the namespace is not a name, or when the first LISTEN fails. Later losses are mended and
+    /// [`OpenError`] when the namespace is not a name, or when the first LISTEN fails or delivers nothing. Later losses are mended and
     /// reported to subscribers as gaps.
     pub async fn open(config: &Config, options: BusOptions) -> Result<Self, OpenError> {
         let namespace = &options.namespace;
         if !(1..=53).contains(&namespace.len()) || namespace.contains('\0') {
             return Err(OpenError::Namespace);
         }
+        if config.pooler() != Pooler::None {
+            return Err(OpenError::Pooled { to: config.to_string() });
+        }
         let channel = format!("db_notify.{namespace}");
-        let first = listener::listen(config, &channel)
-            .await
-            .map_err(|error| OpenError::Listen { to: config.to_string(), said: error.to_string() })?;
+        let failed =
+            |error: sqlx::Error| OpenError::Listen { to: config.to_string(), said: error.to_string() };
+        let mut first = listener::listen(config, &channel).await.map_err(failed)?;
+        let notifier =
+            notifier::notify(None, config, &channel, &[wire::NOTHING.to_owned()]).await.map_err(failed)?;
+        if !listener::hears(&mut first).await.map_err(failed)? {
+            return Err(OpenError::Unheard { to: config.to_string() });
+        }
 
         let shared = Arc::new(Shared {
             routes: Arc::default(),
@@ -147,7 +173,7 @@ impl Bus {
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(listener::run(first, config.clone(), channel.clone(), Arc::clone(&shared)));
-        tasks.spawn(notifier::run(config.clone(), channel, Arc::clone(&shared)));
+        tasks.spawn(notifier::run(Some(notifier), config.clone(), channel, Arc::clone(&shared)));
         Ok(Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks) }) })
     }
 

@@ -53,6 +53,17 @@ pub(crate) async fn listen(config: &Config, channel: &str) -> Result<Listening, 
         .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
 }
 
+/// Whether anything arrives, be it what was just notified or what somebody else says. A pooler in transaction mode says yes
+/// to LISTEN, and nothing ever comes.
+pub(crate) async fn hears(listening: &mut Listening) -> Result<bool, sqlx::Error> {
+    match timeout(HEARTBEAT_LIMIT, listening.listener.try_recv()).await {
+        Ok(Ok(Some(_))) => Ok(true),
+        Ok(Ok(None)) => Err(sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into())),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Ok(false),
+    }
+}
+
 /// Receives until the bus is closed, making a new connection after every loss.
 pub(crate) async fn run(mut listening: Listening, config: Config, channel: String, shared: Arc<Shared>) {
     loop {

@@ -145,8 +145,12 @@ impl Batch {
 }
 
 /// Sends until the outbox is closed and empty.
-pub(crate) async fn run(config: Config, channel: String, shared: Arc<Shared>) {
-    let mut connection = None;
+pub(crate) async fn run(
+    mut connection: Option<PgConnection>,
+    config: Config,
+    channel: String,
+    shared: Arc<Shared>,
+) {
     loop {
         let Some(batch) = shared.outbox.take() else {
             if shared.outbox.is_closed() {
@@ -179,28 +183,40 @@ async fn send(connection: &mut Option<PgConnection>, config: &Config, channel: &
         .without_max_times()
         .build();
     loop {
-        let attempt = async {
-            let mut open = match connection.take() {
-                Some(open) => open,
-                None => config.clone().with_application_name("notifier").as_sqlx().connect().await?,
-            };
-            sqlx::query("select pg_notify($1, payload) from unnest($2::text[]) as payload")
-                .bind(channel)
-                .bind(payloads)
-                .execute(&mut open)
-                .await?;
-            Ok::<_, sqlx::Error>(open)
-        };
-        match timeout(SEND_LIMIT, attempt).await {
-            Ok(Ok(open)) => {
+        let attempt = notify(connection.take(), config, channel, payloads);
+        match attempt.await {
+            Ok(open) => {
                 *connection = Some(open);
                 return;
             }
-            Ok(Err(error)) => tracing::warn!(%channel, %error, "cannot notify yet"),
-            Err(_) => tracing::warn!(%channel, "no answer to a notify within {SEND_LIMIT:?}"),
+            Err(error) => tracing::warn!(%channel, %error, "cannot notify yet"),
         }
         tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(2))).await;
     }
+}
+
+/// Sends once, connecting if there is no connection yet, and gives the connection back.
+pub(crate) async fn notify(
+    connection: Option<PgConnection>,
+    config: &Config,
+    channel: &str,
+    payloads: &[String],
+) -> Result<PgConnection, sqlx::Error> {
+    let attempt = async {
+        let mut open = match connection {
+            Some(open) => open,
+            None => config.clone().with_application_name("notifier").as_sqlx().connect().await?,
+        };
+        sqlx::query("select pg_notify($1, payload) from unnest($2::text[]) as payload")
+            .bind(channel)
+            .bind(payloads)
+            .execute(&mut open)
+            .await?;
+        Ok(open)
+    };
+    timeout(SEND_LIMIT, attempt)
+        .await
+        .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
 }
 
 #[cfg(test)]

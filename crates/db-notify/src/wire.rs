@@ -8,6 +8,9 @@ const VERSION: char = '1';
 /// "More was to be said than fits": look at everything again.
 pub(crate) const EVERYTHING: &str = "1*";
 
+/// No entries at all: to see whether anything arrives.
+pub(crate) const NOTHING: &str = "1";
+
 /// How many bytes a payload may have beside a topic of `topic` bytes.
 pub(crate) fn payload_limit(topic: usize) -> usize {
     // Version, two lengths of at most four digits, two colons.
@@ -86,6 +89,7 @@ mod tests {
             assert_eq!(decode(payload), Some(Message::Entries(entries)));
         }
         assert_eq!(decode("1*"), Some(Message::Everything));
+        assert_eq!(decode("1"), Some(Message::Entries(vec![])));
     }
 
     #[test]

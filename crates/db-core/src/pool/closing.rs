@@ -57,7 +57,9 @@ pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
     closed.in_time = timeout_at(ends, emptied(inner)).await.is_ok();
 
     let left = ends.saturating_duration_since(tokio::time::Instant::now());
-    inner.canceller.close(left).await;
+    if let Some(canceller) = &inner.canceller {
+        canceller.close(left).await;
+    }
     if let Some(closing) = sqlx {
         closed.in_time &= timeout_at(ends, closing).await.is_ok();
     }
@@ -126,11 +128,13 @@ enum Word {
 
 // Not with an async closure: the future of `close` would not be `Send`, and nobody could spawn it.
 async fn tell(inner: &Inner, sessions: &[Arc<Session>], word: Word, until: tokio::time::Instant) {
+    // Through a pooler nobody knows which session it is.
+    let Some(canceller) = &inner.canceller else { return };
     for session in sessions {
         let asked = timeout_at(until, async {
             match word {
-                Word::Cancel => inner.canceller.cancel(session).await,
-                Word::Terminate => inner.canceller.terminate(session).await,
+                Word::Cancel => canceller.cancel(session).await,
+                Word::Terminate => canceller.terminate(session).await,
             }
         });
         let told = asked.await.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())));

@@ -22,7 +22,7 @@ use crate::companions::Companions;
 use crate::connect::ConnectFailure;
 use crate::statement::{Flight, State};
 use crate::tracker::{Returned, Session};
-use crate::{Config, Tracking};
+use crate::{Config, Pooler, Tracking};
 
 /// So many connections that take long to repair do not count against `max`, so that a storm of cut-off statements leaves
 /// room for others and still cannot pile up server processes.
@@ -118,7 +118,10 @@ pub(crate) struct Inner {
     pub(crate) options: PoolOptions,
     pub(crate) config: Config,
     core: Mutex<Core>,
-    pub(crate) canceller: Canceller,
+    /// None through a pooler, where process ids are strangers'.
+    pub(crate) canceller: Option<Canceller>,
+    /// Once a pooler in between is known to follow prepared statements.
+    pub(crate) pooler_follows: OnceLock<()>,
     pub(crate) companions: Companions,
     pub(crate) sqlx: OnceLock<PgPool>,
     /// Where connections are dialled, repaired and closed, whichever thread they are dropped on.
@@ -254,7 +257,8 @@ impl Inner {
     pub(crate) fn new(config: Config, options: PoolOptions) -> Self {
         let limits = options.limits();
         Self {
-            canceller: Canceller::new(&config, &options.name),
+            canceller: (config.pooler() == Pooler::None).then(|| Canceller::new(&config, &options.name)),
+            pooler_follows: OnceLock::new(),
             options,
             config,
             core: Mutex::new(Core {
@@ -398,7 +402,8 @@ impl Inner {
     pub(crate) fn discard(self: &Arc<Self>, live: Box<Live>, returned: Option<&Returned>, state: &State) {
         let generation = live.generation;
         // A commit is left to end as it may.
-        let orphan = (state.in_flight() == Some(Flight::Statement)).then(|| Arc::clone(&live.session));
+        let goes_on = state.in_flight() == Some(Flight::Statement) && self.canceller.is_some();
+        let orphan = goes_on.then(|| Arc::clone(&live.session));
         drop(live);
         let mut core = self.core();
         core.loan_ended(returned);
@@ -441,7 +446,10 @@ impl Inner {
 
     pub(crate) fn most_sessions(&self) -> u32 {
         let core = self.core();
-        core.limit().saturating_add(core.reserved).saturating_add(EXTRA + 1)
+        core.limit()
+            .saturating_add(core.reserved)
+            .saturating_add(EXTRA)
+            .saturating_add(u32::from(self.canceller.is_some()))
     }
 
     /// Closes idle connections above the limits.
@@ -479,7 +487,12 @@ impl Inner {
     }
 
     pub(crate) fn always_resets(&self) -> bool {
-        self.options.reset == Reset::DiscardAll
+        self.options.reset == Reset::DiscardAll && !self.is_pooled()
+    }
+
+    /// Whether a pooler is in between.
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.config.pooler() != Pooler::None
     }
 
     pub(crate) fn tracks(&self) -> bool {

@@ -10,10 +10,11 @@ use tokio::time::timeout;
 
 use super::NEVER;
 use super::core::{Inner, Live, Refusal};
-use super::options::PoolOptions;
-use crate::Config;
+use super::options::{PoolOptions, milliseconds};
 use crate::connect::ConnectFailure;
+use crate::pooler::follows_statements;
 use crate::tracker::Session;
+use crate::{Config, Pooler};
 
 /// One attempt ends after this time.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -24,9 +25,6 @@ const SHORTEST: Duration = Duration::from_millis(500);
 /// The longest pause between two attempts, which chance may double. Only one dial of a pool goes on trying, so this need not
 /// be long; it is what callers wait for when the server is back.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
-
-/// The server ends a transaction that idles for so much longer than we let it be open.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// Makes one connection, in a task of its own: a caller who goes away does not waste it, and one who waits may get
 /// another that comes back earlier. The caller of this function has counted it already.
@@ -52,14 +50,19 @@ impl Dial {
         loop {
             let started = Instant::now();
             // Shorter than what a caller waits, who is then told what the dial met.
-            let limit = LIMIT.min((self.inner.options.acquire_timeout / 4).saturating_mul(3).max(SHORTEST));
+            let limit = self
+                .inner
+                .config
+                .connect_timeout()
+                .unwrap_or(LIMIT)
+                .min((self.inner.options.acquire_timeout / 4).saturating_mul(3).max(SHORTEST));
             let attempt = timeout(limit, open(&self.inner));
             let failure = tokio::select! {
                 biased;
                 () = ended.cancelled() => return,
                 attempt = attempt => match attempt {
                     Ok(Ok((raw, session))) => return self.arrived(raw, session, started),
-                    Ok(Err(error)) => ConnectFailure::of(&error, &self.inner.config),
+                    Ok(Err(failure)) => failure,
                     Err(_) => ConnectFailure::TimedOut(started.elapsed()),
                 },
             };
@@ -146,14 +149,43 @@ impl Drop for Dial {
 /// Connects, and asks who is at the other end (PostgreSQL's manual, table 28.36 "Additional Statistics Functions"; the view
 /// that is built on this function takes a new session three times as long). That is a sign of life, too: a proxy accepts
 /// logins while the server behind it is down.
-async fn open(inner: &Inner) -> Result<(PgConnection, Session), sqlx::Error> {
-    let mut raw = session_options(&inner.config, &inner.options).connect().await?;
+async fn open(inner: &Inner) -> Result<(PgConnection, Session), ConnectFailure> {
+    let failed = |error| ConnectFailure::of(&error, &inner.config);
+    let mut raw = session_options(&inner.config, &inner.options).connect().await.map_err(failed)?;
+    let session = match inner.config.pooler() {
+        Pooler::None => identity(&mut raw).await.map_err(failed)?,
+        Pooler::Transaction => {
+            look_through(inner, &mut raw).await?;
+            Session::unknown()
+        }
+    };
+    Ok((raw, session))
+}
+
+async fn identity(raw: &mut PgConnection) -> Result<Session, sqlx::Error> {
     let row = raw
         .fetch_one(sqlx::raw_sql(
             "select pid, backend_start::text from pg_stat_get_activity(pg_backend_pid())",
         ))
         .await?;
-    Ok((raw, Session::new(row.try_get(0)?, row.try_get(1)?)))
+    Ok(Session::new(row.try_get(0)?, row.try_get(1)?))
+}
+
+/// Asks the server behind a pooler for a sign of life, and, by the pool's first connection, whether the pooler can do what is
+/// needed of it.
+async fn look_through(inner: &Inner, raw: &mut PgConnection) -> Result<(), ConnectFailure> {
+    let failed = |error| ConnectFailure::of(&error, &inner.config);
+    if inner.pooler_follows.get().is_some() {
+        return raw.execute(sqlx::raw_sql("select 1")).await.map(drop).map_err(failed);
+    }
+    if !follows_statements(raw).await.map_err(failed)? {
+        return Err(ConnectFailure::does_not_follow());
+    }
+    if inner.pooler_follows.set(()).is_ok() {
+        let (pool, to) = (&inner.options.name, &inner.config);
+        tracing::info!(pool, %to, "through a pooler in transaction mode, which follows prepared statements");
+    }
+    Ok(())
 }
 
 /// What each session of the pool is told when it begins. As a startup option it survives `DISCARD ALL`, and costs no
@@ -161,20 +193,19 @@ async fn open(inner: &Inner) -> Result<(PgConnection, Session), sqlx::Error> {
 /// Defaults"; on a Unix socket the server ignores the first.
 fn session_options(config: &Config, options: &PoolOptions) -> PgConnectOptions {
     let seconds = |time: Duration| time.as_secs().clamp(1, i32::MAX as u64).to_string();
-    let milliseconds = |time: Duration| time.as_millis().clamp(1, i32::MAX as u128).to_string();
-    config
-        .clone()
-        .with_application_name(&options.name)
-        .as_sqlx()
-        // Our own log knows the pool and the line.
-        .disable_statement_logging()
-        .options([
-            ("tcp_keepalives_idle", seconds(options.keepalive)),
-            ("tcp_keepalives_interval", seconds(options.keepalive / 3)),
-            ("tcp_keepalives_count", "3".to_owned()),
-            ("tcp_user_timeout", milliseconds(options.keepalive.saturating_mul(2))),
-            ("idle_in_transaction_session_timeout", milliseconds(options.tx_timeout.saturating_add(GRACE))),
-        ])
+    // Our own log knows the pool and the line.
+    let session = config.clone().with_application_name(&options.name).as_sqlx().disable_statement_logging();
+    if config.pooler() == Pooler::Transaction {
+        // Its sessions are everybody's.
+        return session;
+    }
+    session.options([
+        ("tcp_keepalives_idle", seconds(options.keepalive)),
+        ("tcp_keepalives_interval", seconds(options.keepalive / 3)),
+        ("tcp_keepalives_count", "3".to_owned()),
+        ("tcp_user_timeout", milliseconds(options.keepalive.saturating_mul(2))),
+        options.idle_in_transaction(),
+    ])
 }
 
 /// Up to a tenth shorter: connections that were opened together are not closed together.

@@ -24,7 +24,9 @@ pub(super) async fn keep(pool: Weak<Inner>, ended: CancellationToken, every: Dur
         let now = Instant::now();
         tend_idle(&inner, now);
         name_leaks(&inner, now);
-        inner.canceller.rest(now);
+        if let Some(canceller) = &inner.canceller {
+            canceller.rest(now);
+        }
         inner.dial_if_wanted();
     }
 }

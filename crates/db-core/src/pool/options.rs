@@ -5,6 +5,9 @@ use std::time::Duration;
 use super::core::EXTRA;
 use crate::Tracking;
 
+/// The server ends a transaction that idles for so much longer than we let it be open.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// What a pool is for, and how large it may grow.
 ///
 /// [`PoolOptions::api`] and [`PoolOptions::backend`] are the two that a service has: background work then cannot take
@@ -149,6 +152,16 @@ impl PoolOptions {
         self.max.max(1).saturating_add(EXTRA + 1)
     }
 
+    /// How long the server lets a transaction idle, in its own unit.
+    pub(crate) fn idle_in_transaction(&self) -> (&'static str, String) {
+        ("idle_in_transaction_session_timeout", milliseconds(self.tx_timeout.saturating_add(GRACE)))
+    }
+
+    /// What the server is told with each `BEGIN` where a session cannot be told when it begins, nor a statement be cancelled.
+    pub(crate) fn for_each_transaction(&self) -> [(&'static str, String); 2] {
+        [("statement_timeout", milliseconds(self.statement_timeout)), self.idle_in_transaction()]
+    }
+
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             max: self.max,
@@ -170,4 +183,9 @@ pub struct Limits {
     pub min_idle: u32,
     /// See [`PoolOptions::max_waiting`]. Those who wait already are not sent away by a lower limit.
     pub max_waiting: Option<u32>,
+}
+
+/// A time in the server's unit. Zero would switch its limit off.
+pub(crate) fn milliseconds(time: Duration) -> String {
+    time.as_millis().clamp(1, i32::MAX as u128).to_string()
 }

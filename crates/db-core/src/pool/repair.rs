@@ -195,7 +195,8 @@ impl Drop for Suspect {
 
 /// Ends a session from outside.
 async fn terminate(inner: &Inner, session: &Session) {
-    if let Err(error) = inner.canceller.terminate(session).await {
+    let Some(canceller) = &inner.canceller else { return };
+    if let Err(error) = canceller.terminate(session).await {
         let (pool, pid) = (&inner.options.name, session.pid);
         tracing::debug!(pool, pid, error = said(&error), "its session may go on");
     }
@@ -233,7 +234,9 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
         },
         Found::Open | Found::Aborted => control(&mut live.raw, "ROLLBACK").await?,
     }
-    if reset == Reset::DiscardAll || (state.session_changed && reset != Reset::Keep) {
+    // A pooler would discard what is in some other session.
+    let resets = reset == Reset::DiscardAll || (state.session_changed && reset != Reset::Keep);
+    if resets && !inner.is_pooled() {
         control(&mut live.raw, "DISCARD ALL").await?;
         // The server has forgotten the prepared statements.
         live.raw.clear_cached_statements().await?;
@@ -252,17 +255,18 @@ pub(crate) struct Rest {
 }
 
 /// Waits for the end of what was cut off. A statement is cancelled when it does not end by itself at once. A commit is better
-/// waited for: nobody knows what becomes of it either way.
+/// waited for: nobody knows what becomes of it either way. So is everything through a pooler.
 pub(crate) async fn come_to_rest(
     inner: &Inner,
     live: &mut Live,
     flight: Flight,
 ) -> Result<Rest, sqlx::Error> {
-    if flight == Flight::Control {
+    let canceller = inner.canceller.as_ref().filter(|_| flight == Flight::Statement);
+    let Some(canceller) = canceller else {
         let failed = read_end(&mut live.raw).await?;
         return Ok(Rest { failed, uncancelled: false });
-    }
-    let mut cancelled = false;
+    };
+    let mut was_cancelled = false;
     let mut failed = {
         let mut end = pin!(read_end(&mut live.raw));
         let mut pause = LET_IT_END;
@@ -270,7 +274,7 @@ pub(crate) async fn come_to_rest(
             if let Ok(ended) = timeout(pause, &mut end).await {
                 break ended?;
             }
-            if let Err(error) = inner.canceller.cancel(&live.session).await {
+            if let Err(error) = canceller.cancel(&live.session).await {
                 let (pool, pid) = (&inner.options.name, live.session.pid);
                 tracing::warn!(
                     pool,
@@ -282,13 +286,13 @@ pub(crate) async fn come_to_rest(
             }
             // A cancel that comes before its statement is ignored: the statement may have been on its way still.
             pause *= 2;
-            if !cancelled {
-                cancelled = true;
+            if !was_cancelled {
+                was_cancelled = true;
                 inner.core().totals.cancelled += 1;
             }
         }
     };
-    if cancelled {
+    if was_cancelled {
         // One more round trip uses up a signal that came too late, and that fails a transaction, too.
         failed |= read_end(&mut live.raw).await?;
     }

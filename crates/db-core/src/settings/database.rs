@@ -3,7 +3,7 @@
 use secrecy::SecretString;
 
 use super::{Reader, Setting, Source, Values};
-use crate::{Config, ConfigError};
+use crate::{Config, ConfigError, Pooler};
 
 static URL: Setting = Setting {
     name: "database-url",
@@ -175,7 +175,22 @@ pub fn database(reader: &mut Reader<'_>) -> Option<Config> {
 
 /// Where it is for what needs a session of its own; `None` when nobody says so, and it is the same.
 pub fn direct(reader: &mut Reader<'_>) -> Option<Config> {
-    address(reader, &DIRECT)
+    let direct = address(reader, &DIRECT)?;
+    if direct.pooler() != Pooler::None {
+        reader.complain(&DIRECT, "must lead to the server itself, and says pgbouncer=true");
+    }
+    Some(direct)
+}
+
+/// Complains of an address that leads through a pooler when none is known that leads past it.
+pub fn demand_direct(reader: &mut Reader<'_>, config: &Config) {
+    if config.pooler() != Pooler::None && !reader.values().is_given(DIRECT.name) {
+        reader.complain(
+            &URL,
+            "leads through a pooler (pgbouncer=true), and the bus and migrations need the server's own address: set \
+             DATABASE_URL_DIRECT, too",
+        );
+    }
 }
 
 fn address(reader: &mut Reader<'_>, setting: &'static Setting) -> Option<Config> {

@@ -3,6 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
+use crate::pool::milliseconds;
+
 /// How far a transaction is kept apart from others (PostgreSQL's manual, chapter 13.2 "Transaction Isolation").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -105,8 +107,8 @@ impl TxOptions {
         Self { resolves_commit: true, ..self }
     }
 
-    /// The text that begins it: one message, one round trip.
-    pub(crate) fn begin(&self) -> String {
+    /// The text that begins it, with settings that its own come after: one message, one round trip.
+    pub(crate) fn begin(&self, before: &[(&str, String)]) -> String {
         let mut sql = "BEGIN".to_owned();
         if let Some(isolation) = self.isolation {
             sql.push_str(match isolation {
@@ -121,7 +123,8 @@ impl TxOptions {
         if self.deferrable {
             sql.push_str(" DEFERRABLE");
         }
-        for (name, value) in &self.settings {
+        let before = before.iter().map(|(name, value)| (*name, value));
+        for (name, value) in before.chain(self.settings.iter().map(|(name, value)| (name.as_str(), value))) {
             write!(sql, "; SELECT set_config({}, {}, true)", literal(name), literal(value))
                 .expect("writing to a string");
         }
@@ -149,11 +152,6 @@ impl fmt::Debug for TxOptions {
     }
 }
 
-fn milliseconds(timeout: Duration) -> String {
-    // Zero would switch the limit off.
-    timeout.as_millis().clamp(1, i32::MAX as u128).to_string()
-}
-
 /// Quotes a text in a way that means the same whatever `standard_conforming_strings` says (PostgreSQL's manual, chapter
 /// 4.1.2.2 "String Constants With C-Style Escapes"). A NUL, which no text can hold, makes the server refuse it.
 fn literal(text: &str) -> String {
@@ -170,10 +168,10 @@ mod tests {
             TxOptions::default().isolation(Isolation::RepeatableRead).read_only().deferrable().tenant("a");
 
         assert_eq!(
-            options.begin(),
+            options.begin(&[]),
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY DEFERRABLE; SELECT set_config(E'app.tenant', E'a', true)"
         );
-        assert_eq!(TxOptions::default().begin(), "BEGIN");
+        assert_eq!(TxOptions::default().begin(&[]), "BEGIN");
     }
 
     #[test]

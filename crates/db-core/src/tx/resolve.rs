@@ -55,7 +55,8 @@ async fn ask(inner: &Arc<Shared>, asker: Asker, session: &Session, number: &str)
             Ok(None) => return Outcome::Unknown,
             Ok(Some(_)) => {
                 if started.elapsed() > PATIENCE
-                    && let Err(error) = inner.canceller.terminate(session).await
+                    && let Some(canceller) = &inner.canceller
+                    && let Err(error) = canceller.terminate(session).await
                 {
                     let error = said(&error);
                     tracing::debug!(

@@ -133,6 +133,26 @@ fn each_bad_setting_is_named_and_never_its_value() {
             ],
             "postgres-client-key must be PEM, or the path of a file that can be read",
         ),
+        (
+            &[("database-url", "postgres://app:hunter2@db/shop?pgbouncer=true")],
+            "database-url leads through a pooler (pgbouncer=true), and the bus and migrations need the server's own address: \
+             set DATABASE_URL_DIRECT, too",
+        ),
+        (
+            &[url, ("database-url-direct", "postgres://app:hunter2@db/shop?pgbouncer=true")],
+            "database-url-direct must lead to the server itself, and says pgbouncer=true",
+        ),
+        (
+            &[("database-url", "postgres://app@db/shop?connection_limit=hunter2")],
+            "database-url cannot be used: the parameter `connection_limit` in the database address must be a whole number \
+             from 1 to 262143",
+        ),
+        (
+            &[("database-url", "postgres://app@db/shop?hunter=hunter2&pool_timeot=1")],
+            "database-url cannot be used: the database address has a parameter `hunter` that is not known (known: \
+             application_name, connect_timeout, connection_limit, dbname, host, password, pgbouncer, pool_timeout, port, \
+             sslcert, sslkey, sslmode, sslrootcert, user)",
+        ),
         (&[url, ("api-max-conns", "0")], "api-max-conns must be a whole number from 1 to 262143"),
         (
             &[url, ("backend-max-conns", "-hunter2")],
@@ -160,6 +180,15 @@ fn each_bad_setting_is_named_and_never_its_value() {
         assert_eq!(error.to_string(), complaint);
         assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn without_a_way_past_the_pooler_nothing_is_opened() {
+    let pooled = "postgres://app@127.0.0.1:1/shop?pgbouncer=true".parse().expect("an address");
+
+    let Err(error) = db_layer::open(Options::new(pooled)).await else { panic!("there is nobody there") };
+
+    assert!(matches!(&error, OpenError::NoDirect(to) if to == "app@127.0.0.1:1/shop"), "{error}");
 }
 
 #[test]
