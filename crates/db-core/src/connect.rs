@@ -9,6 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::timeout;
 
+use crate::pooler::follows_statements;
 use crate::{Class, Config, Pooler, error};
 
 /// How long to wait for a server, and how often to try.
@@ -60,9 +61,9 @@ pub async fn connect(config: &Config, retry: Retry) -> Result<PgConnection, Conn
         attempt += 1;
         let left = retry.deadline.saturating_sub(started.elapsed());
         let limit = if attempt == 1 { longest } else { longest.min(left) };
-        let failure = match timeout(limit, dial(&options)).await {
+        let failure = match timeout(limit, dial(config, &options)).await {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => ConnectFailure::of(&error, config),
+            Ok(Err(failure)) => failure,
             Err(_) => ConnectFailure::TimedOut(limit),
         };
 
@@ -78,10 +79,19 @@ pub async fn connect(config: &Config, retry: Retry) -> Result<PgConnection, Conn
     }
 }
 
-/// Connects, and asks for something: a proxy such as `PgBouncer` accepts logins while the server behind it is down.
-async fn dial(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
-    let mut connection = options.clone().disable_statement_logging().connect().await?;
-    connection.ping().await?;
+/// Connects, and asks for something: a proxy such as `PgBouncer` accepts logins while the server behind it is down. Of one that
+/// is known to be there it is found out, too, whether it can do what is needed of it.
+async fn dial(config: &Config, options: &PgConnectOptions) -> Result<PgConnection, ConnectFailure> {
+    let failed = |error| ConnectFailure::of(&error, config);
+    let mut connection = options.clone().disable_statement_logging().connect().await.map_err(failed)?;
+    match config.pooler() {
+        Pooler::None => connection.ping().await.map_err(failed)?,
+        Pooler::Transaction => {
+            if !follows_statements(&mut connection).await.map_err(failed)? {
+                return Err(ConnectFailure::does_not_follow());
+            }
+        }
+    }
     Ok(connection)
 }
 

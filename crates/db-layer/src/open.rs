@@ -161,6 +161,9 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
     let backend = Pool::new(&config, options.backend);
     let named: Vec<_> = options.named.into_iter().map(|pool| Pool::new(&config, pool)).collect();
     let bus = Bus::open(&direct, options.bus).await?;
+    if config.pooler() != Pooler::None {
+        tracing::info!(%config, %direct, "a pooler is in between: prepared statements work, and LISTEN delivers past it");
+    }
     let keyring = options.keyring.map(Arc::new);
     for pool in [&api, &backend].into_iter().chain(&named) {
         pool.attach(Arc::new(bus.clone()));

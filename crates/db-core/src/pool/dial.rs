@@ -183,7 +183,7 @@ async fn look_through(inner: &Inner, raw: &mut PgConnection) -> Result<(), Conne
     }
     if inner.pooler_follows.set(()).is_ok() {
         let (pool, to) = (&inner.options.name, &inner.config);
-        tracing::info!(pool, %to, "through a pooler in transaction mode, which follows prepared statements");
+        tracing::debug!(pool, %to, "the pooler in between follows prepared statements");
     }
     Ok(())
 }
