@@ -45,8 +45,10 @@ pub struct Setting {
     pub value: &'static str,
     /// What holds when nothing is said, as it would be written.
     pub default: Option<&'static str>,
-    /// What it does, and when to change it.
+    /// What it does.
     pub help: &'static str,
+    /// When to change it.
+    pub change: &'static str,
     /// Whether the value must never be shown.
     pub is_secret: bool,
 }
@@ -259,12 +261,18 @@ impl std::error::Error for SettingsError {}
 mod tests {
     use super::*;
 
-    static WORD: Setting =
-        Setting { name: "a-word", value: "TEXT", default: Some("none"), help: "", is_secret: false };
+    static WORD: Setting = Setting {
+        name: "a-word",
+        value: "TEXT",
+        default: Some("none"),
+        help: "",
+        change: "",
+        is_secret: false,
+    };
     static SECRET: Setting =
-        Setting { name: "a-secret", value: "TEXT", default: None, help: "", is_secret: true };
+        Setting { name: "a-secret", value: "TEXT", default: None, help: "", change: "", is_secret: true };
     static COUNT: Setting =
-        Setting { name: "a-count", value: "N", default: Some("3"), help: "", is_secret: false };
+        Setting { name: "a-count", value: "N", default: Some("3"), help: "", change: "", is_secret: false };
 
     fn values() -> Values {
         Values::new([&WORD, &SECRET, &COUNT])

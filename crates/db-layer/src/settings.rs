@@ -17,6 +17,7 @@ static INSTANCES: Setting = Setting {
     default: Some("1"),
     help: "How many instances of the service there are. Opening fails when the pools of all of them do not fit into the \
            server's max_connections. 0 turns that off, and so does a direct address, since that means a connection pooler.",
+    change: "When more than one instance runs: to the most that run at once, the overlap of a deployment included.",
     is_secret: false,
 };
 

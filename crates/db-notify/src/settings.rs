@@ -9,6 +9,7 @@ static QUEUE: Setting = Setting {
     value: "NOTIFICATIONS",
     default: Some("10000"),
     help: "The most notifications that wait to be sent. Past it, all subscribers are told to look for themselves.",
+    change: "Raise it when subscribers report Overflow gaps while the server is well; each entry is a topic and a payload in memory.",
     is_secret: false,
 };
 

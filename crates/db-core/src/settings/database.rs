@@ -10,6 +10,7 @@ static URL: Setting = Setting {
     value: "URL",
     default: None,
     help: "The database's address, postgres://role:password@host:port/database. Instead of the parts that follow.",
+    change: "Always, in production.",
     is_secret: true,
 };
 
@@ -19,6 +20,7 @@ static DIRECT: Setting = Setting {
     default: None,
     help: "The address past a connection pooler such as PgBouncer: for what needs a session of its own (LISTEN, migrations). \
            Without it, the same as the other.",
+    change: "Whenever DATABASE_URL leads through a pooler in transaction mode.",
     is_secret: true,
 };
 
@@ -27,6 +29,7 @@ static HOST: Setting = Setting {
     value: "HOST",
     default: Some("127.0.0.1"),
     help: "The server's name or address, or the folder of its Unix socket.",
+    change: "When the server is elsewhere, and the address is not given whole.",
     is_secret: false,
 };
 
@@ -35,6 +38,7 @@ static PORT: Setting = Setting {
     value: "PORT",
     default: Some("5432"),
     help: "The server's port.",
+    change: "When the server listens on another port.",
     is_secret: false,
 };
 
@@ -43,6 +47,7 @@ static USER: Setting = Setting {
     value: "ROLE",
     default: None,
     help: "The role to log in as. Without it, PGUSER, else the name of the operating system's user.",
+    change: "Always: a role of the service's own, which owns no more than it needs.",
     is_secret: false,
 };
 
@@ -51,6 +56,7 @@ static PASSWORD: Setting = Setting {
     value: "PASSWORD",
     default: None,
     help: "The role's password. Without it, PGPASSWORD.",
+    change: "When the server asks for one; better by the environment than by the flag.",
     is_secret: true,
 };
 
@@ -59,6 +65,7 @@ static NAME: Setting = Setting {
     value: "NAME",
     default: None,
     help: "The database's name.",
+    change: "Always, if the address is not given whole.",
     is_secret: false,
 };
 
@@ -68,6 +75,7 @@ static SSLMODE: Setting = Setting {
     default: None,
     help: "disable, allow, prefer, require, verify-ca or verify-full. Without it, verify-full for a server on another machine, \
            and prefer for one on this.",
+    change: "When the server has no certificate that can be verified, in a network that you trust.",
     is_secret: false,
 };
 
@@ -76,6 +84,7 @@ static CA: Setting = Setting {
     value: "FILE",
     default: None,
     help: "The authority whose certificates are trusted, as PEM or the path of a file. Without it, the operating system's.",
+    change: "When the server's certificate is signed by an authority of your own.",
     is_secret: false,
 };
 
@@ -84,6 +93,7 @@ static CERT: Setting = Setting {
     value: "FILE",
     default: None,
     help: "The certificate to show to the server, as PEM or the path of a file.",
+    change: "When the server asks for one (clientcert in pg_hba.conf).",
     is_secret: false,
 };
 
@@ -92,6 +102,7 @@ static KEY: Setting = Setting {
     value: "FILE",
     default: None,
     help: "The key of that certificate, as PEM or the path of a file.",
+    change: "Together with the certificate.",
     is_secret: true,
 };
 

@@ -17,6 +17,7 @@ static NEW: Forms = Forms {
         default: None,
         help: "The key that columns are sealed under, as it is: 16 or 32 bytes. Random bytes are no text, so one of the other \
                two forms is the better choice.",
+        change: "To seal columns, in one of the other two forms.",
         is_secret: true,
     },
     base64: Setting {
@@ -24,6 +25,7 @@ static NEW: Forms = Forms {
         value: "BASE64",
         default: None,
         help: "The same in base64: what `openssl rand -base64 32` prints.",
+        change: "To seal columns; a new one to rotate keys.",
         is_secret: true,
     },
     hex: Setting {
@@ -31,6 +33,7 @@ static NEW: Forms = Forms {
         value: "HEX",
         default: None,
         help: "The same in hexadecimal digits: what `openssl rand -hex 32` prints.",
+        change: "The same.",
         is_secret: true,
     },
 };
@@ -41,6 +44,7 @@ static OLD: Forms = Forms {
         value: "KEY",
         default: None,
         help: "The key that was in force before: what is still sealed under it can be unsealed.",
+        change: "While keys are rotated: until nothing is sealed under the old one any more.",
         is_secret: true,
     },
     base64: Setting {
@@ -48,6 +52,7 @@ static OLD: Forms = Forms {
         value: "BASE64",
         default: None,
         help: "The same in base64.",
+        change: "The same.",
         is_secret: true,
     },
     hex: Setting {
@@ -55,6 +60,7 @@ static OLD: Forms = Forms {
         value: "HEX",
         default: None,
         help: "The same in hexadecimal digits.",
+        change: "The same.",
         is_secret: true,
     },
 };

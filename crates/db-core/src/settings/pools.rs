@@ -11,6 +11,7 @@ static API: Setting = Setting {
     value: "CONNECTIONS",
     default: Some("10"),
     help: "The most connections of the pool for web requests. More than the server has processors serve nobody sooner.",
+    change: "When requests queue (pool statistics: queued, queue_wait) while the server has processors to spare. Begin with twice its processors.",
     is_secret: false,
 };
 
@@ -19,6 +20,7 @@ static BACKEND: Setting = Setting {
     value: "CONNECTIONS",
     default: Some("50"),
     help: "The most connections of the pool for background work.",
+    change: "Lower it when all instances together do not fit into max_connections; raise it when jobs queue that wait for others and not for the processor.",
     is_secret: false,
 };
 

@@ -1,5 +1,6 @@
 //! What `db-layer` promises, shown on a real PostgreSQL.
 
+mod options;
 mod settings;
 
 use std::path::Path;

@@ -270,33 +270,6 @@ fn the_parts_of_an_address_are_in_force_when_they_name_the_database() {
     assert_eq!(host(&[]), None);
 }
 
-/// The table between the marks, which is what this test says it has to be.
-#[test]
-fn the_guide_lists_every_setting() {
-    let mut table = String::from("| flag, environment | default | what it is |\n|---|---|---|\n");
-    for (setting, ..) in Settings::default().in_force() {
-        let default = setting.default.map_or_else(|| "–".to_owned(), |default| format!("`{default}`"));
-        writeln!(
-            table,
-            "| `--{}` {}, `{}` | {default} | {} |",
-            setting.name,
-            setting.value,
-            setting.variable(),
-            setting.help
-        )
-        .expect("written");
-    }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guide.md");
-    let guide = std::fs::read_to_string(path).expect("the guide");
-
-    let said = guide
-        .split_once("<!-- settings -->\n")
-        .and_then(|(_, rest)| rest.split_once("<!-- end of settings -->"))
-        .map(|(said, _)| said.trim());
-
-    assert_eq!(said, Some(table.trim()), "docs/guide.md needs this table between its marks:\n{table}");
-}
-
 #[db_testkit::test]
 async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: TestDb) {
     let settings = Settings::default().set("database-url", db.url());

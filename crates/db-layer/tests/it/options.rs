@@ -1,0 +1,122 @@
+//! `docs/options.md` says what is so.
+
+use std::collections::BTreeSet;
+use std::fmt::{Debug, Write};
+use std::time::Duration;
+
+use db_layer::db_notify::BusOptions;
+use db_layer::{Config, PoolOptions, Retry, Settings};
+
+fn page() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/options.md");
+    std::fs::read_to_string(path).expect("the page")
+}
+
+/// The rows of the table below a heading, without its head.
+fn rows(heading: &str) -> Vec<Vec<String>> {
+    let page = page();
+    let (_, section) = page.split_once(&format!("\n## {heading}\n")).expect(heading);
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let lines = section.lines().filter(|line| line.starts_with('|')).skip(2);
+    lines
+        .map(|line| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect())
+        .collect()
+}
+
+/// The names and values of a struct's fields, as `Debug` has them.
+fn fields(of: &impl Debug) -> Vec<(String, String)> {
+    let shown = format!("{of:#?}");
+    let lines = shown.lines().filter(|line| line.starts_with("    ") && !line.starts_with("     "));
+    let pairs = lines.filter_map(|line| line.trim().trim_end_matches(',').split_once(": "));
+    pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned())).collect()
+}
+
+/// What the page says, as `Debug` would say it.
+fn as_debug(cell: &str) -> String {
+    let cell = cell.trim_matches('`');
+    let time = cell.split_once(' ').and_then(|(number, unit)| {
+        let number: u64 = number.parse().ok()?;
+        Some(match unit {
+            "ms" => Duration::from_millis(number),
+            "s" => Duration::from_secs(number),
+            "min" => Duration::from_mins(number),
+            _ => return None,
+        })
+    });
+    match time {
+        Some(time) => format!("{time:?}"),
+        None if cell == "none" => "None".to_owned(),
+        None => cell.to_owned(),
+    }
+}
+
+/// Compares the cells of one column with a struct's fields, in both directions.
+fn compare(heading: &str, column: usize, of: &impl Debug) {
+    let said: Vec<(String, String)> = rows(heading)
+        .into_iter()
+        .map(|row| {
+            assert!(!row[row.len() - 1].is_empty(), "when to change it: {row:?}");
+            (row[0].trim_matches('`').to_owned(), as_debug(&row[column]))
+        })
+        .collect();
+
+    assert_eq!(said, fields(of), "{heading}, column {column}");
+}
+
+#[test]
+fn the_page_has_each_option_of_a_pool_with_its_defaults() {
+    compare("Options of a pool", 1, &PoolOptions::api());
+    compare("Options of a pool", 2, &PoolOptions::backend());
+}
+
+#[test]
+fn the_page_has_each_option_of_the_bus_with_its_default() {
+    compare("Options of the bus", 1, &BusOptions::default());
+}
+
+#[test]
+fn the_page_has_each_option_of_waiting_with_its_default() {
+    compare("Waiting for the server", 1, &Retry::default());
+}
+
+#[test]
+fn the_page_has_each_parameter_that_an_address_may_have() {
+    let error = Config::from_url("postgres://a@b/c?unknown=1").expect_err("no such parameter").to_string();
+    let (_, known) = error.split_once("(known: ").expect("those that are known");
+    let known: BTreeSet<&str> = known.trim_end_matches(')').split(", ").collect();
+
+    let rows = rows("Parameters of an address");
+    let said: BTreeSet<&str> =
+        rows.iter().flat_map(|row| row[0].split(", ")).map(|name| name.trim_matches('`')).collect();
+
+    assert_eq!(said, known);
+}
+
+/// The table between the marks, which is what this test says it has to be.
+#[test]
+fn the_page_lists_every_setting() {
+    let mut table =
+        String::from("| flag, environment | default | what it is | when to change it |\n|---|---|---|---|\n");
+    for (setting, ..) in Settings::default().in_force() {
+        let default = setting.default.map_or_else(|| "–".to_owned(), |default| format!("`{default}`"));
+        assert!(!setting.change.is_empty() && !setting.help.is_empty(), "{}", setting.name);
+        writeln!(
+            table,
+            "| `--{}` {}, `{}` | {default} | {} | {} |",
+            setting.name,
+            setting.value,
+            setting.variable(),
+            setting.help,
+            setting.change,
+        )
+        .expect("written");
+    }
+    let page = page();
+
+    let said = page
+        .split_once("<!-- settings -->\n")
+        .and_then(|(_, rest)| rest.split_once("<!-- end of settings -->"))
+        .map(|(said, _)| said.trim());
+
+    assert_eq!(said, Some(table.trim()), "docs/options.md needs this table between its marks:\n{table}");
+}
