@@ -75,9 +75,26 @@ impl Pool {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn new(config: &Config, options: PoolOptions) -> Self {
-        let options = config.limit(options);
-        let pace = keeper::pace(&options);
-        let inner = Arc::new(Inner::new(config.clone(), options));
+        Self::start(Inner::new(config.clone(), config.limit(options)))
+    }
+
+    /// The same, but nothing is opened before the first connection is asked for, not even for
+    /// [`min_idle`](PoolOptions::min_idle).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn lazy(config: &Config, options: PoolOptions) -> Self {
+        let inner = Inner::new(config.clone(), config.limit(options));
+        // Before the keeper is there, who would open them.
+        inner.core().asleep = true;
+        Self::start(inner)
+    }
+
+    fn start(inner: Inner) -> Self {
+        let pace = keeper::pace(&inner.options);
+        let inner = Arc::new(inner);
         inner.runtime.spawn(keeper::keep(Arc::downgrade(&inner), inner.ended.clone(), pace));
         let alive = inner.ended.clone().drop_guard();
         Self { inner: Arc::new(Shared { inner, _alive: alive }) }

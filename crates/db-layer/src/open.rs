@@ -29,6 +29,8 @@ pub struct Options {
     /// what the server has for ordinary roles. 0 turns the check off, and so does a [direct](Self::direct) address: behind a
     /// pooler it is the pooler that counts.
     pub instances: u32,
+    /// Whether to connect to nothing before somebody uses it; off by default. See [`Options::lazy`].
+    pub lazy: bool,
     /// How long to wait for the server [30 s].
     pub wait: Retry,
     /// What to migrate to; nothing by default.
@@ -53,6 +55,7 @@ impl Options {
             database,
             direct: None,
             instances: 1,
+            lazy: false,
             wait: Retry::default(),
             migrations: None,
             api: PoolOptions::api(),
@@ -67,6 +70,20 @@ impl Options {
     #[must_use]
     pub fn migrations(mut self, migrations: Migrations) -> Self {
         self.migrations = Some(migrations);
+        self
+    }
+
+    /// Opens without connecting to anything: [`open`] returns at once, and each part makes its connections when it is first used,
+    /// the pools when somebody asks for a connection, `min_idle` included, the bus when somebody subscribes or notifies. Who
+    /// subscribes before LISTEN is in force is told by a [`Gap`](db_notify::Gap) when it is. A [health](Db::health) check is a
+    /// use like any other.
+    ///
+    /// What opening finds out otherwise, the first use does: a server that is not there, a wrong password, pools that are too
+    /// large for the server, which nobody then counts. Migrations cannot wait for a first use, so [`open`] refuses them:
+    /// run [`Migrations::up`] beforehand.
+    #[must_use]
+    pub fn lazy(mut self) -> Self {
+        self.lazy = true;
         self
     }
 
@@ -113,6 +130,12 @@ pub enum OpenError {
     /// The server did not say how many connections it has.
     #[error("the server was asked how many connections it has, and did not answer: {0}")]
     Room(#[source] db_core::Error),
+    /// Migrations, and nothing to be connected to.
+    #[error(
+        "migrations are to be run, and nothing is to be connected to before it is used: run them beforehand, or do not open \
+         lazily"
+    )]
+    LazyMigrations,
     /// The migrations did not run.
     #[error(transparent)]
     Migrate(#[from] db_migrate::Error),
@@ -121,7 +144,8 @@ pub enum OpenError {
     Bus(#[from] db_notify::OpenError),
 }
 
-/// Opens a database: waits for the server, migrates, makes the pools, starts the bus, in this order.
+/// Opens a database: waits for the server, migrates, makes the pools, starts the bus, in this order. Those that are opened
+/// [lazily](Options::lazy) wait for their first use instead.
 ///
 /// Dropping the future leaves nothing running; migrations that were done stay done.
 ///
@@ -142,26 +166,26 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         return Err(OpenError::NoDirect(direct.to_string()));
     }
 
-    let mut first = connect::connect(&config, options.wait).await?;
-    // Behind a pooler, how many sessions the server sees is the pooler's affair.
-    if options.instances > 0 && options.direct.is_none() {
-        let answer = timeout(ROOM_LIMIT, sizing::check(&mut first, &options)).await;
-        answer
-            .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
-            .map_err(|error| OpenError::Room(error.into()))??;
-    }
-    if let Err(error) = first.close().await {
-        tracing::debug!(%error, "the first connection was lost at its end");
-    }
-    if let Some(migrations) = &options.migrations {
-        migrations.up(&direct).await?;
+    if options.lazy {
+        if options.migrations.is_some() {
+            return Err(OpenError::LazyMigrations);
+        }
+    } else {
+        reach(&config, &options).await?;
+        if let Some(migrations) = &options.migrations {
+            Box::pin(migrations.up(&direct)).await?;
+        }
     }
 
-    let api = Pool::new(&config, options.api);
-    let backend = Pool::new(&config, options.backend);
-    let named: Vec<_> = options.named.into_iter().map(|pool| Pool::new(&config, pool)).collect();
-    let bus = Bus::open(&direct, options.bus).await?;
-    if config.pooler() != Pooler::None {
+    let pool = |its| if options.lazy { Pool::lazy(&config, its) } else { Pool::new(&config, its) };
+    let (api, backend) = (pool(options.api), pool(options.backend));
+    let named: Vec<_> = options.named.into_iter().map(pool).collect();
+    let bus = if options.lazy {
+        Bus::lazy(&direct, &options.bus)?
+    } else {
+        Box::pin(Bus::open(&direct, options.bus)).await?
+    };
+    if config.pooler() != Pooler::None && !options.lazy {
         tracing::info!(%config, %direct, "a pooler is in between: prepared statements work, and LISTEN delivers past it");
     }
     let keyring = options.keyring.map(Arc::new);
@@ -173,4 +197,20 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
     }
     let events = EventLog::new(backend.clone(), bus.clone());
     Ok(Db::new(Pools { api, backend, named }, bus, events, keyring))
+}
+
+/// Waits for the server, and asks whether it has room for the pools.
+async fn reach(config: &Config, options: &Options) -> Result<(), OpenError> {
+    let mut first = connect::connect(config, options.wait).await?;
+    // Behind a pooler, how many sessions the server sees is the pooler's affair.
+    if options.instances > 0 && options.direct.is_none() {
+        let answer = timeout(ROOM_LIMIT, sizing::check(&mut first, options)).await;
+        answer
+            .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
+            .map_err(|error| OpenError::Room(error.into()))??;
+    }
+    if let Err(error) = first.close().await {
+        tracing::debug!(%error, "the first connection was lost at its end");
+    }
+    Ok(())
 }

@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use db_core::{Config, Pooler};
-use tokio::sync::oneshot;
+use sqlx::postgres::PgConnection;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::GapReason;
+use crate::listener::Listening;
 use crate::notifier::{NotifyError, Outbox};
 use crate::routes::{Routes, Subscription};
 use crate::{Topic, listener, notifier, wire};
@@ -102,6 +104,8 @@ pub(crate) struct Shared {
     pub(crate) routes: Arc<Routes>,
     pub(crate) outbox: Outbox,
     pub(crate) closing: CancellationToken,
+    /// Told at each subscription: a lazy bus begins to listen at the first one.
+    pub(crate) wanted: Notify,
     pub(crate) heartbeat: Duration,
     pub(crate) pace: Duration,
     connected: AtomicBool,
@@ -120,10 +124,22 @@ impl Shared {
     }
 }
 
+/// The one channel of a namespace, if it can be listened to there.
+fn channel(config: &Config, options: &BusOptions) -> Result<String, OpenError> {
+    let namespace = &options.namespace;
+    if !(1..=53).contains(&namespace.len()) || namespace.contains('\0') {
+        return Err(OpenError::Namespace);
+    }
+    if config.pooler() != Pooler::None {
+        return Err(OpenError::Pooled { to: config.to_string() });
+    }
+    Ok(format!("db_notify.{namespace}"))
+}
+
 /// How a bus stands at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BusState {
-    /// Whether LISTEN is in force.
+    /// Whether LISTEN is in force. On a lazy bus it is not before somebody has subscribed.
     pub connected: bool,
     /// Topics that somebody in this process subscribes to.
     pub topics: usize,
@@ -144,43 +160,72 @@ impl Bus {
     /// [`OpenError`] when the namespace is not a name, or when the first LISTEN fails or delivers nothing. Later losses are mended and
     /// reported to subscribers as gaps.
     pub async fn open(config: &Config, options: BusOptions) -> Result<Self, OpenError> {
-        let namespace = &options.namespace;
-        if !(1..=53).contains(&namespace.len()) || namespace.contains('\0') {
-            return Err(OpenError::Namespace);
-        }
-        if config.pooler() != Pooler::None {
-            return Err(OpenError::Pooled { to: config.to_string() });
-        }
-        let channel = format!("db_notify.{namespace}");
+        let channel = channel(config, &options)?;
         let failed =
             |error: sqlx::Error| OpenError::Listen { to: config.to_string(), said: error.to_string() };
-        let mut first = listener::listen(config, &channel).await.map_err(failed)?;
+        let mut listening = listener::listen(config, &channel).await.map_err(failed)?;
         let notifier =
             notifier::notify(None, config, &channel, &[wire::NOTHING.to_owned()]).await.map_err(failed)?;
-        if !listener::hears(&mut first).await.map_err(failed)? {
+        if !listener::hears(&mut listening).await.map_err(failed)? {
             return Err(OpenError::Unheard { to: config.to_string() });
         }
+        Ok(Self::start(config, channel, &options, Some((listening, notifier))))
+    }
 
+    /// The same without a connection, until there is something to do: the bus LISTENs when somebody first subscribes, and
+    /// tells who subscribed before LISTEN was in force by a [`Gap`](crate::Gap) when it is. Sending does not need LISTEN.
+    ///
+    /// Whatever keeps it from listening is tried again and logged, since nobody waits for the answer: a wrong password, too.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Namespace`] and [`OpenError::Pooled`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn lazy(config: &Config, options: &BusOptions) -> Result<Self, OpenError> {
+        let channel = channel(config, options)?;
+        Ok(Self::start(config, channel, options, None))
+    }
+
+    fn start(
+        config: &Config,
+        channel: String,
+        options: &BusOptions,
+        first: Option<(Listening, PgConnection)>,
+    ) -> Self {
         let shared = Arc::new(Shared {
             routes: Arc::default(),
             outbox: Outbox::new(options.queue.max(1)),
             closing: CancellationToken::new(),
+            wanted: Notify::new(),
             heartbeat: options.heartbeat,
             pace: options.pace,
-            connected: AtomicBool::new(true),
+            connected: AtomicBool::new(first.is_some()),
             closed_in_time: AtomicBool::new(false),
             gaps: AtomicU64::new(0),
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(listener::run(first, config.clone(), channel.clone(), Arc::clone(&shared)));
-        tasks.spawn(notifier::run(Some(notifier), config.clone(), channel, Arc::clone(&shared)));
-        Ok(Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks) }) })
+        let (listening, notifier) = first.unzip();
+        match listening {
+            Some(listening) => {
+                tasks.spawn(listener::run(listening, config.clone(), channel.clone(), Arc::clone(&shared)))
+            }
+            None => {
+                tasks.spawn(listener::run_when_wanted(config.clone(), channel.clone(), Arc::clone(&shared)))
+            }
+        };
+        tasks.spawn(notifier::run(notifier, config.clone(), channel, Arc::clone(&shared)));
+        Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks) }) }
     }
 
     /// Subscribes to a topic, in force when the call returns. `size` is how many notifications may wait (at least 1).
     #[must_use]
     pub fn subscribe(&self, topic: &Topic, size: usize) -> Subscription {
-        self.inner.shared.routes.subscribe(topic, size)
+        let subscription = self.inner.shared.routes.subscribe(topic, size);
+        self.inner.shared.wanted.notify_one();
+        subscription
     }
 
     /// Notifies, and waits until the statement that carries it was done. While the server is away, that may be long.

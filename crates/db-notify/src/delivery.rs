@@ -49,6 +49,8 @@ pub struct Gap {
 pub enum GapReason {
     /// The link to the server was down. LISTEN is in force again.
     Reconnected,
+    /// LISTEN came into force after the subscription: the bus is a lazy one, and had to connect first.
+    Started,
     /// The subscriber's queue was full.
     Lagged,
     /// A sender had more to say than its queue holds.
@@ -61,6 +63,7 @@ impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.reason {
             GapReason::Reconnected => "the link was down",
+            GapReason::Started => "the bus was not listening yet",
             GapReason::Lagged => "the queue was full",
             GapReason::Overflow => "a sender's queue was full",
             GapReason::Unreadable => "a notification could not be read",

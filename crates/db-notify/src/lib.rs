@@ -29,6 +29,9 @@
 //!
 //! Equal notifications that wait together are sent once.
 //!
+//! [`Bus::lazy`] connects to nothing before somebody subscribes or notifies; such a first subscriber is told by a gap when
+//! LISTEN is in force.
+//!
 //! # One connection, one channel
 //!
 //! LISTEN costs PostgreSQL time per channel and message, so all topics of a namespace ride one channel,

@@ -64,6 +64,31 @@ pub(crate) async fn hears(listening: &mut Listening) -> Result<bool, sqlx::Error
     }
 }
 
+/// Waits for the first subscription, LISTENs, and then [receives](run). Whoever subscribed meanwhile is told when LISTEN is in
+/// force, and not before: what they look at then, they look at while nothing can be missed any more.
+pub(crate) async fn run_when_wanted(config: Config, channel: String, shared: Arc<Shared>) {
+    let listening = async {
+        shared.wanted.notified().await;
+        match listen(&config, &channel).await {
+            Ok(listening) => listening,
+            Err(error) => {
+                tracing::warn!(%channel, to = %config, %error, "cannot listen yet, trying until it works");
+                relisten(&config, &channel).await
+            }
+        }
+    };
+    let first = tokio::select! {
+        () = shared.closing.cancelled() => {
+            shared.routes.close();
+            return;
+        }
+        first = listening => first,
+    };
+    shared.set_connected(true);
+    shared.gap(GapReason::Started);
+    run(first, config, channel, shared).await;
+}
+
 /// Receives until the bus is closed, making a new connection after every loss.
 pub(crate) async fn run(mut listening: Listening, config: Config, channel: String, shared: Arc<Shared>) {
     loop {

@@ -108,6 +108,8 @@ pub(crate) struct Core {
     pub(crate) down: bool,
     pub(crate) last_failure: Option<(ConnectFailure, Instant)>,
     pub(crate) closing: bool,
+    /// Nobody has asked for a connection yet, and none is to be opened before.
+    pub(crate) asleep: bool,
     pub(crate) totals: Totals,
     /// How long connections are held, smoothed, in seconds.
     held: f64,
@@ -179,7 +181,7 @@ impl Core {
 
     /// How many more connections should be dialled now.
     fn dials_wanted(&self) -> u32 {
-        if self.closing {
+        if self.closing || self.asleep {
             return 0;
         }
         // One that is asked for a sign of life is about to be idle again, and one that is closed calls when it is gone.
@@ -277,6 +279,7 @@ impl Inner {
                 down: false,
                 last_failure: None,
                 closing: false,
+                asleep: false,
                 totals: Totals::default(),
                 held: 0.0,
             }),
@@ -300,6 +303,7 @@ impl Inner {
         if core.closing {
             return Taken::Closed;
         }
+        core.asleep = false;
         if let Some(live) = core.idle.pop(Worker::here()) {
             core.in_use += 1;
             core.totals.acquired += 1;

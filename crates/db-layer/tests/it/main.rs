@@ -1,5 +1,6 @@
 //! What `db-layer` promises, shown on a real PostgreSQL.
 
+mod lazy;
 mod options;
 mod settings;
 

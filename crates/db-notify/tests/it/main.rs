@@ -231,3 +231,77 @@ async fn a_namespace_that_would_be_cut_is_refused(db: TestDb) {
         assert!(Bus::open(&config(&db), options).await.is_err());
     }
 }
+
+#[db_testkit::test]
+async fn a_lazy_bus_listens_at_the_first_subscription_and_sends_without(db: TestDb) {
+    let heard = bus(&db).await;
+    let mut orders = heard.subscribe(&topic("orders"), 10);
+    let lazy = Bus::lazy(&config(&db), &BusOptions::default()).expect("a bus");
+    let namespace = BusOptions { namespace: String::new(), ..BusOptions::default() };
+    assert!(matches!(Bus::lazy(&config(&db), &namespace), Err(db_notify::OpenError::Namespace)));
+    let sessions = |sessions: &[db_testkit::Session], name: &str| {
+        sessions.iter().filter(|session| session.application_name == name).count()
+    };
+
+    lazy.notify(&topic("orders"), "paid").await.expect("sent");
+    assert_eq!(payload(&mut orders).await, "paid");
+    let now = db.sessions().await.expect("sessions");
+    assert_eq!((sessions(&now, "bus"), sessions(&now, "notifier")), (1, 2), "the other one has two: {now:?}");
+    assert!(!lazy.state().connected);
+
+    let mut late = [lazy.subscribe(&topic("orders"), 10), lazy.subscribe(&topic("orders"), 10)];
+    for subscription in &mut late {
+        let delivery = next(subscription).await;
+        assert!(matches!(&delivery, Delivery::Gap(gap) if gap.reason == GapReason::Started), "{delivery:?}");
+        assert!(lazy.state().connected);
+        heard.notify(&topic("orders"), "sent").await.expect("sent");
+        assert_eq!(payload(subscription).await, "sent");
+    }
+    let now = db.sessions().await.expect("sessions");
+    assert_eq!(sessions(&now, "bus"), 2, "one of each: {now:?}");
+    assert!(lazy.close(PATIENCE).await && heard.close(PATIENCE).await);
+}
+
+#[db_testkit::test]
+async fn the_gap_of_a_lazy_bus_comes_when_it_listens_and_never_before(db: TestDb) {
+    let proxy = db_testkit::Proxy::start(&db).expect("a proxy");
+    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
+    let lazy = Bus::lazy(&config, &BusOptions::default()).expect("a bus");
+    assert_eq!(proxy.accepted(), 0);
+    proxy.freeze();
+
+    let mut early = lazy.subscribe(&topic("t"), 10);
+    db_testkit::until("it dials", async || proxy.accepted() == 1).await;
+    // Sent past it, while it does not listen: that is what the gap is about.
+    bus(&db).await.notify(&topic("t"), "missed").await.expect("sent");
+    assert_eq!(futures_util::FutureExt::now_or_never(early.recv()), None);
+    assert!(!lazy.state().connected);
+
+    proxy.thaw();
+    let delivery = next(&mut early).await;
+    assert!(matches!(&delivery, Delivery::Gap(gap) if gap.reason == GapReason::Started), "{delivery:?}");
+    bus(&db).await.notify(&topic("t"), "heard").await.expect("sent");
+    assert_eq!(payload(&mut early).await, "heard");
+}
+
+#[db_testkit::test]
+async fn a_lazy_bus_goes_on_trying_and_can_be_closed_before_it_listens(db: TestDb) {
+    let proxy = db_testkit::Proxy::start(&db).expect("a proxy");
+    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
+    let never = Bus::lazy(&config, &BusOptions::default()).expect("a bus");
+    assert!(never.close(PATIENCE).await, "nobody used it");
+    assert_eq!(never.subscribe(&topic("t"), 1).recv().await, None);
+
+    let lazy = Bus::lazy(&config, &BusOptions::default()).expect("a bus");
+    proxy.refuse();
+    let mut early = lazy.subscribe(&topic("t"), 1);
+    db_testkit::until("it was turned away twice", async || proxy.refused() >= 2).await;
+    proxy.heal();
+    assert!(matches!(next(&mut early).await, Delivery::Gap(_)));
+
+    let lazy = Bus::lazy(&config, &BusOptions::default()).expect("a bus");
+    proxy.refuse();
+    let mut early = lazy.subscribe(&topic("t"), 1);
+    assert!(lazy.close(PATIENCE).await, "while it was trying");
+    assert_eq!(early.recv().await, None);
+}
