@@ -171,7 +171,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
             return Err(OpenError::LazyMigrations);
         }
     } else {
-        reach(&config, &options).await?;
+        Box::pin(reach(&config, &options)).await?;
         if let Some(migrations) = &options.migrations {
             Box::pin(migrations.up(&direct)).await?;
         }
