@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::place::Place;
 use crate::server::Server;
+use crate::settings::Admits;
 use crate::start::Plan;
 
 /// Chooses how a server starts. Whoever joins one that runs gets it as it is.
@@ -18,7 +19,13 @@ pub struct Builder {
 impl Builder {
     pub(crate) fn new(place: Place) -> Builder {
         Builder {
-            plan: Plan { place, binaries: None, patience: Duration::from_mins(1), settings: Vec::new() },
+            plan: Plan {
+                place,
+                binaries: None,
+                patience: Duration::from_mins(1),
+                settings: Vec::new(),
+                admits: Admits::Client,
+            },
         }
     }
 
@@ -39,6 +46,15 @@ impl Builder {
     /// fails the start.
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Builder {
         self.plan.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Started by root, the server also lets in processes of the account that it runs as itself, for a program that must no
+    /// more run as root than it does: a pooler. That account owns the data, so it gains nothing that it could not take.
+    ///
+    /// For everybody but root that account is the one that may connect anyway.
+    pub fn admit_its_account(mut self) -> Builder {
+        self.plan.admits = Admits::ClientAndItself;
         self
     }
 

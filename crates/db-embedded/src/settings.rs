@@ -34,6 +34,15 @@ const THROWAWAY: [(&str, &str); 5] = [
 /// For servers whose data must survive. The rest of PostgreSQL's defaults is durable.
 const KEPT: [(&str, &str); 1] = [("shared_buffers", "128MB")];
 
+/// Whose processes may connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admits {
+    /// Those of the user that started the server.
+    Client,
+    /// Those of the account that the server runs as, too.
+    ClientAndItself,
+}
+
 /// The arguments of `postgres`. What the user set comes last, and so wins.
 pub(crate) fn arguments(folder: &Folder, sockets: &Path, own: &[(String, String)]) -> Vec<OsString> {
     let mut arguments = vec![OsString::from("-D"), folder.data().into_os_string()];
@@ -69,13 +78,17 @@ fn quoted(path: &Path) -> OsString {
     text
 }
 
-/// Lets exactly the user that this process runs as connect, as [`ROLE`].
+/// Lets exactly the user that this process runs as connect, as [`ROLE`], and on request the server's own account.
 ///
 /// `peer` asks the kernel who is at the other end of the socket, so there is no password to keep. `trust` would make
 /// whoever gets to the socket a superuser. Written at every start, since the user may be another one than last time.
-pub(crate) fn write_access_rules(folder: &Folder) -> Result<(), Error> {
+pub(crate) fn write_access_rules(folder: &Folder, admits: Admits) -> Result<(), Error> {
     let data = folder.data();
     folder.write(&data.join("pg_hba.conf"), "local all all peer map=owner\n")?;
-    let client = folder.account.client().replace('"', "\"\"");
-    folder.write(&data.join("pg_ident.conf"), &format!("owner \"{client}\" {ROLE}\n"))
+    let line = |user: &str| format!("owner \"{}\" {ROLE}\n", user.replace('"', "\"\""));
+    let mut names = line(folder.account.client());
+    if admits == Admits::ClientAndItself && folder.account.is_other() {
+        names.push_str(&line(folder.account.name()));
+    }
+    folder.write(&data.join("pg_ident.conf"), &names)
 }

@@ -18,7 +18,7 @@ use crate::orphan::{self, Orphan};
 use crate::pidfile::PidFile;
 use crate::place::Place;
 use crate::server::Server;
-use crate::settings;
+use crate::settings::{self, Admits};
 use crate::sockets::Sockets;
 use crate::supervisor::{LockTool, Script, Watch};
 use crate::version::Version;
@@ -33,6 +33,7 @@ pub(crate) struct Plan {
     pub(crate) binaries: Option<PathBuf>,
     pub(crate) patience: Duration,
     pub(crate) settings: Vec<(String, String)>,
+    pub(crate) admits: Admits,
 }
 
 impl Plan {
@@ -95,7 +96,7 @@ impl Plan {
             if folder.kind == Kind::Throwaway {
                 orphan::sweep_beside(folder, deadline);
             }
-            prepare(folder, made_by.is_none(), &binaries, tool, deadline)?
+            prepare(folder, made_by.is_none(), &binaries, tool, self.admits, deadline)?
         };
         let script = Script {
             verb: "serve",
@@ -161,6 +162,7 @@ fn prepare(
     is_empty: bool,
     binaries: &Binaries,
     tool: LockTool,
+    admits: Admits,
     deadline: Deadline,
 ) -> Result<Sockets, Error> {
     if is_empty {
@@ -168,7 +170,7 @@ fn prepare(
     } else {
         PidFile::remove_if_of_a_stranger(&folder.data())?;
     }
-    settings::write_access_rules(folder)?;
+    settings::write_access_rules(folder, admits)?;
     folder.set_version(binaries.version)?;
     let sockets = Sockets::make(folder)?;
     folder.mark_starting()?;

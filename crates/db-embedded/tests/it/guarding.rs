@@ -39,6 +39,11 @@ fn as_user(name: &str, program: &Path, url: &str) -> String {
     line.unwrap_or_else(|| panic!("{output:?}")).to_owned()
 }
 
+/// The user that the server runs as.
+fn owner_of(server: &Server) -> String {
+    User::from_uid(Uid::from_raw(server.data_dir().metadata().unwrap().uid())).unwrap().unwrap().name
+}
+
 #[test]
 fn no_other_user_gets_in_not_even_one_that_reaches_the_socket() {
     let dir = reachable_dir();
@@ -69,13 +74,35 @@ fn no_other_user_gets_in_not_even_one_that_reaches_the_socket() {
     for path in [folder_of(server.data_dir()), server.socket_dir().to_path_buf(), socket] {
         fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
     }
-    let owner =
-        User::from_uid(Uid::from_raw(server.data_dir().metadata().unwrap().uid())).unwrap().unwrap().name;
-    for user in ["nobody", &owner] {
+    for user in ["nobody", &owner_of(&server)] {
         let at_the_server = as_user(user, &program, &url);
         assert!(at_the_server.contains("Peer authentication failed"), "{user}: {at_the_server}");
     }
     Session::open(&url).unwrap().close();
+    server.release().unwrap();
+}
+
+#[test]
+fn the_servers_own_account_gets_in_when_it_is_to_and_nobody_else() {
+    if !is_root() {
+        return;
+    }
+    let dir = reachable_dir();
+    let server = Server::kept(dir.path().join("pg")).admit_its_account().start().unwrap();
+    let program = dir.path().join("copy-of-this-program");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    for path in [&program, folder_of(server.data_dir()).as_path(), server.socket_dir()] {
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    let socket = server.socket_dir().join(format!(".s.PGSQL.{}", server.port()));
+    fs::set_permissions(socket, Permissions::from_mode(0o777)).unwrap();
+    let owner = owner_of(&server);
+
+    let answers = [owner.as_str(), "daemon"].map(|user| as_user(user, &program, &server.url("postgres")));
+
+    assert_eq!(answers[0], "CONNECTED", "{owner}");
+    assert!(answers[1].contains("Peer authentication failed"), "{}", answers[1]);
+    Session::open(&server.url("postgres")).unwrap().close();
     server.release().unwrap();
 }
 
