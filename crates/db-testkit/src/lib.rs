@@ -76,6 +76,7 @@
 //! On the server of `DATABASE_URL`: the template, so that the next run finds it; it is dropped when nobody used it for a
 //! day. The databases of killed tests are dropped by the tests that come after them.
 
+mod address;
 mod admin;
 mod db;
 mod deadline;

@@ -1,6 +1,5 @@
 //! Faults of the network between a test and its server.
 
-mod address;
 mod hub;
 mod link;
 mod messages;
@@ -19,6 +18,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use url::Url;
 
+use crate::address;
 use crate::db::TestDb;
 use crate::error::Error;
 use crate::server::TestServer;

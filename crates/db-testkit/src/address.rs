@@ -1,4 +1,4 @@
-//! The database's address, with the proxy's place in it.
+//! The database's address, with another place in it.
 
 use std::net::SocketAddr;
 
@@ -10,8 +10,8 @@ use crate::error::Error;
 const PLACE: [&str; 3] = ["host", "hostaddr", "port"];
 const SSL_MODE: [&str; 2] = ["sslmode", "ssl-mode"];
 
-/// Everything else, such as the user and the password, stays.
-pub(super) fn through(address: &str, us: SocketAddr, is_local: bool) -> Result<Url, Error> {
+/// With the proxy's place. Everything else, such as the user and the password, stays.
+pub(crate) fn through(address: &str, us: SocketAddr, is_local: bool) -> Result<Url, Error> {
     let fails = |why: String| Error::Address { why };
     let mut url = Url::parse(address).map_err(|error| fails(error.to_string()))?;
     url.set_host(Some(&us.ip().to_string())).map_err(|error| fails(error.to_string()))?;
@@ -24,7 +24,7 @@ pub(super) fn through(address: &str, us: SocketAddr, is_local: bool) -> Result<U
     Ok(url)
 }
 
-pub(super) fn with_database(url: &Url, database: &str) -> Url {
+pub(crate) fn with_database(url: &Url, database: &str) -> Url {
     let mut url = url.clone();
     url.set_path(&format!("/{database}"));
     let pairs = pairs_without(&url, |key| key == "dbname");
