@@ -1,13 +1,16 @@
 //! The database's address, with another place in it.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
+use percent_encoding::percent_decode_str;
 use url::Url;
 
 use crate::error::Error;
 
 /// What says where the server is.
 const PLACE: [&str; 3] = ["host", "hostaddr", "port"];
+const LOGIN: [&str; 2] = ["user", "password"];
 const SSL_MODE: [&str; 2] = ["sslmode", "ssl-mode"];
 
 /// With the proxy's place. Everything else, such as the user and the password, stays.
@@ -22,6 +25,38 @@ pub(crate) fn through(address: &str, us: SocketAddr, is_local: bool) -> Result<U
     }
     set_pairs(&mut url, pairs);
     Ok(url)
+}
+
+/// By a Unix socket, and without what the login took: whoever gets to the socket needs no password.
+pub(crate) fn through_socket(address: &str, role: &str, folder: &Path, port: u16) -> Result<Url, Error> {
+    let fails = |why: String| Error::Address { why };
+    let cannot = |()| fails("it has no place for a role, a host and a port".into());
+    let mut url = Url::parse(address).map_err(|error| fails(error.to_string()))?;
+    url.set_host(Some("localhost")).map_err(|error| fails(error.to_string()))?;
+    url.set_port(Some(port)).map_err(cannot)?;
+    url.set_username(role).map_err(cannot)?;
+    url.set_password(None).map_err(cannot)?;
+    let goes = |key: &str| PLACE.contains(&key) || LOGIN.contains(&key) || key.starts_with("ssl");
+    let mut pairs = pairs_without(&url, goes);
+    pairs.push(("host".into(), folder.display().to_string()));
+    pairs.push(("sslmode".into(), "disable".into()));
+    set_pairs(&mut url, pairs);
+    Ok(url)
+}
+
+pub(crate) fn with(url: &Url, key: &str, value: &str) -> Url {
+    let mut url = url.clone();
+    url.query_pairs_mut().append_pair(key, value);
+    url
+}
+
+/// The password in it, from either of its two places.
+pub(crate) fn password(url: &Url) -> Option<String> {
+    let parameter = url.query_pairs().filter(|(key, _)| key == "password").last();
+    match parameter {
+        Some((_, value)) => Some(value.into_owned()),
+        None => Some(percent_decode_str(url.password()?).decode_utf8_lossy().into_owned()),
+    }
 }
 
 pub(crate) fn with_database(url: &Url, database: &str) -> Url {
@@ -46,7 +81,11 @@ fn set_pairs(url: &mut Url, pairs: Vec<(String, String)>) {
 
 #[cfg(test)]
 mod tests {
-    use super::{through, with_database};
+    use std::path::Path;
+
+    use url::Url;
+
+    use super::{password, through, through_socket, with_database};
 
     #[test]
     fn only_the_place_changes_and_a_unix_socket_has_no_encryption() {
@@ -76,5 +115,33 @@ mod tests {
         let url = through("postgres://u@h/mine?dbname=x&user=y", us, false).unwrap();
 
         assert_eq!(with_database(&url, "other").as_str(), "postgres://u@127.0.0.1:4711/other?user=y");
+    }
+
+    #[test]
+    fn the_way_through_a_socket_takes_the_place_of_host_login_and_encryption() {
+        for (address, changed) in [
+            (
+                "postgres://u:p%40@h:5433/mine?sslmode=verify-full&sslrootcert=/ca&application_name=a",
+                "postgres://the%20role@localhost:6432/mine?application_name=a&host=%2Ftmp%2Fx&sslmode=disable",
+            ),
+            (
+                "postgres://localhost/mine?host=%2Frun&port=5432&user=u&password=p&dbname=y",
+                "postgres://the%20role@localhost:6432/mine?dbname=y&host=%2Ftmp%2Fx&sslmode=disable",
+            ),
+        ] {
+            let url = through_socket(address, "the role", Path::new("/tmp/x"), 6432).unwrap();
+            assert_eq!(url.as_str(), changed);
+        }
+    }
+
+    #[test]
+    fn a_password_is_found_in_both_places_and_decoded() {
+        for (address, found) in [
+            ("postgres://u:p%40%2B+&=c@h/mine", Some("p@++&=c")),
+            ("postgres://u@h/mine?password=a%2Bb", Some("a+b")),
+            ("postgres://u@h/mine", None),
+        ] {
+            assert_eq!(password(&Url::parse(address).unwrap()).as_deref(), found, "{address}");
+        }
     }
 }

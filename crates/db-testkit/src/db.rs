@@ -141,6 +141,10 @@ impl TestDb {
         self.server.embedded()
     }
 
+    pub(crate) fn test_server(&self) -> &TestServer {
+        &self.server
+    }
+
     /// For messages.
     pub(crate) fn server_name(&self) -> &'static str {
         self.server.name()

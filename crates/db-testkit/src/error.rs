@@ -64,6 +64,30 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// There is no usable `PgBouncer` on this machine, or nobody to run it as.
+    #[error(
+        "no PgBouncer to put before the server: {tried}\n\
+         Install it: `apt install pgbouncer`, `dnf install pgbouncer`, `apk add pgbouncer`, `brew install pgbouncer`;\n\
+         or set DB_TESTKIT_PGBOUNCER to the program."
+    )]
+    NoPgBouncer {
+        /// Each place, and what was wrong with it.
+        tried: String,
+    },
+    /// `PgBouncer` ended before it accepted a connection.
+    #[error("PgBouncer did not start, or has ended:\n{log}")]
+    PgBouncerFailed {
+        /// The last lines of its log.
+        log: String,
+    },
+    /// The operating system refused something that a `PgBouncer` needs.
+    #[error("no PgBouncer before the server: cannot {action}")]
+    PgBouncer {
+        /// As in "cannot *start it*".
+        action: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The server is not this test's alone, so others would suffer.
     #[error("only a server of the test's own may be {done}: take one from TestServer::throwaway")]
     NotPrivate {

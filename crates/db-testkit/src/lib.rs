@@ -54,6 +54,13 @@
 //! }
 //! ```
 //!
+//! # Through a pooler
+//!
+//! [`PgBouncer`] starts one in front of a test's database, in transaction mode or as it is told, with the settings of
+//! production's file if that is [included](PgBouncerBuilder::include); it is killed and started again like a server. Its program
+//! has to be on the machine, or be named by `DB_TESTKIT_PGBOUNCER`. The tests of the kit's own that need it are behind the
+//! feature `pgbouncer-tests`.
+//!
 //! # Which server
 //!
 //! When the environment variable `DATABASE_URL` is set and not empty: that one. Its role needs `CREATEDB`, its database
@@ -83,6 +90,7 @@ mod deadline;
 mod error;
 mod given;
 mod migrations;
+mod pgbouncer;
 mod polls;
 mod proxy;
 mod run;
@@ -121,6 +129,7 @@ pub use db::TestDb;
 pub use db_testkit_macros::test;
 pub use error::Error;
 pub use migrations::Migrations;
+pub use pgbouncer::{PgBouncer, PgBouncerBuilder};
 pub use polls::poll_then_drop;
 pub use proxy::Proxy;
 pub use server::TestServer;

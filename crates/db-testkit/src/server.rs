@@ -157,8 +157,9 @@ impl TestServer {
     }
 }
 
+/// A pooler between a test and the server must not run as root either.
 async fn lease(builder: Builder) -> Result<Server, Error> {
-    let started = tokio::task::spawn_blocking(|| builder.start()).await;
+    let started = tokio::task::spawn_blocking(|| builder.admit_its_account().start()).await;
     started.expect("the start of a server does not panic").map_err(Error::Server)
 }
 
@@ -166,10 +167,13 @@ fn with_settings(builder: Builder) -> Builder {
     SETTINGS.iter().fold(builder, |builder, (name, value)| builder.setting(*name, *value))
 }
 
+/// What is asked for besides the settings. One that was started without it goes on as it is.
+const ADMITS: &str = "admits its account";
+
 /// Another one for other settings or other programs, so that nobody joins a server that differs from what it asked for.
 fn shared_name() -> String {
     let programs = env::var_os("DB_EMBEDDED_PGBIN").unwrap_or_default();
     let mut hash = Sha256::new();
-    hash.update(format!("{SETTINGS:?} {}", programs.display()));
+    hash.update(format!("{SETTINGS:?} {ADMITS} {}", programs.display()));
     format!("testkit-{}", const_hex::encode(&hash.finalize()[..4]))
 }

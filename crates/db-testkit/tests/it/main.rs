@@ -7,6 +7,8 @@ mod child;
 mod databases;
 mod faults;
 mod leftovers;
+#[cfg(feature = "pgbouncer-tests")]
+mod pgbouncer;
 mod polls;
 mod stops;
 mod support;

@@ -1,0 +1,152 @@
+//! What PgBouncer is told: whom to lead to, whom to let in.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use url::Url;
+
+use crate::address;
+use crate::error::Error;
+
+/// Only in the name of the socket. The default of PgBouncer.
+pub(super) const PORT: u16 = 6432;
+
+/// Its name in the folder.
+pub(super) const FILE: &str = "pgbouncer.ini";
+
+/// What an included file may have set about this machine, and the kit takes back: the socket is the only door, and nothing is
+/// written but the log that the kit reads.
+const TAKEN_BACK: [(&str, &str); 9] = [
+    ("listen_addr", ""),
+    ("logfile", ""),
+    ("pidfile", ""),
+    ("user", ""),
+    ("auth_file", ""),
+    ("client_tls_sslmode", "disable"),
+    ("server_tls_ca_file", ""),
+    ("server_tls_key_file", ""),
+    ("server_tls_cert_file", ""),
+];
+
+/// The files of a certificate, by all names that sqlx knows: the setting, the parameters, the environment's variable.
+const CERTIFICATES: [(&str, &[&str], &str); 3] = [
+    ("server_tls_ca_file", &["sslrootcert", "ssl-root-cert", "ssl-ca"], "PGSSLROOTCERT"),
+    ("server_tls_key_file", &["sslkey", "ssl-key"], "PGSSLKEY"),
+    ("server_tls_cert_file", &["sslcert", "ssl-cert"], "PGSSLCERT"),
+];
+
+/// The parts of the configuration. Not `Debug`: there may be a password in it.
+pub(super) struct Ini {
+    /// The text of a file of somebody else.
+    included: Option<Vec<u8>>,
+    /// How every database of the server is found.
+    database: String,
+    settings: Vec<(String, String)>,
+    /// Copies of what the account may not be able to read, each with the setting that it is for.
+    certificates: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Ini {
+    /// `url` and `options` are the same address; each tells something that the other keeps to itself.
+    pub(super) fn new(
+        url: &str,
+        options: &PgConnectOptions,
+        include: Option<&Path>,
+        own: &[(String, String)],
+    ) -> Result<Ini, Error> {
+        let url = Url::parse(url).map_err(|error| Error::Address { why: error.to_string() })?;
+        let socket = options.get_socket().map(|folder| folder.display().to_string());
+        let is_local = socket.is_some();
+        let mut database = format!(
+            "* = host={} port={} user={}",
+            quoted(&socket.unwrap_or_else(|| options.get_host().to_owned()))?,
+            options.get_port(),
+            quoted(options.get_username())?,
+        );
+        if let Some(password) = address::password(&url).or_else(|| env::var("PGPASSWORD").ok()) {
+            database = format!("{database} password={}", quoted(&password)?);
+        }
+        let mode = if is_local { "disable" } else { ssl_mode(options.get_ssl_mode()) };
+        let mut settings = vec![("server_tls_sslmode".to_owned(), mode.to_owned())];
+        settings.extend(own.iter().cloned());
+        Ok(Ini {
+            included: include.map(read).transpose()?,
+            database,
+            settings,
+            certificates: if is_local { Vec::new() } else { certificates(&url)? },
+        })
+    }
+
+    /// The files to write into its folder.
+    pub(super) fn files(&self, folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut files = Vec::new();
+        let mut lines = Vec::new();
+        if let Some(included) = &self.included {
+            let path = folder.join("included.ini");
+            lines.push(format!("%include {}", path.display()));
+            files.push((path, included.clone()));
+        }
+        lines.extend(["[databases]".to_owned(), self.database.clone(), "[pgbouncer]".to_owned()]);
+        let mut set = |name: &str, value: &str| lines.push(format!("{name} = {value}"));
+        for (name, value) in TAKEN_BACK {
+            set(name, value);
+        }
+        set("unix_socket_dir", &folder.display().to_string());
+        set("unix_socket_mode", "0600");
+        set("listen_port", &PORT.to_string());
+        // Nobody who is not let into the folder comes as far as this.
+        set("auth_type", "any");
+        set("pool_mode", "transaction");
+        for (name, content) in &self.certificates {
+            let path = folder.join(name);
+            set(name, &path.display().to_string());
+            files.push((path, content.clone()));
+        }
+        for (name, value) in &self.settings {
+            set(name, value);
+        }
+        lines.push(String::new());
+        files.push((folder.join(FILE), lines.join("\n").into_bytes()));
+        files
+    }
+}
+
+/// What the address names, or else the environment, as sqlx reads them: PEM, or the path of a file.
+fn certificates(url: &Url) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+    let mut found = Vec::new();
+    for (setting, parameters, variable) in CERTIFICATES {
+        let named = url.query_pairs().find(|(name, _)| parameters.contains(&&**name));
+        let value = named.map(|(_, value)| value.into_owned()).or_else(|| env::var(variable).ok());
+        match value {
+            Some(text) if text.starts_with("-----BEGIN") => found.push((setting, text.into_bytes())),
+            Some(path) if !path.is_empty() => found.push((setting, read(Path::new(&path))?)),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::PgBouncer { action: "read a file that is named", source })
+}
+
+/// As in libpq's connection strings, but that PgBouncer doubles a quote to escape it.
+fn quoted(value: &str) -> Result<String, Error> {
+    if value.contains(['\n', '\r', '\0']) {
+        return Err(Error::Address { why: "PgBouncer cannot be told of a line break in it".into() });
+    }
+    Ok(format!("'{}'", value.replace('\'', "''")))
+}
+
+fn ssl_mode(mode: PgSslMode) -> &'static str {
+    match mode {
+        PgSslMode::Disable => "disable",
+        PgSslMode::Allow => "allow",
+        PgSslMode::Prefer => "prefer",
+        PgSslMode::Require => "require",
+        PgSslMode::VerifyCa => "verify-ca",
+        PgSslMode::VerifyFull => "verify-full",
+    }
+}
