@@ -276,6 +276,17 @@ impl Conn {
         }
     }
 
+    /// The statement as it is sent. A pooler keeps what was prepared under one text, for all its clients, and closing a
+    /// statement does not make it forget: once plans were found stale, another text is what makes a new one.
+    fn distinct(&self, text: Text) -> Text {
+        match self.live().plans {
+            stale @ 1.. if self.inner.is_pooled() => {
+                text.marked(&format!("/* {:x}.{stale} */", self.inner.mark))
+            }
+            _ => text,
+        }
+    }
+
     /// A copy of the statement to send again if its plan turns out stale, where that is safe: the server finds that out
     /// before it runs anything, and outside of a transaction nothing else is lost with it.
     fn again(&self, text: &Text) -> Option<Text> {
@@ -342,6 +353,7 @@ impl Conn {
         let again = self.again(&text);
         let sql = text.sql_str();
         let limit = self.limit();
+        let text = self.distinct(text);
         // Not by `travel`, whose future would carry the text along.
         let trip = self.depart(&sql, Flight::Statement);
         let running = run(&mut self.live_mut().raw, text);
@@ -364,6 +376,7 @@ impl Conn {
         match (self.heals(&error).await, again) {
             (true, Some(text)) => {
                 let sql = text.sql_str();
+                let text = self.distinct(text);
                 self.travel(&sql, Flight::Statement, limit, |raw| run(raw, text), note).await
             }
             _ => Err(error),
@@ -381,6 +394,7 @@ impl Conn {
             let ends = self.state.ends;
             loop {
                 let mut limit = self.limit();
+                text = self.distinct(text);
                 let mut trip = self.depart(&sql, Flight::Statement);
                 let live = self.live.as_mut().expect("there until it is dropped");
                 let mut results = live.raw.fetch_many(text);

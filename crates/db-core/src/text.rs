@@ -2,7 +2,7 @@
 
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgStatement};
-use sqlx::{Execute, Postgres, SqlStr};
+use sqlx::{AssertSqlSafe, Execute, Postgres, SqlSafeStr, SqlStr};
 
 use crate::pooler::Needs;
 
@@ -32,6 +32,14 @@ impl Text {
 
     pub(crate) fn as_str(&self) -> &str {
         self.sql.as_str()
+    }
+
+    /// The same under another text, if it is one that is prepared and kept.
+    pub(crate) fn marked(mut self, mark: &str) -> Self {
+        if self.persistent && matches!(self.arguments, Some(Ok(Some(_)))) {
+            self.sql = AssertSqlSafe(format!("{} {mark}", self.sql.as_str())).into_sql_str();
+        }
+        self
     }
 
     /// The same statement once more, if it is one that is prepared and kept: only those have plans that become stale.

@@ -62,7 +62,7 @@ impl Tx {
         let timeout = options.timeout.unwrap_or(conn.inner().options.tx_timeout);
         let inner = conn.inner();
         let sql = if inner.is_pooled() {
-            AssertSqlSafe(options.begin(&inner.options.for_each_transaction())).into_sql_str()
+            AssertSqlSafe(options.begin(&inner.options.for_each_transaction(timeout))).into_sql_str()
         } else if options.is_plain() {
             "BEGIN".into_sql_str()
         } else {

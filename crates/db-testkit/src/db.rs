@@ -12,6 +12,7 @@ use crate::admin::Admin;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::migrations::Migrations;
+use crate::pgbouncer::{PgBouncer, PgBouncerBuilder};
 use crate::server::{OURSELVES, TestServer};
 use crate::sweep::sweep;
 use crate::template;
@@ -19,6 +20,9 @@ use crate::template;
 /// "The source database is being accessed by other users", and "there is no such database": somebody has just made, or
 /// just swept, the template.
 const TEMPLATE_MOVES: [&str; 2] = ["55006", "3D000"];
+
+/// What the code under test goes through.
+const THROUGH: &str = "DB_TESTKIT_THROUGH";
 
 /// When a server does not answer, its databases are left to the next sweep.
 const DROP_PATIENCE: Duration = Duration::from_secs(10);
@@ -32,6 +36,8 @@ pub struct TestDb {
     server: TestServer,
     options: PgConnectOptions,
     pool: OnceLock<PgPool>,
+    /// What the tested code is to go through, if that was asked for.
+    through: Option<Box<PgBouncer>>,
     /// Its session holds the lock that protects the database from being swept. `None` when the database is gone.
     admin: Option<Admin>,
 }
@@ -89,7 +95,12 @@ impl TestDb {
             match admin.clone_database(&name, &template).await {
                 Ok(()) => {
                     let options = server.options_of(&name)?;
-                    return Ok(TestDb { name, server, options, pool: OnceLock::new(), admin: Some(admin) });
+                    let pool = OnceLock::new();
+                    let mut db = TestDb { name, server, options, pool, through: None, admin: Some(admin) };
+                    if std::env::var_os(THROUGH).is_some_and(|through| through == "pgbouncer") {
+                        db.through = Some(Box::new(for_many_clients().start(&db).await?));
+                    }
+                    return Ok(db);
                 }
                 Err(error)
                     if error.sqlstate().is_some_and(|state| TEMPLATE_MOVES.contains(&state.as_str())) =>
@@ -109,8 +120,18 @@ impl TestDb {
     }
 
     /// Its address, for whatever the test starts. With `DATABASE_URL` it contains that address's password.
+    ///
+    /// With `DB_TESTKIT_THROUGH=pgbouncer` in the environment it is that of a [`PgBouncer`] in front of it, so that a whole suite
+    /// goes through one; [`options`](TestDb::options) and [`pool`](TestDb::pool), by which a test looks at what it tests, do
+    /// not.
     #[must_use]
     pub fn url(&self) -> String {
+        self.through.as_ref().map_or_else(|| self.direct_url(), |through| through.url())
+    }
+
+    /// The address of the database itself, whatever the environment says: for what cannot go through a pooler.
+    #[must_use]
+    pub fn direct_url(&self) -> String {
         self.server.url_of(&self.name)
     }
 
@@ -158,6 +179,7 @@ impl TestDb {
     ///
     /// [`Error::Statement`] when the server refuses or is gone.
     pub async fn drop_now(mut self) -> Result<(), Error> {
+        self.through = None;
         if let Some(admin) = &mut self.admin {
             admin.drop_by_force(&self.name).await?;
         }
@@ -170,6 +192,7 @@ impl TestDb {
 
 impl Drop for TestDb {
     fn drop(&mut self) {
+        self.through = None;
         // Held until the database is gone. Its runtime may be gone, or wait for us: so it cannot do the work itself.
         let Some(_lock) = &self.admin else { return };
         let dropped = thread::scope(|scope| {
@@ -201,6 +224,11 @@ fn drop_blocking(server: &TestServer, name: &str) -> Result<(), Box<dyn std::err
             result => Ok(result?),
         }
     })
+}
+
+/// For suites that were written for the server itself.
+fn for_many_clients() -> PgBouncerBuilder {
+    PgBouncer::builder().default_pool_size(80).setting("max_client_conn", "1000").max_prepared_statements(200)
 }
 
 fn random_name() -> String {

@@ -210,7 +210,7 @@ impl PgBouncerBuilder {
     /// [`Error::NoPgBouncer`] when there is no program; [`Error::PgBouncerFailed`] when it ends at once, with what it said;
     /// [`Error::PgBouncer`] when the operating system refuses something; [`Error::TimedOut`] after 20 seconds.
     pub async fn start(self, db: &TestDb) -> Result<PgBouncer, Error> {
-        self.start_before(db.test_server(), &db.url(), &db.options()).await
+        self.start_before(db.test_server(), &db.direct_url(), &db.options()).await
     }
 
     /// Starts it in front of this server. Its address is that of the database in which others are made; see

@@ -74,7 +74,7 @@ impl Proxy {
     /// [`Error::Proxy`] when the operating system does not grant a port or a thread, or, on systems other than Linux, when
     /// the server is reached by a Unix socket: nobody could tell there who connects.
     pub fn start(db: &TestDb) -> Result<Proxy, Error> {
-        Proxy::to(&db.url(), &db.options())
+        Proxy::to(&db.direct_url(), &db.options())
     }
 
     /// A proxy to this server. Its own address is that of the database in which others are made; see

@@ -122,6 +122,8 @@ pub(crate) struct Inner {
     core: Mutex<Core>,
     /// None through a pooler, where process ids are strangers'.
     pub(crate) canceller: Option<Canceller>,
+    /// Tells its texts from those of other pools, where a pooler keeps what was prepared for all of them.
+    pub(crate) mark: u64,
     /// Once a pooler in between is known to follow prepared statements.
     pub(crate) pooler_follows: OnceLock<()>,
     pub(crate) companions: Companions,
@@ -260,6 +262,7 @@ impl Inner {
         let limits = options.limits();
         Self {
             canceller: (config.pooler() == Pooler::None).then(|| Canceller::new(&config, &options.name)),
+            mark: fastrand::u64(..),
             pooler_follows: OnceLock::new(),
             options,
             config,

@@ -157,9 +157,10 @@ impl PoolOptions {
         ("idle_in_transaction_session_timeout", milliseconds(self.tx_timeout.saturating_add(GRACE)))
     }
 
-    /// What the server is told with each `BEGIN` where a session cannot be told when it begins, nor a statement be cancelled.
-    pub(crate) fn for_each_transaction(&self) -> [(&'static str, String); 2] {
-        [("statement_timeout", milliseconds(self.statement_timeout)), self.idle_in_transaction()]
+    /// What the server is told with each `BEGIN` of a transaction that may take so long, where a session cannot be told when it
+    /// begins, nor a statement be cancelled.
+    pub(crate) fn for_each_transaction(&self, limit: Duration) -> [(&'static str, String); 2] {
+        [("statement_timeout", milliseconds(self.statement_timeout.min(limit))), self.idle_in_transaction()]
     }
 
     pub(crate) fn limits(&self) -> Limits {

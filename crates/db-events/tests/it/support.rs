@@ -13,7 +13,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn events(db: &TestDb) -> EventLog {
     let config = Config::from_url(&db.url()).expect("the test database's address");
-    let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
+    let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
+    let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
     EventLog::new(Pool::new(&config, PoolOptions::backend()), bus)
 }
 
