@@ -39,8 +39,7 @@ const CERTIFICATES: [(&str, &[&str], &str); 3] = [
 
 /// The parts of the configuration. Not `Debug`: there may be a password in it.
 pub(super) struct Ini {
-    /// The text of a file of somebody else.
-    included: Option<Vec<u8>>,
+    included: Included,
     /// How every database of the server is found.
     database: String,
     settings: Vec<(String, String)>,
@@ -72,7 +71,10 @@ impl Ini {
         let mut settings = vec![("server_tls_sslmode".to_owned(), mode.to_owned())];
         settings.extend(own.iter().cloned());
         Ok(Ini {
-            included: include.map(read).transpose()?,
+            included: match include {
+                Some(path) => Included::read(&String::from_utf8_lossy(&read(path)?)),
+                None => Included::default(),
+            },
             database,
             settings,
             certificates: if is_local { Vec::new() } else { certificates(&url)? },
@@ -82,13 +84,9 @@ impl Ini {
     /// The files to write into its folder.
     pub(super) fn files(&self, folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = Vec::new();
-        let mut lines = Vec::new();
-        if let Some(included) = &self.included {
-            let path = folder.join("included.ini");
-            lines.push(format!("%include {}", path.display()));
-            files.push((path, included.clone()));
-        }
+        let mut lines = self.included.others.clone();
         lines.extend(["[databases]".to_owned(), self.database.clone(), "[pgbouncer]".to_owned()]);
+        lines.extend(self.included.settings.iter().cloned());
         let mut set = |name: &str, value: &str| lines.push(format!("{name} = {value}"));
         for (name, value) in TAKEN_BACK {
             set(name, value);
@@ -110,6 +108,33 @@ impl Ini {
         lines.push(String::new());
         files.push((folder.join(FILE), lines.join("\n").into_bytes()));
         files
+    }
+}
+
+/// The lines of somebody else's file. PgBouncer can include one by itself, but at the second `[pgbouncer]` that it meets, ours,
+/// it forgets what the first one set.
+#[derive(Default)]
+struct Included {
+    settings: Vec<String>,
+    /// With their sections' names.
+    others: Vec<String>,
+}
+
+impl Included {
+    fn read(text: &str) -> Included {
+        let mut included = Included::default();
+        let mut is_settings = false;
+        for line in text.lines() {
+            if line.trim_start().starts_with('[') {
+                is_settings = line.trim() == "[pgbouncer]";
+                if is_settings {
+                    continue;
+                }
+            }
+            let lines = if is_settings { &mut included.settings } else { &mut included.others };
+            lines.push(line.to_owned());
+        }
+        included
     }
 }
 
@@ -148,5 +173,26 @@ fn ssl_mode(mode: PgSslMode) -> &'static str {
         PgSslMode::Require => "require",
         PgSslMode::VerifyCa => "verify-ca",
         PgSslMode::VerifyFull => "verify-full",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Included, quoted};
+
+    #[test]
+    fn what_is_set_in_a_file_and_what_else_is_in_it_are_told_apart() {
+        let file = "; head\n[pgbouncer]\na = 1\n[databases]\nx = host=y\n [pgbouncer]\nb = 2\n";
+
+        let included = Included::read(file);
+
+        assert_eq!(included.settings, ["a = 1", "b = 2"]);
+        assert_eq!(included.others, ["; head", "[databases]", "x = host=y"]);
+    }
+
+    #[test]
+    fn a_quote_is_doubled_and_a_line_break_refused() {
+        assert_eq!(quoted("it's").unwrap(), "'it''s'");
+        assert!(quoted("a\nb").is_err());
     }
 }
