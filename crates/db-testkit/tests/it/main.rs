@@ -5,6 +5,8 @@ mod activity;
 mod attribute;
 mod child;
 mod databases;
+#[cfg(feature = "pgbouncer-tests")]
+mod deployed;
 mod faults;
 mod leftovers;
 #[cfg(feature = "pgbouncer-tests")]
