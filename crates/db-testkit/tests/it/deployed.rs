@@ -47,6 +47,7 @@ impl Deployed {
         db.pool().execute("create role app login password 'of the app'").await.unwrap();
         db.pool().execute(sqlx::raw_sql(SQL)).await.unwrap();
         db.pool().execute("alter role pgbouncer password 'of the pooler'").await.unwrap();
+        db.pool().execute("alter role postgres password 'of the superuser'").await.unwrap();
 
         let ini = ini
             .replace("db.example.com port", &format!("{} port", socket_dir(&db).display()))
@@ -98,6 +99,11 @@ async fn every_setting_of_the_example_is_in_force_and_none_is_complained_of() {
 #[tokio::test]
 async fn what_differs_in_compose_goes_on_where_the_example_ends() {
     let ini = COMPOSE.replace("%include /etc/pgbouncer/production.ini", INI);
+    assert_eq!(
+        ini.lines().filter(|line| *line == "[pgbouncer]").count(),
+        1,
+        "the last one would forget the others"
+    );
     let deployed = Deployed::with(&ini).await;
 
     let mut connection = deployed.app().database(deployed.db.name()).connect().await.unwrap();
@@ -117,12 +123,14 @@ async fn a_role_logs_in_by_its_own_password_and_no_other() {
     let mut connection = deployed.app().connect().await.unwrap();
 
     assert_eq!(ask(&mut connection, "select current_user::text").await, "app");
-    let refused = deployed.app().password("guessed").connect().await.unwrap_err();
-    let refused = refused.as_database_error().unwrap().message().to_owned();
-    assert!(refused.contains("authentication failed"), "{refused}");
+    let guessed = deployed.app().password("guessed");
     // A superuser's verifier is not told.
-    let superuser = deployed.app().username("postgres").password("of the app");
-    superuser.connect().await.unwrap_err();
+    let superuser = deployed.app().username("postgres").password("of the superuser");
+    for (wrong, why) in [(guessed, "authentication failed"), (superuser, "no such user")] {
+        let refused = wrong.connect().await.unwrap_err();
+        let refused = refused.as_database_error().unwrap().message().to_owned();
+        assert!(refused.contains(why), "{refused}");
+    }
 }
 
 #[tokio::test]
