@@ -14,7 +14,8 @@ fn main() -> ExitCode {
         eprintln!("with_postgres COMMAND [ARGUMENT..]");
         return ExitCode::from(2);
     };
-    let server = match Server::throwaway().start() {
+    // The command may put a pooler before it, which must not run as root.
+    let server = match Server::throwaway().admit_its_account().start() {
         Ok(server) => server,
         Err(error) => {
             eprintln!("with_postgres: {error}");

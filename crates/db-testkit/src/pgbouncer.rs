@@ -37,7 +37,8 @@ use program::Program;
 ///
 /// The program is that of the environment variable `DB_TESTKIT_PGBOUNCER`, else `pgbouncer` on `PATH` or in `/usr/sbin`.
 /// `PgBouncer` refuses to run as root: for root it runs as the account of the [embedded](db_embedded) server, and before the
-/// server of `DATABASE_URL` as `postgres`, else as `nobody`.
+/// server of `DATABASE_URL` as `postgres`, else as `nobody`. A server that asks the kernel who connects has to let in that
+/// account. A password is that of the address or of `PGPASSWORD`; the file of passwords is not read.
 ///
 /// ```
 /// use db_testkit::{PgBouncer, TestDb};
@@ -203,7 +204,7 @@ impl PgBouncerBuilder {
     /// Starts it in front of this database, and waits until clients can connect. Whether the server lets it in is found out by
     /// the first of them.
     ///
-    /// Takes some 50 ms, of which it blocks some 10. Cancel-safe: one that is starting ends.
+    /// Takes some 40 ms, and blocks for half of them. Cancel-safe: one that is starting ends.
     ///
     /// # Errors
     ///
