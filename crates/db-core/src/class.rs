@@ -35,6 +35,9 @@ impl Class {
     pub fn of(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::Database(database) => match database.code() {
+                Some(code) if code == "08P01" && is_fatal(error) && was_turned_away(database.message()) => {
+                    Self::NotReached
+                }
                 // Of a session that goes on: a mistake in the protocol, or the trouble of a foreign data wrapper.
                 Some(code) if code.starts_with("08") && !is_fatal(error) => Self::Other,
                 Some(code) => Self::of_sqlstate(&code),
@@ -90,6 +93,19 @@ impl Class {
     pub fn is_transient(self) -> bool {
         matches!(self, Self::NotReached | Self::Lost | Self::Conflict)
     }
+}
+
+/// Whether a pooler says that it had no session for a statement, which it therefore did not send. `PgBouncer` has one code for
+/// all that it says itself, and these texts, in no language but English.
+fn was_turned_away(said: &str) -> bool {
+    [
+        "query_wait_timeout",
+        "server login has been failing",
+        "pgbouncer cannot connect to server",
+        "no more connections allowed",
+    ]
+    .iter()
+    .any(|reason| said.starts_with(reason))
 }
 
 /// Whether the server ended the session with this error. Severity says so and not the code: 08P01 for a wrong number of

@@ -255,9 +255,7 @@ impl Conn {
     ///
     /// A [`PoolerError`] when there is a pooler in between that would leave it to others.
     fn take_note(&mut self, text: &Text) -> Result<(), PoolerError> {
-        if self.inner.is_pooled() {
-            self.admit(text.as_str())?;
-        }
+        self.admit(text.as_str())?;
         if text.changes_session() {
             self.state.session_changed = true;
             self.state.unseen = true;
@@ -269,7 +267,11 @@ impl Conn {
         Ok(())
     }
 
+    /// Refuses what a pooler in between would leave to others.
     fn admit(&self, sql: &str) -> Result<(), PoolerError> {
+        if !self.inner.is_pooled() {
+            return Ok(());
+        }
         match needs_session(sql) {
             Some(needs) => Err(PoolerError::new(&self.inner.options.name, self.asker.at, needs)),
             None => Ok(()),
@@ -516,6 +518,7 @@ impl<'c> Executor<'c> for &'c mut Conn {
         let parameters = parameters.to_vec();
         Box::pin(async move {
             self.drain().await?;
+            self.admit(sql.as_str())?;
             let (limit, sent) = (self.limit(), sql.clone());
             self.travel(&sql, Flight::Statement, limit, |raw| prepare(raw, sent, parameters), |_, _| {}).await
         })

@@ -9,6 +9,8 @@ mod faults;
 mod handlers;
 mod limits;
 mod options;
+#[cfg(feature = "pgbouncer-tests")]
+mod pooler;
 mod pools;
 mod queue;
 mod retrying;
