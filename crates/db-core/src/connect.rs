@@ -228,7 +228,9 @@ impl ConnectFailure {
         )
     }
 
-    pub(crate) fn of(source: &sqlx::Error, config: &Config) -> Self {
+    /// What an error of the driver's is, met in connecting to this place.
+    #[must_use]
+    pub fn of(source: &sqlx::Error, config: &Config) -> Self {
         let said = error::said(source);
         match source {
             sqlx::Error::Tls(_) => return Self::tls(said, config),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use db_core::encryption::Keyring;
-use db_core::{Config, Pool, PoolOptions, Pooler, Retry, connect};
+use db_core::{Class, Config, Patience, Pool, PoolOptions, Pooler, Retry, connect};
 use db_events::EventLog;
 use db_migrate::Migrations;
 use db_notify::{Bus, BusOptions};
@@ -31,7 +31,8 @@ pub struct Options {
     pub instances: u32,
     /// Whether to connect to nothing before somebody uses it; off by default. See [`Options::lazy`].
     pub lazy: bool,
-    /// How long to wait for the server [30 s].
+    /// How long to wait for the server [30 s], for all steps of opening together. A migration that is under way then is not
+    /// ended.
     pub wait: Retry,
     /// What to migrate to; nothing by default.
     pub migrations: Option<Migrations>,
@@ -144,8 +145,23 @@ pub enum OpenError {
     Bus(#[from] db_notify::OpenError),
 }
 
+impl OpenError {
+    fn may_mend(&self) -> bool {
+        match self {
+            Self::Connect(error) => !error.failure().is_final(),
+            Self::Room(error) => matches!(error.class(), Class::Lost | Class::NotReached),
+            Self::Migrate(error) => error.is_transient(),
+            Self::Bus(error) => !error.is_final(),
+            Self::NoRoom(_) | Self::NoDirect(_) | Self::LazyMigrations => false,
+        }
+    }
+}
+
 /// Opens a database: waits for the server, migrates, makes the pools, starts the bus, in this order. Those that are opened
 /// [lazily](Options::lazy) wait for their first use instead.
+///
+/// A server that goes away on the way is waited for again, and the step that met it is repeated, all within
+/// [`Options::wait`]; what waiting cannot mend ends it at once. Each attempt that fails is one line of the log.
 ///
 /// Dropping the future leaves nothing running; migrations that were done stay done.
 ///
@@ -166,14 +182,16 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         return Err(OpenError::NoDirect(direct.to_string()));
     }
 
+    let mut steps = Steps(Patience::new(options.wait));
     if options.lazy {
         if options.migrations.is_some() {
             return Err(OpenError::LazyMigrations);
         }
     } else {
-        Box::pin(reach(&config, &options)).await?;
+        steps.survive(&config, "reach the server", |left| reach(&config, left, &options)).await?;
         if let Some(migrations) = &options.migrations {
-            Box::pin(migrations.up(&direct)).await?;
+            // Boxed, as the other steps are: the future of opening would be as large as all of them.
+            Box::pin(migrations.up_within(&direct, steps.left())).await?;
         }
     }
 
@@ -183,7 +201,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
     let bus = if options.lazy {
         Bus::lazy(&direct, &options.bus)?
     } else {
-        Box::pin(Bus::open(&direct, options.bus)).await?
+        steps.survive(&direct, "listen", |_| listen(&direct, &options.bus)).await?
     };
     if config.pooler() != Pooler::None && !options.lazy {
         tracing::info!(%config, %direct, "a pooler is in between: prepared statements work, and LISTEN delivers past it");
@@ -199,9 +217,40 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
     Ok(Db::new(Pools { api, backend, named }, bus, events, keyring))
 }
 
+/// The steps of opening, which have one deadline together.
+struct Steps(Patience);
+
+impl Steps {
+    fn left(&self) -> Retry {
+        self.0.left()
+    }
+
+    /// Tries a step again when it meets a loss that mends itself. The steps before it are done and stay so.
+    async fn survive<T, F: Future<Output = Result<T, OpenError>>>(
+        &mut self,
+        to: &Config,
+        step: &str,
+        attempt: impl Fn(Retry) -> F,
+    ) -> Result<T, OpenError> {
+        self.0.refresh();
+        let mut done = Box::pin(attempt(self.left())).await;
+        while let Err(error) = &done {
+            if !error.may_mend() || !self.0.pause(to, step, error).await {
+                break;
+            }
+            match timeout(self.left().deadline, Box::pin(attempt(self.left()))).await {
+                Ok(again) => done = again,
+                // What was met last is what is known.
+                Err(_) => break,
+            }
+        }
+        done
+    }
+}
+
 /// Waits for the server, and asks whether it has room for the pools.
-async fn reach(config: &Config, options: &Options) -> Result<(), OpenError> {
-    let mut first = connect::connect(config, options.wait).await?;
+async fn reach(config: &Config, left: Retry, options: &Options) -> Result<(), OpenError> {
+    let mut first = connect::connect(config, left).await?;
     // Behind a pooler, how many sessions the server sees is the pooler's affair.
     if options.instances > 0 && options.direct.is_none() {
         let answer = timeout(ROOM_LIMIT, sizing::check(&mut first, options)).await;
@@ -213,4 +262,8 @@ async fn reach(config: &Config, options: &Options) -> Result<(), OpenError> {
         tracing::debug!(%error, "the first connection was lost at its end");
     }
     Ok(())
+}
+
+async fn listen(direct: &Config, options: &BusOptions) -> Result<Bus, OpenError> {
+    Ok(Bus::open(direct, options.clone()).await?)
 }

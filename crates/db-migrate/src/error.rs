@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use db_core::Class;
+
 /// Why migrations were not run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -80,6 +82,18 @@ pub enum Error {
         /// What the server said.
         cause: db_core::Error,
     },
+    /// The connection was lost while a migration ran outside of a transaction, and the database has no record of it: it may be
+    /// done, in part or not at all. It is not run again by the same call.
+    #[error(
+        "migration {version} runs outside of a transaction, and the connection was lost in it, so it may be done in part; \
+         look at what it has done before it is run again: {said}"
+    )]
+    Interrupted {
+        /// The version.
+        version: i64,
+        /// What was met.
+        said: String,
+    },
     /// The database failed elsewhere.
     #[error("{what}: {cause}")]
     Database {
@@ -94,6 +108,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the connection was lost, or not to be had, and nothing else is wrong: looking at the database again, and going on
+    /// from there, may do.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Connect(error) => !error.failure().is_final(),
+            Self::Failed { cause, .. } | Self::Database { cause, .. } => {
+                matches!(cause.class(), Class::Lost | Class::NotReached)
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |error| Self::Database { what, cause: error.into() }
     }

@@ -22,6 +22,13 @@
 //! them. Everything happens on a connection of its own that is closed afterwards, so the lock ends with it, whatever
 //! happened.
 //!
+//! # Losses
+//!
+//! A connection that is lost on the way is replaced, as long as the patience lasts, and the new one goes on from what the
+//! database has on record. A migration without `-- no-transaction` commits together with its record, and its session's lock
+//! outlives it: who has the lock afterwards sees what became of it. One that runs outside of a transaction may be done and not on
+//! record; it is never repeated blindly, but named by [`Error::Interrupted`].
+//!
 //! # What is refused
 //!
 //! A database that has a migration which the program does not know, a file that was changed after it was applied, a new
@@ -30,6 +37,7 @@
 mod error;
 mod lock;
 mod migrations;
+mod session;
 mod status;
 
 pub use error::Error;

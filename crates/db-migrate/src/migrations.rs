@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{Config, Pooler, Retry, connect};
+use db_core::{Config, Patience, Pooler, Retry, connect};
 use sqlx::Connection;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
 
 use crate::status::{self, State, Status};
-use crate::{Error, lock};
+use crate::{Error, lock, session};
 
 /// How long the lock is tried for.
 const LOCK_DEADLINE: Duration = Duration::from_mins(1);
@@ -28,6 +28,22 @@ pub struct Report {
     pub changed: Vec<i64>,
     /// The newest version applied afterwards, 0 for none.
     pub version: i64,
+}
+
+/// What is known of a run, over the losses of its connections.
+#[derive(Debug, Default)]
+struct Run {
+    /// How the database stood when the lock was first had.
+    before: Option<Vec<Status>>,
+    /// A migration outside of a transaction that was under way when the connection was lost, and what was met. Taken by who
+    /// looks whether it is recorded.
+    doubtful: Option<(i64, String)>,
+}
+
+impl Run {
+    fn may_look_again(&self, error: &Error) -> bool {
+        error.is_transient() || (self.doubtful.is_some() && matches!(error, Error::Interrupted { .. }))
+    }
 }
 
 impl Migrations {
@@ -60,29 +76,83 @@ impl Migrations {
         self
     }
 
+    /// Applies all that are pending, with the patience of [`Retry::default`]. See [`Migrations::up_within`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Migrations::up_within`].
+    pub async fn up(&self, config: &Config) -> Result<Report, Error> {
+        self.up_within(config, Retry::default()).await
+    }
+
     /// Applies all that are pending. Does nothing, and takes no lock, when none is.
     ///
     /// Each runs in a transaction of its own, unless its first line is `-- no-transaction`. Dropping the future closes
     /// the connection: the migration under way is rolled back, those before it stay.
     ///
+    /// The server is waited for as `retry` says. When the connection is lost on the way, another one looks at what is recorded,
+    /// once the lock of the lost session is gone and what it had under way with it, and goes on from there: a migration and
+    /// its record are one transaction. One that runs outside of a transaction is not repeated unless it never began.
+    ///
     /// # Errors
     ///
     /// [`Error`] names the version and the reason; see the crate's documentation for what is refused.
-    pub async fn up(&self, config: &Config) -> Result<Report, Error> {
+    pub async fn up_within(&self, config: &Config, retry: Retry) -> Result<Report, Error> {
         refuse_pooler(config)?;
-        let mut connection = connect::connect(config, Retry::default()).await?;
-        let before = self.checked_status(&mut connection).await?;
-        if before.iter().all(|status| status.state == State::Applied) {
-            let version = newest(&before);
+        let mut patience = Patience::new(retry);
+        let mut run = Run::default();
+        loop {
+            match self.go_on(config, patience.left(), &mut run).await {
+                Err(error)
+                    if run.may_look_again(&error) && patience.pause(config, "migrate", &error).await => {}
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Looks where the database stands, and applies what is pending.
+    async fn go_on(&self, config: &Config, retry: Retry, run: &mut Run) -> Result<Report, Error> {
+        let mut connection = session::open(config, retry).await?;
+        let status = self.checked_status(&mut connection).await?;
+        if status.iter().all(|status| status.state == State::Applied) {
+            if let Some(before) = &run.before {
+                return self.report(connection, before).await;
+            }
             close(connection).await;
-            return Ok(Report { changed: Vec::new(), version });
+            return Ok(Report { changed: Vec::new(), version: newest(&status) });
         }
 
         lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
-        // Somebody may have been quicker.
-        let before = self.checked_status(&mut connection).await?;
-        self.migrator.run_direct(None, &mut connection, false).await.map_err(Error::from_sqlx)?;
-        self.report(connection, &before).await
+        // Somebody may have been quicker, or a session of ours that was lost has come to its end.
+        let status = self.checked_status(&mut connection).await?;
+        if let Some((version, said)) = run.doubtful.take()
+            && status.iter().any(|status| status.version == version && status.state == State::Pending)
+        {
+            return Err(Error::Interrupted { version, said });
+        }
+        let pending: Vec<i64> = status
+            .iter()
+            .filter(|status| status.state == State::Pending)
+            .map(|status| status.version)
+            .collect();
+        let before = run.before.get_or_insert(status);
+        for version in pending {
+            // One by one, to know which it is that a loss hits.
+            let applied = self.migrator.run_direct(Some(version), &mut connection, false).await;
+            if let Err(error) = applied.map_err(Error::from_sqlx) {
+                if error.is_transient() && self.is_without_transaction(version) {
+                    let said = error.to_string();
+                    run.doubtful = Some((version, said.clone()));
+                    return Err(Error::Interrupted { version, said });
+                }
+                return Err(error);
+            }
+        }
+        self.report(connection, before).await
+    }
+
+    fn is_without_transaction(&self, version: i64) -> bool {
+        self.ups().any(|migration| migration.version == version && migration.no_tx)
     }
 
     /// Reverts all that are newer than `target`, the newest first; 0 reverts everything.
@@ -95,7 +165,7 @@ impl Migrations {
             return Err(Error::NoSuchVersion { version: target });
         }
         refuse_pooler(config)?;
-        let mut connection = connect::connect(config, Retry::default()).await?;
+        let mut connection = session::open(config, Retry::default()).await?;
         lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
         let before = self.checked_status(&mut connection).await?;
         let applied =

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use db_core::{Config, Pooler};
+use db_core::{Config, ConnectFailure, Pooler};
 use sqlx::postgres::PgConnection;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
@@ -50,12 +50,12 @@ pub enum OpenError {
     #[error("the namespace of a bus has 1 to 53 bytes and no NUL character")]
     Namespace,
     /// The first `LISTEN` failed.
-    #[error("the bus could not listen on {to}: {said}")]
+    #[error("the bus could not listen on {to}: {failure}")]
     Listen {
         /// Role, host, port and database.
         to: String,
-        /// What the driver said.
-        said: String,
+        /// What it met.
+        failure: ConnectFailure,
     },
     /// The address leads through a pooler in transaction mode.
     #[error(
@@ -75,6 +75,17 @@ pub enum OpenError {
         /// Role, host, port and database.
         to: String,
     },
+}
+
+impl OpenError {
+    /// Whether waiting cannot mend it.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Namespace | Self::Pooled { .. } | Self::Unheard { .. } => true,
+            Self::Listen { failure, .. } => failure.is_final(),
+        }
+    }
 }
 
 /// A notification bus. Cheap to clone; clones are the same bus.
@@ -161,8 +172,10 @@ impl Bus {
     /// reported to subscribers as gaps.
     pub async fn open(config: &Config, options: BusOptions) -> Result<Self, OpenError> {
         let channel = channel(config, &options)?;
-        let failed =
-            |error: sqlx::Error| OpenError::Listen { to: config.to_string(), said: error.to_string() };
+        let failed = |error: sqlx::Error| OpenError::Listen {
+            to: config.to_string(),
+            failure: ConnectFailure::of(&error, config),
+        };
         let mut listening = listener::listen(config, &channel).await.map_err(failed)?;
         let notifier =
             notifier::notify(None, config, &channel, &[wire::NOTHING.to_owned()]).await.map_err(failed)?;

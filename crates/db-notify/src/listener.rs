@@ -54,13 +54,17 @@ pub(crate) async fn listen(config: &Config, channel: &str) -> Result<Listening, 
 }
 
 /// Whether anything arrives, be it what was just notified or what somebody else says. A pooler in transaction mode says yes
-/// to LISTEN, and nothing ever comes.
+/// to LISTEN, and nothing ever comes, though it goes on answering.
 pub(crate) async fn hears(listening: &mut Listening) -> Result<bool, sqlx::Error> {
-    match timeout(HEARTBEAT_LIMIT, listening.listener.try_recv()).await {
+    let listener = &mut listening.listener;
+    match timeout(HEARTBEAT_LIMIT, listener.try_recv()).await {
         Ok(Ok(Some(_))) => Ok(true),
         Ok(Ok(None)) => Err(sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into())),
         Ok(Err(error)) => Err(error),
-        Err(_) => Ok(false),
+        Err(_) => match timeout(HEARTBEAT_LIMIT, (&mut *listener).execute("select 1")).await {
+            Ok(answer) => answer.map(|_| false),
+            Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+        },
     }
 }
 

@@ -1,6 +1,8 @@
 //! What `db-layer` promises, shown on a real PostgreSQL.
 
 mod lazy;
+mod log;
+mod opening;
 mod options;
 mod settings;
 

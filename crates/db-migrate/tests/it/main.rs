@@ -190,3 +190,74 @@ async fn a_folder_that_is_none_is_named() {
 
     assert!(error.to_string().starts_with("the migrations in no/such/folder cannot be read"), "{error}");
 }
+
+/// Each leaves a row, so that one which ran twice would leave two.
+const ROWS: [(&str, &str); 3] = [
+    ("1_ran.up.sql", "create table ran (version int); insert into ran values (1)"),
+    ("2_bare.up.sql", "-- no-transaction\ninsert into ran values (2)"),
+    ("3_more.up.sql", "insert into ran values (3)"),
+];
+
+async fn ran(db: &TestDb) -> Vec<i32> {
+    sqlx::query_scalar("select version from ran order by 1").fetch_all(&db.pool()).await.expect("rows")
+}
+
+#[db_testkit::test]
+async fn a_connection_that_is_lost_on_the_way_is_replaced_and_nothing_runs_twice(_db: TestDb) {
+    for text in ["create table ran", "COMMIT", "execution_time = $1", "select version, description"] {
+        for after in [false, true] {
+            let db = TestDb::empty().await.expect("a database");
+            let proxy = db_testkit::Proxy::start(&db).expect("a proxy");
+            let through = Config::from_url(&proxy.url()).expect("an address");
+            if after {
+                proxy.cut_answer_to(text);
+            } else {
+                proxy.cut_before(text);
+            }
+
+            let report = migrations(&ROWS).await.up(&through).await.expect(text);
+
+            assert_eq!((report.changed, report.version), (vec![1, 2, 3], 3), "{text}, {after}");
+            assert_eq!(ran(&db).await, [1, 2, 3], "{text}, {after}");
+            db_testkit::until("no lock is left", async || locks(&db).await == 0).await;
+        }
+    }
+}
+
+#[db_testkit::test]
+async fn one_outside_of_a_transaction_is_not_repeated_when_nobody_knows_what_became_of_it(db: TestDb) {
+    let proxy = db_testkit::Proxy::start(&db).expect("a proxy");
+    let through = Config::from_url(&proxy.url()).expect("an address");
+    let migrations = migrations(&ROWS).await;
+    proxy.cut_answer_to("insert into ran values (2)");
+
+    let error = migrations.up(&through).await.expect_err("it may be done or not");
+
+    assert!(matches!(&error, Error::Interrupted { version: 2, .. }), "{error:?}");
+    assert!(error.to_string().contains("look at what it has done"), "{error}");
+    assert_eq!(ran(&db).await, [1, 2], "done, not on record, and not again");
+    assert_eq!(
+        states(&migrations, &db).await,
+        [(1, State::Applied), (2, State::Pending), (3, State::Pending)]
+    );
+}
+
+#[db_testkit::test]
+async fn a_migration_whose_client_has_gone_does_not_keep_the_lock_until_it_ends(db: TestDb) {
+    let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::int4")
+        .fetch_one(&db.pool())
+        .await
+        .expect("a version");
+    if version < 140_000 {
+        // The server cannot look.
+        return;
+    }
+    let sleeps = migrations(&[("1_sleeps.up.sql", "select pg_sleep(600)")]).await;
+    let config = config(&db);
+    tokio::select! {
+        done = sleeps.up(&config) => panic!("{done:?}"),
+        _ = db.until_sessions("it sleeps", |all| all.iter().any(|it| it.query.contains("pg_sleep"))) => {}
+    }
+
+    db.until_sessions("its session has ended", <[_]>::is_empty).await;
+}

@@ -1,0 +1,61 @@
+//! One deadline for all that is tried again.
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+
+use crate::{Config, Retry};
+
+/// The patience for something of several steps: whatever is tried again, and however often, it is within the one deadline of a
+/// [`Retry`], which begins when this is made.
+///
+/// It does not judge: whether trying again may help, the caller has to know.
+#[derive(Debug)]
+pub struct Patience {
+    retry: Retry,
+    began: Instant,
+    pauses: ExponentialBackoff,
+}
+
+impl Patience {
+    /// Begins now.
+    #[must_use]
+    pub fn new(retry: Retry) -> Self {
+        Self { retry, began: Instant::now(), pauses: pauses(&retry) }
+    }
+
+    /// What is left of it, for a step that can be patient itself.
+    #[must_use]
+    pub fn left(&self) -> Retry {
+        Retry { deadline: self.retry.deadline.saturating_sub(self.began.elapsed()), ..self.retry }
+    }
+
+    /// Logs what a step met, and pauses before it is tried again. Says whether it may be: not when the time is up.
+    ///
+    /// Cancel safe.
+    pub async fn pause(&mut self, to: &Config, step: &str, error: &(impl Display + Sync)) -> bool {
+        let pause = self.pauses.next().unwrap_or(self.retry.max_pause);
+        if self.left().deadline <= pause {
+            return false;
+        }
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        tracing::warn!(%to, step, %error, pause_ms, "interrupted, trying again");
+        tokio::time::sleep(pause).await;
+        true
+    }
+
+    /// The next pause is a short one again: something was reached meanwhile.
+    pub fn refresh(&mut self) {
+        self.pauses = pauses(&self.retry);
+    }
+}
+
+fn pauses(retry: &Retry) -> ExponentialBackoff {
+    ExponentialBuilder::new()
+        .with_min_delay(retry.min_pause)
+        .with_max_delay(retry.max_pause.max(Duration::from_millis(1)))
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

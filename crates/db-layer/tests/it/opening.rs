@@ -1,0 +1,309 @@
+//! Opening as soon as it can be done, whatever happens to the server meanwhile.
+
+use std::fs::{self, Permissions, set_permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use db_layer::db_core::{ConnectFailure, Retry};
+use db_layer::{Config, Db, Migrations, OpenError, Options, PoolOptions, db_migrate, db_notify};
+use db_testkit::{Proxy, Stop, TestDb, TestServer, poll_then_drop, until};
+use sqlx::{ConnectOptions, Connection, PgConnection};
+use tokio::task::JoinHandle;
+
+use crate::log::Log;
+use crate::{PATIENCE, config};
+
+/// Long enough for whatever comes, with short pauses, so that "as soon as" can be told.
+const LONG: Retry = Retry {
+    deadline: Duration::from_mins(1),
+    attempt: Duration::from_secs(10),
+    min_pause: Duration::from_millis(10),
+    max_pause: Duration::from_millis(100),
+};
+
+/// Each leaves a row, so that one which ran twice would leave two. The second waits for whoever has the lock 4711.
+async fn migrations() -> Migrations {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, sql) in [
+        ("1_ran.up.sql", "create table ran (version int); insert into ran values (1)"),
+        ("2_waits.up.sql", "insert into ran values (2); select pg_advisory_xact_lock(4711)"),
+        ("3_more.up.sql", "insert into ran values (3)"),
+    ] {
+        fs::write(folder.path().join(name), sql).expect("written");
+    }
+    Migrations::from_dir(folder.path()).await.expect("migrations")
+}
+
+async fn options(config: &Config) -> Options {
+    let migrations = migrations().await;
+    Options { wait: LONG, ..Options::new(config.clone()) }.migrations(migrations)
+}
+
+fn spawn(options: Options) -> JoinHandle<Result<Db, OpenError>> {
+    tokio::spawn(db_layer::open(options))
+}
+
+async fn joined(opening: JoinHandle<Result<Db, OpenError>>) -> Db {
+    let opened = tokio::time::timeout(LONG.deadline, opening).await.expect("in time");
+    opened.expect("no panic").expect("opened")
+}
+
+/// It works, each migration was applied once, and after the shutdown nothing is left.
+async fn is_whole(layer: Db, db: &TestDb) {
+    let ran: Vec<i32> = sqlx::query_scalar("select version from ran order by version")
+        .fetch_all(layer.api())
+        .await
+        .expect("an answer");
+    assert_eq!(ran, [1, 2, 3], "each once");
+    assert!(layer.bus().state().connected);
+    assert!(layer.shutdown(PATIENCE).await.is_clean());
+    is_clean(db).await;
+}
+
+async fn is_clean(db: &TestDb) {
+    db.until_sessions("no session is left", <[_]>::is_empty).await;
+    db.until_quiet().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn started_before_the_server_it_is_done_when_the_server_has_recovered() {
+    let log = Log::of_this_process();
+    let folder = tempfile::tempdir().expect("a folder");
+    // As root, the server is another user's, who must be able to pass.
+    set_permissions(folder.path(), Permissions::from_mode(0o711)).expect("permissions");
+    let data = folder.path().join("server");
+    let go = folder.path().join("go");
+    let url = format!("postgres://postgres@/postgres?host={}", data.join("run").display());
+    let config = Config::from_url(&url).expect("an address");
+    made_to_recover(&data).await;
+
+    let opening = spawn(options(&config).await);
+    let seen = |what: &str| log.lines_with(&["database not reached yet", &config.to_string(), what]);
+    until("nobody was there", async || seen("no server answers there").len() >= 2).await;
+    let starting = {
+        let (data, go) = (data.clone(), go.clone());
+        // The archive of a server that recovers from it: it has nothing, but takes its time to say so.
+        let command = format!("while ! test -e '{}'; do sleep 0.02; done; false", go.display());
+        let builder =
+            db_embedded::Server::kept(data).setting("restore_command", command).setting("hot_standby", "off");
+        tokio::task::spawn_blocking(move || builder.start())
+    };
+    until("it recovers", async || seen("the server is there but takes no connection now").len() >= 2).await;
+    assert!(!opening.is_finished());
+
+    fs::write(&go, "").expect("written");
+    let layer = joined(opening).await;
+
+    let server = starting.await.expect("no panic").expect("a server");
+    let ran: Vec<i32> =
+        sqlx::query_scalar("select version from ran").fetch_all(layer.api()).await.expect("an answer");
+    assert_eq!(ran, [1, 2, 3]);
+    // One line for each attempt that failed, and none is missing.
+    let attempts = seen("attempt=");
+    for (number, line) in attempts.iter().enumerate() {
+        assert!(line.contains(&format!("attempt={} ", number + 1)), "{number}: {line}");
+    }
+    assert!(layer.shutdown(PATIENCE).await.is_clean());
+    drop(server);
+}
+
+/// Makes the data of a server that recovers from an archive at its next start.
+async fn made_to_recover(data: &Path) {
+    let data = data.to_owned();
+    let made = tokio::task::spawn_blocking(move || {
+        let server = db_embedded::Server::kept(data).start().expect("a server");
+        let folder = server.data_dir().to_owned();
+        server.release().expect("stopped");
+        let signal = folder.join("recovery.signal");
+        fs::write(&signal, "").expect("written");
+        let owner = fs::metadata(&folder).expect("the data folder");
+        chown(&signal, Some(owner.uid()), Some(owner.gid())).expect("handed over");
+    });
+    made.await.expect("no panic");
+}
+
+/// The server as it is for who was there before, who keeps out all others: a new session waits for this lock before it has
+/// begun, and an old one goes on.
+struct Gate(PgConnection);
+
+impl Gate {
+    async fn close(db: &TestDb) -> Self {
+        let mut gate = db.options().application_name("db-testkit").connect().await.expect("a connection");
+        sqlx::raw_sql("begin; lock table pg_database in access exclusive mode")
+            .execute(&mut gate)
+            .await
+            .expect("locked");
+        Self(gate)
+    }
+
+    /// Waits until so many new sessions wait.
+    async fn until(&mut self, count: i64) {
+        let waiting = "select count(distinct pid) from pg_locks
+                       where not granted and relation = 'pg_database'::regclass
+                           and pid not in (select pid from pg_stat_get_activity(null) where datid <> 0)";
+        let started = Instant::now();
+        loop {
+            let seen: i64 = sqlx::query_scalar(waiting).fetch_one(&mut self.0).await.expect("a count");
+            if seen >= count {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "{seen} of {count} wait at the gate");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
+    let log = Log::of_this_process();
+    let builder = db_embedded::Server::throwaway()
+        .setting("synchronous_commit", "on")
+        // Its workers would wait at the gate, too.
+        .setting("autovacuum", "off");
+    let server = TestServer::start(builder).await.expect("a server");
+    let db = server.empty().await.expect("a database");
+    let pool = PoolOptions { min_idle: 1, ..PoolOptions::named("gc") };
+
+    // The first step.
+    let mut gate = Gate::close(&db).await;
+    let opening = spawn(options(&config(&db)).await.pool(pool));
+    gate.until(1).await;
+    server.stop(Stop::Kill).await.expect("stopped");
+    server.until_up().await.expect("up");
+
+    // In the middle of the migrations, the lock for which went with the server, too.
+    let mut blocker = db.options().application_name("db-testkit").connect().await.expect("a connection");
+    sqlx::query("select pg_advisory_lock(4711)").execute(&mut blocker).await.expect("locked");
+    let waits = |sessions: &[db_testkit::Session]| {
+        sessions.iter().any(|it| it.wait.as_deref() == Some("Lock: advisory"))
+    };
+    db.until_sessions("a migration waits", waits).await;
+    server.stop(Stop::Immediate).await.expect("stopped");
+    server.until_up().await.expect("up");
+
+    // A second one, so that the gate is closed before the pools and the bus are there.
+    let mut blocker = db.options().application_name("db-testkit").connect().await.expect("a connection");
+    let locked = sqlx::query("select pg_advisory_lock(4711)").execute(&mut blocker).await;
+    locked.expect("locked");
+    db.until_sessions("a migration waits", waits).await;
+    let mut gate = Gate::close(&db).await;
+    blocker.close().await.expect("closed");
+    // The pool's idle connection, and the bus's.
+    gate.until(2).await;
+    server.stop(Stop::Fast).await.expect("stopped");
+    server.until_up().await.expect("up");
+    let up = Instant::now();
+
+    let layer = joined(opening).await;
+    assert!(up.elapsed() < Duration::from_secs(10), "{:?} after the server", up.elapsed());
+    for step in ["step=\"migrate\"", "step=\"listen\""] {
+        assert!(!log.lines_with(&["interrupted, trying again", db.name(), step]).is_empty(), "{step}");
+    }
+    is_whole(layer, &db).await;
+}
+
+#[db_testkit::test]
+async fn a_link_that_is_cut_at_any_statement_costs_one_more_attempt(_db: TestDb) {
+    let log = Log::of_this_process();
+    // One of each step at least: room, history, lock, a migration and its commit, its time, LISTEN.
+    for text in [
+        "superuser_reserved_connections",
+        "to_regclass",
+        "pg_try_advisory_lock",
+        "insert into ran values (3)",
+        "COMMIT",
+        "execution_time = $1",
+        "LISTEN",
+    ] {
+        for after in [false, true] {
+            let db = TestDb::empty().await.expect("a database");
+            let proxy = Proxy::start(&db).expect("a proxy");
+            let through = Config::from_url(&proxy.url()).expect("an address");
+            let options = Options { direct: Some(through.clone()), ..options(&through).await };
+            let options = if text == "superuser_reserved_connections" {
+                Options { direct: None, ..options }
+            } else {
+                options
+            };
+            if after {
+                proxy.cut_answer_to(text);
+            } else {
+                proxy.cut_before(text);
+            }
+
+            let layer = joined(spawn(options)).await;
+
+            let lines = log.lines_with(&["interrupted, trying again", db.name()]);
+            assert_eq!(lines.len(), 1, "{text}, {after}: {lines:?}");
+            is_whole(layer, &db).await;
+        }
+    }
+}
+
+#[db_testkit::test]
+async fn what_waiting_cannot_mend_ends_it_at_once_at_each_step(db: TestDb) {
+    let log = Log::of_this_process();
+    let nowhere = config(&db).with_database(format!("no_{}", db.name()));
+    let is_unknown = |failure: &ConnectFailure| matches!(failure, ConnectFailure::NoSuchDatabase(_));
+
+    let first = db_layer::open(options(&nowhere).await).await;
+    assert!(matches!(&first, Err(OpenError::Connect(error)) if is_unknown(error.failure())), "{first:?}");
+    let direct = Options { direct: Some(nowhere.clone()), ..options(&config(&db)).await };
+    let migrating = db_layer::open(direct).await;
+    assert!(
+        matches!(&migrating, Err(OpenError::Migrate(db_migrate::Error::Connect(error))) if is_unknown(error.failure())),
+        "{migrating:?}"
+    );
+    let direct = Options { direct: Some(nowhere), migrations: None, ..options(&config(&db)).await };
+    let listening = db_layer::open(direct).await;
+    assert!(
+        matches!(&listening, Err(OpenError::Bus(db_notify::OpenError::Listen { failure, .. })) if is_unknown(failure)),
+        "{listening:?}"
+    );
+    // Nothing was tried again.
+    assert_eq!(log.lines_with(&["pause_ms", db.name()]), [""; 0]);
+    is_clean(&db).await;
+}
+
+#[db_testkit::test]
+async fn all_steps_have_one_deadline_together(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let gone = Config::from_url(&proxy.url()).expect("an address");
+    proxy.refuse();
+    let wait = Retry { deadline: Duration::from_millis(300), ..LONG };
+    for migrate in [true, false] {
+        let mut options = Options { wait, direct: Some(gone.clone()), ..options(&config(&db)).await };
+        if !migrate {
+            options.migrations = None;
+        }
+        let (started, before) = (Instant::now(), proxy.refused());
+
+        let opening = tokio::time::timeout(PATIENCE, db_layer::open(options));
+        let error = opening.await.expect("in time").expect_err("nobody is there");
+
+        assert!(matches!(&error, OpenError::Migrate(_)) == migrate, "{error:?}");
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        assert!(proxy.refused() > before + 1, "it was tried again");
+    }
+    is_clean(&db).await;
+}
+
+#[db_testkit::test]
+async fn dropped_wherever_it_waits_it_leaves_nothing_behind(db: TestDb) {
+    let pool = || PoolOptions { min_idle: 2, ..PoolOptions::named("gc") };
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let mut polls = 0;
+    let layer = loop {
+        let opening = db_layer::open(options(&config(&db)).await.pool(pool()));
+        if let Some(opened) = poll_then_drop(opening, polls).await {
+            break opened.expect("opened");
+        }
+        is_clean(&db).await;
+        until(&format!("no task is left after {polls} polls"), async || tasks() <= before).await;
+        polls += 1;
+    };
+    assert!(polls > 10, "{polls} polls are too few to have been everywhere");
+    is_whole(layer, &db).await;
+}
