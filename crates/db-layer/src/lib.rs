@@ -21,20 +21,31 @@
 //! | [`events`](Db::events) | durable, resumable event logs |
 //! | [`keyring`](Db::keyring) | the keys that columns are sealed under |
 //! | [`health`](Db::health) | how all of it stands |
-//! | [`shutdown`](Db::shutdown) | an end with a deadline |
+//! | [`shutdown_on_signal`](Db::shutdown_on_signal) | the service's end at SIGTERM or SIGINT, in order, each phase with a deadline |
+//! | [`shutdown`](Db::shutdown) | the same without a service and signals, with one deadline |
 //!
 //! This crate knows nothing of HTTP; `db-axum` does.
 
 mod db;
+#[cfg(unix)]
+mod ending;
 mod health;
 mod open;
 mod settings;
+mod shutdown;
+#[cfg(unix)]
+mod signals;
 mod sizing;
 
-pub use db::{Db, Shutdown};
+pub use db::Db;
+#[cfg(unix)]
+pub use ending::Ended;
 pub use health::{DatabaseHealth, Health};
 pub use open::{OpenError, Options, open};
 pub use settings::Settings;
+pub use shutdown::{Deadlines, Shutdown};
+#[cfg(unix)]
+pub use signals::{Signal, Signals};
 pub use sizing::NoRoom;
 
 pub use db_core::settings::{Setting, SettingsError, Source};

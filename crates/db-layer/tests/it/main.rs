@@ -4,7 +4,9 @@ mod lazy;
 mod log;
 mod opening;
 mod options;
+mod served;
 mod settings;
+mod shutting_down;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
