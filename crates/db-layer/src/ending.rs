@@ -67,7 +67,8 @@ impl Db {
     ///
     /// Cancel safe in that it may be called again, and goes on from where it was: what was begun stays so, and each phase that
     /// is not over has its whole time once more. `service` is dropped with the future: give it as a `Pin<&mut _>`, made by
-    /// [`std::pin::pin!`], to keep it, also beyond its deadline or a second signal.
+    /// [`std::pin::pin!`], to keep it, also beyond its deadline or a second signal. One that has ended is not to be given again,
+    /// as no future may be polled after its end: [`std::future::ready`] then stands for it.
     pub async fn shutdown_on_signal<F: IntoFuture>(
         &self,
         signals: &mut Signals,

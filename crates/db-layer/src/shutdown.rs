@@ -81,7 +81,7 @@ impl Db {
     /// The bus comes last, since the pools' last transactions tell it after their commit what to send. [`Db::shutdown_on_signal`]
     /// lets the service finish before any of this.
     ///
-    /// Dropping the future leaves the pools closed to new work, and the rest undone. It may be called again, and goes on then.
+    /// Dropping the future leaves closed what is closed, and the pools to new work. It may be called again, and goes on from there.
     pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
         let started = Instant::now();
         let pools = deadline.saturating_sub(BUS_SHARE.min(deadline / 4));

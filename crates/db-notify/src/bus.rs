@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::delivery::GapReason;
 use crate::listener::Listening;
@@ -101,6 +102,8 @@ struct Inner {
     shared: Arc<Shared>,
     /// The tasks hold `shared` but not `Inner`: dropping the last handle drops the set, which aborts them.
     tasks: Mutex<JoinSet<()>>,
+    /// Tells whether they run still, as many as ask.
+    running: TaskTracker,
 }
 
 impl Drop for Inner {
@@ -120,7 +123,8 @@ pub(crate) struct Shared {
     pub(crate) heartbeat: Duration,
     pub(crate) pace: Duration,
     connected: AtomicBool,
-    closed_in_time: AtomicBool,
+    /// They were ended before they were done.
+    cut: AtomicBool,
     gaps: AtomicU64,
 }
 
@@ -216,21 +220,22 @@ impl Bus {
             heartbeat: options.heartbeat,
             pace: options.pace,
             connected: AtomicBool::new(first.is_some()),
-            closed_in_time: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
             gaps: AtomicU64::new(0),
         });
-        let mut tasks = JoinSet::new();
+        let (mut tasks, running) = (JoinSet::new(), TaskTracker::new());
         let (listening, notifier) = first.unzip();
-        match listening {
-            Some(listening) => {
-                tasks.spawn(listener::run(listening, config.clone(), channel.clone(), Arc::clone(&shared)))
+        let (theirs, its) = (config.clone(), channel.clone());
+        let task = Arc::clone(&shared);
+        tasks.spawn(running.track_future(async move {
+            match listening {
+                Some(listening) => listener::run(listening, theirs, its, task).await,
+                None => listener::run_when_wanted(theirs, its, task).await,
             }
-            None => {
-                tasks.spawn(listener::run_when_wanted(config.clone(), channel.clone(), Arc::clone(&shared)))
-            }
-        };
-        tasks.spawn(notifier::run(notifier, config.clone(), channel, Arc::clone(&shared)));
-        Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks) }) }
+        }));
+        let notifying = notifier::run(notifier, config.clone(), channel, Arc::clone(&shared));
+        tasks.spawn(running.track_future(notifying));
+        Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks), running }) }
     }
 
     /// Subscribes to a topic, in force when the call returns. `size` is how many notifications may wait (at least 1).
@@ -276,19 +281,19 @@ impl Bus {
         }
     }
 
-    /// Sends what waits, ends all subscriptions, and closes both connections, at most for `deadline`. Says whether it
-    /// was in time; asked again, it says what it said. Dropping the future ends the tasks at once.
+    /// Sends what waits, ends all subscriptions, and closes both connections, at most for `deadline`; what is not done then is
+    /// given up. Says whether it was in time; asked again, it says what it said.
+    ///
+    /// Dropping the future leaves the bus closing, for as long as there is a handle to it: asked again, it waits on.
     pub async fn close(&self, deadline: Duration) -> bool {
-        let mut tasks = {
-            let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *tasks)
-        };
-        self.inner.shared.outbox.close();
-        self.inner.shared.closing.cancel();
-        if !tasks.is_empty() {
-            let ended = timeout(deadline, async { while tasks.join_next().await.is_some() {} }).await;
-            self.inner.shared.closed_in_time.store(ended.is_ok(), Ordering::Release);
+        let Inner { shared, tasks, running } = &*self.inner;
+        shared.outbox.close();
+        shared.closing.cancel();
+        running.close();
+        if timeout(deadline, running.wait()).await.is_err() {
+            shared.cut.store(true, Ordering::Release);
+            tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         }
-        self.inner.shared.closed_in_time.load(Ordering::Acquire)
+        !shared.cut.load(Ordering::Acquire)
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use db_core::Config;
 use db_notify::{Bus, BusOptions, Delivery, GapReason, NotifyError, Subscription, Topic};
-use db_testkit::TestDb;
+use db_testkit::{TestDb, poll_then_drop};
 use tokio::time::timeout;
 
 /// No wait in these tests is longer than this.
@@ -200,6 +200,27 @@ async fn closing_sends_what_waits_and_ends_subscriptions(db: TestDb) {
     .await
     .expect("sessions");
     assert_eq!(names, ["bus", "notifier"], "the other one's");
+}
+
+#[db_testkit::test]
+async fn closing_that_was_given_up_goes_on_and_sends_what_waits(db: TestDb) {
+    let (closing, other) = (bus(&db).await, bus(&db).await);
+    let mut heard = other.subscribe(&topic("t"), 10);
+    closing.notify_soon(&topic("t"), "last").expect("accepted");
+
+    assert_eq!(poll_then_drop(closing.close(PATIENCE), 1).await, None, "it has to be sent first");
+
+    assert_eq!(payload(&mut heard).await, "last");
+    assert!(closing.close(PATIENCE).await, "in time");
+}
+
+#[db_testkit::test]
+async fn a_bus_that_was_cut_says_so_however_often_it_is_asked(db: TestDb) {
+    let closing = bus(&db).await;
+    closing.notify_soon(&topic("t"), "last").expect("accepted");
+
+    assert!(!closing.close(Duration::ZERO).await, "there was no time for anything");
+    assert!(!closing.close(PATIENCE).await, "asked again");
 }
 
 #[db_testkit::test]
