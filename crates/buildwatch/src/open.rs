@@ -31,6 +31,11 @@ impl Opened {
     pub(crate) async fn close(self) {
         let report = self.db.shutdown(SHUTDOWN).await;
         tracing::debug!(?report, "database closed");
+        self.release().await;
+    }
+
+    /// Gives up the lease on the server, once the database is closed.
+    pub(crate) async fn release(self) {
         release(self.server).await;
     }
 }

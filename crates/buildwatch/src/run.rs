@@ -9,7 +9,7 @@ use std::ffi::OsString;
 
 use anyhow::Context;
 use db_layer::db_events;
-use db_layer::{Db, LogId};
+use db_layer::{Db, LogId, Signal, Signals};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -23,7 +23,7 @@ use crate::output::End;
 use crate::print::{Printer, shown};
 use crate::reaper;
 use crate::run::process::Process;
-use crate::signals::{Asked, Signals};
+use crate::signals;
 
 /// How many chunks of read output wait for the database before the command has to wait, too.
 const CHUNKS: usize = 4;
@@ -129,7 +129,7 @@ async fn beat(db: Db, id: i64) {
 
 /// `buildwatch run`.
 pub(crate) async fn command(site: &Site, args: RunArgs) -> anyhow::Result<u8> {
-    let mut signals = Signals::catch()?;
+    let mut signals = signals::catch()?;
     let opened = tokio::select! {
         opened = open(site) => opened?,
         asked = signals.next() => return Ok(asked.exit_code()),
@@ -183,7 +183,7 @@ async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyho
         }
     }
 
-    let interrupted = asked.map_or(125, Asked::exit_code);
+    let interrupted = asked.map_or(125, Signal::exit_code);
     let Some(end) = ended else { return Ok(interrupted) };
     if let Some(message) = &end.message {
         eprintln!("buildwatch: {}", shown(message));

@@ -6,13 +6,14 @@ mod guard;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use db_layer::Db;
+use db_layer::{Db, Deadlines, Signals};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -25,11 +26,12 @@ use crate::open::{Opened, open};
 use crate::reaper;
 use crate::run::{self, Running};
 use crate::serve::guard::{Guard, Token};
-use crate::signals::Signals;
+use crate::signals;
 
-/// How long requests and builds may take to end once the server was asked to.
-const GRACE: Duration = Duration::from_secs(8);
-/// The same, once it was asked to twice.
+/// How long requests and builds may take to end once the server was asked to, and the database after them.
+const DEADLINES: Deadlines =
+    Deadlines { service: Duration::from_secs(8), pools: Duration::from_secs(4), bus: Duration::from_secs(1) };
+/// How long requests and builds may still take once it was asked to twice.
 const GIVE_UP: Duration = Duration::from_secs(2);
 
 /// What every request sees.
@@ -41,14 +43,18 @@ pub(crate) struct App {
 }
 
 /// The builds that this server runs.
-#[derive(Default)]
 pub(crate) struct Builds {
     running: Mutex<JoinSet<()>>,
+    /// The database's: its shutdown ends the builds.
     closing: CancellationToken,
     killing: CancellationToken,
 }
 
 impl Builds {
+    fn new(db: &Db) -> Self {
+        Self { running: Mutex::default(), closing: db.closing(), killing: CancellationToken::new() }
+    }
+
     pub(crate) async fn start(&self, db: &Db, command: Vec<OsString>) -> anyhow::Result<i64> {
         let running = run::start(db, command).await?;
         let id = running.id;
@@ -65,9 +71,8 @@ impl Builds {
         Ok(id)
     }
 
-    /// Ends all builds, and waits until they are finished.
-    async fn close(&self) {
-        self.closing.cancel();
+    /// Waits until all builds are finished, which end when the database closes. Dropping the future leaves them to themselves.
+    async fn ended(&self) {
         let mut set = std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
         while set.join_next().await.is_some() {}
     }
@@ -98,7 +103,7 @@ pub(crate) async fn command(site: &Site, args: ServeArgs) -> anyhow::Result<u8> 
             args.listen
         );
     }
-    let mut signals = Signals::catch()?;
+    let mut signals = signals::catch()?;
     let listener = listen(args.listen).await?;
     let token = if args.allow_start { Some(Token::generate()?) } else { None };
     let server = tokio::select! {
@@ -115,7 +120,7 @@ pub(crate) async fn command(site: &Site, args: ServeArgs) -> anyhow::Result<u8> 
 
 /// `buildwatch` alone: the server, and one build to look at.
 pub(crate) async fn demo(site: &Site) -> anyhow::Result<u8> {
-    let mut signals = Signals::catch()?;
+    let mut signals = signals::catch()?;
     let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
     let listener = match listen(usual).await {
         Ok(listener) => listener,
@@ -175,8 +180,8 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let local = listener.local_addr()?;
         let opened = open(site).await?;
-        let app =
-            App { db: opened.db.clone(), guard: Arc::new(Guard::new(token, hosts)), builds: Arc::default() };
+        let builds = Arc::new(Builds::new(&opened.db));
+        let app = App { db: opened.db.clone(), guard: Arc::new(Guard::new(token, hosts)), builds };
         Ok(Self { app, opened, listener, local })
     }
 
@@ -215,37 +220,31 @@ impl Server {
 
     /// Serves until it is asked to end; asked again, it ends at once.
     async fn run(self, signals: &mut Signals) -> anyhow::Result<u8> {
-        let _reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(self.app.db.clone())));
-        let closing = self.app.db.closing();
+        let App { db, builds, .. } = &self.app;
+        let _reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(db.clone())));
         let serving = axum::serve(self.listener, router(self.app.clone()))
-            .with_graceful_shutdown(closing.clone().cancelled_owned());
-        let mut serving = AbortOnDropHandle::new(tokio::spawn(serving.into_future()));
+            .with_graceful_shutdown(db.closing().cancelled_owned());
+        let service = async {
+            let served = serving.await;
+            // Asked to or not: without a server, nobody would end the builds.
+            db.closing().cancel();
+            // Requests start builds, so these come last.
+            builds.ended().await;
+            served
+        };
+        let mut service = pin!(service);
 
-        tokio::select! {
-            ended = &mut serving => ended?.context("the server failed")?,
-            asked = signals.next() => {
-                tracing::info!(?asked, "ending");
-                // Ends the live streams, which would otherwise never end.
-                closing.cancel();
-                let end = async {
-                    self.app.builds.close().await;
-                    serving.await.ok();
-                };
-                tokio::pin!(end);
-                tokio::select! {
-                    in_time = timeout(GRACE, &mut end) => if in_time.is_err() {
-                        tracing::warn!("requests or builds did not end in time");
-                    },
-                    again = signals.next() => {
-                        // At once; but no command is left running.
-                        self.app.builds.killing.cancel();
-                        timeout(GIVE_UP, end).await.ok();
-                        return Ok(again.exit_code());
-                    }
-                }
+        let ended = db.shutdown_on_signal(signals, DEADLINES, service.as_mut()).await;
+        if ended.again.is_some() {
+            if ended.service.is_none() {
+                // At once; but no command is left running.
+                builds.killing.cancel();
+                timeout(GIVE_UP, service).await.ok();
             }
+            return Ok(ended.exit_code());
         }
-        self.opened.close().await;
+        self.opened.release().await;
+        ended.service.transpose().context("the server failed")?;
         Ok(0)
     }
 }

@@ -7,10 +7,10 @@ use crate::cli::{Site, WatchArgs};
 use crate::open::{Opened, open};
 use crate::print::Printer;
 use crate::reaper;
-use crate::signals::Signals;
+use crate::signals;
 
 pub(crate) async fn command(site: &Site, args: WatchArgs) -> anyhow::Result<u8> {
-    let mut signals = Signals::catch()?;
+    let mut signals = signals::catch()?;
     let opened = tokio::select! {
         opened = open(site) => opened?,
         _ = signals.next() => return Ok(0),
