@@ -89,7 +89,7 @@ pub use deadline::DeadlineError;
 pub use error::{AcquireError, AcquirePhase, Error, StatementError};
 pub use handle::Handle;
 pub use patience::Patience;
-pub use pool::{Closed, Limits, Pool, PoolOptions, Reset, Stats, Totals};
+pub use pool::{Closed, Limits, Pool, PoolOptions, Reset, Stats, Totals, WarmUpError};
 pub use pooler::{Pooler, PoolerError};
 pub use retry::{Classify, RetryPolicy};
 pub use tracker::{Holder, Tracking};

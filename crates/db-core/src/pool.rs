@@ -23,10 +23,12 @@ mod keeper;
 mod options;
 mod repair;
 mod stats;
+mod warm;
 
 pub use closing::Closed;
 pub use options::{Limits, PoolOptions, Reset};
 pub use stats::{Stats, Totals};
+pub use warm::WarmUpError;
 
 pub(crate) use self::core::{Inner, Live};
 pub(crate) use acquire::acquire;

@@ -20,3 +20,4 @@ mod support;
 mod tls;
 mod tracking;
 mod transactions;
+mod warming;
