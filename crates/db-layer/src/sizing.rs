@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use sqlx::{PgConnection, Row};
+use sqlx::{Executor, PgConnection, Row};
 
 use crate::Options;
 
@@ -89,13 +89,13 @@ pub(crate) async fn check(
     connection: &mut PgConnection,
     options: &Options,
 ) -> Result<Result<(), NoRoom>, sqlx::Error> {
-    // `reserved_connections` came with PostgreSQL 16.
-    let row = sqlx::query(
-        "select current_setting('max_connections')::int4, current_setting('superuser_reserved_connections')::int4 \
-         + coalesce(current_setting('reserved_connections', true)::int4, 0)",
-    )
-    .fetch_one(connection)
-    .await?;
+    // `reserved_connections` came with PostgreSQL 16. By the simple protocol it is one round trip.
+    let row = connection
+        .fetch_one(sqlx::raw_sql(
+            "select current_setting('max_connections')::int4, current_setting('superuser_reserved_connections')::int4 \
+             + coalesce(current_setting('reserved_connections', true)::int4, 0)",
+        ))
+        .await?;
     let number = |index| row.try_get::<i32, _>(index).map(|number| u32::try_from(number).unwrap_or(0));
     let room = Room { max_connections: number(0)?, reserved: number(1)? };
 

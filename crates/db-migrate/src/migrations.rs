@@ -98,11 +98,35 @@ impl Migrations {
     ///
     /// [`Error`] names the version and the reason; see the crate's documentation for what is refused.
     pub async fn up_within(&self, config: &Config, retry: Retry) -> Result<Report, Error> {
+        self.up_from(None, config, retry).await
+    }
+
+    /// The same on a session that is open already, in the database that `config` names, or on another one when that is lost. It
+    /// is closed afterwards, and the lock ends with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Migrations::up_within`].
+    pub async fn up_on(
+        &self,
+        connection: PgConnection,
+        config: &Config,
+        retry: Retry,
+    ) -> Result<Report, Error> {
+        self.up_from(Some(connection), config, retry).await
+    }
+
+    async fn up_from(
+        &self,
+        mut first: Option<PgConnection>,
+        config: &Config,
+        retry: Retry,
+    ) -> Result<Report, Error> {
         refuse_pooler(config)?;
         let mut patience = Patience::new(retry);
         let mut run = Run::default();
         loop {
-            match self.go_on(config, patience.left(), &mut run).await {
+            match self.go_on(first.take(), config, patience.left(), &mut run).await {
                 Err(error)
                     if run.may_look_again(&error) && patience.pause(config, "migrate", &error).await => {}
                 ended => return ended,
@@ -111,8 +135,17 @@ impl Migrations {
     }
 
     /// Looks where the database stands, and applies what is pending.
-    async fn go_on(&self, config: &Config, retry: Retry, run: &mut Run) -> Result<Report, Error> {
-        let mut connection = session::open(config, retry).await?;
+    async fn go_on(
+        &self,
+        first: Option<PgConnection>,
+        config: &Config,
+        retry: Retry,
+        run: &mut Run,
+    ) -> Result<Report, Error> {
+        let mut connection = match first {
+            Some(first) => first,
+            None => connect::connect(config, retry).await?,
+        };
         let status = self.checked_status(&mut connection).await?;
         if status.iter().all(|status| status.state == State::Applied) {
             if let Some(before) = &run.before {
@@ -122,6 +155,7 @@ impl Migrations {
             return Ok(Report { changed: Vec::new(), version: newest(&status) });
         }
 
+        session::have_looked_after(&mut connection).await;
         lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
         // Somebody may have been quicker, or a session of ours that was lost has come to its end.
         let status = self.checked_status(&mut connection).await?;
@@ -165,7 +199,8 @@ impl Migrations {
             return Err(Error::NoSuchVersion { version: target });
         }
         refuse_pooler(config)?;
-        let mut connection = session::open(config, Retry::default()).await?;
+        let mut connection = connect::connect(config, Retry::default()).await?;
+        session::have_looked_after(&mut connection).await;
         lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
         let before = self.checked_status(&mut connection).await?;
         let applied =

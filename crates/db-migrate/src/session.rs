@@ -1,15 +1,13 @@
 //! The session that migrations run in.
 
-use db_core::{Config, ConnectError, Retry, connect};
 use sqlx::postgres::PgConnection;
 
-/// Connects, and has the server look after its end.
+/// Has the server look after the session's end.
 ///
 /// A migration may be silent for long, so the server keeps the link alive. And when we are gone, it is to notice while the
 /// migration runs, not when it has an answer for us: until then its session holds the lock. The settings are those of PostgreSQL's
 /// manual, chapter 20.3.2 "TCP Settings"; `client_connection_check_interval` came with PostgreSQL 14.
-pub(crate) async fn open(config: &Config, retry: Retry) -> Result<PgConnection, ConnectError> {
-    let mut connection = connect::connect(config, retry).await?;
+pub(crate) async fn have_looked_after(connection: &mut PgConnection) {
     let told = sqlx::query(
         "select set_config(wanted.name, wanted.value, false)
          from
@@ -21,11 +19,10 @@ pub(crate) async fn open(config: &Config, retry: Retry) -> Result<PgConnection, 
              ) as wanted (name, value)
              join pg_settings using (name)",
     )
-    .execute(&mut connection)
+    .execute(connection)
     .await;
     if let Err(error) = told {
         // Systems on which the server cannot look refuse it. A loss is met again by the next statement.
         tracing::debug!(%error, "the server does not look after the migration session");
     }
-    Ok(connection)
 }

@@ -1,7 +1,10 @@
 //! Where a database stands.
 
+use std::fmt::Write;
+
 use serde::Serialize;
 use sqlx::postgres::PgConnection;
+use sqlx::{Executor, Row};
 
 use crate::{Error, Migrations};
 
@@ -37,27 +40,20 @@ pub(crate) async fn read(
     migrations: &Migrations,
 ) -> Result<Vec<Status>, Error> {
     let what = "read the migration table";
-    let (exists,): (bool,) = sqlx::query_as("select to_regclass('_sqlx_migrations') is not null")
-        .fetch_one(&mut *connection)
+    // By the simple protocol, in which each is one round trip: every start of a service makes them.
+    let exists = connection
+        .fetch_one(sqlx::raw_sql("select to_regclass('_sqlx_migrations') is not null"))
         .await
+        .and_then(|row| row.try_get(0))
         .map_err(Error::database(what))?;
-    let applied: Vec<(i64, String, Vec<u8>)> = if exists {
-        sqlx::query_as(
-            "select version, description, checksum from _sqlx_migrations where success order by version",
-        )
-        .fetch_all(connection)
-        .await
-        .map_err(Error::database(what))?
-    } else {
-        Vec::new()
-    };
+    let applied = if exists { applied(connection).await.map_err(Error::database(what))? } else { Vec::new() };
 
     let mut all: Vec<Status> = migrations
         .ups()
         .map(|migration| {
             let state = match applied.iter().find(|(version, ..)| *version == migration.version) {
                 None => State::Pending,
-                Some((_, _, checksum)) if checksum[..] == migration.checksum[..] => State::Applied,
+                Some((_, _, checksum)) if *checksum == hex(&migration.checksum) => State::Applied,
                 Some(_) => State::Changed,
             };
             Status { version: migration.version, description: migration.description.to_string(), state }
@@ -72,4 +68,25 @@ pub(crate) async fn read(
     );
     all.sort_by_key(|status| status.version);
     Ok(all)
+}
+
+/// Version, description and checksum of each that was applied. The checksum as digits, since the text of a `bytea` depends on
+/// `bytea_output`.
+async fn applied(connection: &mut PgConnection) -> Result<Vec<(i64, String, String)>, sqlx::Error> {
+    let rows = connection
+        .fetch_all(sqlx::raw_sql(
+            "select version, description, encode(checksum, 'hex')
+             from _sqlx_migrations
+             where success
+             order by version",
+        ))
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string");
+        text
+    })
 }
