@@ -8,7 +8,9 @@ use db_core::{Class, Config, Patience, Pool, PoolOptions, Pooler, Retry, connect
 use db_events::EventLog;
 use db_migrate::Migrations;
 use db_notify::{Bus, BusOptions};
-use sqlx::Connection;
+use futures_util::TryFutureExt;
+use futures_util::future::try_join_all;
+use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
 use crate::db::Pools;
@@ -140,6 +142,9 @@ pub enum OpenError {
     /// The migrations did not run.
     #[error(transparent)]
     Migrate(#[from] db_migrate::Error),
+    /// A pool did not get the connections that it is to keep ready.
+    #[error(transparent)]
+    WarmUp(#[from] db_core::WarmUpError),
     /// The bus could not listen.
     #[error(transparent)]
     Bus(#[from] db_notify::OpenError),
@@ -152,13 +157,15 @@ impl OpenError {
             Self::Room(error) => matches!(error.class(), Class::Lost | Class::NotReached),
             Self::Migrate(error) => error.is_transient(),
             Self::Bus(error) => !error.is_final(),
-            Self::NoRoom(_) | Self::NoDirect(_) | Self::LazyMigrations => false,
+            // Pools have tried by themselves for as long as they may.
+            Self::NoRoom(_) | Self::NoDirect(_) | Self::LazyMigrations | Self::WarmUp(_) => false,
         }
     }
 }
 
-/// Opens a database: waits for the server, migrates, makes the pools, starts the bus, in this order. Those that are opened
-/// [lazily](Options::lazy) wait for their first use instead.
+/// Opens a database: waits for the server, migrates, then makes the pools and starts the bus. When it returns, each pool has as
+/// many connections ready as its [`min_idle`](PoolOptions::min_idle) asks for, and the bus listens. What is opened
+/// [lazily](Options::lazy) waits for its first use instead.
 ///
 /// A server that goes away on the way is waited for again, and the step that met it is repeated, all within
 /// [`Options::wait`]; what waiting cannot mend ends it at once. Each attempt that fails is one line of the log.
@@ -188,10 +195,18 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
             return Err(OpenError::LazyMigrations);
         }
     } else {
-        steps.survive(&config, "reach the server", |left| reach(&config, left, &options)).await?;
-        if let Some(migrations) = &options.migrations {
-            // Boxed, as the other steps are: the future of opening would be as large as all of them.
-            Box::pin(migrations.up_within(&direct, steps.left())).await?;
+        let first = steps.survive(&config, "reach the server", |left| reach(&config, left, &options)).await?;
+        // Boxed, as the other steps are: the future of opening would be as large as all of them.
+        match &options.migrations {
+            // Another session would cost as much as all that is asked on this one.
+            Some(migrations) if options.direct.is_none() => {
+                Box::pin(migrations.up_on(first, &config, steps.left())).await?;
+            }
+            Some(migrations) => {
+                close(first).await;
+                Box::pin(migrations.up_within(&direct, steps.left())).await?;
+            }
+            None => close(first).await,
         }
     }
 
@@ -201,7 +216,13 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
     let bus = if options.lazy {
         Bus::lazy(&direct, &options.bus)?
     } else {
-        steps.survive(&direct, "listen", |_| listen(&direct, &options.bus)).await?
+        let left = steps.left();
+        let limit = left.deadline.max(left.attempt);
+        let warm = try_join_all([&api, &backend].into_iter().chain(&named).map(|pool| pool.warm_up(limit)));
+        let listening = steps.survive(&direct, "listen", |_| listen(&direct, &options.bus));
+        // Neither waits for the other.
+        let (bus, _) = tokio::try_join!(listening, warm.map_err(OpenError::from))?;
+        bus
     };
     if config.pooler() != Pooler::None && !options.lazy {
         tracing::info!(%config, %direct, "a pooler is in between: prepared statements work, and LISTEN delivers past it");
@@ -249,7 +270,7 @@ impl Steps {
 }
 
 /// Waits for the server, and asks whether it has room for the pools.
-async fn reach(config: &Config, left: Retry, options: &Options) -> Result<(), OpenError> {
+async fn reach(config: &Config, left: Retry, options: &Options) -> Result<PgConnection, OpenError> {
     let mut first = connect::connect(config, left).await?;
     // Behind a pooler, how many sessions the server sees is the pooler's affair.
     if options.instances > 0 && options.direct.is_none() {
@@ -258,10 +279,13 @@ async fn reach(config: &Config, left: Retry, options: &Options) -> Result<(), Op
             .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
             .map_err(|error| OpenError::Room(error.into()))??;
     }
+    Ok(first)
+}
+
+async fn close(first: PgConnection) {
     if let Err(error) = first.close().await {
         tracing::debug!(%error, "the first connection was lost at its end");
     }
-    Ok(())
 }
 
 async fn listen(direct: &Config, options: &BusOptions) -> Result<Bus, OpenError> {

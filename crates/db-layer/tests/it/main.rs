@@ -7,6 +7,7 @@ mod options;
 mod served;
 mod settings;
 mod shutting_down;
+mod warm;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

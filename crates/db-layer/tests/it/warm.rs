@@ -1,0 +1,63 @@
+//! What is there when `open` returns.
+
+use std::time::Duration;
+
+use db_embedded::Server;
+use db_layer::db_core::ConnectFailure;
+use db_layer::{OpenError, Options, PoolOptions, Retry};
+use db_testkit::{Proxy, TestDb, TestServer};
+
+use crate::{config, options};
+
+fn warm(options: Options, min_idle: u32) -> Options {
+    Options {
+        api: PoolOptions { min_idle, ..PoolOptions::api() },
+        backend: PoolOptions { min_idle, ..PoolOptions::backend() },
+        ..options
+    }
+    .pool(PoolOptions { max: 2, min_idle: 1, ..PoolOptions::named("gc") })
+}
+
+#[db_testkit::test]
+async fn an_open_database_has_its_connections_ready_and_its_bus_listening(db: TestDb) {
+    let layer = db_layer::open(warm(options(&db).await, 2)).await.expect("opened");
+
+    // Looked at once, and not until it is so.
+    for (handle, ready) in [(layer.api(), 2), (layer.backend(), 2), (layer.pool("gc").expect("a pool"), 1)] {
+        assert_eq!(handle.pool().stats().idle, ready, "{:?}", handle.pool().stats());
+    }
+    let sessions = db.sessions().await.expect("sessions");
+    let count = |name: &str| sessions.iter().filter(|session| session.application_name == name).count();
+    assert_eq!(["api", "backend", "gc", "bus"].map(count), [2, 2, 1, 1], "{sessions:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_room_for_what_is_to_be_ready_fails_the_opening_and_leaves_nothing() {
+    let server =
+        TestServer::start(Server::throwaway().setting("max_connections", "6")).await.expect("a server");
+    let db = server.empty().await.expect("a database");
+    let wait =
+        Retry { deadline: Duration::from_secs(2), attempt: Duration::from_secs(2), ..Retry::default() };
+    // Or it would be refused before it is tried.
+    let large = Options { instances: 0, wait, ..warm(Options::new(config(&db)), 5) };
+
+    let error = db_layer::open(large).await.expect_err("there is no room");
+
+    let OpenError::WarmUp(cold) = &error else { panic!("{error:?}") };
+    assert!(matches!(cold.failure(), Some(ConnectFailure::NotReady(_))), "{error}");
+    db.until_sessions("none is left", <[_]>::is_empty).await;
+}
+
+/// What costs more than all that is asked: a session for the questions and the migrations, one for the bus, and no other.
+#[db_testkit::test]
+async fn opening_takes_one_session_beside_those_that_it_keeps(db: TestDb) {
+    drop(db_layer::open(options(&db).await).await.expect("migrated"));
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let through = db_layer::Config::from_url(&proxy.url()).expect("the proxy's address");
+    let again = warm(Options { database: through, ..options(&db).await }, 2);
+
+    let layer = db_layer::open(again).await.expect("opened");
+
+    assert_eq!(proxy.accepted(), 1 + 1 + 2 + 2 + 1, "the first, the bus, api, backend, gc");
+    drop(layer);
+}
