@@ -7,6 +7,7 @@ mod fairness;
 mod isolation;
 mod latency;
 mod load;
+mod open;
 mod peers;
 mod pool;
 mod report;
@@ -61,6 +62,11 @@ enum Topic {
     },
     /// The API pool's latency while the backend pool is full and 200 callers wait for it, beside the same while it is idle.
     Isolation {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Opening a database that was migrated before, with 2 connections ready in each pool, beside its round trips one by one.
+    Open {
         #[command(flatten)]
         options: Options,
     },
@@ -122,6 +128,10 @@ fn act() -> anyhow::Result<ExitCode> {
         }
         Topic::Isolation { options } => {
             let report = isolation::measure(&workers()?, options.rounds(15))?;
+            (options, report)
+        }
+        Topic::Open { options } => {
+            let report = open::measure(&workers()?, options.rounds(51))?;
             (options, report)
         }
     };

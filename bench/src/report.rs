@@ -145,11 +145,18 @@ impl fmt::Display for Report {
         for Row { name, ratio, ours, peer, unit, rounds, range: [least, most] } in &self.rows {
             writeln!(
                 f,
-                "{name:<26} {ratio:>8.3} [{least:.3}-{most:.3}]  {ours:.0} against {peer:.0} {unit}, {rounds} rounds"
+                "{name:<26} {ratio:>8.3} [{least:.3}-{most:.3}]  {} against {} {unit}, {rounds} rounds",
+                short(*ours),
+                short(*peer)
             )?;
         }
         Ok(())
     }
+}
+
+/// In as many digits as say something.
+fn short(figure: f64) -> String {
+    if figure.abs() < 100.0 { format!("{figure:.1}") } else { format!("{figure:.0}") }
 }
 
 pub(crate) fn sorted(figures: impl Iterator<Item = f64>) -> Vec<f64> {
