@@ -1,5 +1,6 @@
 //! The bus: a handle, and what it shares with its two tasks.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -92,12 +93,18 @@ impl OpenError {
 /// A notification bus. Cheap to clone; clones are the same bus.
 ///
 /// When the last clone is dropped, its tasks end; [`Bus::close`] also sends what waits.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Bus {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+/// Not what waits to be sent or received: payloads are the program's.
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     shared: Arc<Shared>,
     /// The tasks hold `shared` but not `Inner`: dropping the last handle drops the set, which aborts them.
@@ -113,7 +120,6 @@ impl Drop for Inner {
 }
 
 /// What the handle and the two tasks look at together.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) routes: Arc<Routes>,
     pub(crate) outbox: Outbox,

@@ -54,7 +54,6 @@ pub(crate) fn check(topic: &Topic, payload: &str) -> Result<(), NotifyError> {
 }
 
 /// What waits to be sent.
-#[derive(Debug)]
 pub(crate) struct Outbox {
     /// The most entries that wait; past it, one "everything" replaces them.
     size: usize,
@@ -62,7 +61,7 @@ pub(crate) struct Outbox {
     filled: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Batch {
     entries: Vec<(Topic, String)>,
     seen: HashSet<(Topic, String)>,

@@ -1,6 +1,7 @@
 //! Who wants to hear of what, in this process.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -12,12 +13,12 @@ use crate::topic::Topic;
 
 /// The map from topics to subscribers' queues. A lock, held for the time of a look-up: subscribing is then in force
 /// when the call returns, and nobody has to wait for a task.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Routes {
     state: Mutex<RoutesState>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct RoutesState {
     topics: HashMap<Topic, Vec<Arc<Queue>>>,
     closed: bool,
@@ -84,13 +85,12 @@ impl Routes {
 }
 
 /// One subscriber's queue: `size` notifications, then a single gap that counts the rest.
-#[derive(Debug)]
 struct Queue {
     size: usize,
     state: Mutex<QueueState>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct QueueState {
     waiting: VecDeque<Notification>,
     /// Delivered after what waits: what is missing came later.
@@ -162,11 +162,21 @@ impl QueueState {
 ///
 /// Dropping it unsubscribes. A subscriber that falls behind delays nobody: its queue fills, and then it holds one
 /// [`Gap`] that counts what did not fit.
-#[derive(Debug)]
 pub struct Subscription {
     queue: Arc<Queue>,
     topic: Topic,
     routes: Arc<Routes>,
+}
+
+/// How much waits, and not what: payloads are the program's.
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waiting = self.queue.lock().waiting.len();
+        f.debug_struct("Subscription")
+            .field("topic", &self.topic)
+            .field("waiting", &waiting)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Subscription {

@@ -4,6 +4,7 @@ mod lazy;
 mod log;
 mod opening;
 mod options;
+mod secrets;
 mod served;
 mod settings;
 mod shutting_down;

@@ -1,0 +1,582 @@
+//! No secret is shown: a password, key material and bound values are planted, and everything that has seen them is formatted.
+//!
+//! **Keeping it complete.** Whatever this workspace adds as a public type that holds, or was made from, an address, a key or a
+//! bound value is shown here: add it to one of the lists below, in a state in which it has seen the secret.
+//! `every_public_type_is_shown_or_has_its_reason_not_to_be` fails until a new public type is either in its list of what is
+//! shown, or in that of what is not, with the reason.
+//!
+//! Not hidden, on purpose: `Event`, `NewEvent` and `Notification` are data that a program has asked for, as a row is, and show
+//! it; so does `StatementError::as_sqlx`, which says so. What only carries them on their way shows none of it.
+
+use std::error::Error as StdError;
+use std::fmt::{Debug, Write as _};
+use std::time::Duration;
+
+use db_layer::db_core::settings::{Reader, Values};
+use db_layer::db_core::{
+    self, AcquireError, Class, Closed, ConnectFailure, Holder, Limits, Patience, Reset, Retry, Savepoint,
+    Stats, Tracking,
+};
+use db_layer::encryption::{Context, EncryptionError, Key, Keyring, Sealed};
+use db_layer::{
+    BusOptions, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit, OpenError, Options,
+    PoolOptions, RetryPolicy, Settings, Topic, TxOptions, db_events,
+};
+use db_testkit::{Proxy, TestDb, TestServer, until};
+use sqlx::{ConnectOptions, Connection};
+
+use crate::PATIENCE;
+use crate::log::Log;
+
+const PASSWORD: &str = "Qw7PasswordPlanted";
+const KEY: &str = "Zk4SealingKey!16";
+const VALUE: &str = "Vb9BoundValuePlanted";
+
+/// What was shown, by its name here.
+#[derive(Default)]
+struct Shown(Vec<(String, String)>);
+
+impl Shown {
+    fn debug(&mut self, name: &str, value: &dyn Debug) {
+        self.0.push((name.to_owned(), format!("{value:?}\n{value:#?}")));
+    }
+
+    /// An error in all its forms, with its sources, and as a binary that uses anyhow would print it.
+    fn error<E: StdError + Send + Sync + 'static>(&mut self, name: &str, error: E) {
+        let mut text = format!("{error} {error:?} {error:#?}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            write!(text, "\n{cause} {cause:?}").expect("writing to a string");
+            source = cause.source();
+        }
+        let error = anyhow::Error::from(error).context("opening");
+        write!(text, "\n{error:#} {error:?}").expect("writing to a string");
+        self.0.push((name.to_owned(), text));
+    }
+
+    /// Names what shows something.
+    fn check(&self) {
+        let leaks: Vec<_> =
+            self.0.iter().filter_map(|(name, text)| Some((name, leak(text)?, text))).collect();
+        assert!(leaks.is_empty(), "{} of {} leak: {leaks:#?}", leaks.len(), self.0.len());
+    }
+}
+
+/// Each by the words in which it is written here.
+macro_rules! debug {
+    ($shown:expr; $($value:expr),+ $(,)?) => {
+        $($shown.debug(stringify!($value), &$value);)+
+    };
+}
+
+/// The secret that is in a text, in whatever form.
+fn leak(text: &str) -> Option<&'static str> {
+    [PASSWORD, KEY, VALUE].into_iter().find(|secret| {
+        let bytes = secret.as_bytes();
+        let hex: String = bytes.iter().fold(String::new(), |mut hex, byte| {
+            write!(hex, "{byte:02x}").expect("writing to a string");
+            hex
+        });
+        let list = |separator: &str| bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(separator);
+        // Half of it would be enough to be told.
+        [&secret[3..secret.len() - 3], &hex[..12], &list(", ")[..20], &list(",\n    ")[..20]]
+            .iter()
+            .any(|form| text.contains(form))
+            || text.to_lowercase().contains(&hex)
+    })
+}
+
+#[test]
+fn a_secret_would_be_found_in_each_of_its_forms() {
+    let config = Config::from_url(&format!("postgres://app:{PASSWORD}@db/shop")).expect("an address");
+    // The driver's own type shows it, which its documentation and ours warn of.
+    assert_eq!(leak(&format!("{:?}", config.as_sqlx())), Some(PASSWORD));
+    assert_eq!(leak(&format!("{:#?}", config.as_sqlx())), Some(PASSWORD));
+    let bytes = KEY.as_bytes().to_vec();
+    for shown in [
+        format!("{bytes:?}"),
+        format!("{bytes:#?}"),
+        Key::from_bytes(bytes).map(|key| hex(&key)).expect("a key"),
+    ] {
+        assert_eq!(leak(&shown), Some(KEY), "{shown}");
+    }
+    assert_eq!(leak("Password and the like"), None);
+}
+
+fn hex(key: &Key) -> String {
+    use secrecy::ExposeSecret;
+    key.to_hex().expose_secret().to_owned()
+}
+
+#[test]
+fn addresses_good_and_bad_do_not_show_their_password() {
+    let mut shown = Shown::default();
+    for address in [
+        format!("postgres://app:{PASSWORD}@db/shop"),
+        format!("postgres://app@db/shop?password={PASSWORD}"),
+        format!("postgres://app@db/shop?sslkey=-----BEGIN%20PRIVATE%20KEY-----{PASSWORD}"),
+    ] {
+        let config = Config::from_url(&address).expect("a good address");
+        shown.debug("Config", &config);
+        shown.debug("Config's Display", &format_args!("{config}"));
+        shown.debug("Config, parsed", &address.parse::<Config>());
+    }
+    for address in [
+        PASSWORD.to_owned(),
+        format!("{PASSWORD}://app@db/shop"),
+        format!("postgres:/app:{PASSWORD}@db/shop"),
+        format!("mysql://app:{PASSWORD}@db/shop"),
+        format!("postgres://app:{PASSWORD}@db"),
+        format!("postgres://app:{PASSWORD}@db:port/shop"),
+        format!("postgres://app@db:{PASSWORD}/shop"),
+        format!("postgres://app@{PASSWORD},other/shop"),
+        format!("postgres://app:{PASSWORD}@[::x]/shop"),
+        format!("postgres://app:{PASSWORD}%ff@db/shop"),
+        format!("postgres://app:a/{PASSWORD}@db/shop"),
+        format!("postgres://app:a?{PASSWORD}@db/shop"),
+        format!("postgres://app:a#{PASSWORD}@db/shop"),
+        format!("postgres://app@db/shop?{PASSWORD}=1"),
+        format!("postgres://app@db/shop?a=b?{PASSWORD}"),
+        format!("postgres://app@db/shop#{PASSWORD}"),
+        format!("postgres://app@db/shop?sslmode={PASSWORD}"),
+        format!("postgres://app@db/shop?port={PASSWORD}"),
+        format!("postgres://app@db/shop?sslrootcert=/no/{PASSWORD}"),
+        format!("postgres://app@db/shop?sslkey=/no/{PASSWORD}"),
+    ] {
+        let error: ConfigError = Config::from_url(&address).expect_err(&address);
+        shown.error(&address.replace(PASSWORD, "…"), error.clone());
+        shown.error(&address.replace(PASSWORD, "…"), Error::from(error));
+    }
+    shown.check();
+}
+
+#[test]
+fn settings_and_options_do_not_show_what_they_were_told() {
+    let mut shown = Shown::default();
+    let url = format!("postgres://app:{PASSWORD}@db/shop");
+    let settings = Settings::default()
+        .set("database-url", &*url)
+        .set("database-url-direct", &*url)
+        .set("encryption-key", KEY)
+        .set("old-encryption-key-hex", "000102030405060708090a0b0c0d0e0f");
+    let options = settings.options().expect("nothing is wrong");
+    let mut values = Values::new(db_core::settings::DATABASE);
+    values.set("postgres-password", PASSWORD);
+    values.set("postgres-port", PASSWORD);
+    let mut reader = Reader::new(&values);
+    assert!(db_core::settings::database(&mut reader).is_none());
+    debug!(shown; settings, options, values, reader, settings.in_force().collect::<Vec<_>>());
+    shown.error("SettingsError", reader.finish().expect_err("a port"));
+    let all_wrong = settings.in_force().fold(Settings::default(), |wrong, (setting, ..)| {
+        // A role, a name or a bus's size is none.
+        if setting.is_secret || setting.name.ends_with("conns") {
+            wrong.set(setting.name, PASSWORD)
+        } else {
+            wrong
+        }
+    });
+    debug!(shown; all_wrong);
+    shown.error("SettingsError of everything", all_wrong.options().expect_err("it is all wrong"));
+    debug!(
+        shown;
+        TxOptions::default().set("app.token", VALUE).tenant(VALUE).isolation(Isolation::Serializable),
+        PoolOptions::api(), BusOptions::default(), Retry::default(), RetryPolicy::default(),
+        Patience::new(Retry::default()), Tracking::default(), Reset::default(), Class::Lost,
+    );
+    shown.check();
+}
+
+#[test]
+fn keys_and_what_they_seal_show_neither() {
+    let mut shown = Shown::default();
+    let key = Key::from_bytes(KEY.as_bytes().to_vec()).expect("a key");
+    let keyring = Keyring::new(&key).with_retired(&Key::generate().expect("a key"));
+    let place = Context::new("t", "c", 1);
+    let sealed: Sealed<String> = keyring.seal_json(&VALUE.to_owned(), &place).expect("sealed");
+    debug!(shown; key, keyring, sealed, place);
+    let errors: [Result<String, EncryptionError>; 6] = [
+        Key::from_bytes(PASSWORD.as_bytes().to_vec()).map(|key| hex(&key)),
+        Key::from_hex(PASSWORD).map(|key| hex(&key)),
+        Key::from_base64(&format!("!{PASSWORD}")).map(|key| hex(&key)),
+        keyring.unseal_json(&sealed, &Context::new("t", "c", 2)),
+        Keyring::new(&Key::generate().expect("a key")).unseal_json(&sealed, &place),
+        keyring.unseal_json(&Sealed::from_bytes(VALUE.as_bytes().to_vec()), &place),
+    ];
+    for error in errors {
+        shown.error("EncryptionError", error.expect_err("it cannot be done"));
+    }
+    let number: Result<u8, _> = keyring.unseal_json(&Sealed::from_bytes(sealed.as_bytes().to_vec()), &place);
+    shown.error("EncryptionError of another type", number.expect_err("it is no number"));
+    shown.check();
+}
+
+/// A server of the test's own, where the role `app` needs the password, by TCP through a proxy.
+struct Guarded {
+    proxy: Proxy,
+    db: TestDb,
+    _server: TestServer,
+}
+
+impl Guarded {
+    async fn start() -> Self {
+        let server = TestServer::throwaway().await.expect("a server");
+        let db = server.empty().await.expect("a database");
+        let role = format!("create role app login superuser password '{PASSWORD}'");
+        // Past the pool, whose statements sqlx logs as they are.
+        let mut admin = db.options().disable_statement_logging().connect().await.expect("a connection");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(role)).execute(&mut admin).await.expect("a role");
+        admin.close().await.expect("closed");
+        sqlx::raw_sql(db_events::SCHEMA[0].up).execute(&db.pool()).await.expect("the event logs");
+        let hba = server.embedded().expect("one of its own").data_dir().join("pg_hba.conf");
+        let rules = std::fs::read_to_string(&hba).expect("the rules");
+        std::fs::write(&hba, format!("local all app scram-sha-256\n{rules}")).expect("a rule");
+        sqlx::raw_sql("select pg_reload_conf()").execute(&db.pool()).await.expect("read again");
+        let proxy = Proxy::start(&db).expect("a proxy");
+        let guarded = Self { proxy, db, _server: server };
+        let config = guarded.config(PASSWORD, "disable");
+        until("the rule is in force", async || {
+            db_core::connect::connect(&config, Retry { deadline: Duration::ZERO, ..Retry::default() })
+                .await
+                .is_ok()
+        })
+        .await;
+        guarded
+    }
+
+    fn config(&self, password: &str, sslmode: &str) -> Config {
+        let port = self.proxy.options().get_port();
+        let name = self.db.name();
+        Config::from_url(&format!("postgres://app:{password}@127.0.0.1:{port}/{name}?sslmode={sslmode}"))
+            .expect("an address")
+    }
+}
+
+fn one_attempt() -> Retry {
+    Retry { deadline: Duration::from_millis(100), ..Retry::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_is_open_used_broken_or_logged_shows_a_secret() {
+    let log = Log::of_this_process();
+    let server = Guarded::start().await;
+    let mut shown = Shown::default();
+    failures_to_open(&server, &mut shown).await;
+
+    let options = Options::new(server.config(PASSWORD, "disable"))
+        .keyring(Keyring::new(&Key::from_bytes(KEY.as_bytes().to_vec()).expect("a key")))
+        .pool(PoolOptions { max: 1, acquire_timeout: Duration::from_secs(2), ..PoolOptions::named("one") });
+    let layer = db_layer::open(options).await.expect("opened");
+    failed_statements(&layer, &mut shown).await;
+    lost_commits(&layer, &server, &mut shown).await;
+    what_is_lent(&layer, &mut shown).await;
+    what_waits_to_be_sent(&layer, &server, &mut shown).await;
+    let health = layer.health(PATIENCE).await;
+    debug!(shown; layer, layer.bus(), layer.events(), layer.keyring(), health, health.database);
+    let shutdown = layer.shutdown(PATIENCE).await;
+    let closed: &Closed = &shutdown.api;
+    debug!(shown; shutdown, closed);
+    shown.error("AcquireError, closed", layer.api().acquire().await.expect_err("closed"));
+    shown.check();
+
+    let text = log.text();
+    assert!(text.contains("db_core::statement"), "the log is heard");
+    let lines: Vec<_> = text.lines().filter(|line| leak(line).is_some()).collect();
+    assert!(lines.is_empty(), "{lines:#?}");
+}
+
+async fn failures_to_open(server: &Guarded, shown: &mut Shown) {
+    let wrong = format!("not{PASSWORD}");
+    let refused =
+        Config::from_url(&format!("postgres://app:{PASSWORD}@127.0.0.1:1/shop")).expect("an address");
+    for (name, config) in [
+        ("wrong password", server.config(&wrong, "disable")),
+        ("no TLS there", server.config(PASSWORD, "require")),
+        ("no certificate", server.config(PASSWORD, "verify-full")),
+        ("unknown database", server.config(PASSWORD, "disable").with_database("nowhere")),
+        ("nobody there", refused),
+    ] {
+        let options = || Options { wait: one_attempt(), ..Options::new(config.clone()) };
+        let error: OpenError = db_layer::open(options()).await.expect_err(name);
+        if let OpenError::Connect(error) = &error {
+            let failure: &ConnectFailure = error.failure();
+            debug!(shown; error, failure);
+            shown.error(name, failure.clone());
+        }
+        shown.error(name, error);
+        let good = server.config(PASSWORD, "disable");
+        let direct = Options { database: good, direct: Some(config.clone()), ..options() };
+        shown.error(name, db_layer::open(direct).await.expect_err(name));
+        let migrations =
+            db_layer::Migrations::from_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations"));
+        let migrations = migrations.await.expect("migrations");
+        shown.error(name, migrations.up_within(&config, one_attempt()).await.expect_err(name));
+        let lazy = db_layer::open(Options {
+            api: PoolOptions { acquire_timeout: Duration::from_millis(500), ..PoolOptions::api() },
+            ..options().lazy()
+        })
+        .await
+        .expect("nobody is asked");
+        let acquired: AcquireError = lazy.api().acquire().await.expect_err(name);
+        shown.error(name, Error::from(acquired));
+        debug!(shown; lazy, lazy.api(), lazy.api().pool());
+        debug!(shown; lazy.health(Duration::from_millis(50)).await);
+    }
+    let many = Options { instances: 1000, ..Options::new(server.config(PASSWORD, "disable")) };
+    shown.error("NoRoom", db_layer::open(many).await.expect_err("there is no room"));
+    let named = Options::new(server.config(PASSWORD, "disable")).namespace("");
+    shown.error("namespace", db_layer::open(named).await.expect_err("no name"));
+}
+
+/// Each is given the value to bind, and PostgreSQL repeats it in the message, the detail or the hint of its error.
+const FAILING: [&str; 14] = [
+    "insert into kept values ($1, 'a')",
+    "insert into checked values ($1)",
+    "insert into referring values ($1)",
+    "insert into kept values (null, $1)",
+    "insert into excluded values ($1)",
+    "select $1::text::int4",
+    "select $1::text::uuid",
+    "select $1::text::timestamptz",
+    "select $1::text::json",
+    "select $1::text::inet",
+    "select $1::text::mood",
+    "select to_number($1, '9') / 0",
+    "select set_config('work_mem', $1, true)",
+    "insert into short values ($1)",
+];
+
+async fn failed_statements(layer: &Db, shown: &mut Shown) {
+    sqlx::raw_sql(
+        "create table kept (a text primary key, b text not null);
+         create table checked (a text check (length(a) = 0));
+         create table referring (a text references kept);
+         create table excluded (a text, exclude using btree (a with =));
+         create table short (a varchar(3));
+         create type mood as enum ('good')",
+    )
+    .execute(layer.api())
+    .await
+    .expect("tables");
+    for first in ["insert into kept values ($1, 'a')", "insert into excluded values ($1)"] {
+        sqlx::query(first).bind(VALUE).execute(layer.api()).await.expect("the first");
+    }
+    for sql in FAILING {
+        let sql = if sql.starts_with("insert into referring") {
+            "insert into referring values ($1 || '2')"
+        } else {
+            sql
+        };
+        let error = sqlx::query(sql).bind(VALUE).execute(layer.api()).await.expect_err(sql);
+        if sql.starts_with("insert into kept") {
+            assert!(leak(&format!("{error:?}")).is_some(), "what the server says has it: {error:?}");
+        }
+        let events = db_events::Error::Database { what: "append", cause: Error::from(error) };
+        shown.error(sql, events);
+        let in_tx = layer.backend().tx(async |tx| {
+            sqlx::query(sql).bind(VALUE).execute(&mut *tx).await?;
+            Ok::<_, Error>(())
+        });
+        shown.error(sql, in_tx.await.expect_err(sql));
+    }
+    let text = format!("select '{VALUE}'::int4");
+    let literal = sqlx::query(sqlx::AssertSqlSafe(text)).execute(layer.api()).await;
+    shown.error("a literal", Error::from(literal.expect_err("no number")));
+    let decoded: Result<i32, _> =
+        sqlx::query_scalar("select $1::text").bind(VALUE).fetch_one(layer.api()).await;
+    shown.error("a column of another type", Error::from(decoded.expect_err("no number")));
+    let none: Result<String, _> =
+        sqlx::query_scalar("select $1 where false").bind(VALUE).fetch_one(layer.api()).await;
+    shown.error("no row", Error::from(none.expect_err("no row")));
+    let mut tx = layer.backend().begin().await.expect("begun");
+    sqlx::query("select $1::text::int4").bind(VALUE).execute(&mut tx).await.expect_err("no number");
+    debug!(shown; tx);
+    shown.error("Aborted", tx.commit().await.expect_err("aborted"));
+    let limited = TxOptions::default().set("app.token", VALUE).timeout(Duration::from_millis(20));
+    let slow = layer.backend().tx_with(limited, async |tx| {
+        sqlx::query("select pg_sleep(60), $1::text").bind(VALUE).execute(tx).await?;
+        Ok::<_, Error>(())
+    });
+    shown.error("Deadline", slow.await.expect_err("too slow"));
+    let odd = TxOptions::default().set("work_mem", VALUE);
+    shown.error("TxOptions", layer.backend().begin_with(odd).await.expect_err("no size"));
+}
+
+async fn lost_commits(layer: &Db, server: &Guarded, shown: &mut Shown) {
+    for options in [TxOptions::default(), TxOptions::default().resolve_commit()] {
+        let mut tx = layer.backend().begin_with(options.set("app.token", VALUE)).await.expect("begun");
+        sqlx::query("select $1::text").bind(VALUE).execute(&mut tx).await.expect("done");
+        server.proxy.cut_before("COMMIT");
+        shown.error("a lost commit", tx.commit().await.expect_err("lost"));
+    }
+    server.proxy.cut_before("select 7");
+    let lost = sqlx::query("select 7, $1::text").bind(VALUE).execute(layer.backend()).await;
+    shown.error("a lost statement", Error::from(lost.expect_err("lost")));
+}
+
+async fn what_is_lent(layer: &Db, shown: &mut Shown) {
+    let one = layer.pool("one").expect("a pool");
+    let mut conn = one.acquire().await.expect("a connection");
+    let text = format!("select '{VALUE}', $1::text");
+    sqlx::query(sqlx::AssertSqlSafe(text)).bind(VALUE).execute(&mut conn).await.expect("done");
+    let refused: AcquireError = one.acquire().await.expect_err("the only one is lent");
+    let holders: Vec<Holder> = one.pool().holders();
+    let (stats, limits): (Stats, Limits) = (one.pool().stats(), one.pool().limits());
+    debug!(shown; conn, one, one.pool(), holders, stats, limits, refused.oldest_holder());
+    shown.error("AcquireError", refused);
+    drop(conn);
+    let mut tx = layer.backend().begin().await.expect("begun");
+    let mut savepoint: Savepoint<'_> = tx.savepoint().await.expect("a savepoint");
+    sqlx::query("select $1::text").bind(VALUE).execute(&mut savepoint).await.expect("done");
+    debug!(shown; savepoint);
+    savepoint.rollback().await.expect("rolled back");
+    tx.notify(&Topic::new("t").expect("a topic"), VALUE).expect("accepted");
+    debug!(shown; tx);
+    tx.commit().await.expect("committed");
+}
+
+async fn what_waits_to_be_sent(layer: &Db, server: &Guarded, shown: &mut Shown) {
+    let topic = Topic::new("t").expect("a topic");
+    let mut full = layer.bus().subscribe(&topic, 1);
+    let untouched = layer.bus().subscribe(&topic, 10);
+    layer.bus().notify(&topic, VALUE).await.expect("sent");
+    assert!(tokio::time::timeout(PATIENCE, full.recv()).await.expect("in time").is_some());
+    let too_much = VALUE.repeat(1000);
+    shown.error("NotifyError", layer.bus().notify_soon(&topic, &too_much).expect_err("too long"));
+    shown.error("NotifyError", layer.bus().notify_soon(&topic, &format!("{VALUE}\0")).expect_err("a NUL"));
+    shown.error("TopicError", Topic::new(format!("{VALUE}\0")).expect_err("a NUL"));
+    // Now `untouched` has something that nobody has taken, and the outbox something that cannot be sent.
+    server.proxy.freeze();
+    for n in 0..3 {
+        layer.bus().notify_soon(&topic, &format!("{VALUE}{n}")).expect("accepted");
+    }
+    debug!(shown; layer, layer.bus(), full, untouched, layer.bus().state());
+    server.proxy.heal();
+
+    let events = layer.events();
+    let log = events.create().await.expect("a log");
+    let mut writer = events.writer(log, 0);
+    writer.append(&[NewEvent::new("line", VALUE)]).await.expect("stored");
+    let mut stream = events.stream(log, 0);
+    stream.next_batch().await.expect("read").expect("an event");
+    debug!(shown; log, writer, stream, events.head(log).await.expect("a head"));
+    for bad in [NewEvent::new(VALUE.repeat(10), ""), NewEvent::new("a", format!("{VALUE}\0"))] {
+        shown.error("a bad event", events.append(log, &[bad]).await.expect_err("refused"));
+    }
+    shown.error(
+        "a conflict",
+        events.writer(log, 7).append(&[NewEvent::new("a", VALUE)]).await.expect_err("7"),
+    );
+}
+
+/// What is formatted above.
+const SHOWN: &[&str] = &[
+    "AcquireError",
+    "AcquirePhase",
+    "Bus",
+    "BusOptions",
+    "BusState",
+    "Class",
+    "Closed",
+    "Config",
+    "ConfigError",
+    "Conn",
+    "ConnectError",
+    "ConnectFailure",
+    "Context",
+    "DatabaseHealth",
+    "Db",
+    "DeadlineError",
+    "EncryptionError",
+    "Error",
+    "EventLog",
+    "EventStream",
+    "Handle",
+    "Head",
+    "Health",
+    "Holder",
+    "Isolation",
+    "Key",
+    "Keyring",
+    "Limits",
+    "LogId",
+    "NoRoom",
+    "NotifyError",
+    "OpenError",
+    "Options",
+    "Patience",
+    "Pool",
+    "PoolOptions",
+    "Reader",
+    "Reset",
+    "Retry",
+    "RetryPolicy",
+    "Savepoint",
+    "Sealed",
+    "Settings",
+    "SettingsError",
+    "Shutdown",
+    "Source",
+    "StatementError",
+    "Stats",
+    "Subscription",
+    "Topic",
+    "TopicError",
+    "Totals",
+    "Tracking",
+    "Tx",
+    "TxOptions",
+    "Values",
+    "Writer",
+];
+
+/// What is not, and why.
+const NOT_SHOWN: &[(&str, &str)] = &[
+    ("Attempt", "has no Debug"),
+    ("Delivery", "data that a program has asked for"),
+    ("Event", "data that a program has asked for"),
+    ("Gap", "numbers"),
+    ("GapReason", "numbers"),
+    ("Migrations", "the program's own files"),
+    ("NewEvent", "data that the program has made"),
+    ("Notification", "data that a program has asked for"),
+    ("Report", "versions"),
+    ("Schema", "text of the program"),
+    ("Setting", "text of the program"),
+    ("State", "of a version"),
+    ("Status", "versions and names of files"),
+];
+
+#[test]
+fn every_public_type_is_shown_or_has_its_reason_not_to_be() {
+    let crates = ["db-core", "db-notify", "db-events", "db-migrate", "db-layer"];
+    let mut types = Vec::new();
+    for name in crates {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).join("src");
+        public_types(&folder, &mut types);
+    }
+    types.sort();
+    types.dedup();
+    let mut known: Vec<&str> = SHOWN.iter().copied().chain(NOT_SHOWN.iter().map(|(name, _)| *name)).collect();
+    known.sort_unstable();
+
+    assert_eq!(types, known, "see the head of this file");
+}
+
+/// The names after `pub struct` and `pub enum` in a folder of sources.
+fn public_types(folder: &std::path::Path, types: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            public_types(&path, types);
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("a source");
+        let declared = text.lines().filter_map(|line| {
+            let line = line.trim_start();
+            line.strip_prefix("pub struct ").or_else(|| line.strip_prefix("pub enum "))
+        });
+        types.extend(
+            declared.map(|rest| rest.chars().take_while(|it| it.is_alphanumeric()).collect::<String>()),
+        );
+    }
+}
