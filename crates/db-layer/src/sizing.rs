@@ -78,7 +78,11 @@ impl fmt::Display for NoRoom {
         if let Some(backend) = self.fitting_backend() {
             write!(f, "lower backend-max-conns to {backend}, or ")?;
         }
-        write!(f, "raise max_connections to {}", needed.saturating_add(reserved))
+        write!(
+            f,
+            "raise max_connections to {}; no more than twice the server's cores plus its disks work at the same time",
+            needed.saturating_add(reserved)
+        )
     }
 }
 
@@ -126,7 +130,8 @@ mod tests {
         assert_eq!(
             no_room.to_string(),
             "the pools may open 144 connections (2 instances of 72: api 15, backend 55, bus 2), and the server has 97 for \
-             them (max_connections 100 less 3 reserved): lower backend-max-conns to 26, or raise max_connections to 147"
+             them (max_connections 100 less 3 reserved): lower backend-max-conns to 26, or raise max_connections to 147; \
+             no more than twice the server's cores plus its disks work at the same time"
         );
         assert!(of(2, 147).needed() <= of(2, 147).available());
         assert!(2 * (72 - 50 + 26) <= no_room.available() && 2 * (72 - 50 + 27) > no_room.available());
@@ -137,6 +142,6 @@ mod tests {
         let no_room = of(5, 100);
 
         assert_eq!(no_room.fitting_backend(), None);
-        assert!(no_room.to_string().ends_with("reserved): raise max_connections to 363"), "{no_room}");
+        assert!(no_room.to_string().contains("reserved): raise max_connections to 363; "), "{no_room}");
     }
 }

@@ -144,6 +144,27 @@ impl PoolOptions {
         Self { name: name.to_owned(), ..Self::backend() }
     }
 
+    /// So many connections keep a server busy: twice its cores plus its disks. A starting point for the `max` of all pools of all
+    /// instances **together**, as far as their connections work at the same time. With more, statements wait at the server
+    /// instead of in a pool's queue, where they are counted and can be refused, and get in each other's way there.
+    ///
+    /// Cores are the server's, without hyperthreads. A disk that all active data is cached of counts as none, an SSD as a few.
+    /// From the PostgreSQL wiki, [Number Of Database Connections]. Measure, and go on from there.
+    ///
+    /// ```
+    /// use db_core::PoolOptions;
+    ///
+    /// // Four cores and a disk, two instances: four each to begin with.
+    /// let busy = PoolOptions::busy_connections(4, 1);
+    /// assert_eq!((busy, busy / 2), (9, 4));
+    /// ```
+    ///
+    /// [Number Of Database Connections]: https://wiki.postgresql.org/wiki/Number_Of_Database_Connections
+    #[must_use]
+    pub const fn busy_connections(cores: u32, disks: u32) -> u32 {
+        cores.saturating_mul(2).saturating_add(disks)
+    }
+
     /// The most sessions that a pool with these options can have on the server: see
     /// [`Pool::most_sessions`](crate::Pool::most_sessions). One more for a `max` of 1 once
     /// [`Pool::sqlx`](crate::Pool::sqlx) was called.

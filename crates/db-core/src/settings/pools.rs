@@ -10,8 +10,10 @@ static API: Setting = Setting {
     name: "api-max-conns",
     value: "CONNECTIONS",
     default: Some("10"),
-    help: "The most connections of the pool for web requests. More than the server has processors serve nobody sooner.",
-    change: "When requests queue (pool statistics: queued, queue_wait) while the server has processors to spare. Begin with twice its processors.",
+    help: "The most connections of the pool for web requests.",
+    change: "When requests queue (pool statistics: queued, queue_wait) while the server has processors to spare. All pools of all \
+             instances together are best begun with twice the server's cores plus its disks: more that work at the same time \
+             serve nobody sooner.",
     is_secret: false,
 };
 
@@ -19,8 +21,10 @@ static BACKEND: Setting = Setting {
     name: "backend-max-conns",
     value: "CONNECTIONS",
     default: Some("50"),
-    help: "The most connections of the pool for background work.",
-    change: "Lower it when all instances together do not fit into max_connections; raise it when jobs queue that wait for others and not for the processor.",
+    help: "The most connections of the pool for background work. May be more than the server works on at once if they are held \
+           while something else is waited for.",
+    change: "Lower it when all instances together do not fit into max_connections; raise it when jobs queue that wait for others \
+             and not for the processor.",
     is_secret: false,
 };
 

@@ -8,6 +8,7 @@ mod secrets;
 mod served;
 mod settings;
 mod shutting_down;
+mod sizing;
 mod warm;
 
 use std::path::Path;

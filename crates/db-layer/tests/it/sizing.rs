@@ -1,0 +1,83 @@
+//! Whether the server has room for the pools, found out when they are opened.
+
+use db_embedded::Server;
+use db_layer::{Config, OpenError, Options, PoolOptions};
+use db_testkit::{TestDb, TestServer};
+
+use crate::{PATIENCE, config};
+
+/// A server with so few connections that a test can take them all.
+async fn small(settings: &[(&str, &str)]) -> (TestServer, TestDb) {
+    let builder =
+        settings.iter().fold(Server::throwaway(), |builder, (name, value)| builder.setting(*name, *value));
+    let server = TestServer::start(builder).await.expect("a server");
+    let db = server.empty().await.expect("a database");
+    (server, db)
+}
+
+fn sized(config: &Config, api: u32, backend: u32, instances: u32) -> Options {
+    Options {
+        instances,
+        api: PoolOptions { max: api, ..PoolOptions::api() },
+        backend: PoolOptions { max: backend, ..PoolOptions::backend() },
+        ..Options::new(config.clone())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pools_fit_below_max_connections_less_what_superusers_keep() {
+    let (_server, db) = small(&[("max_connections", "40"), ("superuser_reserved_connections", "7")]).await;
+    let config = config(&db);
+
+    // Each pool has five more at times, and the bus two: 4 + 5 + 17 + 5 + 2 = 33 = 40 - 7.
+    let Err(OpenError::NoRoom(no_room)) = db_layer::open(sized(&config, 4, 18, 1)).await else {
+        panic!("there is no room")
+    };
+    assert_eq!((no_room.needed(), no_room.available(), no_room.fitting_backend()), (34, 33, Some(17)));
+    let text = no_room.to_string();
+    for part in
+        ["max_connections 40 less 7 reserved", "lower backend-max-conns to 17", "raise max_connections to 41"]
+    {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(text.ends_with("twice the server's cores plus its disks work at the same time"), "{text}");
+    let two = db_layer::open(sized(&config, 1, 5, 2)).await;
+    assert!(matches!(&two, Err(OpenError::NoRoom(no_room)) if no_room.needed() == 2 * 18), "{two:?}");
+
+    let layer = db_layer::open(sized(&config, 4, 17, 1)).await.expect("it fits");
+    let mut conns = Vec::new();
+    for _ in 0..4 {
+        conns.push(layer.api().acquire().await.expect("one of the api's"));
+    }
+    for _ in 0..17 {
+        conns.push(layer.backend().acquire().await.expect("one of the backend's"));
+    }
+    drop(conns);
+    assert!(layer.shutdown(PATIENCE).await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_reserved_for_roles_counts_where_the_server_knows_it() {
+    let (server, db) = small(&[("max_connections", "30"), ("superuser_reserved_connections", "3")]).await;
+    // With PostgreSQL 16 came `reserved_connections`; an older one refuses the setting, and is asked all the same.
+    let knows: bool = sqlx::query_scalar("select current_setting('server_version_num')::int4 >= 160000")
+        .fetch_one(&db.pool())
+        .await
+        .expect("a version");
+    let (_server, db, available) = if knows {
+        let settings = [
+            ("max_connections", "30"),
+            ("superuser_reserved_connections", "3"),
+            ("reserved_connections", "4"),
+        ];
+        let (server, db) = small(&settings).await;
+        (server, db, 23)
+    } else {
+        (server, db, 27)
+    };
+
+    let Err(OpenError::NoRoom(no_room)) = db_layer::open(sized(&config(&db), 10, 50, 1)).await else {
+        panic!("there is no room")
+    };
+    assert_eq!(no_room.available(), available);
+}
