@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use db_layer::db_core::settings::{Reader, Values};
 use db_layer::db_core::{
-    self, AcquireError, Class, Closed, ConnectFailure, Holder, Limits, Patience, Reset, Retry, Savepoint,
-    Stats, Tracking,
+    self, AcquireError, Class, Closed, ConnectFailure, Holder, Limits, Patience, Pooler, Reset, Retry,
+    Savepoint, Stats, Tracking, WarmUpError,
 };
 use db_layer::encryption::{Context, EncryptionError, Key, Keyring, Sealed};
 use db_layer::{
     BusOptions, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit, OpenError, Options,
-    PoolOptions, RetryPolicy, Settings, Topic, TxOptions, db_events,
+    Pool, PoolOptions, RetryPolicy, Settings, Topic, TxOptions, db_events,
 };
 use db_testkit::{Proxy, TestDb, TestServer, until};
 use sqlx::{ConnectOptions, Connection};
@@ -310,6 +310,11 @@ async fn failures_to_open(server: &Guarded, shown: &mut Shown) {
             db_layer::Migrations::from_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations"));
         let migrations = migrations.await.expect("migrations");
         shown.error(name, migrations.up_within(&config, one_attempt()).await.expect_err(name));
+        let pool = Pool::new(&config, PoolOptions { min_idle: 1, ..PoolOptions::api() });
+        let cold: WarmUpError = pool.warm_up(Duration::from_millis(50)).await.expect_err(name);
+        shown.error(name, cold);
+        let pooled = Options { database: config.clone().with_pooler(Pooler::Transaction), ..options() };
+        shown.error(name, db_layer::open(pooled).await.expect_err(name));
         let lazy = db_layer::open(Options {
             api: PoolOptions { acquire_timeout: Duration::from_millis(500), ..PoolOptions::api() },
             ..options().lazy()
@@ -526,22 +531,29 @@ const SHOWN: &[&str] = &[
     "Tx",
     "TxOptions",
     "Values",
+    "WarmUpError",
     "Writer",
 ];
 
 /// What is not, and why.
 const NOT_SHOWN: &[(&str, &str)] = &[
     ("Attempt", "has no Debug"),
+    ("Deadlines", "numbers"),
     ("Delivery", "data that a program has asked for"),
+    ("Ended", "a Shutdown, which is shown, and a signal"),
     ("Event", "data that a program has asked for"),
     ("Gap", "numbers"),
     ("GapReason", "numbers"),
     ("Migrations", "the program's own files"),
     ("NewEvent", "data that the program has made"),
     ("Notification", "data that a program has asked for"),
+    ("Pooler", "a word"),
+    ("PoolerError", "the name of a pool, a line, and words of its own"),
     ("Report", "versions"),
     ("Schema", "text of the program"),
     ("Setting", "text of the program"),
+    ("Signal", "a word"),
+    ("Signals", "words"),
     ("State", "of a version"),
     ("Status", "versions and names of files"),
 ];
