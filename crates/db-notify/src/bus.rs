@@ -186,11 +186,18 @@ impl Bus {
             to: config.to_string(),
             failure: ConnectFailure::of(&error, config),
         };
+        let unheard = || OpenError::Unheard { to: config.to_string() };
         let mut listening = listener::listen(config, &channel).await.map_err(failed)?;
-        let notifier =
-            notifier::notify(None, config, &channel, &[wire::NOTHING.to_owned()]).await.map_err(failed)?;
+        let notifier = match notifier::notify(None, config, &channel, &[wire::NOTHING.to_owned()]).await {
+            Ok(notifier) => notifier,
+            // It got the notification itself: a pooler gave it the session that listens.
+            Err(sqlx::Error::Protocol(said)) if said.contains("NotificationResponse") => {
+                return Err(unheard());
+            }
+            Err(error) => return Err(failed(error)),
+        };
         if !listener::hears(&mut listening).await.map_err(failed)? {
-            return Err(OpenError::Unheard { to: config.to_string() });
+            return Err(unheard());
         }
         Ok(Self::start(config, channel, &options, Some((listening, notifier))))
     }

@@ -4,6 +4,8 @@ mod lazy;
 mod log;
 mod opening;
 mod options;
+#[cfg(feature = "pgbouncer-tests")]
+mod pooler;
 mod secrets;
 mod served;
 mod settings;
