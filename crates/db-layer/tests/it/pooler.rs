@@ -6,8 +6,8 @@ use db_layer::db_core::connect::connect;
 use db_layer::db_core::{ConnectFailure, Pooler, Retry};
 use db_layer::db_notify::OpenError as BusError;
 use db_layer::{Bus, BusOptions, Config, OpenError, Options, Settings, Topic};
-use db_testkit::{PgBouncer, PgBouncerBuilder, TestDb};
-use sqlx::Connection;
+use db_testkit::{PgBouncer, PgBouncerBuilder, TestDb, until};
+use sqlx::{ConnectOptions, Connection, Executor, Row};
 
 use crate::PATIENCE;
 use crate::log::Log;
@@ -78,9 +78,23 @@ async fn a_pooler_that_cannot_do_it_fails_the_opening_with_the_reason(db: TestDb
 /// The worst case: nobody said that it is there, and it was told to let everything pass.
 #[db_testkit::test]
 async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
-    let ignored = "extra_float_digits,options";
-    let bouncer =
-        following().setting("ignore_startup_parameters", ignored).start(&db).await.expect("a pooler");
+    let unaware = following().setting("ignore_startup_parameters", "extra_float_digits,options");
+    // What notifies then has another session than what listens, and the notification goes to nobody.
+    let several = unaware.clone().setting("min_pool_size", "3").setting("server_round_robin", "1");
+    let bouncer = several.start(&db).await.expect("a pooler");
+    let unsaid = Config::from_url(&bouncer.url()).expect("its address").with_pooler(Pooler::None);
+    connect(&unsaid, Retry::default()).await.expect("let through").close().await.expect("closed");
+    let mut admin = bouncer.options().database("pgbouncer").connect().await.expect("its administration");
+    until("all sessions idle", async || {
+        let servers = admin.fetch_all(sqlx::raw_sql("show servers")).await.expect("a list");
+        servers.iter().filter(|server| server.get::<&str, _>("state") == "idle").count() == 3
+    })
+    .await;
+    let error = Bus::open(&unsaid, BusOptions::default()).await.expect_err("nothing arrives");
+    assert!(matches!(error, BusError::Unheard { .. }), "{error}");
+
+    // What notifies has the session that listens, and gets the notification itself.
+    let bouncer = unaware.start(&db).await.expect("a pooler");
     let unsaid = Config::from_url(&bouncer.url()).expect("its address").with_pooler(Pooler::None);
 
     let error = Bus::open(&unsaid, BusOptions::default()).await.expect_err("nothing arrives");
