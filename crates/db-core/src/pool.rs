@@ -32,7 +32,6 @@ pub use warm::WarmUpError;
 
 pub(crate) use self::core::{Inner, Live};
 pub(crate) use acquire::acquire;
-pub(crate) use options::milliseconds;
 pub(crate) use repair::come_to_rest;
 
 /// How long the sign of life may take before the connection is replaced.

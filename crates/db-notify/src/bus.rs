@@ -25,7 +25,8 @@ pub struct BusOptions {
     /// Processes hear each other within a namespace, `default` by default. It becomes part of a channel's name: at most 53
     /// bytes, no NUL.
     pub namespace: String,
-    /// How long the link may be silent before the server is asked for a sign of life [15 s].
+    /// How long the link may be silent before the server is asked for a sign of life [15 s]. The server is told to do the same
+    /// with its end of both connections.
     pub heartbeat: Duration,
     /// The shortest time between two statements that notify [2 ms].
     pub pace: Duration,
@@ -187,8 +188,9 @@ impl Bus {
             failure: ConnectFailure::of(&error, config),
         };
         let unheard = || OpenError::Unheard { to: config.to_string() };
-        let mut listening = listener::listen(config, &channel).await.map_err(failed)?;
-        let notifier = match notifier::notify(None, config, &channel, &[wire::NOTHING.to_owned()]).await {
+        let mut listening = listener::listen(config, &channel, options.heartbeat).await.map_err(failed)?;
+        let sender = notifier::session(config, options.heartbeat);
+        let notifier = match notifier::notify(None, &sender, &channel, &[wire::NOTHING.to_owned()]).await {
             Ok(notifier) => notifier,
             // It got the notification itself: a pooler gave it the session that listens.
             Err(sqlx::Error::Protocol(said)) if said.contains("NotificationResponse") => {

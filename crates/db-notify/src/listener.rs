@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use db_core::Config;
+use db_core::{Config, kept_alive};
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use sqlx::{Executor, PgPool};
 use tokio::time::timeout;
@@ -36,12 +36,16 @@ impl Listening {
 }
 
 /// Opens a connection of its own and LISTENs on it.
-pub(crate) async fn listen(config: &Config, channel: &str) -> Result<Listening, sqlx::Error> {
+pub(crate) async fn listen(
+    config: &Config,
+    channel: &str,
+    heartbeat: Duration,
+) -> Result<Listening, sqlx::Error> {
     let attempt = async {
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ATTEMPT_LIMIT)
-            .connect_lazy_with(config.clone().with_application_name("bus").as_sqlx());
+            .connect_lazy_with(kept_alive(config.clone().with_application_name("bus").as_sqlx(), heartbeat));
         let mut listener = PgListener::connect_with(&pool).await?;
         // We make a new one after every loss: what sqlx reports of one is not always a loss, and not always all.
         listener.eager_reconnect(false);
@@ -73,11 +77,11 @@ pub(crate) async fn hears(listening: &mut Listening) -> Result<bool, sqlx::Error
 pub(crate) async fn run_when_wanted(config: Config, channel: String, shared: Arc<Shared>) {
     let listening = async {
         shared.wanted.notified().await;
-        match listen(&config, &channel).await {
+        match listen(&config, &channel, shared.heartbeat).await {
             Ok(listening) => listening,
             Err(error) => {
                 tracing::warn!(%channel, to = %config, %error, "cannot listen yet, trying until it works");
-                relisten(&config, &channel).await
+                relisten(&config, &channel, shared.heartbeat).await
             }
         }
     };
@@ -106,7 +110,7 @@ pub(crate) async fn run(mut listening: Listening, config: Config, channel: Strin
         // The old one goes when the new one is there: its peer may not answer any more.
         tokio::select! {
             () = shared.closing.cancelled() => break,
-            fresh = relisten(&config, &channel) => drop(std::mem::replace(&mut listening, fresh)),
+            fresh = relisten(&config, &channel, shared.heartbeat) => drop(std::mem::replace(&mut listening, fresh)),
         }
         shared.set_connected(true);
         shared.gap(GapReason::Reconnected);
@@ -134,7 +138,7 @@ async fn receive(listener: &mut PgListener, shared: &Shared) -> String {
     }
 }
 
-async fn relisten(config: &Config, channel: &str) -> Listening {
+async fn relisten(config: &Config, channel: &str, heartbeat: Duration) -> Listening {
     let mut pauses = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(20))
         .with_max_delay(Duration::from_secs(2))
@@ -142,7 +146,7 @@ async fn relisten(config: &Config, channel: &str) -> Listening {
         .without_max_times()
         .build();
     loop {
-        match listen(config, channel).await {
+        match listen(config, channel, heartbeat).await {
             Ok(listening) => return listening,
             Err(error) => tracing::debug!(%channel, %error, "cannot listen yet"),
         }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use db_core::Config;
-use sqlx::postgres::PgConnection;
+use db_core::{Config, kept_alive};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
@@ -143,6 +143,11 @@ impl Batch {
     }
 }
 
+/// How the notifier's session is opened.
+pub(crate) fn session(config: &Config, heartbeat: Duration) -> PgConnectOptions {
+    kept_alive(config.clone().with_application_name("notifier").as_sqlx(), heartbeat)
+}
+
 /// Sends until the outbox is closed and empty.
 pub(crate) async fn run(
     mut connection: Option<PgConnection>,
@@ -150,6 +155,7 @@ pub(crate) async fn run(
     channel: String,
     shared: Arc<Shared>,
 ) {
+    let options = session(&config, shared.heartbeat);
     loop {
         let Some(batch) = shared.outbox.take() else {
             if shared.outbox.is_closed() {
@@ -158,7 +164,7 @@ pub(crate) async fn run(
             shared.outbox.filled.notified().await;
             continue;
         };
-        send(&mut connection, &config, &channel, &batch.payloads()).await;
+        send(&mut connection, &options, &channel, &batch.payloads()).await;
         for caller in batch.callers {
             // A caller that no longer waits is no error.
             let _: Result<(), ()> = caller.send(());
@@ -174,7 +180,12 @@ pub(crate) async fn run(
 }
 
 /// Sends, connecting again after a loss, until it was sent. The caller ends the wait by dropping the task.
-async fn send(connection: &mut Option<PgConnection>, config: &Config, channel: &str, payloads: &[String]) {
+async fn send(
+    connection: &mut Option<PgConnection>,
+    options: &PgConnectOptions,
+    channel: &str,
+    payloads: &[String],
+) {
     let mut pauses = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(20))
         .with_max_delay(Duration::from_secs(2))
@@ -182,7 +193,7 @@ async fn send(connection: &mut Option<PgConnection>, config: &Config, channel: &
         .without_max_times()
         .build();
     loop {
-        let attempt = notify(connection.take(), config, channel, payloads);
+        let attempt = notify(connection.take(), options, channel, payloads);
         match attempt.await {
             Ok(open) => {
                 *connection = Some(open);
@@ -197,14 +208,14 @@ async fn send(connection: &mut Option<PgConnection>, config: &Config, channel: &
 /// Sends once, connecting if there is no connection yet, and gives the connection back.
 pub(crate) async fn notify(
     connection: Option<PgConnection>,
-    config: &Config,
+    options: &PgConnectOptions,
     channel: &str,
     payloads: &[String],
 ) -> Result<PgConnection, sqlx::Error> {
     let attempt = async {
         let mut open = match connection {
             Some(open) => open,
-            None => config.clone().with_application_name("notifier").as_sqlx().connect().await?,
+            None => options.connect().await?,
         };
         sqlx::query("select pg_notify($1, payload) from unnest($2::text[]) as payload")
             .bind(channel)

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::PING_LIMIT;
 use crate::Config;
+use crate::keepalive::kept_alive;
 use crate::tracker::Session;
 
 /// One request, the wait for its turn and the dialling included.
@@ -34,9 +35,10 @@ pub(crate) struct Canceller {
 }
 
 impl Canceller {
-    pub(super) fn new(config: &Config, pool: &str) -> Self {
+    pub(super) fn new(config: &Config, pool: &str, keepalive: Duration) -> Self {
         let options = config.clone().with_application_name(&format!("{pool} control")).as_sqlx();
-        Self { options: options.disable_statement_logging(), control: Mutex::new(None) }
+        let options = kept_alive(options.disable_statement_logging(), keepalive);
+        Self { options, control: Mutex::new(None) }
     }
 
     /// Cancels the statement that runs in a session. When this returns, the server process has been signalled, or is

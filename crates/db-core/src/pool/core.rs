@@ -261,7 +261,8 @@ impl Inner {
     pub(crate) fn new(config: Config, options: PoolOptions) -> Self {
         let limits = options.limits();
         Self {
-            canceller: (config.pooler() == Pooler::None).then(|| Canceller::new(&config, &options.name)),
+            canceller: (config.pooler() == Pooler::None)
+                .then(|| Canceller::new(&config, &options.name, options.keepalive)),
             mark: fastrand::u64(..),
             pooler_follows: OnceLock::new(),
             options,

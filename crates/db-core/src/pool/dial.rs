@@ -10,8 +10,9 @@ use tokio::time::timeout;
 
 use super::NEVER;
 use super::core::{Inner, Live, Refusal};
-use super::options::{PoolOptions, milliseconds};
+use super::options::PoolOptions;
 use crate::connect::ConnectFailure;
+use crate::keepalive::kept_alive;
 use crate::pooler::follows_statements;
 use crate::tracker::Session;
 use crate::{Config, Pooler};
@@ -189,23 +190,15 @@ async fn look_through(inner: &Inner, raw: &mut PgConnection) -> Result<(), Conne
 }
 
 /// What each session of the pool is told when it begins. As a startup option it survives `DISCARD ALL`, and costs no
-/// round trip. The settings are those of PostgreSQL's manual, chapter 20.3.2 "TCP Settings" and 20.11 "Client Connection
-/// Defaults"; on a Unix socket the server ignores the first.
+/// round trip. The setting is one of PostgreSQL's manual, chapter 20.11 "Client Connection Defaults".
 fn session_options(config: &Config, options: &PoolOptions) -> PgConnectOptions {
-    let seconds = |time: Duration| time.as_secs().clamp(1, i32::MAX as u64).to_string();
     // Our own log knows the pool and the line.
     let session = config.clone().with_application_name(&options.name).as_sqlx().disable_statement_logging();
     if config.pooler() == Pooler::Transaction {
         // Its sessions are everybody's.
         return session;
     }
-    session.options([
-        ("tcp_keepalives_idle", seconds(options.keepalive)),
-        ("tcp_keepalives_interval", seconds(options.keepalive / 3)),
-        ("tcp_keepalives_count", "3".to_owned()),
-        ("tcp_user_timeout", milliseconds(options.keepalive.saturating_mul(2))),
-        options.idle_in_transaction(),
-    ])
+    kept_alive(session, options.keepalive).options([options.idle_in_transaction()])
 }
 
 /// Up to a tenth shorter: connections that were opened together are not closed together.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::core::EXTRA;
 use crate::Tracking;
+use crate::keepalive::milliseconds;
 
 /// The server ends a transaction that idles for so much longer than we let it be open.
 const GRACE: Duration = Duration::from_secs(10);
@@ -205,9 +206,4 @@ pub struct Limits {
     pub min_idle: u32,
     /// See [`PoolOptions::max_waiting`]. Those who wait already are not sent away by a lower limit.
     pub max_waiting: Option<u32>,
-}
-
-/// A time in the server's unit. Zero would switch its limit off.
-pub(crate) fn milliseconds(time: Duration) -> String {
-    time.as_millis().clamp(1, i32::MAX as u128).to_string()
 }

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use crate::pool::milliseconds;
+use crate::keepalive::milliseconds;
 
 /// How far a transaction is kept apart from others (PostgreSQL's manual, chapter 13.2 "Transaction Isolation").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! What `db-layer` promises, shown on a real PostgreSQL.
 
+#[cfg(target_os = "linux")]
+mod keepalive;
 mod lazy;
 mod log;
 mod opening;
