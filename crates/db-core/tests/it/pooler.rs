@@ -229,8 +229,38 @@ async fn a_dropped_transaction_is_rolled_back_and_met_by_nobody(db: TestDb) {
             sqlx::query_scalar("select count(*) from t").fetch_one(other.handle()).await.expect("a count");
         assert_eq!(rows, 0);
     }
-    assert_eq!(number(&other, 2).await.expect("an answer"), 2, "what it has prepared is still there");
-    assert_eq!(other.stats().totals.stale_plans, 0, "{:?}", other.stats());
+    assert_eq!(pool.stats().totals.repaired, 2, "and nothing more was done than to roll back");
+    let mut stranger = bouncer.options().connect().await.expect("connected");
+    let kept = sqlx::raw_sql("select name from pg_prepared_statements where statement = 'select $1::int4'");
+    assert_eq!(stranger.fetch_all(kept).await.expect("names").len(), 1, "what the other has prepared");
+}
+
+#[db_testkit::test]
+async fn a_statement_that_was_cut_off_is_waited_for_and_not_cancelled(db: TestDb) {
+    let bouncer = following().start(&db).await.expect("a pooler");
+    let pool = pool(&bouncer, 1);
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    let cut = sqlx::query("select pg_sleep(0.5)").execute(&mut conn);
+    assert!(tokio::time::timeout(Duration::from_millis(100), cut).await.is_err());
+    drop(conn);
+
+    until("it has come to rest", async || {
+        let sessions = db.sessions().await.expect("sessions");
+        assert!(sessions.iter().all(|session| session.application_name != "test control"), "{sessions:?}");
+        pool.stats().totals.repaired == 1
+    })
+    .await;
+
+    assert_eq!(pool.stats().totals.cancelled, 0);
+    assert_eq!(number(&pool, 1).await.expect("an answer"), 1);
+    // One that does not come to rest is given up with its connection, and its place with it.
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    let cut = sqlx::query("select pg_sleep(30)").execute(&mut conn);
+    assert!(tokio::time::timeout(Duration::from_millis(100), cut).await.is_err());
+    drop(conn);
+    assert_eq!(number(&pool, 2).await.expect("an answer"), 2);
+    until("it is given up", async || pool.stats().totals.beyond_repair == 1).await;
+    assert_eq!(number(&pool, 3).await.expect("an answer"), 3);
 }
 
 #[db_testkit::test]
