@@ -34,13 +34,29 @@ pub struct Conn {
     live: Option<Box<Live>>,
     inner: Arc<Shared>,
     asker: Asker,
+    /// When it was handed out.
+    taken: Instant,
+    /// It was taken for one statement, and goes back with the statement's end: the same moment.
+    once: bool,
     pub(crate) state: State,
 }
 
 impl Conn {
     pub(crate) fn new(live: Box<Live>, inner: Arc<Shared>, asker: Asker, now: Instant) -> Self {
         live.session.lend(asker, now, inner.options.tracker);
-        Self { live: Some(live), inner, asker, state: State::default() }
+        Self { live: Some(live), inner, asker, taken: now, once: false, state: State::default() }
+    }
+
+    /// Notes that there was something to do before it could be handed out.
+    pub(crate) fn is_taken_now(&mut self) {
+        self.taken = Instant::now();
+    }
+
+    /// Notes that one statement is sent on it, now, and that it is given back with the answer: two readings of the clock and
+    /// one note to the tracker less.
+    pub(crate) fn for_one_statement(&mut self) -> &mut Self {
+        self.once = true;
+        self
     }
 
     /// Begins a transaction, which takes the connection with it.
@@ -228,7 +244,7 @@ impl Conn {
 
     /// Raises the flag, and tells the tracker.
     fn depart(&mut self, sql: &SqlStr, flight: Flight) -> Trip {
-        let trip = Trip::begin();
+        let trip = Trip::begin(if self.once { self.taken } else { Instant::now() });
         self.state.begin(flight);
         if self.inner.tracks() {
             self.live().session.runs(sql, trip.started);
@@ -243,7 +259,7 @@ impl Conn {
         if !self.state.has_lost() {
             self.live_mut().last_seen = now;
         }
-        if self.inner.tracks() {
+        if self.inner.tracks() && !self.once {
             self.live().session.rests();
         }
         trip.log(now, &self.inner.options, self.asker.at, sql.as_str(), error);
@@ -289,14 +305,12 @@ impl Conn {
         }
     }
 
-    /// A copy of the statement to send again if its plan turns out stale, where that is safe: the server finds that out
-    /// before it runs anything, and outside of a transaction nothing else is lost with it.
-    fn again(&self, text: &Text) -> Option<Text> {
-        if self.state.transaction == Transaction::None && !self.state.session_changed {
-            text.again()
-        } else {
-            None
-        }
+    /// What is sent of a statement: a copy, if it may be sent again when its plan turns out stale, else the statement itself. That
+    /// is safe where the server finds it out before it runs anything, and outside of a transaction nothing else is lost with it.
+    fn sent(&self, text: &mut Text) -> Text {
+        let is_alone = self.state.transaction == Transaction::None && !self.state.session_changed;
+        let copy = if is_alone { text.copy() } else { None };
+        self.distinct(copy.unwrap_or_else(|| text.take()))
     }
 
     /// Whether the statement that has just failed is to be sent again. All connections of the pool forget their plans: what
@@ -344,45 +358,47 @@ impl Conn {
         self.whole(text, |raw, text| raw.execute(text), |trip, done| trip.affected += done.rows_affected())
     }
 
-    async fn whole<T>(
-        &mut self,
-        text: Text,
-        run: impl for<'c> Fn(&'c mut PgConnection, Text) -> BoxFuture<'c, Result<T, sqlx::Error>>,
-        note: impl Fn(&mut Trip, &T),
-    ) -> Result<T, sqlx::Error> {
-        self.drained().await?;
-        self.take_note(&text)?;
-        let again = self.again(&text);
-        let sql = text.sql_str();
-        let limit = self.limit();
-        let text = self.distinct(text);
-        // Not by `travel`, whose future would carry the text along.
-        let trip = self.depart(&sql, Flight::Statement);
-        let running = run(&mut self.live_mut().raw, text);
-        let answer = within(limit.ends(trip.started), running).await;
-        match self.judge(trip, &sql, limit, answer, &note) {
-            Err(error) => Box::pin(self.once_more(error, again, limit, run, note)).await,
-            answer => answer,
+    #[expect(clippy::manual_async_fn, reason = "the future of an async function has room for the text twice")]
+    fn whole<'c, T: Send>(
+        &'c mut self,
+        mut text: Text,
+        run: impl for<'r> Fn(&'r mut PgConnection, Text) -> BoxFuture<'r, Result<T, sqlx::Error>>
+        + Send
+        + Sync
+        + 'c,
+        note: impl Fn(&mut Trip, &T) + Send + Sync + 'c,
+    ) -> impl Future<Output = Result<T, sqlx::Error>> + Send + 'c {
+        async move {
+            self.drained().await?;
+            self.take_note(&text)?;
+            let limit = self.limit();
+            let sent = self.sent(&mut text);
+            // Not by `travel`, whose future would carry what is sent along.
+            let trip = self.depart(text.sql_str(), Flight::Statement);
+            let running = run(&mut self.live_mut().raw, sent);
+            let answer = within(limit.ends(trip.started), running).await;
+            match self.judge(trip, text.sql_str(), limit, answer, &note) {
+                Err(error) => Box::pin(self.once_more(error, text, limit, run, note)).await,
+                answer => answer,
+            }
         }
     }
 
-    /// Sends a statement that has just failed a second time, if that was for a stale plan, and it may be.
+    /// Sends a statement that has just failed a second time, if that was for a stale plan, and there is a copy to send.
     async fn once_more<T>(
         &mut self,
         error: sqlx::Error,
-        again: Option<Text>,
+        text: Text,
         limit: Limited,
-        run: impl for<'c> Fn(&'c mut PgConnection, Text) -> BoxFuture<'c, Result<T, sqlx::Error>>,
+        run: impl for<'r> Fn(&'r mut PgConnection, Text) -> BoxFuture<'r, Result<T, sqlx::Error>>,
         note: impl Fn(&mut Trip, &T),
     ) -> Result<T, sqlx::Error> {
-        match (self.heals(&error).await, again) {
-            (true, Some(text)) => {
-                let sql = text.sql_str();
-                let text = self.distinct(text);
-                self.travel(&sql, Flight::Statement, limit, |raw| run(raw, text), note).await
-            }
-            _ => Err(error),
+        if !self.heals(&error).await || text.was_sent() {
+            return Err(error);
         }
+        let sql = text.sql_str().clone();
+        let text = self.distinct(text);
+        self.travel(&sql, Flight::Statement, limit, |raw| run(raw, text), note).await
     }
 
     /// A statement whose rows are read one by one. Each wait for the next has the limit, not the whole.
@@ -390,16 +406,16 @@ impl Conn {
         Box::pin(try_stream! {
             self.drain().await?;
             self.take_note(&text)?;
-            let mut again = self.again(&text);
             let mut text = text;
-            let sql = text.sql_str();
+            let sql = text.sql_str().clone();
             let ends = self.state.ends;
+            let mut again = false;
             loop {
                 let mut limit = self.limit();
-                text = self.distinct(text);
+                let sent = self.sent(&mut text);
                 let mut trip = self.depart(&sql, Flight::Statement);
                 let live = self.live.as_mut().expect("there until it is dropped");
-                let mut results = live.raw.fetch_many(text);
+                let mut results = live.raw.fetch_many(sent);
                 let failure = loop {
                     // Most rows are there already, and need no timer.
                     let next = if let Some(next) = results.try_next().now_or_never() {
@@ -411,7 +427,7 @@ impl Conn {
                     };
                     match next {
                         Ok(Ok(Some(result))) => {
-                            again = None;
+                            text.take();
                             trip.saw(&result);
                             yield result;
                         }
@@ -427,12 +443,12 @@ impl Conn {
                 drop(results);
                 self.arrive(&trip, &sql, failure.as_ref());
                 let Some(error) = failure else { break };
-                let healed = self.heals(&error).await;
-                let Some(copy) = again.take().filter(|_| healed) else {
+                // A second time it is stale again for somebody who changes the table all the time.
+                if !self.heals(&error).await || text.was_sent() || again {
                     Err(error)?;
                     break;
-                };
-                text = copy;
+                }
+                again = true;
             }
         })
     }
@@ -441,7 +457,8 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         let Some(live) = self.live.take() else { return };
-        let now = Instant::now();
+        let is_over = self.once && self.state.is_clean();
+        let now = if is_over { live.last_seen } else { Instant::now() };
         let returned = live.session.take_back(now);
         if let Some(returned) = returned.as_ref().filter(|returned| returned.leaked) {
             let (pool, pid, held) = (&self.inner.options.name, live.session.pid, returned.held);

@@ -18,7 +18,8 @@ pub(crate) async fn within<T>(
     let mut work = pin!(work);
     match (poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await, ends) {
         (Poll::Ready(done), _) => Some(done),
-        (Poll::Pending, Some(ends)) => timeout_at(ends, work).await.ok(),
+        // In a box, or every statement's future would have room for a timer.
+        (Poll::Pending, Some(ends)) => Box::pin(timeout_at(ends, work)).await.ok(),
         (Poll::Pending, None) => Some(work.await),
     }
 }

@@ -241,7 +241,7 @@ impl<'c> Executor<'c> for Handle {
         E: 'q + Execute<'q, Postgres>,
     {
         let text = Text::of(query);
-        Box::pin(async move { self.acquire().await?.count(text).await })
+        Box::pin(async move { self.acquire().await?.for_one_statement().count(text).await })
     }
 
     fn fetch_many<'e, 'q: 'e, E>(
@@ -268,7 +268,7 @@ impl<'c> Executor<'c> for Handle {
         E: 'q + Execute<'q, Postgres>,
     {
         let text = Text::of(query);
-        Box::pin(async move { self.acquire().await?.optional(text).await })
+        Box::pin(async move { self.acquire().await?.for_one_statement().optional(text).await })
     }
 
     fn prepare_with<'e>(

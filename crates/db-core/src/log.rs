@@ -18,8 +18,8 @@ pub(crate) struct Trip {
 }
 
 impl Trip {
-    pub(crate) fn begin() -> Self {
-        Self { started: Instant::now(), rows: 0, affected: 0 }
+    pub(crate) fn begin(now: Instant) -> Self {
+        Self { started: now, rows: 0, affected: 0 }
     }
 
     pub(crate) fn saw(&mut self, result: &Either<PgQueryResult, PgRow>) {

@@ -164,7 +164,8 @@ impl Pool {
     }
 
     /// The most sessions that the pool can have on the server: its [limit](Limits::max), four for connections whose
-    /// statement was cut off and which take long to come to rest, and one that cancels statements.
+    /// statement was cut off and which take long to come to rest, and one that cancels statements. The server does not answer a
+    /// goodbye: one that was closed may be seen for a moment longer.
     #[must_use]
     pub fn most_sessions(&self) -> u32 {
         self.inner.most_sessions()

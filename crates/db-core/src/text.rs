@@ -26,8 +26,8 @@ impl Text {
         Self { sql: query.sql().clone(), statement, arguments: Some(arguments), persistent, is_raw }
     }
 
-    pub(crate) fn sql_str(&self) -> SqlStr {
-        self.sql.clone()
+    pub(crate) fn sql_str(&self) -> &SqlStr {
+        &self.sql
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -43,7 +43,7 @@ impl Text {
     }
 
     /// The same statement once more, if it is one that is prepared and kept: only those have plans that become stale.
-    pub(crate) fn again(&self) -> Option<Self> {
+    pub(crate) fn copy(&self) -> Option<Self> {
         match &self.arguments {
             Some(Ok(Some(arguments))) if self.persistent => Some(Self {
                 sql: self.sql.clone(),
@@ -54,6 +54,22 @@ impl Text {
             }),
             _ => None,
         }
+    }
+
+    /// The statement itself, of which only the text is left here.
+    pub(crate) fn take(&mut self) -> Self {
+        Self {
+            sql: self.sql.clone(),
+            statement: self.statement.take(),
+            arguments: self.arguments.take(),
+            persistent: self.persistent,
+            is_raw: self.is_raw,
+        }
+    }
+
+    /// Whether only the text is left.
+    pub(crate) fn was_sent(&self) -> bool {
+        self.arguments.is_none()
     }
 
     /// Whether the session may be another one afterwards: in a transaction, with other settings, listening, with things

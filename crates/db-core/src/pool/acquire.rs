@@ -96,6 +96,7 @@ async fn persevere<'a>(
         };
         let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
         if conn.put_right(standard, left).await {
+            conn.is_taken_now();
             return Ok(conn);
         }
         drop(conn);
