@@ -1,6 +1,8 @@
 //! Futures that are dropped where they wait.
 
-use db_testkit::{TestDb, poll_then_drop};
+use std::time::Duration;
+
+use db_testkit::{Proxy, TestDb, poll_then_drop};
 use sqlx::ConnectOptions;
 use tokio::sync::oneshot;
 
@@ -51,9 +53,12 @@ async fn a_future_that_nobody_wakes_fails_the_test() {
 
 #[db_testkit::test]
 async fn each_point_of_a_transaction_can_be_cancelled(db: TestDb) {
+    // Or an answer may be there before it is waited for.
+    let proxy = Proxy::start(&db).unwrap();
+    proxy.latency(Duration::from_millis(2));
     let mut dropped = 0;
     loop {
-        let mut connection = db.options().connect().await.unwrap();
+        let mut connection = proxy.options().connect().await.unwrap();
         let one = async {
             let mut tx = sqlx::Connection::begin(&mut connection).await?;
             sqlx::query("select 1").execute(&mut *tx).await?;
