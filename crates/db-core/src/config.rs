@@ -527,7 +527,7 @@ mod tests {
     /// read or refused, and what the password was is in no error.
     #[test]
     fn broken_addresses_are_read_or_refused_without_a_panic_or_a_word_of_the_password() {
-        const PIECES: [&str; 24] = [
+        const PIECES: [&str; 32] = [
             "postgres://",
             "app",
             ":",
@@ -552,11 +552,23 @@ mod tests {
             ",",
             "ü",
             "\\",
+            "pgbouncer=true",
+            "connection_limit=",
+            "pool_timeout=",
+            "connect_timeout=",
+            "-1",
+            "0",
+            "1e9",
+            "18446744073709551616",
         ];
         let mut random = fastrand::Rng::with_seed(2026);
-        for _ in 0..100_000 {
-            let mut address =
-                "postgres://app:hunter2@db.example:5432/shop?sslmode=require&host=/run".to_owned();
+        let mut read = [0; 2];
+        let good = [
+            "postgres://app:hunter2@db.example:5432/shop?sslmode=require&host=/run",
+            "postgres://app:hunter2@db/shop?pgbouncer=true&connection_limit=9&pool_timeout=7&connect_timeout=5",
+        ];
+        for n in 0..100_000 {
+            let mut address = good[n % good.len()].to_owned();
             for _ in 0..random.usize(1..6) {
                 let at: Vec<usize> =
                     address.char_indices().map(|(at, _)| at).chain([address.len()]).collect();
@@ -570,10 +582,25 @@ mod tests {
                 };
                 address.replace_range(from..to, random.choice(PIECES).expect("there are some"));
             }
-            if let Err(error) = Config::from_url(&address) {
-                let shown = format!("{error} {error:?}");
-                assert!(!shown.contains("hunter2"), "{address}: {shown}");
+            match Config::from_url(&address) {
+                Err(error) => {
+                    let shown = format!("{error} {error:?}");
+                    assert!(!shown.contains("hunter2"), "{address}: {shown}");
+                }
+                Ok(config) => {
+                    let pool = config.limit(PoolOptions::backend());
+                    assert!((1..=50).contains(&pool.max), "{address}: {pool:?}");
+                    let times = [Some(pool.acquire_timeout), config.connect_timeout()];
+                    let day = Duration::from_secs(1)..=Duration::from_hours(24);
+                    assert!(
+                        times.into_iter().flatten().all(|time| day.contains(&time)),
+                        "{address}: {times:?}"
+                    );
+                    drop(config.as_sqlx());
+                    read[n % good.len()] += 1;
+                }
             }
         }
+        assert!(read.iter().all(|read| *read > 1_000), "hardly any is read: {read:?}");
     }
 }
