@@ -17,6 +17,8 @@ use crate::{PoolOptions, Pooler};
 mod asked;
 mod tls;
 
+pub(crate) use self::tls::is_pem;
+
 /// The address of a database and how to log in to it.
 ///
 /// Neither `Debug` nor `Display` shows the password; `Display` is `role@host:port/database`, fit for logs.

@@ -140,11 +140,15 @@ impl Values {
         self.given.contains_key(name)
     }
 
-    /// What is in force for a setting, as people may see it: nothing of a secret but that it is there.
+    /// What is in force for a setting, as people may see it: nothing of a secret but that it is there, and of PEM no more than
+    /// that it is some, since a certificate has its key in the same text now and then.
     #[must_use]
     pub fn shown(&self, setting: &Setting) -> Option<String> {
         match self.given.get(setting.name) {
             Some(_) if setting.is_secret => Some("(hidden)".to_owned()),
+            Some(Given { text: Some(text), .. }) if crate::config::is_pem(text.expose_secret()) => {
+                Some("(PEM)".to_owned())
+            }
             Some(Given { text: Some(text), .. }) => Some(text.expose_secret().to_owned()),
             Some(Given { text: None, .. }) => Some("(not UTF-8)".to_owned()),
             None => setting.default.map(str::to_owned),

@@ -87,10 +87,15 @@ impl Tls {
 
 /// A PEM text as it is, or the path of a file that has it.
 fn pem(parameter: &'static str, value: &str) -> Result<Pem, ConfigError> {
-    if value.trim_start().starts_with("-----BEGIN ") {
+    if is_pem(value) {
         return Ok(Pem::Text(SecretString::from(value)));
     }
     file(parameter, value).map(Pem::File)
+}
+
+/// Whether it is PEM, and not the path of a file that has it.
+pub(crate) fn is_pem(text: &str) -> bool {
+    text.trim_start().starts_with("-----BEGIN ")
 }
 
 /// A file that is missing would look like a server that is, and be waited for.

@@ -1,7 +1,9 @@
 //! A pooler in transaction mode, real ones.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::fs::{Permissions, set_permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -124,6 +126,52 @@ async fn one_that_nobody_spoke_of_is_recognised(db: TestDb) {
         let pool = Pool::new(&unsaid, options(1));
         let error = number(&pool, 1).await.expect_err("refused").to_string();
         assert!(error.contains("add pgbouncer=true to the address"), "{error}");
+    }
+}
+
+/// Whoever runs it may read them, whoever that is.
+fn passwords(folder: &Path) -> String {
+    set_permissions(folder, Permissions::from_mode(0o755)).expect("permissions");
+    let file = folder.join("userlist.txt");
+    std::fs::write(&file, "\"app\" \"right\"\n").expect("written");
+    set_permissions(&file, Permissions::from_mode(0o644)).expect("permissions");
+    file.display().to_string()
+}
+
+#[db_testkit::test]
+async fn who_is_not_let_in_by_it_is_told_so_at_once(db: TestDb) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = passwords(folder.path());
+    for builder in [old(), following()] {
+        for auth_type in ["md5", "scram-sha-256"] {
+            let builder = builder.clone().setting("auth_type", auth_type).setting("auth_file", &*file);
+            let bouncer = builder.start(&db).await.expect("a pooler");
+            let with = |login: &str| {
+                let url = bouncer.url();
+                let (_, rest) = url.split_once('@').expect("a role");
+                Config::from_url(&format!("postgres://{login}@{rest}")).expect("an address")
+            };
+
+            for login in ["app:wrong", "stranger:right"] {
+                let error = connect(&with(login), one_try()).await.expect_err("refused");
+                eprintln!("{:?} {auth_type} {login}: {error:?}", bouncer.version());
+            }
+        }
+    }
+}
+
+#[db_testkit::test]
+async fn in_session_mode_all_works_as_without_it(db: TestDb) {
+    for builder in [old(), following()] {
+        for ignored in ["extra_float_digits", "extra_float_digits,options", "extra_float_digits,options,tcp_keepalives_idle,tcp_keepalives_interval,tcp_keepalives_count,tcp_user_timeout,idle_in_transaction_session_timeout"] {
+        let builder = builder.clone().setting("pool_mode", "session").setting("ignore_startup_parameters", ignored);
+        let bouncer = builder.start(&db).await.expect("a pooler");
+        let config = config(&bouncer).with_pooler(Pooler::None);
+        eprintln!("{:?} {ignored}: connect {:?}", bouncer.version(), connect(&config, one_try()).await.map(drop));
+        let pool = Pool::new(&config, options(2));
+        eprintln!("{:?}", number(&pool, 1).await);
+        eprintln!("{:?}", sqlx::query("select pg_advisory_lock(1)").execute(pool.handle()).await);
+        }
     }
 }
 

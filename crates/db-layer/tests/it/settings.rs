@@ -62,6 +62,37 @@ fn each_setting_reaches_what_it_is_for() {
 }
 
 #[test]
+fn certificates_are_given_as_pem_or_as_files_and_no_pem_is_shown() {
+    let place = [("postgres-host", "db.example"), ("postgres-user", "app"), ("postgres-database", "shop")];
+    let pem = "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----\n";
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("ca.pem").display().to_string();
+    std::fs::write(&file, pem).expect("written");
+    let tls = [
+        ("postgres-sslmode", "verify-ca"),
+        ("postgres-ca-cert", &file),
+        ("postgres-client-cert", pem),
+        ("postgres-client-key", pem),
+    ];
+    let settings = settings(&[&place[..], &tls[..]].concat());
+
+    let database = settings.options().expect("nothing is wrong").database;
+
+    assert_eq!(format!("{:?}", database.as_sqlx().get_ssl_mode()), "VerifyCa");
+    let seen = format!("{database:?}");
+    assert!(
+        seen.contains(&format!("root_cert: Some({file}), cert: Some((PEM)), key: Some((PEM))")),
+        "{seen}"
+    );
+    let shown: Vec<_> = settings
+        .in_force()
+        .filter(|(setting, ..)| tls.iter().any(|(name, _)| *name == setting.name))
+        .map(|(_, value, _)| value.expect("it was said"))
+        .collect();
+    assert_eq!(shown, ["verify-ca", &file, "(PEM)", "(hidden)"]);
+}
+
+#[test]
 fn what_is_said_to_be_the_default_is() {
     let options = options(&[("database-url", "postgres://app@db/shop")]);
 
