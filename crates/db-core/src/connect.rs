@@ -198,7 +198,7 @@ impl ConnectFailure {
         Self::Tls(said)
     }
 
-    /// `PgBouncer` has one code for whatever it says itself.
+    /// `PgBouncer` has one code for whatever it says itself, and texts in no language but English.
     fn of_pooler(said: String, config: &Config) -> Self {
         if said.contains("unsupported startup parameter") {
             return Self::Pooler(match config.pooler() {
@@ -213,8 +213,25 @@ impl ConnectFailure {
                 }
             });
         }
-        if said.contains("no such database") || said.contains("bouncer config error") {
+        let says = |texts: &[&str]| texts.iter().any(|text| said.contains(text));
+        // What the server told it, an old one passes on without the server's code.
+        let is_unknown = |what: &str| said.starts_with(what) && said.ends_with("does not exist");
+        if says(&["no such database"]) || is_unknown("database ") {
             return Self::NoSuchDatabase(config.database().to_owned());
+        }
+        // It may be of a role that it does not know, which it keeps to itself.
+        if says(&["authentication failed"]) {
+            return Self::WrongPassword(config.user().to_owned());
+        }
+        if says(&["no such user", "login rejected", "SSL required", "TLS connection required"])
+            || is_unknown("role ")
+        {
+            return Self::LoginRefused { role: config.user().to_owned(), said };
+        }
+        if says(&["bouncer config error"]) {
+            return Self::Pooler(
+                "the pooler in between has a mistake in its settings, and its log says which".to_owned(),
+            );
         }
         Self::NotReady(said)
     }

@@ -152,26 +152,53 @@ async fn who_is_not_let_in_by_it_is_told_so_at_once(db: TestDb) {
                 Config::from_url(&format!("postgres://{login}@{rest}")).expect("an address")
             };
 
+            let right = connect(&with("app:right"), one_try()).await;
+            assert_eq!(
+                right.is_ok(),
+                bouncer.version() >= (1, 21, 0),
+                "an old one lets it in, and is of no use: {right:?}"
+            );
+            if let Err(error) = right {
+                assert!(matches!(error.failure(), ConnectFailure::Pooler(_)), "{error}");
+            }
             for login in ["app:wrong", "stranger:right"] {
-                let error = connect(&with(login), one_try()).await.expect_err("refused");
-                eprintln!("{:?} {auth_type} {login}: {error:?}", bouncer.version());
+                let error = connect(&with(login), Retry::default()).await.expect_err("refused");
+                let (role, _) = login.split_once(':').expect("a role");
+                assert_eq!(error.failure(), &ConnectFailure::WrongPassword(role.to_owned()));
+                assert_eq!(error.attempts(), 1, "waiting does not mend it");
             }
         }
+        let bouncer = builder.start(&db).await.expect("a pooler");
+        let error =
+            connect(&config(&bouncer).with_database("nope"), Retry::default()).await.expect_err("refused");
+        assert_eq!(error.failure(), &ConnectFailure::NoSuchDatabase("nope".to_owned()));
+        assert_eq!(error.attempts(), 1, "waiting does not mend it");
     }
 }
 
 #[db_testkit::test]
-async fn in_session_mode_all_works_as_without_it(db: TestDb) {
+async fn in_session_mode_it_works_as_without_one_once_it_ignores_what_it_does_not_know(db: TestDb) {
     for builder in [old(), following()] {
-        for ignored in ["extra_float_digits", "extra_float_digits,options", "extra_float_digits,options,tcp_keepalives_idle,tcp_keepalives_interval,tcp_keepalives_count,tcp_user_timeout,idle_in_transaction_session_timeout"] {
-        let builder = builder.clone().setting("pool_mode", "session").setting("ignore_startup_parameters", ignored);
+        let builder = builder.setting("pool_mode", "session");
+        let bouncer = builder.clone().start(&db).await.expect("a pooler");
+        let strict = Pool::new(&config(&bouncer).with_pooler(Pooler::None), options(1));
+        let error = number(&strict, 1).await.expect_err("refused").to_string();
+        assert!(error.contains("have it ignore that (ignore_startup_parameters)"), "{error}");
+
+        // As the guide has it.
+        let builder = builder.setting("ignore_startup_parameters", "extra_float_digits,options");
         let bouncer = builder.start(&db).await.expect("a pooler");
-        let config = config(&bouncer).with_pooler(Pooler::None);
-        eprintln!("{:?} {ignored}: connect {:?}", bouncer.version(), connect(&config, one_try()).await.map(drop));
-        let pool = Pool::new(&config, options(2));
-        eprintln!("{:?}", number(&pool, 1).await);
-        eprintln!("{:?}", sqlx::query("select pg_advisory_lock(1)").execute(pool.handle()).await);
-        }
+        let pool = Pool::new(&config(&bouncer).with_pooler(Pooler::None), options(1));
+
+        assert_eq!(number(&pool, 1).await.expect("an answer"), 1);
+        sqlx::query("select pg_advisory_lock(1)").execute(pool.handle()).await.expect("a session of its own");
+        let mut conn = pool.handle().acquire().await.expect("a connection");
+        let cut = sqlx::query("select pg_sleep(600)").execute(&mut conn);
+        assert!(tokio::time::timeout(Duration::from_millis(100), cut).await.is_err());
+        drop(conn);
+        assert_eq!(number(&pool, 2).await.expect("an answer"), 2);
+        assert_eq!(pool.stats().totals.cancelled, 1, "by the process that is its own");
+        assert!(pool.close(PATIENCE).await.is_clean());
     }
 }
 
