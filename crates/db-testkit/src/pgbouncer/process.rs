@@ -178,14 +178,24 @@ fn furnish(account: Account, program: &Program, ini: &Ini, folder: &Path) -> Res
     let log = write(&folder.join("log"), b"", 0o600).map_err(failed("make its log"))?;
     let path = if program.is_out_of_reach {
         let copy = folder.join("pgbouncer");
-        let content = fs::read(&program.path).map_err(failed("read the program"))?;
-        write(&copy, &content, 0o700).map_err(failed("copy the program"))?;
+        duplicate(&program.path, &copy).map_err(failed("copy the program"))?;
+        give(account, &copy).map_err(failed("give the program away"))?;
         copy
     } else {
         program.path.clone()
     };
     give(account, folder).map_err(failed("give its folder away"))?;
     Ok((path, log))
+}
+
+/// Not by ourselves: what another thread begins just then would have the file open for writing for a moment, and a program that
+/// somebody writes to cannot be run ("text file busy").
+fn duplicate(program: &Path, copy: &Path) -> io::Result<()> {
+    let copied = Account::OURS.command("cp").args([program, copy]).stdin(Stdio::null()).output()?;
+    if copied.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&copied.stderr).into_owned()))
 }
 
 fn give(account: Account, path: &Path) -> io::Result<()> {
