@@ -243,7 +243,8 @@ impl Config {
     }
 
     /// How long one attempt to connect may take, if the address says it.
-    pub(crate) fn connect_timeout(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn connect_timeout(&self) -> Option<Duration> {
         self.asked.dial
     }
 

@@ -15,7 +15,7 @@ use crate::wire::{self, Message};
 
 /// How long the server may take to answer a heartbeat.
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(2);
-/// How long one attempt to connect and LISTEN may take.
+/// How long one attempt to connect and LISTEN may take, unless the address says it.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
 
 /// A connection that LISTENs, and the pool of one that it came from, because sqlx has no other way to give a listener
@@ -41,10 +41,11 @@ pub(crate) async fn listen(
     channel: &str,
     heartbeat: Duration,
 ) -> Result<Listening, sqlx::Error> {
+    let limit = config.connect_timeout().unwrap_or(ATTEMPT_LIMIT);
     let attempt = async {
         let pool = PgPoolOptions::new()
             .max_connections(1)
-            .acquire_timeout(ATTEMPT_LIMIT)
+            .acquire_timeout(limit)
             .connect_lazy_with(kept_alive(config.clone().with_application_name("bus").as_sqlx(), heartbeat));
         let mut listener = PgListener::connect_with(&pool).await?;
         // We make a new one after every loss: what sqlx reports of one is not always a loss, and not always all.
@@ -52,7 +53,7 @@ pub(crate) async fn listen(
         listener.listen(channel).await?;
         Ok(Listening { listener, pool })
     };
-    timeout(ATTEMPT_LIMIT, attempt)
+    timeout(limit, attempt)
         .await
         .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
 }

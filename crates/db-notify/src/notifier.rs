@@ -15,7 +15,7 @@ use crate::bus::Shared;
 use crate::topic::Topic;
 use crate::wire;
 
-/// How long one statement, or one attempt to connect, may take.
+/// How long one statement may take, or one attempt to connect unless the address says it.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a notification was not sent.
@@ -144,8 +144,15 @@ impl Batch {
 }
 
 /// How the notifier's session is opened.
-pub(crate) fn session(config: &Config, heartbeat: Duration) -> PgConnectOptions {
-    kept_alive(config.clone().with_application_name("notifier").as_sqlx(), heartbeat)
+pub(crate) struct Session {
+    options: PgConnectOptions,
+    /// How long that may take, and the first statement with it.
+    limit: Duration,
+}
+
+pub(crate) fn session(config: &Config, heartbeat: Duration) -> Session {
+    let options = kept_alive(config.clone().with_application_name("notifier").as_sqlx(), heartbeat);
+    Session { options, limit: config.connect_timeout().unwrap_or(SEND_LIMIT) }
 }
 
 /// Sends until the outbox is closed and empty.
@@ -155,7 +162,7 @@ pub(crate) async fn run(
     channel: String,
     shared: Arc<Shared>,
 ) {
-    let options = session(&config, shared.heartbeat);
+    let session = session(&config, shared.heartbeat);
     loop {
         let Some(batch) = shared.outbox.take() else {
             if shared.outbox.is_closed() {
@@ -164,7 +171,7 @@ pub(crate) async fn run(
             shared.outbox.filled.notified().await;
             continue;
         };
-        send(&mut connection, &options, &channel, &batch.payloads()).await;
+        send(&mut connection, &session, &channel, &batch.payloads()).await;
         for caller in batch.callers {
             // A caller that no longer waits is no error.
             let _: Result<(), ()> = caller.send(());
@@ -180,12 +187,7 @@ pub(crate) async fn run(
 }
 
 /// Sends, connecting again after a loss, until it was sent. The caller ends the wait by dropping the task.
-async fn send(
-    connection: &mut Option<PgConnection>,
-    options: &PgConnectOptions,
-    channel: &str,
-    payloads: &[String],
-) {
+async fn send(connection: &mut Option<PgConnection>, session: &Session, channel: &str, payloads: &[String]) {
     let mut pauses = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(20))
         .with_max_delay(Duration::from_secs(2))
@@ -193,7 +195,7 @@ async fn send(
         .without_max_times()
         .build();
     loop {
-        let attempt = notify(connection.take(), options, channel, payloads);
+        let attempt = notify(connection.take(), session, channel, payloads);
         match attempt.await {
             Ok(open) => {
                 *connection = Some(open);
@@ -208,14 +210,15 @@ async fn send(
 /// Sends once, connecting if there is no connection yet, and gives the connection back.
 pub(crate) async fn notify(
     connection: Option<PgConnection>,
-    options: &PgConnectOptions,
+    session: &Session,
     channel: &str,
     payloads: &[String],
 ) -> Result<PgConnection, sqlx::Error> {
+    let limit = if connection.is_some() { SEND_LIMIT } else { session.limit };
     let attempt = async {
         let mut open = match connection {
             Some(open) => open,
-            None => options.connect().await?,
+            None => session.options.connect().await?,
         };
         sqlx::query("select pg_notify($1, payload) from unnest($2::text[]) as payload")
             .bind(channel)
@@ -224,7 +227,7 @@ pub(crate) async fn notify(
             .await?;
         Ok(open)
     };
-    timeout(SEND_LIMIT, attempt)
+    timeout(limit, attempt)
         .await
         .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
 }

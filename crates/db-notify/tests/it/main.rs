@@ -1,6 +1,6 @@
 //! What `db-notify` promises, shown on a real PostgreSQL.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use db_core::Config;
 use db_notify::{Bus, BusOptions, Delivery, GapReason, NotifyError, Subscription, Topic};
@@ -243,6 +243,26 @@ async fn dropping_the_last_handle_ends_subscriptions_and_connections(db: TestDb)
         }
     });
     assert!(gone.await.is_ok(), "connections are left");
+}
+
+#[tokio::test]
+async fn an_attempt_to_listen_takes_as_long_as_the_address_lets_it() {
+    // Where connections are made and nobody answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = silent.local_addr().expect("an address").port();
+    let within = async |parameters: &str| {
+        let address = format!("postgres://app@127.0.0.1:{port}/shop{parameters}");
+        let config = Config::from_url(&address).expect("an address");
+        let started = Instant::now();
+        let error = Bus::open(&config, BusOptions::default()).await.expect_err("nobody answers");
+        assert!(!error.is_final(), "{error}");
+        started.elapsed().as_secs_f64()
+    };
+
+    let (usual, short, long) =
+        tokio::join!(within(""), within("?connect_timeout=1"), within("?connect_timeout=7"));
+
+    assert!(short >= 1.0 && short < usual && usual < long && long >= 7.0, "{short} {usual} {long}");
 }
 
 #[db_testkit::test]
