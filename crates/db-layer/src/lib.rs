@@ -50,8 +50,8 @@ pub use sizing::NoRoom;
 
 pub use db_core::settings::{Setting, SettingsError, Source};
 pub use db_core::{
-    self, Config, ConfigError, Conn, Error, Handle, Isolation, Pool, PoolOptions, Retry, RetryPolicy, Tx,
-    TxOptions, encryption,
+    self, Config, ConfigError, Conn, Error, Handle, Isolation, Pool, PoolOptions, Pooler, Retry, RetryPolicy,
+    Tx, TxOptions, encryption,
 };
 pub use db_events::{self, Event, EventLog, EventStream, LogId, NewEvent};
 pub use db_migrate::{self, Migrations};

@@ -132,7 +132,7 @@ pub enum OpenError {
     NoRoom(#[from] NoRoom),
     /// The server did not say how many connections it has.
     #[error("the server was asked how many connections it has, and did not answer: {0}")]
-    Room(#[source] db_core::Error),
+    Room(db_core::Error),
     /// Migrations, and nothing to be connected to.
     #[error(
         "migrations are to be run, and nothing is to be connected to before it is used: run them beforehand, or do not open \
