@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgConnection;
 
 use crate::Error;
+use crate::session::answer;
 
 /// The key that sqlx's own migrator locks, so that its CLI and we exclude each other (`generate_lock_id` in
 /// sqlx-postgres 0.9.0).
@@ -20,11 +21,9 @@ pub(crate) async fn acquire(
 ) -> Result<(), Error> {
     let started = Instant::now();
     loop {
-        let (free,): (bool,) = sqlx::query_as("select pg_try_advisory_lock($1)")
-            .bind(key(database))
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(Error::database("take the migration lock"))?;
+        let asked =
+            sqlx::query_as("select pg_try_advisory_lock($1)").bind(key(database)).fetch_one(&mut *connection);
+        let (free,): (bool,) = answer(asked).await.map_err(Error::database("take the migration lock"))?;
         if free {
             return Ok(());
         }
@@ -39,7 +38,7 @@ pub(crate) async fn acquire(
 
 /// Who has it. A wish, not a need: an error here must not hide that the lock is taken.
 async fn holder(connection: &mut PgConnection, key: i64) -> Option<i32> {
-    let found: Result<Option<(i32,)>, _> = sqlx::query_as(
+    let asked = sqlx::query_as(
         "select pid
          from pg_locks
          where locktype = 'advisory'
@@ -49,8 +48,8 @@ async fn holder(connection: &mut PgConnection, key: i64) -> Option<i32> {
              and database = (select oid from pg_database where datname = current_database())",
     )
     .bind(key)
-    .fetch_optional(connection)
-    .await;
+    .fetch_optional(connection);
+    let found: Result<Option<(i32,)>, _> = answer(asked).await;
     match found {
         Ok(row) => row.map(|(pid,)| pid),
         Err(error) => {

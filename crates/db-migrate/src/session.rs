@@ -1,6 +1,20 @@
 //! The session that migrations run in.
 
+use std::time::Duration;
+
 use sqlx::postgres::PgConnection;
+use tokio::time::timeout;
+
+/// How long the server may take to answer what waits for nobody. A link that fell silent would be waited for until the end of
+/// time: the driver does not look after our end of it.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// The answer, or the loss that its absence is.
+pub(crate) async fn answer<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    timeout(ANSWER_LIMIT, asked)
+        .await
+        .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
+}
 
 /// Has the server look after the session's end.
 ///
@@ -19,9 +33,8 @@ pub(crate) async fn have_looked_after(connection: &mut PgConnection) {
              ) as wanted (name, value)
              join pg_settings using (name)",
     )
-    .execute(connection)
-    .await;
-    if let Err(error) = told {
+    .execute(connection);
+    if let Err(error) = answer(told).await {
         // Systems on which the server cannot look refuse it. A loss is met again by the next statement.
         tracing::debug!(%error, "the server does not look after the migration session");
     }

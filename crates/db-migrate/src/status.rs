@@ -6,6 +6,7 @@ use serde::Serialize;
 use sqlx::postgres::PgConnection;
 use sqlx::{Executor, Row};
 
+use crate::session::answer;
 use crate::{Error, Migrations};
 
 /// A migration and its state in one database.
@@ -41,12 +42,10 @@ pub(crate) async fn read(
 ) -> Result<Vec<Status>, Error> {
     let what = "read the migration table";
     // By the simple protocol, in which each is one round trip: every start of a service makes them.
-    let exists = connection
-        .fetch_one(sqlx::raw_sql("select to_regclass('_sqlx_migrations') is not null"))
-        .await
-        .and_then(|row| row.try_get(0))
-        .map_err(Error::database(what))?;
-    let applied = if exists { applied(connection).await.map_err(Error::database(what))? } else { Vec::new() };
+    let asked = connection.fetch_one(sqlx::raw_sql("select to_regclass('_sqlx_migrations') is not null"));
+    let exists = answer(asked).await.and_then(|row| row.try_get(0)).map_err(Error::database(what))?;
+    let applied =
+        if exists { answer(applied(connection)).await.map_err(Error::database(what))? } else { Vec::new() };
 
     let mut all: Vec<Status> = migrations
         .ups()

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::Config;
+use db_core::{Config, Retry};
 use db_migrate::{Error, Migrations, Migrator, State};
 use db_testkit::TestDb;
 use tempfile::TempDir;
@@ -222,6 +222,35 @@ async fn a_connection_that_is_lost_on_the_way_is_replaced_and_nothing_runs_twice
             db_testkit::until("no lock is left", async || locks(&db).await == 0).await;
         }
     }
+}
+
+/// As a link is that fell silent, but with somebody there who lets go of it.
+#[db_testkit::test]
+async fn an_answer_that_does_not_come_is_not_waited_for_for_ever(db: TestDb) {
+    let migrations = migrations(&[("1_one.up.sql", "create table one ()")]).await;
+    migrations.up(&config(&db)).await.expect("up");
+    let pool = db.pool();
+    let mut silent = pool.begin().await.expect("begun");
+    sqlx::query("lock table _sqlx_migrations in access exclusive mode")
+        .execute(&mut *silent)
+        .await
+        .expect("locked");
+
+    let once = Retry { deadline: Duration::ZERO, ..Retry::default() };
+    let config = config(&db);
+    let given_up = tokio::time::timeout(Duration::from_secs(20), migrations.up_within(&config, once));
+    let error = given_up.await.expect("in time").expect_err("nobody answers");
+
+    assert!(error.is_transient(), "{error}");
+    assert!(error.to_string().starts_with("read the migration table: "), "{error}");
+    let (again, released) = tokio::join!(migrations.up(&config), async {
+        // The one that was given up, the next, and the one after that.
+        let waits = |it: &&db_testkit::Session| it.wait.as_deref() == Some("Lock: relation");
+        db.until_sessions("it asks on another", |all| all.iter().filter(waits).count() >= 3).await;
+        silent.rollback().await
+    });
+    released.expect("rolled back");
+    assert_eq!(again.expect("by another connection").version, 1);
 }
 
 #[db_testkit::test]
