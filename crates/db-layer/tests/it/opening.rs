@@ -290,6 +290,52 @@ async fn all_steps_have_one_deadline_together(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn a_later_step_has_no_more_time_than_an_earlier_one_has_left(db: TestDb) {
+    let (first, second) = (Proxy::start(&db).expect("a proxy"), Proxy::start(&db).expect("a proxy"));
+    let [through, direct] = [&first, &second].map(|it| Config::from_url(&it.url()).expect("an address"));
+    let wait = Retry { deadline: Duration::from_secs(4), ..LONG };
+    let options = Options { wait, direct: Some(direct), ..options(&through).await };
+    first.refuse();
+    second.refuse();
+    let started = Instant::now();
+    let opening = spawn(options);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(second.refused(), 0);
+    first.heal();
+
+    let error = opening.await.expect("no panic").expect_err("nobody is there");
+
+    assert!(matches!(error, OpenError::Migrate(_)) && second.refused() > 0, "{error:?}");
+    // With a deadline of its own it would take 7 s.
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_a_free_connection_is_waited_for() {
+    let log = Log::of_this_process();
+    let builder = db_embedded::Server::throwaway().setting("max_connections", "6");
+    let server = TestServer::start(builder).await.expect("a server");
+    let db = server.empty().await.expect("a database");
+    let mut taken = Vec::new();
+    while let Ok(connection) = db.options().application_name("db-testkit").connect().await {
+        taken.push(connection);
+    }
+
+    // More than fits is asked for only when it is used.
+    let opening = spawn(Options { instances: 0, ..options(&config(&db)).await });
+    until("there was no room", async || {
+        log.lines_with(&["database not reached yet", db.name(), "too many clients"]).len() >= 2
+    })
+    .await;
+    assert!(!opening.is_finished());
+    for connection in taken {
+        connection.close().await.expect("closed");
+    }
+
+    is_whole(joined(opening).await, &db).await;
+}
+
+#[db_testkit::test]
 async fn dropped_wherever_it_waits_it_leaves_nothing_behind(db: TestDb) {
     let pool = || PoolOptions { min_idle: 2, ..PoolOptions::named("gc") };
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
