@@ -171,6 +171,7 @@ impl Config {
         if self.user.is_empty() {
             return Err(ConfigError::User);
         }
+        self.tls.checked()?;
         Ok(self)
     }
 
@@ -501,6 +502,12 @@ mod tests {
             bad("postgres://app@db/shop?sslrootcert=/no/such/file"),
             ConfigError::Parameter { parameter: "sslrootcert", .. }
         ));
+        for (one, other) in [("sslcert", "sslkey"), ("sslkey", "sslcert")] {
+            assert!(matches!(
+                bad(&format!("postgres://app@db/shop?{one}=-----BEGIN%20SOMETHING-----")),
+                ConfigError::Parameter { parameter, .. } if parameter == other
+            ));
+        }
         assert_eq!(bad("postgres://app:%ff@db/shop"), ConfigError::Encoding("password"));
     }
 

@@ -252,6 +252,8 @@ impl ConnectFailure {
         match source {
             sqlx::Error::Tls(_) => return Self::tls(said, config),
             sqlx::Error::Io(io) if io.kind() == ErrorKind::InvalidData => return Self::tls(said, config),
+            // Of a connection that is made, it is about our own certificate and its key.
+            sqlx::Error::Configuration(_) => return Self::Tls(said),
             _ => {}
         }
         if let Some(code) = source.as_database_error().and_then(sqlx::error::DatabaseError::code) {

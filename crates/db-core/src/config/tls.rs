@@ -45,6 +45,16 @@ impl Tls {
         Some(pem(parameter, value).map(|pem| *place = Some(pem)))
     }
 
+    /// A certificate is of no use without its key, and a key without its certificate.
+    pub(super) fn checked(&self) -> Result<(), ConfigError> {
+        let (parameter, expected) = match (&self.cert, &self.key) {
+            (Some(_), None) => ("sslkey", "there, too, since sslcert is"),
+            (None, Some(_)) => ("sslcert", "there, too, since sslkey is"),
+            _ => return Ok(()),
+        };
+        Err(ConfigError::Parameter { parameter, expected })
+    }
+
     fn set_mode(&mut self, value: &str) -> Result<(), ConfigError> {
         self.mode = Some(value.parse().map_err(|_| ConfigError::Parameter {
             parameter: "sslmode",

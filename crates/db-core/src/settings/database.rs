@@ -181,6 +181,11 @@ pub fn database(reader: &mut Reader<'_>) -> Option<Config> {
             Some(Ok(())) | None => {}
         }
     }
+    for (one, other) in [(&CERT, &KEY), (&KEY, &CERT)] {
+        if reader.values().is_given(one.name) && !reader.values().is_given(other.name) {
+            reader.complain(one, format_args!("is of no use without --{}: give both", other.name));
+        }
+    }
     config
 }
 

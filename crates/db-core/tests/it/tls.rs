@@ -232,6 +232,10 @@ async fn a_client_shows_its_certificate_and_one_that_has_none_is_refused_at_once
 
     let failure = server.refuses(server.named, "sslmode=require").await;
     assert!(matches!(&failure, ConnectFailure::LoginRefused { .. }), "{failure:?}");
+    let failure = server
+        .refuses(server.named, &format!("sslmode=require&sslcert={certificate}&sslkey={certificate}"))
+        .await;
+    assert!(is_tls(&failure) && failure.to_string().contains("no keys found"), "{failure}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

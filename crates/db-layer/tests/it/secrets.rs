@@ -114,7 +114,7 @@ fn addresses_good_and_bad_do_not_show_their_password() {
     for address in [
         format!("postgres://app:{PASSWORD}@db/shop"),
         format!("postgres://app@db/shop?password={PASSWORD}"),
-        format!("postgres://app@db/shop?sslkey=-----BEGIN%20PRIVATE%20KEY-----{PASSWORD}"),
+        format!("postgres://app@db/shop?sslcert=-----BEGIN%20A-----&sslkey=-----BEGIN%20A-----{PASSWORD}"),
     ] {
         let config = Config::from_url(&address).expect("a good address");
         shown.debug("Config", &config);
@@ -142,6 +142,7 @@ fn addresses_good_and_bad_do_not_show_their_password() {
         format!("postgres://app@db/shop?port={PASSWORD}"),
         format!("postgres://app@db/shop?sslrootcert=/no/{PASSWORD}"),
         format!("postgres://app@db/shop?sslkey=/no/{PASSWORD}"),
+        format!("postgres://app@db/shop?sslkey=-----BEGIN%20A-----{PASSWORD}"),
     ] {
         let error: ConfigError = Config::from_url(&address).expect_err(&address);
         shown.error(&address.replace(PASSWORD, "…"), error.clone());

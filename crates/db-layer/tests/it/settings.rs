@@ -160,9 +160,18 @@ fn each_bad_setting_is_named_and_never_its_value() {
             &[
                 ("postgres-user", "app"),
                 ("postgres-database", "shop"),
+                ("postgres-client-cert", "-----BEGIN CERTIFICATE-----"),
                 ("postgres-client-key", "/no/hunter2"),
             ],
             "postgres-client-key must be PEM, or the path of a file that can be read",
+        ),
+        (
+            &[
+                ("postgres-user", "app"),
+                ("postgres-database", "shop"),
+                ("postgres-client-key", "-----BEGIN PRIVATE KEY-----hunter2"),
+            ],
+            "postgres-client-key is of no use without --postgres-client-cert: give both",
         ),
         (
             &[("database-url", "postgres://app:hunter2@db/shop?pgbouncer=true")],
