@@ -207,7 +207,8 @@ impl Bus {
     /// The same without a connection, until there is something to do: the bus LISTENs when somebody first subscribes, and
     /// tells who subscribed before LISTEN was in force by a [`Gap`](crate::Gap) when it is. Sending does not need LISTEN.
     ///
-    /// Whatever keeps it from listening is tried again and logged, since nobody waits for the answer: a wrong password, too.
+    /// Whatever keeps it from listening is tried again and logged, since nobody waits for the answer: a wrong password, too. A
+    /// pooler that nobody spoke of, and through which nothing arrives, is not noticed.
     ///
     /// # Errors
     ///
