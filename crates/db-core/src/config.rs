@@ -106,29 +106,43 @@ impl Config {
     /// [`ConfigError`] names the part that is wrong. An unknown parameter is one: a misspelt `sslmode` must not
     /// silently connect in clear text.
     pub fn from_url(address: &str) -> Result<Self, ConfigError> {
-        let url = parse(address)?;
-        if !matches!(url.scheme(), "postgres" | "postgresql") {
-            return Err(ConfigError::Scheme);
-        }
+        Self::read(address).map_err(|mut wrong| wrong.swap_remove(0))
+    }
 
+    /// The same with all that is wrong, which is one thing at least.
+    pub(crate) fn read(address: &str) -> Result<Self, Vec<ConfigError>> {
+        let url = parse(address).map_err(|error| vec![error])?;
+        let mut wrong = Vec::new();
         let mut config = Self {
-            host: host(url.host_str().unwrap_or_default())?,
+            host: Host::Name(String::new()),
             port: url.port().unwrap_or(5432),
-            user: decode(url.username(), "role")?.into_owned(),
-            password: match url.password() {
-                Some(password) => Some(SecretString::from(decode(password, "password")?.into_owned())),
-                None => password_of_environment(),
-            },
-            database: decode(url.path().trim_start_matches('/'), "database name")?.into_owned(),
+            user: String::new(),
+            password: password_of_environment(),
+            database: String::new(),
             tls: Tls::default(),
             application_name: None,
             pooler: Pooler::default(),
             asked: Asked::default(),
         };
-        for (name, value) in url.query_pairs() {
-            config.set(&name, &value)?;
+        let mut note = |done: Result<(), ConfigError>| wrong.extend(done.err());
+        note(host(url.host_str().unwrap_or_default()).map(|host| config.host = host));
+        note(decode(url.username(), "role").map(|user| config.user = user.into_owned()));
+        if let Some(password) = url.password() {
+            note(decode(password, "password").map(|text| config.password = Some(text.into_owned().into())));
         }
-        config.checked()
+        let name = decode(url.path().trim_start_matches('/'), "database name");
+        note(name.map(|name| config.database = name.into_owned()));
+        // As libpq reads them: a `+` is one, and not a space, which only forms write so.
+        for parameter in url.query().unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty())
+        {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            note(decode(name, "name of a parameter").and_then(|name| {
+                let value = decode(value, "value of a parameter")?;
+                config.set(&name, &value)
+            }));
+        }
+        config.check(&mut wrong);
+        if wrong.is_empty() { Ok(config) } else { Err(wrong) }
     }
 
     /// Puts an address together from its parts, each as it is and not percent-encoded. A host that begins with `/` is the
@@ -159,20 +173,26 @@ impl Config {
     }
 
     fn checked(mut self) -> Result<Self, ConfigError> {
+        let mut wrong = Vec::new();
+        self.check(&mut wrong);
+        wrong.into_iter().next().map_or(Ok(self), Err)
+    }
+
+    /// Finds the role, and what is wrong with the whole.
+    fn check(&mut self, wrong: &mut Vec<ConfigError>) {
         if self.port == 0 {
-            return Err(ConfigError::Port);
+            wrong.push(ConfigError::Port);
         }
         if self.database.is_empty() {
-            return Err(ConfigError::Database);
+            wrong.push(ConfigError::Database);
         }
         if self.user.is_empty() {
             self.user = std::env::var("PGUSER").or_else(|_| std::env::var("USER")).unwrap_or_default();
         }
         if self.user.is_empty() {
-            return Err(ConfigError::User);
+            wrong.push(ConfigError::User);
         }
-        self.tls.checked()?;
-        Ok(self)
+        wrong.extend(self.tls.checked().err());
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
@@ -195,7 +215,7 @@ impl Config {
                     }
                 }
             }
-            "host" => self.host = host(value)?,
+            "host" => self.host = plain_host(value)?,
             "port" => self.port = value.parse().map_err(|_| ConfigError::Port)?,
             "user" => value.clone_into(&mut self.user),
             "password" => self.password = Some(SecretString::from(value)),
@@ -422,6 +442,27 @@ mod tests {
             let mode_of = Config::from_url(address).expect("a good address").as_sqlx().get_ssl_mode();
             assert_eq!(format!("{mode_of:?}"), mode, "{address}");
         }
+    }
+
+    #[test]
+    fn parameters_are_read_as_libpq_reads_them() {
+        assert_eq!(
+            shown("postgres://app@/shop?host=%2Frun%2Fa%2541"),
+            "app@/run/a%41:5432/shop",
+            "decoded once"
+        );
+        assert_eq!(shown("postgres://db/shop?user=a+b%20c"), "a+b c@db:5432/shop", "a plus is one");
+        assert_eq!(shown("postgres://app@db/shop?&port=6432&"), "app@db:6432/shop");
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_an_address_is_found() {
+        let wrong = Config::read("postgres://app:%ff@a,b/?sslmode=maybe&pool_timeout=0&nothing=1&port=x")
+            .expect_err("much is wrong");
+
+        assert_eq!(wrong.len(), 7, "{wrong:?}");
+        assert_eq!(wrong[0], ConfigError::Host("a list: one host is supported"), "in its order");
+        assert_eq!(wrong[6], ConfigError::Database);
     }
 
     #[test]

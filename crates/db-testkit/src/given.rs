@@ -6,6 +6,7 @@ use std::str::FromStr;
 use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
+use crate::address;
 use crate::error::Error;
 
 /// An address, read. Both forms may hold a password, so `Debug` shows neither.
@@ -38,20 +39,7 @@ impl Given {
 
     /// The same for another database.
     pub(crate) fn url_of(&self, database: &str) -> String {
-        let mut url = self.url.clone();
-        url.set_path(&format!("/{database}"));
-        // It would win over the path.
-        let others: Vec<(String, String)> = url
-            .query_pairs()
-            .filter(|(key, _)| key != "dbname")
-            .map(|(key, value)| (key.into(), value.into()))
-            .collect();
-        if others.is_empty() {
-            url.set_query(None);
-        } else {
-            url.query_pairs_mut().clear().extend_pairs(others);
-        }
-        url.into()
+        address::with_database(&self.url, database).into()
     }
 }
 

@@ -210,10 +210,12 @@ pub fn demand_direct(reader: &mut Reader<'_>, config: &Config) {
 }
 
 fn address(reader: &mut Reader<'_>, setting: &'static Setting) -> Option<Config> {
-    match Config::from_url(reader.text(setting)?) {
+    match Config::read(reader.text(setting)?) {
         Ok(config) => Some(config),
-        Err(error) => {
-            reader.complain(setting, format_args!("cannot be used: {error}"));
+        Err(wrong) => {
+            for error in wrong {
+                reader.complain(setting, format_args!("cannot be used: {error}"));
+            }
             None
         }
     }

@@ -188,7 +188,7 @@ fn each_bad_setting_is_named_and_never_its_value() {
              from 1 to 262143",
         ),
         (
-            &[("database-url", "postgres://app@db/shop?hunter=hunter2&pool_timeot=1")],
+            &[("database-url", "postgres://app@db/shop?hunter=hunter2")],
             "database-url cannot be used: the database address has a parameter `hunter` that is not known (known: \
              application_name, connect_timeout, connection_limit, dbname, host, password, pgbouncer, pool_timeout, port, \
              sslcert, sslkey, sslmode, sslrootcert, user)",
@@ -234,16 +234,16 @@ async fn without_a_way_past_the_pooler_nothing_is_opened() {
 #[test]
 fn everything_that_is_wrong_is_said_at_once() {
     let settings = settings(&[
-        ("database-url", "postgres://db/"),
+        ("database-url", "postgres://app@db/?pool_timeout=0"),
         ("api-max-conns", "many"),
         ("backend-max-conns", "0"),
         ("encryption-key-hex", "no hex"),
     ]);
 
-    let error = settings.options().expect_err("four things are wrong");
+    let error = settings.options().expect_err("five things are wrong");
 
-    assert_eq!(error.findings().len(), 4, "{error}");
-    assert!(error.to_string().starts_with("4 settings cannot be used:\n  database-url "), "{error}");
+    assert_eq!(error.findings().len(), 5, "{error}");
+    assert!(error.to_string().starts_with("5 settings cannot be used:\n  database-url "), "{error}");
     let rest = settings.check_the_rest().expect_err("three of them have nothing to do with the address");
     assert_eq!(rest.findings().len(), 3, "{rest}");
 }
