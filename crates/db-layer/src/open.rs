@@ -82,7 +82,7 @@ impl Options {
     /// use like any other.
     ///
     /// What opening finds out otherwise, the first use does: a server that is not there, a wrong password, pools that are too
-    /// large for the server, which nobody then counts. Whether LISTEN delivers, nobody looks. Migrations cannot wait for a first use, so [`open`] refuses them:
+    /// large for the server, which nobody then counts. Migrations cannot wait for a first use, so [`open`] refuses them:
     /// run [`Migrations::up`] beforehand.
     #[must_use]
     pub fn lazy(mut self) -> Self {

@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::delivery::GapReason;
-use crate::listener::Listening;
+use crate::listener::{Deaf, Listening};
 use crate::notifier::{NotifyError, Outbox};
 use crate::routes::{Routes, Subscription};
-use crate::{Topic, listener, notifier, wire};
+use crate::{Topic, listener, notifier};
 
 /// How a bus listens and sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,32 +183,21 @@ impl Bus {
     /// reported to subscribers as gaps.
     pub async fn open(config: &Config, options: BusOptions) -> Result<Self, OpenError> {
         let channel = channel(config, &options)?;
-        let failed = |error: sqlx::Error| OpenError::Listen {
-            to: config.to_string(),
-            failure: ConnectFailure::of(&error, config),
-        };
-        let unheard = || OpenError::Unheard { to: config.to_string() };
-        let mut listening = listener::listen(config, &channel, options.heartbeat).await.map_err(failed)?;
-        let sender = notifier::session(config, options.heartbeat);
-        let notifier = match notifier::notify(None, &sender, &channel, &[wire::NOTHING.to_owned()]).await {
-            Ok(notifier) => notifier,
-            // It got the notification itself: a pooler gave it the session that listens.
-            Err(sqlx::Error::Protocol(said)) if said.contains("NotificationResponse") => {
-                return Err(unheard());
+        let opened = listener::listen_and_hear(config, &channel, options.heartbeat).await;
+        let both = opened.map_err(|deaf| match deaf {
+            Deaf::Unheard => OpenError::Unheard { to: config.to_string() },
+            Deaf::Met(error) => {
+                OpenError::Listen { to: config.to_string(), failure: ConnectFailure::of(&error, config) }
             }
-            Err(error) => return Err(failed(error)),
-        };
-        if !listener::hears(&mut listening).await.map_err(failed)? {
-            return Err(unheard());
-        }
-        Ok(Self::start(config, channel, &options, Some((listening, notifier))))
+        })?;
+        Ok(Self::start(config, channel, &options, Some(both)))
     }
 
     /// The same without a connection, until there is something to do: the bus LISTENs when somebody first subscribes, and
     /// tells who subscribed before LISTEN was in force by a [`Gap`](crate::Gap) when it is. Sending does not need LISTEN.
     ///
-    /// Whatever keeps it from listening is tried again and logged, since nobody waits for the answer: a wrong password, too. A
-    /// pooler that nobody spoke of, and through which nothing arrives, is not noticed.
+    /// Whatever keeps it from listening is tried again and logged, since nobody waits for the answer: a wrong password, too,
+    /// and a pooler through which nothing arrives.
     ///
     /// # Errors
     ///

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use db_core::{Config, kept_alive};
-use sqlx::postgres::{PgListener, PgPoolOptions};
-use sqlx::{Executor, PgPool};
+use sqlx::postgres::{PgConnection, PgListener, PgPoolOptions};
+use sqlx::{Connection, Executor, PgPool};
 use tokio::time::timeout;
 
 use crate::bus::Shared;
 use crate::delivery::GapReason;
+use crate::notifier;
 use crate::wire::{self, Message};
 
 /// How long the server may take to answer a heartbeat.
@@ -58,17 +59,58 @@ pub(crate) async fn listen(
         .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
 }
 
-/// Whether anything arrives, be it what was just notified or what somebody else says. A pooler in transaction mode says yes
-/// to LISTEN, and nothing ever comes, though it goes on answering.
-pub(crate) async fn hears(listening: &mut Listening) -> Result<bool, sqlx::Error> {
+/// Why there is nothing to receive from.
+#[derive(Debug)]
+pub(crate) enum Deaf {
+    /// What LISTEN met, or the question whether anything arrives.
+    Met(sqlx::Error),
+    /// LISTEN was answered, and what was then notified did not arrive.
+    Unheard,
+}
+
+impl std::fmt::Display for Deaf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Met(error) => error.fmt(f),
+            Self::Unheard => f.write_str(
+                "LISTEN was answered, and nothing arrives: a pooler such as PgBouncer in transaction mode seems to be in between",
+            ),
+        }
+    }
+}
+
+impl From<sqlx::Error> for Deaf {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Met(error)
+    }
+}
+
+/// LISTENs, and notifies itself on another connection, which comes along: a pooler in transaction mode says yes to LISTEN, and
+/// nothing ever comes, though it goes on answering.
+pub(crate) async fn listen_and_hear(
+    config: &Config,
+    channel: &str,
+    heartbeat: Duration,
+) -> Result<(Listening, PgConnection), Deaf> {
+    let mut listening = listen(config, channel, heartbeat).await?;
+    let session = notifier::session(config, heartbeat);
+    let notifier = match notifier::notify(None, &session, channel, &[wire::NOTHING.to_owned()]).await {
+        Ok(notifier) => notifier,
+        // It got the notification itself: a pooler gave it the session that listens.
+        Err(sqlx::Error::Protocol(said)) if said.contains("NotificationResponse") => {
+            return Err(Deaf::Unheard);
+        }
+        Err(error) => return Err(error.into()),
+    };
     let listener = &mut listening.listener;
+    // Be it that, or what somebody else says.
     match timeout(HEARTBEAT_LIMIT, listener.try_recv()).await {
-        Ok(Ok(Some(_))) => Ok(true),
-        Ok(Ok(None)) => Err(sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into())),
-        Ok(Err(error)) => Err(error),
+        Ok(Ok(Some(_))) => Ok((listening, notifier)),
+        Ok(Ok(None)) => Err(sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into()).into()),
+        Ok(Err(error)) => Err(error.into()),
         Err(_) => match timeout(HEARTBEAT_LIMIT, (&mut *listener).execute("select 1")).await {
-            Ok(answer) => answer.map(|_| false),
-            Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+            Ok(answer) => Err(answer.map_or_else(Deaf::Met, |_| Deaf::Unheard)),
+            Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()),
         },
     }
 }
@@ -78,13 +120,7 @@ pub(crate) async fn hears(listening: &mut Listening) -> Result<bool, sqlx::Error
 pub(crate) async fn run_when_wanted(config: Config, channel: String, shared: Arc<Shared>) {
     let listening = async {
         shared.wanted.notified().await;
-        match listen(&config, &channel, shared.heartbeat).await {
-            Ok(listening) => listening,
-            Err(error) => {
-                tracing::warn!(%channel, to = %config, %error, "cannot listen yet, trying until it works");
-                relisten(&config, &channel, shared.heartbeat).await
-            }
-        }
+        relisten(&config, &channel, shared.heartbeat).await
     };
     let first = tokio::select! {
         () = shared.closing.cancelled() => {
@@ -139,6 +175,7 @@ async fn receive(listener: &mut PgListener, shared: &Shared) -> String {
     }
 }
 
+/// Tries until it listens and hears. Says once why it does not, and not with each attempt.
 async fn relisten(config: &Config, channel: &str, heartbeat: Duration) -> Listening {
     let mut pauses = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(20))
@@ -146,10 +183,19 @@ async fn relisten(config: &Config, channel: &str, heartbeat: Duration) -> Listen
         .with_jitter()
         .without_max_times()
         .build();
+    let mut said = false;
     loop {
-        match listen(config, channel, heartbeat).await {
-            Ok(listening) => return listening,
-            Err(error) => tracing::debug!(%channel, %error, "cannot listen yet"),
+        match listen_and_hear(config, channel, heartbeat).await {
+            Ok((listening, notifier)) => {
+                // The notifier has one of its own. Whether the goodbye arrives is all the same.
+                let _: Result<_, _> = timeout(HEARTBEAT_LIMIT, notifier.close()).await;
+                return listening;
+            }
+            Err(error) if said => tracing::debug!(%channel, %error, "cannot listen yet"),
+            Err(error) => {
+                said = true;
+                tracing::warn!(%channel, to = %config, %error, "cannot listen yet, trying until it works");
+            }
         }
         tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(2))).await;
     }

@@ -104,6 +104,20 @@ async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
     let error = db_layer::open(Options::new(unsaid.clone())).await.expect_err("nothing arrives");
     assert!(matches!(error, OpenError::Bus(BusError::Unheard { .. })), "{error}");
 
+    // Nobody waits for the answer of a lazy one, which does not say that it listens, but why not, and that once.
+    let lazy = Bus::lazy(&unsaid, &BusOptions::default()).expect("nobody is asked");
+    let log = Log::of_this_process();
+    let topic = Topic::new("orders").expect("a topic");
+    let _waiting = lazy.subscribe(&topic, 1);
+    until("it was said", async || !log.lines_with(&[db.name(), "nothing arrives"]).is_empty()).await;
+    until("it was tried again", async || {
+        !log.lines_with(&["DEBUG", "cannot listen yet", "nothing arrives"]).is_empty()
+    })
+    .await;
+    assert_eq!(log.lines_with(&[db.name(), "nothing arrives", "WARN"]).len(), 1);
+    assert!(!lazy.state().connected);
+    drop(lazy);
+
     let said = unsaid.with_pooler(Pooler::Transaction);
     let error = Bus::open(&said, BusOptions::default()).await.expect_err("refused");
     assert!(matches!(error, BusError::Pooled { .. }), "{error}");
