@@ -132,14 +132,9 @@ impl Config {
         }
         let name = decode(url.path().trim_start_matches('/'), "database name");
         note(name.map(|name| config.database = name.into_owned()));
-        // As libpq reads them: a `+` is one, and not a space, which only forms write so.
-        for parameter in url.query().unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty())
-        {
-            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-            note(decode(name, "name of a parameter").and_then(|name| {
-                let value = decode(value, "value of a parameter")?;
-                config.set(&name, &value)
-            }));
+        // As sqlx reads them, whose programs share the address: a `+` is a space.
+        for (name, value) in url.query_pairs() {
+            note(config.set(&name, &value));
         }
         config.check(&mut wrong);
         if wrong.is_empty() { Ok(config) } else { Err(wrong) }

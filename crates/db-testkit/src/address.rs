@@ -47,7 +47,6 @@ pub(crate) fn through_socket(address: &str, role: &str, folder: &Path, port: u16
 pub(crate) fn with(url: &Url, key: &str, value: &str) -> Url {
     let mut url = url.clone();
     url.query_pairs_mut().append_pair(key, value);
-    write_spaces(&mut url);
     url
 }
 
@@ -77,15 +76,6 @@ fn set_pairs(url: &mut Url, pairs: Vec<(String, String)>) {
         url.set_query(None);
     } else {
         url.query_pairs_mut().clear().extend_pairs(pairs);
-        write_spaces(url);
-    }
-}
-
-/// As libpq reads them: only in forms is a `+` one.
-fn write_spaces(url: &mut Url) {
-    let spaced = url.query().filter(|query| query.contains('+')).map(|query| query.replace('+', "%20"));
-    if let Some(query) = spaced {
-        url.set_query(Some(&query));
     }
 }
 
