@@ -35,6 +35,9 @@ const WHO: &str = "select pid, backend_start::text from pg_stat_get_activity(pg_
 
 const LISTEN: &str = "listen \"db_notify.bench\"";
 
+/// What the bus says, on a session of its own, to see whether it arrives.
+const NOTIFY: &str = "select pg_notify('db_notify.bench', '1')";
+
 pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report> {
     Database::with(runtime, |database| {
         let config = database.config()?;
@@ -130,12 +133,20 @@ async fn peer(config: &Config) -> anyhow::Result<(f64, f64)> {
         open.push(connection);
         longest = longest.max(took);
     }
+    let connecting = Instant::now();
+    let mut sender = options.connect().await?;
+    longest = longest.max(milliseconds(connecting));
+    let notifying = Instant::now();
+    ask(&mut sender, NOTIFY).await?;
+    // After whatever else the bus begins with.
+    let heard = milliseconds(notifying);
+    open.push(sender);
     let sum = milliseconds(began);
 
     for connection in open {
         connection.close().await?;
     }
-    Ok((sum, asked + longest))
+    Ok((sum, asked + longest + heard))
 }
 
 /// A session, and its one question.

@@ -409,7 +409,7 @@ impl Conn {
             let mut text = text;
             let sql = text.sql_str().clone();
             let ends = self.state.ends;
-            let mut again = false;
+            let mut may_repeat = true;
             loop {
                 let mut limit = self.limit();
                 let sent = self.sent(&mut text);
@@ -427,7 +427,7 @@ impl Conn {
                     };
                     match next {
                         Ok(Ok(Some(result))) => {
-                            text.take();
+                            may_repeat = false;
                             trip.saw(&result);
                             yield result;
                         }
@@ -443,12 +443,11 @@ impl Conn {
                 drop(results);
                 self.arrive(&trip, &sql, failure.as_ref());
                 let Some(error) = failure else { break };
-                // A second time it is stale again for somebody who changes the table all the time.
-                if !self.heals(&error).await || text.was_sent() || again {
+                if !self.heals(&error).await || text.was_sent() || !may_repeat {
                     Err(error)?;
                     break;
                 }
-                again = true;
+                may_repeat = false;
             }
         })
     }

@@ -19,6 +19,9 @@ use crate::{Db, NoRoom, sizing};
 /// How long the server may take to say how many connections it has.
 const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
+/// A goodbye takes no longer than this.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
 /// What to open, and how.
 #[derive(Debug)]
 pub struct Options {
@@ -283,8 +286,10 @@ async fn reach(config: &Config, left: Retry, options: &Options) -> Result<PgConn
 }
 
 async fn close(first: PgConnection) {
-    if let Err(error) = first.close().await {
-        tracing::debug!(%error, "the first connection was lost at its end");
+    match timeout(CLOSE_LIMIT, first.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "the first connection was lost at its end"),
+        Err(_) => tracing::debug!("the first connection did not close in time"),
     }
 }
 

@@ -92,9 +92,12 @@ pub(crate) async fn listen_and_hear(
     channel: &str,
     heartbeat: Duration,
 ) -> Result<(Listening, PgConnection), Deaf> {
-    let mut listening = listen(config, channel, heartbeat).await?;
     let session = notifier::session(config, heartbeat);
-    let notifier = match notifier::notify(None, &session, channel, &[wire::NOTHING.to_owned()]).await {
+    // Only the notification has to come after both.
+    let (mut listening, sender) =
+        tokio::try_join!(listen(config, channel, heartbeat), notifier::connect(&session))?;
+    let nothing = [wire::NOTHING.to_owned()];
+    let notifier = match notifier::notify(sender, channel, &nothing).await {
         Ok(notifier) => notifier,
         // It got the notification itself: a pooler gave it the session that listens.
         Err(sqlx::Error::Protocol(said)) if said.contains("NotificationResponse") => {

@@ -146,7 +146,7 @@ impl Batch {
 /// How the notifier's session is opened.
 pub(crate) struct Session {
     options: PgConnectOptions,
-    /// How long that may take, and the first statement with it.
+    /// How long that may take.
     limit: Duration,
 }
 
@@ -195,7 +195,13 @@ async fn send(connection: &mut Option<PgConnection>, session: &Session, channel:
         .without_max_times()
         .build();
     loop {
-        let attempt = notify(connection.take(), session, channel, payloads);
+        let attempt = async {
+            let open = match connection.take() {
+                Some(open) => open,
+                None => connect(session).await?,
+            };
+            notify(open, channel, payloads).await
+        };
         match attempt.await {
             Ok(open) => {
                 *connection = Some(open);
@@ -207,29 +213,26 @@ async fn send(connection: &mut Option<PgConnection>, session: &Session, channel:
     }
 }
 
-/// Sends once, connecting if there is no connection yet, and gives the connection back.
+pub(crate) async fn connect(session: &Session) -> Result<PgConnection, sqlx::Error> {
+    timeout(session.limit, session.options.connect()).await.unwrap_or_else(|_| Err(too_late()))
+}
+
+/// Sends once, and gives the connection back.
 pub(crate) async fn notify(
-    connection: Option<PgConnection>,
-    session: &Session,
+    mut connection: PgConnection,
     channel: &str,
     payloads: &[String],
 ) -> Result<PgConnection, sqlx::Error> {
-    let limit = if connection.is_some() { SEND_LIMIT } else { session.limit };
-    let attempt = async {
-        let mut open = match connection {
-            Some(open) => open,
-            None => session.options.connect().await?,
-        };
-        sqlx::query("select pg_notify($1, payload) from unnest($2::text[]) as payload")
-            .bind(channel)
-            .bind(payloads)
-            .execute(&mut open)
-            .await?;
-        Ok(open)
-    };
-    timeout(limit, attempt)
-        .await
-        .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
+    let sent = sqlx::query("select pg_notify($1, payload) from unnest($2::text[]) as payload")
+        .bind(channel)
+        .bind(payloads)
+        .execute(&mut connection);
+    timeout(SEND_LIMIT, sent).await.unwrap_or_else(|_| Err(too_late()))?;
+    Ok(connection)
+}
+
+fn too_late() -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
 }
 
 #[cfg(test)]

@@ -312,7 +312,7 @@ async fn the_gap_of_a_lazy_bus_comes_when_it_listens_and_never_before(db: TestDb
     proxy.freeze();
 
     let mut early = lazy.subscribe(&topic("t"), 10);
-    db_testkit::until("it dials", async || proxy.accepted() == 1).await;
+    db_testkit::until("it dials", async || proxy.accepted() > 0).await;
     // Sent past it, while it does not listen: that is what the gap is about.
     bus(&db).await.notify(&topic("t"), "missed").await.expect("sent");
     assert_eq!(futures_util::FutureExt::now_or_never(early.recv()), None);
