@@ -42,6 +42,24 @@ pub(crate) struct Slice {
     /// The operations of the task that did most, and of the one that did fewest.
     pub(crate) most: u32,
     pub(crate) fewest: u32,
+    /// What it cost the server, where that was looked at.
+    pub(crate) cost: Option<Cost>,
+}
+
+/// What the server had to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cost {
+    /// Microseconds that its processes had a processor, for each append.
+    pub(crate) processor: f64,
+    /// Queries for each append.
+    pub(crate) queries: f64,
+}
+
+impl Slice {
+    /// Of what is not a matter of tasks.
+    pub(crate) fn of(rate: f64, latency: Option<Latency>) -> Self {
+        Self { rate, latency, most: 0, fewest: 0, cost: None }
+    }
 }
 
 const WARMING_UP: u8 = 0;
@@ -77,6 +95,7 @@ impl Load {
             latency: Latency::of(latencies),
             most: ops.iter().copied().max().unwrap_or(0),
             fewest: ops.iter().copied().min().unwrap_or(0),
+            cost: None,
         })
     }
 }

@@ -3,10 +3,13 @@
 //! `cargo run --release -p bench -- TOPIC [--check] [--json FILE]`. Rounds are interleaved, figures are medians. What is
 //! measured is what users get: the shipped defaults.
 
+mod events;
 mod fairness;
 mod isolation;
 mod latency;
 mod load;
+mod logs;
+mod notify;
 mod open;
 mod peers;
 mod pool;
@@ -14,11 +17,14 @@ mod report;
 mod rounds;
 mod run;
 mod server;
+mod topics;
 mod tracker;
 mod tx;
+mod watchers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -70,9 +76,47 @@ enum Topic {
         #[command(flatten)]
         options: Options,
     },
+    /// Inserts of 10 and 50 connections that notify, beside those that do not and those that do it within the transaction.
+    Notify {
+        #[command(flatten)]
+        options: Options,
+        /// Only this one, such as `notify.10.1_listener.topics_1.ours`, and no ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
+    /// A bus with 10 000 topics and more, beside sqlx's listener with as many channels; one notification alone.
+    Topics {
+        #[command(flatten)]
+        options: Options,
+        /// Only this one, such as `topics.10k.bus`, and no ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
+    /// Events appended by one writer, durably, and read, beside rows, COPY and pages by hand.
+    Events {
+        #[command(flatten)]
+        options: Options,
+        /// How long a snapshot is open while appends go on.
+        #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(2..))]
+        snapshot_seconds: u16,
+        /// Only this one, such as `read.ours`, and no ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
+    /// 1, 10, 100 and 1000 who watch one log, beside as many who ask for what is new each by themselves.
+    Watchers {
+        #[command(flatten)]
+        options: Options,
+        /// Only this one, such as `watchers.1000.ours`, and no ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
     /// Writes a file to stdout, and the moment at which somebody began to read it to another file. Used by `run`.
     #[command(hide = true)]
     Emit { file: PathBuf, stamp: PathBuf },
+    /// Listens until its stdin ends, and says what it heard and when. Used by `notify`.
+    #[command(hide = true)]
+    Listen,
 }
 
 #[derive(Debug, Args)]
@@ -110,6 +154,10 @@ fn act() -> anyhow::Result<ExitCode> {
             run::emit(&file, &stamp)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Topic::Listen => {
+            notify::listen(&workers()?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Topic::Run { options, lines } => {
             let report = run::measure(lines, options.rounds(7))?;
             (options, report)
@@ -132,6 +180,23 @@ fn act() -> anyhow::Result<ExitCode> {
         }
         Topic::Open { options } => {
             let report = open::measure(&workers()?, options.rounds(51))?;
+            (options, report)
+        }
+        Topic::Notify { options, arms } => {
+            let report = notify::measure(&workers()?, options.rounds(7), &arms)?;
+            (options, report)
+        }
+        Topic::Topics { options, arms } => {
+            let report = topics::measure(&workers()?, options.rounds(15), &arms)?;
+            (options, report)
+        }
+        Topic::Events { options, snapshot_seconds, arms } => {
+            let snapshot = Duration::from_secs(snapshot_seconds.into());
+            let report = events::measure(&workers()?, options.rounds(9), &arms, snapshot)?;
+            (options, report)
+        }
+        Topic::Watchers { options, arms } => {
+            let report = watchers::measure(&workers()?, options.rounds(5), &arms)?;
             (options, report)
         }
     };

@@ -110,7 +110,7 @@ fn check(db: &Db) -> anyhow::Result<()> {
         let stats = handle.pool().stats();
         ensure!(stats.idle == READY, "pool {} was not warm: {stats:?}", handle.pool().name());
     }
-    ensure!(db.bus().state().connected, "the bus did not listen");
+    ensure!(db.bus().state().is_connected(), "the bus did not listen");
     Ok(())
 }
 

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
 use tokio::runtime::Runtime;
 
 use crate::load::{Load, Work};
 use crate::peers::pgbench::Pgbench;
 use crate::peers::{Bb8, Deadpool, Diesel, Ours, PgPool, SeaOrm, Select, Take, Test};
 use crate::report::Report;
-use crate::rounds::{Arm, interleave};
+use crate::rounds::{Arm, interleave, narrow};
 use crate::server::Database;
 use crate::tracker;
 
@@ -58,16 +57,11 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         arms.push(take(runtime, "bare.ours", Take(ours)));
         arms.push(take(runtime, "bare.pgpool", Take(pgpool)));
 
-        if !only.is_empty() {
-            let names: Vec<_> = arms.iter().map(Arm::name).collect();
-            if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
-                bail!("there is no `{unknown}`: {}", names.join(", "));
-            }
-            arms.retain(|arm| only.iter().any(|name| name == arm.name()));
-            return Ok(interleave(&arms, rounds)?.report(database.what().to_owned(), Vec::new()));
-        }
-
+        let narrowed = narrow(&mut arms, only)?;
         let measured = interleave(&arms, rounds)?;
+        if narrowed {
+            return Ok(measured.report(database.what().to_owned(), Vec::new()));
+        }
         let mut rows = Vec::new();
         for tasks in TASKS {
             let ours = format!("pool.{tasks}.ours");

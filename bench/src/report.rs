@@ -19,10 +19,10 @@ pub(crate) struct Report {
 }
 
 /// Ours beside a peer: the medians of the rounds, and the median of what the rounds say when each is looked at alone.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
     name: String,
-    /// What is compared with the target: a ratio, or what [`Row::difference`] says.
+    /// What is compared with the target: a ratio, or what [`Row::gain`] or [`Row::difference`] says.
     ratio: f64,
     ours: f64,
     peer: f64,
@@ -59,9 +59,36 @@ impl Row {
         Self::of(name.into(), unit, rounds, |ours, peer| ours / peer)
     }
 
+    /// A row that says how many times as much the peer has as ours, of what there should be little.
+    pub(crate) fn gain(name: impl Into<String>, unit: &'static str, rounds: &[(f64, f64)]) -> Self {
+        Self::of(name.into(), unit, rounds, |ours, peer| peer / ours)
+    }
+
     /// A row that says by how much ours is more, in its own unit.
     pub(crate) fn difference(name: impl Into<String>, unit: &'static str, rounds: &[(f64, f64)]) -> Self {
         Self::of(name.into(), unit, rounds, |ours, peer| ours - peer)
+    }
+
+    /// A row that says what ours is, beside nobody.
+    pub(crate) fn figure(
+        name: impl Into<String>,
+        unit: &'static str,
+        rounds: impl Iterator<Item = f64>,
+    ) -> Self {
+        let alone: Vec<_> = rounds.map(|figure| (figure, 0.0)).collect();
+        Self::difference(name, unit, &alone)
+    }
+
+    /// The one of these that is lowest, under another name.
+    pub(crate) fn lowest(name: impl Into<String>, rows: &[Self]) -> Self {
+        let lowest = rows.iter().min_by(|one, other| one.ratio.total_cmp(&other.ratio));
+        Self { name: name.into(), ..lowest.expect("there are rows").clone() }
+    }
+
+    /// The one of these that is highest, under another name.
+    pub(crate) fn highest(name: impl Into<String>, rows: &[Self]) -> Self {
+        let highest = rows.iter().max_by(|one, other| one.ratio.total_cmp(&other.ratio));
+        Self { name: name.into(), ..highest.expect("there are rows").clone() }
     }
 
     fn of(name: String, unit: &'static str, rounds: &[(f64, f64)], figure: fn(f64, f64) -> f64) -> Self {
@@ -135,8 +162,10 @@ impl fmt::Display for Target {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "on {}", self.server)?;
+        let names = self.arms.iter().map(|arm| &arm.name).chain(self.rows.iter().map(|row| &row.name));
+        let width = names.map(String::len).max().unwrap_or(0);
         for ArmFigures { name, rate, p50, p99 } in &self.arms {
-            write!(f, "{name:<26} {rate:>10.0} ops/s")?;
+            write!(f, "{name:<width$} {rate:>10.0} ops/s")?;
             if let (Some(p50), Some(p99)) = (p50, p99) {
                 write!(f, "   p50 {p50:>6.0} us   p99 {p99:>6.0} us")?;
             }
@@ -145,7 +174,7 @@ impl fmt::Display for Report {
         for Row { name, ratio, ours, peer, unit, rounds, range: [least, most] } in &self.rows {
             writeln!(
                 f,
-                "{name:<26} {ratio:>8.3} [{least:.3}-{most:.3}]  {} against {} {unit}, {rounds} rounds",
+                "{name:<width$} {ratio:>10.3} [{least:.3}-{most:.3}]  {} against {} {unit}, {rounds} rounds",
                 short(*ours),
                 short(*peer)
             )?;

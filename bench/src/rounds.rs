@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::load::Slice;
 use crate::report::{ArmFigures, Report, Row};
@@ -28,13 +28,22 @@ impl<'a> Arm<'a> {
         Self { name: name.into(), slice, run: Box::new(run) }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     fn run(&self, slice: Duration) -> anyhow::Result<Slice> {
         (self.run)(slice).with_context(|| self.name.clone())
     }
+}
+
+/// Leaves only those that are named, if any are: for a profiler. Tells whether they were.
+pub(crate) fn narrow(arms: &mut Vec<Arm<'_>>, only: &[String]) -> anyhow::Result<bool> {
+    if only.is_empty() {
+        return Ok(false);
+    }
+    let names: Vec<_> = arms.iter().map(|arm| arm.name.as_str()).collect();
+    if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
+        bail!("there is no `{unknown}`: {}", names.join(", "));
+    }
+    arms.retain(|arm| only.contains(&arm.name));
+    Ok(true)
 }
 
 /// What every arm did in every round.
@@ -69,6 +78,36 @@ impl Measured {
     pub(crate) fn rates(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
         let rate = |slice: &Slice| slice.rate;
         Row::new(name, "ops/s", &self.pairs((ours, rate), (peer, rate)))
+    }
+
+    /// What most operations of one arm took at most, over the same of another.
+    pub(crate) fn p50s(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
+        let p50 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p50);
+        Row::new(name, "us", &self.pairs((ours, p50), (peer, p50)))
+    }
+
+    /// By how much what most operations of a peer took at most is more than the same of ours.
+    pub(crate) fn p50_gains(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
+        let p50 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p50);
+        Row::gain(name, "us", &self.pairs((ours, p50), (peer, p50)))
+    }
+
+    /// How long the server was busy with one arm, over the same with another.
+    pub(crate) fn cpus(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
+        let busy = |slice: &Slice| slice.cost.map_or(f64::NAN, |cost| cost.processor);
+        Row::new(name, "us an append", &self.pairs((ours, busy), (peer, busy)))
+    }
+
+    /// Queries of one arm for each append, over the same of another.
+    pub(crate) fn queries(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
+        let queries = |slice: &Slice| slice.cost.map_or(f64::NAN, |cost| cost.queries);
+        Row::new(name, "queries an append", &self.pairs((ours, queries), (peer, queries)))
+    }
+
+    /// Milliseconds that nearly all operations of one arm took at most.
+    pub(crate) fn p99_ms(&self, name: impl Into<String>, arm: &str) -> Row {
+        let p99 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p99) / 1000.0;
+        Row::figure(name, "ms", self.slices_of(arm).iter().map(p99))
     }
 
     /// What nearly all operations of one arm took at most, over the same of another.

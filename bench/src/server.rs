@@ -4,10 +4,19 @@ use std::borrow::Cow;
 
 use anyhow::{Context, ensure};
 use db_core::{Config, Retry, connect};
-use db_embedded::Server;
+use db_embedded::{Builder, Server};
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::runtime::Runtime;
 use url::Url;
+
+/// Whether a commit waits for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Commits {
+    /// It does not: what is measured is the way there and back.
+    Quick,
+    /// It does, as it does wherever data has to survive.
+    Durable,
+}
 
 /// A database of its own, for as long as a topic is measured. Who is killed leaves it on a server that is not thrown away.
 #[derive(Debug)]
@@ -22,13 +31,22 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Runs `work` on a database that does not wait for the disk: what is measured is the way there and back. It is on the
-    /// server that `DATABASE_URL` names, or else on one that is thrown away.
+    /// Runs `work` on a database that does not wait for the disk. It is on the server that `DATABASE_URL` names, or else on one
+    /// that is thrown away.
     pub(crate) fn with<T>(
         runtime: &Runtime,
         work: impl FnOnce(&Self) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let database = Self::make(runtime)?;
+        Self::with_commits(runtime, Commits::Quick, work)
+    }
+
+    /// The same with the choice.
+    pub(crate) fn with_commits<T>(
+        runtime: &Runtime,
+        commits: Commits,
+        work: impl FnOnce(&Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let database = Self::make(runtime, commits)?;
         let result = work(&database);
         let removed = runtime.block_on(database.remove());
         let value = result?;
@@ -36,12 +54,12 @@ impl Database {
         Ok(value)
     }
 
-    fn make(runtime: &Runtime) -> anyhow::Result<Self> {
+    fn make(runtime: &Runtime, commits: Commits) -> anyhow::Result<Self> {
         let given = std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty());
         let (throwaway, url, whose) = if let Some(url) = given {
             (None, url, "the server of DATABASE_URL")
         } else {
-            let server = Server::throwaway().start()?;
+            let server = throwaway(commits).start()?;
             let url = server.url("postgres");
             (Some(server), url, "a throwaway server")
         };
@@ -49,8 +67,9 @@ impl Database {
         let name = format!("bench_{}", std::process::id());
         let mut database =
             Self { url: address(&url, &name)?, what: String::new(), admin, name, _throwaway: throwaway };
-        let version = runtime.block_on(database.create())?;
-        database.what = format!("{whose}, {}, PostgreSQL {version}", database.admin);
+        let version = runtime.block_on(database.create(commits))?;
+        let durable = if commits == Commits::Durable { ", commits wait for the disk" } else { "" };
+        database.what = format!("{whose}, {}, PostgreSQL {version}{durable}", database.admin);
         Ok(database)
     }
 
@@ -69,12 +88,13 @@ impl Database {
         &self.what
     }
 
-    async fn create(&self) -> anyhow::Result<String> {
+    async fn create(&self, commits: Commits) -> anyhow::Result<String> {
         let mut conn = self.connect().await?;
         let Self { name, .. } = self;
         sqlx::query(AssertSqlSafe(format!("create database {name}"))).execute(&mut conn).await?;
+        let waits = if commits == Commits::Durable { "on" } else { "off" };
         // For whoever connects, by whatever driver.
-        sqlx::query(AssertSqlSafe(format!("alter database {name} set synchronous_commit = off")))
+        sqlx::query(AssertSqlSafe(format!("alter database {name} set synchronous_commit = {waits}")))
             .execute(&mut conn)
             .await?;
         let version: String = sqlx::query_scalar("show server_version").fetch_one(&mut conn).await?;
@@ -92,6 +112,17 @@ impl Database {
 
     async fn connect(&self) -> anyhow::Result<PgConnection> {
         Ok(connect::connect(&self.admin, Retry::default()).await?)
+    }
+}
+
+fn throwaway(commits: Commits) -> Builder {
+    let builder = Server::throwaway();
+    match commits {
+        Commits::Quick => builder,
+        // What a kept server has.
+        Commits::Durable => [("fsync", "on"), ("full_page_writes", "on"), ("shared_buffers", "128MB")]
+            .into_iter()
+            .fold(builder, |builder, (name, value)| builder.setting(name, value)),
     }
 }
 

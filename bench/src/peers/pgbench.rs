@@ -66,7 +66,7 @@ impl Pgbench {
         pgbench.stderr.take().context("stderr is piped")?.read_to_string(&mut complaint)?;
         ensure!(status.success(), "pgbench: {status}: {complaint}");
         let rate = tps(&said).with_context(|| format!("pgbench said no tps: {said}"))?;
-        Ok(Slice { rate, latency: None, most: 0, fewest: 0 })
+        Ok(Slice::of(rate, None))
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use db_embedded::Server;
 use db_layer::encryption::Keyring;
-use db_layer::{Config, Db, Migrations, Options, Retry};
+use db_layer::{Config, Db, LogTopics, Migrations, Options, Retry, Topic};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 
@@ -61,6 +61,7 @@ pub(crate) async fn open(site: &Site) -> anyhow::Result<Opened> {
         None => options.database.to_string(),
     };
     let mut options = options.migrations(migrations()).namespace("buildwatch");
+    options.topics = topics()?;
     if let Some(key) = key {
         options = options.keyring(Keyring::new(&key));
     }
@@ -71,6 +72,11 @@ pub(crate) async fn open(site: &Site) -> anyhow::Result<Opened> {
             Err(error.into())
         }
     }
+}
+
+/// Each build's events have a topic, and NOTIFY is for those that somebody watches, in whatever process.
+fn topics() -> anyhow::Result<LogTopics> {
+    Ok(LogTopics::new("build_events_", Topic::new("being_watched_build_event_channel")?)?)
 }
 
 pub(crate) fn migrations() -> Migrations {

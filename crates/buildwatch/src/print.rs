@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use anyhow::Context;
-use db_layer::{Event, EventStream};
+use db_layer::{Event, EventStream, Events};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
@@ -45,7 +45,7 @@ impl Printer {
     /// Writing to a slow reader blocks, so it is done by a thread of its own. Dropping the future ends the reading; the
     /// thread ends once what it is at was written.
     pub(crate) async fn print_all(mut self, mut events: EventStream) -> anyhow::Result<()> {
-        let (batches, mut waiting) = mpsc::channel::<Vec<Event>>(1);
+        let (batches, mut waiting) = mpsc::channel::<Events>(1);
         let printing = tokio::task::spawn_blocking(move || {
             while let Some(batch) = waiting.blocking_recv() {
                 self.print(&batch)?;

@@ -90,6 +90,7 @@ impl From<db_events::Error> for Error {
     fn from(error: db_events::Error) -> Self {
         match error {
             db_events::Error::UnknownLog(_) => Self::of(StatusCode::NOT_FOUND, &error),
+            db_events::Error::Removed(_) => Self::of(StatusCode::GONE, &error),
             db_events::Error::Finished { .. } | db_events::Error::Conflict { .. } => {
                 Self::of(StatusCode::CONFLICT, &error)
             }

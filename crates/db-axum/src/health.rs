@@ -1,12 +1,13 @@
 //! `/health/live` and `/health/ready`.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use db_layer::db_core::Stats;
+use db_layer::db_notify::BusState;
 use db_layer::{DatabaseHealth, Db};
 use serde_json::{Value, json};
 
@@ -41,9 +42,31 @@ async fn ready(State(db): State<Db>) -> (StatusCode, Json<Value>) {
         "status": if health.is_ready() { "ready" } else { "not ready" },
         "database": database,
         "pools": { "api": pool(health.api), "backend": pool(health.backend) },
-        "bus": { "connected": health.bus.connected, "topics": health.bus.topics, "gaps": health.bus.gaps },
+        "bus": bus(&health.bus),
     });
     (status, Json(body))
+}
+
+fn bus(state: &BusState) -> Value {
+    // A clock that was set back in between has nothing to say.
+    let seconds =
+        |since: Option<SystemTime>| since.and_then(|since| since.elapsed().ok()).map(|ago| ago.as_secs());
+    json!({
+        "connected": state.is_connected(),
+        "connected_for_s": seconds(state.connected_since),
+        "heartbeat_ago_s": seconds(state.last_heartbeat),
+        "trouble": state.trouble.map(|trouble| trouble.to_string()),
+        "queue_usage": state.queue_usage,
+        "topics": state.topics,
+        "channels": state.channels,
+        "subscribers": state.subscribers,
+        "pending": state.pending,
+        "sent": state.sent,
+        "coalesced": state.coalesced,
+        "gated": state.gated,
+        "gaps": state.gaps,
+        "lagged": state.lagged,
+    })
 }
 
 fn pool(stats: Stats) -> Value {

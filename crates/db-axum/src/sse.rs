@@ -3,6 +3,10 @@
 //! The form is that of the HTML standard, "Server-sent events": each event of the log is one message whose `id` is the
 //! event's id, whose `event` is its type and whose `data` is its data. A browser's `EventSource` resumes by itself with
 //! `Last-Event-ID`; anybody else may say `?from=ID`. Both mean "after this event".
+//!
+//! The answer ends with a message of the type `stream-end` that has no `id`, and the reason as data: `finished` when the log is, so
+//! that nobody needs to ask again; `closing` when the service shuts down, and `failed` when the log cannot be read any more, after which
+//! the client connects again and resumes.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -22,6 +26,12 @@ use crate::Error;
 
 /// After this long without an event, a comment is sent, so that nobody on the way takes the line for dead.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// How soon a browser connects again when the line was lost.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How soon it does when the service has said goodbye.
+const SOON: Duration = Duration::from_millis(200);
 
 /// The event after which a client wants to go on: `Last-Event-ID`, else `?from=`, else 0 for all.
 ///
@@ -60,7 +70,7 @@ impl<S: Sync> FromRequestParts<S> for Cursor {
 ///
 /// # Errors
 ///
-/// 404 for an unknown log; 503 when the database is away at the start. One that goes away later is waited for.
+/// 404 for an unknown log and 410 for one that was removed; 503 when the database is away at the start. One that goes away later is waited for.
 pub async fn events(db: &Db, log: LogId, from: Cursor) -> Result<Response, Error> {
     let head = db.events().head(log).await?;
     if head.is_finished && from.0 >= head.last {
@@ -70,19 +80,26 @@ pub async fn events(db: &Db, log: LogId, from: Cursor) -> Result<Response, Error
     let mut events = db.events().stream(log, from.0);
     let closing = db.closing();
     let body = stream! {
-        // How soon a browser connects again.
-        yield Ok::<_, std::convert::Infallible>(Bytes::from_static(b"retry: 1000\n\n"));
+        yield Ok::<_, std::convert::Infallible>(Bytes::from(format!("retry: {}\n\n", RETRY.as_millis())));
         loop {
             let batch = tokio::select! {
-                () = closing.cancelled() => break,
+                () = closing.cancelled() => {
+                    // Somebody else may be there sooner than this one again.
+                    yield Ok(end("closing", Some(SOON)));
+                    break;
+                }
                 batch = timeout(HEARTBEAT, events.next_batch()) => batch,
             };
             match batch {
                 Ok(Ok(Some(batch))) => yield Ok(encode(&batch)),
-                Ok(Ok(None)) => break,
+                Ok(Ok(None)) => {
+                    yield Ok(end("finished", None));
+                    break;
+                }
                 Ok(Err(error)) => {
                     // The client connects again and is answered with a status.
                     tracing::error!(%log, %error, "event stream ended");
+                    yield Ok(end("failed", None));
                     break;
                 }
                 Err(_) => yield Ok(Bytes::from_static(b":\n\n")),
@@ -96,6 +113,12 @@ pub async fn events(db: &Db, log: LogId, from: Cursor) -> Result<Response, Error
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// The last message of an answer. It has no id: a client that resumes does so after the last event that is stored.
+fn end(reason: &str, retry: Option<Duration>) -> Bytes {
+    let retry = retry.map(|retry| format!("retry: {}\n", retry.as_millis())).unwrap_or_default();
+    Bytes::from(format!("{retry}event: stream-end\ndata: {reason}\n\n"))
 }
 
 /// A whole batch in one piece: one write to the socket instead of one for each event.

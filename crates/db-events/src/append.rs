@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::{Executor, Postgres};
 use tokio::time::timeout;
 
-use crate::{Error, LogId, NewEvent};
+use crate::{Error, LogId, NewEvent, WriterId};
 
 /// The most events in one append.
 pub(crate) const MAX_EVENTS: usize = 10_000;
@@ -23,13 +23,17 @@ pub(crate) const WHAT: &str = "append to an event log";
 pub(crate) struct Batch<'a> {
     types: Vec<&'a str>,
     data: Vec<&'a str>,
+    /// None if all are the first.
+    versions: Option<Vec<i16>>,
     bytes: usize,
     is_final: bool,
+    /// Whose batch it is, and which.
+    source: Option<(WriterId, i64)>,
 }
 
 impl<'a> Batch<'a> {
     pub(crate) fn new(events: &'a [NewEvent], is_final: bool) -> Result<Self, Error> {
-        let bytes = events.iter().map(|event| event.kind.len() + event.data.len()).sum();
+        let bytes = events.iter().map(NewEvent::bytes).sum();
         if !(1..=MAX_EVENTS).contains(&events.len()) || bytes > MAX_BYTES {
             return Err(Error::Size { events: events.len(), bytes });
         }
@@ -43,7 +47,13 @@ impl<'a> Batch<'a> {
             events.iter().map(|event| Cow::as_ref(&event.kind)).collect()
         };
         let data = events.iter().map(|event| event.data.as_str()).collect();
-        Ok(Self { types, data, bytes, is_final })
+        let versions = versions(events);
+        Ok(Self { types, data, versions, bytes, is_final, source: None })
+    }
+
+    /// The same from a writer who may send it again.
+    pub(crate) fn from(self, writer: WriterId, sequence: i64) -> Self {
+        Self { source: Some((writer, sequence)), ..self }
     }
 
     /// Whether this is what is stored after event `last`.
@@ -72,6 +82,15 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// One version for all, or one for each.
+fn versions(events: &[NewEvent]) -> Option<Vec<i16>> {
+    let first = events[0].version;
+    if events.iter().any(|event| event.version != first) {
+        return Some(events.iter().map(|event| event.version).collect());
+    }
+    (first != 1).then(|| vec![first])
+}
+
 /// What became of an attempt to append.
 pub(crate) enum Outcome {
     Stored(RangeInclusive<i64>),
@@ -86,7 +105,7 @@ pub(crate) async fn append<'c>(
     after: Option<i64>,
     batch: &Batch<'_>,
 ) -> Result<Outcome, Error> {
-    let statement = sqlx::query_as::<_, (i64, bool, Option<i64>)>(
+    let statement = sqlx::query_as::<_, (i64, bool, Option<i64>, Option<i64>)>(
         "with tail as (
              select coalesce(batch.last, 0) as last, coalesce(batch.is_final, false) as is_final
              from event_logs
@@ -98,16 +117,21 @@ pub(crate) async fn append<'c>(
                  limit 1
              ) as batch on true
              where event_logs.id = $1
+         ), before as (
+             select first, last
+             from event_log_batches
+             where log = $1 and writer = $9 and sequence = $10
          ), stored as (
-             insert into event_log_batches (log, first, last, bytes, types, data, is_final)
-             select $1, tail.last + 1, tail.last + $2, $3, $4, $5, $6
+             insert into event_log_batches (log, first, last, bytes, types, data, is_final, versions, writer, sequence)
+             select $1, tail.last + 1, tail.last + $2, $3, $4, $5, $6, $8, $9, $10
              from tail
-             where not tail.is_final and ($7 is null or tail.last = $7)
-             returning first
+             where not tail.is_final and ($7 is null or tail.last = $7) and not exists (select from before)
+             returning first, last
          )
-         select tail.last, tail.is_final, stored.first
+         select tail.last, tail.is_final, coalesce(stored.first, before.first), coalesce(stored.last, before.last)
          from tail
-         left join stored on true",
+         left join stored on true
+         left join before on true",
     )
     .bind(log.0)
     .bind(batch.len())
@@ -116,6 +140,9 @@ pub(crate) async fn append<'c>(
     .bind(&batch.data)
     .bind(batch.is_final)
     .bind(after)
+    .bind(&batch.versions)
+    .bind(batch.source.map(|(WriterId(writer), _)| writer))
+    .bind(batch.source.map(|(_, sequence)| sequence))
     .fetch_optional(executor);
 
     let row = match timeout(STATEMENT_LIMIT, statement).await {
@@ -134,8 +161,8 @@ pub(crate) async fn append<'c>(
     };
     match row {
         None => Err(Error::UnknownLog(log)),
-        Some((_, _, Some(first))) => Ok(Outcome::Stored(first..=first + batch.len() - 1)),
-        Some((last, true, None)) => Err(Error::Finished { log, last }),
-        Some((last, false, None)) => Err(Error::Conflict { log, expected: after.unwrap_or(last), last }),
+        Some((_, _, Some(first), Some(last))) => Ok(Outcome::Stored(first..=last)),
+        Some((last, true, ..)) => Err(Error::Finished { log, last }),
+        Some((last, false, ..)) => Err(Error::Conflict { log, expected: after.unwrap_or(last), last }),
     }
 }

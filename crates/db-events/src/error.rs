@@ -1,5 +1,7 @@
 //! What can go wrong with event logs.
 
+use std::sync::Arc;
+
 use db_core::Class;
 
 use crate::LogId;
@@ -11,6 +13,9 @@ pub enum Error {
     /// There is no such log.
     #[error("there is no event log {0}")]
     UnknownLog(LogId),
+    /// There was such a log, perhaps, and there is none any more.
+    #[error("event log {0} was removed")]
+    Removed(LogId),
     /// The log is finished; nothing was stored.
     #[error("event log {log} is finished with event {last}")]
     Finished {
@@ -43,6 +48,14 @@ pub enum Error {
     /// An event's data contains a NUL, which PostgreSQL's text cannot hold; nothing was stored.
     #[error("an event's data must not contain a NUL character (JSON writes it as \\u0000)")]
     Nul,
+    /// An [`Appender`](crate::Appender) has ended. What was not acknowledged may be stored or not.
+    #[error("nothing more is appended to event log {log}: {}", cause.as_ref().map_or("the appender has ended".to_owned(), ToString::to_string))]
+    Ended {
+        /// The log.
+        log: LogId,
+        /// Why, if it is not only that nobody used it any more.
+        cause: Option<Arc<Error>>,
+    },
     /// The database did not answer within the limit. An append may be stored or not.
     #[error("{what}: no answer from the database within {seconds} s")]
     TimedOut {
@@ -56,7 +69,7 @@ pub enum Error {
     Database {
         /// What was being done.
         what: &'static str,
-        /// What it met. [`Class::Lost`] leaves open whether an append is stored.
+        /// What it met. [`Class::Lost`] and [`Class::TimedOut`] leave open whether an append is stored.
         cause: db_core::Error,
     },
 }
@@ -68,6 +81,12 @@ impl From<db_core::Error> for Error {
 }
 
 impl Error {
+    /// Whether the pool was closed: nothing is read or appended any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Database { cause: db_core::Error::Acquire(refused), .. } if refused.is_closed())
+    }
+
     /// Whether waiting may mend it.
     #[must_use]
     pub fn is_transient(&self) -> bool {
@@ -76,6 +95,12 @@ impl Error {
             Self::Database { cause, .. } => cause.is_transient(),
             _ => false,
         }
+    }
+
+    /// The same for one who has to go on: also when a limit of the pool's was shorter than ours.
+    pub(crate) fn may_pass(&self) -> bool {
+        let is_late = matches!(self, Self::Database { cause, .. } if cause.class() == Class::TimedOut);
+        self.is_transient() || is_late
     }
 
     /// Whether the statement may have been done all the same.
@@ -87,6 +112,11 @@ impl Error {
             }
             _ => false,
         }
+    }
+
+    /// Whether a foreign key of somebody else's refers to what was to be removed (SQLSTATE 23503).
+    pub(crate) fn is_referred_to(&self) -> bool {
+        matches!(self, Self::Database { cause, .. } if cause.sqlstate().as_deref() == Some("23503"))
     }
 
     /// What an append met before or around its statement.

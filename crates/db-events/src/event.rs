@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::Error;
@@ -18,11 +19,24 @@ impl fmt::Display for LogId {
     }
 }
 
+/// Somebody who appends, and may have to send a batch again: any number that nobody else has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WriterId(pub i64);
+
+impl WriterId {
+    /// A random one. Whoever has to send a batch again after a restart keeps it.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(fastrand::i64(..))
+    }
+}
+
 /// An event to be appended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {
     pub(crate) kind: Cow<'static, str>,
     pub(crate) data: String,
+    pub(crate) version: i16,
 }
 
 impl NewEvent {
@@ -32,7 +46,25 @@ impl NewEvent {
     /// An event of a type (1 to 64 bytes, no control characters, since it travels in a line of SSE) with data: any text
     /// without NUL, usually JSON.
     pub fn new(kind: impl Into<Cow<'static, str>>, data: impl Into<String>) -> Self {
-        Self { kind: kind.into(), data: data.into() }
+        Self { kind: kind.into(), data: data.into(), version: 1 }
+    }
+
+    /// The same with data in JSON.
+    ///
+    /// # Errors
+    ///
+    /// What does not go into JSON, such as a map whose keys are no texts.
+    pub fn json(
+        kind: impl Into<Cow<'static, str>>,
+        data: &(impl Serialize + ?Sized),
+    ) -> Result<Self, serde_json::Error> {
+        Ok(Self::new(kind, serde_json::to_string(data)?))
+    }
+
+    /// Says which version of its type the data is, 1 unless it is said, so that readers can tell old events from new ones.
+    #[must_use]
+    pub fn version(self, version: i16) -> Self {
+        Self { version, ..self }
     }
 
     /// Its type.
@@ -45,6 +77,11 @@ impl NewEvent {
     #[must_use]
     pub fn data(&self) -> &str {
         &self.data
+    }
+
+    /// How much text it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.kind.len() + self.data.len()
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -65,8 +102,21 @@ pub struct Event {
     pub id: i64,
     /// Its type.
     pub kind: Arc<str>,
+    /// The version of its type, 1 unless the writer has said otherwise.
+    pub version: i16,
     /// Its data, as appended.
     pub data: String,
     /// When it was appended, by the database's clock.
     pub at: OffsetDateTime,
+}
+
+impl Event {
+    /// The data, read as JSON.
+    ///
+    /// # Errors
+    ///
+    /// Data that is not such JSON.
+    pub fn json<'e, T: Deserialize<'e>>(&'e self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(&self.data)
+    }
 }

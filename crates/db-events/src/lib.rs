@@ -4,7 +4,7 @@
 //! # async fn run(pool: db_core::Pool, bus: db_notify::Bus) -> Result<(), db_events::Error> {
 //! use db_events::{EventLog, NewEvent};
 //!
-//! let events = EventLog::new(pool, bus);
+//! let events = EventLog::new(pool, &bus);
 //! let log = events.create().await?;
 //!
 //! events.append(log, &[NewEvent::new("token", "Once"), NewEvent::new("token", " upon")]).await?;
@@ -36,21 +36,38 @@
 //!
 //! # How it is followed
 //!
-//! A stream reads pages until it is at the end, then waits for a notification of the [`Bus`](db_notify::Bus). One that
-//! is lost delays the stream until its next look, at most [`POLL_FLOOR`] later; it never loses an event.
+//! A stream reads pages until it is at the end. Then it joins the log's one reader in this process, which waits for
+//! notifications of the [`Bus`](db_notify::Bus) and passes on what it reads: a thousand streams of one log cost one query for
+//! each append. Who is too slow for that goes back to pages, and joins again; nobody waits for anybody. The reader begins with
+//! the first stream that has caught up, and ends with the last one.
+//!
+//! A notification that is lost delays the streams until the next look, at most [`POLL_FLOOR`] later; no event is lost. One
+//! query looks at all logs that are followed in a process, now and then and after each gap of the bus, and wakes the readers of
+//! those that have moved. An append to a log that nobody follows notifies nobody
+//! ([`WatchedChannels`](db_notify::WatchedChannels)).
 
 mod append;
+mod appender;
 mod error;
 mod event;
 mod head;
+mod history;
 mod log;
+mod page;
+mod reader;
+mod readers;
+mod retention;
 mod stream;
 mod writer;
 
+pub use appender::Appender;
 pub use error::Error;
-pub use event::{Event, LogId, NewEvent};
+pub use event::{Event, LogId, NewEvent, WriterId};
 pub use head::Head;
-pub use log::EventLog;
+pub use history::{History, Selection};
+pub use log::{EventLog, EventsState, LogTopics};
+pub use page::{Events, IntoIter};
+pub use retention::{Removed, Retention};
 pub use stream::{EventStream, POLL_FLOOR};
 pub use writer::Writer;
 
@@ -66,8 +83,15 @@ pub struct Schema {
 
 /// The migrations that make the crate's tables, in their order. A service copies each into its `migrations/`, under a
 /// version of its own, so that the `sqlx` CLI sees one history.
-pub const SCHEMA: &[Schema] = &[Schema {
-    name: "event_logs",
-    up: include_str!("../schema/1_event_logs.up.sql"),
-    down: include_str!("../schema/1_event_logs.down.sql"),
-}];
+pub const SCHEMA: &[Schema] = &[
+    Schema {
+        name: "event_logs",
+        up: include_str!("../schema/1_event_logs.up.sql"),
+        down: include_str!("../schema/1_event_logs.down.sql"),
+    },
+    Schema {
+        name: "event_log_writers",
+        up: include_str!("../schema/2_event_log_writers.up.sql"),
+        down: include_str!("../schema/2_event_log_writers.down.sql"),
+    },
+];

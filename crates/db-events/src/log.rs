@@ -1,28 +1,144 @@
 //! The handle to all logs of a database.
 
+use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::{Arc, OnceLock};
 
 use db_core::{Handle, Pool, Tx};
-use db_notify::{Bus, Topic};
+use db_notify::{Bus, Topic, TopicError, WatchOptions, WatchedChannels, WatchedState};
 use sqlx::Executor;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::append::{Batch, Outcome, STATEMENT_LIMIT, append};
-use crate::{Error, EventStream, Head, LogId, NewEvent, Writer};
+use crate::page::WHAT;
+use crate::reader::Reader;
+use crate::readers::{Shared, look_after};
+use crate::{Appender, Error, EventStream, Head, History, LogId, NewEvent, Selection, Writer, WriterId};
 
 /// The event logs of a database. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EventLog {
-    pool: Pool,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
     bus: Bus,
+    watched: WatchedChannels,
+    topics: LogTopics,
+    /// Looks after the logs that are followed; none before the first one is. It holds `shared` and not `Inner`, so that it ends with
+    /// the last handle and the last stream.
+    looking_after: OnceLock<JoinSet<()>>,
+}
+
+/// How the logs are followed in this process, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EventsState {
+    /// Logs that are followed here.
+    pub followed: usize,
+    /// Whether only looks find what is new, because the bus does not hear anything now.
+    pub is_polling: bool,
+    /// Pages that were asked for, by readers and by streams that had to catch up.
+    pub pages: u64,
+    /// How often it was looked after all logs that are followed, by one query each.
+    pub looks: u64,
+    /// Who follows what, in all processes, and the notifications that it has saved.
+    pub watched: WatchedState,
+}
+
+/// The topics by which those who follow logs are woken: `log/` with the log's number by default, and `log/watched`. All processes
+/// on a database must agree on them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogTopics {
+    prefix: String,
+    watched: Topic,
+    options: WatchOptions,
+}
+
+impl LogTopics {
+    /// Topics that begin with `prefix`, which a log's number follows; `watched` is the one under which processes tell each other
+    /// what they follow.
+    ///
+    /// # Errors
+    ///
+    /// When some log's topic would be too long, or contain a NUL.
+    pub fn new(prefix: impl Into<String>, watched: Topic) -> Result<Self, TopicError> {
+        let topics = Self { prefix: prefix.into(), watched, options: WatchOptions::default() };
+        // No number is longer.
+        topics.checked(LogId(i64::MIN))?;
+        Ok(topics)
+    }
+
+    /// How processes keep what they know of each other up to date.
+    #[must_use]
+    pub fn options(self, options: WatchOptions) -> Self {
+        Self { options, ..self }
+    }
+
+    fn checked(&self, log: LogId) -> Result<Topic, TopicError> {
+        Topic::new(format!("{}{log}", self.prefix))
+    }
+
+    /// The topic that a log's appends are notified under.
+    fn of(&self, log: LogId) -> Topic {
+        self.checked(log).expect("the longest was checked")
+    }
+}
+
+impl Default for LogTopics {
+    fn default() -> Self {
+        let watched = Topic::new("log/watched").expect("a short text without NUL");
+        Self { prefix: "log/".to_owned(), watched, options: WatchOptions::default() }
+    }
 }
 
 impl EventLog {
     /// Event logs in the pool's database, whose tables a migration has made ([`SCHEMA`](crate::SCHEMA)); `bus` wakes
-    /// those who follow.
+    /// those who follow. A log that nobody follows, in any process, costs no NOTIFY.
+    ///
+    /// Clones of the handle follow a log together; another handle made here follows it by itself, with a query of its own for each
+    /// append. Streams keep what they need of it, so they go on when the last handle is dropped.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     #[must_use]
-    pub fn new(pool: Pool, bus: Bus) -> Self {
-        Self { pool, bus }
+    pub fn new(pool: Pool, bus: &Bus) -> Self {
+        Self::with_topics(pool, bus, &LogTopics::default())
+    }
+
+    /// The same with topics of other names.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn with_topics(pool: Pool, bus: &Bus, topics: &LogTopics) -> Self {
+        let watched = WatchedChannels::new(bus, &topics.watched, &topics.options);
+        let inner = Inner {
+            shared: Arc::new(Shared::new(pool)),
+            bus: bus.clone(),
+            watched,
+            topics: topics.clone(),
+            looking_after: OnceLock::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// How the logs are followed in this process, now.
+    #[must_use]
+    pub fn state(&self) -> EventsState {
+        let Inner { shared, bus, watched, .. } = &*self.inner;
+        let (followed, pages, looks) = shared.counts();
+        EventsState {
+            followed,
+            is_polling: !bus.state().is_connected(),
+            pages,
+            looks,
+            watched: watched.state(),
+        }
     }
 
     /// Makes an empty log.
@@ -51,9 +167,25 @@ impl EventLog {
     /// # Errors
     ///
     /// [`Error::UnknownLog`], [`Error::Finished`], and what is wrong with the events: nothing is stored then. With
-    /// [`Error::TimedOut`] and with a lost connection, they may be stored or not; [`Writer`] finds out.
+    /// [`Error::TimedOut`], with a lost connection and with a limit of the pool's, they may be stored or not; [`Writer`] finds out
+    /// after the first two, [`append_once`](Self::append_once) after all.
     pub async fn append(&self, log: LogId, events: &[NewEvent]) -> Result<RangeInclusive<i64>, Error> {
         self.append_batch(log, None, &Batch::new(events, false)?).await
+    }
+
+    /// Appends a batch that may have been sent before, such as one whose answer was lost: a batch of the same writer and number is
+    /// stored once, and its ids are returned however often it is sent. Otherwise as [`EventLog::append`].
+    ///
+    /// # Errors
+    ///
+    /// As [`EventLog::append`]. After one that leaves open whether the batch is stored, send it again.
+    pub async fn append_once(
+        &self,
+        log: LogId,
+        (writer, sequence): (WriterId, i64),
+        events: &[NewEvent],
+    ) -> Result<RangeInclusive<i64>, Error> {
+        self.append_batch(log, None, &Batch::new(events, false)?.from(writer, sequence)).await
     }
 
     /// Appends the last events of a log, at least one. Nothing can be appended afterwards, and streams end.
@@ -72,19 +204,49 @@ impl EventLog {
         Writer::new(self.clone(), log, last)
     }
 
+    /// An appender, which makes batches of events that come one by one. Its task ends with its last handle.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn appender(&self, log: LogId) -> Appender {
+        Appender::new(self.clone(), log)
+    }
+
     /// The events after event `after` (0 for all), and those to come, until the log is finished.
     #[must_use]
     pub fn stream(&self, log: LogId, after: i64) -> EventStream {
-        EventStream::new(self.pool.clone(), &self.bus, log, after)
+        EventStream::new(self.clone(), log, after)
     }
 
-    /// Where a log ends now.
+    /// The last events of a log, at most so many, and those to come.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownLog`] or [`Error::Database`].
+    /// As [`EventLog::head`].
+    pub async fn stream_last(&self, log: LogId, count: u32) -> Result<EventStream, Error> {
+        let last = self.head(log).await?.last;
+        Ok(self.stream(log, last.saturating_sub(count.into())))
+    }
+
+    /// Some events of those that are there now.
+    #[must_use]
+    pub fn history(&self, log: LogId, selection: Selection) -> History {
+        History::new(self.clone(), log, selection)
+    }
+
+    /// Where a log ends now, which also tells how many events it has: nothing of them is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownLog`], [`Error::Removed`] or [`Error::Database`].
     pub async fn head(&self, log: LogId) -> Result<Head, Error> {
-        limited("read an event log", Head::read(self.handle(), log)).await?.ok_or(Error::UnknownLog(log))
+        match limited(WHAT, Head::read(self.handle(), &[log.0])).await?.remove(&log) {
+            Some(head) => Ok(head),
+            None if limited(WHAT, Head::was_there(self.handle(), log)).await? => Err(Error::Removed(log)),
+            None => Err(Error::UnknownLog(log)),
+        }
     }
 
     pub(crate) async fn append_batch(
@@ -96,28 +258,56 @@ impl EventLog {
         loop {
             // Taken here, so that the wait for a connection has the pool's limit and the statement its own.
             let mut conn = self.handle().acquire().await.map_err(|error| Error::of(error.into()))?;
-            match append(&mut conn, log, after, batch).await? {
-                Outcome::Stored(ids) => {
+            match append(&mut conn, log, after, batch).await {
+                Ok(Outcome::Stored(ids)) => {
                     self.wake(log);
                     return Ok(ids);
                 }
+                Err(error) => {
+                    // It may be stored, and then somebody waits for it.
+                    if error.is_ambiguous() {
+                        self.wake(log);
+                    }
+                    return Err(error);
+                }
                 // The writer that was quicker has committed, so this ends: each turn some writer gets on.
-                Outcome::Raced => {}
+                Ok(Outcome::Raced) => {}
             }
         }
     }
 
     /// Tells those who follow a log to look.
     pub(crate) fn wake(&self, log: LogId) {
-        if let Err(error) = self.bus.notify_soon(&topic(log), "") {
+        if let Err(error) = self.inner.watched.notify(&self.inner.topics.of(log)) {
             // The bus is closing; followers find the events at their next look.
             tracing::debug!(%log, %error, "not notified");
         }
     }
 
+    /// The one who reads a log for all who follow it here.
+    pub(crate) fn reader(&self, log: LogId) -> Arc<Reader> {
+        let Inner { shared, bus, watched, topics, looking_after } = &*self.inner;
+        looking_after.get_or_init(|| {
+            let mut task = JoinSet::new();
+            task.spawn(look_after(Arc::clone(shared), bus.clone()));
+            task
+        });
+        shared.reader(log, || Reader::new(log, watched.watch(&topics.of(log), 1), Arc::downgrade(shared)))
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.inner.shared
+    }
+
     #[track_caller]
     pub(crate) fn handle(&self) -> Handle {
-        self.pool.handle()
+        self.inner.shared.pool().handle()
+    }
+}
+
+impl fmt::Debug for EventLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventLog").field("state", &self.state()).finish_non_exhaustive()
     }
 }
 
@@ -126,7 +316,7 @@ async fn create<'c>(executor: impl Executor<'c, Database = sqlx::Postgres>) -> R
     limited("create an event log", create).await.map(LogId)
 }
 
-async fn limited<T>(
+pub(crate) async fn limited<T>(
     what: &'static str,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, Error> {
@@ -134,9 +324,4 @@ async fn limited<T>(
         Ok(result) => result.map_err(Error::database(what)),
         Err(_) => Err(Error::TimedOut { what, seconds: STATEMENT_LIMIT.as_secs() }),
     }
-}
-
-/// The topic that a log's appends are notified under.
-pub(crate) fn topic(log: LogId) -> Topic {
-    Topic::new(format!("log/{log}")).expect("a short text without NUL")
 }

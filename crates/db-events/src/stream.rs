@@ -1,55 +1,51 @@
 //! Reading from a cursor, and following to the end.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_stream::try_stream;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use db_core::Pool;
-use db_notify::{Bus, Subscription};
-use futures_util::{FutureExt, Stream};
-use time::OffsetDateTime;
-use tokio::time::timeout;
+use futures_util::Stream;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
-use crate::append::STATEMENT_LIMIT;
-use crate::log::topic;
-use crate::{Error, Event, Head, LogId};
+use crate::page::Events;
+use crate::reader::{self, Passed, Reader};
+use crate::{Error, Event, EventLog, LogId};
 
 /// The longest time between two looks at a log that is followed; a lost notification costs at most this delay.
 pub const POLL_FLOOR: Duration = Duration::from_secs(5);
 
-/// How much text a page holds, but for its last batch.
-const PAGE_BYTES: i64 = 1 << 20;
-/// How many batches a page looks at.
-const PAGE_BATCHES: i64 = 1000;
-
 /// The events of a log after a cursor, live, until the log is finished.
 ///
+/// What is there already comes by pages, a query each. At the end of a log that is not finished, the stream joins the log's one
+/// reader in this process: however many follow a log, one query reads what is new. A stream that is too slow for that goes back to
+/// pages, and joins again; nobody waits for it.
+///
 /// A database that is away is waited for: only what waiting cannot mend is an error.
-#[derive(Debug)]
 pub struct EventStream {
-    pool: Pool,
+    events: EventLog,
     log: LogId,
     cursor: i64,
-    /// Made before the first look, so that no append falls between a look and the wait after it.
-    wakeups: Subscription,
-    bus_open: bool,
+    joined: Option<Joined>,
     ended: bool,
 }
 
-#[derive(sqlx::FromRow)]
-struct Row {
-    first: i64,
-    types: Vec<String>,
-    data: Vec<String>,
-    is_final: bool,
-    at: OffsetDateTime,
+/// A place among those who follow a log.
+struct Joined {
+    reader: Arc<Reader>,
+    /// Everything that is passed on after this place was taken, before the first look.
+    passed: broadcast::Receiver<Passed>,
+    /// The log's last event when this place was taken. The cursor may be beyond it, and the reader is everybody's.
+    end: i64,
+    /// All that was there has been seen: what is passed on is what comes next.
+    is_live: bool,
 }
 
 impl EventStream {
-    pub(crate) fn new(pool: Pool, bus: &Bus, log: LogId, after: i64) -> Self {
-        let wakeups = bus.subscribe(&topic(log), 1);
-        Self { pool, log, cursor: after.clamp(0, i64::MAX - 1), wakeups, bus_open: true, ended: false }
+    pub(crate) fn new(events: EventLog, log: LogId, after: i64) -> Self {
+        Self { events, log, cursor: after.clamp(0, i64::MAX - 1), joined: None, ended: false }
     }
 
     /// The last event that was returned: the cursor to resume with.
@@ -64,18 +60,22 @@ impl EventStream {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownLog`], or what waiting cannot mend.
-    pub async fn next_batch(&mut self) -> Result<Option<Vec<Event>>, Error> {
+    /// [`Error::UnknownLog`], [`Error::Removed`], or what waiting cannot mend.
+    pub async fn next_batch(&mut self) -> Result<Option<Events>, Error> {
         let mut pauses = backoff();
         while !self.ended {
-            match self.look().await {
-                Ok(events) if !events.is_empty() => return Ok(Some(events)),
-                Ok(_) if self.ended => break,
-                Ok(_) => {
-                    pauses = backoff();
-                    self.wait().await;
+            let found = match self.passed_on().await {
+                Some(events) => Ok(Some(events)),
+                None if self.ended => break,
+                None => self.look().await,
+            };
+            match found {
+                Ok(Some(events)) => {
+                    self.cursor = events.last_id();
+                    return Ok(Some(events));
                 }
-                Err(error) if error.is_transient() => {
+                Ok(None) => pauses = backoff(),
+                Err(error) if error.may_pass() => {
                     tracing::warn!(log = %self.log, %error, "cannot read events yet");
                     tokio::time::sleep(pauses.next().unwrap_or(POLL_FLOOR)).await;
                 }
@@ -96,105 +96,96 @@ impl EventStream {
         }
     }
 
-    /// One page after the cursor, empty at the end.
-    async fn look(&mut self) -> Result<Vec<Event>, Error> {
-        let what = "read an event log";
+    /// What the log's reader has read; none if the stream has to look by itself.
+    async fn passed_on(&mut self) -> Option<Events> {
         loop {
-            // What came before the look is seen by it.
-            while let Some(Some(_)) = self.wakeups.recv().now_or_never() {}
-            let limit = STATEMENT_LIMIT + STATEMENT_LIMIT;
-            let read = async {
-                let page = self.page().await?;
-                let head = if page.is_empty() {
-                    Some(Head::read(self.pool.handle(), self.log).await?)
-                } else {
-                    None
-                };
-                Ok((page, head))
-            };
-            let (page, head) = match timeout(limit, read).await {
-                Ok(result) => result.map_err(Error::database(what))?,
-                Err(_) => {
-                    return Err(Error::TimedOut { what, seconds: limit.as_secs() });
+            let joined = self.joined.as_mut().filter(|joined| joined.is_live)?;
+            match joined.passed.recv().await {
+                Ok(Passed { events, .. }) if events[0].id > self.cursor + 1 => {
+                    joined.is_live = false;
+                    return None;
                 }
-            };
-            match head {
-                None => return Ok(self.take(page)),
-                Some(None) => return Err(Error::UnknownLog(self.log)),
-                // Appended between the two queries.
-                Some(Some(head)) if head.last > self.cursor => {}
-                Some(Some(head)) => {
-                    self.ended = head.is_finished;
-                    return Ok(Vec::new());
+                Ok(Passed { events, is_final }) => {
+                    self.ended = is_final;
+                    let events = events.after(self.cursor);
+                    if events.is_some() || self.ended {
+                        return events;
+                    }
+                }
+                // Too slow. What is passed on from now on comes after what it will find.
+                Err(RecvError::Lagged(_)) => {
+                    joined.passed = joined.passed.resubscribe();
+                    joined.is_live = false;
+                    return None;
+                }
+                // The log is finished, gone, or cannot be read: a look tells.
+                Err(RecvError::Closed) => {
+                    self.joined = None;
+                    return None;
                 }
             }
         }
     }
 
-    async fn page(&self) -> Result<Vec<Row>, sqlx::Error> {
-        sqlx::query_as(
-            "select first, types, data, is_final, at
-             from (
-                 select first, types, data, is_final, at,
-                     sum(bytes) over (order by first rows unbounded preceding) - bytes as before
-                 from (
-                     select *
-                     from event_log_batches
-                     where log = $1
-                         and first >= coalesce(
-                             (select max(first) from event_log_batches where log = $1 and first <= $2 + 1), 1
-                         )
-                         and last > $2
-                     order by first
-                     limit $3
-                 ) as next
-             ) as page
-             where before < $4
-             order by first",
-        )
-        .bind(self.log.0)
-        .bind(self.cursor)
-        .bind(PAGE_BATCHES)
-        .bind(PAGE_BYTES)
-        .fetch_all(self.pool.handle())
-        .await
+    /// One page after the cursor; none at the end, which may be the log's, or where it joins those who follow.
+    async fn look(&mut self) -> Result<Option<Events>, Error> {
+        let page = reader::page(self.events.shared(), self.log, self.cursor).await?;
+        let Some(events) = page.events else {
+            if let Some(Joined { end, .. }) = self.joined {
+                self.go_on(end);
+                // The reader has begun further on, and there is nothing there: the log was removed. The next look tells.
+                self.joined.take_if(|joined| !joined.is_live);
+                return Ok(None);
+            }
+            // Nothing there, nothing to come, or something that came between the two queries.
+            let head = self.events.head(self.log).await?;
+            if head.last <= self.cursor {
+                self.ended = head.is_finished;
+                self.go_on(head.last);
+            }
+            return Ok(None);
+        };
+        // No await from here on: the caller moves the cursor.
+        self.ended = page.is_final;
+        if !page.is_full {
+            self.go_on(events.last_id());
+        }
+        Ok(Some(events))
     }
 
-    fn take(&mut self, rows: Vec<Row>) -> Vec<Event> {
-        let mut events = Vec::new();
-        for row in rows {
-            let kinds: Vec<Arc<str>> = row.types.iter().map(|kind| kind.as_str().into()).collect();
-            for ((id, data), number) in (row.first..).zip(row.data).zip(0..) {
-                if id <= self.cursor {
-                    continue;
-                }
-                let kind = kinds.get(number).or(kinds.first()).cloned().unwrap_or_default();
-                events.push(Event { id, kind, data, at: row.at });
-            }
-            self.ended |= row.is_final;
-        }
-        if let Some(last) = events.last() {
-            self.cursor = last.id;
-        }
-        events
+    fn join(&self, end: i64) -> Option<Joined> {
+        let reader = self.events.reader(self.log);
+        let passed = reader.live().subscribe()?;
+        Some(Joined { reader, passed, end, is_live: false })
     }
 
-    /// Waits for a reason to look again.
-    async fn wait(&mut self) {
-        // Spread, so that many streams do not look at the same moment.
-        let floor = POLL_FLOOR.mul_f64(fastrand::f64().mul_add(0.2, 0.8));
-        if self.bus_open {
-            match timeout(floor, self.wakeups.recv()).await {
-                Ok(Some(_)) | Err(_) => {}
-                Ok(None) => self.bus_open = false,
-            }
+    /// The log was seen to end with event `end`. A stream that had joined before that look follows from here on. One
+    /// that had not joins now, and looks once more, since there may be something that was passed on in between; whoever only reads
+    /// a log that is finished needs no place, and nobody is told of one.
+    fn go_on(&mut self, end: i64) {
+        if self.ended {
+            self.joined = None;
+        } else if let Some(joined) = &mut self.joined {
+            // A reader that has begun further on did so after that look, with what another stream has seen.
+            joined.is_live = joined.reader.begin(end, self.events.shared()) <= end.max(self.cursor);
         } else {
-            tokio::time::sleep(floor).await;
+            self.joined = self.join(end);
         }
     }
 }
 
-fn backoff() -> ExponentialBackoff {
+/// Where it is, and not what it has read.
+impl fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventStream")
+            .field("log", &self.log)
+            .field("cursor", &self.cursor)
+            .field("is_live", &self.joined.as_ref().is_some_and(|joined| joined.is_live))
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(50))
         .with_max_delay(POLL_FLOOR)

@@ -42,7 +42,7 @@ async fn order(State(db): State<Db>, Path(item): Path<String>) -> StatusCode {
     let topic = Topic::new("orders").expect("a name");
     let stored = db.api().tx(async |tx| {
         sqlx::query("insert into orders (item) values ($1)").bind(&item).execute(&mut *tx).await?;
-        tx.notify(&topic, &item).expect("an item is short, and there is a bus");
+        tx.notify_with(&topic, &item).expect("an item is short, and there is a bus");
         Ok::<_, db_layer::Error>(())
     });
     match stored.await {

@@ -53,6 +53,8 @@ pub use db_core::{
     self, Config, ConfigError, Conn, Error, Handle, Isolation, Pool, PoolOptions, Pooler, Retry, RetryPolicy,
     Tx, TxOptions, encryption,
 };
-pub use db_events::{self, Event, EventLog, EventStream, LogId, NewEvent};
+pub use db_events::{
+    self, Appender, Event, EventLog, EventStream, Events, LogId, LogTopics, NewEvent, WriterId,
+};
 pub use db_migrate::{self, Migrations};
-pub use db_notify::{self, Bus, BusOptions, NotifyAfterCommit, OnBus, Topic};
+pub use db_notify::{self, Bus, BusOptions, Channel, NotifyAfterCommit, OnBus, Topic, WatchedChannels};

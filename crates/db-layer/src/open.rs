@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use db_core::encryption::Keyring;
 use db_core::{Class, Config, Patience, Pool, PoolOptions, Pooler, Retry, connect};
-use db_events::EventLog;
+use db_events::{EventLog, LogTopics};
 use db_migrate::Migrations;
 use db_notify::{Bus, BusOptions};
 use futures_util::TryFutureExt;
@@ -49,6 +49,8 @@ pub struct Options {
     pub named: Vec<PoolOptions>,
     /// The bus.
     pub bus: BusOptions,
+    /// The topics by which those who follow event logs are woken.
+    pub topics: LogTopics,
     /// The keys that columns are sealed under; none by default.
     pub keyring: Option<Keyring>,
 }
@@ -68,6 +70,7 @@ impl Options {
             backend: PoolOptions::backend(),
             named: Vec::new(),
             bus: BusOptions::default(),
+            topics: LogTopics::default(),
             keyring: None,
         }
     }
@@ -237,7 +240,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
             pool.attach(Arc::clone(keyring));
         }
     }
-    let events = EventLog::new(backend.clone(), bus.clone());
+    let events = EventLog::with_topics(backend.clone(), &bus, &options.topics);
     Ok(Db::new(Pools { api, backend, named }, bus, events, keyring))
 }
 

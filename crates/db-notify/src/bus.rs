@@ -1,64 +1,50 @@
 //! The bus: a handle, and what it shares with its two tasks.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use db_core::{Config, ConnectFailure, Pooler};
-use sqlx::postgres::PgConnection;
-use tokio::sync::{Notify, oneshot};
+use db_core::{Config, ConnectFailure, Pooler, Tx};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::delivery::GapReason;
-use crate::listener::{Deaf, Listening};
-use crate::notifier::{NotifyError, Outbox};
-use crate::routes::{Routes, Subscription};
-use crate::{Topic, listener, notifier};
-
-/// How a bus listens and sends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BusOptions {
-    /// Processes hear each other within a namespace, `default` by default. It becomes part of a channel's name: at most 53
-    /// bytes, no NUL.
-    pub namespace: String,
-    /// How long the link may be silent before the server is asked for a sign of life [15 s]. The server is told to do the same
-    /// with its end of both connections.
-    pub heartbeat: Duration,
-    /// The shortest time between two statements that notify [2 ms].
-    pub pace: Duration,
-    /// The most notifications that wait to be sent [10 000]. Past it, one message says "everything".
-    pub queue: usize,
-}
-
-impl Default for BusOptions {
-    fn default() -> Self {
-        Self {
-            namespace: "default".to_owned(),
-            heartbeat: Duration::from_secs(15),
-            pace: Duration::from_millis(2),
-            queue: 10_000,
-        }
-    }
-}
+use crate::link::Link;
+use crate::listening::{Both, Deaf, LISTEN_LIMIT, Listening, listen_and_hear};
+use crate::notifier::{Notifier, NotifyError};
+use crate::options::{BusOptions, BusOptionsError};
+use crate::outbox::{self, Outbox};
+use crate::postgres::Postgres;
+use crate::routes::{Counts, Routes};
+use crate::state::{BusState, Condition, Counters, Trouble};
+use crate::subscription::Subscription;
+use crate::{Channel, Topic, wire};
 
 /// Why a bus could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// `LISTEN` silently cuts a channel's name at 63 bytes, and `pg_notify` refuses it.
-    #[error("the namespace of a bus has 1 to 53 bytes and no NUL character")]
-    Namespace,
-    /// The first `LISTEN` failed.
+    /// An option is wrong.
+    #[error(transparent)]
+    Options(#[from] BusOptionsError),
+    /// The first session, or the first `LISTEN`, failed.
     #[error("the bus could not listen on {to}: {failure}")]
     Listen {
         /// Role, host, port and database.
         to: String,
         /// What it met.
         failure: ConnectFailure,
+    },
+    /// The address leads to a standby, which can neither LISTEN nor NOTIFY.
+    #[error("the bus could not listen on {to}: {}", Trouble::Standby)]
+    Standby {
+        /// Role, host, port and database.
+        to: String,
     },
     /// The address leads through a pooler in transaction mode.
     #[error(
@@ -81,12 +67,22 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether waiting cannot mend it.
+    /// Whether waiting cannot mend it. A standby may be promoted.
     #[must_use]
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Namespace | Self::Pooled { .. } | Self::Unheard { .. } => true,
+            Self::Options(_) | Self::Pooled { .. } | Self::Unheard { .. } => true,
             Self::Listen { failure, .. } => failure.is_final(),
+            Self::Standby { .. } => false,
+        }
+    }
+
+    fn of<L: Link>(deaf: &Deaf, link: &L) -> Self {
+        let to = link.to_string();
+        match deaf {
+            Deaf::Unheard => Self::Unheard { to },
+            Deaf::Met(error) if Trouble::of(error) == Trouble::Standby => Self::Standby { to },
+            Deaf::Met(error) => Self::Listen { to, failure: link.explain(error) },
         }
     }
 }
@@ -112,6 +108,7 @@ struct Inner {
     tasks: Mutex<JoinSet<()>>,
     /// Tells whether they run still, as many as ask.
     running: TaskTracker,
+    channel: Channel,
 }
 
 impl Drop for Inner {
@@ -125,72 +122,77 @@ pub(crate) struct Shared {
     pub(crate) routes: Arc<Routes>,
     pub(crate) outbox: Outbox,
     pub(crate) closing: CancellationToken,
-    /// Told at each subscription: a lazy bus begins to listen at the first one.
-    pub(crate) wanted: Notify,
+    pub(crate) condition: Condition,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) heartbeat: Duration,
+    pub(crate) answer: Duration,
     pub(crate) pace: Duration,
-    connected: AtomicBool,
-    /// They were ended before they were done.
+    /// The tasks were ended before they were done.
     cut: AtomicBool,
-    gaps: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn set_connected(&self, connected: bool) {
-        self.connected.store(connected, Ordering::Release);
+    fn new(options: &BusOptions) -> Self {
+        let counters = Arc::<Counters>::default();
+        Self {
+            routes: Arc::new(Routes::new(Arc::clone(&counters))),
+            outbox: Outbox::new(options.queue(), Arc::clone(&counters)),
+            closing: CancellationToken::new(),
+            condition: Condition::default(),
+            counters,
+            heartbeat: options.heartbeat,
+            answer: options.answer,
+            pace: options.pace,
+            cut: AtomicBool::new(false),
+        }
     }
 
+    /// Nothing arrives any more: all subscriptions end.
+    pub(crate) fn hears_no_more(&self) {
+        self.condition.lost();
+        self.routes.close();
+    }
+
+    /// Tells everybody that something may have been missed.
     pub(crate) fn gap(&self, reason: GapReason) {
-        self.gaps.fetch_add(1, Ordering::Relaxed);
+        self.counters.gaps.add(1);
         self.routes.gap(reason);
     }
 }
 
-/// The one channel of a namespace, if it can be listened to there.
-fn channel(config: &Config, options: &BusOptions) -> Result<String, OpenError> {
-    let namespace = &options.namespace;
-    if !(1..=53).contains(&namespace.len()) || namespace.contains('\0') {
-        return Err(OpenError::Namespace);
-    }
+/// Where the bus of this address would be, if it can be listened to there.
+fn postgres(config: &Config, options: &BusOptions) -> Result<Postgres, OpenError> {
+    options.check()?;
     if config.pooler() != Pooler::None {
         return Err(OpenError::Pooled { to: config.to_string() });
     }
-    Ok(format!("db_notify.{namespace}"))
-}
-
-/// How a bus stands at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BusState {
-    /// Whether LISTEN is in force. On a lazy bus it is not before somebody has subscribed.
-    pub connected: bool,
-    /// Topics that somebody in this process subscribes to.
-    pub topics: usize,
-    /// Subscriptions in this process.
-    pub subscribers: usize,
-    /// How often everybody was told of a gap.
-    pub gaps: u64,
+    Ok(Postgres::new(config, options))
 }
 
 impl Bus {
     /// Connects, LISTENs, sees whether anything arrives, and starts the bus's two tasks on the current tokio runtime.
     ///
     /// `config` must lead to PostgreSQL itself: through `PgBouncer` in transaction mode, LISTEN succeeds and delivers
-    /// nothing, which is found out within 2 s. Dropping the future closes the connections.
+    /// nothing, which is found out within [`BusOptions::answer`]. Dropping the future closes the connections.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] when the namespace is not a name, or when the first LISTEN fails or delivers nothing. Later losses are mended and
+    /// [`OpenError`] when an option is wrong, or when the first LISTEN fails or delivers nothing. Later losses are mended and
     /// reported to subscribers as gaps.
     pub async fn open(config: &Config, options: BusOptions) -> Result<Self, OpenError> {
-        let channel = channel(config, &options)?;
-        let opened = listener::listen_and_hear(config, &channel, options.heartbeat).await;
-        let both = opened.map_err(|deaf| match deaf {
-            Deaf::Unheard => OpenError::Unheard { to: config.to_string() },
-            Deaf::Met(error) => {
-                OpenError::Listen { to: config.to_string(), failure: ConnectFailure::of(&error, config) }
-            }
-        })?;
-        Ok(Self::start(config, channel, &options, Some(both)))
+        Self::over(postgres(config, &options)?, options).await
+    }
+
+    /// The same over another link than the usual one to PostgreSQL: such as `Memory`, in tests.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::open`].
+    pub async fn over<L: Link>(link: L, options: BusOptions) -> Result<Self, OpenError> {
+        let channel = options.check()?;
+        let opened = listen_and_hear(&link, &channel, &[], options.answer).await;
+        let both = opened.map_err(|deaf| OpenError::of(&deaf, &link))?;
+        Ok(Self::start(link, channel, &options, Some(both)))
     }
 
     /// The same without a connection, until there is something to do: the bus LISTENs when somebody first subscribes, and
@@ -201,64 +203,110 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`OpenError::Namespace`] and [`OpenError::Pooled`].
+    /// [`OpenError::Options`] and [`OpenError::Pooled`].
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     pub fn lazy(config: &Config, options: &BusOptions) -> Result<Self, OpenError> {
-        let channel = channel(config, options)?;
-        Ok(Self::start(config, channel, options, None))
+        Self::lazy_over(postgres(config, options)?, options)
     }
 
-    fn start(
-        config: &Config,
-        channel: String,
-        options: &BusOptions,
-        first: Option<(Listening, PgConnection)>,
-    ) -> Self {
-        let shared = Arc::new(Shared {
-            routes: Arc::default(),
-            outbox: Outbox::new(options.queue.max(1)),
-            closing: CancellationToken::new(),
-            wanted: Notify::new(),
-            heartbeat: options.heartbeat,
-            pace: options.pace,
-            connected: AtomicBool::new(first.is_some()),
-            cut: AtomicBool::new(false),
-            gaps: AtomicU64::new(0),
-        });
+    /// The same over another link.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Options`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn lazy_over<L: Link>(link: L, options: &BusOptions) -> Result<Self, OpenError> {
+        let channel = options.check()?;
+        Ok(Self::start(link, channel, options, None))
+    }
+
+    fn start<L: Link>(link: L, channel: Channel, options: &BusOptions, first: Option<Both<L>>) -> Self {
+        let shared = Arc::new(Shared::new(options));
+        if first.is_some() {
+            shared.condition.connected();
+        }
+        let (listener, sender) = first.unzip();
+        let (senders, fresh) = mpsc::channel(1);
+        let listening = Listening {
+            link: link.clone(),
+            channel: channel.clone(),
+            shared: Arc::clone(&shared),
+            listener,
+            senders,
+            others: HashSet::new(),
+        };
+        let notifier = Notifier {
+            link,
+            channel: channel.clone(),
+            shared: Arc::clone(&shared),
+            sender,
+            fresh,
+            refused: false,
+        };
         let (mut tasks, running) = (JoinSet::new(), TaskTracker::new());
-        let (listening, notifier) = first.unzip();
-        let (theirs, its) = (config.clone(), channel.clone());
-        let task = Arc::clone(&shared);
-        tasks.spawn(running.track_future(async move {
-            match listening {
-                Some(listening) => listener::run(listening, theirs, its, task).await,
-                None => listener::run_when_wanted(theirs, its, task).await,
-            }
-        }));
-        let notifying = notifier::run(notifier, config.clone(), channel, Arc::clone(&shared));
-        tasks.spawn(running.track_future(notifying));
-        Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks), running }) }
+        tasks.spawn(running.track_future(listening.run()));
+        tasks.spawn(running.track_future(notifier.run()));
+        Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks), running, channel }) }
     }
 
     /// Subscribes to a topic, in force when the call returns. `size` is how many notifications may wait (at least 1).
     #[must_use]
     pub fn subscribe(&self, topic: &Topic, size: usize) -> Subscription {
-        let subscription = self.inner.shared.routes.subscribe(topic, size);
-        self.inner.shared.wanted.notify_one();
+        self.subscribe_all([topic], size)
+    }
+
+    /// Subscribes to many topics together, in force when the call returns. `size` is how many notifications may wait, of all of
+    /// them (at least 1).
+    #[must_use]
+    pub fn subscribe_all<'t>(
+        &self,
+        topics: impl IntoIterator<Item = &'t Topic>,
+        size: usize,
+    ) -> Subscription {
+        let mut subscription = Subscription::open(&self.inner.shared.routes, size);
+        for topic in topics {
+            subscription.subscribe(topic);
+        }
+        subscription
+    }
+
+    /// Listens to a channel of PostgreSQL's as it is: what triggers and other programs NOTIFY. `size` is how many notifications
+    /// may wait (at least 1).
+    ///
+    /// The first delivery is a [`Gap`](crate::Gap), when LISTEN is in force: what is looked at then is looked at while nothing
+    /// can be missed any more. UNLISTEN follows when the last who listens to the channel here is dropped.
+    ///
+    /// Each channel costs the server time with each notification, in each of its databases; topics cost it nothing.
+    #[must_use]
+    pub fn listen(&self, channel: &Channel, size: usize) -> Subscription {
+        let mut subscription = Subscription::open(&self.inner.shared.routes, size);
+        subscription.listen(channel);
         subscription
     }
 
     /// Notifies, and waits until the statement that carries it was done. While the server is away, that may be long.
     ///
-    /// Dropping the future stops the wait only; the notification is sent all the same.
+    /// Dropping the future stops the wait only; the notification is sent all the same, unless the future was never polled.
+    ///
+    /// # Errors
+    ///
+    /// [`NotifyError::Closed`] when the bus is closed first.
+    pub async fn notify(&self, topic: &Topic) -> Result<(), NotifyError> {
+        self.notify_with(topic, "").await
+    }
+
+    /// The same with a payload.
     ///
     /// # Errors
     ///
     /// [`NotifyError`] when it can never be sent, or the bus is closed first.
-    pub async fn notify(&self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
+    pub async fn notify_with(&self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
         let (sent, done) = oneshot::channel();
         self.inner.shared.outbox.push(topic, payload, Some(sent))?;
         done.await.map_err(|_| NotifyError::Closed)
@@ -268,21 +316,63 @@ impl Bus {
     ///
     /// # Errors
     ///
+    /// [`NotifyError::Closed`].
+    pub fn notify_soon(&self, topic: &Topic) -> Result<(), NotifyError> {
+        self.notify_soon_with(topic, "")
+    }
+
+    /// The same with a payload.
+    ///
+    /// # Errors
+    ///
     /// [`NotifyError`] when it can never be sent.
-    pub fn notify_soon(&self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
+    pub fn notify_soon_with(&self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
         self.inner.shared.outbox.push(topic, payload, None)
+    }
+
+    /// Notifies within a transaction: sent exactly if it commits, by the server, even if this process is killed right after.
+    ///
+    /// It has a price: all transactions that do so commit one after the other, in the whole server, which at 50 connections
+    /// leaves a fifth of the rate. Unless a lost wake-up is worse than that,
+    /// [`NotifyAfterCommit`](crate::NotifyAfterCommit) is the one to use.
+    ///
+    /// The transaction's database must be the bus's. Dropping the future leaves the transaction to be rolled back, as with any
+    /// statement.
+    ///
+    /// # Errors
+    ///
+    /// [`NotifyInError::Refused`] when it can never be sent, and what the statement meets.
+    pub async fn notify_in(&self, tx: &mut Tx, topic: &Topic, payload: &str) -> Result<(), NotifyInError> {
+        outbox::check(topic, payload)?;
+        sqlx::query("select pg_notify($1, $2)")
+            .bind(self.inner.channel.as_str())
+            .bind(wire::encode([(topic.as_str(), payload)]).concat())
+            .execute(tx)
+            .await
+            .map_err(db_core::Error::from)?;
+        Ok(())
     }
 
     /// How the bus stands now.
     #[must_use]
     pub fn state(&self) -> BusState {
-        let shared = &self.inner.shared;
-        let (topics, subscribers) = shared.routes.count();
+        let Shared { routes, outbox, condition, counters, .. } = &*self.inner.shared;
+        let Counts { topics, channels, subscribers } = routes.count();
+        let sessions = condition.read();
         BusState {
-            connected: shared.connected.load(Ordering::Acquire),
+            connected_since: sessions.connected_since,
+            last_heartbeat: sessions.last_heartbeat,
+            trouble: sessions.trouble(),
+            queue_usage: sessions.queue_usage,
             topics,
+            channels,
             subscribers,
-            gaps: shared.gaps.load(Ordering::Relaxed),
+            pending: outbox.pending(),
+            sent: counters.sent.get(),
+            coalesced: counters.coalesced.get(),
+            gated: counters.gated.get(),
+            gaps: counters.gaps.get(),
+            lagged: counters.lagged.get(),
         }
     }
 
@@ -291,14 +381,56 @@ impl Bus {
     ///
     /// Dropping the future leaves the bus closing, for as long as there is a handle to it: asked again, it waits on.
     pub async fn close(&self, deadline: Duration) -> bool {
-        let Inner { shared, tasks, running } = &*self.inner;
+        let Inner { shared, tasks, running, .. } = &*self.inner;
         shared.outbox.close();
         shared.closing.cancel();
         running.close();
         if timeout(deadline, running.wait()).await.is_err() {
             shared.cut.store(true, Ordering::Release);
+            // As they are dropped, they tell those who wait.
             tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         }
         !shared.cut.load(Ordering::Acquire)
     }
+
+    /// As [`notify_soon_with`](Self::notify_soon_with), and tells when it was sent.
+    pub(crate) fn notify_then(
+        &self,
+        topic: &Topic,
+        payload: &str,
+        sent: oneshot::Sender<()>,
+    ) -> Result<(), NotifyError> {
+        self.inner.shared.outbox.push(topic, payload, Some(sent))
+    }
+
+    /// Tells those who follow these topics that something may have been missed.
+    pub(crate) fn gap_of(&self, topics: &[Topic], reason: GapReason) {
+        self.inner.shared.routes.gap_of(topics, reason);
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.inner.shared.counters
+    }
+
+    /// Whether LISTEN is in force, as far as it is known.
+    pub(crate) fn listens(&self) -> bool {
+        self.inner.shared.condition.read().connected_since.is_some()
+    }
+
+    /// How long it may take at most to know that it is not.
+    pub(crate) fn silence(&self) -> Duration {
+        self.inner.shared.heartbeat + self.inner.shared.answer.max(LISTEN_LIMIT)
+    }
+}
+
+/// Why a transaction could not notify.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotifyInError {
+    /// It can never be sent. The transaction can go on.
+    #[error(transparent)]
+    Refused(#[from] NotifyError),
+    /// The statement failed, and with it the transaction.
+    #[error("could not notify within the transaction: {0}")]
+    Statement(#[from] db_core::Error),
 }

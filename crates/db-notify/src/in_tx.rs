@@ -33,30 +33,42 @@ impl OnBus for Tx {
 /// let topic = Topic::new("orders/17")?;
 /// let mut tx = pool.handle().begin().await?;
 /// sqlx::query("update orders set paid = true where id = 17").execute(&mut tx).await?;
-/// tx.notify(&topic, "paid")?;
+/// tx.notify(&topic)?;
 /// tx.commit().await?;
 /// # Ok(())
 /// # }
 /// ```
 pub trait NotifyAfterCommit {
     /// Has the bus notify right after the commit, outside of the transaction, which therefore does not wait for other
-    /// transactions that notify. Nothing is sent when it is rolled back, or when its outcome is not known. A process that is
-    /// killed between the commit and its notification sends nothing either.
+    /// transactions that notify. Nothing is sent when it is rolled back, or when its outcome is not known.
+    ///
+    /// **A process that is killed between the commit and its notification sends nothing either**, and nobody is told. A reader
+    /// that must not miss it also looks by itself from time to time, or the notification is made part of the transaction, at
+    /// its price: [`Bus::notify_in`].
     ///
     /// # Errors
     ///
-    /// [`NotifyError::NoBus`] when the pool has none, and what [`Bus::notify_soon`] says of the payload. A bus that is closed
-    /// before the commit is logged instead: the transaction is not to fail for it.
-    fn notify(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError>;
+    /// [`NotifyError::NoBus`] when the pool has none. A bus that is closed before the commit is logged instead: the transaction
+    /// is not to fail for it.
+    fn notify(&mut self, topic: &Topic) -> Result<(), NotifyError> {
+        self.notify_with(topic, "")
+    }
+
+    /// The same with a payload.
+    ///
+    /// # Errors
+    ///
+    /// And what [`Bus::notify_soon_with`] says of the payload.
+    fn notify_with(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError>;
 }
 
 impl NotifyAfterCommit for Tx {
-    fn notify(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
+    fn notify_with(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
         let bus = self.bus().ok_or(NotifyError::NoBus)?;
-        crate::notifier::check(topic, payload)?;
+        crate::outbox::check(topic, payload)?;
         let (topic, payload) = (topic.clone(), payload.to_owned());
         self.after_commit(move || {
-            if let Err(error) = bus.notify_soon(&topic, &payload) {
+            if let Err(error) = bus.notify_soon_with(&topic, &payload) {
                 tracing::warn!(topic = topic.as_str(), %error, "committed, and nobody is notified");
             }
         });

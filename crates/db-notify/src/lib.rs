@@ -8,7 +8,7 @@
 //! let topic = Topic::new("orders/17")?;
 //!
 //! let mut orders = bus.subscribe(&topic, 16);
-//! bus.notify(&topic, "paid").await?;
+//! bus.notify_with(&topic, "paid").await?;
 //!
 //! while let Some(delivery) = orders.recv().await {
 //!     match delivery {
@@ -24,19 +24,39 @@
 //!
 //! A notification means "look again", not "here is the data". It may be lost: while the link is down, when a
 //! subscriber's queue is full, when the process that wanted to send it is killed between its commit and its notify.
-//! The first two are followed by a [`Delivery::Gap`] as soon as notifications flow again, never before. The last one
-//! is not known to anybody, so a reader that must see everything also looks by itself from time to time.
 //!
-//! Equal notifications that wait together are sent once.
+//! * The first two are followed by a [`Delivery::Gap`] as soon as notifications flow again, never before: what is looked at
+//!   then is looked at while nothing can be missed any more.
+//! * **The last one is not known to anybody.** A reader that must see everything also looks by itself from time to time, as
+//!   `db-events` does every 5 s; or the writer pays for [`Bus::notify_in`], which is exact.
+//!
+//! Equal notifications that wait together are sent once. Those of one process arrive in their order.
+//!
+//! A link that dies silently is noticed by a heartbeat: within [`BusOptions::heartbeat`] and [`BusOptions::answer`], or 5 s
+//! for the latter while a LISTEN is under way. What keeps the bus from its work is logged once, when it begins, and once when it
+//! is over; [`Bus::state`] tells it meanwhile.
 //!
 //! [`Bus::lazy`] connects to nothing before somebody subscribes or notifies; such a first subscriber is told by a gap when
 //! LISTEN is in force.
+//!
+//! # How to notify
+//!
+//! | call | sent | costs the writer |
+//! |---|---|---|
+//! | [`bus.notify(topic).await`](Bus::notify) | when it returns | a round trip, and the pace |
+//! | [`bus.notify_soon(topic)`](Bus::notify_soon) | soon, or when the server is back | nothing |
+//! | [`tx.notify(topic)`](NotifyAfterCommit::notify) | soon after the commit, and only then | nothing |
+//! | [`bus.notify_in(&mut tx, …)`](Bus::notify_in) | by the commit itself | all such commits wait for each other |
+//! | [`watched.notify(topic)`](WatchedChannels::notify) | soon, if anybody watches the topic | nothing |
 //!
 //! # One connection, one channel
 //!
 //! LISTEN costs PostgreSQL time per channel and message, so all topics of a namespace ride one channel,
 //! `db_notify.<namespace>`, and are told apart in the process. A [`Topic`] is therefore not a channel: it may be any
 //! text of 1 to 255 bytes. Subscribing and unsubscribing are done in the process, at once, without a round trip.
+//!
+//! What triggers and other programs NOTIFY is received as it is: [`Bus::listen`] takes a [`Channel`] of PostgreSQL's, on the
+//! same connection.
 //!
 //! NOTIFY inside a transaction makes all such transactions commit one after the other, so the bus sends from a
 //! connection of its own: at once when it was idle, then at most once in [`BusOptions::pace`], everything that gathered
@@ -53,22 +73,65 @@
 //! everything     = "*"            ; more was to be said than fits: look at everything again
 //! ```
 //!
-//! One NOTIFY carries as many entries as fit into PostgreSQL's 7999 bytes. A payload that is not of this form, such as
-//! one of a later version, counts as a gap: something was said that cannot be read here.
+//! The notifications `log/7` without a payload, and `a` with the payload `b`, in one NOTIFY:
+//!
+//! ```text
+//! 15:0:log/71:1:ab
+//! ││ │ │    │ │ │└─ its payload
+//! ││ │ │    │ │ └── another topic
+//! ││ │ │    │ └──── one byte of payload
+//! ││ │ │    └────── one byte of topic
+//! ││ │ └─────────── the topic; no payload follows
+//! ││ └───────────── no bytes of payload
+//! │└─────────────── 5 bytes of topic
+//! └──────────────── version
+//! ```
+//!
+//! One NOTIFY carries as many entries as fit into PostgreSQL's 7999 bytes, one statement at most 64 of them. A payload that is
+//! not of this form, such as one of a later version, counts as a gap: something was said that cannot be read here.
+//! `tests/golden/wire.txt` fixes the form, since old and new processes must agree on it. A payload with the version alone has no
+//! entries: the bus sends it to itself, to see whether anything arrives.
+//!
+//! # Without a database
+//!
+//! With the feature `memory`, `Memory` is a place in the process's own memory where buses meet, for tests of programs that use
+//! one: [`Bus::over`]. It keeps the same promises, shown by the same suite of tests, and is lost when the test says so. Both are
+//! a [`link::Link`], whose sessions are a [`link::Listener`] and a [`link::Sender`].
 
 mod bus;
+mod channel;
 mod delivery;
+#[cfg(test)]
+#[path = "../tests/golden/read.rs"]
+mod golden;
 mod in_tx;
-mod listener;
+pub mod link;
+mod listening;
+#[cfg(feature = "memory")]
+mod memory;
 mod notifier;
+mod options;
+mod outbox;
+mod postgres;
+mod queue;
 mod routes;
 pub mod settings;
+mod state;
+mod subscription;
 mod topic;
+pub mod watched;
 mod wire;
 
-pub use bus::{Bus, BusOptions, BusState, OpenError};
-pub use delivery::{Delivery, Gap, GapReason, Notification};
+pub use bus::{Bus, NotifyInError, OpenError};
+pub use channel::{Channel, ChannelError};
+pub use delivery::{Delivery, Gap, GapReason, Notification, Source};
 pub use in_tx::{NotifyAfterCommit, OnBus};
+#[cfg(feature = "memory")]
+pub use memory::{Memory, MemoryListener, MemorySender};
 pub use notifier::NotifyError;
-pub use routes::Subscription;
+pub use options::{BusOptions, BusOptionsError};
+pub use postgres::{Postgres, PostgresListener, PostgresSender};
+pub use state::{BusState, Trouble};
+pub use subscription::Subscription;
 pub use topic::{Topic, TopicError};
+pub use watched::{Watch, WatchOptions, WatchedChannels, WatchedState};

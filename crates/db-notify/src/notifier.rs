@@ -1,22 +1,26 @@
 //! The task that sends: at once when idle, then paced, everything that gathered in one statement.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
-use db_core::{Config, kept_alive};
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection};
-use tokio::sync::{Notify, oneshot};
-use tokio::time::timeout;
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use sqlx::error::DatabaseError;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::sleep;
 
+use crate::Channel;
 use crate::bus::Shared;
-use crate::topic::Topic;
+use crate::link::{Link, Sender, within};
+use crate::state::{Part, Trouble};
 use crate::wire;
 
-/// How long one statement may take, or one attempt to connect unless the address says it.
-const SEND_LIMIT: Duration = Duration::from_secs(5);
+/// The most payloads of a statement, half a megabyte: what takes longer than the server may take to answer would be tried again
+/// for ever.
+const STATEMENT: usize = 64;
+
+/// The longest that a statement is waited for. The first attempt has the time of an answer, each further one twice as much.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// Why a notification was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,238 +45,170 @@ pub enum NotifyError {
     Closed,
 }
 
-/// Whether it can be sent at all.
-pub(crate) fn check(topic: &Topic, payload: &str) -> Result<(), NotifyError> {
-    let limit = wire::payload_limit(topic.as_str().len());
-    if payload.len() > limit {
-        return Err(NotifyError::TooLong { bytes: payload.len(), limit });
-    }
-    if payload.contains('\0') {
-        return Err(NotifyError::Nul);
-    }
-    Ok(())
+/// What the task owns.
+pub(crate) struct Notifier<L: Link> {
+    pub(crate) link: L,
+    pub(crate) channel: Channel,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) sender: Option<L::Sender>,
+    /// The listening task dials a sender, too, to hear itself: it is newer than the one that is here, and known to be well.
+    pub(crate) fresh: Receiver<L::Sender>,
+    /// Some text was refused, and that was said.
+    pub(crate) refused: bool,
 }
 
-/// What waits to be sent.
-pub(crate) struct Outbox {
-    /// The most entries that wait; past it, one "everything" replaces them.
-    size: usize,
-    waiting: Mutex<Batch>,
-    filled: Notify,
-}
-
-#[derive(Default)]
-struct Batch {
-    entries: Vec<(Topic, String)>,
-    seen: HashSet<(Topic, String)>,
-    everything: bool,
-    callers: Vec<oneshot::Sender<()>>,
-    closed: bool,
-}
-
-impl Outbox {
-    pub(crate) fn new(size: usize) -> Self {
-        Self { size, waiting: Mutex::default(), filled: Notify::new() }
-    }
-
-    /// Adds a notification; `caller` hears when it was sent.
-    pub(crate) fn push(
-        &self,
-        topic: &Topic,
-        payload: &str,
-        caller: Option<oneshot::Sender<()>>,
-    ) -> Result<(), NotifyError> {
-        check(topic, payload)?;
-        let mut batch = self.lock();
-        if batch.closed {
-            return Err(NotifyError::Closed);
-        }
-        batch.add(topic.clone(), payload.to_owned(), self.size);
-        batch.callers.extend(caller);
-        drop(batch);
-        self.filled.notify_one();
-        Ok(())
-    }
-
-    /// Takes no more. What waits can still be sent.
-    pub(crate) fn close(&self) {
-        self.lock().closed = true;
-        self.filled.notify_one();
-    }
-
-    fn take(&self) -> Option<Batch> {
-        let mut batch = self.lock();
-        let closed = batch.closed;
-        let has_work = batch.everything || !batch.entries.is_empty();
-        has_work.then(|| std::mem::replace(&mut *batch, Batch { closed, ..Batch::default() }))
-    }
-
-    fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Batch> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Batch {
-    fn add(&mut self, topic: Topic, payload: String, size: usize) {
-        if self.everything {
-            return;
-        }
-        let entry = (topic, payload);
-        if self.seen.contains(&entry) {
-            return;
-        }
-        if self.entries.len() == size {
-            self.entries.clear();
-            self.seen.clear();
-            self.everything = true;
-            return;
-        }
-        self.seen.insert(entry.clone());
-        self.entries.push(entry);
-    }
-
-    fn payloads(&self) -> Vec<String> {
-        if self.everything {
-            return vec![wire::EVERYTHING.to_owned()];
-        }
-        wire::encode(self.entries.iter().map(|(topic, payload)| (topic.as_str(), payload.as_str())))
-    }
-}
-
-/// How the notifier's session is opened.
-pub(crate) struct Session {
-    options: PgConnectOptions,
-    /// How long that may take.
-    limit: Duration,
-}
-
-pub(crate) fn session(config: &Config, heartbeat: Duration) -> Session {
-    let options = kept_alive(config.clone().with_application_name("notifier").as_sqlx(), heartbeat);
-    Session { options, limit: config.connect_timeout().unwrap_or(SEND_LIMIT) }
-}
-
-/// Sends until the outbox is closed and empty.
-pub(crate) async fn run(
-    mut connection: Option<PgConnection>,
-    config: Config,
-    channel: String,
-    shared: Arc<Shared>,
-) {
-    let session = session(&config, shared.heartbeat);
-    loop {
-        let Some(batch) = shared.outbox.take() else {
-            if shared.outbox.is_closed() {
-                break;
+impl<L: Link> Notifier<L> {
+    /// Sends until the outbox is closed and empty.
+    pub(crate) async fn run(mut self) {
+        // However this ends, be it by a panic: nobody waits for a task that is not there.
+        let shared = Arc::clone(&self.shared);
+        let _end = scopeguard::guard((), |()| shared.outbox.abandon());
+        loop {
+            let batch = tokio::select! {
+                batch = self.shared.outbox.take() => batch,
+                // Without a goodbye to the other one, which may be dead and would be waited for.
+                Some(fresh) = self.fresh.recv() => {
+                    self.sender = Some(fresh);
+                    continue;
+                }
+            };
+            let Some(batch) = batch else { break };
+            for payloads in batch.payloads().chunks(STATEMENT) {
+                if self.send(payloads).await == Outcome::Refused {
+                    // One of them is to blame, and the others are not.
+                    for payload in payloads.chunks(1) {
+                        self.send_or_everything(payload).await;
+                    }
+                }
             }
-            shared.outbox.filled.notified().await;
-            continue;
-        };
-        send(&mut connection, &session, &channel, &batch.payloads()).await;
-        for caller in batch.callers {
-            // A caller that no longer waits is no error.
-            let _: Result<(), ()> = caller.send(());
+            self.shared.counters.sent.add(batch.len());
+            batch.sent();
+            // The pace. Without it, each notification would wake every listening process, and the writers would pay a third
+            // of their rate for eight of them.
+            sleep(self.shared.pace).await;
         }
-        // The pace. Without it, each notification would wake every listening process, and the writers would pay a third
-        // of their rate for eight of them.
-        tokio::time::sleep(shared.pace).await;
+        self.take_fresh();
+        if let Some(sender) = self.sender {
+            sender.close().await;
+        }
     }
-    if let Some(connection) = connection {
-        // A goodbye to a server that is not there is no error either.
-        let _: Result<_, _> = timeout(SEND_LIMIT, connection.close()).await;
+
+    fn take_fresh(&mut self) {
+        while let Ok(fresh) = self.fresh.try_recv() {
+            self.sender = Some(fresh);
+        }
+    }
+
+    /// Sends what the database may not be able to hold: then everybody is told to look.
+    async fn send_or_everything(&mut self, payload: &[String]) {
+        if self.send(payload).await == Outcome::Refused {
+            self.send(&[wire::EVERYTHING.to_owned()]).await;
+        }
+    }
+
+    /// Sends, connecting again after a loss, until it was sent or can never be. Whoever closes the bus ends the wait by dropping
+    /// the task.
+    async fn send(&mut self, payloads: &[String]) -> Outcome {
+        let mut pauses = pauses();
+        let mut limit = self.shared.answer;
+        // A session that was idle may have been ended meanwhile: that is found out by using it, and is no trouble.
+        let mut may_be_stale = self.sender.is_some();
+        loop {
+            match self.attempt(payloads, limit).await {
+                Ok(()) => {
+                    if self.shared.condition.note(Part::Sending, None) {
+                        tracing::info!(channel = %self.channel, "notifications are sent again");
+                    }
+                    return Outcome::Sent;
+                }
+                Err(error) if is_about_the_text(&error) => {
+                    if std::mem::replace(&mut self.refused, true) {
+                        tracing::debug!(channel = %self.channel, %error, "notifications that the database cannot hold");
+                    } else {
+                        tracing::error!(
+                            channel = %self.channel, %error,
+                            "notifications that the database cannot hold: subscribers are told to look for themselves"
+                        );
+                    }
+                    return Outcome::Refused;
+                }
+                Err(error) if may_be_stale && error.as_database_error().is_none_or(is_an_end) => {
+                    tracing::debug!(channel = %self.channel, %error, "the notifying session was lost while it was idle");
+                    may_be_stale = false;
+                    continue;
+                }
+                Err(error) => {
+                    let trouble = Trouble::of(&error);
+                    if self.shared.condition.note(Part::Sending, Some(trouble)) {
+                        tracing::warn!(
+                            channel = %self.channel, to = %self.link, %error, %trouble,
+                            "cannot notify yet, trying until it works"
+                        );
+                    } else {
+                        tracing::debug!(channel = %self.channel, %error, "cannot notify yet");
+                    }
+                }
+            }
+            limit = LONGEST.min(limit * 2).max(self.shared.answer);
+            tokio::select! {
+                // A connection that is known to be well is tried at once.
+                Some(fresh) = self.fresh.recv() => self.sender = Some(fresh),
+                () = sleep(pauses.next().unwrap_or(LONGEST)) => {}
+            }
+        }
+    }
+
+    async fn attempt(&mut self, payloads: &[String], limit: Duration) -> Result<(), sqlx::Error> {
+        self.take_fresh();
+        let open = self.sender.take();
+        let Self { link, channel, shared, fresh, .. } = self;
+        let sending = async {
+            let mut sender = match open {
+                Some(open) => open,
+                None => link.sender().await?,
+            };
+            within(limit, sender.notify(channel, payloads)).await?;
+            Ok::<_, sqlx::Error>(sender)
+        };
+        // One that takes its time may be dead. When there is another one, which is known to be well, it has had enough.
+        let superseding = async {
+            sleep(shared.answer).await;
+            fresh.recv().await
+        };
+        let (sender, result) = tokio::select! {
+            sent = Box::pin(sending) => (sent?, Ok(())),
+            Some(fresh) = superseding => (fresh, Err(sqlx::Error::Io(ErrorKind::TimedOut.into()))),
+        };
+        self.sender = Some(sender);
+        result
     }
 }
 
-/// Sends, connecting again after a loss, until it was sent. The caller ends the wait by dropping the task.
-async fn send(connection: &mut Option<PgConnection>, session: &Session, channel: &str, payloads: &[String]) {
-    let mut pauses = ExponentialBuilder::new()
+/// What became of payloads.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Sent,
+    /// They can never be sent.
+    Refused,
+}
+
+/// Class 57, "operator intervention": the session was ended.
+fn is_an_end(said: &dyn DatabaseError) -> bool {
+    said.code().is_some_and(|code| code.starts_with("57"))
+}
+
+/// Class 22, "data exception": such as a character that the database's encoding has not. Another attempt would meet it again.
+pub(crate) fn is_about_the_text(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.is_some_and(|code| code.starts_with("22"))
+}
+
+/// How long to wait between attempts: from 20 ms to 2 s.
+pub(crate) fn pauses() -> ExponentialBackoff {
+    ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(20))
         .with_max_delay(Duration::from_secs(2))
         .with_jitter()
         .without_max_times()
-        .build();
-    loop {
-        let attempt = async {
-            let open = match connection.take() {
-                Some(open) => open,
-                None => connect(session).await?,
-            };
-            notify(open, channel, payloads).await
-        };
-        match attempt.await {
-            Ok(open) => {
-                *connection = Some(open);
-                return;
-            }
-            Err(error) => tracing::warn!(%channel, %error, "cannot notify yet"),
-        }
-        tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(2))).await;
-    }
-}
-
-pub(crate) async fn connect(session: &Session) -> Result<PgConnection, sqlx::Error> {
-    timeout(session.limit, session.options.connect()).await.unwrap_or_else(|_| Err(too_late()))
-}
-
-/// Sends once, and gives the connection back.
-pub(crate) async fn notify(
-    mut connection: PgConnection,
-    channel: &str,
-    payloads: &[String],
-) -> Result<PgConnection, sqlx::Error> {
-    let sent = sqlx::query("select pg_notify($1, payload) from unnest($2::text[]) as payload")
-        .bind(channel)
-        .bind(payloads)
-        .execute(&mut connection);
-    timeout(SEND_LIMIT, sent).await.unwrap_or_else(|_| Err(too_late()))?;
-    Ok(connection)
-}
-
-fn too_late() -> sqlx::Error {
-    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn topic(name: &str) -> Topic {
-        Topic::new(name).expect("a topic")
-    }
-
-    #[test]
-    fn equal_notifications_that_wait_together_are_sent_once() {
-        let outbox = Outbox::new(10);
-        for payload in ["a", "b", "a"] {
-            outbox.push(&topic("t"), payload, None).expect("pushed");
-        }
-
-        assert_eq!(outbox.take().expect("a batch").payloads(), ["11:1:ta1:1:tb"]);
-    }
-
-    #[test]
-    fn past_its_size_the_outbox_says_everything_once() {
-        let outbox = Outbox::new(2);
-        for n in 0..5 {
-            outbox.push(&topic("t"), &n.to_string(), None).expect("pushed");
-        }
-
-        assert_eq!(outbox.take().expect("a batch").payloads(), ["1*"]);
-        assert!(outbox.take().is_none());
-    }
-
-    #[test]
-    fn a_payload_that_would_not_fit_is_refused_at_the_call() {
-        let outbox = Outbox::new(2);
-        let limit = wire::payload_limit(1);
-
-        let error = outbox.push(&topic("t"), &"x".repeat(limit + 1), None).expect_err("too long");
-
-        assert_eq!(error, NotifyError::TooLong { bytes: limit + 1, limit });
-        outbox.push(&topic("t"), &"x".repeat(limit), None).expect("the longest that fits");
-        assert_eq!(outbox.push(&topic("t"), "\0", None), Err(NotifyError::Nul));
-    }
+        .build()
 }

@@ -1,295 +1,273 @@
 //! Who wants to hear of what, in this process.
 
-use std::collections::{HashMap, VecDeque};
-use std::fmt;
-use std::pin::Pin;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 
-use futures_util::{Stream, StreamExt};
+use tokio::sync::Notify;
 
-use crate::delivery::{Delivery, Gap, GapReason, Notification};
+use crate::Channel;
+use crate::delivery::{GapReason, Notification, Source};
+use crate::queue::Queue;
+use crate::state::Counters;
 use crate::topic::Topic;
 
-/// The map from topics to subscribers' queues. A lock, held for the time of a look-up: subscribing is then in force
-/// when the call returns, and nobody has to wait for a task.
-#[derive(Default)]
+/// The map from topics, and from channels of other programs', to subscribers' queues. A lock, held for the time of a look-up:
+/// subscribing to a topic is then in force when the call returns, and nobody has to wait for a task.
+///
+/// It says what is wanted; the listening task makes it so.
 pub(crate) struct Routes {
-    state: Mutex<RoutesState>,
+    state: Mutex<State>,
+    counters: Arc<Counters>,
+    /// Told of each subscription: a lazy bus begins to listen at the first one.
+    subscribed: Notify,
+    /// Told of each change of the channels.
+    changed: Notify,
 }
 
 #[derive(Default)]
-struct RoutesState {
-    topics: HashMap<Topic, Vec<Arc<Queue>>>,
+struct State {
+    /// All of them, also those that follow nothing now.
+    queues: HashMap<Number, Arc<Queue>>,
+    topics: HashMap<Topic, Followers>,
+    channels: HashMap<Channel, Wanted>,
+    /// The number of the last queue.
+    last: Number,
     closed: bool,
 }
 
+/// Of a queue.
+pub(crate) type Number = u64;
+
+/// In the order of their numbers, which only grow.
+type Followers = Vec<(Number, Arc<Queue>)>;
+
+/// Who listens to a channel.
+#[derive(Default)]
+struct Wanted {
+    followers: Followers,
+    /// LISTEN may not be in force yet.
+    waiting: Followers,
+}
+
+/// How many there are.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) topics: usize,
+    pub(crate) channels: usize,
+    pub(crate) subscribers: usize,
+}
+
 impl Routes {
-    pub(crate) fn subscribe(self: &Arc<Self>, topic: &Topic, size: usize) -> Subscription {
-        let queue = Arc::new(Queue { size: size.max(1), state: Mutex::default() });
-        let mut state = self.lock();
-        if state.closed {
-            queue.close();
-        }
-        state.topics.entry(topic.clone()).or_default().push(Arc::clone(&queue));
-        drop(state);
-        Subscription { queue, topic: topic.clone(), routes: Arc::clone(self) }
+    pub(crate) fn new(counters: Arc<Counters>) -> Self {
+        Self { state: Mutex::default(), counters, subscribed: Notify::new(), changed: Notify::new() }
     }
 
-    pub(crate) fn deliver(&self, topic: &str, payload: &str) {
-        let Ok(topic) = Topic::new(topic) else { return };
-        if let Some(queues) = self.lock().topics.get(&topic) {
-            for queue in queues {
-                let payload = payload.to_owned();
-                queue.push(Notification { topic: topic.clone(), payload });
+    /// A queue that follows nothing yet.
+    pub(crate) fn open(&self, size: usize) -> (Number, Arc<Queue>) {
+        let queue = Arc::new(Queue::new(size, Arc::clone(&self.counters)));
+        let mut state = self.lock();
+        if state.closed {
+            // Nobody waits for it yet.
+            drop(queue.close());
+        }
+        state.last += 1;
+        let number = state.last;
+        state.queues.insert(number, Arc::clone(&queue));
+        drop(state);
+        self.subscribed.notify_one();
+        (number, queue)
+    }
+
+    /// Forgets a queue, and all that it follows.
+    pub(crate) fn leave(
+        &self,
+        number: Number,
+        topics: impl IntoIterator<Item = Topic>,
+        channels: impl IntoIterator<Item = Channel>,
+    ) {
+        let mut state = self.lock();
+        let State { queues, topics: followed, channels: wanted, .. } = &mut *state;
+        for topic in topics {
+            forget(followed, &topic, |followers| remove(followers, number));
+        }
+        let mut any = false;
+        for channel in channels {
+            forget(wanted, &channel, |wanted| wanted.remove(number));
+            any = true;
+        }
+        // Its last owner may be the subscription that is being dropped; what it holds may take its time.
+        let queue = queues.remove(&number);
+        drop(state);
+        drop(queue);
+        if any {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Has a queue follow a topic, too.
+    pub(crate) fn follow(&self, number: Number, topic: &Topic) {
+        let mut state = self.lock();
+        let State { queues, topics, .. } = &mut *state;
+        if let Some(queue) = queues.get(&number) {
+            add(topics.entry(topic.clone()).or_default(), number, queue);
+        }
+    }
+
+    pub(crate) fn unfollow(&self, number: Number, topic: &Topic) {
+        forget(&mut self.lock().topics, topic, |followers| remove(followers, number));
+    }
+
+    /// Has a queue follow a channel of other programs', too. It is told by a gap when LISTEN is in force.
+    pub(crate) fn listen(&self, number: Number, channel: &Channel) {
+        let mut state = self.lock();
+        let State { queues, channels, .. } = &mut *state;
+        if let Some(queue) = queues.get(&number) {
+            add(&mut channels.entry(channel.clone()).or_default().waiting, number, queue);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn unlisten(&self, number: Number, channel: &Channel) {
+        forget(&mut self.lock().channels, channel, |wanted| wanted.remove(number));
+        self.changed.notify_one();
+    }
+
+    /// Waits until somebody has subscribed. Cancel safe.
+    pub(crate) async fn subscribed(&self) {
+        self.subscribed.notified().await;
+    }
+
+    /// Waits until other channels may be wanted than before. Cancel safe.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// The channels of other programs' that are to be listened to.
+    pub(crate) fn channels(&self) -> HashSet<Channel> {
+        self.lock().channels.keys().cloned().collect()
+    }
+
+    /// Tells those who have waited for it that LISTEN is in force.
+    pub(crate) fn in_force(&self, channels: &HashSet<Channel>) {
+        let mut wakers = Wakers::default();
+        let mut state = self.lock();
+        for (_, wanted) in state.channels.iter_mut().filter(|(channel, _)| channels.contains(*channel)) {
+            for (number, queue) in wanted.waiting.drain(..) {
+                wakers.0.extend(queue.gap(GapReason::Started));
+                add(&mut wanted.followers, number, &queue);
             }
+        }
+    }
+
+    /// Delivers notifications of the bus's own, topics and their payloads.
+    pub(crate) fn deliver_all<'e>(&self, entries: impl Iterator<Item = (&'e str, &'e str)>) {
+        let mut wakers = Wakers::default();
+        let state = self.lock();
+        for (topic, payload) in entries {
+            if let Some((topic, followers)) = state.topics.get_key_value(topic) {
+                send(followers, || Source::Topic(topic.clone()), payload, &mut wakers);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn deliver(&self, topic: &str, payload: &str) {
+        self.deliver_all([(topic, payload)].into_iter());
+    }
+
+    /// Delivers a notification as it came from PostgreSQL.
+    pub(crate) fn deliver_from(&self, channel: &str, payload: &str) {
+        let mut wakers = Wakers::default();
+        let state = self.lock();
+        if let Some((channel, wanted)) = state.channels.get_key_value(channel) {
+            send(&wanted.followers, || Source::Channel(channel.clone()), payload, &mut wakers);
         }
     }
 
     /// Tells everybody that something may have been missed.
     pub(crate) fn gap(&self, reason: GapReason) {
-        for queue in self.lock().topics.values().flatten() {
-            queue.gap(Gap { reason, missed: None });
-        }
+        let mut wakers = Wakers::default();
+        let state = self.lock();
+        wakers.0.extend(state.queues.values().filter_map(|queue| queue.gap(reason)));
+    }
+
+    /// Tells those who follow these topics.
+    pub(crate) fn gap_of(&self, topics: &[Topic], reason: GapReason) {
+        let mut wakers = Wakers::default();
+        let state = self.lock();
+        let followers = topics.iter().filter_map(|topic| state.topics.get(topic)).flatten();
+        wakers.0.extend(followers.filter_map(|(_, queue)| queue.gap(reason)));
     }
 
     /// Ends all subscriptions, those to come too, once they have delivered what they hold.
     pub(crate) fn close(&self) {
+        let mut wakers = Wakers::default();
         let mut state = self.lock();
         state.closed = true;
-        for queue in state.topics.values().flatten() {
-            queue.close();
-        }
+        wakers.0.extend(state.queues.values().filter_map(|queue| queue.close()));
     }
 
-    /// How many topics have subscribers, and how many subscribers there are.
-    pub(crate) fn count(&self) -> (usize, usize) {
-        let topics = &self.lock().topics;
-        (topics.len(), topics.values().map(Vec::len).sum())
+    pub(crate) fn count(&self) -> Counts {
+        let state = self.lock();
+        Counts { topics: state.topics.len(), channels: state.channels.len(), subscribers: state.queues.len() }
     }
 
-    fn unsubscribe(&self, topic: &Topic, queue: &Arc<Queue>) {
-        let mut state = self.lock();
-        if let Some(queues) = state.topics.get_mut(topic) {
-            queues.retain(|other| !Arc::ptr_eq(other, queue));
-            if queues.is_empty() {
-                state.topics.remove(topic);
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, RoutesState> {
-        // Nothing in the critical sections can leave the map half changed.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing in the critical sections can leave the maps half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One subscriber's queue: `size` notifications, then a single gap that counts the rest.
-struct Queue {
-    size: usize,
-    state: Mutex<QueueState>,
+impl Wanted {
+    fn remove(&mut self, number: Number) -> bool {
+        let followed = remove(&mut self.followers, number);
+        let waited = remove(&mut self.waiting, number);
+        followed && waited
+    }
 }
 
+/// Whom to wake. Made before the lock is taken, and so dropped after it is given back: a task that is woken may run at once, and
+/// come here.
 #[derive(Default)]
-struct QueueState {
-    waiting: VecDeque<Notification>,
-    /// Delivered after what waits: what is missing came later.
-    gap: Option<Gap>,
-    closed: bool,
-    waker: Option<Waker>,
-}
+struct Wakers(Vec<Waker>);
 
-impl Queue {
-    fn push(&self, notification: Notification) {
-        let mut state = self.lock();
-        let state = &mut *state;
-        match &mut state.gap {
-            // After a gap the subscriber looks at everything anyway; keeping the order would cost memory for nothing.
-            Some(gap) => gap.missed = gap.missed.map(|missed| missed + 1),
-            None if state.waiting.len() < self.size => state.waiting.push_back(notification),
-            None => {
-                state.gap = Some(Gap { reason: GapReason::Lagged, missed: Some(1) });
-            }
-        }
-        state.wake();
-    }
-
-    fn gap(&self, gap: Gap) {
-        let mut state = self.lock();
-        match &mut state.gap {
-            // One gap says it all, but how many are missing is not known any more.
-            Some(waiting) => waiting.missed = None,
-            None => state.gap = Some(gap),
-        }
-        state.wake();
-    }
-
-    fn close(&self) {
-        let mut state = self.lock();
-        state.closed = true;
-        state.wake();
-    }
-
-    fn poll(&self, cx: &Context<'_>) -> Poll<Option<Delivery>> {
-        let mut state = self.lock();
-        if let Some(notification) = state.waiting.pop_front() {
-            return Poll::Ready(Some(Delivery::Notification(notification)));
-        }
-        if let Some(gap) = state.gap.take() {
-            return Poll::Ready(Some(Delivery::Gap(gap)));
-        }
-        if state.closed {
-            return Poll::Ready(None);
-        }
-        state.waker = Some(cx.waker().clone());
-        Poll::Pending
-    }
-
-    fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl QueueState {
-    fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
+impl Drop for Wakers {
+    fn drop(&mut self) {
+        for waker in self.0.drain(..) {
             waker.wake();
         }
     }
 }
 
-/// Deliveries of one topic, as a `Stream`; ends when the bus is closed.
-///
-/// Dropping it unsubscribes. A subscriber that falls behind delays nobody: its queue fills, and then it holds one
-/// [`Gap`] that counts what did not fit.
-pub struct Subscription {
-    queue: Arc<Queue>,
-    topic: Topic,
-    routes: Arc<Routes>,
-}
-
-/// How much waits, and not what: payloads are the program's.
-impl fmt::Debug for Subscription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let waiting = self.queue.lock().waiting.len();
-        f.debug_struct("Subscription")
-            .field("topic", &self.topic)
-            .field("waiting", &waiting)
-            .finish_non_exhaustive()
+fn send(followers: &Followers, source: impl Fn() -> Source, payload: &str, wakers: &mut Wakers) {
+    // One copy, however many there are; most notifications carry none.
+    let payload: Option<Arc<str>> = (!payload.is_empty()).then(|| payload.into());
+    for (_, queue) in followers {
+        wakers.0.extend(queue.push(Notification { source: source(), payload: payload.clone() }));
     }
 }
 
-impl Subscription {
-    /// The next delivery, or `None` once the bus is closed. Cancel safe.
-    pub async fn recv(&mut self) -> Option<Delivery> {
-        self.next().await
-    }
-
-    /// The topic subscribed to.
-    #[must_use]
-    pub fn topic(&self) -> &Topic {
-        &self.topic
+fn add(followers: &mut Followers, number: Number, queue: &Arc<Queue>) {
+    if let Err(place) = followers.binary_search_by_key(&number, |(number, _)| *number) {
+        followers.insert(place, (number, Arc::clone(queue)));
     }
 }
 
-impl Stream for Subscription {
-    type Item = Delivery;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
-        self.queue.poll(cx)
+/// Tells whether nobody is left.
+fn remove(followers: &mut Followers, number: Number) -> bool {
+    if let Ok(place) = followers.binary_search_by_key(&number, |(number, _)| *number) {
+        followers.remove(place);
     }
+    followers.is_empty()
 }
 
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.routes.unsubscribe(&self.topic, &self.queue);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-
-    use super::*;
-
-    fn drain(subscription: &mut Subscription) -> Vec<Delivery> {
-        std::iter::from_fn(|| subscription.recv().now_or_never().flatten()).collect()
-    }
-
-    #[test]
-    fn a_full_queue_holds_its_notifications_and_one_gap_that_counts_the_rest() {
-        let routes = Arc::new(Routes::default());
-        let topic = Topic::new("t").expect("a topic");
-        let mut slow = routes.subscribe(&topic, 2);
-        let mut quick = routes.subscribe(&topic, 100);
-
-        for n in 0..10 {
-            routes.deliver("t", &n.to_string());
-        }
-
-        let seen = drain(&mut slow);
-        assert_eq!(seen.len(), 3, "{seen:?}");
-        assert_eq!(seen[2], Delivery::Gap(Gap { reason: GapReason::Lagged, missed: Some(8) }));
-        assert_eq!(drain(&mut quick).len(), 10);
-
-        routes.deliver("t", "again");
-        assert!(matches!(&drain(&mut slow)[..], [Delivery::Notification(n)] if n.payload() == "again"));
-    }
-
-    #[test]
-    fn a_gap_counts_only_while_the_count_is_known() {
-        let routes = Arc::new(Routes::default());
-        let mut subscription = routes.subscribe(&Topic::new("t").expect("a topic"), 1);
-
-        routes.gap(GapReason::Reconnected);
-        routes.deliver("t", "after");
-        assert_eq!(
-            drain(&mut subscription),
-            [Delivery::Gap(Gap { reason: GapReason::Reconnected, missed: None })]
-        );
-
-        for n in 0..3 {
-            routes.deliver("t", &n.to_string());
-        }
-        routes.gap(GapReason::Reconnected);
-        let gap = Delivery::Gap(Gap { reason: GapReason::Lagged, missed: None });
-        assert_eq!(drain(&mut subscription).last(), Some(&gap));
-    }
-
-    #[test]
-    fn a_subscription_to_a_closed_bus_has_ended() {
-        let routes = Arc::new(Routes::default());
-        routes.close();
-
-        let mut late = routes.subscribe(&Topic::new("t").expect("a topic"), 1);
-
-        assert_eq!(late.recv().now_or_never(), Some(None));
-    }
-
-    #[test]
-    fn dropping_a_subscription_forgets_its_topic() {
-        let routes = Arc::new(Routes::default());
-        let topic = Topic::new("t").expect("a topic");
-        let first = routes.subscribe(&topic, 1);
-        let second = routes.subscribe(&topic, 1);
-        assert_eq!(routes.count(), (1, 2));
-
-        drop(first);
-        assert_eq!(routes.count(), (1, 1));
-
-        drop(second);
-        assert_eq!(routes.count(), (0, 0));
-    }
-
-    #[test]
-    fn a_closed_bus_ends_a_subscription_after_what_it_holds() {
-        let routes = Arc::new(Routes::default());
-        let mut subscription = routes.subscribe(&Topic::new("t").expect("a topic"), 4);
-        routes.deliver("t", "last");
-
-        routes.close();
-
-        assert!(matches!(subscription.recv().now_or_never(), Some(Some(Delivery::Notification(_)))));
-        assert_eq!(subscription.recv().now_or_never(), Some(None));
+fn forget<K: Eq + Hash, V>(map: &mut HashMap<K, V>, key: &K, remove: impl FnOnce(&mut V) -> bool) {
+    if let Some(followers) = map.get_mut(key)
+        && remove(followers)
+    {
+        map.remove(key);
     }
 }

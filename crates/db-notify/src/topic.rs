@@ -1,10 +1,11 @@
 //! Names that notifications are sorted by.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
 /// A topic: 1 to 255 bytes of UTF-8 without NUL, case kept. Cheap to clone.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Topic(Arc<str>);
 
 impl Topic {
@@ -39,6 +40,12 @@ impl fmt::Display for Topic {
     }
 }
 
+impl Borrow<str> for Topic {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 /// Why a text is not a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -55,4 +62,20 @@ pub enum TopicError {
     /// It contains a NUL.
     #[error("a topic must not contain a NUL character")]
     Nul,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_has_1_to_255_bytes_and_no_nul() {
+        for good in ["a", "Straße 'x\"; $$ 🦀\n", &"x".repeat(255)] {
+            assert_eq!(Topic::new(good).map(|topic| topic.to_string()), Ok(good.to_owned()));
+        }
+        assert_eq!(Topic::new(""), Err(TopicError::Empty));
+        assert_eq!(Topic::new("a\0b"), Err(TopicError::Nul));
+        assert_eq!(Topic::new("ü".repeat(128)), Err(TopicError::TooLong { bytes: 256 }));
+        assert_ne!(Topic::new("Orders"), Topic::new("orders"), "case is kept");
+    }
 }

@@ -42,54 +42,101 @@ pub(crate) fn encode<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) 
 /// What a payload says.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Message<'a> {
-    Entries(Vec<(&'a str, &'a str)>),
+    Entries(Entries<'a>),
     Everything,
 }
 
-/// Reads a payload; `None` when it is not of this form.
+/// Topics and their payloads, in the order in which they were packed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Entries<'a> {
+    next: Option<Entry<'a>>,
+    rest: &'a str,
+}
+
+type Entry<'a> = (&'a str, &'a str);
+
+/// Reads a payload; `None` when it is not of this form, be it only at its end.
 pub(crate) fn decode(payload: &str) -> Option<Message<'_>> {
     if payload == EVERYTHING {
         return Some(Message::Everything);
     }
-    let mut rest = payload.strip_prefix(VERSION)?;
-    let mut entries = Vec::new();
-    while !rest.is_empty() {
-        let (topic_length, after) = length(rest)?;
-        let (payload_length, after) = length(after)?;
-        let topic = after.get(..topic_length)?;
-        let after = &after[topic_length..];
-        let payload = after.get(..payload_length)?;
-        rest = &after[payload_length..];
-        entries.push((topic, payload));
+    let text = payload.strip_prefix(VERSION)?;
+    if text.is_empty() {
+        return Some(Message::Entries(Entries { next: None, rest: "" }));
     }
-    Some(Message::Entries(entries))
+    let (first, rest) = entry(text)?;
+    // What follows is read to see that it is good, and read again by whoever wants it: no list is made for the many that have
+    // one entry.
+    let mut unread = rest;
+    while !unread.is_empty() {
+        (_, unread) = entry(unread)?;
+    }
+    Some(Message::Entries(Entries { next: Some(first), rest }))
 }
 
-fn length(text: &str) -> Option<(usize, &str)> {
-    let (digits, rest) = text.split_once(':')?;
-    if digits.len() > 4 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
+impl<'a> Iterator for Entries<'a> {
+    type Item = Entry<'a>;
+
+    fn next(&mut self) -> Option<Entry<'a>> {
+        let next = self.next.take()?;
+        if let Some((following, rest)) = entry(self.rest) {
+            (self.next, self.rest) = (Some(following), rest);
+        }
+        Some(next)
     }
-    Some((digits.parse().ok()?, rest))
+}
+
+/// An entry, and what follows.
+fn entry(text: &str) -> Option<(Entry<'_>, &str)> {
+    let (topic_length, after) = length(text)?;
+    let (payload_length, after) = length(after)?;
+    let (topic, after) = after.split_at_checked(topic_length)?;
+    let (payload, rest) = after.split_at_checked(payload_length)?;
+    Some(((topic, payload), rest))
+}
+
+/// A length and its colon, and what follows.
+pub(crate) fn length(text: &str) -> Option<(usize, &str)> {
+    let mut length = 0;
+    for (place, byte) in text.bytes().enumerate() {
+        match byte {
+            b'0'..=b'9' if place < 4 => length = 10 * length + usize::from(byte - b'0'),
+            b':' if place > 0 => return Some((length, &text[place + 1..])),
+            _ => return None,
+        }
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::{entries, vectors};
+
+    fn read(payload: &str) -> Vec<(&str, &str)> {
+        match decode(payload) {
+            Some(Message::Entries(entries)) => entries.collect(),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn the_form_is_fixed() {
-        for (entries, payload) in [
-            (vec![("log/7", "")], "15:0:log/7"),
-            (vec![("a", "b"), ("log/7", "x:1")], "11:1:ab5:3:log/7x:1"),
-            (vec![("ü€", "🦀")], "15:4:ü€🦀"),
-            (vec![(":", ":"), ("*", "*")], "11:1:::1:1:**"),
-        ] {
-            assert_eq!(encode(entries.clone()), [payload]);
-            assert_eq!(decode(payload), Some(Message::Entries(entries)));
+        for (payload, says) in vectors(include_str!("../tests/golden/wire.txt"), "notify") {
+            match &says[..] {
+                [("everything", _)] => assert_eq!(decode(payload), Some(Message::Everything), "{payload}"),
+                [("nothing", _)] => assert_eq!(read(payload), [], "{payload}"),
+                [("unreadable", _)] => assert_eq!(decode(payload), None, "{payload}"),
+                says => {
+                    let entries = entries(says);
+                    assert_eq!(encode(entries.clone()), [payload]);
+                    assert_eq!(read(payload), entries, "{payload}");
+                }
+            }
         }
-        assert_eq!(decode("1*"), Some(Message::Everything));
-        assert_eq!(decode("1"), Some(Message::Entries(vec![])));
+        assert_eq!(decode(EVERYTHING), Some(Message::Everything));
+        assert_eq!(read(NOTHING), []);
+        assert_eq!(encode([]), Vec::<String>::new());
     }
 
     #[test]
@@ -107,6 +154,10 @@ mod tests {
             "15:0",
             "1:",
             "**",
+            "11:1:abx",
+            "11:1:ab1:2:c",
+            "1:0:a",
+            "11::a",
         ] {
             assert_eq!(decode(payload), None, "{payload}");
         }
@@ -119,14 +170,8 @@ mod tests {
         let payloads = encode(topics.iter().map(|topic| (topic.as_str(), "")));
 
         assert!(payloads.iter().all(|payload| payload.len() <= LIMIT));
-        let read: Vec<&str> = payloads
-            .iter()
-            .flat_map(|payload| match decode(payload) {
-                Some(Message::Entries(entries)) => entries,
-                other => panic!("{other:?}"),
-            })
-            .map(|(topic, _)| topic)
-            .collect();
+        let read: Vec<&str> =
+            payloads.iter().flat_map(|payload| read(payload)).map(|(topic, _)| topic).collect();
         assert_eq!(read, topics);
     }
 

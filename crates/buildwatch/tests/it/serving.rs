@@ -60,7 +60,10 @@ async fn builds_and_their_events_are_served(db: TestDb) {
     assert_eq!(status, 200);
     assert!(events.contains("event: stdout\ndata: {\"text\":\"<script>alert(1)</script>\"}\n\n"), "{events}");
     assert!(
-        events.ends_with("id: 3\nevent: end\ndata: {\"status\":\"failed\",\"exit_code\":3}\n\n"),
+        events.ends_with(
+            "id: 3\nevent: end\ndata: {\"status\":\"failed\",\"exit_code\":3}\n\n\
+             event: stream-end\ndata: finished\n\n"
+        ),
         "{events}"
     );
 

@@ -22,6 +22,8 @@ async fn a_service_that_lost_its_database_is_alive_and_not_ready(db: TestDb) {
     assert!(body["database"]["latency_ms"].is_number(), "{body}");
     assert_eq!(body["pools"]["api"]["max"], 10);
     assert_eq!(body["bus"]["connected"], true);
+    assert_eq!((&body["bus"]["trouble"], &body["bus"]["pending"]), (&Value::Null, &Value::from(0)));
+    assert!(body["bus"]["connected_for_s"].is_u64(), "{body}");
 
     layer.shutdown(Duration::from_secs(20)).await;
 

@@ -46,7 +46,8 @@ async fn a_finished_log_is_sent_whole_and_ended(db: TestDb) {
         "retry: 1000\n\n\
          id: 1\nevent: line\ndata: {\"text\":\"<script>\"}\n\n\
          id: 2\nevent: line\ndata: a\ndata: b\ndata: c\ndata: d\ndata: \n\n\
-         id: 3\nevent: end\ndata: {}\n\n"
+         id: 3\nevent: end\ndata: {}\n\n\
+         event: stream-end\ndata: finished\n\n"
     );
 }
 
@@ -77,6 +78,8 @@ async fn a_client_resumes_after_the_event_it_names(db: TestDb) {
         assert_eq!(ids(format!("{log}{path}"), last).await.0, 400, "{path} {last:?}");
     }
     assert_eq!(ids("999999".to_owned(), None).await.0, 404);
+    layer.events().remove(log).await.expect("removed");
+    assert_eq!(ids(format!("{log}"), None).await.0, 410);
 }
 
 #[db_testkit::test]
@@ -104,5 +107,6 @@ async fn events_arrive_while_they_are_appended_and_the_beginning_of_a_shutdown_e
     // What shutdown begins with; pools and bus are still open.
     layer.closing().cancel();
 
+    until("retry: 200\nevent: stream-end\ndata: closing\n\n").await;
     assert!(timeout(PATIENCE, chunks.next()).await.expect("in time").is_none(), "the answer has ended");
 }

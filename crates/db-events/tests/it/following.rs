@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use db_events::{Error, NewEvent, POLL_FLOOR};
-use db_testkit::TestDb;
+use db_events::{Error, EventLog, NewEvent, POLL_FLOOR};
+use db_testkit::{TestDb, until};
 use futures_util::TryStreamExt;
 use tokio::time::timeout;
 
-use crate::support::{NO_LOG, PATIENCE, answer, assert_dense, events, next_batch, numbered, read_to_end};
+use crate::support::{NO_LOG, PATIENCE, assert_dense, events, next_batch, numbered, read_to_end};
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn a_follower_gets_each_append_as_it_happens(db: TestDb) {
@@ -32,9 +32,10 @@ async fn a_follower_that_waits_is_woken_and_does_not_poll(db: TestDb) {
     let (writer, reader) = (events(&db).await, events(&db).await);
     let log = writer.create().await.expect("a log");
     for n in 1..=3 {
+        let pages = reader.state().pages;
         let mut stream = reader.stream(log, n - 1);
         let waiting = tokio::spawn(async move { stream.next_batch().await });
-        until_waiting(&db).await;
+        until_waiting(&reader, pages).await;
         assert!(!waiting.is_finished());
 
         if n == 3 {
@@ -118,7 +119,7 @@ async fn watchers_that_come_and_go_see_every_event_once_and_in_order(db: TestDb)
                     let patience =
                         Duration::from_micros(if cut < 10 { 300 * (watcher + 1) } else { 30_000_000 });
                     match timeout(patience, stream.next_batch()).await {
-                        Ok(batch) => seen.extend(batch.expect("no error").unwrap_or_default()),
+                        Ok(batch) => seen.extend(batch.expect("no error").into_iter().flatten()),
                         Err(_) => cut += 1,
                     }
                 }
@@ -158,7 +159,7 @@ async fn a_lost_notification_delays_a_follower_by_no_more_than_the_floor(db: Tes
     let log = events.create().await.expect("a log");
     let mut stream = events.stream(log, 0);
     let waiting = tokio::spawn(async move { stream.next_batch().await });
-    until_waiting(&db).await;
+    until_waiting(&events, 0).await;
 
     // Appended by hand: nobody notifies.
     sqlx::query("insert into event_log_batches values ($1, 1, 1, 1, '{n}', '{1}', false)")
@@ -172,12 +173,9 @@ async fn a_lost_notification_delays_a_follower_by_no_more_than_the_floor(db: Tes
     assert_eq!(found.expect("no panic").expect("no error").expect("more")[0].id, 1);
 }
 
-/// Waits until a stream has looked, and found nothing.
-async fn until_waiting(db: &TestDb) {
-    let looked = "select pid from pg_stat_activity
-                  where datname = current_database() and application_name = 'backend' and state = 'idle'
-                      and query like 'select coalesce(batch.last%'";
-    answer(db, looked).await;
+/// Waits until a stream has looked, found nothing, and looked again from its place.
+async fn until_waiting(events: &EventLog, pages: u64) {
+    until("it waits", async || events.state().pages >= pages + 2).await;
 }
 
 #[db_testkit::test(migrations = "../../migrations")]

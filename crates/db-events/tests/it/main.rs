@@ -1,7 +1,14 @@
 //! What `db-events` promises, shown on a real PostgreSQL.
 
+mod appender;
 mod appending;
+mod checker;
 mod following;
+mod history;
+mod processes;
 mod schema;
+mod sharing;
 mod support;
+mod watchers;
+mod watching;
 mod writing;

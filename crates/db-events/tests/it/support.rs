@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{Event, EventLog, EventStream, LogId, NewEvent};
+use db_events::{Event, EventLog, EventStream, Events, LogId, NewEvent};
 use db_notify::{Bus, BusOptions};
 use db_testkit::TestDb;
 use tokio::time::timeout;
@@ -12,10 +12,14 @@ use tokio::time::timeout;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn events(db: &TestDb) -> EventLog {
+    events_and_bus(db).await.0
+}
+
+pub(crate) async fn events_and_bus(db: &TestDb) -> (EventLog, Bus) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
-    EventLog::new(Pool::new(&config, PoolOptions::backend()), bus)
+    (EventLog::new(Pool::new(&config, PoolOptions::backend()), &bus), bus)
 }
 
 /// So many events, which say which they are.
@@ -32,7 +36,7 @@ pub(crate) async fn read_to_end(mut stream: EventStream) -> Vec<Event> {
     all
 }
 
-pub(crate) async fn next_batch(stream: &mut EventStream) -> Option<Vec<Event>> {
+pub(crate) async fn next_batch(stream: &mut EventStream) -> Option<Events> {
     timeout(PATIENCE, stream.next_batch()).await.expect("events in time").expect("no error")
 }
 
@@ -58,3 +62,13 @@ pub(crate) fn assert_dense(events: &[Event], from: i64) {
 }
 
 pub(crate) const NO_LOG: LogId = LogId(i64::MAX);
+
+/// So that nobody is notified.
+pub(crate) async fn append_by_hand(db: &TestDb, log: LogId, id: i64) {
+    sqlx::query("insert into event_log_batches values ($1, $2, $2, 1, '{n}', '{by hand}', false)")
+        .bind(log.0)
+        .bind(id)
+        .execute(&db.pool())
+        .await
+        .expect("appended");
+}

@@ -78,7 +78,7 @@ async fn each_long_connection_is_kept_alive_by_the_server() {
         .await
         .expect("an answer");
     assert_eq!(shown, SILENCE.as_secs().to_string());
-    layer.bus().notify(&Topic::new("t").expect("a topic"), "").await.expect("sent");
+    layer.bus().notify(&Topic::new("t").expect("a topic")).await.expect("sent");
     // Cut off, so that it has to be cancelled.
     let sleep = sqlx::query("select pg_sleep(600)").execute(layer.api());
     tokio::select! {

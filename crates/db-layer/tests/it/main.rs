@@ -55,7 +55,7 @@ async fn one_call_migrates_and_gives_pools_bus_logs_and_keys(db: TestDb) {
 
     let topic = Topic::new("t").expect("a topic");
     let mut subscription = layer.bus().subscribe(&topic, 1);
-    layer.bus().notify(&topic, "").await.expect("sent");
+    layer.bus().notify(&topic).await.expect("sent");
     assert!(tokio::time::timeout(PATIENCE, subscription.recv()).await.expect("in time").is_some());
 
     let log = layer.events().create().await.expect("a log");
@@ -86,7 +86,7 @@ async fn health_tells_a_server_that_answers_from_one_that_is_frozen() {
     let db = server.empty().await.expect("a database");
     let layer = open(&db).await;
     let health = layer.health(PATIENCE).await;
-    assert!(health.is_ready() && health.bus.connected, "{health:?}");
+    assert!(health.is_ready() && health.bus.is_connected(), "{health:?}");
     let mut pids: Vec<i32> =
         sqlx::query_scalar("select pid from pg_stat_activity where datname = current_database()")
             .fetch_all(layer.api())
@@ -140,7 +140,7 @@ async fn what_is_committed_during_a_shutdown_is_still_notified(db: TestDb) {
     let topic = Topic::new("orders").expect("a topic");
     let mut heard = other.bus().subscribe(&topic, 10);
     let mut tx = layer.backend().begin().await.expect("begun");
-    tx.notify(&topic, "paid").expect("accepted");
+    tx.notify_with(&topic, "paid").expect("accepted");
     let shutdown = tokio::spawn({
         let layer = layer.clone();
         async move { layer.shutdown(PATIENCE).await }
@@ -196,12 +196,12 @@ async fn handles_and_transactions_reach_the_bus_and_the_keys(db: TestDb) {
         assert!(handle.bus().is_some() && handle.keyring().is_some());
 
         let mut dropped = handle.begin().await.expect("begun");
-        dropped.notify(&topic, "never").expect("accepted");
+        dropped.notify_with(&topic, "never").expect("accepted");
         drop(dropped);
         let mut tx = handle.begin().await.expect("begun");
         let sealed = tx.keyring().expect("the keys").seal_json(&"DE02".to_owned(), &place).expect("sealed");
-        tx.notify(&topic, "paid").expect("accepted");
-        assert!(tx.notify(&topic, "\0").is_err(), "what cannot be sent is refused at once");
+        tx.notify_with(&topic, "paid").expect("accepted");
+        assert!(tx.notify_with(&topic, "\0").is_err(), "what cannot be sent is refused at once");
         tx.commit().await.expect("committed");
 
         let delivery =

@@ -56,7 +56,7 @@ async fn is_whole(layer: Db, db: &TestDb) {
         .await
         .expect("an answer");
     assert_eq!(ran, [1, 2, 3], "each once");
-    assert!(layer.bus().state().connected);
+    assert!(layer.bus().state().is_connected());
     assert!(layer.shutdown(PATIENCE).await.is_clean());
     is_clean(db).await;
 }

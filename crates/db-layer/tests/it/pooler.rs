@@ -42,7 +42,7 @@ async fn all_of_a_database_works_with_its_pools_behind_a_pooler_for_two_services
     let mut heard = services[1].bus().subscribe(&topic, 10);
     let committed = services[0].api().tx(async |tx| {
         use db_layer::NotifyAfterCommit;
-        tx.notify(&topic, "1")?;
+        tx.notify_with(&topic, "1")?;
         Ok::<i32, Box<dyn std::error::Error + Send + Sync>>(
             sqlx::query_scalar("select $1::int4").bind(7).fetch_one(&mut *tx).await?,
         )
@@ -115,7 +115,7 @@ async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
     })
     .await;
     assert_eq!(log.lines_with(&[db.name(), "nothing arrives", "WARN"]).len(), 1);
-    assert!(!lazy.state().connected);
+    assert!(!lazy.state().is_connected());
     drop(lazy);
 
     let said = unsaid.with_pooler(Pooler::Transaction);

@@ -17,10 +17,13 @@ use db_layer::db_core::{
     self, AcquireError, Class, Closed, ConnectFailure, Holder, Limits, Patience, Pooler, Reset, Retry,
     Savepoint, Stats, Tracking, WarmUpError,
 };
+use db_layer::db_notify::link::{Link, Listener, Sender};
+use db_layer::db_notify::{Postgres, WatchOptions};
 use db_layer::encryption::{Context, EncryptionError, Key, Keyring, Sealed};
 use db_layer::{
-    BusOptions, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit, OpenError, Options,
-    Pool, PoolOptions, RetryPolicy, Settings, Topic, TxOptions, db_events,
+    Bus, BusOptions, Channel, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit,
+    OpenError, Options, Pool, PoolOptions, RetryPolicy, Settings, Topic, TxOptions, WatchedChannels,
+    db_events,
 };
 use db_testkit::{Proxy, TestDb, TestServer, until};
 use sqlx::{ConnectOptions, Connection};
@@ -227,7 +230,9 @@ impl Guarded {
         let mut admin = db.options().disable_statement_logging().connect().await.expect("a connection");
         sqlx::raw_sql(sqlx::AssertSqlSafe(role)).execute(&mut admin).await.expect("a role");
         admin.close().await.expect("closed");
-        sqlx::raw_sql(db_events::SCHEMA[0].up).execute(&db.pool()).await.expect("the event logs");
+        for schema in db_events::SCHEMA {
+            sqlx::raw_sql(schema.up).execute(&db.pool()).await.expect("the event logs");
+        }
         let hba = server.embedded().expect("one of its own").data_dir().join("pg_hba.conf");
         let rules = std::fs::read_to_string(&hba).expect("the rules");
         std::fs::write(&hba, format!("local all app scram-sha-256\n{rules}")).expect("a rule");
@@ -435,7 +440,7 @@ async fn what_is_lent(layer: &Db, shown: &mut Shown) {
     sqlx::query("select $1::text").bind(VALUE).execute(&mut savepoint).await.expect("done");
     debug!(shown; savepoint);
     savepoint.rollback().await.expect("rolled back");
-    tx.notify(&Topic::new("t").expect("a topic"), VALUE).expect("accepted");
+    tx.notify_with(&Topic::new("t").expect("a topic"), VALUE).expect("accepted");
     debug!(shown; tx);
     tx.commit().await.expect("committed");
 }
@@ -444,19 +449,23 @@ async fn what_waits_to_be_sent(layer: &Db, server: &Guarded, shown: &mut Shown) 
     let topic = Topic::new("t").expect("a topic");
     let mut full = layer.bus().subscribe(&topic, 1);
     let untouched = layer.bus().subscribe(&topic, 10);
-    layer.bus().notify(&topic, VALUE).await.expect("sent");
+    layer.bus().notify_with(&topic, VALUE).await.expect("sent");
     assert!(tokio::time::timeout(PATIENCE, full.recv()).await.expect("in time").is_some());
     let too_much = VALUE.repeat(1000);
-    shown.error("NotifyError", layer.bus().notify_soon(&topic, &too_much).expect_err("too long"));
-    shown.error("NotifyError", layer.bus().notify_soon(&topic, &format!("{VALUE}\0")).expect_err("a NUL"));
+    shown.error("NotifyError", layer.bus().notify_soon_with(&topic, &too_much).expect_err("too long"));
+    shown.error(
+        "NotifyError",
+        layer.bus().notify_soon_with(&topic, &format!("{VALUE}\0")).expect_err("a NUL"),
+    );
     shown.error("TopicError", Topic::new(format!("{VALUE}\0")).expect_err("a NUL"));
     // Now `untouched` has something that nobody has taken, and the outbox something that cannot be sent.
     server.proxy.freeze();
     for n in 0..3 {
-        layer.bus().notify_soon(&topic, &format!("{VALUE}{n}")).expect("accepted");
+        layer.bus().notify_soon_with(&topic, &format!("{VALUE}{n}")).expect("accepted");
     }
     debug!(shown; layer, layer.bus(), full, untouched, layer.bus().state());
     server.proxy.heal();
+    what_a_link_is_made_of(layer, server, shown).await;
 
     let events = layer.events();
     let log = events.create().await.expect("a log");
@@ -464,6 +473,12 @@ async fn what_waits_to_be_sent(layer: &Db, server: &Guarded, shown: &mut Shown) 
     writer.append(&[NewEvent::new("line", VALUE)]).await.expect("stored");
     let mut stream = events.stream(log, 0);
     stream.next_batch().await.expect("read").expect("an event");
+    let mut history = events.history(log, db_events::Selection::default());
+    history.next_batch().await.expect("read").expect("an event");
+    debug!(shown; history);
+    let appender = events.appender(log);
+    appender.push(NewEvent::new("line", VALUE)).await.expect("handed over");
+    debug!(shown; appender);
     debug!(shown; log, writer, stream, events.head(log).await.expect("a head"));
     for bad in [NewEvent::new(VALUE.repeat(10), ""), NewEvent::new("a", format!("{VALUE}\0"))] {
         shown.error("a bad event", events.append(log, &[bad]).await.expect_err("refused"));
@@ -474,13 +489,57 @@ async fn what_waits_to_be_sent(layer: &Db, server: &Guarded, shown: &mut Shown) 
     );
 }
 
+async fn what_a_link_is_made_of(layer: &Db, server: &Guarded, shown: &mut Shown) {
+    let channel = Channel::new("c").expect("a channel");
+    shown.error("ChannelError", Channel::new(format!("{VALUE}\0")).expect_err("a NUL"));
+    let postgres = Postgres::new(&server.config(PASSWORD, "disable"), &BusOptions::default());
+    let mut listener = postgres.listener().await.expect("a listener");
+    let mut sender = postgres.sender().await.expect("a sender");
+    listener.listen(std::slice::from_ref(&channel)).await.expect("listening");
+    sender.notify(&channel, &[VALUE.to_owned()]).await.expect("sent");
+    let arrived = listener.recv().await.expect("arrived");
+    assert_eq!(arrived.payload(), VALUE);
+    debug!(shown; postgres, listener, sender, arrived, arrived.clone(), channel);
+    shown.error(
+        "a refused one",
+        postgres.explain(&sender.notify(&channel, &[VALUE.repeat(1000)]).await.expect_err("too long")),
+    );
+
+    let watched =
+        WatchedChannels::new(layer.bus(), &Topic::new("w").expect("a topic"), &WatchOptions::default());
+    let watch = watched.watch(&Topic::new("t").expect("a topic"), 1);
+    debug!(shown; watched, watch, watched.state());
+    let options = BusOptions { queue: 1, ..BusOptions::default() };
+    shown.error(
+        "BusOptionsError",
+        Bus::open(&server.config(PASSWORD, "disable"), options).await.expect_err("too small"),
+    );
+    let mut tx = layer.backend().begin().await.expect("begun");
+    let (topic, too_much) = (Topic::new("t").expect("a topic"), VALUE.repeat(1000));
+    shown.error(
+        "NotifyInError",
+        layer.bus().notify_in(&mut tx, &topic, &too_much).await.expect_err("too long"),
+    );
+    sqlx::query("select 1 / 0").execute(&mut tx).await.expect_err("it is failed now");
+    shown.error(
+        "NotifyInError",
+        layer.bus().notify_in(&mut tx, &topic, VALUE).await.expect_err("it is failed"),
+    );
+    tx.rollback().await.expect("rolled back");
+}
+
 /// What is formatted above.
 const SHOWN: &[&str] = &[
     "AcquireError",
     "AcquirePhase",
+    "Appender",
+    "Arrived",
     "Bus",
     "BusOptions",
+    "BusOptionsError",
     "BusState",
+    "Channel",
+    "ChannelError",
     "Class",
     "Closed",
     "Config",
@@ -499,6 +558,7 @@ const SHOWN: &[&str] = &[
     "Handle",
     "Head",
     "Health",
+    "History",
     "Holder",
     "Isolation",
     "Key",
@@ -507,11 +567,15 @@ const SHOWN: &[&str] = &[
     "LogId",
     "NoRoom",
     "NotifyError",
+    "NotifyInError",
     "OpenError",
     "Options",
     "Patience",
     "Pool",
     "PoolOptions",
+    "Postgres",
+    "PostgresListener",
+    "PostgresSender",
     "Reader",
     "Reset",
     "Retry",
@@ -533,6 +597,9 @@ const SHOWN: &[&str] = &[
     "TxOptions",
     "Values",
     "WarmUpError",
+    "Watch",
+    "WatchedChannels",
+    "WatchedState",
     "Writer",
 ];
 
@@ -543,20 +610,33 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Delivery", "data that a program has asked for"),
     ("Ended", "a Shutdown, which is shown, and a signal"),
     ("Event", "data that a program has asked for"),
+    ("Events", "data that a program has asked for"),
+    ("EventsState", "numbers"),
     ("Gap", "numbers"),
+    ("IntoIter", "data that a program has asked for"),
     ("GapReason", "numbers"),
+    ("LogTopics", "names of topics"),
+    ("Memory", "numbers; only with a feature for tests"),
+    ("MemoryListener", "a number; only with a feature for tests"),
+    ("MemorySender", "a number; only with a feature for tests"),
     ("Migrations", "the program's own files"),
     ("NewEvent", "data that the program has made"),
     ("Notification", "data that a program has asked for"),
     ("Pooler", "a word"),
     ("PoolerError", "the name of a pool, a line, and words of its own"),
+    ("Removed", "numbers"),
     ("Report", "versions"),
+    ("Retention", "numbers"),
     ("Schema", "text of the program"),
+    ("Selection", "numbers, and names that the program has chosen"),
     ("Setting", "text of the program"),
     ("Signal", "a word"),
     ("Signals", "words"),
     ("State", "of a version"),
     ("Status", "versions and names of files"),
+    ("Trouble", "a word"),
+    ("WatchOptions", "a number"),
+    ("WriterId", "a number"),
 ];
 
 #[test]

@@ -1,4 +1,4 @@
-//! The example `orders` as a process, which is asked to end as any service is: by a signal.
+//! The examples as processes: `orders`, which is asked to end as any service is, by a signal, and `answer`, which ends by itself.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ struct Orders {
 impl Orders {
     async fn start(db: &TestDb) -> Self {
         sqlx::query("create table orders (item text not null)").execute(&db.pool()).await.expect("created");
-        let mut command = Command::new(program());
+        let mut command = Command::new(program("orders"));
         for (setting, ..) in Settings::default().in_force() {
             command.env_remove(setting.variable());
         }
@@ -100,11 +100,11 @@ impl Stream {
 }
 
 /// `cargo test` builds the examples of a package beside its tests.
-fn program() -> PathBuf {
+fn program(example: &str) -> PathBuf {
     let test = std::env::current_exe().expect("this program's path");
     let program =
-        test.parent().and_then(|deps| deps.parent()).expect("target/…/deps").join("examples/orders");
-    assert!(program.exists(), "build it first: cargo build -p db-layer --example orders");
+        test.parent().and_then(|deps| deps.parent()).expect("target/…/deps").join("examples").join(example);
+    assert!(program.exists(), "build it first: cargo build -p db-layer --example {example}");
     program
 }
 
@@ -211,6 +211,23 @@ async fn a_second_signal_ends_a_service_at_once(db: TestDb) {
 }
 
 /// What stands between the marks is what this test says it has to be.
+#[db_testkit::test(migrations = "../../migrations")]
+async fn readers_who_come_late_or_go_away_read_the_same_answer(db: TestDb) {
+    let mut command = Command::new(program("answer"));
+    for (setting, ..) in Settings::default().in_force() {
+        command.env_remove(setting.variable());
+    }
+    let ended =
+        command.env("DATABASE_URL", db.url()).stdin(Stdio::null()).output().expect("the example runs");
+
+    let said = String::from_utf8(ended.stdout).expect("text");
+    assert!(ended.status.success(), "{said}{}", String::from_utf8_lossy(&ended.stderr));
+    let answers: Vec<&str> = said.lines().filter_map(|line| Some(line.split_once(':')?.1.trim())).collect();
+    assert_eq!(answers.len(), 3, "{said}");
+    assert!(answers[0].starts_with("A cursor is") && answers[0].ends_with("remember you."), "{said}");
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{said}");
+}
+
 #[test]
 fn the_guide_shows_the_example_as_it_is() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));

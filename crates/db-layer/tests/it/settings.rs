@@ -53,11 +53,11 @@ fn each_setting_reaches_what_it_is_for() {
         ("api-max-conns", "7"),
         ("backend-max-conns", "70"),
         ("instances", "3"),
-        ("db-notification-bus-queue-size", "700"),
+        ("db-notification-bus-queue-size", "7000"),
     ]);
 
     assert_eq!(options.direct.map(|direct| direct.to_string()).as_deref(), Some("app@direct:5432/shop"));
-    assert_eq!((options.api.max, options.backend.max, options.bus.queue), (7, 70, 700));
+    assert_eq!((options.api.max, options.backend.max, options.bus.queue), (7, 70, 7000));
     assert_eq!(options.instances, 3);
 }
 
@@ -200,7 +200,7 @@ fn each_bad_setting_is_named_and_never_its_value() {
         ),
         (
             &[url, ("db-notification-bus-queue-size", "1.5")],
-            "db-notification-bus-queue-size must be a whole number from 1 to 10000000",
+            "db-notification-bus-queue-size must be a whole number from 1000 to 1000000, or 0 for the default",
         ),
         (
             &[url, ("encryption-key", "hunter2")],

@@ -125,7 +125,7 @@ async fn a_shutdown_that_was_dropped_midway_is_called_again_and_goes_on(db: Test
     let topic = Topic::new("orders").expect("a topic");
     let mut heard = other.bus().subscribe(&topic, 10);
     let mut tx = layer.backend().begin().await.expect("begun");
-    tx.notify(&topic, "paid").expect("accepted");
+    tx.notify_with(&topic, "paid").expect("accepted");
     let (finish, finished) = tokio::sync::oneshot::channel::<()>();
     let mut service = pin!(finished);
     layer.closing().cancel();

@@ -38,6 +38,8 @@ impl Frames {
     fn step(&mut self, chunk: &mut &[u8]) -> Step {
         let header_length = if self.lettered { 5 } else { 4 };
         if self.header.len() < header_length {
+            // What went by is not looked at again, whatever is looked for by now.
+            self.body.clear();
             let (byte, rest) = chunk.split_at(1);
             *chunk = rest;
             self.header.extend_from_slice(byte);
@@ -47,7 +49,6 @@ impl Frames {
             let length =
                 self.header[header_length - 4..].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
             self.missing = length.saturating_sub(4);
-            self.body.clear();
             return Step::Begun(self.letter());
         }
         let (bytes, rest) = chunk.split_at(self.missing.min(chunk.len()));
@@ -269,5 +270,14 @@ mod tests {
         let found: Vec<Found> =
             message(b'Q', b"COMMIT\0").chunks(3).map(|chunk| talk.hear_client(chunk, wanted)).collect();
         assert_eq!(found.iter().position(|found| *found == Found::Unsent), Some(3), "{found:?}");
+    }
+
+    #[test]
+    fn what_went_by_before_it_was_looked_for_is_not_found() {
+        let mut talk = started();
+        assert_eq!(talk.hear_client(&message(b'Q', b"COMMIT\0"), Wanted::default()), Found::Nothing);
+
+        assert_eq!(talk.hear_client(&message(b'Q', b"select\0"), WANTED), Found::Nothing);
+        assert_eq!(talk.hear_client(&message(b'Q', b"COMMIT\0"), WANTED), Found::Answered);
     }
 }

@@ -1,0 +1,69 @@
+//! Appends while somebody else keeps a snapshot.
+//!
+//! PostgreSQL removes no row version that an open snapshot may still see. Whoever updates a row with each append has ever more
+//! of them to step over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use db_core::Config;
+use db_layer::{EventLog, LogId};
+use sqlx::{ConnectOptions, Connection, Executor};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::logs;
+
+/// In one append: as a stream has them, and not as many as the disk takes, since what counts is how many appends there are.
+const BATCH: i64 = 10;
+
+/// How long the rate is looked at.
+const LOOK: Duration = Duration::from_millis(1500);
+
+/// Before the first look.
+const WARM_UP: Duration = Duration::from_millis(300);
+
+/// Appends a second at the end of a time in which there was a snapshot, and before it. They go on all the time.
+pub(super) async fn turn(events: EventLog, config: Config, open: Duration) -> anyhow::Result<(f64, f64)> {
+    let log = events.create().await?;
+    let appended = Arc::new(AtomicI64::new(0));
+    let mut writer = JoinSet::new();
+    writer.spawn(append(events, log, Arc::clone(&appended)));
+
+    let looks = async {
+        sleep(WARM_UP).await;
+        let before = rate(&appended).await;
+        let mut conn = config.as_sqlx().connect().await?;
+        // The snapshot is taken by the first statement.
+        for statement in ["begin isolation level repeatable read", "select count(*) from event_logs"] {
+            conn.execute(sqlx::raw_sql(statement)).await?;
+        }
+        sleep(open.saturating_sub(LOOK)).await;
+        let during = rate(&appended).await;
+        conn.execute(sqlx::raw_sql("commit")).await?;
+        conn.close().await?;
+        Ok((during, before))
+    };
+    tokio::select! {
+        rates = looks => rates,
+        Some(failed) = writer.join_next() => { failed??; bail!("the writer has ended") }
+    }
+}
+
+async fn append(events: EventLog, log: LogId, appended: Arc<AtomicI64>) -> anyhow::Result<()> {
+    for first in (1..).step_by(usize::try_from(BATCH)?) {
+        events.append(log, &logs::batch(first, BATCH)).await.context("appending beside a snapshot")?;
+        appended.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+async fn rate(appended: &AtomicI64) -> f64 {
+    let (began, before) = (Instant::now(), appended.load(Ordering::Relaxed));
+    sleep(LOOK).await;
+    #[expect(clippy::cast_precision_loss, reason = "some thousand")]
+    let appends = (appended.load(Ordering::Relaxed) - before) as f64;
+    appends / began.elapsed().as_secs_f64()
+}

@@ -1,0 +1,70 @@
+//! A process that listens, and says what it heard and when.
+//!
+//! It says `ready`, and after each slice a line for each notification, with its topic's number and the time, and `end`. It ends
+//! when its stdin does, since then nobody wants to know any more.
+
+use std::io::{Read, Write};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use db_core::Config;
+use db_layer::db_notify::{Bus, BusOptions, Delivery, Topic};
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+
+use super::committed::{Heard, now};
+use super::{ALL, END, inserts};
+
+/// Where it listens, in its environment: an address may have a password, and everybody may see arguments.
+pub(super) const ADDRESS: &str = "BENCH_LISTEN";
+
+pub(super) const READY: &str = "ready";
+
+/// Longer than it is ever needed.
+const LIFE: Duration = Duration::from_mins(10);
+
+pub(crate) fn listen(runtime: &Runtime) -> anyhow::Result<()> {
+    let url = std::env::var(ADDRESS).context("`listen` is for `notify` alone")?;
+    thread::spawn(|| {
+        // Whether it ends or cannot be read, nobody is there.
+        let _: std::io::Result<usize> = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(0);
+    });
+    runtime.block_on(runtime.spawn(async { timeout(LIFE, hear(url)).await }))??
+}
+
+async fn hear(url: String) -> anyhow::Result<()> {
+    let bus = Bus::open(&Config::from_url(&url)?, BusOptions::default()).await?;
+    let mut topics = (0..ALL).map(|n| Topic::new(inserts::topic(n))).collect::<Result<Vec<_>, _>>()?;
+    topics.push(Topic::new(END)?);
+    let mut subscription = bus.subscribe_all(&topics, topics.len());
+    say(&[], READY)?;
+    let mut heard = Vec::new();
+    while let Some(delivery) = subscription.recv().await {
+        let notification = match delivery {
+            Delivery::Notification(notification) => notification,
+            Delivery::Gap(gap) => bail!("a gap: {gap}"),
+        };
+        let topic = notification.topic().context("no topic")?.as_str();
+        if topic == END {
+            say(&heard, END)?;
+            heard.clear();
+        } else {
+            let (_, number) = topic.rsplit_once('/').context("a topic that nobody has")?;
+            heard.push(Heard { topic: number.parse()?, at: now() });
+        }
+    }
+    bail!("the bus was closed")
+}
+
+fn say(heard: &[Heard], last: &str) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    for Heard { topic, at } in heard {
+        writeln!(text, "{topic} {at}")?;
+    }
+    writeln!(text, "{last}")?;
+    let mut out = std::io::stdout();
+    out.write_all(&text)?;
+    Ok(out.flush()?)
+}

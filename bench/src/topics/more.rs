@@ -1,0 +1,73 @@
+//! Following one topic more beside ten thousand, and no longer.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use db_core::Config;
+use db_layer::db_notify::Topic;
+
+use super::session::{Sender, close_bus, close_listener, open_bus, open_listener};
+use crate::load::Slice;
+
+/// What is followed anyway.
+const OTHERS: u32 = 10_000;
+
+const ONE_MORE: &str = "one/more";
+
+pub(super) async fn bus(config: Config, slice: Duration) -> anyhow::Result<Slice> {
+    Sender::alone(&config).await?.close().await?;
+    let bus = open_bus(&config).await?;
+    let topics = names().map(Topic::new).collect::<Result<Vec<_>, _>>()?;
+    let mut subscription = bus.subscribe_all(&topics, 16);
+    let mut times = Times::new(slice);
+    while times.again() {
+        let topic = Topic::new(ONE_MORE)?;
+        ensure!(subscription.subscribe(&topic), "it was followed already");
+        ensure!(subscription.unsubscribe(&topic), "it was not followed");
+    }
+    let measured = times.over();
+    close_bus(&bus).await?;
+    Ok(measured)
+}
+
+pub(super) async fn listener(config: Config, slice: Duration) -> anyhow::Result<Slice> {
+    Sender::alone(&config).await?.close().await?;
+    let names: Vec<String> = names().collect();
+    let (mut listener, pool) = open_listener(&config, &names).await?;
+    let mut times = Times::new(slice);
+    while times.again() {
+        listener.listen(ONE_MORE).await?;
+        listener.unlisten(ONE_MORE).await?;
+    }
+    let measured = times.over();
+    drop(listener);
+    close_listener(&pool).await?;
+    Ok(measured)
+}
+
+fn names() -> impl Iterator<Item = String> {
+    (0..OTHERS).map(|n| format!("topic/{n}"))
+}
+
+/// As many as are begun within a slice.
+struct Times {
+    began: Instant,
+    slice: Duration,
+    begun: u32,
+}
+
+impl Times {
+    fn new(slice: Duration) -> Self {
+        Self { began: Instant::now(), slice, begun: 0 }
+    }
+
+    fn again(&mut self) -> bool {
+        let again = self.begun == 0 || self.began.elapsed() < self.slice;
+        self.begun += u32::from(again);
+        again
+    }
+
+    fn over(self) -> Slice {
+        Slice::of(f64::from(self.begun) / self.began.elapsed().as_secs_f64(), None)
+    }
+}

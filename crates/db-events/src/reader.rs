@@ -1,0 +1,213 @@
+//! The one who reads a log for all in this process who follow it.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use db_notify::{Delivery, GapReason, Watch};
+use futures_util::FutureExt;
+use tokio::sync::{Notify, broadcast};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::page::{Events, Page};
+use crate::readers::Shared;
+use crate::stream::backoff;
+use crate::{LogId, POLL_FLOOR};
+
+/// How many pages wait for those who are slow. Who is slower than that reads pages by itself.
+const KEPT: usize = 16;
+
+/// Some log's reader. It reads from when the first stream has caught up until the last one is dropped.
+pub(crate) struct Reader {
+    live: Arc<Live>,
+    /// Made before anybody's first look, so that no append falls between a look and the wait after it.
+    watch: Mutex<Option<Watch>>,
+    /// Dropped with the reader, which ends the task.
+    task: OnceLock<JoinSet<()>>,
+    /// Where it is found; forgotten when it is dropped.
+    home: Weak<Shared>,
+}
+
+/// What the reader's task shares with those who follow.
+pub(crate) struct Live {
+    pub(crate) log: LogId,
+    /// The event after which it has begun to read; none before.
+    start: OnceLock<i64>,
+    /// The last event that was passed on.
+    tail: AtomicI64,
+    /// There is more than what was passed on, or the log is gone.
+    moved: Notify,
+    /// None once the reader has ended: then everybody looks, and sees why.
+    passing: Mutex<Option<broadcast::Sender<Passed>>>,
+}
+
+/// What is passed on to all who follow.
+#[derive(Debug, Clone)]
+pub(crate) struct Passed {
+    pub(crate) events: Events,
+    /// Whether the log ends with them.
+    pub(crate) is_final: bool,
+}
+
+impl Reader {
+    pub(crate) fn new(log: LogId, watch: Watch, home: Weak<Shared>) -> Self {
+        let (passing, _) = broadcast::channel(KEPT);
+        let live = Live {
+            log,
+            start: OnceLock::new(),
+            tail: AtomicI64::new(0),
+            moved: Notify::new(),
+            passing: Mutex::new(Some(passing)),
+        };
+        Self { live: Arc::new(live), watch: Mutex::new(Some(watch)), task: OnceLock::new(), home }
+    }
+
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// Has it read from `cursor` on, unless it has begun already. Tells where it has begun: who has seen less has to look once
+    /// more, and then misses nothing.
+    pub(crate) fn begin(&self, cursor: i64, shared: &Arc<Shared>) -> i64 {
+        let start = *self.live.start.get_or_init(|| {
+            self.live.tail.store(cursor, Ordering::Release);
+            cursor
+        });
+        self.task.get_or_init(|| {
+            let mut task = JoinSet::new();
+            if let Some(watch) = self.watch.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                let reading = Reading {
+                    live: Arc::clone(&self.live),
+                    shared: Arc::clone(shared),
+                    watch,
+                    bus_open: true,
+                };
+                task.spawn(reading.run());
+            }
+            task
+        });
+        start
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(home) = self.home.upgrade() {
+            home.forget(self.live.log);
+        }
+    }
+}
+
+impl Live {
+    /// What is passed on from now on; none if nothing ever will be.
+    pub(crate) fn subscribe(&self) -> Option<broadcast::Receiver<Passed>> {
+        self.passing().as_ref().map(broadcast::Sender::subscribe)
+    }
+
+    /// The last event that was passed on; none before the reader has begun, and when it has ended.
+    pub(crate) fn tail(&self) -> Option<i64> {
+        let has_begun = self.start.get().is_some() && self.passing().is_some();
+        has_begun.then(|| self.tail.load(Ordering::Acquire))
+    }
+
+    /// There is something to read.
+    pub(crate) fn wake(&self) {
+        self.moved.notify_one();
+    }
+
+    /// Nothing more is passed on. Whoever follows looks by itself, and meets the reason.
+    pub(crate) fn end(&self) {
+        self.passing().take();
+    }
+
+    fn pass_on(&self, events: Events, is_final: bool) {
+        self.tail.store(events.last_id(), Ordering::Release);
+        if let Some(passing) = &*self.passing() {
+            // That nobody follows just now is no error.
+            let _: Result<_, _> = passing.send(Passed { events, is_final });
+        }
+    }
+
+    fn passing(&self) -> MutexGuard<'_, Option<broadcast::Sender<Passed>>> {
+        self.passing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the task owns.
+struct Reading {
+    live: Arc<Live>,
+    shared: Arc<Shared>,
+    watch: Watch,
+    bus_open: bool,
+}
+
+impl Reading {
+    /// Reads what is new each time that there may be something, until the log is finished or cannot be read.
+    async fn run(mut self) {
+        loop {
+            self.moved().await;
+            match self.read().await {
+                Ok(false) => {}
+                Ok(true) | Err(()) => break,
+            }
+        }
+        self.live.end();
+    }
+
+    /// Waits for a reason to look.
+    async fn moved(&mut self) {
+        loop {
+            let delivery = tokio::select! {
+                () = self.live.moved.notified() => return,
+                delivery = self.watch.recv(), if self.bus_open => delivery,
+            };
+            match delivery {
+                None => self.bus_open = false,
+                // What only this topic is told of.
+                Some(Delivery::Notification(_)) => return,
+                Some(Delivery::Gap(gap))
+                    if matches!(gap.reason, GapReason::Lagged | GapReason::Unannounced) =>
+                {
+                    return;
+                }
+                // Of the rest everybody is told, and one query looks at all logs.
+                Some(Delivery::Gap(_)) => {}
+            }
+        }
+    }
+
+    /// Passes on all that there is. Tells whether the log has ended.
+    async fn read(&mut self) -> Result<bool, ()> {
+        let Live { log, tail, .. } = &*self.live;
+        let mut pauses = backoff();
+        loop {
+            // What came before the look is seen by it.
+            while let Some(Some(_)) = self.watch.recv().now_or_never() {}
+            let page = match page(&self.shared, *log, tail.load(Ordering::Acquire)).await {
+                Ok(page) => page,
+                Err(error) if error.may_pass() => {
+                    tracing::warn!(%log, %error, "cannot read events yet");
+                    sleep(pauses.next().unwrap_or(POLL_FLOOR)).await;
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(%log, %error, "cannot follow an event log any more");
+                    return Err(());
+                }
+            };
+            pauses = backoff();
+            if let Some(events) = page.events {
+                self.live.pass_on(events, page.is_final);
+            }
+            if page.is_final || !page.is_full {
+                return Ok(page.is_final);
+            }
+        }
+    }
+}
+
+/// A look, counted.
+pub(crate) async fn page(shared: &Shared, log: LogId, after: i64) -> Result<Page, crate::Error> {
+    shared.count_page();
+    Page::read(shared.pool(), log, after).await
+}

@@ -1,0 +1,124 @@
+//! Removing what is old.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::time::sleep;
+
+use crate::log::limited;
+use crate::{Error, EventLog, LogId};
+
+/// How many batches one statement removes.
+const CHUNK: i64 = 1000;
+
+/// Which logs are removed, and how gently.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retention {
+    /// How long ago a log must have been finished, by the database's clock. One that is not finished is never removed.
+    pub older_than: Duration,
+    /// How long to wait after each statement that removes [20 ms]: writers and readers have the database meanwhile.
+    pub pause: Duration,
+}
+
+impl Retention {
+    /// Removes what was finished longer ago than that.
+    #[must_use]
+    pub fn older_than(age: Duration) -> Self {
+        Self { older_than: age, pause: Duration::from_millis(20) }
+    }
+}
+
+/// What was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Removed {
+    /// Logs that are gone.
+    pub logs: u64,
+    /// Batches that they had.
+    pub batches: u64,
+    /// Logs that are old enough, and that something else refers to by a foreign key: whoever owns that removes it first.
+    pub kept: u64,
+}
+
+/// Where the search is.
+type Place = (OffsetDateTime, i64);
+
+impl EventLog {
+    /// Removes logs that were finished long ago, one after the other, by statements that remove some at a time. Whoever follows
+    /// one is told that it is gone.
+    ///
+    /// Several may do so at once, and dropping the future leaves a log that is gone with some of its batches: the next time
+    /// removes them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Database`] and [`Error::TimedOut`]; what was removed stays so.
+    pub async fn retain(&self, retention: &Retention) -> Result<Removed, Error> {
+        let mut removed = Removed::default();
+        let mut place: Place = (OffsetDateTime::UNIX_EPOCH, 0);
+        while let Some(next) = self.finished_after(place, retention.older_than).await? {
+            place = next;
+            match self.remove_log(LogId(next.1), retention.pause).await {
+                Ok(batches) => {
+                    removed.logs += 1;
+                    removed.batches += batches;
+                }
+                Err(error) if error.is_referred_to() => removed.kept += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes a log, finished or not, with all of its events; that there is none is no error. A row of somebody else's that
+    /// refers to it is removed first, by its owner.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Database`], and then nothing is removed if a row refers to the log.
+    pub async fn remove(&self, log: LogId) -> Result<(), Error> {
+        self.remove_log(log, Duration::ZERO).await.map(drop)
+    }
+
+    /// The log that ended next after a place, if that is long enough ago.
+    async fn finished_after(&self, (at, log): Place, age: Duration) -> Result<Option<Place>, Error> {
+        let seconds = age.as_secs_f64();
+        let find = sqlx::query_as(
+            "select at, log
+             from event_log_batches
+             where is_final and (at, log) > ($1, $2) and at <= now() - make_interval(secs => $3)
+             order by at, log
+             limit 1",
+        )
+        .bind(at)
+        .bind(log)
+        .bind(seconds)
+        .fetch_optional(self.handle());
+        limited("look for old event logs", find).await
+    }
+
+    async fn remove_log(&self, log: LogId, pause: Duration) -> Result<u64, Error> {
+        let what = "remove an event log";
+        // First of all, so that it is gone at once for everybody, or not at all if something refers to it.
+        let gone = sqlx::query("delete from event_logs where id = $1").bind(log.0).execute(self.handle());
+        limited(what, gone).await?;
+        let mut batches = 0;
+        loop {
+            // The last one at the end: by it, a log that is half removed is found again.
+            let some = sqlx::query(
+                "delete from event_log_batches
+                 where log = $1 and first in (
+                     select first from event_log_batches where log = $1 order by is_final, first limit $2
+                 )",
+            )
+            .bind(log.0)
+            .bind(CHUNK)
+            .execute(self.handle());
+            let removed = limited(what, some).await?.rows_affected();
+            batches += removed;
+            if removed == 0 {
+                return Ok(batches);
+            }
+            sleep(pause).await;
+        }
+    }
+}

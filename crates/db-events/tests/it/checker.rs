@@ -1,0 +1,286 @@
+//! Writers, watchers and faults in several processes, and what is true whatever happens.
+//!
+//! `cargo test` runs a short one. `CHECKER_SECONDS=180 cargo test -p db-events --test it -- --nocapture checker` runs one for three
+//! minutes, and prints what it has done.
+
+mod child;
+mod judge;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use db_core::{Config, Pool, PoolOptions};
+use db_events::{EventLog, LogId, NewEvent};
+use db_notify::{Bus, BusOptions};
+use db_testkit::{Proxy, Stop, TestDb, TestServer};
+use tokio::time::timeout;
+
+use crate::processes::{Process, told};
+use crate::support::PATIENCE;
+use child::Child;
+use judge::{Judge, Memory, kind};
+
+/// For how long it goes on.
+const SECONDS: &str = "CHECKER_SECONDS";
+
+/// It ends after so many faults and so many events.
+const FAULTS: usize = 14;
+const EVENTS: i64 = 3000;
+
+/// Logs to which all write.
+const SHARED: usize = 2;
+
+/// Processes. One is killed and one falls into black holes; all of them meet everything else.
+const SLOTS: usize = 3;
+const KILLED: usize = 1;
+const LOST: usize = 2;
+
+/// A server that is stopped more often than that does not come back by itself.
+const BETWEEN_RESTARTS: Duration = Duration::from_secs(20);
+
+#[test]
+fn one_of_several() {
+    let Some((address, orders)) = told() else { return };
+    crate::processes::run(Child::run(&address, orders));
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// The server ends all sessions of all processes.
+    Backends,
+    /// RST from the network to all sessions of a process.
+    Reset,
+    /// An append is done, and its answer is lost.
+    Answer,
+    /// An append is lost before it is done.
+    Request,
+    /// `SIGKILL` to a process, and another one takes its place.
+    Kill,
+    /// Nothing passes, nothing can be dialled, and nobody is told, until it is noticed.
+    BlackHole,
+    /// What is open falls silent until it is noticed.
+    Freeze,
+    /// More notifications than a bus keeps.
+    Flood,
+    /// The server stops, and starts.
+    Restart,
+}
+
+impl Fault {
+    fn of(number: usize) -> Self {
+        match number % 12 {
+            0 | 6 => Self::Backends,
+            1 | 8 => Self::Reset,
+            2 | 9 => Self::Answer,
+            3 => Self::Kill,
+            4 => Self::Flood,
+            5 => Self::BlackHole,
+            7 => Self::Request,
+            10 => Self::Restart,
+            _ => Self::Freeze,
+        }
+    }
+}
+
+/// One of the processes, and those that were before it in its place.
+struct Slot {
+    process: Process,
+    proxy: Proxy,
+    memory: Memory,
+    generation: usize,
+}
+
+struct Checker {
+    server: TestServer,
+    db: TestDb,
+    shared: Vec<LogId>,
+    owned: Vec<LogId>,
+    slots: Vec<Slot>,
+    judge: Judge,
+    restarted: Instant,
+    faults: BTreeMap<Fault, usize>,
+}
+
+impl Checker {
+    async fn begin(server: TestServer) -> Self {
+        let db = server.create("../../migrations").await.expect("a database");
+        let count = i64::try_from(SHARED + SLOTS).expect("few");
+        let make = "insert into event_logs select from generate_series(1, $1) returning id";
+        let logs: Vec<i64> = sqlx::query_scalar(make).bind(count).fetch_all(&db.pool()).await.expect("logs");
+        let mut shared: Vec<LogId> = logs.into_iter().map(LogId).collect();
+        let owned = shared.split_off(SHARED);
+        let mut checker = Self {
+            server,
+            db,
+            shared,
+            owned,
+            slots: Vec::new(),
+            judge: Judge::default(),
+            restarted: Instant::now(),
+            faults: BTreeMap::new(),
+        };
+        for slot in 0..SLOTS {
+            let proxy = Proxy::start(&checker.db).expect("a proxy");
+            let memory = Memory::default();
+            let process = checker.start(slot, 0, &proxy, &memory).await;
+            checker.slots.push(Slot { process, proxy, memory, generation: 0 });
+        }
+        checker
+    }
+
+    async fn start(&self, slot: usize, generation: usize, proxy: &Proxy, memory: &Memory) -> Process {
+        let mut process = Process::start("checker::one_of_several", &proxy.url());
+        let (shared, owned) = (list(&self.shared), list(&self.owned));
+        let once = pairs(&memory.once);
+        process.ask(&format!("begin {slot} {generation} {shared} {owned} {once}")).await;
+        process
+    }
+
+    async fn inflict(&mut self, number: usize) {
+        let mut fault = Fault::of(number);
+        if fault == Fault::Restart && self.restarted.elapsed() < BETWEEN_RESTARTS && number > FAULTS {
+            fault = Fault::Backends;
+        }
+        *self.faults.entry(fault).or_default() += 1;
+        let any = number % SLOTS;
+        match fault {
+            Fault::Backends => {
+                let kill = "select pg_terminate_backend(pid) from pg_stat_activity
+                            where datname = current_database() and application_name in ('backend', 'bus', 'notifier')";
+                sqlx::query(kill).execute(&self.db.pool()).await.expect("killed");
+            }
+            Fault::Reset => self.slots[any].proxy.reset(),
+            // What it appends says whose it is.
+            Fault::Answer => self.slots[any].proxy.cut_answer_to(format!("s{any}/")),
+            Fault::Request => self.slots[any].proxy.cut_before(format!("s{any}/")),
+            Fault::Kill => self.replace(KILLED).await,
+            Fault::BlackHole | Fault::Freeze => {
+                let lost = &mut self.slots[LOST];
+                if fault == Fault::BlackHole {
+                    lost.proxy.black_hole();
+                } else {
+                    lost.proxy.freeze();
+                }
+                lost.process.ask("lost").await;
+                // The others are not held up.
+                self.progress(Some(LOST)).await;
+                self.slots[LOST].proxy.heal();
+            }
+            Fault::Flood => {
+                let coalesced: u64 = self.slots[any].process.ask("flood").await.parse().expect("a number");
+                *self.judge.counts.entry("flooded".to_owned()).or_default() += coalesced;
+            }
+            Fault::Restart => {
+                self.server.restart(Stop::Fast).await.expect("restarted");
+                self.restarted = Instant::now();
+            }
+        }
+    }
+
+    /// Kills a process at whatever it is doing; the one that takes its place goes on with what it had begun.
+    async fn replace(&mut self, slot: usize) {
+        let Slot { process, proxy, mut memory, generation } = self.slots.remove(slot);
+        self.judge.hear(&mut memory, &process.kill());
+        let generation = generation + 1;
+        let process = self.start(slot, generation, &proxy, &memory).await;
+        self.slots.insert(slot, Slot { process, proxy, memory, generation });
+    }
+
+    /// Everybody stores something new, and sees something new in each log; one of them perhaps does not.
+    async fn progress(&mut self, lost: Option<usize>) {
+        let mut grow = self.shared.clone();
+        grow.extend(
+            self.owned.iter().enumerate().filter(|(slot, _)| Some(*slot) != lost).map(|(_, log)| log),
+        );
+        self.all(&format!("progress {}", list(&grow)), |slot| Some(slot) != lost).await;
+    }
+
+    /// While nobody writes, everybody who watches sees all that is stored: nothing that comes later tells them.
+    async fn rest(&mut self) -> i64 {
+        self.all("pause", |_| true).await;
+        let heads: Vec<(i64, i64)> = sqlx::query_as(
+            "select id, coalesce(max(last), 0) from event_logs left join event_log_batches on log = id group by id",
+        )
+        .fetch_all(&self.db.pool())
+        .await
+        .expect("where the logs end");
+        let heads: BTreeMap<i64, i64> = heads.into_iter().collect();
+        self.all(&format!("reach {}", pairs(&heads)), |_| true).await;
+        self.all("go", |_| true).await;
+        heads.values().sum()
+    }
+
+    /// Tells all of them at once, and waits until all have done it.
+    async fn all(&mut self, order: &str, who: impl Fn(usize) -> bool) {
+        let mut told: Vec<&mut Slot> =
+            self.slots.iter_mut().enumerate().filter(|(slot, _)| who(*slot)).map(|(_, slot)| slot).collect();
+        for slot in &mut told {
+            slot.process.tell(order);
+        }
+        for slot in told {
+            slot.process.hear().await;
+            self.judge.hear(&mut slot.memory, &slot.process.notes());
+        }
+    }
+
+    /// Ends all logs, and compares.
+    async fn end(mut self) -> Judge {
+        self.all("end", |_| true).await;
+        let config = Config::from_url(&self.db.url()).expect("an address");
+        let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
+        let events = EventLog::new(Pool::new(&config, PoolOptions::backend()), &bus);
+        let mut own = Memory::default();
+        for log in self.shared.clone() {
+            let key = format!("end/{log}");
+            let last = NewEvent::new(kind(&key, 0), format!("{key}.0"));
+            let ids =
+                timeout(PATIENCE, events.finish(log, &[last])).await.expect("in time").expect("finished");
+            let notes = [format!("try {log} {key} 1"), format!("ack {key} {}", ids.start())];
+            self.judge.hear(&mut own, &notes);
+        }
+        self.all("drain", |_| true).await;
+        self.judge.compare(&self.db).await;
+        for (fault, count) in self.faults {
+            self.judge.counts.insert(format!("fault-{fault:?}"), count as u64);
+        }
+        self.judge
+    }
+}
+
+fn list(logs: &[LogId]) -> String {
+    logs.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn pairs(numbers: &BTreeMap<i64, i64>) -> String {
+    if numbers.is_empty() {
+        return "-".to_owned();
+    }
+    numbers.iter().map(|(log, number)| format!("{log}:{number}")).collect::<Vec<_>>().join(",")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_watcher_sees_every_event_once_and_in_order_whatever_happens() {
+    let wanted =
+        std::env::var(SECONDS).ok().and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+    let begun = Instant::now();
+    let server = TestServer::throwaway().await.expect("a server");
+    let mut checker = Checker::begin(server).await;
+
+    let (mut number, mut events) = (0, 0);
+    while number < FAULTS || events < EVENTS || wanted.is_some_and(|wanted| begun.elapsed() < wanted) {
+        checker.progress(None).await;
+        checker.inflict(number).await;
+        events = checker.rest().await;
+        number += 1;
+    }
+    let judge = checker.end().await;
+
+    println!("{number} faults in {:.1?}", begun.elapsed());
+    for (name, count) in &judge.counts {
+        println!("{count:>9} {name}");
+    }
+    // Otherwise nothing was shown.
+    for name in ["sent-again", "unknown-stored", "resumed", "came-late", "overtaken", "flooded"] {
+        assert!(judge.counts.get(name).is_some_and(|count| *count > 0), "{name}: {:?}", judge.counts);
+    }
+}

@@ -1,0 +1,166 @@
+//! What is stored, compared with what those who wrote and those who watched have noted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use db_testkit::TestDb;
+
+/// The type of an event of a batch: in some batches all have the same one, in others not.
+pub(super) fn kind(key: &str, number: usize) -> &'static str {
+    if key.len().is_multiple_of(2) { "n" } else { ["a", "b", "c"][number % 3] }
+}
+
+/// The digest of a log up to an event, from the one before it.
+pub(super) fn digest(before: u64, id: i64, kind: &str, data: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (before, id, kind, data).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A batch that somebody has tried to append.
+#[derive(Debug, Default)]
+struct Batch {
+    log: i64,
+    count: usize,
+    tries: usize,
+    /// Where it has to be stored: after all that its process knew to be stored in that log.
+    after: i64,
+    /// The id of its first event, as told.
+    first: Option<i64>,
+    /// Told to be stored, though not where.
+    stored: bool,
+    /// Told not to be stored.
+    refused: bool,
+    /// Sent again until it is stored.
+    once: bool,
+}
+
+/// What the processes have noted.
+#[derive(Default)]
+pub(super) struct Judge {
+    batches: HashMap<String, Batch>,
+    /// What was seen of a log: up to which event, and with which digest.
+    seen: Vec<(i64, usize, u64)>,
+    pub(super) counts: BTreeMap<String, u64>,
+}
+
+impl Judge {
+    /// Hears what one process has noted, in its order.
+    pub(super) fn hear(&mut self, process: &mut Memory, notes: &[String]) {
+        for note in notes {
+            let words: Vec<&str> = note.split(' ').collect();
+            match words[..] {
+                ["try", log, key, count] => {
+                    let log = log.parse().expect("a log");
+                    let after = process.stored.get(&log).copied().unwrap_or(0);
+                    let batch = self.batches.entry(key.to_owned()).or_insert_with(|| Batch {
+                        log,
+                        count: count.parse().expect("a count"),
+                        after,
+                        once: key.contains("/once/"),
+                        ..Batch::default()
+                    });
+                    batch.tries += 1;
+                    if let Some((_, sequence)) = key.split_once("/once/") {
+                        let (log, sequence) = sequence.split_once('/').expect("a log and a number");
+                        let number: i64 = sequence.parse().expect("a number");
+                        process.once.insert(log.parse().expect("a log"), number);
+                    }
+                }
+                ["ack", key, first] => {
+                    let first: i64 = first.parse().expect("an id");
+                    let batch = self.batches.get_mut(key).expect("a batch that was tried");
+                    assert!(
+                        batch.first.is_none_or(|before| before == first),
+                        "{key} was told to be at {first} and at {:?}",
+                        batch.first
+                    );
+                    batch.first = Some(first);
+                    let last = first + i64::try_from(batch.count).expect("few") - 1;
+                    let stored = process.stored.entry(batch.log).or_default();
+                    *stored = last.max(*stored);
+                }
+                ["stored", key] => self.batches.get_mut(key).expect("a batch that was tried").stored = true,
+                ["no", key] => self.batches.get_mut(key).expect("a batch that was tried").refused = true,
+                ["saw", log, count, digest] => self.seen.push((
+                    log.parse().expect("a log"),
+                    count.parse().expect("a count"),
+                    digest.parse().expect("a digest"),
+                )),
+                ["count", name, number] => {
+                    *self.counts.entry(name.to_owned()).or_default() +=
+                        number.parse::<u64>().expect("a number");
+                }
+                _ => panic!("{note}"),
+            }
+        }
+    }
+
+    /// Compares all of it with what is stored, which is read without the code that is tested.
+    pub(super) async fn compare(&mut self, db: &TestDb) {
+        let rows: Vec<(i64, i64, String, String)> =
+            sqlx::query_as("select log, id, type, data from event_log_events order by log, id")
+                .fetch_all(&db.pool())
+                .await
+                .expect("what is stored");
+        // Of each batch: where its first events are.
+        let mut places: HashMap<&str, Vec<(i64, i64)>> = HashMap::new();
+        let mut digests: HashMap<i64, Vec<u64>> = HashMap::new();
+        let mut open: Option<(&str, usize, usize)> = None;
+        for (log, id, stored_kind, data) in &rows {
+            let digests = digests.entry(*log).or_insert_with(|| vec![0]);
+            assert_eq!(usize::try_from(*id).expect("an id"), digests.len(), "a hole in log {log}");
+            digests.push(digest(digests[digests.len() - 1], *id, stored_kind, data));
+            let (key, number) = data.rsplit_once('.').expect("a batch and a number");
+            let number: usize = number.parse().expect("a number");
+            let Some(batch) = self.batches.get(key) else { panic!("nobody has appended {data}") };
+            assert_eq!((batch.log, stored_kind.as_str()), (*log, kind(key, number)), "{data}");
+            if let Some((whose, next, _)) = open {
+                assert_eq!((key, number), (whose, next), "a batch is not whole");
+            } else {
+                assert_eq!(number, 0, "{data} is not the beginning of its batch");
+                places.entry(key).or_default().push((*log, *id));
+            }
+            open = (number + 1 < batch.count).then_some((key, number + 1, batch.count));
+        }
+        assert_eq!(open, None, "the last batch is not whole");
+
+        let mut outcomes: BTreeMap<&str, u64> = BTreeMap::new();
+        for (key, batch) in &self.batches {
+            let places = places.get(key.as_str()).map_or(&[][..], Vec::as_slice);
+            let outcome = match (batch.first, places) {
+                (Some(first), [(_, at)]) if first == *at => "acknowledged",
+                (None, [_]) if batch.stored => "flushed",
+                (None, []) if batch.refused => "refused",
+                (None, []) if !batch.stored && !batch.once => "unknown-not-stored",
+                (None, [_]) if !batch.refused && !batch.once => "unknown-stored",
+                _ => panic!("{key} is stored at {places:?}, and was {batch:?}"),
+            };
+            for (_, at) in places {
+                assert!(*at > batch.after, "{key} is at {at}, before what was there already: {batch:?}");
+            }
+            *outcomes.entry(outcome).or_default() += 1;
+        }
+        for (log, count, digest) in &self.seen {
+            let is_same = digests.get(log).and_then(|digests| digests.get(*count)) == Some(digest);
+            assert!(is_same || *count == 0, "somebody has seen other events in log {log} up to {count}");
+        }
+        self.counts.insert("events".to_owned(), rows.len() as u64);
+        self.counts.insert("batches".to_owned(), self.batches.len() as u64);
+        self.counts.insert("digests".to_owned(), self.seen.len() as u64);
+        let again = self.batches.values().map(|batch| batch.tries as u64 - 1).sum();
+        self.counts.insert("sent-again".to_owned(), again);
+        for (outcome, count) in outcomes {
+            self.counts.insert(outcome.to_owned(), count);
+        }
+    }
+}
+
+/// What is known of a process, and of those that were before it in its place.
+#[derive(Default)]
+pub(super) struct Memory {
+    /// The last event of each log that was told to be stored.
+    stored: HashMap<i64, i64>,
+    /// The number of the last batch that was begun for each log by `append_once`.
+    pub(super) once: BTreeMap<i64, i64>,
+}

@@ -1,0 +1,141 @@
+//! Who begins to watch while somebody notifies: whatever the order of their steps, it is woken, or has seen it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use db_core::Config;
+use db_notify::link::Link;
+use db_notify::{Bus, BusOptions, Memory, Postgres, Topic, WatchOptions, WatchedChannels};
+use db_testkit::TestDb;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::{sleep, timeout};
+
+/// Nothing looks again by itself, so whoever still waits then was not woken.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// So many at the same time.
+const TOGETHER: usize = 250;
+
+/// How far each step is put off, before watching, before looking, before storing, before notifying.
+const STEPS: [usize; 4] = [20, 5, 20, 5];
+
+/// Two buses, as two processes have them, and their maps.
+struct Two {
+    watching: WatchedChannels,
+    writing: WatchedChannels,
+}
+
+impl Two {
+    async fn over<L: Link>(link: L) -> Self {
+        let map = async |renewal: Duration| {
+            let bus = Bus::over(link.clone(), BusOptions::default()).await.expect("a bus");
+            let announcements = Topic::new("watched").expect("a topic");
+            WatchedChannels::new(&bus, &announcements, &WatchOptions { renewal })
+        };
+        // Who watches does not renew: nobody is to be woken by that. Who writes is out of doubt soon, and believes a mark for
+        // long enough that a machine that stands still for a while does not matter.
+        let watching = map(Duration::from_hours(1)).await;
+        let writing = map(Duration::from_secs(4)).await;
+        let trusted = timeout(PATIENCE, async {
+            while writing.state().in_doubt {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(trusted.await.is_ok(), "{writing:?}");
+        Self { watching, writing }
+    }
+
+    /// One watches and one notifies, each of their steps put off.
+    fn meet(&self, number: usize, tasks: &mut JoinSet<Met>) {
+        let mut rest = number;
+        let [watch, look, store, notify] = STEPS.map(|steps| {
+            let far = rest % steps;
+            rest /= steps;
+            far
+        });
+        let topic = Topic::new(format!("topic/{number}")).expect("a topic");
+        let stored = Arc::new(AtomicBool::new(false));
+
+        let (watching, name, seen) = (self.watching.clone(), topic.clone(), Arc::clone(&stored));
+        tasks.spawn(async move {
+            put_off(watch).await;
+            let mut watch = watching.watch(&name, 1);
+            put_off(look).await;
+            if seen.load(Ordering::SeqCst) {
+                return Met::Saw;
+            }
+            loop {
+                let woken = timeout(PATIENCE, watch.recv()).await;
+                assert!(woken.is_ok(), "{name} was not woken; who watches: {watching:?}");
+                if seen.load(Ordering::SeqCst) {
+                    return Met::Woken;
+                }
+            }
+        });
+        let writing = self.writing.clone();
+        tasks.spawn(async move {
+            put_off(store).await;
+            stored.store(true, Ordering::SeqCst);
+            put_off(notify).await;
+            writing.notify(&topic).expect("an open bus");
+            Met::Wrote
+        });
+    }
+
+    /// All of them; each of a topic of its own.
+    async fn meet_in_all_ways(&self) {
+        let all: usize = STEPS.iter().product();
+        let (mut saw, mut woken) = (0, 0);
+        for first in (0..all).step_by(TOGETHER) {
+            let mut tasks = JoinSet::new();
+            for number in first..first + TOGETHER {
+                self.meet(number, &mut tasks);
+            }
+            for met in tasks.join_all().await {
+                saw += usize::from(met == Met::Saw);
+                woken += usize::from(met == Met::Woken);
+            }
+        }
+
+        let state = self.writing.state();
+        println!("of {all}: {saw} had seen it, {woken} were woken; who writes: {state:?}");
+        assert_eq!(saw + woken, all);
+        // Otherwise nothing was shown: some notifications met a mark, some were dropped and brought back.
+        assert!(saw > 0 && woken > 0 && state.gated < all as u64 && state.brought_back > 0, "{state:?}");
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Met {
+    Wrote,
+    Saw,
+    Woken,
+}
+
+/// First so many turns of the others', and then, for what takes a way through the server, so many milliseconds.
+async fn put_off(far: usize) {
+    const TURNS: usize = 10;
+    for _ in 0..far.min(TURNS) {
+        yield_now().await;
+    }
+    if far > TURNS {
+        sleep(Duration::from_millis((far - TURNS) as u64)).await;
+    }
+}
+
+#[db_testkit::test]
+async fn who_begins_to_watch_at_any_point_of_a_notify_is_woken_or_has_seen_it(db: TestDb) {
+    let config = Config::from_url(&db.url()).expect("the test database's address");
+    let two = Two::over(Postgres::new(&config, &BusOptions::default())).await;
+
+    two.meet_in_all_ways().await;
+}
+
+/// In one thread, the order of the steps is the same each time.
+#[tokio::test(start_paused = true)]
+async fn in_memory_too_who_begins_to_watch_at_any_point_of_a_notify_is_woken_or_has_seen_it() {
+    let two = Two::over(Memory::new()).await;
+
+    two.meet_in_all_ways().await;
+}

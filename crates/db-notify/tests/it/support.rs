@@ -1,0 +1,180 @@
+//! What the tests have in common.
+
+use std::time::Duration;
+
+use db_core::Config;
+use db_notify::link::Link;
+use db_notify::{Bus, BusOptions, Channel, Delivery, GapReason, Memory, Postgres, Subscription, Topic};
+use db_testkit::{Proxy, TestDb, until};
+use tokio::time::timeout;
+
+/// No wait in these tests is longer than this.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn config(db: &TestDb) -> Config {
+    Config::from_url(&db.url()).expect("the test database's address")
+}
+
+pub(crate) async fn bus(db: &TestDb) -> Bus {
+    Bus::open(&config(db), BusOptions::default()).await.expect("a bus")
+}
+
+pub(crate) fn topic(name: &str) -> Topic {
+    Topic::new(name).expect("a topic")
+}
+
+pub(crate) fn channel(name: &str) -> Channel {
+    Channel::new(name).expect("a channel")
+}
+
+pub(crate) async fn next(subscription: &mut Subscription) -> Delivery {
+    timeout(PATIENCE, subscription.recv()).await.expect("a delivery in time").expect("an open bus")
+}
+
+pub(crate) async fn payload(subscription: &mut Subscription) -> String {
+    match next(subscription).await {
+        Delivery::Notification(notification) => notification.payload().to_owned(),
+        Delivery::Gap(gap) => panic!("a gap: {gap}"),
+    }
+}
+
+/// Ends the sessions of an application on the test's database, and waits until they are gone.
+pub(crate) async fn kill(db: &TestDb, application: &str) {
+    let killed: i64 = sqlx::query_scalar(
+        "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity
+         where datname = current_database() and application_name = $1",
+    )
+    .bind(application)
+    .fetch_one(&db.pool())
+    .await
+    .expect("killed");
+    assert!(killed > 0, "nobody was called {application}");
+}
+
+/// The next delivery has to be a gap.
+pub(crate) async fn gap(subscription: &mut Subscription) -> GapReason {
+    match next(subscription).await {
+        Delivery::Gap(gap) => gap.reason,
+        Delivery::Notification(notification) => panic!("no gap: {notification:?}"),
+    }
+}
+
+/// A place where buses meet, and what can be done to it.
+pub(crate) trait Place {
+    type Link: Link;
+
+    fn link(&self) -> Self::Link;
+
+    /// Ends all sessions; they are told.
+    async fn cut(&self);
+
+    /// Ends the session that next notifies this channel, before it has. Once.
+    fn cut_before_notify(&self, channel: &str);
+
+    /// Ends the session that next notifies this channel, in place of the answer. Once.
+    fn cut_answer_to_notify(&self, channel: &str);
+
+    /// Has all sessions of this moment hear and answer nothing, without being told. New ones are well.
+    fn black_hole(&self);
+
+    /// Ends all sessions and lets in no new ones.
+    fn stop(&self);
+
+    /// Lets sessions in again.
+    fn start(&self);
+
+    async fn until_sessions(&self, count: usize);
+}
+
+impl Place for Memory {
+    type Link = Memory;
+
+    fn link(&self) -> Memory {
+        self.clone()
+    }
+
+    async fn cut(&self) {
+        Memory::cut(self);
+    }
+
+    fn cut_before_notify(&self, _: &str) {
+        Memory::cut_before_notify(self);
+    }
+
+    fn cut_answer_to_notify(&self, _: &str) {
+        Memory::cut_answer_to_notify(self);
+    }
+
+    fn black_hole(&self) {
+        Memory::black_hole(self);
+    }
+
+    fn stop(&self) {
+        Memory::stop(self);
+    }
+
+    fn start(&self) {
+        Memory::start(self);
+    }
+
+    async fn until_sessions(&self, count: usize) {
+        until(&format!("{count} sessions"), async || self.sessions() == count).await;
+    }
+}
+
+/// PostgreSQL, behind a proxy that has the faults.
+pub(crate) struct Server {
+    pub(crate) db: TestDb,
+    proxy: Proxy,
+}
+
+impl Server {
+    pub(crate) fn of(db: TestDb) -> Self {
+        let proxy = Proxy::start(&db).expect("a proxy");
+        Self { db, proxy }
+    }
+}
+
+impl Place for Server {
+    type Link = Postgres;
+
+    fn link(&self) -> Postgres {
+        let config = Config::from_url(&self.proxy.url()).expect("the proxy's address");
+        Postgres::new(&config, &BusOptions::default())
+    }
+
+    async fn cut(&self) {
+        sqlx::query(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity
+             where datname = current_database() and application_name in ('bus', 'notifier')",
+        )
+        .execute(&self.db.pool())
+        .await
+        .expect("killed");
+    }
+
+    fn cut_before_notify(&self, channel: &str) {
+        self.proxy.cut_before(channel);
+    }
+
+    fn cut_answer_to_notify(&self, channel: &str) {
+        self.proxy.cut_answer_to(channel);
+    }
+
+    fn black_hole(&self) {
+        self.proxy.half_open();
+    }
+
+    fn stop(&self) {
+        self.proxy.refuse();
+        self.proxy.reset();
+    }
+
+    fn start(&self) {
+        self.proxy.heal();
+    }
+
+    async fn until_sessions(&self, count: usize) {
+        self.db.until_sessions(&format!("{count} sessions"), |sessions| sessions.len() == count).await;
+    }
+}

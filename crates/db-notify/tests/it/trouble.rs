@@ -1,0 +1,416 @@
+//! What keeps a bus from its work, and what it says of it; and what others NOTIFY, in transactions and by triggers.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use db_core::{Config, Pool, PoolOptions};
+use db_notify::{
+    Bus, BusOptions, Channel, Delivery, GapReason, Notification, OpenError, Source, Subscription, Topic,
+    Trouble,
+};
+use db_testkit::{Stop, TestDb, TestServer, until};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{ConnectOptions, Connection, Executor};
+use tokio::time::timeout;
+
+use crate::processes::{Process, run, told};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the buses of these tests say, of all tests of this process: their tasks write from any thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Listens, from the first call on.
+    fn of_this_process() -> &'static Self {
+        static LOG: OnceLock<Log> = OnceLock::new();
+        LOG.get_or_init(|| {
+            let log = Log::default();
+            let writer = log.clone();
+            tracing_subscriber::fmt()
+                .with_env_filter("db_notify=debug")
+                .with_ansi(false)
+                .with_writer(move || writer.clone())
+                .init();
+            log
+        })
+    }
+
+    /// How many lines contain all of these.
+    fn count(&self, parts: &[&str]) -> usize {
+        let text = String::from_utf8_lossy(&self.bytes()).into_owned();
+        text.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+    }
+
+    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Asks often how the server is. The namespace is the test's own, so that its lines in the log are known by their channel.
+fn options(db: &TestDb) -> BusOptions {
+    let heartbeat = Duration::from_millis(50);
+    // On a machine that is busy, an answer may take its time.
+    let answer = Duration::from_secs(10);
+    BusOptions { namespace: db.name().to_owned(), heartbeat, answer, ..BusOptions::default() }
+}
+
+fn config(db: &TestDb) -> Config {
+    Config::from_url(&db.url()).expect("the test database's address")
+}
+
+async fn open(db: &TestDb) -> Bus {
+    Bus::open(&config(db), options(db)).await.expect("a bus")
+}
+
+fn topic(name: &str) -> Topic {
+    Topic::new(name).expect("a topic")
+}
+
+fn channel(name: &str) -> Channel {
+    Channel::new(name).expect("a channel")
+}
+
+fn pool(config: &Config) -> Pool {
+    Pool::new(config, PoolOptions { name: "test".to_owned(), max: 3, ..PoolOptions::api() })
+}
+
+async fn next(subscription: &mut Subscription) -> Delivery {
+    timeout(PATIENCE, subscription.recv()).await.expect("a delivery in time").expect("an open bus")
+}
+
+async fn notification(subscription: &mut Subscription) -> Notification {
+    match next(subscription).await {
+        Delivery::Notification(notification) => notification,
+        Delivery::Gap(gap) => panic!("a gap: {gap}"),
+    }
+}
+
+async fn payload(subscription: &mut Subscription) -> String {
+    notification(subscription).await.payload().to_owned()
+}
+
+async fn gap(subscription: &mut Subscription) -> GapReason {
+    match next(subscription).await {
+        Delivery::Gap(gap) => gap.reason,
+        Delivery::Notification(other) => panic!("{other:?}"),
+    }
+}
+
+async fn execute(db: &TestDb, sql: &'static str) {
+    sqlx::raw_sql(sql).execute(&db.pool()).await.expect("done");
+}
+
+/// Waits for so many heartbeats that began from now on.
+async fn heartbeats(bus: &Bus, count: usize) {
+    let mut last = bus.state().last_heartbeat;
+    // The first one may have begun before.
+    for _ in 0..=count {
+        until("another heartbeat", async || bus.state().last_heartbeat != last).await;
+        last = bus.state().last_heartbeat;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_is_said_once_tried_again_and_used_once_it_is_promoted() {
+    let log = Log::of_this_process();
+    let server = TestServer::throwaway().await.expect("a server");
+    let db = server.empty().await.expect("a database");
+    let own = format!("channel=db_notify.{}", db.name());
+    let bus = open(&db).await;
+    let mut subscription = bus.subscribe(&topic("t"), 10);
+    let data = db.server().expect("a server of ours").data_dir().to_owned();
+
+    std::fs::write(data.join("standby.signal"), "").expect("a file that makes it a standby");
+    server.restart(Stop::Fast).await.expect("restarted");
+
+    let error = Bus::open(&config(&db), options(&db)).await.expect_err("it cannot LISTEN");
+    assert!(matches!(error, OpenError::Standby { .. }) && !error.is_final(), "{error:?}");
+    until("it is known", async || bus.state().trouble == Some(Trouble::Standby)).await;
+    assert!(!bus.state().is_connected());
+    let sent = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.notify_with(&topic("t"), "meanwhile").await }
+    });
+    let tried = async |what: &'static str| {
+        let before = log.count(&[&own, "DEBUG", what]);
+        until(what, async || log.count(&[&own, "DEBUG", what]) >= before + 2).await;
+    };
+    tokio::join!(tried("cannot listen yet"), tried("cannot notify yet"));
+    assert_eq!(log.count(&[&own, "WARN", "cannot listen yet", "the server is a standby"]), 1);
+    assert_eq!(log.count(&[&own, "WARN", "cannot notify yet", "the server is a standby"]), 1);
+
+    execute(&db, "select pg_promote()").await;
+
+    assert_eq!(gap(&mut subscription).await, GapReason::Reconnected);
+    sent.await.expect("no panic").expect("sent after all");
+    bus.notify_with(&topic("t"), "after").await.expect("sent");
+    // What was notified before LISTEN was in force again is what the gap is about.
+    while payload(&mut subscription).await != "after" {}
+    assert_eq!(bus.state().trouble, None);
+    assert_eq!(log.count(&[&own, "INFO", "listening again"]), 1);
+    assert_eq!(log.count(&[&own, "INFO", "notifications are sent again"]), 1);
+}
+
+#[db_testkit::test]
+async fn a_queue_that_fills_is_said_once_and_so_is_that_it_has_room_again(db: TestDb) {
+    let log = Log::of_this_process();
+    let own = format!("channel=db_notify.{}", db.name());
+    // Nobody fills the server's own: it holds gigabytes.
+    execute(
+        &db,
+        "create schema fake;
+         create table fake.queue (usage float8);
+         insert into fake.queue values (0.25);
+         create function fake.pg_notification_queue_usage() returns float8 language sql as 'select usage from fake.queue';
+         do $$ begin execute format('alter database %I set search_path = fake, pg_catalog, public', current_database()); end $$;",
+    )
+    .await;
+    let bus = open(&db).await;
+    until("it is asked", async || bus.state().queue_usage == Some(0.25)).await;
+    assert_eq!(bus.state().trouble, None);
+
+    for round in 1..=2 {
+        execute(&db, "update fake.queue set usage = 0.5").await;
+        until("it is seen", async || bus.state().trouble == Some(Trouble::QueueFull)).await;
+        assert_eq!(bus.state().queue_usage, Some(0.5));
+        heartbeats(&bus, 3).await;
+        assert_eq!(log.count(&[&own, "WARN", "notifications may soon be refused"]), round);
+
+        execute(&db, "update fake.queue set usage = 0.49").await;
+        until("it is over", async || bus.state().trouble.is_none()).await;
+        heartbeats(&bus, 3).await;
+        assert_eq!(log.count(&[&own, "INFO", "has room again"]), round);
+    }
+    assert!(bus.state().is_connected() && bus.state().gaps == 0, "nothing was lost: {:?}", bus.state());
+}
+
+#[db_testkit::test]
+async fn a_full_queue_delays_notifications_and_loses_none(db: TestDb) {
+    let log = Log::of_this_process();
+    let own = format!("channel=db_notify.{}", db.name());
+    execute(
+        &db,
+        "create schema fake;
+         create table fake.queue (is_full bool);
+         insert into fake.queue values (false);
+         create function fake.pg_notify(channel text, payload text) returns void language plpgsql as $$
+         begin
+             if (select is_full from fake.queue) then
+                 raise exception 'too many notifications in the NOTIFY queue' using errcode = '54000';
+             end if;
+             perform pg_catalog.pg_notify(channel, payload);
+         end $$;
+         do $$ begin execute format('alter database %I set search_path = fake, pg_catalog, public', current_database()); end $$;",
+    )
+    .await;
+    let bus = open(&db).await;
+    let mut subscription = bus.subscribe(&topic("t"), 10);
+    bus.notify_with(&topic("t"), "before").await.expect("sent");
+    assert_eq!(payload(&mut subscription).await, "before");
+
+    execute(&db, "update fake.queue set is_full = true").await;
+    let sent = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.notify_with(&topic("t"), "while it was full").await }
+    });
+    until("it is seen", async || bus.state().trouble == Some(Trouble::QueueFull)).await;
+    until("it goes on trying", async || log.count(&[&own, "DEBUG", "cannot notify yet"]) >= 3).await;
+    assert_eq!(log.count(&[&own, "WARN", "cannot notify yet"]), 1);
+    assert!(!sent.is_finished());
+    bus.notify_soon_with(&topic("t"), "after it").expect("accepted");
+
+    execute(&db, "update fake.queue set is_full = false").await;
+
+    timeout(PATIENCE, sent).await.expect("in time").expect("no panic").expect("sent");
+    assert_eq!(payload(&mut subscription).await, "while it was full");
+    assert_eq!(payload(&mut subscription).await, "after it");
+    assert_eq!(bus.state().trouble, None);
+    assert_eq!(log.count(&[&own, "INFO", "notifications are sent again"]), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_listens_in_a_long_transaction_is_seen_in_the_queue() {
+    // The queue is the server's, and what others notify would be in it.
+    let server = TestServer::throwaway().await.expect("a server");
+    let db = server.empty().await.expect("a database");
+    let bus = open(&db).await;
+    until("it is asked", async || bus.state().queue_usage == Some(0.0)).await;
+    let mut session = db.options().connect().await.expect("a session");
+    session.execute("listen anything").await.expect("it listens");
+    session.execute("begin; select 1").await.expect("and reads nothing");
+
+    execute(&db, "select pg_notify('anything', repeat('x', 7000) || n) from generate_series(1, 100) n").await;
+
+    until("it is not empty", async || bus.state().queue_usage.is_some_and(|usage| usage > 0.0)).await;
+    assert_eq!(bus.state().trouble, None, "far from full");
+    session.close_hard().await.expect("closed");
+    execute(&db, "select pg_notify('anything', 'now the server looks')").await;
+    until("it is empty again", async || bus.state().queue_usage == Some(0.0)).await;
+}
+
+/// A database beside the test's, whose encoding has few characters.
+async fn latin(db: &TestDb) -> Config {
+    execute(db, "create database latin template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'")
+        .await;
+    Config::from_url(&db.url().replace(db.name(), "latin")).expect("an address")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_the_database_cannot_name_costs_no_other_its_notifications() {
+    let server = TestServer::throwaway().await.expect("a server");
+    let db = server.empty().await.expect("a database");
+    let latin = latin(&db).await;
+    let bus = Bus::open(&latin, options(&db)).await.expect("a bus");
+    let mut topics = bus.subscribe(&topic("t"), 10);
+    let mut fine = bus.listen(&channel("fine"), 10);
+    assert_eq!(gap(&mut fine).await, GapReason::Started);
+
+    let mut odd = bus.listen(&channel("🦀"), 10);
+    let mut late = bus.listen(&channel("late"), 10);
+
+    // It is listened to as far as anybody can notify it.
+    assert_eq!(gap(&mut odd).await, GapReason::Started);
+    assert_eq!(gap(&mut late).await, GapReason::Started);
+    let pool = PgPoolOptions::new().max_connections(1).connect_with(latin.as_sqlx()).await.expect("a pool");
+    let heard = async |subscription: &mut Subscription, name: &str| {
+        let sql = "select pg_notify($1, 'heard')";
+        sqlx::query(sql).bind(name).execute(&pool).await.expect("notified");
+        assert_eq!(payload(subscription).await, "heard");
+    };
+    heard(&mut fine, "fine").await;
+    heard(&mut late, "late").await;
+    drop(odd);
+    bus.notify_with(&topic("t"), "1").await.expect("sent");
+    assert_eq!(payload(&mut topics).await, "1");
+    until("it is listened to no longer", async || bus.state().channels == 2).await;
+    heard(&mut fine, "fine").await;
+    assert_eq!((bus.state().trouble, bus.state().gaps), (None, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_that_the_database_cannot_hold_is_one_gap_for_all_and_delays_nothing_else() {
+    let server = TestServer::throwaway().await.expect("a server");
+    let db = server.empty().await.expect("a database");
+    execute(&db, "create database latin template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'")
+        .await;
+    let latin = Config::from_url(&db.url().replace(db.name(), "latin")).expect("an address");
+    let (bus, other) = (Bus::open(&latin, options(&db)).await, Bus::open(&latin, options(&db)).await);
+    let (bus, other) = (bus.expect("a bus"), other.expect("a bus"));
+    let mut subscriptions =
+        [bus.subscribe(&topic("t"), 10), bus.subscribe(&topic("u"), 10), other.subscribe(&topic("v"), 10)];
+
+    let sent = timeout(PATIENCE, bus.notify_with(&topic("t"), "🦀")).await;
+    sent.expect("it is not tried for ever").expect("as far as it can be sent");
+
+    for subscription in &mut subscriptions {
+        assert_eq!(gap(subscription).await, GapReason::Overflow);
+    }
+    other.notify_with(&topic("t"), "ü").await.expect("sent");
+    assert_eq!(payload(&mut subscriptions[0]).await, "ü");
+    bus.notify_with(&topic("t"), "after").await.expect("sent");
+    assert_eq!(payload(&mut subscriptions[0]).await, "after");
+    assert_eq!((bus.state().trouble, bus.state().gaps, other.state().gaps), (None, 1, 1));
+}
+
+#[db_testkit::test]
+async fn what_a_trigger_notifies_is_heard_whatever_its_channel_is_called(db: TestDb) {
+    let bus = open(&db).await;
+    execute(
+        &db,
+        "create table job (channel text, payload text);
+         create function tell() returns trigger language plpgsql as $$
+         begin
+             perform pg_notify(new.channel, new.payload);
+             return null;
+         end $$;
+         create trigger tell after insert on job for each row execute function tell();",
+    )
+    .await;
+    let longest = "x".repeat(Channel::MAX_BYTES);
+    let names = ["jobs", "Jobs", "Straße \"x\"'; $$ 🦀\n", "a\"\"b", &longest];
+    let mut subscriptions = names.map(|name| bus.listen(&channel(name), 10));
+    for subscription in &mut subscriptions {
+        assert_eq!(gap(subscription).await, GapReason::Started);
+    }
+
+    sqlx::query("insert into job select name, 'to ' || name from unnest($1::text[]) name")
+        .bind(names)
+        .execute(&db.pool())
+        .await
+        .expect("inserted");
+
+    for (subscription, name) in subscriptions.iter_mut().zip(names) {
+        let heard = notification(subscription).await;
+        assert_eq!(heard.source(), &Source::Channel(channel(name)));
+        assert_eq!(heard.payload(), format!("to {name}"));
+    }
+    assert_eq!(bus.state().gaps, 0, "no name has cost the session");
+}
+
+#[db_testkit::test]
+async fn what_is_notified_in_a_transaction_arrives_with_its_commit_and_in_order(db: TestDb) {
+    let (bus, other) = (open(&db).await, open(&db).await);
+    let mut subscription = other.subscribe(&topic("t"), 10);
+    let pool = pool(&config(&db));
+
+    let mut undone = pool.handle().begin().await.expect("begun");
+    bus.notify_in(&mut undone, &topic("t"), "undone").await.expect("part of it");
+    undone.rollback().await.expect("rolled back");
+    let mut dropped = pool.handle().begin().await.expect("begun");
+    bus.notify_in(&mut dropped, &topic("t"), "dropped").await.expect("part of it");
+    drop(dropped);
+    let mut tx = pool.handle().begin().await.expect("begun");
+    for payload in ["1", "2", "3"] {
+        bus.notify_in(&mut tx, &topic("t"), payload).await.expect("part of it");
+    }
+    bus.notify_with(&topic("t"), "before the commit").await.expect("sent");
+
+    assert_eq!(payload(&mut subscription).await, "before the commit");
+    tx.commit().await.expect("committed");
+    bus.notify_with(&topic("t"), "after it").await.expect("sent");
+    for expected in ["1", "2", "3", "after it"] {
+        assert_eq!(payload(&mut subscription).await, expected);
+    }
+}
+
+/// In a process of its own: commits, and is gone before anything else is done.
+#[test]
+fn a_process_that_ends_at_its_commit() {
+    let Some((address, mut orders)) = told() else { return };
+    run(async {
+        let config = Config::from_url(&address).expect("an address");
+        let namespace = orders.recv().await.expect("a namespace");
+        let options = BusOptions { namespace, ..BusOptions::default() };
+        let bus = Bus::lazy(&config, &options).expect("a bus");
+        let pool = pool(&config);
+        let mut tx = pool.handle().begin().await.expect("begun");
+        bus.notify_in(&mut tx, &topic("t"), "its last words").await.expect("part of it");
+        tx.commit().await.expect("committed");
+        std::process::exit(0);
+    });
+}
+
+#[db_testkit::test]
+async fn what_was_notified_in_a_transaction_survives_its_process(db: TestDb) {
+    let bus = open(&db).await;
+    let mut subscription = bus.subscribe(&topic("t"), 10);
+    let mut process = Process::start("trouble::a_process_that_ends_at_its_commit", &db.url());
+
+    process.tell(db.name());
+
+    assert_eq!(payload(&mut subscription).await, "its last words");
+}
