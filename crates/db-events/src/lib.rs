@@ -54,6 +54,7 @@ mod head;
 mod history;
 mod log;
 mod page;
+mod passing;
 mod reader;
 mod readers;
 mod retention;

@@ -29,7 +29,7 @@ pub struct Events {
 }
 
 impl Events {
-    fn new(events: Vec<Event>) -> Self {
+    pub(crate) fn new(events: Vec<Event>) -> Self {
         Self { all: events.into(), from: 0 }
     }
 

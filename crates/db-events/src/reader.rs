@@ -5,17 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use db_notify::{Delivery, GapReason, Watch};
 use futures_util::FutureExt;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::page::{Events, Page};
+use crate::passing::{Following, Passing};
 use crate::readers::Shared;
 use crate::stream::backoff;
 use crate::{LogId, POLL_FLOOR};
-
-/// How many pages wait for those who are slow. Who is slower than that reads pages by itself.
-const KEPT: usize = 16;
 
 /// Some log's reader. It reads from when the first stream has caught up until the last one is dropped.
 pub(crate) struct Reader {
@@ -38,26 +36,17 @@ pub(crate) struct Live {
     /// There is more than what was passed on, or the log is gone.
     moved: Notify,
     /// None once the reader has ended: then everybody looks, and sees why.
-    passing: Mutex<Option<broadcast::Sender<Passed>>>,
-}
-
-/// What is passed on to all who follow.
-#[derive(Debug, Clone)]
-pub(crate) struct Passed {
-    pub(crate) events: Events,
-    /// Whether the log ends with them.
-    pub(crate) is_final: bool,
+    passing: Mutex<Option<Passing>>,
 }
 
 impl Reader {
     pub(crate) fn new(log: LogId, watch: Watch, home: Weak<Shared>) -> Self {
-        let (passing, _) = broadcast::channel(KEPT);
         let live = Live {
             log,
             start: OnceLock::new(),
             tail: AtomicI64::new(0),
             moved: Notify::new(),
-            passing: Mutex::new(Some(passing)),
+            passing: Mutex::new(Some(Passing::new())),
         };
         Self { live: Arc::new(live), watch: Mutex::new(Some(watch)), task: OnceLock::new(), home }
     }
@@ -100,8 +89,8 @@ impl Drop for Reader {
 
 impl Live {
     /// What is passed on from now on; none if nothing ever will be.
-    pub(crate) fn subscribe(&self) -> Option<broadcast::Receiver<Passed>> {
-        self.passing().as_ref().map(broadcast::Sender::subscribe)
+    pub(crate) fn follow(&self) -> Option<Following> {
+        self.passing().as_ref().map(Passing::follow)
     }
 
     /// The last event that was passed on; none before the reader has begun, and when it has ended.
@@ -122,13 +111,12 @@ impl Live {
 
     fn pass_on(&self, events: Events, is_final: bool) {
         self.tail.store(events.last_id(), Ordering::Release);
-        if let Some(passing) = &*self.passing() {
-            // That nobody follows just now is no error.
-            let _: Result<_, _> = passing.send(Passed { events, is_final });
+        if let Some(passing) = &mut *self.passing() {
+            passing.pass_on(events, is_final);
         }
     }
 
-    fn passing(&self) -> MutexGuard<'_, Option<broadcast::Sender<Passed>>> {
+    fn passing(&self) -> MutexGuard<'_, Option<Passing>> {
         self.passing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

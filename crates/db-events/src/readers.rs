@@ -36,7 +36,7 @@ impl Shared {
         let mut readers = self.lock();
         let there = readers.get(&log).and_then(Weak::upgrade);
         let reader = match &there {
-            Some(reader) if reader.live().subscribe().is_some() => Arc::clone(reader),
+            Some(reader) if reader.live().follow().is_some() => Arc::clone(reader),
             _ => {
                 let reader = Arc::new(make());
                 readers.insert(log, Arc::downgrade(&reader));

@@ -7,11 +7,10 @@ use std::time::Duration;
 use async_stream::try_stream;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::Stream;
-use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
 
 use crate::page::Events;
-use crate::reader::{self, Passed, Reader};
+use crate::passing::{Following, Next};
+use crate::reader::{self, Reader};
 use crate::{Error, Event, EventLog, LogId};
 
 /// The longest time between two looks at a log that is followed; a lost notification costs at most this delay.
@@ -36,7 +35,7 @@ pub struct EventStream {
 struct Joined {
     reader: Arc<Reader>,
     /// Everything that is passed on after this place was taken, before the first look.
-    passed: broadcast::Receiver<Passed>,
+    passed: Following,
     /// The log's last event when this place was taken. The cursor may be beyond it, and the reader is everybody's.
     end: i64,
     /// All that was there has been seen: what is passed on is what comes next.
@@ -100,26 +99,24 @@ impl EventStream {
     async fn passed_on(&mut self) -> Option<Events> {
         loop {
             let joined = self.joined.as_mut().filter(|joined| joined.is_live)?;
-            match joined.passed.recv().await {
-                Ok(Passed { events, .. }) if events[0].id > self.cursor + 1 => {
+            match joined.passed.next().await {
+                Next::Page { events, .. } if events[0].id > self.cursor + 1 => {
                     joined.is_live = false;
                     return None;
                 }
-                Ok(Passed { events, is_final }) => {
+                Next::Page { events, is_final } => {
                     self.ended = is_final;
                     let events = events.after(self.cursor);
                     if events.is_some() || self.ended {
                         return events;
                     }
                 }
-                // Too slow. What is passed on from now on comes after what it will find.
-                Err(RecvError::Lagged(_)) => {
-                    joined.passed = joined.passed.resubscribe();
+                Next::TooSlow => {
                     joined.is_live = false;
                     return None;
                 }
                 // The log is finished, gone, or cannot be read: a look tells.
-                Err(RecvError::Closed) => {
+                Next::Ended => {
                     self.joined = None;
                     return None;
                 }
@@ -155,7 +152,7 @@ impl EventStream {
 
     fn join(&self, end: i64) -> Option<Joined> {
         let reader = self.events.reader(self.log);
-        let passed = reader.live().subscribe()?;
+        let passed = reader.live().follow()?;
         Some(Joined { reader, passed, end, is_live: false })
     }
 

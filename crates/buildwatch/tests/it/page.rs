@@ -145,6 +145,46 @@ async fn live_lines_appear_without_a_reload_and_a_reload_resumes(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn the_browser_s_own_event_source_sees_the_end_of_a_stream_and_stays_away(db: TestDb) {
+    let home = Home::on(&db);
+    let gate = home.fifo("gate");
+    let mut run = home.start(["run", "--", "sh", "-c", &format!("echo one; read go < {}", gate.display())]);
+    assert_eq!(run.line(), "one");
+    let served = serve(&home, &[]);
+    let browser = Browser::open().await;
+    // A page of the same origin that follows nothing by itself.
+    browser.goto(&served.address).await;
+    browser
+        .evaluate(
+            "window.seen = [];
+             window.source = new EventSource('/api/builds/1/events');
+             for (const kind of ['stdout', 'end', 'stream-end'])
+               source.addEventListener(kind, (event) => seen.push(`${kind} ${event.lastEventId}`));
+             source.addEventListener('stream-end', (event) => seen.push(event.data));",
+        )
+        .await;
+    let seen = async |wanted: Value| {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            while browser.evaluate("return [seen, source.readyState]").await != wanted {}
+        });
+        let is_there = waited.await.is_ok();
+        assert!(
+            is_there,
+            "{} instead of {wanted}",
+            browser.evaluate("return [seen, source.readyState]").await
+        );
+    };
+    seen(json!([["stdout 1"], 1])).await;
+
+    std::fs::write(&gate, "go\n").expect("written");
+
+    // It connects again after what it saw last, is answered that there is nothing, and is closed for good.
+    seen(json!([["stdout 1", "end 2", "stream-end 2", "finished"], 2])).await;
+    assert!(run.ended().success());
+    browser.close().await;
+}
+
+#[db_testkit::test]
 async fn a_page_survives_a_server_that_is_killed_and_restarted(db: TestDb) {
     let home = Home::on(&db);
     let gate = home.fifo("gate");

@@ -1,5 +1,7 @@
 //! Event logs as server-sent events.
 
+use std::process::Stdio;
+
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -8,9 +10,15 @@ use db_axum::sse::{self, Cursor};
 use db_layer::{Db, LogId, NewEvent};
 use db_testkit::TestDb;
 use futures_util::StreamExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use crate::support::{PATIENCE, Served, client, open, serve};
+
+/// More than sockets take: far more than the kernel's largest buffers of both sides.
+const MEGABYTES: usize = 32;
 
 async fn events(State(db): State<Db>, Path(log): Path<i64>, cursor: Cursor) -> db_axum::Result<Response> {
     sse::events(&db, LogId(log), cursor).await
@@ -109,4 +117,101 @@ async fn events_arrive_while_they_are_appended_and_the_beginning_of_a_shutdown_e
 
     until("retry: 200\nevent: stream-end\ndata: closing\n\n").await;
     assert!(timeout(PATIENCE, chunks.next()).await.expect("in time").is_none(), "the answer has ended");
+}
+
+/// `curl` as somebody would call it, with what it prints, line by line. It is killed when this is dropped.
+struct Curl {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Curl {
+    fn get(address: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new("curl");
+        command.args(["--no-buffer", "--silent", "--show-error"]).args(arguments).arg(address);
+        command.env("NO_PROXY", "127.0.0.1").stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("curl is on the PATH");
+        let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        Self { child, lines }
+    }
+
+    async fn line(&mut self) -> Option<String> {
+        // Longer than a log may be quiet without a comment.
+        let line = timeout(2 * PATIENCE, self.lines.next_line()).await;
+        line.expect("a line in time").expect("text")
+    }
+
+    async fn until(&mut self, wanted: &str) {
+        while self.line().await.expect("more") != wanted {}
+    }
+
+    async fn rest(mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        while let Some(line) = self.line().await {
+            lines.push(line);
+        }
+        assert!(self.child.wait().await.expect("its end").success(), "curl has seen the end of the answer");
+        lines
+    }
+}
+
+#[db_testkit::test]
+async fn curl_follows_a_log_hears_that_it_is_quiet_sees_its_end_and_resumes(db: TestDb) {
+    let layer = open(&db).await;
+    let served = served(&layer).await;
+    let log = layer.events().create().await.expect("a log");
+    layer.events().append(log, &[NewEvent::new("n", "1"), NewEvent::new("n", "2")]).await.expect("appended");
+    let address = format!("{}/{log}", served.address);
+
+    let mut curl = Curl::get(&address, &[]);
+    curl.until("data: 2").await;
+    curl.until(":").await;
+    layer.events().finish(log, &[NewEvent::new("n", "3")]).await.expect("finished");
+
+    curl.until("id: 3").await;
+    assert_eq!(curl.rest().await, ["event: n", "data: 3", "", "event: stream-end", "data: finished", ""]);
+    let resumed = Curl::get(&address, &["--header", "Last-Event-ID: 2"]).rest().await;
+    let whole =
+        ["retry: 1000", "", "id: 3", "event: n", "data: 3", "", "event: stream-end", "data: finished", ""];
+    assert_eq!(resumed, whole);
+    let status =
+        Curl::get(&address, &["--header", "Last-Event-ID: 3", "--write-out", "%{http_code}"]).rest().await;
+    assert_eq!(status, ["204"]);
+}
+
+#[db_testkit::test]
+async fn for_a_client_that_does_not_read_no_more_is_read_than_its_socket_takes(db: TestDb) {
+    let layer = open(&db).await;
+    let served = served(&layer).await;
+    let log = layer.events().create().await.expect("a log");
+    let megabyte: Vec<NewEvent> = (0..16).map(|_| NewEvent::new("line", "x".repeat(1 << 16))).collect();
+    for _ in 0..MEGABYTES {
+        layer.events().append(log, &megabyte).await.expect("appended");
+    }
+    layer.events().finish(log, &[NewEvent::new("end", "")]).await.expect("finished");
+    let host = served.address.strip_prefix("http://").expect("an address");
+    let ask = async || {
+        let mut socket = TcpStream::connect(host).await.expect("connected");
+        let request = format!("GET /{log} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.expect("asked");
+        socket
+    };
+    let all = async |mut socket: TcpStream| {
+        let mut answer = Vec::new();
+        timeout(2 * PATIENCE, socket.read_to_end(&mut answer)).await.expect("in time").expect("read");
+        answer.len()
+    };
+
+    // Whoever reads has everything, while a neighbour only looks on.
+    let mut idle = ask().await;
+    let mut first = [0];
+    idle.read_exact(&mut first).await.expect("it is answered");
+    let before = layer.events().state().pages;
+    let length = all(ask().await).await;
+    let pages = layer.events().state().pages - before;
+
+    assert!(length > MEGABYTES << 20, "{length} bytes");
+    let megabytes = u64::try_from(MEGABYTES).expect("a small number");
+    assert!(pages < megabytes * 3 / 2, "{pages} pages, of which one who reads needs {megabytes}");
+    assert_eq!(first.len() + all(idle).await, length, "nothing is lost for whoever comes later");
 }

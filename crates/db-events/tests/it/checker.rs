@@ -56,7 +56,7 @@ enum Fault {
     Request,
     /// `SIGKILL` to a process, and another one takes its place.
     Kill,
-    /// Nothing passes, nothing can be dialled, and nobody is told, until it is noticed.
+    /// Nothing passes, nothing can be dialled, and nobody is told, until it is noticed. Meanwhile, another process is killed.
     BlackHole,
     /// What is open falls silent until it is noticed.
     Freeze,
@@ -162,6 +162,9 @@ impl Checker {
                     lost.proxy.freeze();
                 }
                 lost.process.ask("lost").await;
+                if fault == Fault::BlackHole {
+                    self.replace(KILLED).await;
+                }
                 // The others are not held up.
                 self.progress(Some(LOST)).await;
                 self.slots[LOST].proxy.heal();

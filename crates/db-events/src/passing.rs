@@ -1,0 +1,166 @@
+//! What a reader passes on to those who follow, and what is kept for those who are slow.
+
+use std::collections::VecDeque;
+use std::mem::size_of;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::Event;
+use crate::page::Events;
+
+/// How many pages wait for those who are slow. Who is slower than that reads pages by itself.
+const KEPT: usize = 16;
+/// How many bytes such pages have together. The newest may be larger alone.
+const KEPT_BYTES: usize = 2 << 20;
+
+/// The reader's end. A page lives until everybody has taken it, or until there is too much after it.
+pub(crate) struct Passing {
+    sender: broadcast::Sender<Passed>,
+    /// What may still wait for somebody, oldest first, with its size.
+    kept: VecDeque<(Weak<Slot>, usize)>,
+}
+
+#[derive(Clone)]
+struct Passed {
+    slot: Arc<Slot>,
+    is_final: bool,
+}
+
+/// A page, until it is let go of.
+struct Slot(Mutex<Option<Events>>);
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, Option<Events>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Passing {
+    pub(crate) fn new() -> Self {
+        Self { sender: broadcast::channel(KEPT).0, kept: VecDeque::new() }
+    }
+
+    /// Everything that is passed on from now on.
+    pub(crate) fn follow(&self) -> Following {
+        Following(self.sender.subscribe())
+    }
+
+    pub(crate) fn pass_on(&mut self, events: Events, is_final: bool) {
+        let bytes = events.iter().map(|event| size_of::<Event>() + event.data.len()).sum();
+        let slot = Arc::new(Slot(Mutex::new(Some(events))));
+        self.kept.retain(|(slot, _)| slot.strong_count() > 0);
+        self.kept.push_back((Arc::downgrade(&slot), bytes));
+        let mut all: usize = self.kept.iter().map(|(_, bytes)| bytes).sum();
+        while all > KEPT_BYTES && self.kept.len() > 1 {
+            let Some((oldest, bytes)) = self.kept.pop_front() else { break };
+            all -= bytes;
+            if let Some(oldest) = oldest.upgrade() {
+                oldest.lock().take();
+            }
+        }
+        // That nobody follows just now is no error.
+        let _: Result<_, _> = self.sender.send(Passed { slot, is_final });
+    }
+}
+
+/// The end of one who follows.
+pub(crate) struct Following(broadcast::Receiver<Passed>);
+
+/// What comes next for one who follows.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Page {
+        events: Events,
+        /// Whether the log ends with them.
+        is_final: bool,
+    },
+    /// Some of it was let go of. What comes from now on comes after what a look will find.
+    TooSlow,
+    /// Nothing is passed on any more.
+    Ended,
+}
+
+impl Following {
+    /// Waits for it. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Next {
+        match self.0.recv().await {
+            Ok(Passed { slot, is_final }) => {
+                let events = slot.lock().clone();
+                if let Some(events) = events {
+                    return Next::Page { events, is_final };
+                }
+            }
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return Next::Ended,
+        }
+        self.0 = self.0.resubscribe();
+        Next::TooSlow
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    fn page(id: i64, bytes: usize) -> Events {
+        let at = OffsetDateTime::UNIX_EPOCH;
+        Events::new(vec![Event { id, kind: "line".into(), version: 1, data: "x".repeat(bytes), at }])
+    }
+
+    fn alive(passing: &Passing) -> usize {
+        passing
+            .kept
+            .iter()
+            .filter_map(|(slot, _)| slot.upgrade())
+            .filter(|slot| slot.lock().is_some())
+            .count()
+    }
+
+    #[tokio::test]
+    async fn what_everybody_has_taken_is_not_kept() {
+        let mut passing = Passing::new();
+        let (mut one, mut other) = (passing.follow(), passing.follow());
+
+        passing.pass_on(page(1, 10), false);
+
+        for following in [&mut one, &mut other] {
+            assert_eq!(alive(&passing), 1);
+            assert_eq!(following.next().await, Next::Page { events: page(1, 10), is_final: false });
+        }
+        assert_eq!(alive(&passing), 0);
+    }
+
+    #[tokio::test]
+    async fn for_one_who_takes_nothing_no_more_is_kept_than_so_many_bytes() {
+        let mut passing = Passing::new();
+        let mut stuck = passing.follow();
+        for id in 1..=5 {
+            passing.pass_on(page(id, KEPT_BYTES / 2), false);
+        }
+        assert_eq!(alive(&passing), 1, "with what an event takes besides its text, two are too much");
+
+        assert_eq!(stuck.next().await, Next::TooSlow);
+
+        passing.pass_on(page(6, 3 * KEPT_BYTES), true);
+        assert_eq!(stuck.next().await, Next::Page { events: page(6, 3 * KEPT_BYTES), is_final: true });
+        drop(passing);
+        assert_eq!(stuck.next().await, Next::Ended);
+    }
+
+    #[tokio::test]
+    async fn for_one_who_takes_nothing_no_more_is_kept_than_so_many_pages() {
+        let mut passing = Passing::new();
+        let mut stuck = passing.follow();
+
+        for id in 1..=100 {
+            passing.pass_on(page(id, 1), false);
+        }
+
+        assert_eq!(alive(&passing), KEPT);
+        assert_eq!(stuck.next().await, Next::TooSlow);
+    }
+}
