@@ -155,7 +155,7 @@ fn act() -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Topic::Listen => {
-            notify::listen(&workers()?)?;
+            notify::listen()?;
             return Ok(ExitCode::SUCCESS);
         }
         Topic::Run { options, lines } => {

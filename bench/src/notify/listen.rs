@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use db_core::Config;
 use db_layer::db_notify::{Bus, BusOptions, Delivery, Topic};
-use tokio::runtime::Runtime;
+use tokio::runtime::Builder;
 use tokio::time::timeout;
 
 use super::committed::{Heard, now};
@@ -24,14 +24,16 @@ pub(super) const READY: &str = "ready";
 /// Longer than it is ever needed.
 const LIFE: Duration = Duration::from_mins(10);
 
-pub(crate) fn listen(runtime: &Runtime) -> anyhow::Result<()> {
+/// In one thread: the writers beside which it is measured have what it does not take.
+pub(crate) fn listen() -> anyhow::Result<()> {
     let url = std::env::var(ADDRESS).context("`listen` is for `notify` alone")?;
     thread::spawn(|| {
         // Whether it ends or cannot be read, nobody is there.
         let _: std::io::Result<usize> = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
     });
-    runtime.block_on(runtime.spawn(async { timeout(LIFE, hear(url)).await }))??
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { timeout(LIFE, hear(url)).await })?
 }
 
 async fn hear(url: String) -> anyhow::Result<()> {

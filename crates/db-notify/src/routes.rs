@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::Channel;
@@ -40,8 +41,9 @@ struct State {
 /// Of a queue.
 pub(crate) type Number = u64;
 
-/// In the order of their numbers, which only grow.
-type Followers = Vec<(Number, Arc<Queue>)>;
+/// In the order of their numbers, which only grow. Beside the topic, so that the way to the one follower that most topics have
+/// misses the processor's caches once less.
+type Followers = SmallVec<[(Number, Arc<Queue>); 1]>;
 
 /// Who listens to a channel.
 #[derive(Default)]
