@@ -1,10 +1,11 @@
-//! The bus on a real PostgreSQL: what is not already said of every link by the conformance suite.
+//! The bus on a real PostgreSQL, and in paused time: what is not already said of every link by the conformance suite.
 
 use std::time::{Duration, Instant};
 
 use db_core::Config;
-use db_notify::{Bus, BusOptions, BusOptionsError, Delivery, GapReason};
+use db_notify::{Bus, BusOptions, BusOptionsError, Delivery, GapReason, Memory};
 use db_testkit::{Session, TestDb, poll_then_drop};
+use tokio::time;
 
 use crate::support::{PATIENCE, bus, channel, config, gap, kill, next, payload, topic};
 
@@ -190,4 +191,22 @@ async fn a_lazy_bus_goes_on_trying_and_can_be_closed_before_it_listens(db: TestD
     let mut early = lazy.subscribe(&topic("t"), 1);
     assert!(lazy.close(PATIENCE).await, "while it was trying");
     assert_eq!(early.recv().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_bus_sends_at_once_and_a_busy_one_at_its_pace() {
+    let pace = Duration::from_mins(10);
+    let options = BusOptions { pace, ..BusOptions::default() };
+    let bus = Bus::over(Memory::new(), options).await.expect("a bus");
+    let begun = time::Instant::now();
+    let sent = async || {
+        bus.notify(&topic("t")).await.expect("sent");
+        begun.elapsed()
+    };
+    let soon = Duration::from_secs(1);
+
+    assert!(sent().await < soon);
+    assert!((pace..pace + soon).contains(&sent().await));
+    time::sleep(2 * pace).await;
+    assert!((3 * pace..3 * pace + soon).contains(&sent().await), "it was idle again");
 }
