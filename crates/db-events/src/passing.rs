@@ -12,8 +12,9 @@ use crate::page::Events;
 
 /// How many pages wait for those who are slow. Who is slower than that reads pages by itself.
 const KEPT: usize = 16;
-/// How many bytes such pages have together. The newest may be larger alone.
-const KEPT_BYTES: usize = 2 << 20;
+/// How many bytes such pages have together: some full ones, so that a burst does not send everybody back to pages. The newest may be
+/// larger alone.
+const KEPT_BYTES: usize = 4 << 20;
 
 /// The reader's end. A page lives until everybody has taken it, or until there is too much after it.
 pub(crate) struct Passing {

@@ -59,8 +59,8 @@
 //! same connection.
 //!
 //! NOTIFY inside a transaction makes all such transactions commit one after the other, so the bus sends from a
-//! connection of its own: at once when it was idle, then at most once in [`BusOptions::pace`], everything that gathered
-//! meanwhile in one statement.
+//! connection of its own: at once when it was idle, then at most once in [`BusOptions::pace`], or in up to four times as long
+//! where very much is said, everything that gathered meanwhile in one statement.
 //!
 //! # The form on the wire
 //!

@@ -19,6 +19,11 @@ use crate::wire;
 /// for ever.
 const STATEMENT: usize = 64;
 
+/// So many calls for one statement, and the next one waits longer.
+const BUSY: usize = 16;
+/// At most so many times as long.
+const LONGEST_STRETCH: u32 = 4;
+
 /// The longest that a statement is waited for. The first attempt has the time of an answer, each further one twice as much.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -82,10 +87,11 @@ impl<L: Link> Notifier<L> {
                 }
             }
             self.shared.counters.sent.add(batch.len());
-            batch.sent();
             // The pace. Without it, each notification would wake every listening process, and the writers would pay a third
             // of their rate for eight of them.
-            sleep(self.shared.pace).await;
+            let pause = self.shared.pace * stretch(batch.calls());
+            batch.sent();
+            sleep(pause).await;
         }
         self.take_fresh();
         if let Some(sender) = self.sender {
@@ -182,6 +188,13 @@ impl<L: Link> Notifier<L> {
         self.sender = Some(sender);
         result
     }
+}
+
+/// How much longer than the pace it waits after so many calls: the busier those who write, the dearer each wake-up of all who
+/// listen.
+fn stretch(calls: usize) -> u32 {
+    let times = calls / BUSY + 1;
+    u32::try_from(times).map_or(LONGEST_STRETCH, |times| times.min(LONGEST_STRETCH))
 }
 
 /// What became of payloads.

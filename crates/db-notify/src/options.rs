@@ -16,7 +16,8 @@ pub struct BusOptions {
     pub heartbeat: Duration,
     /// How long an answer may take, to a heartbeat and to a statement that notifies, before the connection counts as lost [2 s].
     pub answer: Duration,
-    /// The shortest time between two statements that notify [2 ms].
+    /// The shortest time between two statements that notify [2 ms]. After one that stands for many calls it is longer, up to four
+    /// times: the busier those who write, the dearer it is to them that everybody who listens is woken.
     pub pace: Duration,
     /// The most notifications that wait to be sent [10 000]: from 1 000 to 1 000 000, or 0 for the default. Past it, one message
     /// says "everything".

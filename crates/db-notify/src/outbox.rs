@@ -32,6 +32,8 @@ type Entry = (Topic, Arc<str>);
 pub(crate) struct Batch {
     entries: Vec<Entry>,
     everything: bool,
+    /// Calls that it stands for.
+    calls: usize,
     callers: Vec<oneshot::Sender<()>>,
 }
 
@@ -65,6 +67,7 @@ impl Outbox {
         if waiting.closed {
             return Err(NotifyError::Closed);
         }
+        waiting.batch.calls += 1;
         let superfluous = waiting.add(entry, self.size);
         waiting.batch.wait(caller);
         drop(waiting);
@@ -148,6 +151,11 @@ impl Batch {
     /// How many notifications it is.
     pub(crate) fn len(&self) -> usize {
         if self.everything { 1 } else { self.entries.len() }
+    }
+
+    /// How many calls it stands for, be it for several of them at once.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls
     }
 
     fn is_empty(&self) -> bool {

@@ -210,3 +210,26 @@ async fn an_idle_bus_sends_at_once_and_a_busy_one_at_its_pace() {
     time::sleep(2 * pace).await;
     assert!((3 * pace..3 * pace + soon).contains(&sent().await), "it was idle again");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_more_is_said_at_once_the_longer_is_the_pace() {
+    let pace = Duration::from_mins(10);
+    let options = BusOptions { pace, ..BusOptions::default() };
+    let bus = Bus::over(Memory::new(), options).await.expect("a bus");
+    let soon = Duration::from_secs(1);
+
+    for (calls, times) in [(1, 1), (15, 1), (16, 2), (47, 3), (1000, 4)] {
+        // That of what was said before is over.
+        time::sleep(5 * pace).await;
+        let begun = time::Instant::now();
+        for _ in 0..calls {
+            bus.notify_soon(&topic("t")).expect("an open bus");
+        }
+        time::sleep(soon).await;
+
+        bus.notify(&topic("t")).await.expect("sent");
+
+        let waited = begun.elapsed();
+        assert!((times * pace..times * pace + soon).contains(&waited), "{waited:?} after {calls} calls");
+    }
+}
