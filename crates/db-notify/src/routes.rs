@@ -1,10 +1,11 @@
 //! Who wants to hear of what, in this process.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
@@ -31,7 +32,7 @@ pub(crate) struct Routes {
 struct State {
     /// All of them, also those that follow nothing now.
     queues: HashMap<Number, Arc<Queue>>,
-    topics: HashMap<Topic, Followers>,
+    topics: HashMap<Topic, Followers, RandomState>,
     channels: HashMap<Channel, Wanted>,
     /// The number of the last queue.
     last: Number,
@@ -266,7 +267,11 @@ fn remove(followers: &mut Followers, number: Number) -> bool {
     followers.is_empty()
 }
 
-fn forget<K: Eq + Hash, V>(map: &mut HashMap<K, V>, key: &K, remove: impl FnOnce(&mut V) -> bool) {
+fn forget<K: Eq + Hash, V, S: BuildHasher>(
+    map: &mut HashMap<K, V, S>,
+    key: &K,
+    remove: impl FnOnce(&mut V) -> bool,
+) {
     if let Some(followers) = map.get_mut(key)
         && remove(followers)
     {
