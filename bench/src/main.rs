@@ -183,7 +183,7 @@ fn act() -> anyhow::Result<ExitCode> {
             (options, report)
         }
         Topic::Notify { options, arms } => {
-            let report = notify::measure(&workers()?, options.rounds(7), &arms)?;
+            let report = notify::measure(&workers()?, options.rounds(13), &arms)?;
             (options, report)
         }
         Topic::Topics { options, arms } => {

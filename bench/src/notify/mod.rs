@@ -49,8 +49,9 @@ const ALL: u32 = 1 << 16;
 /// What is said last in a slice.
 const END: &str = "end";
 
-/// Long enough for some hundred commits of each writer.
-const SLICE: Duration = Duration::from_millis(500);
+/// Long enough for a hundred commits of each of many writers, and short, so that arms that are compared follow each other soon: the
+/// machine changes within seconds.
+const SLICE: Duration = Duration::from_millis(250);
 
 /// How long what is sent last may take to be sent.
 const PATIENCE: Duration = Duration::from_secs(30);
