@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use db_events::{Error, EventLog, LogId, NewEvent, Removed, Retention, Selection};
 use db_testkit::{TestDb, poll_then_drop, until};
+use tokio::time::timeout;
 
-use crate::support::{NO_LOG, events, next_batch, numbered};
+use crate::support::{NO_LOG, PATIENCE, events, next_batch, numbered};
 
 /// A log of 100 events in batches of different sizes, every tenth of them a milestone.
 async fn hundred(events: &EventLog) -> LogId {
@@ -146,6 +147,28 @@ async fn what_was_finished_long_ago_is_removed_and_nothing_else(db: TestDb) {
     assert_eq!(left, 0);
     let again = events.retain(&month).await.expect("nothing to remove");
     assert_eq!(again, Removed { kept: 1, ..Removed::default() });
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn removal_does_not_wait_for_those_who_write(db: TestDb) {
+    let events = events(&db).await;
+    let old = hundred(&events).await;
+    events.finish(old, &numbered(101, 1)).await.expect("finished");
+    let busy = hundred(&events).await;
+    // Somebody's append, by hand, in a transaction that stays open.
+    let mut open = db.pool().begin().await.expect("begun");
+    sqlx::query("insert into event_log_batches values ($1, 101, 101, 1, '{n}', '{slow}', false)")
+        .bind(busy.0)
+        .execute(&mut *open)
+        .await
+        .expect("appended");
+
+    let now = Retention { pause: Duration::ZERO, ..Retention::older_than(Duration::ZERO) };
+    let removed = timeout(PATIENCE, events.retain(&now)).await.expect("in time").expect("removed");
+
+    assert_eq!((removed.logs, removed.kept), (1, 0), "{removed:?}");
+    open.commit().await.expect("committed");
+    assert_eq!(events.append(busy, &numbered(102, 1)).await.expect("appended"), 102..=102);
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
