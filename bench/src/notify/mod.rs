@@ -1,10 +1,10 @@
 //! Writers that notify, beside writers that do not, and beside those that do it within their transactions.
 //!
 //! Each statement inserts a row, durably, in a transaction of its own, as an append to an event log does. `plain` says nothing of
-//! it, `ours` says it on the bus after the commit, and `in_tx` says the same, on the same channel, within the transaction: one round
-//! trip each, since what more of them cost would hide what a notification does. In all three the same processes listen, by a bus each, to as many
-//! topics as there may be; the writers' own bus listens, too, as every process's does. Each of them has to hear of whatever was
-//! committed, and a gap is an error.
+//! it, `ours` says it on the bus after the commit, and `in_tx` says the same, on the same channel, within the transaction: one
+//! round trip each, since what more of them cost would hide what a notification does. In all three the same processes listen, by
+//! a bus each, to as many topics as there may be; the writers' own bus listens, too, as every process's does. Each of them has to
+//! hear of whatever was committed, and a gap is an error.
 //!
 //! The latencies of an arm are those of delivery: from the commit until a process has received what covers it. Of `in_tx` the
 //! statement is part of that, since the server notifies before it answers.
