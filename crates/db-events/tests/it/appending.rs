@@ -1,12 +1,7 @@
 //! Ids, batches and refusals.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use db_events::{Error, NewEvent, WriterId};
+use db_events::{Error, NewEvent};
 use db_testkit::TestDb;
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
 
 use crate::support::{NO_LOG, answer, assert_dense, events, numbered, read_to_end};
 
@@ -133,46 +128,4 @@ async fn a_log_made_in_a_transaction_goes_with_it(db: TestDb) {
     tx.rollback().await.expect("rolled back");
 
     assert!(matches!(events.head(log).await, Err(Error::Removed(_))));
-}
-
-/// Counts the statements that this thread has sent, which a pool's log of them tells of.
-#[derive(Debug, Clone, Default)]
-struct Statements(Arc<AtomicUsize>);
-
-impl Subscriber for Statements {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "db_core::statement"
-    }
-
-    fn event(&self, _: &Event<'_>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-    fn enter(&self, _: &Id) {}
-
-    fn exit(&self, _: &Id) {}
-}
-
-#[db_testkit::test(migrations = "../../migrations")]
-async fn each_append_is_one_statement(db: TestDb) {
-    let events = events(&db).await;
-    let log = events.create().await.expect("a log");
-    let statements = Statements::default();
-    let _listening = tracing::subscriber::set_default(statements.clone());
-
-    for n in 0..10 {
-        events.append(log, &numbered(100 * n, 100)).await.expect("appended");
-    }
-    events.append_once(log, (WriterId(1), 1), &numbered(1, 1)).await.expect("appended");
-    events.finish(log, &numbered(1, 1)).await.expect("finished");
-
-    assert_eq!(statements.0.load(Ordering::Relaxed), 12);
 }
