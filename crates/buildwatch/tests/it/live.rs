@@ -51,8 +51,12 @@ async fn the_beginning_of_a_line_is_seen_while_its_end_is_awaited(db: TestDb) {
 #[test]
 fn while_the_database_is_frozen_nothing_is_printed_and_thawed_everything() {
     let home = Home::embedded();
-    let gate = home.fifo("gate");
-    let script = format!("echo before; read go < {0}; seq 1 1000; read go < {0}; echo after", gate.display());
+    let (gate, last) = (home.fifo("gate"), home.fifo("last"));
+    let script = format!(
+        "echo before; read go < {}; seq 1 1000; read go < {}; echo after",
+        gate.display(),
+        last.display()
+    );
     let mut run = home.start(["run", "--", "sh", "-c", &script]);
     assert_eq!(run.line(), "before");
     let frozen = Frozen::new(&home);
@@ -65,7 +69,7 @@ fn while_the_database_is_frozen_nothing_is_printed_and_thawed_everything() {
     for n in 1..=1000 {
         assert_eq!(run.line(), n.to_string());
     }
-    fs::write(&gate, "go\n").expect("written");
+    fs::write(&last, "go\n").expect("written");
     assert_eq!(run.line(), "after");
     assert!(run.ended().success(), "{:?}", run.errors());
     let ids: Vec<i64> = home.events(1).iter().map(|event| event["id"].as_i64().expect("an id")).collect();
@@ -135,8 +139,12 @@ impl Drop for Frozen {
 #[test]
 fn a_server_that_is_killed_and_comes_back_costs_a_build_nothing() {
     let home = Home::embedded();
-    let gate = home.fifo("gate");
-    let script = format!("echo before; read go < {0}; seq 1 1000; read go < {0}; echo after", gate.display());
+    let (gate, last) = (home.fifo("gate"), home.fifo("last"));
+    let script = format!(
+        "echo before; read go < {}; seq 1 1000; read go < {}; echo after",
+        gate.display(),
+        last.display()
+    );
     let mut run: Live = home.start(["run", "--", "sh", "-c", &script]);
     assert_eq!(run.line(), "before");
 
@@ -147,7 +155,7 @@ fn a_server_that_is_killed_and_comes_back_costs_a_build_nothing() {
     for n in 1..=1000 {
         assert_eq!(run.line(), n.to_string());
     }
-    fs::write(&gate, "go\n").expect("written");
+    fs::write(&last, "go\n").expect("written");
     assert_eq!(run.line(), "after");
     assert!(run.ended().success(), "{:?}", run.errors());
 }

@@ -117,9 +117,12 @@ fn free_port() -> u16 {
 #[db_testkit::test]
 async fn live_lines_appear_without_a_reload_and_a_reload_resumes(db: TestDb) {
     let home = Home::on(&db);
-    let gate = home.fifo("gate");
-    let script =
-        format!("echo one; for word in two three; do read go < {}; echo $word; done", gate.display());
+    let (second, third) = (home.fifo("second"), home.fifo("third"));
+    let script = format!(
+        "echo one; read go < {}; echo two; read go < {}; echo three",
+        second.display(),
+        third.display()
+    );
     let mut run = home.start(["run", "--", "sh", "-c", &script]);
     assert_eq!(run.line(), "one");
     let served = serve(&home, &[]);
@@ -129,13 +132,13 @@ async fn live_lines_appear_without_a_reload_and_a_reload_resumes(db: TestDb) {
     browser.until("status", |text| text == "running").await;
     browser.evaluate("window.notReloaded = true").await;
 
-    std::fs::write(&gate, "go\n").expect("written");
+    std::fs::write(&second, "go\n").expect("written");
     browser.until("log", |text| text == "one\ntwo\n").await;
     assert_eq!(browser.evaluate("return window.notReloaded").await, true);
 
     browser.client.refresh().await.expect("a reload");
     browser.until("log", |text| text == "one\ntwo\n").await;
-    std::fs::write(&gate, "go\n").expect("written");
+    std::fs::write(&third, "go\n").expect("written");
     browser.until("log", |text| text == "one\ntwo\nthree\n").await;
     browser.until("status", |text| text == "succeeded (0)").await;
     assert_eq!(browser.client.title().await.expect("a title"), "Build 1: succeeded");

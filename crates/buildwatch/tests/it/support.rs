@@ -88,6 +88,8 @@ impl Home {
     }
 
     /// Makes a named pipe.
+    /// A named pipe that a command waits at, for one time: whoever writes may not have closed it yet when the command opens it
+    /// again, which would then find its end instead of waiting.
     pub(crate) fn fifo(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
