@@ -17,6 +17,7 @@ mod report;
 mod rounds;
 mod run;
 mod server;
+mod times;
 mod topics;
 mod tracker;
 mod tx;

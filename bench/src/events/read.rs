@@ -1,7 +1,7 @@
 //! A log read from its beginning to its end.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::ensure;
 use db_layer::{EventLog, LogId};
@@ -11,10 +11,11 @@ use tokio::sync::Mutex;
 use super::EVENTS;
 use crate::load::Slice;
 use crate::logs::{Next, page};
+use crate::times::Times;
 
 pub(super) async fn ours(events: EventLog, log: LogId, slice: Duration) -> anyhow::Result<Slice> {
-    let mut readings = Readings::new(slice);
-    while readings.again() {
+    let mut times = Times::new(slice);
+    while times.again() {
         let mut next = Next(1);
         let mut stream = events.stream(log, 0);
         while let Some(batch) = stream.next_batch().await? {
@@ -22,9 +23,9 @@ pub(super) async fn ours(events: EventLog, log: LogId, slice: Duration) -> anyho
                 next.count(event.id, &event.data)?;
             }
         }
-        readings.check(&next)?;
+        check(&times, &next)?;
     }
-    Ok(readings.over())
+    Ok(over(times))
 }
 
 pub(super) async fn sqlx(
@@ -33,8 +34,8 @@ pub(super) async fn sqlx(
     slice: Duration,
 ) -> anyhow::Result<Slice> {
     let mut session = session.lock().await;
-    let mut readings = Readings::new(slice);
-    while readings.again() {
+    let mut times = Times::new(slice);
+    while times.again() {
         let mut next = Next(1);
         loop {
             let (rows, is_full) = page(&mut *session, log, next.0 - 1).await?;
@@ -45,38 +46,17 @@ pub(super) async fn sqlx(
                 break;
             }
         }
-        readings.check(&next)?;
+        check(&times, &next)?;
     }
-    Ok(readings.over())
+    Ok(over(times))
 }
 
-/// As many as are begun within a slice.
-struct Readings {
-    began: Instant,
-    slice: Duration,
-    begun: u32,
+fn check(times: &Times, Next(next): &Next) -> anyhow::Result<()> {
+    ensure!(*next == EVENTS + 1, "reading number {} ended before event {next}", times.begun());
+    Ok(())
 }
 
-impl Readings {
-    fn new(slice: Duration) -> Self {
-        Self { began: Instant::now(), slice, begun: 0 }
-    }
-
-    fn again(&mut self) -> bool {
-        let again = self.begun == 0 || self.began.elapsed() < self.slice;
-        self.begun += u32::from(again);
-        again
-    }
-
-    fn check(&self, Next(next): &Next) -> anyhow::Result<()> {
-        ensure!(*next == EVENTS + 1, "reading number {} ended before event {next}", self.begun);
-        Ok(())
-    }
-
-    /// Events a second.
-    fn over(self) -> Slice {
-        #[expect(clippy::cast_precision_loss, reason = "a hundred thousand")]
-        let events = EVENTS as f64 * f64::from(self.begun);
-        Slice::of(events / self.began.elapsed().as_secs_f64(), None)
-    }
+fn over(times: Times) -> Slice {
+    #[expect(clippy::cast_precision_loss, reason = "a hundred thousand")]
+    times.over(EVENTS as f64)
 }

@@ -1,6 +1,6 @@
 //! Following one topic more beside ten thousand, and no longer.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::ensure;
 use db_core::Config;
@@ -8,6 +8,7 @@ use db_layer::db_notify::Topic;
 
 use super::session::{Sender, close_bus, close_listener, open_bus, open_listener};
 use crate::load::Slice;
+use crate::times::Times;
 
 /// What is followed anyway.
 const OTHERS: u32 = 10_000;
@@ -25,7 +26,7 @@ pub(super) async fn bus(config: Config, slice: Duration) -> anyhow::Result<Slice
         ensure!(subscription.subscribe(&topic), "it was followed already");
         ensure!(subscription.unsubscribe(&topic), "it was not followed");
     }
-    let measured = times.over();
+    let measured = times.over(1.0);
     close_bus(&bus).await?;
     Ok(measured)
 }
@@ -39,7 +40,7 @@ pub(super) async fn listener(config: Config, slice: Duration) -> anyhow::Result<
         listener.listen(ONE_MORE).await?;
         listener.unlisten(ONE_MORE).await?;
     }
-    let measured = times.over();
+    let measured = times.over(1.0);
     drop(listener);
     close_listener(&pool).await?;
     Ok(measured)
@@ -47,27 +48,4 @@ pub(super) async fn listener(config: Config, slice: Duration) -> anyhow::Result<
 
 fn names() -> impl Iterator<Item = String> {
     (0..OTHERS).map(|n| format!("topic/{n}"))
-}
-
-/// As many as are begun within a slice.
-struct Times {
-    began: Instant,
-    slice: Duration,
-    begun: u32,
-}
-
-impl Times {
-    fn new(slice: Duration) -> Self {
-        Self { began: Instant::now(), slice, begun: 0 }
-    }
-
-    fn again(&mut self) -> bool {
-        let again = self.begun == 0 || self.began.elapsed() < self.slice;
-        self.begun += u32::from(again);
-        again
-    }
-
-    fn over(self) -> Slice {
-        Slice::of(f64::from(self.begun) / self.began.elapsed().as_secs_f64(), None)
-    }
 }
