@@ -128,7 +128,7 @@ struct Options {
     /// Write the rows to a file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// How many rounds; the median counts. Unless given, as many as take two minutes at most.
+    /// How many rounds; the median counts. Unless given, as many as take three minutes at most.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
 }

@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 
 use crate::load::{Load, Work};
 use crate::peers::pgbench::Pgbench;
-use crate::peers::{Bb8, Deadpool, Diesel, Ours, PgPool, SeaOrm, Select, Take, Test};
+use crate::peers::{Alone, Bb8, Deadpool, Diesel, Ours, PgPool, SeaOrm, Select, Take, Test};
 use crate::report::Report;
 use crate::rounds::{Arm, interleave, narrow};
 use crate::server::Database;
@@ -20,6 +20,10 @@ const TASKS: [u32; 2] = [CONNECTIONS, 64];
 
 /// As long as pgbench's: in the first tenths of a second after others had their turn, everybody is slower.
 const SLICE: Duration = Duration::from_secs(1);
+
+/// So many times as many rounds have ours and pgbench with nobody between them: they differ by less than two seconds of a shared
+/// machine do.
+const CLOSE: usize = 4;
 
 /// Taking alone is a thousand times faster, and needs less time to be measured.
 const BARE_SLICE: Duration = Duration::from_millis(150);
@@ -37,10 +41,17 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         let pgbench = Pgbench::new(url)?;
         let diesel = Diesel::new(url, size)?;
         let bb8 = runtime.block_on(Bb8::new(url, CONNECTIONS))?;
+        let alone = Arc::new(runtime.block_on(Alone::new(url, CONNECTIONS))?);
         let seaorm = runtime.block_on(SeaOrm::new(url, CONNECTIONS))?;
 
+        let mut close = vec![
+            Arm::new("close.10.pgbench", SLICE, |slice| pgbench.run(CONNECTIONS, slice)),
+            select(runtime, "close.10.ours".to_owned(), CONNECTIONS, Select(ours.clone())),
+        ];
         // Those that have targets to meet beside each other are neighbours.
-        let mut arms = vec![Arm::new("pool.10.pgbench", SLICE, |slice| pgbench.run(CONNECTIONS, slice))];
+        let mut arms = vec![Arm::new("pool.10.alone", SLICE, |slice| {
+            Load { tasks: CONNECTIONS, slice, timed: true }.run(runtime, &alone)
+        })];
         for tasks in TASKS {
             let name = |peer| format!("pool.{tasks}.{peer}");
             arms.push(select(runtime, name("deadpool"), tasks, Select(deadpool.clone())));
@@ -57,16 +68,19 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         arms.push(take(runtime, "bare.ours", Take(ours)));
         arms.push(take(runtime, "bare.pgpool", Take(pgpool)));
 
-        let narrowed = narrow(&mut arms, only)?;
-        let measured = interleave(&arms, rounds)?;
-        if narrowed {
-            return Ok(measured.report(database.what().to_owned(), Vec::new()));
+        let what = database.what().to_owned();
+        if !only.is_empty() {
+            close.append(&mut arms);
+            narrow(&mut close, only)?;
+            return Ok(interleave(&close, rounds)?.report(what, Vec::new()));
         }
-        let mut rows = Vec::new();
+        let close = interleave(&close, rounds * CLOSE)?;
+        let measured = interleave(&arms, rounds)?;
+        let mut rows = vec![close.rates("pool.10.vs_pgbench", "close.10.ours", "close.10.pgbench")];
         for tasks in TASKS {
             let ours = format!("pool.{tasks}.ours");
-            for peer in ["pgpool", "pgpool_no_test", "deadpool", "pgbench", "diesel", "bb8", "seaorm"] {
-                if tasks == CONNECTIONS || !matches!(peer, "pgpool_no_test" | "pgbench") {
+            for peer in ["alone", "pgpool", "pgpool_no_test", "deadpool", "diesel", "bb8", "seaorm"] {
+                if tasks == CONNECTIONS || !matches!(peer, "alone" | "pgpool_no_test") {
                     let name = format!("pool.{tasks}.vs_{peer}");
                     rows.push(measured.rates(name, &ours, &format!("pool.{tasks}.{peer}")));
                 }
@@ -77,7 +91,9 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         rows.push(measured.rates("bare.vs_pgpool", "bare.ours", "bare.pgpool"));
         rows.push(measured.rates("bare.vs_deadpool", "bare.ours", "bare.deadpool"));
         rows.push(tracker::measure(runtime, database, rounds)?);
-        Ok(measured.report(database.what().to_owned(), rows))
+        let mut report = close.report(what.clone(), Vec::new());
+        report.extend(measured.report(what, rows));
+        Ok(report)
     })
 }
 

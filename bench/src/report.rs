@@ -41,6 +41,8 @@ pub(crate) struct ArmFigures {
     /// Microseconds; none of an arm whose operations are not timed.
     p50: Option<f64>,
     p99: Option<f64>,
+    /// Operations a second in each round.
+    rates: Vec<f64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,11 +116,18 @@ impl ArmFigures {
             rate: median(&sorted(rounds.iter().map(|slice| slice.rate))),
             p50: latencies.as_ref().map(|them| median(&sorted(them.iter().map(|latency| latency.p50)))),
             p99: latencies.as_ref().map(|them| median(&sorted(them.iter().map(|latency| latency.p99)))),
+            rates: rounds.iter().map(|slice| slice.rate).collect(),
         }
     }
 }
 
 impl Report {
+    /// Adds what was measured on the same server afterwards.
+    pub(crate) fn extend(&mut self, later: Self) {
+        self.arms.extend(later.arms);
+        self.rows.extend(later.rows);
+    }
+
     /// What falls short of the targets, a line each. A row without a target is one, too.
     pub(crate) fn check(&self, targets: &str) -> anyhow::Result<Vec<String>> {
         let targets: BTreeMap<String, BTreeMap<String, Target>> =
@@ -164,7 +173,7 @@ impl fmt::Display for Report {
         writeln!(f, "on {}", self.server)?;
         let names = self.arms.iter().map(|arm| &arm.name).chain(self.rows.iter().map(|row| &row.name));
         let width = names.map(String::len).max().unwrap_or(0);
-        for ArmFigures { name, rate, p50, p99 } in &self.arms {
+        for ArmFigures { name, rate, p50, p99, .. } in &self.arms {
             write!(f, "{name:<width$} {rate:>10.0} ops/s")?;
             if let (Some(p50), Some(p99)) = (p50, p99) {
                 write!(f, "   p50 {p50:>6.0} us   p99 {p99:>6.0} us")?;

@@ -1,5 +1,6 @@
 //! Ours and the peers, as their users set them up.
 
+mod alone;
 mod bb8;
 mod deadpool;
 mod diesel;
@@ -10,6 +11,7 @@ mod seaorm;
 
 use anyhow::ensure;
 
+pub(crate) use alone::Alone;
 pub(crate) use bb8::Bb8;
 pub(crate) use deadpool::Deadpool;
 pub(crate) use diesel::Diesel;

@@ -31,7 +31,8 @@ impl Pgbench {
              DB_EMBEDDED_PGBIN names the folder to look in",
         )?;
         let mut script = NamedTempFile::new()?;
-        writeln!(script, "select :client_id::int8;")?;
+        // Another number each time, as everybody is asked for.
+        writeln!(script, "\\set n :n + 1\nselect :n::int8;")?;
         Ok(Self { program, script, url: url.to_owned() })
     }
 
@@ -39,7 +40,7 @@ impl Pgbench {
     pub(crate) fn run(&self, connections: u32, time: Duration) -> anyhow::Result<Slice> {
         let seconds = time.as_secs().max(1);
         let mut pgbench = Command::new(&self.program)
-            .args(["-M", "prepared", "-n", "-j", "2"])
+            .args(["-M", "prepared", "-n", "-j", "2", "-D", "n=0"])
             .args(["-c", &connections.to_string(), "-T", &seconds.to_string(), "-f"])
             .arg(self.script.path())
             .arg(&self.url)

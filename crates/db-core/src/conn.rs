@@ -8,7 +8,7 @@ use async_stream::try_stream;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, TryStreamExt};
-use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::postgres::{PgArguments, PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Connection, Either, Execute, Executor, Postgres, SqlStr};
 use tokio::time::timeout;
 
@@ -36,27 +36,29 @@ pub struct Conn {
     asker: Asker,
     /// When it was handed out.
     taken: Instant,
-    /// It was taken for one statement, and goes back with the statement's end: the same moment.
+    /// It was taken for one statement, which is sent when it is taken, and goes back with the answer: two readings of the clock
+    /// and two notes to the tracker less.
     once: bool,
     pub(crate) state: State,
 }
 
 impl Conn {
-    pub(crate) fn new(live: Box<Live>, inner: Arc<Shared>, asker: Asker, now: Instant) -> Self {
-        live.session.lend(asker, now, inner.options.tracker);
-        Self { live: Some(live), inner, asker, taken: now, once: false, state: State::default() }
+    /// Lent out now, for one statement if that is told.
+    pub(crate) fn new(
+        live: Box<Live>,
+        inner: Arc<Shared>,
+        asker: Asker,
+        now: Instant,
+        statement: Option<&SqlStr>,
+    ) -> Self {
+        live.session.lend(asker, now, inner.options.tracker, statement);
+        let once = statement.is_some();
+        Self { live: Some(live), inner, asker, taken: now, once, state: State::default() }
     }
 
     /// Notes that there was something to do before it could be handed out.
     pub(crate) fn is_taken_now(&mut self) {
         self.taken = Instant::now();
-    }
-
-    /// Notes that one statement is sent on it, now, and that it is given back with the answer: two readings of the clock and
-    /// one note to the tracker less.
-    pub(crate) fn for_one_statement(&mut self) -> &mut Self {
-        self.once = true;
-        self
     }
 
     /// Begins a transaction, which takes the connection with it.
@@ -195,14 +197,6 @@ impl Conn {
         error
     }
 
-    /// [`Conn::drain`], in a box when there is something to read: most statements have nothing before them.
-    async fn drained(&mut self) -> Result<(), sqlx::Error> {
-        match self.state.in_flight() {
-            None => Ok(()),
-            Some(_) => Box::pin(self.drain()).await,
-        }
-    }
-
     /// Cancels a statement that was cut off, if there is one, and reads its end: the driver would take its error for that of
     /// the next.
     pub(crate) async fn drain(&mut self) -> Result<(), sqlx::Error> {
@@ -246,7 +240,7 @@ impl Conn {
     fn depart(&mut self, sql: &SqlStr, flight: Flight) -> Trip {
         let trip = Trip::begin(if self.once { self.taken } else { Instant::now() });
         self.state.begin(flight);
-        if self.inner.tracks() {
+        if self.inner.tracks() && !self.once {
             self.live().session.runs(sql, trip.started);
         }
         trip
@@ -294,23 +288,21 @@ impl Conn {
         }
     }
 
-    /// The statement as it is sent. A pooler keeps what was prepared under one text, for all its clients, and closing a
-    /// statement does not make it forget: once plans were found stale, another text is what makes a new one.
-    fn distinct(&self, text: Text) -> Text {
-        match self.live().plans {
-            stale @ 1.. if self.inner.is_pooled() => {
-                text.marked(&format!("/* {:x}.{stale} */", self.inner.mark))
-            }
-            _ => text,
+    /// Has a statement sent under a text of its own where it must be. A pooler keeps what was prepared under one text, for all its
+    /// clients, and closing a statement does not make it forget: once plans were found stale, another text is what makes a new one.
+    fn distinguish(&self, text: &mut Text) {
+        let stale = self.live().plans;
+        if stale > 0 && self.inner.is_pooled() {
+            text.mark(&format!("/* {:x}.{stale} */", self.inner.mark));
         }
     }
 
-    /// What is sent of a statement: a copy, if it may be sent again when its plan turns out stale, else the statement itself. That
-    /// is safe where the server finds it out before it runs anything, and outside of a transaction nothing else is lost with it.
-    fn sent(&self, text: &mut Text) -> Text {
+    /// Prepares a statement to be sent, and says what it needs to be sent again when its plan turns out stale, if it may. That is
+    /// safe where the server finds it out before it runs anything, and outside of a transaction nothing else is lost with it.
+    fn spare(&self, text: &mut Text) -> Option<PgArguments> {
+        self.distinguish(text);
         let is_alone = self.state.transaction == Transaction::None && !self.state.session_changed;
-        let copy = if is_alone { text.copy() } else { None };
-        self.distinct(copy.unwrap_or_else(|| text.take()))
+        if is_alone { text.spare() } else { None }
     }
 
     /// Whether the statement that has just failed is to be sent again. All connections of the pool forget their plans: what
@@ -339,10 +331,10 @@ impl Conn {
     }
 
     /// A statement that answers with one row, or none.
-    pub(crate) fn optional(
-        &mut self,
-        text: Text,
-    ) -> impl Future<Output = Result<Option<PgRow>, sqlx::Error>> + Send + '_ {
+    pub(crate) fn optional<'c>(
+        &'c mut self,
+        text: &'c mut Text,
+    ) -> impl Future<Output = Result<Option<PgRow>, sqlx::Error>> + Send + 'c {
         self.whole(
             text,
             |raw, text| raw.fetch_optional(text),
@@ -351,71 +343,82 @@ impl Conn {
     }
 
     /// A statement whose rows nobody wants.
-    pub(crate) fn count(
-        &mut self,
-        text: Text,
-    ) -> impl Future<Output = Result<PgQueryResult, sqlx::Error>> + Send + '_ {
+    pub(crate) fn count<'c>(
+        &'c mut self,
+        text: &'c mut Text,
+    ) -> impl Future<Output = Result<PgQueryResult, sqlx::Error>> + Send + 'c {
         self.whole(text, |raw, text| raw.execute(text), |trip, done| trip.affected += done.rows_affected())
     }
 
-    #[expect(clippy::manual_async_fn, reason = "the future of an async function has room for the text twice")]
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async function has room for its arguments twice"
+    )]
     fn whole<'c, T: Send>(
         &'c mut self,
-        mut text: Text,
-        run: impl for<'r> Fn(&'r mut PgConnection, Text) -> BoxFuture<'r, Result<T, sqlx::Error>>
+        text: &'c mut Text,
+        run: impl for<'r> Fn(&'r mut PgConnection, &'r mut Text) -> BoxFuture<'r, Result<T, sqlx::Error>>
         + Send
         + Sync
         + 'c,
         note: impl Fn(&mut Trip, &T) + Send + Sync + 'c,
     ) -> impl Future<Output = Result<T, sqlx::Error>> + Send + 'c {
         async move {
-            self.drained().await?;
-            self.take_note(&text)?;
+            if self.state.in_flight().is_some() {
+                // In a box: most statements have nothing before them.
+                Box::pin(self.drain()).await?;
+            }
+            self.take_note(text)?;
             let limit = self.limit();
-            let sent = self.sent(&mut text);
-            // Not by `travel`, whose future would carry what is sent along.
+            let spare = self.spare(text);
+            // As in `once_more`, and not by a function of both, which would be one more future around it.
             let trip = self.depart(text.sql_str(), Flight::Statement);
-            let running = run(&mut self.live_mut().raw, sent);
-            let answer = within(limit.ends(trip.started), running).await;
+            let answer = within(limit.ends(trip.started), run(&mut self.live_mut().raw, text)).await;
             match self.judge(trip, text.sql_str(), limit, answer, &note) {
-                Err(error) => Box::pin(self.once_more(error, text, limit, run, note)).await,
+                Err(error) => Box::pin(self.once_more(error, text, spare, limit, run, note)).await,
                 answer => answer,
             }
         }
     }
 
-    /// Sends a statement that has just failed a second time, if that was for a stale plan, and there is a copy to send.
+    /// Sends a statement that has just failed a second time, if that was for a stale plan, and it may be.
     async fn once_more<T>(
         &mut self,
         error: sqlx::Error,
-        text: Text,
+        text: &mut Text,
+        spare: Option<PgArguments>,
         limit: Limited,
-        run: impl for<'r> Fn(&'r mut PgConnection, Text) -> BoxFuture<'r, Result<T, sqlx::Error>>,
+        run: impl for<'r> Fn(&'r mut PgConnection, &'r mut Text) -> BoxFuture<'r, Result<T, sqlx::Error>>,
         note: impl Fn(&mut Trip, &T),
     ) -> Result<T, sqlx::Error> {
-        if !self.heals(&error).await || text.was_sent() {
+        if !self.heals(&error).await {
             return Err(error);
         }
-        let sql = text.sql_str().clone();
-        let text = self.distinct(text);
-        self.travel(&sql, Flight::Statement, limit, |raw| run(raw, text), note).await
+        let Some(spare) = spare else { return Err(error) };
+        text.refill(spare);
+        self.distinguish(text);
+        let trip = self.depart(text.sql_str(), Flight::Statement);
+        let answer = within(limit.ends(trip.started), run(&mut self.live_mut().raw, text)).await;
+        self.judge(trip, text.sql_str(), limit, answer, note)
     }
 
     /// A statement whose rows are read one by one. Each wait for the next has the limit, not the whole.
-    fn many(&mut self, text: Text) -> BoxStream<'_, Result<Either<PgQueryResult, PgRow>, sqlx::Error>> {
+    pub(crate) fn many(
+        &mut self,
+        mut text: Text,
+    ) -> BoxStream<'_, Result<Either<PgQueryResult, PgRow>, sqlx::Error>> {
         Box::pin(try_stream! {
             self.drain().await?;
             self.take_note(&text)?;
-            let mut text = text;
             let sql = text.sql_str().clone();
             let ends = self.state.ends;
             let mut may_repeat = true;
             loop {
                 let mut limit = self.limit();
-                let sent = self.sent(&mut text);
+                let spare = self.spare(&mut text);
                 let mut trip = self.depart(&sql, Flight::Statement);
                 let live = self.live.as_mut().expect("there until it is dropped");
-                let mut results = live.raw.fetch_many(sent);
+                let mut results = live.raw.fetch_many(&mut text);
                 let failure = loop {
                     // Most rows are there already, and need no timer.
                     let next = if let Some(next) = results.try_next().now_or_never() {
@@ -443,10 +446,12 @@ impl Conn {
                 drop(results);
                 self.arrive(&trip, &sql, failure.as_ref());
                 let Some(error) = failure else { break };
-                if !self.heals(&error).await || text.was_sent() || !may_repeat {
+                let healed = self.heals(&error).await;
+                let Some(spare) = spare.filter(|_| healed && may_repeat) else {
                     Err(error)?;
                     break;
-                }
+                };
+                text.refill(spare);
                 may_repeat = false;
             }
         })
@@ -498,8 +503,8 @@ impl<'c> Executor<'c> for &'c mut Conn {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let text = Text::of(query);
-        Box::pin(self.count(text))
+        let mut text = Text::of(query);
+        Box::pin(async move { self.count(&mut text).await })
     }
 
     fn fetch_many<'e, 'q: 'e, E>(
@@ -518,8 +523,8 @@ impl<'c> Executor<'c> for &'c mut Conn {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let text = Text::of(query);
-        Box::pin(self.optional(text))
+        let mut text = Text::of(query);
+        Box::pin(async move { self.optional(&mut text).await })
     }
 
     fn prepare_with<'e>(

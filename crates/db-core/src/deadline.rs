@@ -1,26 +1,48 @@
 //! Waits that were too long.
 
 use std::fmt;
-use std::future::poll_fn;
 use std::panic::Location;
-use std::pin::pin;
-use std::task::Poll;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::time::timeout_at;
+use tokio::time::{Timeout, timeout_at};
 
 /// Awaits something until then; `None` when it was not done. Under load most answers are there at the first look, and need
 /// no timer.
-pub(crate) async fn within<T>(
-    ends: Option<tokio::time::Instant>,
-    work: impl Future<Output = T>,
-) -> Option<T> {
-    let mut work = pin!(work);
-    match (poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await, ends) {
-        (Poll::Ready(done), _) => Some(done),
-        // In a box, or every statement's future would have room for a timer.
-        (Poll::Pending, Some(ends)) => Box::pin(timeout_at(ends, work)).await.ok(),
-        (Poll::Pending, None) => Some(work.await),
+pub(crate) fn within<F: Future + Unpin>(ends: Option<tokio::time::Instant>, work: F) -> Within<F> {
+    Within::Untimed { ends, work: Some(work) }
+}
+
+/// What [`within`] awaits, and the timer once there is one. Written out, since it is part of every statement's future, and the
+/// one of an async function is four times as large.
+pub(crate) enum Within<F> {
+    Untimed {
+        ends: Option<tokio::time::Instant>,
+        /// There until it is timed.
+        work: Option<F>,
+    },
+    /// In a box, or there would always be room for a timer.
+    Timed(Pin<Box<Timeout<F>>>),
+}
+
+impl<F: Future + Unpin> Future for Within<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if let Self::Untimed { ends, work } = this {
+            if let Some(Poll::Ready(done)) = work.as_mut().map(|work| Pin::new(work).poll(cx)) {
+                return Poll::Ready(Some(done));
+            }
+            if let Some((ends, work)) = ends.and_then(|ends| Some((ends, work.take()?))) {
+                *this = Self::Timed(Box::pin(timeout_at(ends, work)));
+            }
+        }
+        match this {
+            Self::Untimed { .. } => Poll::Pending,
+            Self::Timed(timed) => timed.as_mut().poll(cx).map(Result::ok),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The cheap thing that queries are run on.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
 
 use crate::deadline::within;
 use crate::encryption::Keyring;
+use crate::pool::Unready;
 use crate::retry::{Classify, Pauses};
 use crate::text::Text;
 use crate::tracker::Asker;
@@ -65,6 +67,11 @@ impl Handle {
         self.pool.acquire(self.asker).await
     }
 
+    /// Takes a connection for one statement, which is to be sent at once.
+    fn take(self, sql: &SqlStr) -> Result<Conn, Unready> {
+        self.pool.take(self.asker, Some(sql))
+    }
+
     /// Takes a connection and begins a transaction on it. [`Handle::tx`] is shorter and cannot forget the end.
     ///
     /// Dropping the future leaves nothing open on the server.
@@ -114,7 +121,7 @@ impl Handle {
     {
         let mut tx = self.begin_with(options).await?;
         let ends = tx.ends();
-        let Some(result) = within(ends, work(&mut tx)).await else {
+        let Some(result) = within(ends, pin!(work(&mut tx))).await else {
             // It is rolled back as it is dropped.
             return Err(Error::from(tx.not_done()).into());
         };
@@ -240,8 +247,14 @@ impl<'c> Executor<'c> for Handle {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let text = Text::of(query);
-        Box::pin(async move { self.acquire().await?.for_one_statement().count(text).await })
+        let mut text = Text::of(query);
+        Box::pin(async move {
+            let mut conn = match self.take(text.sql_str()) {
+                Ok(conn) => conn,
+                Err(unready) => unready.persevere().await?,
+            };
+            conn.count(&mut text).await
+        })
     }
 
     fn fetch_many<'e, 'q: 'e, E>(
@@ -255,7 +268,7 @@ impl<'c> Executor<'c> for Handle {
         let text = Text::of(query);
         Box::pin(try_stream! {
             let mut conn = self.acquire().await?;
-            let mut results = conn.fetch_many(text);
+            let mut results = conn.many(text);
             while let Some(result) = results.try_next().await? {
                 yield result;
             }
@@ -267,8 +280,14 @@ impl<'c> Executor<'c> for Handle {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let text = Text::of(query);
-        Box::pin(async move { self.acquire().await?.for_one_statement().optional(text).await })
+        let mut text = Text::of(query);
+        Box::pin(async move {
+            let mut conn = match self.take(text.sql_str()) {
+                Ok(conn) => conn,
+                Err(unready) => unready.persevere().await?,
+            };
+            conn.optional(&mut text).await
+        })
     }
 
     fn prepare_with<'e>(

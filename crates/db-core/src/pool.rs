@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection, PgPool};
+use sqlx::{Connection, PgPool, SqlStr};
 use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
 
@@ -31,7 +31,7 @@ pub use stats::{Stats, Totals};
 pub use warm::WarmUpError;
 
 pub(crate) use self::core::{Inner, Live};
-pub(crate) use acquire::acquire;
+pub(crate) use acquire::{Unready, acquire, take};
 pub(crate) use repair::come_to_rest;
 
 /// How long the sign of life may take before the connection is replaced.
@@ -212,7 +212,12 @@ impl Pool {
     }
 
     pub(crate) async fn acquire(&self, asker: Asker) -> Result<Conn, AcquireError> {
-        acquire(&self.inner, asker).await
+        acquire(Arc::clone(&self.inner), asker).await
+    }
+
+    /// The same without a second reference to the pool: the connection has that of the handle.
+    pub(crate) fn take(self, asker: Asker, statement: Option<&SqlStr>) -> Result<Conn, Unready> {
+        take(self.inner, asker, statement)
     }
 }
 

@@ -6,10 +6,14 @@ use sqlx::{AssertSqlSafe, Execute, Postgres, SqlSafeStr, SqlStr};
 
 use crate::pooler::Needs;
 
-/// A statement taken apart, so that its text can be read before it is sent.
+/// A statement taken apart, so that its text can be read before it is sent. It is sent from where it is, as `&mut Text`: the
+/// driver's future holds what it is given, and is made for every statement.
 pub(crate) struct Text {
     sql: SqlStr,
+    /// What is sent in place of the text, if it is not the text itself.
+    sent_as: Option<SqlStr>,
     statement: Option<PgStatement>,
+    /// None once they were sent.
     arguments: Option<Result<Option<PgArguments>, BoxDynError>>,
     persistent: bool,
     /// Sent by the simple protocol, and maybe more than one statement.
@@ -23,7 +27,8 @@ impl Text {
         let statement = query.statement().cloned();
         let persistent = query.persistent();
         // A clone of text that the caller owns is shared from here on, so that further ones are cheap.
-        Self { sql: query.sql().clone(), statement, arguments: Some(arguments), persistent, is_raw }
+        let sql = query.sql().clone();
+        Self { sql, sent_as: None, statement, arguments: Some(arguments), persistent, is_raw }
     }
 
     pub(crate) fn sql_str(&self) -> &SqlStr {
@@ -34,42 +39,24 @@ impl Text {
         self.sql.as_str()
     }
 
-    /// The same under another text, if it is one that is prepared and kept.
-    pub(crate) fn marked(mut self, mark: &str) -> Self {
+    /// Has it sent under another text, if it is one that is prepared and kept.
+    pub(crate) fn mark(&mut self, mark: &str) {
         if self.persistent && matches!(self.arguments, Some(Ok(Some(_)))) {
-            self.sql = AssertSqlSafe(format!("{} {mark}", self.sql.as_str())).into_sql_str();
+            self.sent_as = Some(AssertSqlSafe(format!("{} {mark}", self.sql.as_str())).into_sql_str());
         }
-        self
     }
 
-    /// The same statement once more, if it is one that is prepared and kept: only those have plans that become stale.
-    pub(crate) fn copy(&self) -> Option<Self> {
+    /// What it needs to be sent once more, if it is one that is prepared and kept: only those have plans that become stale.
+    pub(crate) fn spare(&self) -> Option<PgArguments> {
         match &self.arguments {
-            Some(Ok(Some(arguments))) if self.persistent => Some(Self {
-                sql: self.sql.clone(),
-                statement: self.statement.clone(),
-                arguments: Some(Ok(Some(arguments.clone()))),
-                persistent: true,
-                is_raw: false,
-            }),
+            Some(Ok(Some(arguments))) if self.persistent => Some(arguments.clone()),
             _ => None,
         }
     }
 
-    /// The statement itself, of which only the text is left here.
-    pub(crate) fn take(&mut self) -> Self {
-        Self {
-            sql: self.sql.clone(),
-            statement: self.statement.take(),
-            arguments: self.arguments.take(),
-            persistent: self.persistent,
-            is_raw: self.is_raw,
-        }
-    }
-
-    /// Whether only the text is left.
-    pub(crate) fn was_sent(&self) -> bool {
-        self.arguments.is_none()
+    /// Makes it what it was before it was sent.
+    pub(crate) fn refill(&mut self, spare: PgArguments) {
+        self.arguments = Some(Ok(Some(spare)));
     }
 
     /// Whether the session may be another one afterwards: in a transaction, with other settings, listening, with things
@@ -79,9 +66,9 @@ impl Text {
     }
 }
 
-impl Execute<'_, Postgres> for Text {
+impl<'q> Execute<'q, Postgres> for &'q mut Text {
     fn sql(self) -> SqlStr {
-        self.sql
+        self.sent_as.as_ref().unwrap_or(&self.sql).clone()
     }
 
     fn statement(&self) -> Option<&PgStatement> {

@@ -108,7 +108,8 @@ impl Session {
         self.loan.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn lend(&self, asker: Asker, since: Instant, tracking: Tracking) {
+    /// Notes that it is lent out, and what runs on it from the same moment, if anything does.
+    pub(crate) fn lend(&self, asker: Asker, since: Instant, tracking: Tracking, statement: Option<&SqlStr>) {
         if tracking == Tracking::Off {
             return;
         }
@@ -118,7 +119,7 @@ impl Session {
             since,
             task: TaskKey::here(),
             in_transaction: false,
-            statement: None,
+            statement: statement.map(|sql| (sql.clone(), since)),
             leaked: false,
             stack,
         });

@@ -267,6 +267,14 @@ impl Tx {
         }
     }
 
+    /// [`Tx::settle`], in a box when there is something to do: most statements have nothing to wait for.
+    async fn settled(&mut self) -> Result<(), sqlx::Error> {
+        match self.undo {
+            None => Ok(()),
+            Some(_) => Box::pin(self.settle()).await,
+        }
+    }
+
     /// Undoes what a dropped savepoint has left.
     async fn settle(&mut self) -> Result<(), sqlx::Error> {
         let Some(number) = self.undo else { return Ok(()) };
@@ -332,10 +340,10 @@ impl<'c> Executor<'c> for &'c mut Tx {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let text = Text::of(query);
+        let mut text = Text::of(query);
         Box::pin(async move {
-            self.settle().await?;
-            self.conn.count(text).await
+            self.settled().await?;
+            self.conn.count(&mut text).await
         })
     }
 
@@ -349,11 +357,11 @@ impl<'c> Executor<'c> for &'c mut Tx {
     {
         let text = Text::of(query);
         if self.undo.is_none() {
-            return self.conn.fetch_many(text);
+            return self.conn.many(text);
         }
         Box::pin(try_stream! {
-            self.settle().await?;
-            let mut results = self.conn.fetch_many(text);
+            self.settled().await?;
+            let mut results = self.conn.many(text);
             while let Some(result) = results.try_next().await? {
                 yield result;
             }
@@ -365,10 +373,10 @@ impl<'c> Executor<'c> for &'c mut Tx {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let text = Text::of(query);
+        let mut text = Text::of(query);
         Box::pin(async move {
-            self.settle().await?;
-            self.conn.optional(text).await
+            self.settled().await?;
+            self.conn.optional(&mut text).await
         })
     }
 
@@ -381,7 +389,7 @@ impl<'c> Executor<'c> for &'c mut Tx {
         'c: 'e,
     {
         Box::pin(async move {
-            self.settle().await?;
+            self.settled().await?;
             self.conn.prepare_with(sql, parameters).await
         })
     }
@@ -392,7 +400,7 @@ impl<'c> Executor<'c> for &'c mut Tx {
         'c: 'e,
     {
         Box::pin(async move {
-            self.settle().await?;
+            self.settled().await?;
             self.conn.describe(sql).await
         })
     }

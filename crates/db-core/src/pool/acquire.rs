@@ -1,9 +1,10 @@
 //! Taking a connection, and saying why there is none.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::Connection;
+use sqlx::{Connection, SqlStr};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -18,56 +19,78 @@ use crate::tracker::{Asker, TaskKey};
 const FORGET_LIMIT: Duration = Duration::from_secs(1);
 
 /// A place in the queue, given up when it is dropped.
-struct Place<'a> {
-    inner: &'a Arc<Inner>,
+struct Place {
+    inner: Arc<Inner>,
     ticket: u64,
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         self.inner.core().leave_queue(self.ticket);
     }
 }
 
-/// Takes a connection. What is there and fit is handed out without more ado; everything else is in a box of its own, so that
-/// futures which take a connection stay small.
-pub(crate) async fn acquire(inner: &Arc<Shared>, asker: Asker) -> Result<Conn, AcquireError> {
+/// Takes a connection.
+pub(crate) async fn acquire(inner: Arc<Shared>, asker: Asker) -> Result<Conn, AcquireError> {
+    match take(inner, asker, None) {
+        Ok(conn) => Ok(conn),
+        Err(unready) => unready.persevere().await,
+    }
+}
+
+/// Takes a connection that is there and fit, without more ado, for one statement if that is told. Everything else is in a box of
+/// its own, so that futures which take a connection stay small.
+pub(crate) fn take(inner: Arc<Shared>, asker: Asker, statement: Option<&SqlStr>) -> Result<Conn, Unready> {
     let started = Instant::now();
-    match inner.take() {
+    let (inner, next) = match inner.take() {
         Taken::Live(live, standard) => {
-            let conn = Conn::new(live, Arc::clone(inner), asker, started);
+            let conn = Conn::new(live, inner, asker, started, statement);
             if conn.is_fit(started, standard) {
                 return Ok(conn);
             }
-            Box::pin(persevere(inner, asker, started, Next::Doubtful(conn, standard))).await
+            (Arc::clone(conn.inner()), Next::Doubtful(conn, standard))
         }
         Taken::Queued(ticket, receiver) => {
-            let place = Place { inner, ticket };
-            Box::pin(persevere(inner, asker, started, Next::Wait(place, receiver))).await
+            let place = Place { inner: Arc::clone(&**inner), ticket };
+            (inner, Next::Wait(place, receiver))
         }
-        Taken::Shed => Err(explain(inner, asker, started, AcquirePhase::Shed, None)),
-        Taken::Closed => Err(explain(inner, asker, started, AcquirePhase::Closed, None)),
+        Taken::Shed => (inner, Next::GiveUp(AcquirePhase::Shed)),
+        Taken::Closed => (inner, Next::GiveUp(AcquirePhase::Closed)),
+    };
+    Err(Unready(Box::pin(persevere(inner, asker, started, next, statement.cloned()))))
+}
+
+/// A connection that has to be waited for. Dropping it gives up the place in the queue.
+pub(crate) struct Unready(Pin<Box<dyn Future<Output = Result<Conn, AcquireError>> + Send>>);
+
+impl Unready {
+    pub(crate) async fn persevere(self) -> Result<Conn, AcquireError> {
+        self.0.await
     }
 }
 
 /// What has to be done before there is a connection.
-enum Next<'a> {
-    Wait(Place<'a>, oneshot::Receiver<Result<Parcel, Refusal>>),
+enum Next {
+    Wait(Place, oneshot::Receiver<Result<Parcel, Refusal>>),
     Doubtful(Conn, Standard),
+    GiveUp(AcquirePhase),
 }
 
-async fn persevere<'a>(
-    inner: &'a Arc<Shared>,
+async fn persevere(
+    inner: Arc<Shared>,
     asker: Asker,
     started: Instant,
-    mut next: Next<'a>,
+    mut next: Next,
+    statement: Option<SqlStr>,
 ) -> Result<Conn, AcquireError> {
+    let inner = &inner;
     let give_up = |phase, failure| Err(explain(inner, asker, started, phase, failure));
     loop {
         let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
         // A connection is given back, or handed to repair, when the future is dropped from here on.
         let (mut conn, standard) = match next {
             Next::Doubtful(conn, standard) => (conn, standard),
+            Next::GiveUp(phase) => return give_up(phase, None),
             Next::Wait(place, receiver) => {
                 let queued = Instant::now();
                 name_second_wait(inner, asker);
@@ -87,7 +110,7 @@ async fn persevere<'a>(
                 };
                 let now = Instant::now();
                 let standard = inner.core().note_wait(now - queued);
-                let conn = Conn::new(live, Arc::clone(inner), asker, now);
+                let conn = Conn::new(live, Arc::clone(inner), asker, now, statement.as_ref());
                 if conn.is_fit(now, standard) {
                     return Ok(conn);
                 }
@@ -107,15 +130,17 @@ async fn persevere<'a>(
         next = match inner.take() {
             Taken::Live(live, standard) => {
                 let now = Instant::now();
-                let conn = Conn::new(live, Arc::clone(inner), asker, now);
+                let conn = Conn::new(live, Arc::clone(inner), asker, now, statement.as_ref());
                 if conn.is_fit(now, standard) {
                     return Ok(conn);
                 }
                 Next::Doubtful(conn, standard)
             }
-            Taken::Queued(ticket, receiver) => Next::Wait(Place { inner, ticket }, receiver),
-            Taken::Shed => return give_up(AcquirePhase::Shed, None),
-            Taken::Closed => return give_up(AcquirePhase::Closed, None),
+            Taken::Queued(ticket, receiver) => {
+                Next::Wait(Place { inner: Arc::clone(&**inner), ticket }, receiver)
+            }
+            Taken::Shed => Next::GiveUp(AcquirePhase::Shed),
+            Taken::Closed => Next::GiveUp(AcquirePhase::Closed),
         };
     }
 }

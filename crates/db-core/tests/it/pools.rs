@@ -24,6 +24,24 @@ async fn handles_connections_and_transactions_are_executors(db: TestDb) {
     tx.commit().await.expect("committed");
 }
 
+/// The future of a statement is boxed, and glibc's allocator keeps blocks of up to 1032 bytes at hand for each thread (The GNU C
+/// Library, "Memory Allocation Tunables", `glibc.malloc.tcache_max`); larger ones cost a multiple.
+#[db_testkit::test]
+async fn the_future_of_one_statement_is_no_larger_than_what_allocators_keep_at_hand(db: TestDb) {
+    let pool = pool(&db, 1);
+    let statement = || sqlx::query("select $1").bind(1_i64);
+    let small = |future: usize| assert!(future <= 1032, "{future} bytes");
+
+    small(size_of_val(&*pool.handle().fetch_optional(statement())));
+    small(size_of_val(&*pool.handle().execute(statement())));
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    small(size_of_val(&*conn.fetch_optional(statement())));
+    small(size_of_val(&*conn.execute(statement())));
+    let mut tx = conn.begin().await.expect("a transaction");
+    small(size_of_val(&*tx.fetch_optional(statement())));
+    small(size_of_val(&*tx.execute(statement())));
+}
+
 #[db_testkit::test]
 async fn an_exhausted_pool_says_which_how_long_how_full_and_who_asked(db: TestDb) {
     let pool = pool(&db, 1);
