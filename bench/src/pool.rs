@@ -21,9 +21,9 @@ const TASKS: [u32; 2] = [CONNECTIONS, 64];
 /// As long as pgbench's: in the first tenths of a second after others had their turn, everybody is slower.
 const SLICE: Duration = Duration::from_secs(1);
 
-/// So many times as many rounds have ours and pgbench with nobody between them: they differ by less than two seconds of a shared
-/// machine do.
-const CLOSE: usize = 4;
+/// Ours and pgbench differ by less than two seconds of a shared machine do. They have longer turns with nobody between them:
+/// after somebody else's, both are slower for a quarter of a second, until the kernel has found the processes their places.
+const CLOSE_SLICE: Duration = Duration::from_secs(4);
 
 /// Taking alone is a thousand times faster, and needs less time to be measured.
 const BARE_SLICE: Duration = Duration::from_millis(150);
@@ -45,8 +45,9 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         let seaorm = runtime.block_on(SeaOrm::new(url, CONNECTIONS))?;
 
         let mut close = vec![
-            Arm::new("close.10.pgbench", SLICE, |slice| pgbench.run(CONNECTIONS, slice)),
-            select(runtime, "close.10.ours".to_owned(), CONNECTIONS, Select(ours.clone())),
+            Arm::new("close.10.pgbench", CLOSE_SLICE, |slice| pgbench.run(CONNECTIONS, slice)),
+            select(runtime, "close.10.ours".to_owned(), CONNECTIONS, Select(ours.clone()))
+                .lasting(CLOSE_SLICE),
         ];
         // Those that have targets to meet beside each other are neighbours.
         let mut arms = vec![Arm::new("pool.10.alone", SLICE, |slice| {
@@ -74,7 +75,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
             narrow(&mut close, only)?;
             return Ok(interleave(&close, rounds)?.report(what, Vec::new()));
         }
-        let close = interleave(&close, rounds * CLOSE)?;
+        let close = interleave(&close, rounds)?;
         let measured = interleave(&arms, rounds)?;
         let mut rows = vec![close.rates("pool.10.vs_pgbench", "close.10.ours", "close.10.pgbench")];
         for tasks in TASKS {

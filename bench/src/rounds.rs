@@ -28,6 +28,11 @@ impl<'a> Arm<'a> {
         Self { name: name.into(), slice, run: Box::new(run) }
     }
 
+    /// The same with turns of another length.
+    pub(crate) fn lasting(self, slice: Duration) -> Self {
+        Self { slice, ..self }
+    }
+
     fn run(&self, slice: Duration) -> anyhow::Result<Slice> {
         (self.run)(slice).with_context(|| self.name.clone())
     }
