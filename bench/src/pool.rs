@@ -18,11 +18,10 @@ const CONNECTIONS: u32 = 10;
 /// As many as there are connections, and so many that most of them wait.
 const TASKS: [u32; 2] = [CONNECTIONS, 64];
 
-/// As long as pgbench's: in the first tenths of a second after others had their turn, everybody is slower.
+/// Long enough: in the first tenths of a second after others had their turn, everybody is slower.
 const SLICE: Duration = Duration::from_secs(1);
 
-/// Ours and pgbench differ by less than two seconds of a shared machine do. They have longer turns with nobody between them:
-/// after somebody else's, both are slower for a quarter of a second, until the kernel has found the processes their places.
+/// Ours and pgbench differ by less than two seconds of a shared machine do, so they have longer turns, and nobody between them.
 const CLOSE_SLICE: Duration = Duration::from_secs(4);
 
 /// Taking alone is a thousand times faster, and needs less time to be measured.
