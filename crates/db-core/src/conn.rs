@@ -56,9 +56,13 @@ impl Conn {
         Self { live: Some(live), inner, asker, taken: now, once, state: State::default() }
     }
 
-    /// Notes that there was something to do before it could be handed out.
-    pub(crate) fn is_taken_now(&mut self) {
+    /// Notes that there was something to do before it could be handed out, for one statement if that is told.
+    pub(crate) fn is_taken_now(&mut self, statement: Option<&SqlStr>) {
         self.taken = Instant::now();
+        self.once = statement.is_some();
+        if let Some(sql) = statement.filter(|_| self.inner.tracks()) {
+            self.live().session.runs(sql, self.taken);
+        }
     }
 
     /// Begins a transaction, which takes the connection with it.

@@ -13,7 +13,6 @@ use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
 
 use crate::deadline::within;
 use crate::encryption::Keyring;
-use crate::pool::Unready;
 use crate::retry::{Classify, Pauses};
 use crate::text::Text;
 use crate::tracker::Asker;
@@ -65,11 +64,6 @@ impl Handle {
     /// why none could be made.
     pub async fn acquire(&self) -> Result<Conn, AcquireError> {
         self.pool.acquire(self.asker).await
-    }
-
-    /// Takes a connection for one statement, which is to be sent at once.
-    fn take(self, sql: &SqlStr) -> Result<Conn, Unready> {
-        self.pool.take(self.asker, Some(sql))
     }
 
     /// Takes a connection and begins a transaction on it. [`Handle::tx`] is shorter and cannot forget the end.
@@ -249,10 +243,7 @@ impl<'c> Executor<'c> for Handle {
     {
         let mut text = Text::of(query);
         Box::pin(async move {
-            let mut conn = match self.take(text.sql_str()) {
-                Ok(conn) => conn,
-                Err(unready) => unready.persevere().await?,
-            };
+            let mut conn = self.pool.acquire_for(self.asker, text.sql_str()).await?;
             conn.count(&mut text).await
         })
     }
@@ -282,10 +273,7 @@ impl<'c> Executor<'c> for Handle {
     {
         let mut text = Text::of(query);
         Box::pin(async move {
-            let mut conn = match self.take(text.sql_str()) {
-                Ok(conn) => conn,
-                Err(unready) => unready.persevere().await?,
-            };
+            let mut conn = self.pool.acquire_for(self.asker, text.sql_str()).await?;
             conn.optional(&mut text).await
         })
     }

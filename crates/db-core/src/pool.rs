@@ -31,7 +31,7 @@ pub use stats::{Stats, Totals};
 pub use warm::WarmUpError;
 
 pub(crate) use self::core::{Inner, Live};
-pub(crate) use acquire::{Unready, acquire, take};
+pub(crate) use acquire::acquire;
 pub(crate) use repair::come_to_rest;
 
 /// How long the sign of life may take before the connection is replaced.
@@ -212,12 +212,16 @@ impl Pool {
     }
 
     pub(crate) async fn acquire(&self, asker: Asker) -> Result<Conn, AcquireError> {
-        acquire(Arc::clone(&self.inner), asker).await
+        acquire(Arc::clone(&self.inner), asker, None).await
     }
 
-    /// The same without a second reference to the pool: the connection has that of the handle.
-    pub(crate) fn take(self, asker: Asker, statement: Option<&SqlStr>) -> Result<Conn, Unready> {
-        take(self.inner, asker, statement)
+    /// The same for one statement, which is to be sent at once, and without a second reference to the pool.
+    pub(crate) fn acquire_for(
+        self,
+        asker: Asker,
+        statement: &SqlStr,
+    ) -> impl Future<Output = Result<Conn, AcquireError>> + Send {
+        acquire(self.inner, asker, Some(statement))
     }
 }
 

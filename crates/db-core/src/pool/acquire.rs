@@ -1,6 +1,5 @@
 //! Taking a connection, and saying why there is none.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use sqlx::{Connection, SqlStr};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::core::{Inner, Parcel, Refusal, Standard, Taken};
+use super::core::{Inner, Live, Parcel, Refusal, Standard, Taken};
 use super::{PING_LIMIT, Shared};
 use crate::Conn;
 use crate::error::{AcquireError, AcquirePhase, Explained};
@@ -30,26 +29,19 @@ impl Drop for Place {
     }
 }
 
-/// Takes a connection.
-pub(crate) async fn acquire(inner: Arc<Shared>, asker: Asker) -> Result<Conn, AcquireError> {
-    match take(inner, asker, None) {
-        Ok(conn) => Ok(conn),
-        Err(unready) => unready.persevere().await,
-    }
-}
-
-/// Takes a connection that is there and fit, without more ado, for one statement if that is told. Everything else is in a box of
-/// its own, so that futures which take a connection stay small.
-pub(crate) fn take(inner: Arc<Shared>, asker: Asker, statement: Option<&SqlStr>) -> Result<Conn, Unready> {
+/// Takes a connection, for one statement if that is told. What is there and fit is handed out without more ado; everything else
+/// is in a box of its own, so that futures which take a connection stay small.
+pub(crate) async fn acquire(
+    inner: Arc<Shared>,
+    asker: Asker,
+    statement: Option<&SqlStr>,
+) -> Result<Conn, AcquireError> {
     let started = Instant::now();
     let (inner, next) = match inner.take() {
-        Taken::Live(live, standard) => {
-            let conn = Conn::new(live, inner, asker, started, statement);
-            if conn.is_fit(started, standard) {
-                return Ok(conn);
-            }
-            (Arc::clone(conn.inner()), Next::Doubtful(conn, standard))
-        }
+        Taken::Live(live, standard) => match lend(live, inner, asker, started, standard, statement) {
+            Ok(conn) => return Ok(conn),
+            Err(conn) => (Arc::clone(conn.inner()), Next::Doubtful(conn, standard)),
+        },
         Taken::Queued(ticket, receiver) => {
             let place = Place { inner: Arc::clone(&**inner), ticket };
             (inner, Next::Wait(place, receiver))
@@ -57,16 +49,30 @@ pub(crate) fn take(inner: Arc<Shared>, asker: Asker, statement: Option<&SqlStr>)
         Taken::Shed => (inner, Next::GiveUp(AcquirePhase::Shed)),
         Taken::Closed => (inner, Next::GiveUp(AcquirePhase::Closed)),
     };
-    Err(Unready(Box::pin(persevere(inner, asker, started, next, statement.cloned()))))
+    Box::pin(persevere(inner, asker, started, next, statement)).await
 }
 
-/// A connection that has to be waited for. Dropping it gives up the place in the queue.
-pub(crate) struct Unready(Pin<Box<dyn Future<Output = Result<Conn, AcquireError>> + Send>>);
-
-impl Unready {
-    pub(crate) async fn persevere(self) -> Result<Conn, AcquireError> {
-        self.0.await
+/// Lends a connection out. As an error if it is in doubt: then nothing runs on it yet.
+fn lend(
+    live: Box<Live>,
+    inner: Arc<Shared>,
+    asker: Asker,
+    now: Instant,
+    standard: Standard,
+    statement: Option<&SqlStr>,
+) -> Result<Conn, Conn> {
+    if is_fit(&inner, &live, now, standard) {
+        Ok(Conn::new(live, inner, asker, now, statement))
+    } else {
+        Err(Conn::new(live, inner, asker, now, None))
     }
+}
+
+/// Whether the connection may be handed out as it is: there is no doubt about its link or its plans.
+fn is_fit(inner: &Inner, live: &Live, now: Instant, standard: Standard) -> bool {
+    live.generation == standard.generation
+        && live.plans == standard.plans
+        && now.saturating_duration_since(live.last_seen) <= inner.options.ping_after
 }
 
 /// What has to be done before there is a connection.
@@ -81,7 +87,7 @@ async fn persevere(
     asker: Asker,
     started: Instant,
     mut next: Next,
-    statement: Option<SqlStr>,
+    statement: Option<&SqlStr>,
 ) -> Result<Conn, AcquireError> {
     let inner = &inner;
     let give_up = |phase, failure| Err(explain(inner, asker, started, phase, failure));
@@ -110,16 +116,15 @@ async fn persevere(
                 };
                 let now = Instant::now();
                 let standard = inner.core().note_wait(now - queued);
-                let conn = Conn::new(live, Arc::clone(inner), asker, now, statement.as_ref());
-                if conn.is_fit(now, standard) {
-                    return Ok(conn);
+                match lend(live, Arc::clone(inner), asker, now, standard, statement) {
+                    Ok(conn) => return Ok(conn),
+                    Err(conn) => (conn, standard),
                 }
-                (conn, standard)
             }
         };
         let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
         if conn.put_right(standard, left).await {
-            conn.is_taken_now();
+            conn.is_taken_now(statement);
             return Ok(conn);
         }
         drop(conn);
@@ -130,11 +135,10 @@ async fn persevere(
         next = match inner.take() {
             Taken::Live(live, standard) => {
                 let now = Instant::now();
-                let conn = Conn::new(live, Arc::clone(inner), asker, now, statement.as_ref());
-                if conn.is_fit(now, standard) {
-                    return Ok(conn);
+                match lend(live, Arc::clone(inner), asker, now, standard, statement) {
+                    Ok(conn) => return Ok(conn),
+                    Err(conn) => Next::Doubtful(conn, standard),
                 }
-                Next::Doubtful(conn, standard)
             }
             Taken::Queued(ticket, receiver) => {
                 Next::Wait(Place { inner: Arc::clone(&**inner), ticket }, receiver)
@@ -146,14 +150,6 @@ async fn persevere(
 }
 
 impl Conn {
-    /// Whether the connection may be handed out as it is: there is no doubt about its link or its plans.
-    fn is_fit(&self, now: Instant, standard: Standard) -> bool {
-        let live = self.live();
-        live.generation == standard.generation
-            && live.plans == standard.plans
-            && now.saturating_duration_since(live.last_seen) <= self.inner().options.ping_after
-    }
-
     /// Asks for a sign of life, and makes the connection forget plans that have become stale. Says whether it may be handed
     /// out then.
     async fn put_right(&mut self, standard: Standard, left: Duration) -> bool {

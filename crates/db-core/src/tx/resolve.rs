@@ -74,7 +74,7 @@ async fn ask(inner: &Arc<Shared>, asker: Asker, session: &Session, number: &str)
 }
 
 async fn status(inner: &Arc<Shared>, asker: Asker, number: &str) -> Result<Option<String>, Error> {
-    let mut conn = acquire(Arc::clone(inner), asker).await?;
+    let mut conn = acquire(Arc::clone(inner), asker, None).await?;
     let status =
         sqlx::query_scalar("select pg_xact_status($1::xid8)").bind(number).fetch_one(&mut conn).await;
     Ok(status?)

@@ -1,9 +1,11 @@
 //! Who holds what, and who waits for himself.
 
+use std::pin::pin;
 use std::time::Duration;
 
-use db_core::{Pool, PoolOptions};
-use db_testkit::{Session, TestDb, until};
+use db_core::{Config, Pool, PoolOptions};
+use db_testkit::{Proxy, Session, TestDb, until};
+use futures_util::FutureExt;
 use tracing::Level;
 
 use crate::events::Events;
@@ -44,6 +46,39 @@ async fn a_holder_is_known_by_its_line_its_time_its_transaction_and_its_statemen
 
     drop(tx);
     until("it was given back", async || pool.holders().len() == 1).await;
+}
+
+#[db_testkit::test]
+async fn a_handle_s_statement_is_shown_while_it_runs_and_not_while_its_connection_is_in_doubt(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let options = PoolOptions { max: 1, ping_after: Duration::ZERO, ..PoolOptions::api() };
+    let pool = Pool::new(&Config::from_url(&proxy.url()).expect("its address"), options);
+    sqlx::query("select 1").execute(pool.handle()).await.expect("a connection");
+    proxy.freeze();
+
+    let mut sleep = pin!(sqlx::query("select pg_sleep(60)").execute(pool.handle()));
+    assert!(sleep.as_mut().now_or_never().is_none(), "no sign of life can come");
+    let statement = pool.holders()[0].statement.clone();
+    assert!(statement.is_none(), "{statement:?}");
+
+    proxy.thaw();
+    tokio::select! {
+        _ = sleep => unreachable!("it takes a minute"),
+        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
+    }
+    let (statement, _) = pool.holders()[0].statement.clone().expect("a statement");
+    assert_eq!(statement, "select pg_sleep(60)");
+}
+
+#[db_testkit::test]
+async fn a_statement_that_finds_a_connection_at_once_is_shown(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    sqlx::query("select 1").execute(pool.handle()).await.expect("a connection");
+
+    tokio::select! {
+        _ = sqlx::query("select pg_sleep(60)").execute(pool.handle()) => unreachable!("it takes a minute"),
+        () = until("it is shown", async || pool.holders().iter().any(|holder| holder.statement.is_some())) => {}
+    }
 }
 
 #[db_testkit::test]
