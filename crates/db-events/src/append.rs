@@ -94,16 +94,37 @@ fn versions(events: &[NewEvent]) -> Option<Vec<i16>> {
 /// What became of an attempt to append.
 pub(crate) enum Outcome {
     Stored(RangeInclusive<i64>),
-    /// Another writer was quicker: the tail has moved on. A transaction around the statement is lost.
+    /// Another writer was quicker: the tail has moved on, and nothing is stored. A transaction around the statement may be
+    /// lost.
     Raced,
 }
 
+/// How an attempt meets other writers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// As if there were none.
+    AtOnce,
+    /// One after the other of those that have lost a race.
+    InTurn,
+}
+
 /// Appends a batch after the log's last event, which must be `after` if that is given.
+///
+/// To lose a race is no error for the server: a violated constraint would cost a dead row, an entry in each index and a line of
+/// the server's log. The loser inserts nothing instead. Where another transaction is inserting the same row, the statement waits
+/// for its end, inserts if it was rolled back, and else does nothing. What was committed after our statement began is not in its
+/// snapshot, so nothing that it returns explains why it did nothing: the next attempt sees it. A transaction that keeps its
+/// snapshot is told of such a row by 40001.
+///
+/// All losers wake when the winner commits. Where two of them insert at the same moment, the server takes one row out again, which
+/// is a dead row, too. So they come one after the other, by a lock of the transaction that only they take: its key is the table and
+/// a hash of the log. Whatever it lets through, the primary key decides.
 pub(crate) async fn append<'c>(
     executor: impl Executor<'c, Database = Postgres>,
     log: LogId,
     after: Option<i64>,
     batch: &Batch<'_>,
+    attempt: Attempt,
 ) -> Result<Outcome, Error> {
     let statement = sqlx::query_as::<_, (i64, bool, Option<i64>, Option<i64>)>(
         "with tail as (
@@ -121,11 +142,15 @@ pub(crate) async fn append<'c>(
              select first, last
              from event_log_batches
              where log = $1 and writer = $9 and sequence = $10
+         ), turn as materialized (
+             select pg_advisory_xact_lock('event_log_batches'::regclass::oid::int, hashint8($1)) where $11
          ), stored as (
              insert into event_log_batches (log, first, last, bytes, types, data, is_final, versions, writer, sequence)
              select $1, tail.last + 1, tail.last + $2, $3, $4, $5, $6, $8, $9, $10
              from tail
              where not tail.is_final and ($7 is null or tail.last = $7) and not exists (select from before)
+                 and (not $11 or exists (select from turn))
+             on conflict do nothing
              returning first, last
          )
          select tail.last, tail.is_final, coalesce(stored.first, before.first), coalesce(stored.last, before.last)
@@ -143,6 +168,7 @@ pub(crate) async fn append<'c>(
     .bind(&batch.versions)
     .bind(batch.source.map(|(WriterId(writer), _)| writer))
     .bind(batch.source.map(|(_, sequence)| sequence))
+    .bind(attempt == Attempt::InTurn)
     .fetch_optional(executor);
 
     let row = match timeout(STATEMENT_LIMIT, statement).await {
@@ -151,7 +177,7 @@ pub(crate) async fn append<'c>(
         }
         Ok(Err(error)) => {
             let cause = db_core::Error::from(error);
-            return if cause.is_unique_violation() {
+            return if cause.sqlstate().as_deref() == Some("40001") {
                 Ok(Outcome::Raced)
             } else {
                 Err(Error::Database { what: WHAT, cause })
@@ -163,6 +189,9 @@ pub(crate) async fn append<'c>(
         None => Err(Error::UnknownLog(log)),
         Some((_, _, Some(first), Some(last))) => Ok(Outcome::Stored(first..=last)),
         Some((last, true, ..)) => Err(Error::Finished { log, last }),
-        Some((last, false, ..)) => Err(Error::Conflict { log, expected: after.unwrap_or(last), last }),
+        Some((last, false, ..)) => match after {
+            Some(expected) if expected != last => Err(Error::Conflict { log, expected, last }),
+            _ => Ok(Outcome::Raced),
+        },
     }
 }

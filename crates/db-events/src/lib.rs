@@ -28,8 +28,8 @@
 //! # How it is stored
 //!
 //! One append is one statement, one round trip and one row, however many events it carries. The statement continues
-//! from the log's last row; the primary key refuses the second of two writers that continue from the same one, and that
-//! writer tries again. No counter is updated, so a long snapshot elsewhere does not slow the appends down. A log is
+//! from the log's last row. Of two writers that continue from the same one, the primary key lets one insert; the other inserts
+//! nothing, which is no error of the server's and leaves no dead row, and tries again. No counter is updated, so a long snapshot elsewhere does not slow the appends down. A log is
 //! finished by its last row saying so: nothing can follow it.
 //!
 //! Two tables and a view, in [`SCHEMA`]; copy its files into your `migrations/`.

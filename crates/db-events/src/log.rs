@@ -10,7 +10,7 @@ use sqlx::Executor;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::append::{Batch, Outcome, STATEMENT_LIMIT, append};
+use crate::append::{Attempt, Batch, Outcome, STATEMENT_LIMIT, append};
 use crate::page::WHAT;
 use crate::reader::Reader;
 use crate::readers::{Shared, look_after};
@@ -255,10 +255,11 @@ impl EventLog {
         after: Option<i64>,
         batch: &Batch<'_>,
     ) -> Result<RangeInclusive<i64>, Error> {
+        let mut attempt = Attempt::AtOnce;
         loop {
             // Taken here, so that the wait for a connection has the pool's limit and the statement its own.
             let mut conn = self.handle().acquire().await.map_err(|error| Error::of(error.into()))?;
-            match append(&mut conn, log, after, batch).await {
+            match append(&mut conn, log, after, batch, attempt).await {
                 Ok(Outcome::Stored(ids)) => {
                     self.wake(log);
                     return Ok(ids);
@@ -271,7 +272,7 @@ impl EventLog {
                     return Err(error);
                 }
                 // The writer that was quicker has committed, so this ends: each turn some writer gets on.
-                Ok(Outcome::Raced) => {}
+                Ok(Outcome::Raced) => attempt = Attempt::InTurn,
             }
         }
     }

@@ -6,7 +6,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use db_core::Tx;
 use futures_util::future::BoxFuture;
 
-use crate::append::{Batch, Outcome, append};
+use crate::append::{Attempt, Batch, Outcome, append};
 use crate::{Error, EventLog, LogId, NewEvent};
 
 /// The only writer of a log. It knows where the log ends, so it can repeat an append of which nobody knows whether it
@@ -88,7 +88,7 @@ impl Writer {
         loop {
             let mut tx = self.events.handle().begin().await?;
             also(&mut tx).await?;
-            match append(&mut tx, self.log, Some(self.last), batch).await? {
+            match append(&mut tx, self.log, Some(self.last), batch, Attempt::AtOnce).await? {
                 Outcome::Stored(_) => {
                     tx.commit().await?;
                     self.events.wake(self.log);

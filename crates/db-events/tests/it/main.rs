@@ -3,6 +3,7 @@
 mod appender;
 mod appending;
 mod checker;
+mod contention;
 mod following;
 mod history;
 mod processes;
