@@ -15,8 +15,10 @@ use tokio::time::timeout;
 use crate::deadline::{DeadlineError, Limited, within};
 use crate::log::Trip;
 use crate::pool::{Live, Shared, come_to_rest};
+use crate::pooler::Needs;
+use crate::sql;
 use crate::statement::{Flight, State, Transaction};
-use crate::text::{Text, needs_session};
+use crate::text::Text;
 use crate::tracker::Asker;
 use crate::{Class, Error, PoolerError, Tx, TxOptions};
 
@@ -269,7 +271,7 @@ impl Conn {
     ///
     /// A [`PoolerError`] when there is a pooler in between that would leave it to others.
     fn take_note(&mut self, text: &Text) -> Result<(), PoolerError> {
-        self.admit(text.as_str())?;
+        self.admit(|| text.needs_session())?;
         if text.changes_session() {
             self.state.session_changed = true;
             self.state.unseen = true;
@@ -282,11 +284,11 @@ impl Conn {
     }
 
     /// Refuses what a pooler in between would leave to others.
-    fn admit(&self, sql: &str) -> Result<(), PoolerError> {
+    fn admit(&self, needs: impl FnOnce() -> Option<Needs>) -> Result<(), PoolerError> {
         if !self.inner.is_pooled() {
             return Ok(());
         }
-        match needs_session(sql) {
+        match needs() {
             Some(needs) => Err(PoolerError::new(&self.inner.options.name, self.asker.at, needs)),
             None => Ok(()),
         }
@@ -543,7 +545,7 @@ impl<'c> Executor<'c> for &'c mut Conn {
         let parameters = parameters.to_vec();
         Box::pin(async move {
             self.drain().await?;
-            self.admit(sql.as_str())?;
+            self.admit(|| sql::needs_session(sql.as_str(), false))?;
             let (limit, sent) = (self.limit(), sql.clone());
             self.travel(&sql, Flight::Statement, limit, |raw| prepare(raw, sent, parameters), |_, _| {}).await
         })

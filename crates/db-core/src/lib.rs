@@ -41,12 +41,13 @@
 //! ```
 //!
 //! A [`Conn`] knows whether a statement was cut off on it, whether a transaction is open, and whether a statement went
-//! through that changes the session: raw text, or one that begins with `BEGIN`, `SET`, `LISTEN` and the like. Given back
+//! through that may change the session: raw text, `BEGIN`, `SET`, `LISTEN` and the like, what is created as temporary, `DO`,
+//! `CALL`, `EXPLAIN`, calls of `set_config` and of `pg_advisory_lock`. Given back
 //! clean, it is ready for the next user at once. In any other state it is first repaired, in the background and within 2 s:
 //! what runs is cancelled on the server, what is open is rolled back, what was changed is reset. The next user never meets a
 //! half-read result, somebody else's transaction or somebody else's settings, whatever await point the previous future was
-//! dropped at. Not seen is what a function does inside a query, such as `set_config(…, false)` or `pg_advisory_lock`, and a
-//! `SELECT … INTO TEMP`: [`Reset::DiscardAll`] is for code that does such things.
+//! dropped at. A statement is judged by its text, read by the rules of PostgreSQL's scanner. Not seen is what a function of
+//! your own does, such as one that calls `set_config` for you: [`Reset::DiscardAll`] is for code that does such things.
 //!
 //! Every wait has a limit: for a connection ([`PoolOptions::acquire_timeout`]), for the server's answer
 //! ([`PoolOptions::statement_timeout`]), for the end of a transaction ([`PoolOptions::tx_timeout`]), for signs of life (0.3 s),
@@ -77,6 +78,7 @@ mod pool;
 mod pooler;
 mod retry;
 pub mod settings;
+mod sql;
 mod statement;
 mod text;
 mod tracker;

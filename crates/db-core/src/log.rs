@@ -7,7 +7,7 @@ use sqlx::Either;
 use sqlx::postgres::{PgQueryResult, PgRow};
 
 use crate::error::said;
-use crate::{PoolOptions, text};
+use crate::{PoolOptions, sql};
 
 /// One statement on its way to the server and back.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Trip {
         let Self { rows, affected, .. } = *self;
         let (pool, ms) = (&options.name, took.as_secs_f64() * 1000.0);
         let (file, line) = (at.file(), at.line());
-        let sql = text::shown(sql);
+        let sql = sql::shown(sql);
         let error = error.map(said).map(tracing::field::display);
         if is_slow {
             tracing::warn!(target: "db_core::statement", pool, ms, rows, affected, error, "slow: {sql} ({file}:{line})");

@@ -46,9 +46,9 @@ pub(crate) enum Needs {
 /// to somebody else. It was not sent.
 ///
 /// Refused are `LISTEN` and `UNLISTEN`; the functions that lock or unlock for the session, such as `pg_advisory_lock`;
-/// `SET` without `LOCAL`, `RESET`, `DISCARD` and `LOAD`; `PREPARE` and `DEALLOCATE` by text; temporary tables that are
-/// not dropped on commit, and cursors `WITH HOLD`. Most have a form that ends with the transaction. Not seen is what a function does inside, such as
-/// `set_config(…, false)`, and what follows the first statement of a raw text.
+/// `SET` without `LOCAL`, `set_config(…, false)`, `RESET`, `DISCARD` and `LOAD`; `PREPARE` and `DEALLOCATE` by text; temporary
+/// tables that are not dropped on commit, and cursors `WITH HOLD`. Most have a form that ends with the transaction. Each statement
+/// of a raw text is looked at. Not seen is what a function of your own does inside.
 #[derive(Debug, Clone)]
 pub struct PoolerError {
     pool: String,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::SqlStr;
 
-use crate::text;
+use crate::sql;
 
 /// What a pool remembers of those who hold its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -181,7 +181,7 @@ impl Session {
             statement: loan
                 .statement
                 .as_ref()
-                .map(|(sql, since)| (text::shown(sql.as_str()), now.saturating_duration_since(*since))),
+                .map(|(sql, since)| (sql::shown(sql.as_str()), now.saturating_duration_since(*since))),
             leaked: loan.leaked,
             stack: loan.stack.clone(),
         })

@@ -91,8 +91,8 @@ pub enum Reset {
     Commit,
     /// Roll back, and leave the session's settings, listens and temporary tables to the next user.
     Keep,
-    /// `DISCARD ALL` each time, for code that changes its session in ways that its text does not show, such as
-    /// `set_config`. It costs each use two round trips, after the use.
+    /// `DISCARD ALL` each time, for code that changes its session in ways that its text does not show, such as a function
+    /// that calls `set_config`. It costs each use two round trips, after the use.
     DiscardAll,
 }
 

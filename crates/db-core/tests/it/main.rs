@@ -7,6 +7,7 @@ mod events;
 mod explained;
 mod faults;
 mod handlers;
+mod leaving;
 mod limits;
 mod options;
 #[cfg(feature = "pgbouncer-tests")]

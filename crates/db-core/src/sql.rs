@@ -1,0 +1,8 @@
+//! The text of statements: taken apart as the server does it, shown without its literals, and judged by what it leaves behind.
+
+mod leaves;
+mod lexer;
+mod shown;
+
+pub(crate) use leaves::{changes_session, needs_session};
+pub(crate) use shown::shown;

@@ -1,0 +1,270 @@
+//! The tokens of a text, as PostgreSQL's scanner finds them.
+//!
+//! The rules are those of `src/backend/parser/scan.l` with `standard_conforming_strings` on, its default since 9.1.
+//! `squawk-lexer` follows them, but for four cases that are corrected here. A test compares the result with what
+//! PostgreSQL's own scanner said of its regression tests.
+
+use squawk_lexer::{BOM, LiteralKind, TokenKind, tokenize};
+
+/// A piece of a statement's text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Token<'s> {
+    pub(super) kind: Kind,
+    pub(super) text: &'s str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// White space, or a comment.
+    Blank,
+    /// A keyword, or a name without quotes.
+    Word,
+    /// A name in double quotes.
+    Name,
+    /// A text in quotes, single or of dollars, with or without a prefix.
+    Literal,
+    /// Numbers, parameters, operators, punctuation.
+    Other,
+}
+
+impl Token<'_> {
+    /// Whether it is this keyword, which is given in lower case.
+    pub(super) fn is(self, keyword: &str) -> bool {
+        self.kind == Kind::Word && self.text.eq_ignore_ascii_case(keyword)
+    }
+
+    /// Whether it is one of these keywords.
+    pub(super) fn is_any(self, keywords: &[&str]) -> bool {
+        keywords.iter().any(|keyword| self.is(keyword))
+    }
+
+    /// The name that it means, if it is one. Escapes by `U&` are not resolved.
+    pub(super) fn name(self) -> Option<String> {
+        match self.kind {
+            Kind::Word => Some(self.text.to_ascii_lowercase()),
+            Kind::Name => {
+                let quoted = self.text.trim_start_matches(['u', 'U', '&']);
+                Some(quoted.trim_matches('"').to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Takes a text apart. The tokens side by side are the text again.
+pub(super) fn tokens(sql: &str) -> Tokens<'_> {
+    Tokens { rest: sql }
+}
+
+pub(super) struct Tokens<'s> {
+    rest: &'s str,
+}
+
+impl<'s> Iterator for Tokens<'s> {
+    type Item = Token<'s>;
+
+    fn next(&mut self) -> Option<Token<'s>> {
+        let (kind, length) = first(self.rest)?;
+        let (text, rest) = self.rest.split_at(length);
+        self.rest = rest;
+        Some(Token { kind, text })
+    }
+}
+
+/// The kind and the length of a text's first token.
+fn first(sql: &str) -> Option<(Kind, usize)> {
+    // The server takes a byte order mark for a letter.
+    if sql.starts_with(BOM) {
+        return Some((Kind::Word, sql.find(|c| !is_in_word(c)).unwrap_or(sql.len())));
+    }
+    let token = tokenize(sql).next()?;
+    let length = token.len as usize;
+    Some(match token.kind {
+        TokenKind::Whitespace | TokenKind::LineComment | TokenKind::BlockComment { .. } => {
+            (Kind::Blank, length)
+        }
+        TokenKind::Ident => (Kind::Word, length),
+        TokenKind::QuotedIdent { .. } => (Kind::Name, length),
+        TokenKind::Literal { kind: LiteralKind::EscStr { .. } } => (Kind::Literal, 1 + escaped(&sql[1..])),
+        // A dollar alone is no parameter, and what follows it a token of its own.
+        TokenKind::PositionalParam { .. } if !sql[1..].starts_with(|c: char| c.is_ascii_digit()) => {
+            (Kind::Other, 1)
+        }
+        TokenKind::Literal { kind: LiteralKind::Int { .. } | LiteralKind::Numeric { .. } }
+        | TokenKind::PositionalParam { .. } => (Kind::Other, length - usize::from(takes_the_e(sql, length))),
+        TokenKind::Literal { .. } => (Kind::Literal, length),
+        _ => (Kind::Other, length),
+    })
+}
+
+fn is_in_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '$') || !c.is_ascii()
+}
+
+/// The length of a string with escapes by backslash, from its quote on. Another string after white space with a line break in
+/// it continues the first, and so has escapes, too (PostgreSQL's manual, chapter 4.1.2.1 "String Constants").
+fn escaped(sql: &str) -> usize {
+    let mut end = closed(sql);
+    while let Some(gap) = gap_before_more(&sql[end..]) {
+        end += gap + closed(&sql[end + gap..]);
+    }
+    end
+}
+
+/// The length of one string with escapes. A doubled quote is part of it.
+fn closed(sql: &str) -> usize {
+    let mut characters = sql.char_indices().skip(1).peekable();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' => drop(characters.next()),
+            '\'' if characters.next_if(|(_, next)| *next == '\'').is_some() => {}
+            '\'' => return at + 1,
+            _ => {}
+        }
+    }
+    sql.len()
+}
+
+/// The length of what stands between a string and the one that continues it, if one does: white space and comments to the end
+/// of their line, with at least one line break.
+fn gap_before_more(sql: &str) -> Option<usize> {
+    let mut broken = false;
+    let mut gap = 0;
+    for token in tokenize(sql) {
+        let text = &sql[gap..gap + token.len as usize];
+        match token.kind {
+            TokenKind::Whitespace => broken |= text.contains(['\n', '\r']),
+            TokenKind::LineComment => {}
+            _ => return (broken && text.starts_with('\'')).then_some(gap),
+        }
+        gap += text.len();
+    }
+    None
+}
+
+/// Whether a number or a parameter, of this length, has taken the `e` of a string with escapes that follows it without a space:
+/// up to PostgreSQL 14, `1e'\''` is a number and a string.
+fn takes_the_e(sql: &str, length: usize) -> bool {
+    let (number, rest) = sql.split_at(length);
+    rest.starts_with('\'')
+        && number.strip_suffix(['e', 'E']).is_some_and(|digits| {
+            digits.ends_with(|c: char| c.is_ascii_digit() || c == '.')
+                && !digits
+                    .contains(|c: char| c == '_' || (c.is_ascii_alphabetic() && !matches!(c, 'e' | 'E')))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Literals, comments, names and words as `tests/data/scanner.py` has them: a literal that goes on in another line is one.
+    fn spans(sql: &str) -> Vec<(&'static str, String)> {
+        let mut spans: Vec<(&str, String)> = Vec::new();
+        let mut gap = Vec::new();
+        for token in tokens(sql) {
+            if token.kind == Kind::Blank {
+                gap.push(token.text);
+                continue;
+            }
+            let blank = std::mem::take(&mut gap);
+            let continues = token.text.starts_with('\'')
+                && blank.iter().all(|text| !text.starts_with("/*"))
+                && blank.iter().any(|text| text.contains(['\n', '\r']));
+            match spans.last_mut() {
+                Some(("literal", text)) if continues && text.ends_with('\'') => {
+                    text.extend(blank);
+                    text.push_str(token.text);
+                    continue;
+                }
+                _ => spans.extend(comments(&blank)),
+            }
+            match token.kind {
+                Kind::Literal => spans.push(("literal", token.text.to_owned())),
+                Kind::Word => spans.push(("word", token.text.to_owned())),
+                Kind::Name => spans.push(("name", token.text.to_owned())),
+                // Only so that no literal seems to follow another.
+                Kind::Other => spans.push(("", String::new())),
+                Kind::Blank => {}
+            }
+        }
+        spans.extend(comments(&gap));
+        spans.retain(|(kind, _)| !kind.is_empty());
+        spans
+    }
+
+    fn comments(blank: &[&str]) -> impl Iterator<Item = (&'static str, String)> {
+        let comments = blank.iter().filter(|text| text.starts_with("--") || text.starts_with("/*"));
+        comments.map(|text| ("comment", (*text).to_owned()))
+    }
+
+    fn data(name: &str) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// Where cargo has put PostgreSQL's regression tests.
+    fn regression_tests() -> PathBuf {
+        let metadata = Command::new(env!("CARGO"))
+            .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
+            .output()
+            .expect("cargo");
+        assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
+        let metadata: Value = serde_json::from_slice(&metadata.stdout).expect("JSON");
+        let packages = metadata["packages"].as_array().expect("packages");
+        let package = packages.iter().find(|package| package["name"] == "pg_parse").expect("the package");
+        let manifest = Path::new(package["manifest_path"].as_str().expect("a path"));
+        manifest.parent().expect("its folder").join("lib/libpg_query/test/sql")
+    }
+
+    fn fnv1a(data: &str) -> u64 {
+        data.bytes().fold(0xcbf2_9ce4_8422_2325, |value, byte| {
+            (value ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+
+    #[test]
+    fn nasty_texts_are_taken_apart_as_postgresql_does() {
+        let cases: Value = serde_json::from_str(&data("nasty.json")).expect("JSON");
+        let cases = cases.as_array().expect("cases");
+        assert!(cases.len() >= 80, "{}", cases.len());
+        for case in cases {
+            let sql = case["sql"].as_str().expect("a text");
+
+            let theirs: Vec<(String, String)> =
+                serde_json::from_value(case["tokens"].clone()).expect("tokens");
+
+            let ours: Vec<_> = spans(sql).into_iter().map(|(kind, text)| (kind.to_owned(), text)).collect();
+            assert_eq!(ours, theirs, "{sql:?}");
+            assert_eq!(tokens(sql).map(|token| token.text).collect::<String>(), sql, "nothing is left out");
+        }
+    }
+
+    #[test]
+    fn postgresql_s_regression_tests_are_taken_apart_as_postgresql_does() {
+        let folder = regression_tests();
+        let scanned = data("scanner.tsv");
+        let (mut files, mut different) = (0, Vec::new());
+        for row in scanned.lines() {
+            let [file, count, hash] = row.split('\t').collect::<Vec<_>>()[..] else { panic!("{row}") };
+            let sql = std::fs::read_to_string(folder.join(file)).expect(file);
+
+            let ours = spans(&sql);
+
+            let said: String =
+                ours.iter().flat_map(|(kind, text)| [kind, "\u{1f}", text, "\u{1e}"]).collect();
+            if ours.len().to_string() != count || format!("{:016x}", fnv1a(&said)) != hash {
+                different.push(file);
+            }
+            files += 1;
+        }
+        assert!(files >= 400, "{files} files");
+        assert!(different.is_empty(), "taken apart differently: {different:?}");
+    }
+}

@@ -1,0 +1,90 @@
+//! A statement as people may see it.
+
+use super::lexer::{Kind, tokens};
+
+/// A statement is cut after this many bytes.
+const SHOWN: usize = 200;
+
+/// A statement as it is shown in logs and errors: on one line, cut short, and without the literals in it, which may be
+/// anything, a password in `ALTER ROLE` included.
+pub(crate) fn shown(sql: &str) -> String {
+    let mut shown = String::new();
+    for token in tokens(sql.trim()) {
+        if shown.len() >= SHOWN {
+            shown.push('…');
+            break;
+        }
+        let text = token.text;
+        match token.kind {
+            Kind::Blank if shown.ends_with(' ') => {}
+            Kind::Blank => shown.push(' '),
+            // The prefix stays: it is syntax, and no value.
+            Kind::Literal => {
+                let prefix = text.find(['\'', '$']).unwrap_or(0);
+                shown.push_str(&text[..prefix]);
+                shown.push_str("'…'");
+            }
+            // Without its end, the rest of the statement is in it, literals included.
+            Kind::Name if !is_closed(text) => shown.push_str("\"…"),
+            Kind::Name | Kind::Word | Kind::Other => {
+                shown.extend(text.chars().map(|c| if c.is_control() || c.is_whitespace() { ' ' } else { c }));
+            }
+        }
+    }
+    shown
+}
+
+/// Whether a name in double quotes has its second one. Doubled quotes inside of it are even in number.
+fn is_closed(name: &str) -> bool {
+    name.matches('"').count().is_multiple_of(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_statement_is_one_line_without_its_literals() {
+        for (sql, seen) in [
+            ("select 1", "select 1"),
+            ("  select\n    n\n  from t ", "select n from t"),
+            ("alter role a password 'hunter2'", "alter role a password '…'"),
+            ("select 'it''s hunter2', $1", "select '…', $1"),
+            (r"select E'\'hunter2', 1", "select E'…', 1"),
+            ("select $$hunter2$$, $2", "select '…', $2"),
+            ("select $a$hunter$$2$a$, x", "select '…', x"),
+            ("select 'never closed hunter2", "select '…'"),
+            ("select $1 + $2", "select $1 + $2"),
+            (
+                r"select 1 where a like $1 escape '\' and b = 'hunter2'",
+                "select 1 where a like $1 escape '…' and b = '…'",
+            ),
+            // Without a space, `escape` is still a word, and not a prefix.
+            (r"select a like b escape'\', 'hunter2'", "select a like b escape'…', '…'"),
+            (r"select a like b escape '\'and c = 'hunter2'", "select a like b escape '…'and c = '…'"),
+            ("select 1 -- don't\n, 'hunter2'", "select 1 , '…'"),
+            ("select 1 -- don't\r, 'hunter2'", "select 1 , '…'"),
+            ("select /* don't */ 'hunter2'", "select '…'"),
+            ("select /* /* */ don't */ 'hunter2'", "select '…'"),
+            ("select \"O'Brien\", 'hunter2'", "select \"O'Brien\", '…'"),
+            ("select \"a\"\"'b\", 'hunter2'", "select \"a\"\"'b\", '…'"),
+            ("select \"never closed, 'hunter2'", "select \"…"),
+            ("select E'a'\n'b\\'hunter2', c", "select E'…', c"),
+            ("select E'a' -- and\n  'b\\'hunter2', c", "select E'…', c"),
+            ("select E'a' 'b\\', c", "select E'…' '…', c"),
+            ("select a$b$c, 'hunter2$b$'", "select a$b$c, '…'"),
+            ("select $é$hunter2$é$", "select '…'"),
+            (
+                "select U&'\\0061hunter2' uescape '!', N'hunter2', x'01', B'1'",
+                "select U&'…' uescape '…', N'…', x'…', B'…'",
+            ),
+            (r"select 1e'it\'s hunter2'", "select 1e'…'"),
+            (r"select $1e'it\'s hunter2'", "select $1e'…'"),
+            (r"select 0x1e'a\', b", "select 0x1e'…', b"),
+            ("select 1 \"a\u{2028}b\"", "select 1 \"a b\""),
+        ] {
+            assert_eq!(shown(sql), seen, "{sql}");
+        }
+        assert!(shown(&"ü ".repeat(1000)).chars().count() < 210);
+    }
+}
