@@ -117,13 +117,14 @@ fn is_plain(sql: &str) -> bool {
         let (first, rest) = bytes.split_at(keyword.len().min(bytes.len()));
         first.eq_ignore_ascii_case(keyword.as_bytes()) && rest.first().is_some_and(u8::is_ascii_whitespace)
     });
-    // `set_config`, `pg_advisory_…`, `pg_try_advisory_…`, and `temp`, `temporary`, `pg_temp`.
+    // `set_config`, `pg_advisory_…` and `pg_try_advisory_…` but for `…_xact_…`, and `temp`, `temporary`, `pg_temp`.
     let mut candidates = memchr::memchr3_iter(b'_', b'p', b'P', bytes);
     is_everyday
         && !candidates.any(|at| {
             let (before, after) = (&bytes[..at], &bytes[at + 1..]);
             if bytes[at] == b'_' {
-                ends_with(before, b"advisory") || (ends_with(before, b"set") && begins_with(after, b"config"))
+                (ends_with(before, b"advisory") && !begins_with(after, b"xact_"))
+                    || (ends_with(before, b"set") && begins_with(after, b"config"))
             } else {
                 ends_with(before, b"tem")
                     && !before[..at - 3].last().is_some_and(u8::is_ascii_alphanumeric)
