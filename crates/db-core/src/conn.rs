@@ -12,6 +12,7 @@ use sqlx::postgres::{PgArguments, PgConnection, PgQueryResult, PgRow, PgStatemen
 use sqlx::{Connection, Either, Execute, Executor, Postgres, SqlStr};
 use tokio::time::timeout;
 
+use crate::class::Verdict;
 use crate::deadline::{DeadlineError, Limited, within};
 use crate::log::Trip;
 use crate::pool::{Live, Shared, come_to_rest};
@@ -20,7 +21,7 @@ use crate::sql;
 use crate::statement::{Flight, State, Transaction};
 use crate::text::Text;
 use crate::tracker::Asker;
-use crate::{Class, Error, PoolerError, Tx, TxOptions};
+use crate::{Error, PoolerError, Tx, TxOptions};
 
 /// A connection taken from a [`Pool`](crate::Pool), given back when it is dropped.
 ///
@@ -320,7 +321,7 @@ impl Conn {
         let plans = self.inner.plans_are_stale();
         if self.state.transaction != Transaction::None {
             // Nothing of it is stored, and the next run finds new plans: it lost against whoever changed the table.
-            self.state.failure = Some(Class::Conflict);
+            self.state.failure = Some(Verdict::conflict());
             return false;
         }
         let limit = self.limit();

@@ -5,6 +5,7 @@ use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
+use crate::class::{Repeat, Verdict};
 use crate::{Class, ConfigError, ConnectError, DeadlineError, Holder, PoolerError, Stats};
 
 /// Anything that can go wrong between a service and its database.
@@ -58,11 +59,25 @@ impl Error {
         }
     }
 
-    /// Whether waiting may mend it. Whether what was asked for may be *repeated* is another question: a
-    /// [`Class::Lost`] statement may have been done.
+    /// Whether what failed may be tried again.
+    #[must_use]
+    pub fn repeat(&self) -> Repeat {
+        match self {
+            Self::Config(_) | Self::Aborted | Self::Pooler(_) | Self::Deadline(_) => Repeat::Never,
+            Self::Connect(error) if error.failure().is_final() => Repeat::Never,
+            Self::Acquire(error) if error.is_closed() => Repeat::Never,
+            Self::Connect(_) | Self::Acquire(_) => Repeat::Later,
+            Self::Statement(error) => error.repeat(),
+            Self::CommitUnknown(_) => Repeat::IfHarmless,
+            Self::RolledBack(_) => Repeat::Soon,
+        }
+    }
+
+    /// Whether waiting may mend it. Whether what was asked for may be *repeated* is another question, which
+    /// [`Error::repeat`] answers: a [`Class::Lost`] statement may have been done.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        self.class().is_transient()
+        self.repeat() != Repeat::Never
     }
 
     /// The server's five-character code, when the server spoke.
@@ -75,7 +90,7 @@ impl Error {
     }
 
     /// How long to wait before trying again, where trying again may do: what a web handler puts into `Retry-After`.
-    /// `None` for what waiting does not mend.
+    /// `None` for what waiting does not mend, and for what may have been done: to come again would do it twice.
     ///
     /// For a pool whose connections are all taken it is the time in which the queue comes round, judged by recent uses;
     /// while no connection can be made, the pause between attempts; for a transaction that lost against another, next to
@@ -84,10 +99,10 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Acquire(error) => error.retry_after(),
-            _ => match self.class() {
-                Class::NotReached | Class::Lost => Some(Duration::from_secs(1)),
-                Class::Conflict => Some(Duration::from_millis(10)),
-                _ => None,
+            _ => match self.repeat() {
+                Repeat::Later => Some(Duration::from_secs(1)),
+                Repeat::Soon => Some(Duration::from_millis(10)),
+                Repeat::Never | Repeat::IfHarmless => None,
             },
         }
     }
@@ -147,11 +162,17 @@ impl StatementError {
     /// What the error means for a decision.
     #[must_use]
     pub fn class(&self) -> Class {
-        match Class::of(&self.0) {
-            // It had a connection, so what the network says now came after the statement may have been sent.
-            Class::NotReached if matches!(self.0, sqlx::Error::Io(_)) => Class::Lost,
-            class => class,
-        }
+        self.verdict().class
+    }
+
+    /// Whether the statement may be tried again, alone or with its transaction.
+    #[must_use]
+    pub fn repeat(&self) -> Repeat {
+        self.verdict().repeat
+    }
+
+    pub(crate) fn verdict(&self) -> Verdict {
+        Verdict::of_statement(&self.0)
     }
 
     /// The server's five-character code, when the server spoke.

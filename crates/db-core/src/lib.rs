@@ -84,7 +84,7 @@ mod text;
 mod tracker;
 mod tx;
 
-pub use class::Class;
+pub use class::{Class, Repeat};
 pub use config::{Config, ConfigError};
 pub use conn::Conn;
 pub use connect::{ConnectError, ConnectFailure, Retry};

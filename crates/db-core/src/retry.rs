@@ -5,13 +5,15 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 use crate::error::AcquirePhase;
-use crate::{AcquireError, Class, Error, StatementError};
+use crate::{AcquireError, Class, Error, Repeat, StatementError};
 
 /// How often, and after what pauses, something is done again.
 ///
-/// Whether it is, the class of the error says: yes for what never reached the server (refused, starting up), for a session
-/// that was lost (57P01) and for a transaction that lost against another (40001, 40P01); no for mistakes (42601),
-/// constraints (23505), limits of time, and a pool whose connections are all taken, which more requests only make fuller.
+/// Whether it is, the error says: yes for what never reached the server (refused, starting up), for a session that was lost
+/// (57P01), for a transaction that lost against another (40001, 40P01), for a server without disk space or memory (53100,
+/// 53200) and for one that takes no writes any more (25006); no for mistakes (42601), constraints (23505), limits of time,
+/// a pool whose connections are all taken, which more requests only make fuller, and a commit that may be done
+/// ([`Error::CommitUnknown`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// So many times after the first: 3.
@@ -47,8 +49,10 @@ impl Classify for Error {
     fn retry_class(&self) -> Option<Class> {
         match self {
             Self::Acquire(error) => error.retry_class(),
-            Self::Connect(error) if error.failure().is_final() => None,
-            other => Some(other.class()),
+            Self::Statement(error) => error.retry_class(),
+            // It may be done, and who asked for it cannot know: a transaction is more than can be harmless when done twice.
+            Self::CommitUnknown(_) => None,
+            other => (other.repeat() != Repeat::Never).then(|| other.class()),
         }
     }
 }
@@ -64,7 +68,7 @@ impl Classify for AcquireError {
 
 impl Classify for StatementError {
     fn retry_class(&self) -> Option<Class> {
-        Some(self.class())
+        self.verdict().retry_class()
     }
 }
 
@@ -135,7 +139,7 @@ impl Pauses {
     /// How long to pause after an error of this class; `None` to give up.
     pub(crate) fn after(&mut self, class: Class) -> Option<Duration> {
         let pauses = match class {
-            Class::NotReached | Class::Lost => &mut self.lost,
+            Class::NotReached | Class::Lost | Class::Resources | Class::ReadOnly => &mut self.lost,
             Class::Conflict => &mut self.conflict,
             _ => return None,
         };

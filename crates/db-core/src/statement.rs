@@ -3,8 +3,9 @@
 //! The driver does not say whether an answer is still on its way; a future dropped at an await point leaves it there.
 //! So each statement raises a flag before its first byte is sent, and lowers it when its last one was read.
 
-use crate::Class;
-use crate::class::is_fatal;
+use sqlx::error::DatabaseError;
+
+use crate::class::{Link, Verdict};
 use crate::deadline::Ends;
 
 /// What is known of a connection between two statements.
@@ -21,18 +22,8 @@ pub(crate) struct State {
     pub(crate) transaction: Transaction,
     /// No statement of the transaction may wait for longer than until then.
     pub(crate) ends: Option<Ends>,
-    /// What the last failed statement of the transaction met.
-    pub(crate) failure: Option<Class>,
-}
-
-/// What is known of the link.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Link {
-    #[default]
-    Good,
-    /// A request to cancel may still be under way, and hit whatever runs then.
-    Useless,
-    Lost,
+    /// What the first failed statement of the transaction met: the server refuses all that come after it for that one.
+    pub(crate) failure: Option<Verdict>,
 }
 
 /// What was begun.
@@ -59,7 +50,7 @@ impl State {
     /// Whether the next user of the connection would notice nothing of this one.
     pub(crate) fn is_clean(&self) -> bool {
         self.in_flight.is_none()
-            && self.link == Link::Good
+            && self.link < Link::Closed
             && !self.session_changed
             && self.transaction == Transaction::None
     }
@@ -74,14 +65,12 @@ impl State {
 
     /// Whether nobody else is to have the connection.
     pub(crate) fn is_useless(&self) -> bool {
-        self.link != Link::Good
+        self.link >= Link::Closed
     }
 
     /// Notes that nobody else is to have the connection, though it works.
     pub(crate) fn becomes_useless(&mut self) {
-        if self.link == Link::Good {
-            self.link = Link::Useless;
-        }
+        self.link = self.link.max(Link::Closed);
     }
 
     pub(crate) fn in_flight(&self) -> Option<Flight> {
@@ -101,31 +90,35 @@ impl State {
     }
 
     pub(crate) fn end(&mut self, error: Option<&sqlx::Error>) {
-        match error {
-            // The server answered, so the statement is over; a transaction around it is lost.
-            Some(error @ sqlx::Error::Database(_)) => {
-                self.in_flight = None;
-                let class = Class::of(error);
-                self.failure = Some(class);
-                // It was the session's last word.
-                if class == Class::Lost || is_fatal(error) {
-                    self.is_lost();
-                }
-                if self.transaction == Transaction::Open {
-                    self.transaction = Transaction::Aborted;
-                }
+        let Some(error) = error else {
+            self.in_flight = None;
+            return;
+        };
+        let verdict = Verdict::of_statement(error);
+        self.link = self.link.max(verdict.link);
+        let is_answer = matches!(error, sqlx::Error::Database(_));
+        if !is_answer && verdict.link < Link::Lost {
+            // It was not sent, or its answer was read before.
+            self.in_flight = None;
+            return;
+        }
+        if self.failure.is_none() || self.transaction != Transaction::Aborted && !is_aborted(error) {
+            self.failure = Some(verdict);
+        }
+        if is_answer {
+            // The statement is over; a transaction around it is lost.
+            self.in_flight = None;
+            if self.transaction == Transaction::Open {
+                self.transaction = Transaction::Aborted;
             }
-            Some(
-                sqlx::Error::Io(_)
-                | sqlx::Error::Protocol(_)
-                | sqlx::Error::Tls(_)
-                | sqlx::Error::WorkerCrashed,
-            ) => {
-                self.failure = Some(Class::Lost);
-                self.is_lost();
-            }
-            // Errors of decoding and of row counts come after the answer was read.
-            Some(_) | None => self.in_flight = None,
         }
     }
+}
+
+/// "Current transaction is aborted, commands ignored until end of transaction block."
+const ABORTED: &str = "25P02";
+
+/// Whether the server refuses a statement for what one before it met.
+pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(ABORTED)
 }

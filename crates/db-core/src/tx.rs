@@ -7,16 +7,16 @@ use async_stream::try_stream;
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{AssertSqlSafe, Either, Execute, Executor, Postgres, Row, SqlSafeStr, SqlStr};
 
+use crate::class::{Verdict, is_fatal};
 use crate::deadline::{DeadlineError, Ends};
 use crate::encryption::Keyring;
 use crate::error::StatementError;
-use crate::statement::Transaction;
+use crate::statement::{Transaction, is_aborted};
 use crate::text::Text;
-use crate::{Class, Conn, Error};
+use crate::{Class, Conn, Error, Repeat};
 
 mod attempt;
 mod options;
@@ -28,9 +28,6 @@ pub use options::{Isolation, TxOptions};
 pub use savepoint::Savepoint;
 
 use resolve::Outcome;
-
-/// "Current transaction is aborted, commands ignored until end of transaction block."
-const ABORTED: &str = "25P02";
 
 /// An open transaction, which ends with [`Tx::commit`], [`Tx::rollback`] or by being dropped.
 ///
@@ -97,7 +94,7 @@ impl Tx {
     /// [`Error::Aborted`] when a statement in the transaction had failed: nothing of it is stored, although the server
     /// itself answers such a `COMMIT` without an error. [`Error::Statement`] when the server refused, for example a
     /// deferred constraint: nothing is stored. [`Error::Deadline`] when it was open for too long: nothing is stored.
-    /// [`Error::CommitUnknown`] when the link was lost on the way; with
+    /// [`Error::CommitUnknown`] when the link was lost on the way, or the session ended with an error; with
     /// [`TxOptions::resolve_commit`], this is success or [`Error::RolledBack`] instead, as soon as the server can tell.
     pub async fn commit(mut self) -> Result<(), Error> {
         self.settle().await?;
@@ -120,9 +117,7 @@ impl Tx {
                 run(std::mem::take(&mut self.hooks));
                 return Ok(());
             }
-            Err(error) if error.as_database_error().is_some() && Class::of(&error) != Class::Lost => {
-                return Err(Error::from(error));
-            }
+            Err(error) if refuses(&error) => return Err(Error::from(error)),
             Err(error) => StatementError(error),
         };
         let Some(number) = number else { return Err(Error::CommitUnknown(error)) };
@@ -235,9 +230,9 @@ impl Tx {
         self.conn.state.ends.map(|ends| ends.at.into())
     }
 
-    /// What the last failed statement in it met.
+    /// What the first failed statement in it met, if that is a reason to run all of it again.
     pub(crate) fn failure(&self) -> Option<Class> {
-        self.conn.state.failure
+        self.conn.state.failure.and_then(Verdict::retry_class)
     }
 
     fn ended(&mut self) {
@@ -257,9 +252,7 @@ impl Tx {
                 let what = "the transaction had been ended by a statement inside it";
                 Err(Error::CommitUnknown(StatementError(sqlx::Error::Protocol(what.to_owned()))))
             }
-            Err(error)
-                if error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(ABORTED) =>
-            {
+            Err(error) if is_aborted(&error) => {
                 self.conn.state.transaction = Transaction::Aborted;
                 Ok(())
             }
@@ -311,6 +304,13 @@ impl Tx {
             hook.level = hook.level.min(level - 1);
         }
     }
+}
+
+/// Whether the server refused a commit, so that nothing of it is stored. A session that ends with its answer has not refused:
+/// the commit may have been stored before what ended it, whatever the code.
+fn refuses(error: &sqlx::Error) -> bool {
+    let is_answer = matches!(error, sqlx::Error::Database(_)) && !is_fatal(error);
+    is_answer && Verdict::of_statement(error).repeat != Repeat::IfHarmless
 }
 
 fn run(hooks: Vec<Hook>) {

@@ -12,8 +12,7 @@ use tokio::time::timeout;
 use super::PING_LIMIT;
 use super::core::{Core, Inner, Live};
 use super::options::Reset;
-use crate::Class;
-use crate::class::is_fatal;
+use crate::class::{Link, Verdict, is_fatal};
 use crate::error::said;
 use crate::statement::{Flight, State, Transaction};
 use crate::tracker::Session;
@@ -306,9 +305,7 @@ async fn read_end(raw: &mut PgConnection) -> Result<bool, sqlx::Error> {
     loop {
         match raw.ping().await {
             // There is one for each statement, so this ends.
-            Err(error @ sqlx::Error::Database(_))
-                if !is_fatal(&error) && Class::of(&error) != Class::Lost =>
-            {
+            Err(error @ sqlx::Error::Database(_)) if Verdict::of_statement(&error).link < Link::Closed => {
                 failed = true;
             }
             other => return other.map(|()| failed),

@@ -21,4 +21,5 @@ mod support;
 mod tls;
 mod tracking;
 mod transactions;
+mod verdicts;
 mod warming;

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use db_layer::db_core::settings::{Reader, Values};
 use db_layer::db_core::{
-    self, AcquireError, Class, Closed, ConnectFailure, Holder, Limits, Patience, Pooler, Reset, Retry,
-    Savepoint, Stats, Tracking, WarmUpError,
+    self, AcquireError, Class, Closed, ConnectFailure, Holder, Limits, Patience, Pooler, Repeat, Reset,
+    Retry, Savepoint, Stats, Tracking, WarmUpError,
 };
 use db_layer::db_notify::link::{Link, Listener, Sender};
 use db_layer::db_notify::{Postgres, WatchOptions};
@@ -185,7 +185,7 @@ fn settings_and_options_do_not_show_what_they_were_told() {
         shown;
         TxOptions::default().set("app.token", VALUE).tenant(VALUE).isolation(Isolation::Serializable),
         PoolOptions::api(), BusOptions::default(), Retry::default(), RetryPolicy::default(),
-        Patience::new(Retry::default()), Tracking::default(), Reset::default(), Class::Lost,
+        Patience::new(Retry::default()), Tracking::default(), Reset::default(), Class::Lost, Repeat::Never,
     );
     shown.check();
 }
@@ -577,6 +577,7 @@ const SHOWN: &[&str] = &[
     "PostgresListener",
     "PostgresSender",
     "Reader",
+    "Repeat",
     "Reset",
     "Retry",
     "RetryPolicy",
