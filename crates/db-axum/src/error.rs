@@ -1,16 +1,37 @@
 //! Errors as HTTP answers.
 
+use std::time::Duration;
+
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use db_layer::db_core::{self, Class};
+use db_layer::db_core::{self, Class, Repeat};
 use db_layer::{db_events, encryption::EncryptionError};
 use serde_json::json;
+
+/// Not 503, nor 504: clients and proxies send a request again for those, and it would be done twice.
+const MAY_BE_DONE: &str =
+    "It is not known whether the request was carried out. Look before you send it again.";
 
 /// What went wrong in a handler, as the answer it deserves.
 ///
 /// The body is Problem Details (RFC 9457): the status, its title, and a detail only where it was written for the
-/// client. What the database said goes to the log, at `error` for 500 and `warn` for 503 and 504.
+/// client. What the database said goes to the log, at `error` for 500, `warn` for 503 and 504, and `debug` for the others.
+///
+/// | what the handler met | status |
+/// |---|---|
+/// | no row where there must be one | 404 |
+/// | a unique or exclusion constraint; another constraint | 409; 422 |
+/// | a bound value that does not fit ([`Class::Value`]) | 400 |
+/// | another error of class 22, such as a division by zero, or a literal of the statement's own text that does not fit | 500 |
+/// | no connection, a lost one, a conflict, a server out of disk space or memory, one that takes no writes any more | 503 |
+/// | a limit of time | 504 |
+/// | a commit whose answer was lost ([`CommitUnknown`](db_core::Error::CommitUnknown)) | 500, and the detail that it may be done |
+/// | anything else: it is the handler's | 500 |
+///
+/// 503 has `Retry-After` where nothing was done, and none where a statement may have been done. A value that does not fit is
+/// taken for the client's by its SQLSTATE, when it was found as the statement ran: a handler that casts what it has stored
+/// itself should check it first.
 #[derive(Debug)]
 pub struct Error {
     status: StatusCode,
@@ -52,24 +73,28 @@ impl From<db_core::Error> for Error {
     fn from(error: db_core::Error) -> Self {
         let status = match error.class() {
             _ if error.is_not_found() => StatusCode::NOT_FOUND,
-            Class::NotReached | Class::Lost | Class::Conflict => StatusCode::SERVICE_UNAVAILABLE,
+            _ if matches!(error, db_core::Error::CommitUnknown(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            Class::NotReached | Class::Lost | Class::Conflict | Class::Resources => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            // Its server takes no writes, and another one will; or it is read-only by choice, and the handler should know.
+            Class::ReadOnly if error.repeat() == Repeat::Later => StatusCode::SERVICE_UNAVAILABLE,
             Class::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Class::Constraint => match error.sqlstate().as_deref() {
                 // Unique and exclusion constraints: the same request may do with other data.
                 Some("23505" | "23P01") => StatusCode::CONFLICT,
                 _ => StatusCode::UNPROCESSABLE_ENTITY,
             },
-            _ => match error.sqlstate() {
-                // Data that does not fit its type.
-                Some(code) if code.starts_with("22") => StatusCode::BAD_REQUEST,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            },
+            Class::Value => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let mut answer = Self::of(status, &error);
-        if let (Some(seconds), Some(after)) = (&mut answer.retry_after, error.retry_after()) {
-            // The header knows whole seconds only (RFC 9110, section 10.2.3).
-            *seconds = u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+        if matches!(error, db_core::Error::CommitUnknown(_)) {
+            answer.detail = Some(MAY_BE_DONE.to_owned());
         }
+        // The header knows whole seconds only (RFC 9110, section 10.2.3). None for what may have been done.
+        let seconds = |after: Duration| u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+        answer.retry_after = answer.retry_after.and(error.retry_after()).map(seconds);
         answer
     }
 }

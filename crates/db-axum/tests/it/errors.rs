@@ -1,11 +1,15 @@
 //! Errors as answers.
 
+use std::sync::{Arc, Mutex};
+
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::routing::get;
-use db_layer::Db;
-use db_testkit::TestDb;
+use axum::routing::{get, post};
+use db_layer::{Config, Db, Options};
+use db_testkit::{Proxy, TestDb};
 use serde_json::Value;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::support::{client, open, serve};
 
@@ -74,4 +78,119 @@ async fn a_statement_that_took_too_long_is_504(db: TestDb) {
     let answer = client().get(&served.address).send().await.expect("an answer");
 
     assert_eq!(answer.status().as_u16(), 504);
+}
+
+/// Notes at which levels something is said.
+#[derive(Clone, Default)]
+struct Levels(Arc<Mutex<Vec<Level>>>);
+
+impl Subscriber for Levels {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        self.0.lock().expect("no panic").push(*event.metadata().level());
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[db_testkit::test]
+async fn a_clients_value_is_400_and_a_mistake_in_the_statement_is_500_with_an_error_line(db: TestDb) {
+    sqlx::raw_sql(
+        "create table word (w varchar(5)); insert into word values ('a'); create table bits (b bit(4))",
+    )
+    .execute(&db.pool())
+    .await
+    .expect("a table");
+    let layer = open(&db).await;
+    let client = [
+        ("insert into word values ($1)", "much too long", "22001"),
+        ("select $1::text", "\0", "22021"),
+        ("select $1::text::int", "ten", "22P02"),
+        ("select $1::text::numeric(3, 1)", "12345", "22003"),
+        ("select $1::text::date", "tomorrow morning", "22007"),
+        ("select $1::text::date", "2026-13-45", "22008"),
+        ("insert into bits values ($1::text::varbit)", "101", "22026"),
+        ("select $1::text::jsonb", "{", "22P02"),
+        ("select $1::text::jsonb", r#""\u0000""#, "22P05"),
+        ("select w ~ $1 from word", "(", "2201B"),
+        ("select 'ab' like $1", "a\\", "22025"),
+        ("select w from word limit $1::text::int", "-1", "2201W"),
+        ("select w from word offset $1::text::int", "-1", "2201X"),
+    ];
+    let handler = [
+        ("select $1 where 1 / 0 = 1", "22012"),
+        ("select substring($1 from 1 for -1)", "22011"),
+        ("select $1 from generate_series(1, 2, 0)", "22023"),
+        ("select $1 where ln(0) = 1", "2201E"),
+        ("select $1, jsonb_path_query('{}', 'strict $.a')", "2203A"),
+        // Of the statement's own text, whatever the code.
+        ("select $1, 'ten'::int", "22P02"),
+        ("select $1, date '2026-13-45'", "22008"),
+        ("select $1 where 'a' = '{'::jsonb::text", "22P02"),
+    ];
+    let client = client.map(|(sql, value, code)| (sql, value, code, 400, Level::DEBUG));
+    let handler = handler.map(|(sql, code)| (sql, "fine", code, 500, Level::ERROR));
+
+    for (sql, value, code, status, level) in client.into_iter().chain(handler) {
+        let met = sqlx::query(sql).bind(value).fetch_all(layer.api()).await.expect_err(sql);
+        assert_eq!(met.as_database_error().and_then(|met| met.code()).as_deref(), Some(code), "{sql}: {met}");
+
+        let levels = Levels::default();
+        let answer = tracing::subscriber::with_default(levels.clone(), || db_axum::Error::from(met));
+
+        assert_eq!(answer.status().as_u16(), status, "{sql}");
+        assert_eq!(*levels.0.lock().expect("no panic"), [level], "{sql}");
+    }
+}
+
+#[db_testkit::test]
+async fn a_request_that_may_be_done_is_no_invitation_to_send_it_again(db: TestDb) {
+    async fn order(State(db): State<Db>) -> db_axum::Result<()> {
+        db.api()
+            .tx(async |tx| {
+                sqlx::query("insert into orders values (1)").execute(&mut *tx).await?;
+                Ok(())
+            })
+            .await
+    }
+    async fn order_alone(State(db): State<Db>) -> db_axum::Result<()> {
+        sqlx::query("insert into orders values (1)").execute(db.api()).await?;
+        Ok(())
+    }
+    sqlx::raw_sql("create table orders (n int)").execute(&db.pool()).await.expect("a table");
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
+    let layer = db_layer::open(Options::new(config)).await.expect("an open database");
+    let routes = Router::new().route("/", post(order)).route("/alone", post(order_alone));
+    let served = serve(routes.with_state(layer)).await;
+
+    proxy.cut_answer_to("COMMIT");
+    let answer = client().post(&served.address).send().await.expect("an answer");
+
+    assert_eq!((answer.status().as_u16(), answer.headers().get("retry-after")), (500, None));
+    let problem: Value = answer.json().await.expect("JSON");
+    let detail = problem["detail"].as_str().expect("a detail");
+    assert!(detail.contains("not known whether the request was carried out"), "{detail}");
+
+    // A statement alone may be done, too.
+    proxy.cut_answer_to("insert into orders");
+    let answer = client().post(format!("{}/alone", served.address)).send().await.expect("an answer");
+    assert_eq!((answer.status().as_u16(), answer.headers().get("retry-after")), (503, None));
+
+    let orders: i64 =
+        sqlx::query_scalar("select count(*) from orders").fetch_one(&db.pool()).await.expect("a count");
+    assert_eq!(orders, 2);
 }
