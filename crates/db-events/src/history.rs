@@ -1,6 +1,6 @@
 //! What is stored, without waiting for more.
 
-use crate::page::Page;
+use crate::page::{Page, Wanted};
 use crate::{Error, Event, EventLog, Head, LogId};
 
 /// Which events of a log are wanted. All of them, unless something else is said.
@@ -83,8 +83,8 @@ impl History {
         self.range = Some(range);
         while range.after < range.until {
             let kinds = self.selection.kinds.as_deref();
-            let page =
-                Page::select(self.events.shared().pool(), self.log, range.after, range.until, kinds).await?;
+            let wanted = Wanted { until: range.until, kinds, ..Wanted::after(range.after) };
+            let page = Page::read(self.events.shared().pool(), self.log, wanted).await?;
             // Without another await, so that a future that is dropped has read nothing.
             range.after = if page.is_full { page.seen } else { range.until };
             self.range = Some(range);

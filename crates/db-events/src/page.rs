@@ -12,10 +12,12 @@ use tokio::time::timeout;
 use crate::append::STATEMENT_LIMIT;
 use crate::{Error, Event, LogId};
 
-/// How much text a page holds, but for its last batch.
-const PAGE_BYTES: i64 = 1 << 20;
+/// How much a page holds, in bytes of text, but for its last batch. An event counts as [`LEAST`] at least.
+pub(crate) const PAGE_BYTES: i64 = 1 << 20;
 /// How many batches a page looks at.
 const PAGE_BATCHES: i32 = 1000;
+/// About what an event takes in a reader's memory if it has no text: its fields, and some of what it was decoded from.
+const LEAST: i64 = 128;
 
 /// Reading, in errors.
 pub(crate) const WHAT: &str = "read an event log";
@@ -123,11 +125,14 @@ pub(crate) struct Page {
     pub(crate) seen: i64,
 }
 
+/// A batch, or a part of one that is larger than a page.
 #[derive(sqlx::FromRow)]
 struct Row {
     first: i64,
     last: i64,
-    bytes: i32,
+    /// How many events of the batch come before those that are here.
+    skipped: i32,
+    cost: i64,
     types: Vec<String>,
     data: Vec<String>,
     is_final: bool,
@@ -135,77 +140,101 @@ struct Row {
     versions: Option<Vec<i16>>,
 }
 
-impl Page {
-    /// All that comes after an event.
-    pub(crate) async fn read(pool: &Pool, log: LogId, after: i64) -> Result<Self, Error> {
-        Self::select(pool, log, after, i64::MAX, None).await
-    }
+/// Which events a page is to hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) after: i64,
+    pub(crate) until: i64,
+    /// Only batches that have events of these types; all if there are none.
+    pub(crate) kinds: Option<&'a [String]>,
+    /// At which size the page is full.
+    pub(crate) bytes: i64,
+}
 
-    /// What comes after an event, up to another one, of the batches that have events of some types. One query, and one round trip.
-    pub(crate) async fn select(
-        pool: &Pool,
-        log: LogId,
-        after: i64,
-        until: i64,
-        kinds: Option<&[String]>,
-    ) -> Result<Self, Error> {
-        // `(select $1)` keeps the planner from looking at the value. Else it plans anew each time, which takes three times as long as
-        // the query, and of a log that its statistics do not know yet it expects so little that `max(first)` would read all that
-        // comes before the cursor.
+impl Wanted<'_> {
+    /// All that comes after an event.
+    pub(crate) fn after(after: i64) -> Self {
+        Self { after, until: i64::MAX, kinds: None, bytes: PAGE_BYTES }
+    }
+}
+
+impl Page {
+    /// Reads a page. One query, and one round trip.
+    ///
+    /// The plan is a scan of the primary key that ends with the page, whatever the planner knows of the table: nothing after a restore,
+    /// or that of long ago. Hence each value is hidden from it in a `(select $1)`, which also spares it planning anew each time; the
+    /// limit, too, so that it reckons with a tenth of what it expects and not with all of it; and the range is one of rows,
+    /// `(log, first)`, of which it expects a ninth of the table, while of a log that it does not know it expects next to nothing,
+    /// and then reads and sorts all that the log has.
+    ///
+    /// Of a batch that is larger than a page, only a part is sent.
+    pub(crate) async fn read(pool: &Pool, log: LogId, wanted: Wanted<'_>) -> Result<Self, Error> {
         let query = sqlx::query_as(
-            "select first, last, bytes, types, data, is_final, at, versions
+            "select first, last, part.skipped, cost, is_final, at,
+                 case when cost <= $4 then data else data[part.skipped + 1:part.skipped + part.taken] end as data,
+                 case when cost <= $4 or cardinality(types) = 1 then types
+                     else types[part.skipped + 1:part.skipped + part.taken] end as types,
+                 case when cost <= $4 or cardinality(versions) = 1 then versions
+                     else versions[part.skipped + 1:part.skipped + part.taken] end as versions
              from (
-                 select first, last, bytes, types, data, is_final, at, versions,
-                     sum(bytes) over (order by first rows unbounded preceding) - bytes as before
+                 select *, sum(cost) over (order by log, first rows unbounded preceding) - cost as before
                  from (
-                     select *
+                     select *, greatest(bytes, (last - first + 1) * $7) as cost
                      from event_log_batches
-                     where log = (select $1)
-                         and first >= coalesce(
-                             (
-                                 select first
-                                 from event_log_batches
-                                 where log = (select $1) and first <= (select $2 + 1)
-                                 order by first desc
-                                 limit 1
-                             ),
-                             1
+                     where (log, first) >= (
+                             (select $1),
+                             coalesce(
+                                 (
+                                     select case when last > $2 then first else last + 1 end
+                                     from event_log_batches
+                                     where log = (select $1) and first <= (select $2 + 1)
+                                     order by log desc, first desc
+                                     limit 1
+                                 ),
+                                 1
+                             )
                          )
-                         and last > $2
-                         and first <= (select $5)
-                         and ($6 is null or types && $6)
-                     order by first
-                     limit $3
+                         and (log, first) <= ((select $1), (select $5))
+                         and case when (select $6) is null then true else types && (select $6) end
+                     order by log, first
+                     limit (select $3)
                  ) as next
              ) as page
+             cross join lateral (
+                 select case when cost <= $4 then 0 else greatest($2 + 1 - first, 0)::int end as skipped,
+                     greatest($4 * (last - first + 1) / cost, 1)::int as taken
+             ) as part
              where before < $4
-             order by first",
+             order by log, first",
         )
         .bind(log.0)
-        .bind(after)
+        .bind(wanted.after)
         .bind(PAGE_BATCHES)
-        .bind(PAGE_BYTES)
-        .bind(until)
-        .bind(kinds)
+        .bind(wanted.bytes)
+        .bind(wanted.until)
+        .bind(wanted.kinds)
+        .bind(LEAST)
         .fetch_all(pool.handle());
         // The wait for a connection has the pool's own limit.
         let limit = STATEMENT_LIMIT + STATEMENT_LIMIT;
         match timeout(limit, query).await {
-            Ok(rows) => Ok(Self::of(rows.map_err(Error::database(WHAT))?, after, until)),
+            Ok(rows) => Ok(Self::of(rows.map_err(Error::database(WHAT))?, wanted)),
             Err(_) => Err(Error::TimedOut { what: WHAT, seconds: limit.as_secs() }),
         }
     }
 
-    fn of(rows: Vec<Row>, after: i64, until: i64) -> Self {
-        let bytes: i64 = rows.iter().map(|row| i64::from(row.bytes)).sum();
-        let is_full = bytes >= PAGE_BYTES || i32::try_from(rows.len()).is_ok_and(|rows| rows >= PAGE_BATCHES);
-        let is_final = rows.last().is_some_and(|row| row.is_final);
-        let seen = rows.last().map_or(after, |row| row.last);
+    fn of(rows: Vec<Row>, Wanted { after, until, bytes, .. }: Wanted<'_>) -> Self {
+        let cost: i64 = rows.iter().map(|row| row.cost).sum();
+        let is_full = cost >= bytes || i32::try_from(rows.len()).is_ok_and(|rows| rows >= PAGE_BATCHES);
+        let (mut seen, mut is_final) = (after, false);
         let mut events = Vec::with_capacity(rows.iter().map(|row| row.data.len()).sum());
         for row in rows {
             let kinds: Vec<Arc<str>> = row.types.iter().map(|kind| kind.as_str().into()).collect();
             let versions = row.versions.as_deref().unwrap_or_default();
-            for ((id, data), number) in (row.first..).zip(row.data).zip(0..) {
+            let first = row.first + i64::from(row.skipped);
+            seen = (first - 1).saturating_add_unsigned(row.data.len() as u64);
+            is_final = row.is_final && seen == row.last;
+            for ((id, data), number) in (first..).zip(row.data).zip(0..) {
                 if id <= after || id > until {
                     continue;
                 }

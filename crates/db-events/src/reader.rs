@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::page::{Events, Page};
+use crate::page::{Events, Page, Wanted};
 use crate::passing::{Following, Passing};
 use crate::readers::Shared;
 use crate::stream::backoff;
@@ -197,5 +197,5 @@ impl Reading {
 /// A look, counted.
 pub(crate) async fn page(shared: &Shared, log: LogId, after: i64) -> Result<Page, crate::Error> {
     shared.count_page();
-    Page::read(shared.pool(), log, after).await
+    Page::read(shared.pool(), log, Wanted::after(after)).await
 }

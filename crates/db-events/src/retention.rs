@@ -101,24 +101,39 @@ impl EventLog {
         // First of all, so that it is gone at once for everybody, or not at all if something refers to it.
         let gone = sqlx::query("delete from event_logs where id = $1").bind(log.0).execute(self.handle());
         limited(what, gone).await?;
-        let mut batches = 0;
-        loop {
-            // The last one at the end: by it, a log that is half removed is found again.
-            let some = sqlx::query(
-                "delete from event_log_batches
-                 where log = $1 and first in (
-                     select first from event_log_batches where log = $1 order by is_final, first limit $2
-                 )",
-            )
-            .bind(log.0)
-            .bind(CHUNK)
-            .execute(self.handle());
-            let removed = limited(what, some).await?.rows_affected();
+        let (mut batches, mut after) = (0, 0);
+        while let Some((removed, last)) = self.remove_chunk(log, after).await? {
             batches += removed;
-            if removed == 0 {
-                return Ok(batches);
-            }
+            after = last;
             sleep(pause).await;
         }
+        Ok(batches)
+    }
+
+    /// Removes the next batches after one that begins with event `after`; returns how many, and with which event the last one
+    /// began. The final one goes at the end: by it, a log that is half removed is found again.
+    ///
+    /// The chunk is a range of the primary key, for the same reasons as [a page](crate::page::Page::read), and its rows are found by
+    /// their places: what was removed before is not looked at again, and nothing is looked for.
+    async fn remove_chunk(&self, log: LogId, after: i64) -> Result<Option<(u64, i64)>, Error> {
+        let remove = sqlx::query_as::<_, (i64, Option<i64>)>(
+            "with chunk as materialized (
+                 select ctid, first
+                 from event_log_batches
+                 where (log, first) > ((select $1), (select $2)) and (log, first) <= ((select $1), (select $4))
+                 order by log, first
+                 limit (select $3)
+             ), gone as (
+                 delete from event_log_batches where ctid = any(array(select ctid from chunk)) returning 1
+             )
+             select (select count(*) from gone), (select max(first) from chunk)",
+        )
+        .bind(log.0)
+        .bind(after)
+        .bind(CHUNK)
+        .bind(i64::MAX)
+        .fetch_one(self.handle());
+        let (removed, last) = limited("remove an event log", remove).await?;
+        Ok(last.map(|last| (removed.cast_unsigned(), last)))
     }
 }

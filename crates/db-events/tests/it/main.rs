@@ -6,6 +6,7 @@ mod checker;
 mod contention;
 mod following;
 mod history;
+mod paging;
 mod processes;
 mod schema;
 mod sharing;
