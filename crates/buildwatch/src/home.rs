@@ -1,33 +1,109 @@
 //! The data folder, and the key in it.
+//!
+//! Everything is looked at before anything is changed: what others could have put there, or could exchange later, is refused and
+//! stays as it was found.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use db_layer::encryption::Key;
+use nix::libc::O_NONBLOCK;
+use nix::unistd::geteuid;
 use secrecy::ExposeSecret;
+
+/// A key's file is shorter than this by far.
+const LONGEST: u64 = 4 << 10;
 
 /// The folder that a command line names, else the platform's; made if it is not there. Others may not look into it.
 pub(crate) fn data_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let dir = choose(given)?;
-    make(&dir).with_context(|| format!("cannot make the data folder {}", dir.display()))?;
+    make(&dir).with_context(|| format!("cannot use the data folder {}", dir.display()))?;
     Ok(dir)
 }
 
-/// Where the embedded server keeps its data.
-pub(crate) fn server_dir(dir: &Path) -> PathBuf {
-    dir.join("postgres")
+/// Where the embedded server keeps its data, in a data folder that the server's account can pass.
+pub(crate) fn server_dir(dir: &Path) -> anyhow::Result<PathBuf> {
+    // As root, the server runs as another user. What lies in the folder is still readable by root only.
+    let open_to_all = |folder: &Path| fs::metadata(folder).is_ok_and(|found| found.mode() & 0o001 != 0);
+    let is_closed_here_only = !open_to_all(dir) && dir.ancestors().skip(1).all(open_to_all);
+    if geteuid().is_root() && is_closed_here_only {
+        let mode = fs::metadata(dir)?.mode() & 0o7777;
+        fs::set_permissions(dir, Permissions::from_mode(mode | 0o011))
+            .with_context(|| format!("cannot open {} to the embedded server", dir.display()))?;
+    }
+    Ok(dir.join("postgres"))
 }
 
-fn make(dir: &Path) -> std::io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    if nix::unistd::geteuid().is_root() {
-        // The embedded server runs as another user then, who has to pass through to its own folder; what lies here is
-        // still readable by root only.
-        let permissions = fs::metadata(dir)?.permissions();
-        fs::set_permissions(dir, Permissions::from_mode(permissions.mode() | 0o011))?;
+fn make(dir: &Path) -> anyhow::Result<()> {
+    let missing = missing(dir)?;
+    if let Some(above) = missing.last().copied().unwrap_or(dir).parent() {
+        check_parent(above)?;
+    }
+    // The embedded server's account has to pass through all of them.
+    let mode = if geteuid().is_root() { 0o711 } else { 0o700 };
+    for folder in missing.into_iter().rev() {
+        match DirBuilder::new().mode(mode).create(folder) {
+            // The umask may have taken away from what was asked for.
+            Ok(()) => fs::set_permissions(folder, Permissions::from_mode(mode))?,
+            // Somebody else was quicker.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot make {}", folder.display())),
+        }
+    }
+    check(&fs::metadata(dir)?)
+}
+
+/// The folders that are to be made, from the last one up.
+fn missing(dir: &Path) -> anyhow::Result<Vec<&Path>> {
+    let mut missing = Vec::new();
+    for folder in dir.ancestors() {
+        match fs::metadata(folder) {
+            Ok(_) => break,
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| folder.display().to_string());
+            }
+            Err(_) if folder.is_symlink() => bail!("{} is a symbolic link to nothing", folder.display()),
+            Err(_) => missing.push(folder),
+        }
+    }
+    Ok(missing)
+}
+
+/// Whether others could put a key into a folder, or could have done so.
+fn check(folder: &Metadata) -> anyhow::Result<()> {
+    if !folder.is_dir() {
+        bail!("it is no folder");
+    }
+    check_owner(folder)?;
+    let mode = folder.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        bail!(
+            "others may write to it (mode {mode:04o}), and could put a key of theirs in it: chmod go-w, and look at what is in it"
+        );
+    }
+    Ok(())
+}
+
+/// Whether others could put another folder in the place of one in this.
+fn check_parent(folder: &Path) -> anyhow::Result<()> {
+    let mode = fs::metadata(folder)?.mode() & 0o7777;
+    // In a sticky folder, as /tmp is, everybody can only rename what is his own.
+    if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+        let folder = folder.display();
+        bail!(
+            "everybody may exchange it, since everybody may write to {folder} (mode {mode:04o}): chmod o-w {folder}"
+        );
+    }
+    Ok(())
+}
+
+fn check_owner(found: &Metadata) -> anyhow::Result<()> {
+    let us = geteuid().as_raw();
+    if found.uid() != us && found.uid() != 0 {
+        bail!("it belongs to the user id {}, and we are {us}", found.uid());
     }
     Ok(())
 }
@@ -37,7 +113,7 @@ fn choose(given: Option<&Path>) -> anyhow::Result<PathBuf> {
         return std::path::absolute(dir).with_context(|| format!("--data {}", dir.display()));
     }
     // Root's own folder can be entered by nobody else, and the embedded server must not run as root.
-    if nix::unistd::geteuid().is_root() {
+    if geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/buildwatch"));
     }
     let Some(dirs) = directories::ProjectDirs::from("", "", "buildwatch") else {
@@ -51,32 +127,74 @@ fn choose(given: Option<&Path>) -> anyhow::Result<PathBuf> {
 /// Services on several machines that share a database share this file, too.
 pub(crate) fn key(dir: &Path) -> anyhow::Result<Key> {
     let path = dir.join("key");
-    match fs::read_to_string(&path) {
-        Ok(text) => return Key::from_hex(&text).with_context(|| format!("the key in {}", path.display())),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read the key in {}", path.display()));
-        }
+    let read = || read_key(&path).with_context(|| format!("cannot use the key in {}", path.display()));
+    if let Some(key) = read()? {
+        return Ok(key);
     }
+    if let Some(fresh) =
+        make_key(dir, &path).with_context(|| format!("cannot make the key in {}", path.display()))?
+    {
+        return Ok(fresh);
+    }
+    // Somebody else was quicker: then theirs is the key.
+    read()?.with_context(|| format!("the key in {} was there, and is gone", path.display()))
+}
 
+/// The key in a file; `None` when there is no such file.
+fn read_key(path: &Path) -> anyhow::Result<Option<Key>> {
+    // Without O_NONBLOCK, a named pipe would keep us until somebody writes to it.
+    let file = match OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => match fs::read_link(path) {
+            Ok(target) => bail!("it is a symbolic link to {}, where there is nothing", target.display()),
+            Err(_) => return Ok(None),
+        },
+        Err(error) => return Err(error.into()),
+    };
+    let found = file.metadata()?;
+    if !found.is_file() {
+        bail!("it is no file");
+    }
+    if found.len() > LONGEST {
+        bail!("it is too long for a key");
+    }
+    let mut text = String::new();
+    file.take(LONGEST).read_to_string(&mut text)?;
+    let key = Key::from_hex(&text)?;
+    check_owner(&found)?;
+    // As PostgreSQL has it for the key of a server: root may have a file read by a group.
+    let may_be = if found.uid() == geteuid().as_raw() { 0o600 } else { 0o640 };
+    let mode = found.mode() & 0o777;
+    if mode & !may_be & 0o077 != 0 {
+        bail!(
+            "others may read or write it (mode {mode:04o}): chmod {may_be:03o}, and make a new key if somebody has"
+        );
+    }
+    Ok(Some(key))
+}
+
+/// Makes a key; `None` when somebody else was quicker.
+fn make_key(dir: &Path, path: &Path) -> anyhow::Result<Option<Key>> {
     let fresh = Key::generate()?;
     let draft = dir.join(format!("key.{}.{:?}", std::process::id(), std::thread::current().id()));
     let made = write_private(&draft, fresh.to_hex().expose_secret())
-        // A link, unlike a rename, fails when somebody else was quicker: then theirs is the key.
-        .and_then(|()| fs::hard_link(&draft, &path));
+        // A link, unlike a rename, fails when there is one already.
+        .and_then(|()| fs::hard_link(&draft, path));
     fs::remove_file(&draft).ok();
     match made {
         Ok(()) => {
             File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| dir.display().to_string())?;
-            Ok(fresh)
+            Ok(Some(fresh))
         }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => key(dir),
-        Err(error) => Err(error).with_context(|| format!("cannot make the key in {}", path.display())),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // One of the same name was left by a process that was killed; a link would lead elsewhere.
+    fs::remove_file(path).ok();
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     writeln!(file, "{text}")?;
     file.sync_all()
 }

@@ -91,7 +91,7 @@ pub(crate) async fn place(site: &Site) -> anyhow::Result<Place> {
 
     // Not after a server was started.
     site.settings.check_the_rest()?;
-    let dir = home::server_dir(&server_home(site)?);
+    let dir = home::server_dir(&server_home(site)?)?;
     // Starting is work of files and processes, which blocks.
     let server = tokio::task::spawn_blocking(move || Server::kept(dir).start()).await??;
     let options = match database(&server).await {

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod configuring;
+mod data_folder;
 mod following;
 mod interrupting;
 mod live;
