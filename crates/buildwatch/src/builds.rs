@@ -1,9 +1,11 @@
 //! Builds as rows.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-use db_layer::encryption::{Context, Sealed};
+use db_layer::encryption::{Context, EncryptionError, Sealed};
 use db_layer::{Db, Error, LogId, Tx};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -90,13 +92,39 @@ struct Row {
     ended_at: Option<OffsetDateTime>,
 }
 
+/// What was said already of plans that cannot be unsealed: each key that is not here is named once, and each row with another
+/// fault, however often they are read.
+#[derive(Debug, Default)]
+pub(crate) struct UnsealLog {
+    said: Mutex<BTreeSet<String>>,
+}
+
+impl UnsealLog {
+    /// After so many, nothing new is remembered or said.
+    const MOST: usize = 1_000;
+
+    fn warn(&self, error: &EncryptionError) {
+        let what = match error {
+            EncryptionError::UnknownKey { key_id, .. } => key_id.clone(),
+            other => other.to_string(),
+        };
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() >= Self::MOST || !said.insert(what) {
+            return;
+        }
+        match error {
+            EncryptionError::UnknownKey { key_id, .. } => {
+                tracing::warn!(key_id, "plans that are sealed under another key cannot be shown");
+            }
+            other => tracing::warn!(error = %other, "a plan cannot be shown"),
+        }
+    }
+}
+
 impl Row {
-    fn unseal(self, db: &Db) -> Build {
+    fn unseal(self, db: &Db, log: &UnsealLog) -> Build {
         let plan = db.keyring().and_then(|keyring| {
-            keyring
-                .unseal_json(&self.plan, &plan_place(self.id))
-                .inspect_err(|error| tracing::warn!(%error, "a plan cannot be shown"))
-                .ok()
+            keyring.unseal_json(&self.plan, &plan_place(self.id)).inspect_err(|error| log.warn(error)).ok()
         });
         let (command, folder) = plan.map(|plan| (plan.command, plan.folder)).unzip();
         Build {
@@ -144,7 +172,7 @@ pub(crate) async fn create(db: &Db, plan: &Plan) -> anyhow::Result<(i64, LogId)>
 }
 
 /// The newest builds, the newest first.
-pub(crate) async fn newest(db: &Db, limit: i64) -> Result<Vec<Build>, Error> {
+pub(crate) async fn newest(db: &Db, log: &UnsealLog, limit: i64) -> Result<Vec<Build>, Error> {
     let rows = sqlx::query_as!(
         Row,
         r#"select id, log, plan as "plan: Sealed<Plan>", status, exit_code, created_at, ended_at
@@ -155,11 +183,11 @@ pub(crate) async fn newest(db: &Db, limit: i64) -> Result<Vec<Build>, Error> {
     )
     .fetch_all(db.api())
     .await?;
-    Ok(rows.into_iter().map(|row| row.unseal(db)).collect())
+    Ok(rows.into_iter().map(|row| row.unseal(db, log)).collect())
 }
 
 /// One build, if there is one of this number.
-pub(crate) async fn find(db: &Db, id: i64) -> Result<Option<Build>, Error> {
+pub(crate) async fn find(db: &Db, log: &UnsealLog, id: i64) -> Result<Option<Build>, Error> {
     let row = sqlx::query_as!(
         Row,
         r#"select id, log, plan as "plan: Sealed<Plan>", status, exit_code, created_at, ended_at
@@ -169,7 +197,7 @@ pub(crate) async fn find(db: &Db, id: i64) -> Result<Option<Build>, Error> {
     )
     .fetch_optional(db.api())
     .await?;
-    Ok(row.map(|row| row.unseal(db)))
+    Ok(row.map(|row| row.unseal(db, log)))
 }
 
 /// The log of a build, if there is one of this number.

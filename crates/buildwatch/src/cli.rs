@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use db_layer::Settings;
+use db_layer::{Settings, Source};
 
 /// Run a command as a build, and watch it live from anywhere.
 ///
@@ -28,24 +28,73 @@ pub(crate) struct Cli {
 pub(crate) struct Site {
     /// The data folder: the key that plans are sealed under, unless another is given, and the embedded PostgreSQL.
     ///
-    /// Default: the platform's data folder, such as ~/.local/share/buildwatch; for root, /var/lib/buildwatch.
+    /// Default: the platform's data folder, such as ~/.local/share/buildwatch; for root, /var/lib/buildwatch. A folder that
+    /// belongs to another user, or that others may write to, is refused, and so is a key that others may read.
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) settings: Settings,
 }
 
+impl Site {
+    /// The flags by which another buildwatch finds the same place, as a shell takes them, each after a space. A secret is not
+    /// told: `...` stands for it.
+    pub(crate) fn flags(&self) -> String {
+        let mut flags = String::new();
+        if let Some(data) = &self.data {
+            let data = std::path::absolute(data).unwrap_or_else(|_| data.clone());
+            flags += &format!(" --data {}", quoted(&data.to_string_lossy()));
+        }
+        for (setting, value, source) in self.settings.in_force() {
+            if source == Source::Flag {
+                let value = value.filter(|value| !setting.is_secret && value != "(PEM)");
+                flags += &format!(
+                    " --{} {}",
+                    setting.name,
+                    value.map_or("...".to_owned(), |value| quoted(&value))
+                );
+            }
+        }
+        flags
+    }
+
+    /// Warns of secrets in the list of processes.
+    pub(crate) fn warn_of_open_secrets(&self) {
+        for (setting, _, source) in self.settings.in_force() {
+            if setting.is_secret && source == Source::Flag {
+                let (name, variable) = (setting.name, setting.variable());
+                tracing::warn!(
+                    "every user of this machine, and each build, can read --{name} in the list of processes: use {variable}"
+                );
+            }
+        }
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a command as a build and print its output as it is stored.
     ///
-    /// The build's stdout goes to stdout, its stderr to stderr. The command's stdin is empty. The exit code is the
+    /// The build's stdout goes to stdout, its stderr to stderr. The command's stdin is empty, and its environment is this
+    /// one without what is buildwatch's own: the settings that are secrets, PG*, addresses of PostgreSQL with a password,
+    /// and what a service manager says. `run -- env NAME=value COMMAND` gives it more. The exit code is the
     /// command's; 127 when there is no such command, 126 when it cannot be executed, 128 plus the signal's number when
     /// a signal ended it, 125 when buildwatch itself fails. Ctrl-C ends the command and marks the build as aborted.
     Run(RunArgs),
     /// Show builds on a web page, and serve the API.
     Serve(ServeArgs),
     /// Print a build's events from the start, or from an event on, and follow it to its end.
+    ///
+    /// How the build ended is said on stderr. The exit code is 0 all the same, unless --exit-code is given.
     Watch(WatchArgs),
     /// List builds, the newest first.
     List(ListArgs),
@@ -60,8 +109,9 @@ pub(crate) struct PrintArgs {
     /// Print each event as a JSON object on a line of its own.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Let control sequences of the output reach the terminal. Without it they are shown, not obeyed. Output that
-    /// does not go to a terminal is never changed.
+    /// Let control sequences of the output reach the terminal, and characters that turn the direction of the text or
+    /// that nobody sees. Without it they are shown, not obeyed: `^[`, `\u{202e}`. Output that does not go to a terminal
+    /// is never changed.
     #[arg(long, conflicts_with = "json")]
     pub(crate) raw: bool,
 }
@@ -105,6 +155,10 @@ pub(crate) struct WatchArgs {
     /// The last event already seen: print those after it.
     #[arg(long, value_name = "EVENT", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
     pub(crate) from: i64,
+    /// End with the build's exit code, as `run` does: 125 when it has none, was not watched to its end, or buildwatch
+    /// itself fails, and 128 plus the signal's number when a signal ended the watching.
+    #[arg(long)]
+    pub(crate) exit_code: bool,
     #[command(flatten)]
     pub(crate) print: PrintArgs,
 }
@@ -136,11 +190,14 @@ pub(crate) struct MigrateArgs {
 pub(crate) enum MigrateAction {
     /// Apply all pending migrations. This is the default.
     Up,
-    /// Revert all migrations newer than a version, with what they hold.
+    /// Revert all migrations newer than a version, with what they hold, after asking on the terminal.
     Down {
         /// The version to go back to; 0 reverts everything.
         #[arg(long, value_name = "VERSION")]
         to: i64,
+        /// Do not ask. Without a terminal to ask on, it takes this.
+        #[arg(long)]
+        yes: bool,
     },
     /// Show the state of each migration, and change nothing.
     Info,

@@ -6,17 +6,18 @@ use std::io::{ErrorKind, Write};
 use anyhow::Context;
 use time::format_description::well_known::Rfc3339;
 
-use crate::builds::{self, Build};
+use crate::builds::{self, Build, UnsealLog};
 use crate::cli::{ListArgs, Site};
 use crate::open::open;
 use crate::print::json_line;
+use crate::visible::{is_hidden, visible};
 
 /// How many builds are listed.
 pub(crate) const LIMIT: i64 = 100;
 
 pub(crate) async fn command(site: &Site, args: ListArgs) -> anyhow::Result<u8> {
     let opened = open(site).await?;
-    let builds = builds::newest(&opened.db, LIMIT).await;
+    let builds = builds::newest(&opened.db, &UnsealLog::default(), LIMIT).await;
     opened.close().await;
     let builds = builds?;
 
@@ -31,7 +32,7 @@ pub(crate) async fn command(site: &Site, args: ListArgs) -> anyhow::Result<u8> {
         }
     }
     if builds.is_empty() && !args.json {
-        eprintln!("buildwatch: no builds yet; try: buildwatch run -- echo hello");
+        eprintln!("buildwatch: no builds yet; try: buildwatch{} run -- echo hello", site.flags());
     }
     print_out(&text)?;
     Ok(0)
@@ -55,8 +56,9 @@ fn row(build: &Build) -> anyhow::Result<String> {
 /// A command line on one line, whatever is in it.
 fn shown(command: &[String]) -> String {
     let words = command.iter().map(|word| {
-        let plain = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "-_./=:,@%+".contains(c));
-        if plain { word.clone() } else { format!("{word:?}") }
+        let is_plain = |c: char| (c.is_alphanumeric() && !is_hidden(c)) || "-_./=:,@%+".contains(c);
+        let plain = !word.is_empty() && word.chars().all(is_plain);
+        if plain { word.clone() } else { visible(&format!("{word:?}")) }
     });
     words.collect::<Vec<_>>().join(" ")
 }

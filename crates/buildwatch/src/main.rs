@@ -13,10 +13,12 @@ mod migrate;
 mod open;
 mod output;
 mod print;
+mod privacy;
 mod reaper;
 mod run;
 mod serve;
 mod signals;
+mod visible;
 mod watch;
 
 use std::io::IsTerminal;
@@ -38,9 +40,22 @@ fn main() -> ExitCode {
         .without_time()
         .init();
 
-    // `run` says by its exit code what became of the command, so its own failures need another one: 125, as with
-    // `env`, `timeout` and `docker run`.
-    let own_failure = if matches!(cli.command, Some(Command::Run(_))) { 125 } else { 1 };
+    // `run` and `watch --exit-code` say by their exit code what became of the command, so their own failures need another
+    // one: 125, as with `env`, `timeout` and `docker run`.
+    let own_failure = match &cli.command {
+        Some(Command::Run(_)) => 125,
+        Some(Command::Watch(args)) if args.exit_code => 125,
+        _ => 1,
+    };
+    match &cli.command {
+        Some(Command::Run(_)) => privacy::shut_proc(),
+        // Its commands come from others, to whom our caller has given nothing.
+        Some(Command::Serve(_)) | None => {
+            privacy::shut_proc();
+            privacy::close_inherited();
+        }
+        _ => {}
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -70,6 +85,6 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("buildwatch: {error:#}");
+    eprintln!("buildwatch: {}", print::shown_lines(&format!("{error:#}")));
     ExitCode::from(code)
 }

@@ -1,7 +1,11 @@
 //! `buildwatch migrate`.
 
 use std::fmt::Write;
+use std::io::{self, IsTerminal};
 
+use anyhow::bail;
+use db_layer::db_migrate::State;
+use db_layer::{Config, Migrations};
 use serde_json::json;
 
 use crate::cli::{MigrateAction, MigrateArgs, Site};
@@ -16,7 +20,7 @@ pub(crate) async fn command(site: &Site, args: MigrateArgs) -> anyhow::Result<u8
     Ok(0)
 }
 
-async fn act(config: &db_layer::Config, args: MigrateArgs) -> anyhow::Result<String> {
+async fn act(config: &Config, args: MigrateArgs) -> anyhow::Result<String> {
     let migrations = open::migrations();
     let mut text = String::new();
     let report = match args.action.unwrap_or(MigrateAction::Up) {
@@ -32,7 +36,12 @@ async fn act(config: &db_layer::Config, args: MigrateArgs) -> anyhow::Result<Str
             return Ok(text);
         }
         MigrateAction::Up => ("applied", migrations.up(config).await?),
-        MigrateAction::Down { to } => ("reverted", migrations.down_to(config, to).await?),
+        MigrateAction::Down { to, yes } => {
+            if !yes {
+                confirm(&migrations, config, to).await?;
+            }
+            ("reverted", migrations.down_to(config, to).await?)
+        }
     };
     let (action, report) = report;
     for version in report.changed {
@@ -44,4 +53,34 @@ async fn act(config: &db_layer::Config, args: MigrateArgs) -> anyhow::Result<Str
     }
     eprintln!("buildwatch: the database is at version {}", report.version);
     Ok(text)
+}
+
+/// Has somebody at the terminal say that he means it, when there is anything to revert.
+async fn confirm(migrations: &Migrations, config: &Config, to: i64) -> anyhow::Result<()> {
+    let applied: Vec<_> = migrations
+        .status(config)
+        .await?
+        .into_iter()
+        .filter(|status| status.version > to && status.state != State::Pending)
+        .collect();
+    if applied.is_empty() {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        bail!(
+            "migrate down deletes what the migrations hold, and there is no terminal to ask on: say --yes if it is meant"
+        );
+    }
+    for status in &applied {
+        eprintln!("{}  {}", status.version, status.description);
+    }
+    eprint!("Revert these in {config}, and delete all that they hold? Type yes to do so: ");
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        io::stdin().read_line(&mut line).map(|_| line)
+    });
+    if answer.await??.trim() != "yes" {
+        bail!("nothing was reverted");
+    }
+    Ok(())
 }

@@ -11,13 +11,15 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 
 use crate::cli::PrintArgs;
-use crate::output::{Piece, STDERR, STDOUT};
+use crate::output::{END, End, Piece, STDERR, STDOUT};
+use crate::visible;
 
 /// Prints a build's stdout to stdout and its stderr to stderr, or all of its events as JSON to stdout.
 pub(crate) struct Printer {
     stdout: Target,
     stderr: Target,
     json: bool,
+    end: Option<End>,
 }
 
 #[derive(Serialize)]
@@ -37,14 +39,17 @@ impl Printer {
             stdout: Target::new(Box::new(io::stdout()), shown(io::stdout().is_terminal())),
             stderr: Target::new(Box::new(io::stderr()), shown(io::stderr().is_terminal())),
             json: args.json,
+            end: None,
         }
     }
 
     /// Prints a stream to its end, or until nobody reads stdout any more, which is no error.
     ///
+    /// Tells whether all of it was printed, and what the last event said, if it was there.
+    ///
     /// Writing to a slow reader blocks, so it is done by a thread of its own. Dropping the future ends the reading; the
     /// thread ends once what it is at was written.
-    pub(crate) async fn print_all(mut self, mut events: EventStream) -> anyhow::Result<()> {
+    pub(crate) async fn print_all(mut self, mut events: EventStream) -> anyhow::Result<Printed> {
         let (batches, mut waiting) = mpsc::channel::<Events>(1);
         let printing = tokio::task::spawn_blocking(move || {
             while let Some(batch) = waiting.blocking_recv() {
@@ -53,7 +58,7 @@ impl Printer {
                     break;
                 }
             }
-            io::Result::Ok(())
+            io::Result::Ok(Printed { is_whole: !self.stdout.is_closed, end: self.end })
         });
         while let Some(batch) = events.next_batch().await? {
             if batches.send(batch).await.is_err() {
@@ -66,6 +71,9 @@ impl Printer {
 
     fn print(&mut self, events: &[Event]) -> io::Result<()> {
         for event in events {
+            if &*event.kind == END {
+                self.end = serde_json::from_str(&event.data).ok();
+            }
             if self.json {
                 self.json(event)?;
             } else {
@@ -104,6 +112,14 @@ impl Printer {
         }
         target.flush_when_full()
     }
+}
+
+/// What became of printing a stream.
+pub(crate) struct Printed {
+    /// Not so when nobody reads stdout any more.
+    pub(crate) is_whole: bool,
+    /// The build's, when its last event was among those printed.
+    pub(crate) end: Option<End>,
 }
 
 struct Target {
@@ -156,15 +172,18 @@ impl Target {
 }
 
 /// JSON on one line, harmless to a terminal: serde escapes the control characters below U+0020, and JSON lets us escape
-/// the others, too.
+/// the others, too, and what nobody sees.
 pub(crate) fn json_line(value: &impl Serialize) -> serde_json::Result<String> {
     let line = serde_json::to_string(value)?;
-    if !line.contains(|c: char| c.is_control()) {
+    let is_escaped = |character: char| character.is_control() || visible::is_hidden(character);
+    if !line.contains(is_escaped) {
         return Ok(line);
     }
     Ok(line.chars().fold(String::with_capacity(line.len() + 5), |mut escaped, character| {
-        if character.is_control() {
-            write!(escaped, "\\u{:04x}", u32::from(character)).expect("writing to a string");
+        if is_escaped(character) {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                write!(escaped, "\\u{unit:04x}").expect("writing to a string");
+            }
         } else {
             escaped.push(character);
         }
@@ -174,13 +193,18 @@ pub(crate) fn json_line(value: &impl Serialize) -> serde_json::Result<String> {
 
 /// A message on one line, whatever is in it.
 pub(crate) fn shown(message: &str) -> String {
+    shown_lines(&message.replace('\n', "\\n"))
+}
+
+/// A message of one or more lines, whatever is in it.
+pub(crate) fn shown_lines(message: &str) -> String {
     let mut bytes = Vec::new();
-    show(message.replace('\n', "\\n").as_bytes(), &mut bytes);
+    show(message.as_bytes(), &mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Writes bytes so that a terminal shows them all and obeys none but the line end and the tabulator: a control character
-/// as in `cat -v`, a byte that is not UTF-8 as `\xff`.
+/// as in `cat -v`, a byte that is not UTF-8 as `\xff`, and what nobody would see by its number.
 fn show(bytes: &[u8], out: &mut Vec<u8>) {
     for chunk in bytes.utf8_chunks() {
         let mut text = String::with_capacity(chunk.valid().len());
@@ -204,7 +228,7 @@ fn show(bytes: &[u8], out: &mut Vec<u8>) {
         for byte in chunk.invalid() {
             write!(text, "\\x{byte:02x}").expect("writing to a string");
         }
-        out.extend_from_slice(text.as_bytes());
+        out.extend_from_slice(if text.is_ascii() { text } else { visible::visible(&text) }.as_bytes());
     }
 }
 
@@ -214,11 +238,11 @@ mod tests {
 
     #[test]
     fn json_has_no_control_characters_and_means_the_same() {
-        let value = "\u{9b}2J\u{7f}\u{1b}é";
+        let value = "\u{9b}2J\u{7f}\u{1b}é\u{202e}\u{e0041}";
 
         let line = json_line(&value).expect("JSON");
 
-        assert_eq!(line, r#""\u009b2J\u007f\u001bé""#);
+        assert_eq!(line, r#""\u009b2J\u007f\u001bé\u202e\udb40\udc41""#);
         assert_eq!(serde_json::from_str::<String>(&line).expect("JSON"), value);
     }
 
@@ -226,8 +250,11 @@ mod tests {
     fn a_terminal_obeys_nothing_of_what_is_shown() {
         let mut shown = Vec::new();
 
-        show(b"\x1b[31mred\x07\r\n\ta\rb\x7f \xc2\x9b2J \xff\x00 \xc3\xa9\n", &mut shown);
+        show(b"\x1b[31mred\x07\r\n\ta\rb\x7f \xc2\x9b2J \xff\x00 \xc3\xa9 \xe2\x80\xae\n", &mut shown);
 
-        assert_eq!(String::from_utf8(shown).expect("text"), "^[[31mred^G\r\n\ta^Mb^? \\u{9b}2J \\xff^@ é\n");
+        assert_eq!(
+            String::from_utf8(shown).expect("text"),
+            "^[[31mred^G\r\n\ta^Mb^? \\u{9b}2J \\xff^@ é \\u{202e}\n"
+        );
     }
 }

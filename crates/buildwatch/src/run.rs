@@ -1,5 +1,6 @@
 //! Running a command as a build.
 
+mod environment;
 mod process;
 mod reader;
 mod recorder;
@@ -130,6 +131,7 @@ async fn beat(db: Db, id: i64) {
 /// `buildwatch run`.
 pub(crate) async fn command(site: &Site, args: RunArgs) -> anyhow::Result<u8> {
     let mut signals = signals::catch()?;
+    site.warn_of_open_secrets();
     let opened = tokio::select! {
         opened = open(site) => opened?,
         asked = signals.next() => return Ok(asked.exit_code()),

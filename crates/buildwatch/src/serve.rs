@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::builds::UnsealLog;
 use crate::cli::{ServeArgs, Site};
 use crate::list::print_out;
 use crate::open::{Opened, open};
@@ -40,6 +41,7 @@ pub(crate) struct App {
     pub(crate) db: Db,
     pub(crate) guard: Arc<Guard>,
     pub(crate) builds: Arc<Builds>,
+    pub(crate) unseal_log: Arc<UnsealLog>,
 }
 
 /// The builds that this server runs.
@@ -104,6 +106,7 @@ pub(crate) async fn command(site: &Site, args: ServeArgs) -> anyhow::Result<u8> 
         );
     }
     let mut signals = signals::catch()?;
+    site.warn_of_open_secrets();
     let listener = listen(args.listen).await?;
     let token = if args.allow_start { Some(Token::generate()?) } else { None };
     let server = tokio::select! {
@@ -137,11 +140,12 @@ pub(crate) async fn demo(site: &Site) -> anyhow::Result<u8> {
     // Under cargo, the program is not on the PATH.
     let program =
         if std::env::var_os("CARGO").is_some() { "cargo run -p buildwatch --" } else { "buildwatch" };
+    let flags = site.flags();
     print_out(&format!(
         "{}\
          \n  A build is running:  {}/builds/{id}\
-         \n  Try another:         {program} run -- ls -l\
-         \n  Watch from anywhere: {program} watch {id}\
+         \n  Try another:         {program}{flags} run -- ls -l\
+         \n  Watch from anywhere: {program}{flags} watch {id}\
          \n  Ctrl-C ends it.\n",
         server.banner(),
         server.address(),
@@ -181,7 +185,12 @@ impl Server {
         let local = listener.local_addr()?;
         let opened = open(site).await?;
         let builds = Arc::new(Builds::new(&opened.db));
-        let app = App { db: opened.db.clone(), guard: Arc::new(Guard::new(token, hosts)), builds };
+        let app = App {
+            db: opened.db.clone(),
+            guard: Arc::new(Guard::new(token, hosts)),
+            builds,
+            unseal_log: Arc::default(),
+        };
         Ok(Self { app, opened, listener, local })
     }
 

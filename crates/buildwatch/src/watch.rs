@@ -1,25 +1,33 @@
 //! `buildwatch watch`.
 
+use std::fmt::Write as _;
+
+use db_layer::Signal;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::builds;
+use crate::builds::{self, Build, Status, UnsealLog};
 use crate::cli::{Site, WatchArgs};
 use crate::open::{Opened, open};
-use crate::print::Printer;
+use crate::print::{Printed, Printer, shown};
 use crate::reaper;
 use crate::signals;
 
+/// What `--exit-code` says when the result was not seen, or there is no command's: as `run` does.
+const UNKNOWN: u8 = 125;
+
 pub(crate) async fn command(site: &Site, args: WatchArgs) -> anyhow::Result<u8> {
     let mut signals = signals::catch()?;
+    // Being asked to end is how watching usually ends, so it is no failure, unless somebody waits for the result.
+    let waits_for_the_result = args.exit_code;
+    let asked = |signal: Signal| if waits_for_the_result { signal.exit_code() } else { 0 };
     let opened = tokio::select! {
         opened = open(site) => opened?,
-        _ = signals.next() => return Ok(0),
+        signal = signals.next() => return Ok(asked(signal)),
     };
     let reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(opened.db.clone())));
-    // Being asked to end is how watching usually ends, so it is no failure.
     let code = tokio::select! {
         code = watch(&opened, args) => code,
-        _ = signals.next() => Ok(0),
+        signal = signals.next() => Ok(asked(signal)),
     };
     drop(reaper);
     opened.close().await;
@@ -27,9 +35,35 @@ pub(crate) async fn command(site: &Site, args: WatchArgs) -> anyhow::Result<u8> 
 }
 
 async fn watch(opened: &Opened, args: WatchArgs) -> anyhow::Result<u8> {
-    let Some(build) = builds::find(&opened.db, args.id).await? else {
-        anyhow::bail!("there is no build {}", args.id);
+    let unseal_log = UnsealLog::default();
+    let find = async || {
+        let build = builds::find(&opened.db, &unseal_log, args.id).await?;
+        build.ok_or_else(|| anyhow::anyhow!("there is no build {}", args.id))
     };
-    Printer::new(args.print).print_all(opened.db.events().stream(build.log, args.from)).await?;
-    Ok(0)
+    let log = find().await?.log;
+    let printed = Printer::new(args.print).print_all(opened.db.events().stream(log, args.from)).await?;
+    if !printed.is_whole {
+        return Ok(if args.exit_code { UNKNOWN } else { 0 });
+    }
+    let build = find().await?;
+    eprintln!("buildwatch: {}", result(&build, &printed));
+    if !args.exit_code {
+        return Ok(0);
+    }
+    // A wait status has eight bits.
+    Ok(build.exit_code.map_or(UNKNOWN, |code| u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+/// How a build ended, in a sentence.
+fn result(build: &Build, printed: &Printed) -> String {
+    let mut text = format!("build {} {}", build.id, build.status.as_str());
+    if let (Status::Failed, Some(code)) = (build.status, build.exit_code) {
+        write!(text, " with exit code {code}").expect("writing to a string");
+    }
+    if let Some(message) = printed.end.as_ref().and_then(|end| end.message.as_deref())
+        && message != build.status.as_str()
+    {
+        write!(text, ": {}", shown(message)).expect("writing to a string");
+    }
+    text
 }

@@ -16,8 +16,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::output::End;
-use crate::run::reader;
 use crate::run::watchdog::Watchdog;
+use crate::run::{environment, reader};
 
 /// How long a command that was asked to end may take.
 const GRACE: Duration = Duration::from_secs(5);
@@ -34,7 +34,11 @@ impl Process {
     /// Starts a command; the error is the build's end.
     pub(super) fn spawn(command: &[OsString]) -> Result<Self, End> {
         let name = command[0].to_string_lossy().into_owned();
-        let child = Command::new(&command[0])
+        let mut line = Command::new(&command[0]);
+        for variable in environment::kept_back() {
+            line.env_remove(variable);
+        }
+        let child = line
             .args(&command[1..])
             // A build asks nobody anything.
             .stdin(Stdio::null())

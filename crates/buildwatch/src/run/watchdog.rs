@@ -19,6 +19,8 @@ impl Watchdog {
     pub(super) fn start(group: Pid) -> Option<Self> {
         Command::new("/bin/sh")
             .args(["-c", SCRIPT, "sh", &group.to_string()])
+            // The command is the same user's, and could read it there.
+            .env_clear()
             // What comes from the terminal is not for it.
             .process_group(0)
             .current_dir("/")

@@ -27,7 +27,7 @@ pub(super) fn routes() -> Router<App> {
 }
 
 async fn list(State(app): State<App>) -> Result<Json<Vec<Build>>> {
-    Ok(Json(builds::newest(&app.db, list::LIMIT).await?))
+    Ok(Json(builds::newest(&app.db, &app.unseal_log, list::LIMIT).await?))
 }
 
 #[derive(Deserialize)]
@@ -70,7 +70,7 @@ fn internal(error: anyhow::Error) -> Error {
 
 async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Build>> {
     let build = match id.parse() {
-        Ok(id) => builds::find(&app.db, id).await?,
+        Ok(id) => builds::find(&app.db, &app.unseal_log, id).await?,
         Err(_) => None,
     };
     build.map(Json).ok_or_else(missing)

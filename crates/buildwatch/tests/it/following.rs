@@ -82,3 +82,45 @@ async fn a_reader_that_goes_away_ends_watch_quietly_and_leaves_run_running(db: T
     let piped = piped.expect("it runs");
     assert_eq!((out(&piped).as_str(), err(&piped).as_str()), ("1\n", ""));
 }
+
+#[db_testkit::test]
+async fn watch_says_how_a_build_ended_and_ends_like_it_when_asked_to(db: TestDb) {
+    let home = Home::on(&db);
+    for (script, result, code) in [
+        ("exit 3", "build 1 failed with exit code 3", 3),
+        ("true", "build 2 succeeded", 0),
+        ("kill -KILL $$", "build 3 failed with exit code 137: ended by SIGKILL", 137),
+    ] {
+        home.run(script);
+        let id = result.split(' ').nth(1).expect("a number");
+        for (args, expected) in [(&["watch", id][..], 0), (&["watch", id, "--exit-code"], code)] {
+            let output = home.output(args);
+            assert_eq!(
+                (err(&output), output.status.code()),
+                (format!("buildwatch: {result}\n"), Some(expected))
+            );
+        }
+    }
+    // Where there is nothing left to print, too.
+    let output = home.output(["watch", "1", "--from", "99", "--exit-code"]);
+    assert_eq!((out(&output), output.status.code()), (String::new(), Some(3)));
+    assert_eq!(home.output(["watch", "4711", "--exit-code"]).status.code(), Some(125));
+}
+
+#[db_testkit::test]
+async fn a_result_that_was_not_seen_is_none(db: TestDb) {
+    let home = Home::on(&db);
+    let gate = home.fifo("gate");
+    let script = format!("exec 2>/dev/null; echo first; read word < {}", gate.display());
+    let mut run = home.start(["run", "--", "sh", "-c", &script]);
+    let mut watch = home.start(["watch", &run.build().to_string(), "--exit-code"]);
+    assert_eq!(watch.line(), "first");
+
+    watch.signal("INT");
+
+    assert_eq!(watch.ended().code(), Some(130));
+    run.signal("INT");
+    assert_eq!(run.ended().code(), Some(130));
+    let output = home.output(["watch", "1", "--exit-code"]);
+    assert_eq!((err(&output).as_str(), output.status.code()), ("buildwatch: build 1 aborted\n", Some(125)));
+}

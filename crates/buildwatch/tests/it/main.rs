@@ -3,6 +3,7 @@
 mod bad_input;
 mod configuring;
 mod data_folder;
+mod environment;
 mod following;
 mod interrupting;
 mod live;

@@ -54,6 +54,34 @@ async fn commands_in_the_list_cannot_play_tricks_with_the_terminal(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn what_nobody_sees_is_shown_by_its_number(db: TestDb) {
+    let home = Home::on(&db);
+    let text = "de\u{202e}ni\u{202c}ed a\u{200b}b \u{2066}c\u{2069} \u{2028} \u{3164} 👩\u{200d}🚀";
+    let seen = r"de\u{202e}ni\u{202c}ed a\u{200b}b \u{2066}c\u{2069} \u{2028} \u{3164} ";
+    assert!(home.output(["run", "--", "printf", "%s\n", text]).status.success());
+
+    let shown = on_a_terminal(&home, &db, "watch 1");
+    assert!(shown.contains(seen) && shown.contains("👩\u{200d}🚀"), "{shown:?}");
+    assert!(on_a_terminal(&home, &db, "watch --raw 1").contains(text));
+    let json = on_a_terminal(&home, &db, "watch --json 1");
+    assert!(json.contains(r"de\u202eni\u202ced") && !json.contains('\u{202e}'), "{json:?}");
+
+    let list = out(&home.output(["list"]));
+    assert!(list.contains(seen), "{list:?}");
+    home.output(["run", "--", "true", "\u{3164}", "\u{115f}"]);
+    let list = out(&home.output(["list"]));
+    assert!(list.contains(r#""\u{3164}" "\u{115f}""#), "{list:?}");
+    let message = err(&home.output(["run", "--", "no-such-\u{202e}dnammoc"]));
+    assert!(message.ends_with("command not found: no-such-\\u{202e}dnammoc\n"), "{message:?}");
+    let folder = "/dev/null/\u{202e}\u{1b}[2J";
+    let failure = Command::new(env!("CARGO_BIN_EXE_buildwatch")).args(["--data", folder, "list"]).output();
+    let failure = err(&failure.expect("it runs"));
+    assert!(failure.contains(r"/dev/null/\u{202e}^[[2J"), "{failure:?}");
+
+    assert_eq!(out(&home.output(["watch", "1"])), format!("{text}\n"), "a pipe gets what was written");
+}
+
+#[db_testkit::test]
 async fn json_is_one_object_a_line_with_nothing_else(db: TestDb) {
     let home = Home::on(&db);
 

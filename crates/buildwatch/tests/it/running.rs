@@ -103,9 +103,83 @@ async fn migrations_are_shown_and_run_both_ways(db: TestDb) {
     assert_eq!(states(), ["applied"; 3]);
     assert!(home.run("echo hello").status.success());
 
-    assert_eq!(home.json(["migrate", "down", "--to", "0", "--json"]).len(), 3);
+    assert_eq!(home.json(["migrate", "down", "--to", "0", "--yes", "--json"]).len(), 3);
     assert_eq!(states(), ["pending"; 3]);
     assert!(home.run("echo hello").status.success(), "and the next use brings them back");
     let text = out(&home.output(["migrate", "info"]));
     assert!(text.starts_with("20261120000001  applied   event logs\n"), "{text}");
+}
+
+#[db_testkit::test]
+async fn nothing_is_reverted_unless_somebody_means_it(db: TestDb) {
+    let home = Home::on(&db);
+    let down = ["migrate", "down", "--to", "0"];
+    assert!(home.output(down).status.success(), "there is nothing to revert");
+    assert!(home.run("echo hello").status.success());
+
+    let output = home.output(down);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("say --yes"), "{}", err(&output));
+
+    for (answer, says) in [("no", "nothing was reverted"), ("", "nothing was reverted"), ("yes", "reverted")]
+    {
+        let line = format!(
+            "echo {answer} | script -qec '{} --data {} migrate down --to 0' /dev/null",
+            env!("CARGO_BIN_EXE_buildwatch"),
+            home.data().display()
+        );
+        assert_eq!(home.json(["list", "--json"]).len(), 1);
+        let asked =
+            std::process::Command::new("sh").args(["-c", &line]).env("DATABASE_URL", db.url()).output();
+        let text = out(&asked.expect("it runs"));
+        assert!(text.contains("delete all that they hold?") && text.contains("builds"), "{text}");
+        assert!(text.contains(says), "{text}");
+    }
+    assert!(home.json(["list", "--json"]).is_empty(), "yes was meant");
+}
+
+#[db_testkit::test]
+async fn each_other_key_is_warned_of_once_and_not_for_each_row(db: TestDb) {
+    let (first, second, here) = (Home::on(&db), Home::on(&db), Home::on(&db));
+    for home in [&first, &first, &first, &second, &second] {
+        assert!(home.run("true").status.success());
+    }
+    sqlx::query("update builds set plan = 'damaged' where id = 5")
+        .execute(&db.pool())
+        .await
+        .expect("damaged");
+
+    let list = err(&here.output(["list"]));
+    assert_eq!(list.matches("cannot be shown").count(), 3, "two keys, and a row with another fault: {list}");
+
+    let served = crate::serving::serve(&here, &[]);
+    for _ in 0..3 {
+        assert_eq!(served.json("/api/builds").await.as_array().map(Vec::len), Some(5));
+        served.json("/api/builds/1").await;
+    }
+    // Written before the answers were sent.
+    let said = served.live.errors();
+    assert_eq!(said.iter().filter(|line| line.contains("cannot be shown")).count(), 3, "{said:?}");
+}
+
+#[test]
+fn the_command_that_is_suggested_next_finds_the_same_place() {
+    let home = Home::embedded();
+    let data = home.path("a folder's");
+    let list = |data: &std::path::Path, args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_buildwatch"));
+        command.arg("--data").arg(data).args(args).env_remove("DATABASE_URL").output().expect("it runs")
+    };
+
+    let first = list(
+        &data,
+        &["list", "--api-max-conns", "7", "--encryption-key-hex", "000102030405060708090a0b0c0d0e0f"],
+    );
+    let text = err(&first);
+
+    let folder = data.display().to_string().replace('\'', r"'\''");
+    let suggested = format!(
+        "try: buildwatch --data '{folder}' --api-max-conns 7 --encryption-key-hex ... run -- echo hello"
+    );
+    assert!(text.contains(&suggested), "{text}");
 }

@@ -24,7 +24,12 @@ pub(crate) fn serve(home: &Home, args: &[&str]) -> Served {
 }
 
 pub(crate) fn serve_on(home: &Home, address: &str, args: &[&str]) -> Served {
-    let live = home.start([&["serve", "--json", "--listen", address], args].concat());
+    serve_by(home.buildwatch([&["serve", "--json", "--listen", address], args].concat()))
+}
+
+/// By a command that is not started yet, and prints where it listens as JSON.
+pub(crate) fn serve_by(command: std::process::Command) -> Served {
+    let live = Live::new(command);
     let said: Value = serde_json::from_str(&live.line()).expect("JSON");
     let address = said["address"].as_str().expect("an address").to_owned();
     let token = said["token"].as_str().map(str::to_owned);
