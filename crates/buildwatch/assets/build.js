@@ -13,7 +13,8 @@ const log = document.getElementById("log");
 const connection = document.getElementById("connection");
 const status = document.getElementById("status");
 
-let last = 0;        // the last event that was taken: what to resume with
+let last = 0;        // the number of the last event that was taken
+let lastId = "";     // its id, as the server gave it: what to resume with
 let pause = 500;
 let gathered = [];   // pieces that are not drawn yet
 let blocks = [];     // what is drawn, oldest first, with its number of lines
@@ -26,12 +27,6 @@ const decoder = new TextDecoder();
 function text(data) {
   if (data.base64 === undefined) return data.text;
   return decoder.decode(Uint8Array.from(atob(data.base64), (character) => character.charCodeAt(0)));
-}
-
-// A control character is shown as its picture (U+2400 and on), not obeyed and not lost.
-function visible(line) {
-  return line.replace(/\r$/, "").replace(/[\x00-\x08\x0b-\x1f\x7f]/g, (character) =>
-    String.fromCharCode(character === "\x7f" ? 0x2421 : 0x2400 + character.charCodeAt(0)));
 }
 
 function draw() {
@@ -73,20 +68,20 @@ function draw() {
 
 // Whether an event is new. After a reconnection the server begins where we stopped, so this is a belt to its braces.
 function take(event) {
-  const number = Number(event.lastEventId);
+  const number = parseInt(event.id, 10);
   if (number <= last) return false;
   last = number;
+  lastId = event.id;
   return true;
 }
 
-function output(kind) {
-  return (event) => {
-    if (!take(event)) return;
-    const data = JSON.parse(event.data);
-    const newline = data.newline !== false;
-    if (gathered.length === 0) setTimeout(draw, GATHER);
-    gathered.push({ kind, line: visible(text(data)) + (newline ? "\n" : ""), newline });
-  };
+function output(event) {
+  if (!take(event)) return;
+  const data = JSON.parse(event.data);
+  const newline = data.newline !== false;
+  if (gathered.length === 0) setTimeout(draw, GATHER);
+  const line = visible(text(data).replace(/\r$/, ""));
+  gathered.push({ kind: event.kind, line: line + (newline ? "\n" : ""), newline });
 }
 
 function showStatus(build) {
@@ -94,42 +89,85 @@ function showStatus(build) {
   status.className = `badge ${build.status}`;
 }
 
-function end(source) {
-  return (event) => {
-    source.close();
-    take(event);
-    draw();
-    const data = JSON.parse(event.data);
-    showStatus(data);
-    connection.textContent = "";
-    document.getElementById("message").textContent = data.message ?? "";
-    document.title = `Build ${id}: ${data.status}`;
-  };
+function end(event) {
+  take(event);
+  draw();
+  const data = JSON.parse(event.data);
+  showStatus(data);
+  connection.textContent = "";
+  document.getElementById("message").textContent = visible(data.message ?? "");
+  document.title = `Build ${id}: ${data.status}`;
 }
 
-function follow() {
-  const source = new EventSource(`/api/builds/${id}/events?from=${last}`);
-  source.addEventListener("open", () => { pause = 500; connection.textContent = "live"; });
-  source.addEventListener("stdout", output("stdout"));
-  source.addEventListener("stderr", output("stderr"));
-  source.addEventListener("end", end(source));
-  source.addEventListener("error", () => {
-    connection.textContent = "The connection was lost; trying again.";
-    // A refusal, unlike a lost connection, is final for an EventSource; but a server that starts up refuses, too.
-    if (source.readyState === EventSource.CLOSED) {
-      setTimeout(follow, pause);
-      pause = Math.min(2 * pause, LONGEST_PAUSE);
+// The messages of a stream of server-sent events, as this server writes them: with LF.
+async function* messages(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let message = { kind: "message", data: [] };
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        const [, field, content] = line.match(/^([^:]*):? ?(.*)$/);
+        if (line === "") {
+          if (message.data.length > 0) yield { ...message, data: message.data.join("\n") };
+          message = { kind: "message", data: [] };
+        } else if (field === "event") message.kind = content;
+        else if (field === "id") message.id = content;
+        else if (field === "data") message.data.push(content);
+      }
     }
-  });
+  } finally {
+    // Whoever has seen enough leaves the connection to others.
+    reader.cancel().catch(() => {});
+  }
+}
+
+// An EventSource cannot send the token, so the stream is read by `fetch`. Says whether there is nothing more to come.
+async function watch() {
+  const headers = { Accept: "text/event-stream" };
+  if (lastId) headers["Last-Event-ID"] = lastId;
+  const answer = await ask(`/api/builds/${id}/events`, { headers, cache: "no-store" });
+  if (answer.status === 204) return true;
+  if (answer.status === 401) {
+    connection.textContent = NO_TOKEN;
+    return false;
+  }
+  if (!answer.ok) throw new Error(answer.status);
+  pause = 500;
+  connection.textContent = "live";
+  for await (const message of messages(answer.body)) {
+    if (message.kind === "stdout" || message.kind === "stderr") output(message);
+    if (message.kind === "end") {
+      end(message);
+      return true;
+    }
+  }
+  throw new Error("the stream has ended, and the build has not");
+}
+
+async function follow() {
+  for (;;) {
+    try {
+      if (await watch()) return;
+    } catch {
+      connection.textContent = "The connection was lost; trying again.";
+    }
+    await new Promise((resolve) => setTimeout(resolve, pause));
+    pause = Math.min(2 * pause, LONGEST_PAUSE);
+  }
 }
 
 async function describe() {
   try {
-    const answer = await fetch(`/api/builds/${id}`);
+    const answer = await ask(`/api/builds/${id}`);
     const build = await answer.json();
     if (!answer.ok) throw new Error(build.title);
     if (!status.textContent) showStatus(build);
-    document.getElementById("command").textContent = build.command ? build.command.join(" ") : "(sealed under another key)";
+    document.getElementById("command").textContent = shownCommand(build);
   } catch {
     setTimeout(describe, LONGEST_PAUSE);
   }

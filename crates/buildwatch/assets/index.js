@@ -2,21 +2,9 @@
 
 // How often the list is read again, in milliseconds.
 const PAUSE = 1500;
-const TOKEN = "buildwatch-token";
 
 const rows = document.getElementById("builds");
 const connection = document.getElementById("connection");
-
-// The address that `serve --allow-start` prints has the token after the `#`, which is never sent to anybody. It stays
-// with this tab, and out of the address bar.
-function takeToken() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (given) {
-    sessionStorage.setItem(TOKEN, given);
-    history.replaceState(null, "", location.pathname);
-  }
-  return sessionStorage.getItem(TOKEN);
-}
 
 function cell(row, text, kind) {
   const cell = row.insertCell();
@@ -43,7 +31,7 @@ function show(builds) {
     cell(row, build.exit_code ?? "");
     cell(row, new Date(build.created_at).toLocaleString());
     cell(row, took(build));
-    const command = build.command ? build.command.join(" ") : "(sealed under another key)";
+    const command = shownCommand(build);
     cell(row, command, "command").title = command;
     fresh.append(row);
   }
@@ -53,10 +41,16 @@ function show(builds) {
 
 async function read() {
   try {
-    const answer = await fetch("/api/builds");
-    if (!answer.ok) throw new Error(answer.status);
-    show(await answer.json());
-    connection.textContent = "";
+    const answer = await ask("/api/builds");
+    if (answer.status === 401) {
+      connection.textContent = NO_TOKEN;
+    } else {
+      if (!answer.ok) throw new Error(answer.status);
+      show(await answer.json());
+      connection.textContent = "";
+      const starts = answer.headers.get("Allow")?.includes("POST") && sessionStorage.getItem(TOKEN);
+      document.getElementById("start").hidden = !starts;
+    }
   } catch {
     connection.textContent = "The server does not answer; trying again.";
   }
@@ -77,9 +71,9 @@ async function start(event) {
   const refusal = document.getElementById("refusal");
   refusal.textContent = "";
   try {
-    const answer = await fetch("/api/builds", {
+    const answer = await ask("/api/builds", {
       method: "POST",
-      headers: { "Content-Type": "application/json", "Authorization": `Bearer ${sessionStorage.getItem(TOKEN)}` },
+      headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ command: words(field.value) }),
     });
     const body = await answer.json();
@@ -90,12 +84,5 @@ async function start(event) {
   }
 }
 
-function offerToStart() {
-  if (takeToken()) document.getElementById("start").hidden = false;
-}
-
 document.getElementById("start").addEventListener("submit", start);
-// The address may be pasted into a tab that has this page already.
-addEventListener("hashchange", offerToStart);
-offerToStart();
 read();

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use db_layer::{Settings, Source};
 
+use crate::serve::Host;
+
 /// Run a command as a build, and watch it live from anywhere.
 ///
 /// Without a subcommand: serves the web page on 127.0.0.1:8080 (or a free port) and starts one build to look at.
@@ -40,22 +42,16 @@ impl Site {
     /// The flags by which another buildwatch finds the same place, as a shell takes them, each after a space. A secret is not
     /// told: `...` stands for it.
     pub(crate) fn flags(&self) -> String {
-        let mut flags = String::new();
-        if let Some(data) = &self.data {
-            let data = std::path::absolute(data).unwrap_or_else(|_| data.clone());
-            flags += &format!(" --data {}", quoted(&data.to_string_lossy()));
-        }
-        for (setting, value, source) in self.settings.in_force() {
-            if source == Source::Flag {
-                let value = value.filter(|value| !setting.is_secret && value != "(PEM)");
-                flags += &format!(
-                    " --{} {}",
-                    setting.name,
-                    value.map_or("...".to_owned(), |value| quoted(&value))
-                );
-            }
-        }
-        flags
+        let data = self.data.as_deref().map(|data| {
+            let data = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
+            format!(" --data {}", quoted(&data.to_string_lossy()))
+        });
+        let given = self.settings.in_force().filter(|(.., source)| *source == Source::Flag);
+        let given = given.map(|(setting, value, _)| {
+            let value = value.filter(|value| !setting.is_secret && value != "(PEM)");
+            format!(" --{} {}", setting.name, value.map_or("...".to_owned(), |value| quoted(&value)))
+        });
+        data.into_iter().chain(given).collect()
     }
 
     /// Warns of secrets in the list of processes.
@@ -68,6 +64,14 @@ impl Site {
                 );
             }
         }
+    }
+}
+
+/// A name as `Host` has it, without a port.
+fn host_name(text: &str) -> Result<Host, &'static str> {
+    match Host::parse(text) {
+        Some(host) if host.port.is_none() => Ok(host),
+        _ => Err("not a name as browsers say it, such as builds.example: no scheme, no port, ASCII"),
     }
 }
 
@@ -126,8 +130,12 @@ pub(crate) struct RunArgs {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct ServeArgs {
     /// The address to listen on. Port 0 takes a free one.
+    ///
+    /// Where other machines can reach it, reading builds takes the token that is printed at the start, as starting them does:
+    /// commands and their output often hold secrets. There is no TLS: put a proxy with it in front.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
     /// Let builds be started over HTTP, which runs commands on this machine as this user.
@@ -139,10 +147,14 @@ pub(crate) struct ServeArgs {
     /// Allow --allow-start together with an address that other machines can reach.
     #[arg(long, requires = "allow_start")]
     pub(crate) allow_start_from_anywhere: bool,
+    /// Let everybody who can reach the server read builds, with their commands and output, without the token.
+    #[arg(long)]
+    pub(crate) public_read: bool,
     /// A name that browsers reach this server by, beside `localhost`, this machine's name and IP addresses. Requests for
-    /// other names are refused, since a page elsewhere may have made its name point here. May be repeated.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) host: Vec<String>,
+    /// other names are refused, since a page elsewhere may have made its name point here. May be repeated. A server with a
+    /// name of its own is taken to be reached from elsewhere, through a proxy: reading builds takes the token.
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    pub(crate) host: Vec<Host>,
     /// Print where it listens as a JSON object on a line of its own.
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,11 +1,15 @@
 //! The web page and the API.
 
+mod answers;
 mod api;
 mod assets;
+mod connections;
 mod guard;
+mod holding;
+mod host;
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +19,7 @@ use axum::Router;
 use axum::middleware::from_fn_with_state;
 use db_layer::{Db, Deadlines, Signals};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +31,9 @@ use crate::list::print_out;
 use crate::open::{Opened, open};
 use crate::reaper;
 use crate::run::{self, Running};
-use crate::serve::guard::{Guard, Token};
+use crate::serve::connections::Limits;
+use crate::serve::guard::{Guard, Rights};
+pub(crate) use crate::serve::host::Host;
 use crate::signals;
 
 /// How long requests and builds may take to end once the server was asked to, and the database after them.
@@ -42,6 +49,8 @@ pub(crate) struct App {
     pub(crate) guard: Arc<Guard>,
     pub(crate) builds: Arc<Builds>,
     pub(crate) unseal_log: Arc<UnsealLog>,
+    /// A permit for each live stream.
+    pub(crate) streams: Arc<Semaphore>,
 }
 
 /// The builds that this server runs.
@@ -97,7 +106,7 @@ async fn see_through(mut running: Running, closing: CancellationToken, killing: 
 
 /// `buildwatch serve`.
 pub(crate) async fn command(site: &Site, args: ServeArgs) -> anyhow::Result<u8> {
-    let remote = !args.listen.ip().is_loopback();
+    let remote = !is_this_machine(args.listen.ip());
     if args.allow_start && remote && !args.allow_start_from_anywhere {
         bail!(
             "--allow-start on {} would let other machines run commands here: \
@@ -108,9 +117,11 @@ pub(crate) async fn command(site: &Site, args: ServeArgs) -> anyhow::Result<u8> 
     let mut signals = signals::catch()?;
     site.warn_of_open_secrets();
     let listener = listen(args.listen).await?;
-    let token = if args.allow_start { Some(Token::generate()?) } else { None };
+    // A name of its own is what others know it by, through a proxy on this machine.
+    let may_read = args.public_read || (!remote && args.host.is_empty());
+    let guard = Guard::new(Rights { may_start: args.allow_start, may_read }, args.host)?;
     let server = tokio::select! {
-        server = Server::open(site, listener, token, args.host) => server?,
+        server = Server::open(site, listener, guard) => server?,
         _ = signals.next() => return Ok(0),
     };
     if args.json {
@@ -130,8 +141,9 @@ pub(crate) async fn demo(site: &Site) -> anyhow::Result<u8> {
         // Somebody has it. A newcomer should see something all the same.
         Err(_) => listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?,
     };
+    let guard = Guard::new(Rights { may_start: false, may_read: true }, Vec::new())?;
     let server = tokio::select! {
-        server = Server::open(site, listener, None, Vec::new()) => server?,
+        server = Server::open(site, listener, guard) => server?,
         _ = signals.next() => return Ok(0),
     };
     let first = ["sh", "-c", FIRST_BUILD].map(OsString::from).to_vec();
@@ -173,25 +185,23 @@ struct Server {
     opened: Opened,
     listener: TcpListener,
     local: SocketAddr,
+    limits: Limits,
 }
 
 impl Server {
-    async fn open(
-        site: &Site,
-        listener: TcpListener,
-        token: Option<Token>,
-        hosts: Vec<String>,
-    ) -> anyhow::Result<Self> {
+    async fn open(site: &Site, listener: TcpListener, guard: Guard) -> anyhow::Result<Self> {
         let local = listener.local_addr()?;
         let opened = open(site).await?;
         let builds = Arc::new(Builds::new(&opened.db));
+        let limits = Limits::find();
         let app = App {
             db: opened.db.clone(),
-            guard: Arc::new(Guard::new(token, hosts)),
+            guard: Arc::new(guard),
             builds,
             unseal_log: Arc::default(),
+            streams: Arc::new(Semaphore::new(limits.streams)),
         };
-        Ok(Self { app, opened, listener, local })
+        Ok(Self { app, opened, listener, local, limits })
     }
 
     /// Where a browser on this machine finds it.
@@ -212,7 +222,11 @@ impl Server {
         if let Some(token) = self.app.guard.token() {
             // After the `#`, where browsers keep it to themselves.
             text += &[
-                format!("  Start builds at:     {}/#token={token}\n", self.address()),
+                format!(
+                    "  {:<21}{}/#token={token}\n",
+                    self.app.guard.rights().with_the_token(),
+                    self.address()
+                ),
                 format!("  Token for the API:   {token}\n"),
             ]
             .concat();
@@ -231,15 +245,13 @@ impl Server {
     async fn run(self, signals: &mut Signals) -> anyhow::Result<u8> {
         let App { db, builds, .. } = &self.app;
         let _reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(db.clone())));
-        let serving = axum::serve(self.listener, router(self.app.clone()))
-            .with_graceful_shutdown(db.closing().cancelled_owned());
+        let serving = connections::serve(self.listener, router(self.app.clone()), self.limits, db.closing());
         let service = async {
-            let served = serving.await;
+            serving.await;
             // Asked to or not: without a server, nobody would end the builds.
             db.closing().cancel();
             // Requests start builds, so these come last.
             builds.ended().await;
-            served
         };
         let mut service = pin!(service);
 
@@ -253,15 +265,19 @@ impl Server {
             return Ok(ended.exit_code());
         }
         self.opened.release().await;
-        ended.service.transpose().context("the server failed")?;
         Ok(0)
     }
+}
+
+/// Whether nobody but the users of this machine can reach an address.
+fn is_this_machine(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
 }
 
 fn router(app: App) -> Router {
     Router::new()
         .merge(assets::routes())
-        .merge(api::routes())
+        .merge(api::routes(&app))
         .with_state(app.clone())
         .merge(db_axum::health::routes(app.db.clone()))
         .layer(from_fn_with_state(app, guard::check))

@@ -1,33 +1,45 @@
 //! The API.
 
 use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
-use axum::http::header::LOCATION;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::extract::{FromRequest, Path, Request, State};
+use axum::http::StatusCode;
+use axum::http::header::{ALLOW, LOCATION, RETRY_AFTER};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use db_axum::sse::{self, Cursor};
 use db_axum::{Error, Result};
 use db_layer::LogId;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::builds::{self, Build};
 use crate::list;
 use crate::serve::App;
+use crate::serve::guard::{self, Target};
+use crate::serve::holding::holding;
 
-pub(super) fn routes() -> Router<App> {
+/// How long a client may take to send a request's body.
+const BODY: Duration = Duration::from_secs(10);
+
+pub(super) fn routes(app: &App) -> Router<App> {
     Router::new()
         .route("/api/builds", get(list).post(start))
         .route("/api/builds/{id}", get(show))
         .route("/api/builds/{id}/events", get(events))
+        .route_layer(from_fn_with_state(app.clone(), guard::check_read))
 }
 
-async fn list(State(app): State<App>) -> Result<Json<Vec<Build>>> {
-    Ok(Json(builds::newest(&app.db, &app.unseal_log, list::LIMIT).await?))
+async fn list(State(app): State<App>) -> Result<impl IntoResponse> {
+    // By it, the page knows whether to offer a start.
+    let methods = if app.guard.rights().may_start { "GET, HEAD, POST" } else { "GET, HEAD" };
+    Ok(([(ALLOW, methods)], Json(builds::newest(&app.db, &app.unseal_log, list::LIMIT).await?)))
 }
 
 #[derive(Deserialize)]
@@ -37,12 +49,11 @@ struct Start {
 
 async fn start(
     State(app): State<App>,
-    headers: HeaderMap,
-    body: std::result::Result<Json<Start>, JsonRejection>,
+    Extension(target): Extension<Target>,
+    request: Request,
 ) -> Result<(StatusCode, [(axum::http::HeaderName, String); 1], Json<Value>)> {
-    app.guard.check_start(&headers)?;
-    let Json(Start { command }) =
-        body.map_err(|rejection| Error::new(rejection.status(), rejection.body_text()))?;
+    app.guard.check_start(request.headers(), &target)?;
+    let Start { command } = body(&app, request).await?;
     if command.first().is_none_or(String::is_empty) || command.iter().any(|word| word.contains('\0')) {
         let detail =
             "`command` must be a list of words without NUL characters, the first of which is not empty";
@@ -51,6 +62,23 @@ async fn start(
     let command = command.into_iter().map(OsString::from).collect();
     let id = app.builds.start(&app.db, command).await.map_err(internal)?;
     Ok((StatusCode::CREATED, [(LOCATION, format!("/api/builds/{id}"))], Json(json!({ "id": id }))))
+}
+
+/// What a request says, once all of it has come.
+async fn body(app: &App, request: Request) -> Result<Start> {
+    let closing = app.db.closing();
+    let read = tokio::select! {
+        read = timeout(BODY, Json::<Start>::from_request(request, &())) => read,
+        () = closing.cancelled() => {
+            return Err(Error::new(StatusCode::SERVICE_UNAVAILABLE, "the server is closing"));
+        }
+    };
+    let Ok(read) = read else {
+        let detail = format!("the request's body did not come within {} s", BODY.as_secs());
+        return Err(Error::new(StatusCode::REQUEST_TIMEOUT, detail));
+    };
+    read.map(|Json(start)| start)
+        .map_err(|rejection: JsonRejection| Error::new(rejection.status(), rejection.body_text()))
 }
 
 /// The database's errors know their answers; others are ours.
@@ -78,7 +106,14 @@ async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Bui
 
 async fn events(State(app): State<App>, Path(id): Path<String>, cursor: Cursor) -> Result<Response> {
     let log = log_of(&app, &id).await?;
-    sse::events(&app.db, log, cursor).await
+    // For as long as the answer lasts.
+    let Ok(permit) = Arc::clone(&app.streams).try_acquire_owned() else {
+        let detail = "as many are watching as this server has connections for";
+        let error = Error::new(StatusCode::SERVICE_UNAVAILABLE, detail);
+        return Ok(([(RETRY_AFTER, "5")], error).into_response());
+    };
+    let answer = sse::events(&app.db, log, cursor).await?;
+    Ok(answer.map(|body| holding(body, permit)))
 }
 
 /// The log of a build by the number in an address; what is not a number is no build's.
@@ -90,6 +125,6 @@ pub(super) async fn log_of(app: &App, id: &str) -> Result<LogId> {
     log.ok_or_else(missing)
 }
 
-fn missing() -> Error {
+pub(super) fn missing() -> Error {
     Error::not_found("there is no such build")
 }

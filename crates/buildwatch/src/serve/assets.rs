@@ -3,16 +3,17 @@
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderName, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderName};
+use axum::response::IntoResponse;
 use axum::routing::get;
+use db_axum::{Error, Result};
 
 use crate::serve::{App, api};
 
 const INDEX: &str = include_str!("../../assets/index.html");
 const BUILD: &str = include_str!("../../assets/build.html");
-const MISSING: &str = include_str!("../../assets/missing.html");
 const STYLE: &str = include_str!("../../assets/style.css");
+const COMMON_SCRIPT: &str = include_str!("../../assets/common.js");
 const INDEX_SCRIPT: &str = include_str!("../../assets/index.js");
 const BUILD_SCRIPT: &str = include_str!("../../assets/build.js");
 const ICON: &str = include_str!("../../assets/icon.svg");
@@ -22,20 +23,26 @@ pub(super) fn routes() -> Router<App> {
         .route("/", get(async || html(INDEX)))
         .route("/builds/{id}", get(build))
         .route("/assets/style.css", get(async || asset("text/css; charset=utf-8", STYLE)))
+        .route("/assets/common.js", get(async || asset("text/javascript; charset=utf-8", COMMON_SCRIPT)))
         .route("/assets/index.js", get(async || asset("text/javascript; charset=utf-8", INDEX_SCRIPT)))
         .route("/assets/build.js", get(async || asset("text/javascript; charset=utf-8", BUILD_SCRIPT)))
         .route("/assets/icon.svg", get(async || asset("image/svg+xml", ICON)))
-        .fallback(async || (StatusCode::NOT_FOUND, html(MISSING)))
+        .fallback(async || Error::not_found("there is nothing at this address"))
 }
 
-async fn build(State(app): State<App>, Path(id): Path<String>) -> Response {
-    match api::log_of(&app, &id).await {
-        Ok(_) => html(BUILD).into_response(),
-        Err(error) if error.status() == StatusCode::NOT_FOUND => {
-            (StatusCode::NOT_FOUND, html(MISSING)).into_response()
-        }
-        Err(error) => error.into_response(),
+async fn build(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Result<impl IntoResponse> {
+    // A browser that opens an address cannot show the token. What the page asks for later can, and says whether there is such
+    // a build.
+    if app.guard.check_read(&headers).is_ok() {
+        api::log_of(&app, &id).await?;
+    } else if id.parse::<i64>().is_err() {
+        return Err(api::missing());
     }
+    Ok(html(BUILD))
 }
 
 fn html(text: &'static str) -> impl IntoResponse {

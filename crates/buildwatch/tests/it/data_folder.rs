@@ -56,7 +56,7 @@ async fn a_key_that_is_none_is_an_error_that_names_it(db: TestDb) {
             other => {
                 let (bytes, because): (&[u8], _) = match other {
                     "empty" => (b"", "16 or 32 bytes"),
-                    "long" => (&[b'0'; 1 << 20], "too long"),
+                    "long" => (&[b'0'; 8 << 10], "too long"),
                     _ => (b"\xff\xfe", "UTF-8"),
                 };
                 fs::write(&key, bytes).expect("written");

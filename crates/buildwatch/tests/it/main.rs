@@ -5,6 +5,7 @@ mod configuring;
 mod data_folder;
 mod environment;
 mod following;
+mod http;
 mod interrupting;
 mod live;
 #[cfg(feature = "page-tests")]

@@ -276,3 +276,75 @@ async fn a_page_keeps_the_last_lines_of_a_long_build(db: TestDb) {
     assert!(cut.ends_with("earlier lines are not shown; buildwatch watch 1 prints them all."), "{cut}");
     browser.close().await;
 }
+
+#[db_testkit::test]
+async fn a_page_off_loopback_shows_builds_to_who_has_the_token(db: TestDb) {
+    let home = Home::on(&db);
+    let gate = home.fifo("gate");
+    let mut run =
+        home.start(["run", "--", "sh", "-c", &format!("echo one; read go < {}; echo two", gate.display())]);
+    assert_eq!(run.line(), "one");
+    let served = serve_on(&home, "0.0.0.0:0", &[]);
+    let browser = Browser::open().await;
+    for path in ["/", "/builds/1"] {
+        browser.goto(&format!("{}{path}", served.address)).await;
+        browser.until("connection", |text| text.contains("those who have its token")).await;
+    }
+    assert_eq!(browser.text("log").await, "");
+
+    let token = served.token.as_deref().expect("a token");
+    browser.goto(&format!("{}/#token={token}", served.address)).await;
+    browser.until("builds", |text| text.starts_with("1running")).await;
+    assert_eq!(
+        browser.evaluate("return document.getElementById('start').hidden").await,
+        true,
+        "it is for reading only"
+    );
+    let link = browser.client.find(Locator::Css("#builds a")).await.expect("a link");
+    link.click().await.expect("clicked");
+    browser.until("log", |text| text == "one\n").await;
+    std::fs::write(&gate, "go\n").expect("written");
+    browser.until("log", |text| text == "one\ntwo\n").await;
+    browser.until("status", |text| text == "succeeded (0)").await;
+
+    assert!(run.ended().success());
+    let asked = "return performance.getEntriesByType('resource').map((entry) => entry.name).join(' ') + document.cookie";
+    let asked = browser.evaluate(asked).await;
+    assert!(!asked.as_str().expect("text").contains(token), "{asked}");
+    browser.close().await;
+}
+
+#[db_testkit::test]
+async fn a_page_shows_what_nobody_sees_by_its_number(db: TestDb) {
+    let home = Home::on(&db);
+    let text = "de\u{202e}ni\u{202c}ed a\u{200b}b \u{3164} \u{85} 👩\u{200d}🚀";
+    let seen = "de\\u{202e}ni\\u{202c}ed a\\u{200b}b \\u{3164} \\u{85} 👩\u{200d}🚀";
+    assert!(home.output(["run", "--", "printf", "%s\\n", text]).status.success());
+    home.output(["run", "--", "no-such-\u{202e}dnammoc"]);
+    let served = serve(&home, &[]);
+    let browser = Browser::open().await;
+
+    browser.goto(&format!("{}/builds/1", served.address)).await;
+    browser.until("log", |shown| shown == format!("{seen}\n")).await;
+    browser.until("command", |shown| shown.ends_with(seen)).await;
+    browser.goto(&format!("{}/builds/2", served.address)).await;
+    browser.until("message", |shown| shown == "command not found: no-such-\\u{202e}dnammoc").await;
+    browser.goto(&served.address).await;
+    browser.until("builds", |shown| shown.contains(seen)).await;
+    let title = browser.evaluate("return document.querySelectorAll('td.command')[1].title").await;
+    assert!(title.as_str().is_some_and(|title| title.ends_with(seen)), "{title}");
+    browser.close().await;
+}
+
+#[db_testkit::test]
+async fn an_address_without_a_build_is_a_page(db: TestDb) {
+    let served = serve(&Home::on(&db), &[]);
+    let browser = Browser::open().await;
+
+    for path in ["/builds/99", "/nothing", "/api/nothing", "/builds/%ff"] {
+        browser.goto(&format!("{}{path}", served.address)).await;
+        let heading = browser.evaluate("return document.querySelector('h1')?.textContent").await;
+        assert!(heading == "Not Found" || heading == "Bad Request", "{path}: {heading}");
+    }
+    browser.close().await;
+}

@@ -1,0 +1,173 @@
+//! What an error looks like: a page for people, Problem Details (RFC 9457) for programs.
+//!
+//! Handlers, extractors and the router answer each in a form of its own. Here each becomes the form that `Accept` prefers: a
+//! browser that opens an address prefers HTML, and everybody who does not say so gets JSON.
+
+use axum::body::{Body, to_bytes};
+use axum::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::Response;
+use serde_json::{Value, json};
+
+const PAGE: &str = include_str!("../../assets/error.html");
+
+/// More than this, no error has to say.
+const LONGEST: usize = 64 << 10;
+
+/// The form that a client prefers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Page,
+    Problem,
+}
+
+impl Form {
+    /// By `Accept` (RFC 9110, section 12.5.1).
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let accept: Vec<&str> =
+            headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+        let accept = accept.join(",");
+        let json =
+            quality(&accept, "application", "problem+json").max(quality(&accept, "application", "json"));
+        if quality(&accept, "text", "html") > json { Self::Page } else { Self::Problem }
+    }
+}
+
+/// How much a type is wanted, from 0 to 1: by the range that names it most exactly.
+fn quality(accept: &str, kind: &str, subtype: &str) -> f32 {
+    let mut best = (0, 0.0);
+    for range in accept.split(',') {
+        let mut parts = range.split(';').map(str::trim);
+        let (range_kind, range_subtype) =
+            parts.next().and_then(|range| range.split_once('/')).unwrap_or_default();
+        let exactness = match (range_kind, range_subtype) {
+            ("*", "*") => 1,
+            (given, "*") if given.eq_ignore_ascii_case(kind) => 2,
+            (given, sub) if given.eq_ignore_ascii_case(kind) && sub.eq_ignore_ascii_case(subtype) => 3,
+            _ => continue,
+        };
+        let q = parts
+            .find_map(|part| part.split_once('=').filter(|(name, _)| name.trim().eq_ignore_ascii_case("q")));
+        let q = match q.map(|(_, q)| q.trim().parse::<f32>()) {
+            None => 1.0,
+            Some(Ok(q)) if (0.0..=1.0).contains(&q) => q,
+            Some(_) => continue,
+        };
+        if exactness > best.0 || (exactness == best.0 && q > best.1) {
+            best = (exactness, q);
+        }
+    }
+    best.1
+}
+
+/// Gives an answer that is an error its form; any other stays as it is.
+pub(super) async fn give(answer: Response, form: Form) -> Response {
+    let status = answer.status();
+    let kind =
+        answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
+    // JSON of its own is what /health/ready says.
+    if !(status.is_client_error() || status.is_server_error()) || kind == "application/json" {
+        return answer;
+    }
+    let (mut parts, body) = answer.into_parts();
+    let said = to_bytes(body, LONGEST).await.unwrap_or_default();
+    let detail = if kind == "application/problem+json" {
+        let problem: Value = serde_json::from_slice(&said).unwrap_or_default();
+        problem["detail"].as_str().map(str::to_owned)
+    } else {
+        // What axum's extractors say of a request.
+        String::from_utf8(said.to_vec()).ok().filter(|text| !text.is_empty())
+    };
+    let (kind, body) = match form {
+        Form::Page => ("text/html; charset=utf-8", page(status, detail.as_deref())),
+        Form::Problem => ("application/problem+json", problem(status, detail)),
+    };
+    parts.headers.remove(CONTENT_LENGTH);
+    parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    parts.headers.append(VARY, HeaderValue::from_static("Accept"));
+    Response::from_parts(parts, Body::from(body))
+}
+
+fn title(status: StatusCode) -> &'static str {
+    status.canonical_reason().unwrap_or("Error")
+}
+
+fn problem(status: StatusCode, detail: Option<String>) -> String {
+    let mut problem = json!({ "title": title(status), "status": status.as_u16() });
+    if let Some(detail) = detail {
+        problem["detail"] = detail.into();
+    }
+    problem.to_string()
+}
+
+fn page(status: StatusCode, detail: Option<&str>) -> String {
+    let text = detail.unwrap_or(match status {
+        StatusCode::NOT_FOUND => "There is nothing at this address.",
+        StatusCode::METHOD_NOT_ALLOWED => "Nobody can do that at this address.",
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            "This cannot be answered at the moment. Try again in a while."
+        }
+        status if status.is_server_error() => "Something went wrong here. The server's log says what.",
+        _ => "This request cannot be answered.",
+    });
+    PAGE.replace("{title}", title(status)).replace("{text}", &escaped(text))
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_is_what_is_preferred() {
+        let form = |accept: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in accept {
+                headers.append(ACCEPT, value.parse().expect("a value"));
+            }
+            Form::of(&headers)
+        };
+        for people in [
+            &["text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"][..],
+            &["text/html"],
+            &["TEXT/HTML; charset=utf-8"],
+            &["text/*, application/json;q=0.5"],
+            &["application/json;q=0.4, text/html;q=0.5"],
+            &["*/*, application/json;q=0, application/problem+json;q=0.0"],
+            &["application/json;q=0.1", "text/html"],
+        ] {
+            assert_eq!(form(people), Form::Page, "{people:?}");
+        }
+        for program in [
+            &[][..],
+            &["*/*"],
+            &["application/json"],
+            &["application/problem+json, text/html"],
+            &["text/event-stream"],
+            &["text/html;q=0"],
+            &["text/html;q=0.5, */*;q=0.9"],
+            &["text/html;q=nonsense"],
+            &["text/html;q=2"],
+            &["text/html, text/html;q=0.5, application/*"],
+            &["image/png"],
+            &["/, ;, text"],
+        ] {
+            assert_eq!(form(program), Form::Problem, "{program:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_page_says_is_text() {
+        let page = page(StatusCode::BAD_REQUEST, Some("<script>alert('\"&\"')</script>"));
+
+        assert!(page.contains("&lt;script&gt;alert(&#39;&quot;&amp;&quot;&#39;)&lt;/script&gt;"), "{page}");
+        assert!(page.contains("<title>Bad Request</title>"), "{page}");
+    }
+}
