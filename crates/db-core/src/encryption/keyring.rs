@@ -199,6 +199,8 @@ impl fmt::Debug for Keyring {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     fn key(first: u8, length: u8) -> Key {
@@ -225,6 +227,25 @@ mod tests {
         assert_eq!(sealed.len(), 34 + 4);
         assert_eq!(sealed[..2], [1, 2]);
         assert_eq!(sealed[2..6], key(1, 32).id());
+    }
+
+    /// A nonce that is used twice under one key gives away both values, and the key that authenticates.
+    #[test]
+    fn no_two_seals_have_the_same_nonce() {
+        for (first, length) in [(1, 16), (1, 32)] {
+            let keyring = Keyring::new(&key(first, length));
+            let seal = || keyring.seal(b"plan", &place()).expect("sealed");
+            assert_ne!(seal(), seal(), "the same value in the same place");
+
+            let sealed: Vec<_> = (0..1000).map(|_| seal()).collect();
+            let nonces: HashSet<_> = sealed.iter().map(|sealed| &sealed[HEADER..HEADER + NONCE]).collect();
+            assert_eq!(nonces.len(), sealed.len());
+            // Nor do they differ in a part only, such as a counter that begins again with the process.
+            for byte in 0..NONCE {
+                let values: HashSet<_> = nonces.iter().map(|nonce| nonce[byte]).collect();
+                assert!(values.len() > 200, "byte {byte} of the nonce had {} values", values.len());
+            }
+        }
     }
 
     #[test]
