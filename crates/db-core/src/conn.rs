@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::class::Verdict;
 use crate::deadline::{DeadlineError, Limited, within};
+use crate::doubt::{Hook, When};
 use crate::log::Trip;
 use crate::pool::{Live, Shared, come_to_rest};
 use crate::pooler::Needs;
@@ -109,6 +110,17 @@ impl Conn {
         } else {
             Err(self.expired(limit).into())
         }
+    }
+
+    /// Runs something if a statement on this connection is cut off, since its future is dropped, a limit has passed or the
+    /// link is lost: once the server has come to the end of it, or nobody can know any more, in the background. Not when the
+    /// server is known to have refused the statement, nor when every statement is answered: its caller knows then.
+    ///
+    /// It is for wake-ups: the statement may be done, and its caller gone. See [`Tx::unless_rolled_back`], which is the same for
+    /// a commit. It must not block.
+    pub fn if_cut_off(&mut self, run: impl FnOnce() + Send + 'static) {
+        let hook = Hook { level: 0, when: When::NotRolledBack, run: Box::new(run) };
+        self.state.doubt.add(vec![hook]);
     }
 
     /// The process id of the server process, as in `pg_stat_activity`. 0 through a
@@ -214,6 +226,7 @@ impl Conn {
             Ok(Ok(rest)) => {
                 // Nobody asked for its error, but a transaction around it has failed, too.
                 self.state.at_rest(rest.failed);
+                self.state.doubt.came_to(rest);
                 // A cancel that is still under way is nothing that others should meet, whenever it comes.
                 if rest.uncancelled {
                     self.state.becomes_useless();
@@ -481,9 +494,13 @@ impl Drop for Conn {
                 "a connection that was held for too long was returned after all: {at}"
             );
         }
-        let state = std::mem::take(&mut self.state);
+        let mut state = std::mem::take(&mut self.state);
+        if state.in_flight().is_none() && !state.has_lost() {
+            // There is no doubt about anything.
+            state.doubt.forget();
+        }
         if state.has_lost() {
-            self.inner.discard(live, returned.as_ref(), &state);
+            self.inner.discard(live, returned.as_ref(), state);
         } else if state.is_clean() && !self.inner.always_resets() {
             self.inner.give_back(live, returned.as_ref(), Some(now));
         } else {

@@ -68,6 +68,7 @@ mod config;
 mod conn;
 pub mod connect;
 mod deadline;
+mod doubt;
 pub mod encryption;
 mod error;
 mod handle;

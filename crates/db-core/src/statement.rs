@@ -7,6 +7,7 @@ use sqlx::error::DatabaseError;
 
 use crate::class::{Link, Verdict};
 use crate::deadline::Ends;
+use crate::doubt::Doubt;
 
 /// What is known of a connection between two statements.
 #[derive(Debug, Default)]
@@ -24,6 +25,8 @@ pub(crate) struct State {
     pub(crate) ends: Option<Ends>,
     /// What the first failed statement of the transaction met: the server refuses all that come after it for that one.
     pub(crate) failure: Option<Verdict>,
+    /// What runs once it is known what has become of the statement that is in flight, or that nobody will know.
+    pub(crate) doubt: Doubt,
 }
 
 /// What was begun.

@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, Either, Execute, Executor, Postgres, Row, SqlSafeStr, 
 
 use crate::class::{Verdict, is_fatal};
 use crate::deadline::{DeadlineError, Ends};
+use crate::doubt::{Hook, When};
 use crate::encryption::Keyring;
 use crate::error::StatementError;
 use crate::statement::{Transaction, is_aborted};
@@ -43,15 +44,9 @@ pub struct Tx {
     next_savepoint: u32,
     /// The outermost savepoint that was left without a word, to be rolled back to before anything else is done.
     undo: Option<u32>,
+    /// Without those whose savepoint is undone.
     hooks: Vec<Hook>,
     resolves_commit: bool,
-}
-
-/// Something to do after the commit, if the savepoint in which it was asked for is not undone.
-struct Hook {
-    /// How many savepoints were open.
-    level: usize,
-    run: Box<dyn FnOnce() + Send>,
 }
 
 impl Tx {
@@ -70,6 +65,7 @@ impl Tx {
         // Before the first byte is sent: from here on the server may have a transaction open.
         conn.state.transaction = Transaction::Open;
         conn.state.failure = None;
+        conn.state.doubt.forget();
         conn.state.ends = Ends::after(timeout);
         conn.live().session.in_transaction(true);
         let mut tx = Self {
@@ -84,10 +80,11 @@ impl Tx {
         Ok(tx)
     }
 
-    /// Commits. The connection goes back to its pool, and what [`Tx::after_commit`] was given runs.
+    /// Commits. The connection goes back to its pool, and what [`Tx::after_commit`] and [`Tx::unless_rolled_back`] were given
+    /// runs.
     ///
     /// Dropping the future leaves it open whether the transaction is committed or not: nobody has read the answer. All of
-    /// it is, or nothing.
+    /// it is, or nothing. The answer is then read in the background, and what was given runs as it says.
     ///
     /// # Errors
     ///
@@ -111,23 +108,37 @@ impl Tx {
             return Err(Error::Aborted);
         }
         let number = if self.resolves_commit { Some(resolve::number(&mut self.conn).await?) } else { None };
+        // From here on the server may have committed, whatever becomes of this future: the hooks go with the connection.
+        self.doubts();
         let error = match self.conn.control("COMMIT".into_sql_str()).await {
             Ok(()) => {
                 self.ended();
-                run(std::mem::take(&mut self.hooks));
+                self.conn.state.doubt.committed();
                 return Ok(());
             }
-            Err(error) if refuses(&error) => return Err(Error::from(error)),
+            Err(error) if refuses(&error) => {
+                self.conn.state.doubt.forget();
+                return Err(Error::from(error));
+            }
             Err(error) => StatementError(error),
         };
-        let Some(number) = number else { return Err(Error::CommitUnknown(error)) };
-        let Self { conn, hooks, .. } = self;
-        match resolve::outcome(conn, number.as_deref()).await {
+        let Some(number) = number else {
+            if self.conn.state.in_flight().is_none() {
+                // There is no answer to come that could tell.
+                self.conn.state.doubt.unknown();
+            }
+            return Err(Error::CommitUnknown(error));
+        };
+        let mut doubt = std::mem::take(&mut self.conn.state.doubt);
+        match resolve::outcome(self.conn, number.as_deref()).await {
             Outcome::Committed => {
-                run(hooks);
+                doubt.committed();
                 Ok(())
             }
-            Outcome::RolledBack => Err(Error::RolledBack(error)),
+            Outcome::RolledBack => {
+                doubt.forget();
+                Err(Error::RolledBack(error))
+            }
             Outcome::Unknown => Err(Error::CommitUnknown(error)),
         }
     }
@@ -177,10 +188,30 @@ impl Tx {
     }
 
     /// Runs something once the transaction is known to be committed: right after the commit's answer, in the order given,
-    /// before [`Tx::commit`] returns. Not when it is rolled back, nor when its outcome is not known, nor when the savepoint
-    /// in which this was called is undone. It must not block.
+    /// before [`Tx::commit`] returns; in the background, when its future was dropped and the answer comes all the same. Not
+    /// when it is rolled back, nor when its outcome is not known, nor when the savepoint in which this was called is undone.
+    /// It must not block.
     pub fn after_commit(&mut self, run: impl FnOnce() + Send + 'static) {
-        self.hooks.push(Hook { level: self.savepoints.len(), run: Box::new(run) });
+        self.hook(When::Committed, run);
+    }
+
+    /// As [`Tx::after_commit`], and also when the commit was sent and nobody can tell what became of it: its answer was lost
+    /// ([`Error::CommitUnknown`]), or its future, its task or its runtime ended before the answer came. For what wakes others up,
+    /// who then look for themselves: once too often does no harm there, and not at all does.
+    ///
+    /// It runs when the server has come to the end of the commit, so that others can see what was stored; at once when the link
+    /// is lost, which may be before that.
+    pub fn unless_rolled_back(&mut self, run: impl FnOnce() + Send + 'static) {
+        self.hook(When::NotRolledBack, run);
+    }
+
+    fn hook(&mut self, when: When, run: impl FnOnce() + Send + 'static) {
+        self.hooks.push(Hook { level: self.savepoints.len(), when, run: Box::new(run) });
+    }
+
+    /// Leaves the hooks to whoever comes to know what the server has done.
+    fn doubts(&mut self) {
+        self.conn.state.doubt.add(std::mem::take(&mut self.hooks));
     }
 
     /// What was [attached](crate::Pool::attach) to its pool.
@@ -249,6 +280,8 @@ impl Tx {
             Ok(Some(row)) if !row.try_get(0)? => {
                 // There is nothing to commit or to roll back any more.
                 self.ended();
+                self.doubts();
+                self.conn.state.doubt.unknown();
                 let what = "the transaction had been ended by a statement inside it";
                 Err(Error::CommitUnknown(StatementError(sqlx::Error::Protocol(what.to_owned()))))
             }
@@ -308,15 +341,9 @@ impl Tx {
 
 /// Whether the server refused a commit, so that nothing of it is stored. A session that ends with its answer has not refused:
 /// the commit may have been stored before what ended it, whatever the code.
-fn refuses(error: &sqlx::Error) -> bool {
+pub(crate) fn refuses(error: &sqlx::Error) -> bool {
     let is_answer = matches!(error, sqlx::Error::Database(_)) && !is_fatal(error);
     is_answer && Verdict::of_statement(error).repeat != Repeat::IfHarmless
-}
-
-fn run(hooks: Vec<Hook>) {
-    for hook in hooks {
-        (hook.run)();
-    }
 }
 
 fn savepoint_name(number: u32) -> String {

@@ -407,7 +407,7 @@ impl Inner {
 
     /// Drops a connection whose link is lost, which was in use. A statement that was under way may go on at the server, which
     /// has not noticed: its session is ended, and counts until then.
-    pub(crate) fn discard(self: &Arc<Self>, live: Box<Live>, returned: Option<&Returned>, state: &State) {
+    pub(crate) fn discard(self: &Arc<Self>, live: Box<Live>, returned: Option<&Returned>, state: State) {
         let generation = live.generation;
         // A commit is left to end as it may.
         let goes_on = state.in_flight() == Some(Flight::Statement) && self.canceller.is_some();
@@ -420,7 +420,7 @@ impl Inner {
         drop(core);
         if let Some(session) = orphan {
             // Not under the lock: a runtime that has ended drops the task at once.
-            self.runtime.spawn(Suspect::without_link(Arc::clone(self)).end(session));
+            self.runtime.spawn(Suspect::without_link(Arc::clone(self)).end(session, state.doubt));
         }
         self.gone.notify_waiters();
         self.lost(generation);

@@ -13,9 +13,11 @@ use super::PING_LIMIT;
 use super::core::{Core, Inner, Live};
 use super::options::Reset;
 use crate::class::{Link, Verdict, is_fatal};
+use crate::doubt::Doubt;
 use crate::error::said;
 use crate::statement::{Flight, State, Transaction};
 use crate::tracker::Session;
+use crate::tx::refuses;
 
 /// A repair takes no longer than this; what is not mended then is closed.
 const REPAIR_LIMIT: Duration = Duration::from_secs(2);
@@ -25,6 +27,9 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// A statement that was cut off may end by itself for so long before it is cancelled: most do, and a cancel costs more.
 const LET_IT_END: Duration = Duration::from_millis(2);
+
+/// "Canceling statement due to user request", or for a limit of the server's.
+const CANCELLED: &str = "57014";
 
 /// After this, somebody else is let in for the one in repair. Before, waiting for it is cheaper than dialling.
 const PATIENCE: Duration = Duration::from_millis(10);
@@ -54,9 +59,10 @@ impl Suspect {
         Self { inner, live: None, counted: true, slow: true }
     }
 
-    /// Ends the session at the server.
-    pub(super) async fn end(self, session: Arc<Session>) {
+    /// Ends the session at the server. What is in doubt runs after that, and if it is not ended, too.
+    pub(super) async fn end(self, session: Arc<Session>, doubt: Doubt) {
         terminate(&self.inner, &session).await;
+        drop(doubt);
     }
 
     /// Says goodbye. A dead peer cannot make that long.
@@ -93,11 +99,11 @@ impl Suspect {
     }
 
     /// Brings the connection back to a known state, and puts it back, or closes it.
-    pub(super) async fn repair(mut self, state: State) {
+    pub(super) async fn repair(mut self, mut state: State) {
         let Some(mut live) = self.live.take() else { return };
         let inner = Arc::clone(&self.inner);
         let mended = {
-            let mut mending = pin!(timeout(REPAIR_LIMIT, mend(&inner, &mut live, &state)));
+            let mut mending = pin!(timeout(REPAIR_LIMIT, mend(&inner, &mut live, &mut state)));
             tokio::select! {
                 biased;
                 mended = &mut mending => mended,
@@ -202,10 +208,15 @@ async fn terminate(inner: &Inner, session: &Session) {
 }
 
 /// The round trips of a repair.
-async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, sqlx::Error> {
+async fn mend(inner: &Inner, live: &mut Live, state: &mut State) -> Result<Mended, sqlx::Error> {
     let reset = inner.options.reset;
     let end = match state.in_flight() {
-        Some(flight) => come_to_rest(inner, live, flight).await?,
+        Some(flight) => {
+            let end = come_to_rest(inner, live, flight).await?;
+            // Others can see now what it has done.
+            state.doubt.came_to(end);
+            end
+        }
         None => Rest::default(),
     };
     if state.is_useless() || end.uncancelled {
@@ -249,6 +260,8 @@ async fn mend(inner: &Inner, live: &mut Live, state: &State) -> Result<Mended, s
 pub(crate) struct Rest {
     /// With an error of its own, or because it was cancelled.
     pub(crate) failed: bool,
+    /// With an error of its own: nothing of it is stored, and nothing of a transaction that it was to commit.
+    pub(crate) refused: bool,
     /// By itself, while a request to cancel it may still be under way.
     pub(crate) uncancelled: bool,
 }
@@ -262,11 +275,10 @@ pub(crate) async fn come_to_rest(
 ) -> Result<Rest, sqlx::Error> {
     let canceller = inner.canceller.as_ref().filter(|_| flight == Flight::Statement);
     let Some(canceller) = canceller else {
-        let failed = read_end(&mut live.raw).await?;
-        return Ok(Rest { failed, uncancelled: false });
+        return read_end(&mut live.raw).await;
     };
     let mut was_cancelled = false;
-    let mut failed = {
+    let mut rest = {
         let mut end = pin!(read_end(&mut live.raw));
         let mut pause = LET_IT_END;
         loop {
@@ -281,7 +293,7 @@ pub(crate) async fn come_to_rest(
                     error = said(&error),
                     "a statement that was cut off could not be cancelled"
                 );
-                return Ok(Rest { failed: end.await?, uncancelled: true });
+                return Ok(Rest { uncancelled: true, ..end.await? });
             }
             // A cancel that comes before its statement is ignored: the statement may have been on its way still.
             pause *= 2;
@@ -293,22 +305,25 @@ pub(crate) async fn come_to_rest(
     };
     if was_cancelled {
         // One more round trip uses up a signal that came too late, and that fails a transaction, too.
-        failed |= read_end(&mut live.raw).await?;
+        rest.failed |= read_end(&mut live.raw).await?.failed;
     }
-    Ok(Rest { failed, uncancelled: false })
+    Ok(rest)
 }
 
 /// Reads what is left of a statement that was cut off, its error included: the driver stops at that as if it were the
 /// answer to what it has just sent, and a cancelled statement always leaves one. Says whether there was any.
-async fn read_end(raw: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let mut failed = false;
+async fn read_end(raw: &mut PgConnection) -> Result<Rest, sqlx::Error> {
+    let mut rest = Rest::default();
     loop {
         match raw.ping().await {
             // There is one for each statement, so this ends.
             Err(error @ sqlx::Error::Database(_)) if Verdict::of_statement(&error).link < Link::Closed => {
-                failed = true;
+                // A request to cancel may have hit our question and not the statement before it.
+                let code = error.as_database_error().and_then(DatabaseError::code);
+                rest.refused |= refuses(&error) && code.as_deref() != Some(CANCELLED);
+                rest.failed = true;
             }
-            other => return other.map(|()| failed),
+            other => return other.map(|()| rest),
         }
     }
 }

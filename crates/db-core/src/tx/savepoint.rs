@@ -62,6 +62,11 @@ impl<'t> Savepoint<'t> {
         self.tx.after_commit(run);
     }
 
+    /// [`Tx::unless_rolled_back`], unless this savepoint is undone.
+    pub fn unless_rolled_back(&mut self, run: impl FnOnce() + Send + 'static) {
+        self.tx.unless_rolled_back(run);
+    }
+
     /// A savepoint inside of this one.
     ///
     /// # Errors

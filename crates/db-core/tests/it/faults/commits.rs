@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use db_core::{Class, Error, Pool, RetryPolicy, TxOptions};
-use db_testkit::{TestDb, until};
+use db_core::{Class, Config, Error, Pool, RetryPolicy, Tx, TxOptions};
+use db_testkit::{TestDb, poll_then_drop, until};
+use futures_util::FutureExt;
+use tokio::time::timeout;
 
-use super::stage::{Gate, LONG, ends, hasty, options, recovers, rows, stage, table};
+use super::stage::{Gate, LONG, ends, hasty, options, recovers, rows, stage, table, until_at_rest};
 
 /// Tries again soon.
 const SOON: RetryPolicy = RetryPolicy {
@@ -28,6 +30,12 @@ impl Hooks {
 
     fn run(&self) -> u32 {
         self.0.load(Ordering::SeqCst)
+    }
+
+    /// Something that is counted when it is called.
+    fn hook(&self) -> impl FnOnce() + Send + 'static {
+        let counted = self.clone();
+        move || counted.count()
     }
 }
 
@@ -245,4 +253,211 @@ async fn a_commit_is_resolved_though_its_transaction_is_all_that_is_left_of_the_
     tx.commit().await.expect("the server says that it is committed");
 
     assert_eq!(rows(&db).await, 1);
+}
+
+/// Begins a transaction with a row, and counts what runs once it is committed, and what unless it is rolled back.
+async fn begun(pool: &Pool, options: TxOptions) -> (Tx, Hooks, Hooks) {
+    let (sure, doubtful) = (Hooks::default(), Hooks::default());
+    let mut tx = pool.handle().begin_with(options).await.expect("begun");
+    sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
+    tx.after_commit(sure.hook());
+    tx.unless_rolled_back(doubtful.hook());
+    (tx, sure, doubtful)
+}
+
+#[db_testkit::test]
+async fn after_a_lost_answer_only_what_may_run_in_doubt_runs(db: TestDb) {
+    table(&db).await;
+    let (proxy, pool) = stage(&db, options(2));
+
+    let (tx, sure, doubtful) = begun(&pool, TxOptions::default()).await;
+    proxy.cut_answer_to("COMMIT");
+    let error = ends(tx.commit()).await.expect_err("no answer");
+    assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
+    assert_eq!((sure.run(), doubtful.run()), (0, 1), "before the error is returned");
+
+    // The session is ended before it got the commit, which we cannot know.
+    let (tx, sure, doubtful) = begun(&pool, TxOptions::default()).await;
+    sqlx::query("select pg_terminate_backend($1, 5000)")
+        .bind(tx.pid())
+        .execute(&db.pool())
+        .await
+        .expect("ended");
+    let error = ends(tx.commit()).await.expect_err("no session");
+    assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
+    assert_eq!((sure.run(), doubtful.run()), (0, 1));
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn of_a_commit_that_is_resolved_all_or_nothing_runs(db: TestDb) {
+    table(&db).await;
+    let (proxy, pool) = stage(&db, options(2));
+
+    let (tx, sure, doubtful) = begun(&pool, resolve()).await;
+    proxy.cut_answer_to("COMMIT");
+    ends(tx.commit()).await.expect("it is committed");
+    assert_eq!((sure.run(), doubtful.run()), (1, 1));
+
+    let (tx, sure, doubtful) = begun(&pool, resolve()).await;
+    proxy.cut_before("COMMIT");
+    ends(tx.commit()).await.expect_err("it did not arrive");
+    assert_eq!((sure.run(), doubtful.run()), (0, 0));
+
+    // Its future is dropped while the server is asked.
+    let (tx, sure, doubtful) = begun(&pool, resolve()).await;
+    proxy.cut_answer_to("COMMIT");
+    let dropped = timeout(
+        LONG,
+        poll_then_drop(
+            async {
+                let committing = tx.commit();
+                tokio::pin!(committing);
+                until("the answer is lost, and the server not asked yet", async || {
+                    (&mut committing).now_or_never().is_none() && pool.stats().totals.lost == 3
+                })
+                .await;
+            },
+            1000,
+        ),
+    );
+    dropped.await.expect("in time").expect("lost");
+    assert_eq!((sure.run(), doubtful.run()), (0, 1));
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn a_commit_whose_future_was_dropped_is_heard_in_the_background(db: TestDb) {
+    table_with_slow_commits(&db).await;
+    let (_proxy, pool) = stage(&db, options(2));
+
+    let (tx, sure, doubtful) = begun(&pool, TxOptions::default()).await;
+    let gate = Gate::shut(&db).await;
+    let committing = tokio::spawn(tx.commit());
+    gate.until_waiting(1).await;
+    committing.abort();
+    committing.await.expect_err("aborted");
+    assert_eq!((rows(&db).await, sure.run(), doubtful.run()), (0, 0, 0), "not before the server is done");
+    gate.open().await;
+
+    recovers(&pool).await;
+    assert_eq!((rows(&db).await, sure.run(), doubtful.run()), (1, 1, 1));
+}
+
+#[db_testkit::test]
+async fn a_commit_that_was_refused_behind_a_dropped_future_runs_nothing(db: TestDb) {
+    table(&db).await;
+    sqlx::raw_sql(
+        "create function refuse() returns trigger language plpgsql as 'begin raise exception $$no$$; end';
+         create constraint trigger refuse after insert on t deferrable initially deferred
+           for each row execute function refuse()",
+    )
+    .execute(&db.pool())
+    .await
+    .expect("a trigger");
+    let (_proxy, pool) = stage(&db, options(2));
+
+    let (tx, sure, doubtful) = begun(&pool, TxOptions::default()).await;
+    assert!(poll_then_drop(tx.commit(), 1).await.is_none(), "it was cut off");
+
+    recovers(&pool).await;
+    assert_eq!((rows(&db).await, sure.run(), doubtful.run()), (0, 0, 0));
+}
+
+#[db_testkit::test]
+async fn a_commit_that_does_not_end_in_time_runs_what_may_run_in_doubt(db: TestDb) {
+    table_with_slow_commits(&db).await;
+    let (_proxy, pool) = stage(&db, hasty(2, LONG, Duration::from_millis(200)));
+
+    let (tx, sure, doubtful) = begun(&pool, TxOptions::default()).await;
+    let gate = Gate::shut(&db).await;
+    let error = ends(tx.commit()).await.expect_err("no answer in time");
+    assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
+
+    until("the repair gives up", async || doubtful.run() == 1).await;
+    assert_eq!(sure.run(), 0);
+    gate.open().await;
+    recovers(&pool).await;
+}
+
+#[db_testkit::test]
+async fn what_is_in_doubt_when_the_runtime_ends_runs_then(db: TestDb) {
+    table_with_slow_commits(&db).await;
+    let gate = Gate::shut(&db).await;
+    let url = db.url();
+    let (ending, ended) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let hooks = runtime.block_on(async {
+            let pool = Pool::new(&Config::from_url(&url).expect("an address"), options(2));
+            let (tx, sure, doubtful) = begun(&pool, TxOptions::default()).await;
+            tokio::spawn(tx.commit());
+            // The commit is sent, and waits.
+            tokio::task::spawn_blocking(move || ending.1.recv()).await.expect("told").expect("told");
+            (sure, doubtful)
+        });
+        drop(runtime);
+        ended.0.send(()).expect("the test goes on");
+        hooks
+    });
+    gate.until_waiting(1).await;
+    ending.0.send(()).expect("a thread");
+    tokio::task::spawn_blocking(move || ended.1.recv()).await.expect("told").expect("told");
+
+    let (sure, doubtful) = thread.join().expect("no panic");
+    assert_eq!((sure.run(), doubtful.run()), (0, 1));
+    gate.open().await;
+}
+
+#[db_testkit::test]
+async fn a_hook_that_panics_keeps_no_other_from_running(db: TestDb) {
+    table(&db).await;
+    let (_proxy, pool) = stage(&db, options(2));
+    let mut tx = pool.handle().begin().await.expect("begun");
+    let hooks = Hooks::default();
+    tx.after_commit(|| panic!("on purpose, as the test of a hook that panics"));
+    tx.unless_rolled_back(hooks.hook());
+
+    let ended = tokio::spawn(tx.commit()).await;
+
+    assert!(ended.is_err_and(|error| error.is_panic()));
+    assert_eq!(hooks.run(), 1);
+    until_at_rest(&pool).await;
+}
+
+#[db_testkit::test]
+async fn a_statement_that_was_cut_off_says_so_unless_it_was_refused(db: TestDb) {
+    table(&db).await;
+    let (proxy, pool) = stage(&db, options(2));
+    let insert = "insert into t values (1)";
+    let taken = async || {
+        let hooks = Hooks::default();
+        let mut conn = pool.handle().acquire().await.expect("a connection");
+        conn.if_cut_off(hooks.hook());
+        (conn, hooks)
+    };
+
+    let (mut conn, answered) = taken().await;
+    sqlx::query(insert).execute(&mut conn).await.expect("inserted");
+    sqlx::query("select 1 / 0").execute(&mut conn).await.expect_err("a division by zero");
+    drop(conn);
+    let (mut conn, cut) = taken().await;
+    assert!(poll_then_drop(sqlx::raw_sql(insert).execute(&mut conn), 1).await.is_none());
+    drop(conn);
+    let (mut conn, drained) = taken().await;
+    assert!(poll_then_drop(sqlx::raw_sql(insert).execute(&mut conn), 1).await.is_none());
+    sqlx::query("select 1").execute(&mut conn).await.expect("the next one");
+    assert_eq!(drained.run(), 1, "the connection is still used");
+    drop(conn);
+    let (mut conn, refused) = taken().await;
+    assert!(poll_then_drop(sqlx::raw_sql("select 1 / 0").execute(&mut conn), 1).await.is_none());
+    drop(conn);
+    let (mut conn, lost) = taken().await;
+    proxy.cut_answer_to(insert);
+    sqlx::query(insert).execute(&mut conn).await.expect_err("no answer");
+    drop(conn);
+
+    until("it runs in the background", async || (cut.run(), lost.run()) == (1, 1)).await;
+    recovers(&pool).await;
+    assert_eq!((answered.run(), refused.run(), drained.run(), cut.run(), lost.run()), (0, 0, 1, 1, 1));
 }
