@@ -259,6 +259,9 @@ impl EventLog {
         loop {
             // Taken here, so that the wait for a connection has the pool's limit and the statement its own.
             let mut conn = self.handle().acquire().await.map_err(|error| Error::of(error.into()))?;
+            // Also when this future is dropped, and the batch is stored all the same.
+            let events = self.clone();
+            conn.if_cut_off(move || events.wake(log));
             match append(&mut conn, log, after, batch, attempt).await {
                 Ok(Outcome::Stored(ids)) => {
                     self.wake(log);
@@ -283,6 +286,11 @@ impl EventLog {
             // The bus is closing; followers find the events at their next look.
             tracing::debug!(%log, %error, "not notified");
         }
+    }
+
+    /// The same after a transaction, unless that is rolled back.
+    pub(crate) fn wake_after(&self, tx: &mut Tx, log: LogId) {
+        self.inner.watched.notify_after(tx, &self.inner.topics.of(log));
     }
 
     /// The one who reads a log for all who follow it here.

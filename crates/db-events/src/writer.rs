@@ -90,8 +90,9 @@ impl Writer {
             also(&mut tx).await?;
             match append(&mut tx, self.log, Some(self.last), batch, Attempt::AtOnce).await? {
                 Outcome::Stored(_) => {
+                    // Also when nobody hears whether it is committed.
+                    self.events.wake_after(&mut tx, self.log);
                     tx.commit().await?;
-                    self.events.wake(self.log);
                     return Ok(());
                 }
                 Outcome::Raced => tx.rollback().await?,

@@ -24,7 +24,7 @@ impl OnBus for Tx {
     }
 }
 
-/// Notifications that a transaction sends when it is committed, and not otherwise.
+/// Notifications that a transaction sends when it is committed, and when nobody can tell whether it is.
 ///
 /// ```no_run
 /// # async fn run(pool: db_core::Pool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -40,7 +40,9 @@ impl OnBus for Tx {
 /// ```
 pub trait NotifyAfterCommit {
     /// Has the bus notify right after the commit, outside of the transaction, which therefore does not wait for other
-    /// transactions that notify. Nothing is sent when it is rolled back, or when its outcome is not known.
+    /// transactions that notify. Nothing is sent when it is rolled back. When its outcome is not known, the notification is
+    /// sent: the answer was lost, or the future of the commit was dropped on the way, such as a handler's whose client hung up
+    /// ([`Tx::unless_rolled_back`]).
     ///
     /// **A process that is killed between the commit and its notification sends nothing either**, and nobody is told. A reader
     /// that must not miss it also looks by itself from time to time, or the notification is made part of the transaction, at
@@ -67,9 +69,9 @@ impl NotifyAfterCommit for Tx {
         let bus = self.bus().ok_or(NotifyError::NoBus)?;
         crate::outbox::check(topic, payload)?;
         let (topic, payload) = (topic.clone(), payload.to_owned());
-        self.after_commit(move || {
+        self.unless_rolled_back(move || {
             if let Err(error) = bus.notify_soon_with(&topic, &payload) {
-                tracing::warn!(topic = topic.as_str(), %error, "committed, and nobody is notified");
+                tracing::warn!(topic = topic.as_str(), %error, "committed, or perhaps, and nobody is notified");
             }
         });
         Ok(())

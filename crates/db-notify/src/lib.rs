@@ -45,7 +45,7 @@
 //! |---|---|---|
 //! | [`bus.notify(topic).await`](Bus::notify) | when it returns | a round trip, and the pace |
 //! | [`bus.notify_soon(topic)`](Bus::notify_soon) | soon, or when the server is back | nothing |
-//! | [`tx.notify(topic)`](NotifyAfterCommit::notify) | soon after the commit, and only then | nothing |
+//! | [`tx.notify(topic)`](NotifyAfterCommit::notify) | soon after the commit, or when nobody can tell whether it was done | nothing |
 //! | [`bus.notify_in(&mut tx, …)`](Bus::notify_in) | by the commit itself | all such commits wait for each other |
 //! | [`watched.notify(topic)`](WatchedChannels::notify) | soon, if anybody watches the topic | nothing |
 //!

@@ -11,6 +11,7 @@ mod processes;
 mod schema;
 mod sharing;
 mod support;
+mod waking;
 mod watchers;
 mod watching;
 mod writing;

@@ -241,9 +241,9 @@ impl WatchedChannels {
     /// The same right after a transaction's commit, as [`NotifyAfterCommit`](crate::NotifyAfterCommit) does.
     pub fn notify_after(&self, tx: &mut Tx, topic: &Topic) {
         let (watched, topic) = (self.clone(), topic.clone());
-        tx.after_commit(move || {
+        tx.unless_rolled_back(move || {
             if let Err(error) = watched.notify(&topic) {
-                tracing::warn!(topic = topic.as_str(), %error, "committed, and nobody is notified");
+                tracing::warn!(topic = topic.as_str(), %error, "committed, or perhaps, and nobody is notified");
             }
         });
     }

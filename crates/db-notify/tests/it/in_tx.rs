@@ -1,15 +1,46 @@
-//! What a transaction notifies of: if it commits, and not otherwise.
+//! What a transaction notifies of: if it commits, or if nobody can tell, and not otherwise.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use db_core::{Pool, PoolOptions};
-use db_notify::{NotifyAfterCommit, NotifyError, NotifyInError, OnBus};
-use db_testkit::TestDb;
+use db_core::{Config, Error, Pool, PoolOptions, RetryPolicy, TxOptions};
+use db_notify::{Bus, NotifyAfterCommit, NotifyError, NotifyInError, OnBus, WatchOptions, WatchedChannels};
+use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 
 use crate::support::{bus, config, payload, topic};
 
 fn pool(db: &TestDb) -> Pool {
     Pool::new(&config(db), PoolOptions { max: 2, ..PoolOptions::backend() })
+}
+
+/// A pool behind a proxy, whose transactions notify on a bus that is not; and a table.
+async fn cut_off(db: &TestDb) -> (Proxy, Pool, Bus) {
+    execute(db, "create table orders (n int primary key)").await;
+    let proxy = Proxy::start(db).expect("a proxy");
+    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
+    let pool = Pool::new(&config, PoolOptions { max: 2, ..PoolOptions::backend() });
+    let bus = bus(db).await;
+    pool.attach(Arc::new(bus.clone()));
+    (proxy, pool, bus)
+}
+
+async fn execute(db: &TestDb, sql: &'static str) {
+    sqlx::raw_sql(sql).execute(&db.pool()).await.expect("done");
+}
+
+async fn committed(db: &TestDb) -> BTreeSet<i32> {
+    let rows = sqlx::query_scalar("select n from orders").fetch_all(&db.pool()).await;
+    rows.expect("rows").into_iter().collect()
+}
+
+/// Stores an order and notifies of it.
+async fn order(pool: &Pool, n: i32) -> Result<(), Error> {
+    let work = async |tx: &mut db_core::Tx| {
+        sqlx::query("insert into orders values ($1)").bind(n).execute(&mut *tx).await?;
+        tx.notify_with(&topic("orders"), &n.to_string()).expect("accepted");
+        Ok(())
+    };
+    pool.handle().tx(work).await
 }
 
 #[db_testkit::test]
@@ -72,4 +103,148 @@ async fn a_pool_without_a_bus_says_so(db: TestDb) {
     assert_eq!(tx.notify(&topic("orders")), Err(NotifyError::NoBus));
 
     tx.commit().await.expect("committed all the same");
+}
+
+#[db_testkit::test]
+async fn a_transaction_that_is_dropped_at_any_poll_notifies_if_it_was_committed(db: TestDb) {
+    let (_proxy, pool, bus) = cut_off(&db).await;
+    let mut orders = bus.subscribe(&topic("orders"), 1000);
+
+    let mut n = 0;
+    // Once to connect and to prepare; then again, to be cut off at each poll.
+    for polls in [1000].into_iter().chain(0..) {
+        n += 1;
+        let done = poll_then_drop(order(&pool, n), polls).await.is_some();
+        if done && n > 1 {
+            break;
+        }
+    }
+    db.until_quiet().await;
+    let committed = committed(&db).await;
+    bus.notify_with(&topic("orders"), "that is all").await.expect("sent");
+
+    let mut told = BTreeSet::new();
+    loop {
+        let payload = payload(&mut orders).await;
+        match payload.parse() {
+            Ok(n) => told.insert(n),
+            Err(_) => break,
+        };
+    }
+    let untold: Vec<_> = committed.difference(&told).collect();
+    assert!(untold.is_empty(), "committed {committed:?}, and nobody was told of {untold:?}");
+    assert!(committed.len() > 2, "none was cut off in its commit: {committed:?}");
+}
+
+#[db_testkit::test]
+async fn a_handler_that_is_dropped_in_a_slow_commit_notifies_once_others_can_see_it(db: TestDb) {
+    let (_proxy, pool, bus) = cut_off(&db).await;
+    execute(
+        &db,
+        "create function wait() returns trigger language plpgsql
+           as 'begin perform pg_advisory_xact_lock(1); return null; end';
+         create constraint trigger wait after insert on orders deferrable initially deferred
+           for each row execute function wait()",
+    )
+    .await;
+    let mut orders = bus.subscribe(&topic("orders"), 10);
+    let mut gate = db.pool().begin().await.expect("a transaction");
+    sqlx::query("select pg_advisory_xact_lock(1)").execute(&mut *gate).await.expect("shut");
+
+    let handler = tokio::spawn({
+        let pool = pool.clone();
+        async move { order(&pool, 1).await }
+    });
+    let waits = |session: &db_testkit::Session| session.wait.as_deref() == Some("Lock: advisory");
+    db.until_sessions("the commit waits", |all| all.iter().any(waits)).await;
+    // As a server does with the handler of a client that hangs up.
+    handler.abort();
+    until("it is dropped", async || handler.is_finished()).await;
+    gate.commit().await.expect("open");
+
+    assert_eq!(payload(&mut orders).await, "1");
+    assert_eq!(committed(&db).await, [1].into(), "who is woken looks, and sees it");
+}
+
+#[db_testkit::test]
+async fn a_commit_that_nobody_can_tell_of_notifies(db: TestDb) {
+    let (proxy, pool, bus) = cut_off(&db).await;
+    let mut orders = bus.subscribe(&topic("orders"), 10);
+
+    proxy.cut_answer_to("COMMIT");
+    let error = order(&pool, 1).await.expect_err("no answer");
+    assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
+    assert_eq!(payload(&mut orders).await, "1");
+
+    proxy.cut_answer_to("COMMIT");
+    let again = pool.handle().tx_retry(TxOptions::default(), RetryPolicy::default(), |mut tx| {
+        Box::pin(async move {
+            sqlx::query("insert into orders values (2)").execute(&mut *tx).await?;
+            tx.notify_with(&topic("orders"), "2").expect("accepted");
+            Ok::<_, Error>(())
+        })
+    });
+    let error = again.await.expect_err("no answer");
+    assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
+    assert_eq!(payload(&mut orders).await, "2");
+
+    // Ended by a text of the program's own, past us.
+    let mut tx = pool.handle().begin().await.expect("a transaction");
+    sqlx::query("insert into orders values (3)").execute(&mut tx).await.expect("inserted");
+    tx.notify_with(&topic("orders"), "3").expect("accepted");
+    sqlx::query("commit").execute(&mut tx).await.expect("committed");
+    let error = tx.commit().await.expect_err("it had ended");
+    assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
+    assert_eq!(payload(&mut orders).await, "3");
+    assert_eq!(committed(&db).await, [1, 2, 3].into());
+}
+
+#[db_testkit::test]
+async fn a_watched_topic_is_notified_of_by_a_commit_that_nobody_can_tell_of(db: TestDb) {
+    let (proxy, pool, bus) = cut_off(&db).await;
+    let watched = WatchedChannels::new(&bus, &topic("watched"), &WatchOptions::default());
+    let mut orders = bus.subscribe(&topic("orders"), 10);
+
+    let mut tx = pool.handle().begin().await.expect("a transaction");
+    watched.notify_after(&mut tx, &topic("orders"));
+    proxy.cut_answer_to("COMMIT");
+    tx.commit().await.expect_err("no answer");
+
+    assert_eq!(payload(&mut orders).await, "");
+}
+
+#[db_testkit::test]
+async fn what_is_known_to_be_undone_notifies_nobody(db: TestDb) {
+    let (proxy, pool, bus) = cut_off(&db).await;
+    execute(&db, "create table children (n int references orders deferrable initially deferred)").await;
+    let mut orders = bus.subscribe(&topic("orders"), 10);
+    let begin = async |n: i32| {
+        let mut tx = pool.handle().begin_with(TxOptions::default().resolve_commit()).await.expect("begun");
+        sqlx::query("insert into children values ($1)").bind(n).execute(&mut tx).await.expect("inserted");
+        tx.notify_with(&topic("orders"), &n.to_string()).expect("accepted");
+        tx
+    };
+
+    // The commit is refused, heard and unheard.
+    begin(1).await.commit().await.expect_err("no such order");
+    for polls in 1.. {
+        if poll_then_drop(begin(2).await.commit(), polls).await.is_some() {
+            break;
+        }
+    }
+    // It never arrived, which the server tells.
+    proxy.cut_before("COMMIT");
+    let error = begin(3).await.commit().await.expect_err("it did not arrive");
+    assert!(matches!(error, Error::RolledBack(_)), "{error:?}");
+    // Only a part of what is committed, or perhaps, was undone.
+    let mut tx = pool.handle().begin().await.expect("begun");
+    let mut part = tx.savepoint().await.expect("a savepoint");
+    part.unless_rolled_back(|| panic!("it was undone"));
+    drop(part);
+    proxy.cut_answer_to("COMMIT");
+    tx.commit().await.expect_err("no answer");
+    db.until_quiet().await;
+    bus.notify_with(&topic("orders"), "that is all").await.expect("sent");
+
+    assert_eq!(payload(&mut orders).await, "that is all");
 }

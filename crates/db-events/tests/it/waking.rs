@@ -1,0 +1,73 @@
+//! Who is woken by an append that nobody saw the end of.
+
+use db_core::{Config, Pool, PoolOptions};
+use db_events::{EventLog, LogId};
+use db_notify::{Bus, BusOptions, Subscription, Topic};
+use db_testkit::{TestDb, poll_then_drop};
+use futures_util::FutureExt;
+use tokio::time::timeout;
+
+use crate::support::{PATIENCE, numbered};
+
+/// A writer that is in doubt about who watches, so that it notifies of everything, and a bus of somebody else's.
+async fn writer_and_bus(db: &TestDb) -> (EventLog, Bus) {
+    let config = Config::from_url(&db.url()).expect("the test database's address");
+    let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
+    let other = Bus::open(&config, BusOptions::default()).await.expect("another bus");
+    let pool = Pool::new(&config, PoolOptions { max: 1, ..PoolOptions::backend() });
+    (EventLog::new(pool, &bus), other)
+}
+
+fn follow(bus: &Bus, log: LogId) -> Subscription {
+    bus.subscribe(&Topic::new(format!("log/{log}")).expect("a topic"), 10)
+}
+
+async fn is_stored(db: &TestDb, log: LogId) -> bool {
+    db.until_quiet().await;
+    let count =
+        sqlx::query_scalar("select exists (select from event_log_batches where log = $1)").bind(log.0);
+    count.fetch_one(&db.pool()).await.expect("an answer")
+}
+
+/// Drops such an append at each of its polls, until one that was cut off was stored all the same: the server may be quicker than
+/// the request to cancel it, or not. Whatever is stored must have been notified of.
+async fn drop_at_any_poll<F>(db: &TestDb, append: impl Fn(EventLog, LogId) -> F)
+where
+    F: Future<Output = ()>,
+{
+    let (events, other) = writer_and_bus(db).await;
+    let warm = events.create().await.expect("a log");
+    append(events.clone(), warm).await;
+    let mut stored = 0;
+    while stored == 0 {
+        for polls in 0.. {
+            let log = events.create().await.expect("a log");
+            let mut followed = follow(&other, log);
+            if poll_then_drop(append(events.clone(), log), polls).await.is_some() {
+                break;
+            }
+            if is_stored(db, log).await {
+                stored += 1;
+                let told = timeout(PATIENCE, followed.recv()).await;
+                assert!(told.is_ok(), "stored, dropped after {polls} polls, and nobody is told");
+            }
+        }
+    }
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn an_append_that_is_dropped_at_any_poll_wakes_those_who_follow_if_it_was_stored(db: TestDb) {
+    let append = async |events: EventLog, log| {
+        events.append(log, &numbered(1, 1)).await.expect("appended");
+    };
+    drop_at_any_poll(&db, append).await;
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn a_finish_that_is_dropped_at_any_poll_wakes_those_who_follow_if_it_was_stored(db: TestDb) {
+    let finish = async |events: EventLog, log| {
+        let finish = events.writer(log, 0);
+        finish.finish_with(&numbered(1, 1), |_| async { Ok(()) }.boxed()).await.expect("finished");
+    };
+    drop_at_any_poll(&db, finish).await;
+}
