@@ -27,8 +27,8 @@ const BATCH_BYTES: usize = 1 << 20;
 /// gathered meanwhile. One statement is under way at a time, so the events keep their order, and the busier the log is, the
 /// larger its batches are. Cheap to clone; clones are the same appender, and many may use it at once.
 ///
-/// What waits is bounded: past 8 MiB, whoever appends waits, too. A database that is away is waited for, and a batch whose answer
-/// was lost is stored once ([`EventLog::append_once`]).
+/// What waits is bounded: past 8 MiB, whoever appends waits, too. A database that is away, takes no writes or has no room left is
+/// waited for, and a batch whose answer was lost is stored once ([`EventLog::append_once`]).
 ///
 /// **Nothing is acknowledged before it is stored**: [`append`](Self::append) and [`flush`](Self::flush) return then. What was only
 /// [pushed](Self::push) is lost when the last handle is dropped without a [`flush`](Self::flush), and said in the log.

@@ -97,10 +97,16 @@ impl Error {
         }
     }
 
-    /// The same for one who has to go on: also when a limit of the pool's was shorter than ours.
+    /// The same for one who has to go on: also when it is the server that is in a bad way, and not what it was asked to do. It may
+    /// take no writes for a while (25006), have no room left (class 53), or fail by itself (classes 58 and XX).
+    pub(crate) fn may_be_mended(&self) -> bool {
+        self.is_transient() || matches!(self, Self::Database { cause, .. } if is_of_the_server(cause))
+    }
+
+    /// The same for one who asks again whatever became of it: also when a limit of the pool's was shorter than ours.
     pub(crate) fn may_pass(&self) -> bool {
         let is_late = matches!(self, Self::Database { cause, .. } if cause.class() == Class::TimedOut);
-        self.is_transient() || is_late
+        self.may_be_mended() || is_late
     }
 
     /// Whether the statement may have been done all the same.
@@ -108,7 +114,9 @@ impl Error {
         match self {
             Self::TimedOut { .. } => true,
             Self::Database { cause, .. } => {
-                matches!(cause.class(), Class::Lost) || matches!(cause, db_core::Error::CommitUnknown(_))
+                matches!(cause.class(), Class::Lost)
+                    || matches!(cause, db_core::Error::CommitUnknown(_))
+                    || is_internal(cause)
             }
             _ => false,
         }
@@ -127,4 +135,16 @@ impl Error {
     pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |error| Self::Database { what, cause: error.into() }
     }
+}
+
+fn is_of_the_server(cause: &db_core::Error) -> bool {
+    let is_out_of_room = |code: &str| code.starts_with("53");
+    matches!(cause.class(), Class::ReadOnly | Class::Resources)
+        || cause.sqlstate().as_deref().is_some_and(is_out_of_room)
+        || is_internal(cause)
+}
+
+/// Whether something failed in the server itself, at whatever point of the statement or of its commit.
+fn is_internal(cause: &db_core::Error) -> bool {
+    cause.sqlstate().is_some_and(|code| code.starts_with("58") || code.starts_with("XX"))
 }

@@ -84,7 +84,10 @@ impl History {
         while range.after < range.until {
             let kinds = self.selection.kinds.as_deref();
             let wanted = Wanted { until: range.until, kinds, ..Wanted::after(range.after) };
-            let page = Page::read(self.events.shared().pool(), self.log, wanted).await?;
+            let shared = self.events.shared();
+            let place = shared.catching_up().place().await?;
+            let page = Page::read(shared.pool(), self.log, wanted).await?;
+            drop(place);
             // Without another await, so that a future that is dropped has read nothing.
             range.after = if page.is_full { page.seen } else { range.until };
             self.range = Some(range);

@@ -41,6 +41,9 @@
 //! each append. Who is too slow for that goes back to pages, and joins again; nobody waits for anybody. The reader begins with
 //! the first stream that has caught up, and ends with the last one.
 //!
+//! Those who read pages have a quarter of the pool at most ([`EventOptions`]), so that appends do not queue behind them, and those
+//! who want the same page at the same time read it once.
+//!
 //! A notification that is lost delays the streams until the next look, at most [`POLL_FLOOR`] later; no event is lost. One
 //! query looks at all logs that are followed in a process, now and then and after each gap of the bus, and wakes the readers of
 //! those that have moved. An append to a log that nobody follows notifies nobody
@@ -48,6 +51,7 @@
 
 mod append;
 mod appender;
+mod catching_up;
 mod error;
 mod event;
 mod head;
@@ -62,6 +66,7 @@ mod stream;
 mod writer;
 
 pub use appender::Appender;
+pub use catching_up::EventOptions;
 pub use error::Error;
 pub use event::{Event, LogId, NewEvent, WriterId};
 pub use head::Head;

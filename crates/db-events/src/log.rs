@@ -14,7 +14,9 @@ use crate::append::{Attempt, Batch, Outcome, STATEMENT_LIMIT, append};
 use crate::page::WHAT;
 use crate::reader::Reader;
 use crate::readers::{Shared, look_after};
-use crate::{Appender, Error, EventStream, Head, History, LogId, NewEvent, Selection, Writer, WriterId};
+use crate::{
+    Appender, Error, EventOptions, EventStream, Head, History, LogId, NewEvent, Selection, Writer, WriterId,
+};
 
 /// The event logs of a database. Cheap to clone.
 #[derive(Clone)]
@@ -106,7 +108,7 @@ impl EventLog {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn new(pool: Pool, bus: &Bus) -> Self {
-        Self::with_topics(pool, bus, &LogTopics::default())
+        Self::with_options(pool, bus, &LogTopics::default(), EventOptions::default())
     }
 
     /// The same with topics of other names.
@@ -116,9 +118,19 @@ impl EventLog {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn with_topics(pool: Pool, bus: &Bus, topics: &LogTopics) -> Self {
+        Self::with_options(pool, bus, topics, EventOptions::default())
+    }
+
+    /// The same with topics of other names and another share of the pool for those who catch up.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn with_options(pool: Pool, bus: &Bus, topics: &LogTopics, options: EventOptions) -> Self {
         let watched = WatchedChannels::new(bus, &topics.watched, &topics.options);
         let inner = Inner {
-            shared: Arc::new(Shared::new(pool)),
+            shared: Arc::new(Shared::new(pool, options)),
             bus: bus.clone(),
             watched,
             topics: topics.clone(),

@@ -113,7 +113,7 @@ impl Iterator for IntoIter {
 impl ExactSizeIterator for IntoIter {}
 
 /// What a look at a log found after a cursor.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Page {
     /// None at the end.
     pub(crate) events: Option<Events>,

@@ -171,7 +171,7 @@ impl Reading {
         loop {
             // What came before the look is seen by it.
             while let Some(Some(_)) = self.watch.recv().now_or_never() {}
-            let page = match page(&self.shared, *log, tail.load(Ordering::Acquire)).await {
+            let page = match page(&self.shared, *log, Wanted::after(tail.load(Ordering::Acquire))).await {
                 Ok(page) => page,
                 Err(error) if error.may_pass() => {
                     tracing::warn!(%log, %error, "cannot read events yet");
@@ -195,7 +195,7 @@ impl Reading {
 }
 
 /// A look, counted.
-pub(crate) async fn page(shared: &Shared, log: LogId, after: i64) -> Result<Page, crate::Error> {
+pub(crate) async fn page(shared: &Shared, log: LogId, wanted: Wanted<'_>) -> Result<Page, crate::Error> {
     shared.count_page();
-    Page::read(shared.pool(), log, Wanted::after(after)).await
+    Page::read(shared.pool(), log, wanted).await
 }

@@ -8,6 +8,7 @@ use db_core::Pool;
 use db_notify::{Bus, Subscription};
 use tokio::time::{sleep, timeout};
 
+use crate::catching_up::{CatchingUp, EventOptions};
 use crate::log::limited;
 use crate::page::WHAT;
 use crate::reader::{Live, Reader};
@@ -17,18 +18,25 @@ use crate::{Error, Head, LogId, POLL_FLOOR};
 /// Who reads what, and what that has cost.
 pub(crate) struct Shared {
     pool: Pool,
+    catching_up: CatchingUp,
     readers: Mutex<HashMap<LogId, Weak<Reader>>>,
     pages: AtomicU64,
     heads: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(pool: Pool) -> Self {
-        Self { pool, readers: Mutex::default(), pages: AtomicU64::new(0), heads: AtomicU64::new(0) }
+    pub(crate) fn new(pool: Pool, options: EventOptions) -> Self {
+        let catching_up = CatchingUp::new(&pool, options);
+        let (pages, heads) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { pool, catching_up, readers: Mutex::default(), pages, heads }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    pub(crate) fn catching_up(&self) -> &CatchingUp {
+        &self.catching_up
     }
 
     /// The reader of a log, made by `make` if there is none that still reads.

@@ -8,7 +8,7 @@ use async_stream::try_stream;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::Stream;
 
-use crate::page::Events;
+use crate::page::{Events, PAGE_BYTES, Wanted};
 use crate::passing::{Following, Next};
 use crate::reader::{self, Reader};
 use crate::{Error, Event, EventLog, LogId};
@@ -27,6 +27,8 @@ pub struct EventStream {
     events: EventLog,
     log: LogId,
     cursor: i64,
+    /// At which size a page that it reads is full.
+    page_bytes: i64,
     joined: Option<Joined>,
     ended: bool,
 }
@@ -44,13 +46,27 @@ struct Joined {
 
 impl EventStream {
     pub(crate) fn new(events: EventLog, log: LogId, after: i64) -> Self {
-        Self { events, log, cursor: after.clamp(0, i64::MAX - 1), joined: None, ended: false }
+        Self {
+            events,
+            log,
+            cursor: after.clamp(0, i64::MAX - 1),
+            page_bytes: PAGE_BYTES,
+            joined: None,
+            ended: false,
+        }
     }
 
     /// The last event that was returned: the cursor to resume with.
     #[must_use]
     pub fn cursor(&self) -> i64 {
         self.cursor
+    }
+
+    /// The same stream with pages of another size than 1 MiB, for one who is to hold little at once: a page that this stream reads by
+    /// itself has less than twice that many bytes of text, or one event. What it is passed on while it follows live may be more.
+    #[must_use]
+    pub fn page_bytes(self, bytes: u32) -> Self {
+        Self { page_bytes: i64::from(bytes).clamp(1, PAGE_BYTES), ..self }
     }
 
     /// The next events, at least one, in order; `None` once the log is finished and all was returned.
@@ -126,7 +142,10 @@ impl EventStream {
 
     /// One page after the cursor; none at the end, which may be the log's, or where it joins those who follow.
     async fn look(&mut self) -> Result<Option<Events>, Error> {
-        let page = reader::page(self.events.shared(), self.log, self.cursor).await?;
+        let shared = self.events.shared();
+        let wanted = Wanted { bytes: self.page_bytes, ..Wanted::after(self.cursor) };
+        let read = || reader::page(shared, self.log, wanted);
+        let page = shared.catching_up().page(self.log, wanted, read).await?;
         let Some(events) = page.events else {
             if let Some(Joined { end, .. }) = self.joined {
                 self.go_on(end);

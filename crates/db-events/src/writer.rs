@@ -126,11 +126,11 @@ impl Attempts {
                     // Only the answer was lost; and so, maybe, was the notification.
                     Ok(true) => writer.events.wake(writer.log),
                     Ok(false) => return Err(error),
-                    Err(error) if error.is_transient() => return self.pause(writer, &error).await,
+                    Err(error) if error.may_be_mended() => return self.pause(writer, &error).await,
                     Err(error) => return Err(error),
                 }
             }
-            Err(error) if error.is_transient() => {
+            Err(error) if error.may_be_mended() => {
                 self.may_be_stored |= error.is_ambiguous();
                 return self.pause(writer, &error).await;
             }

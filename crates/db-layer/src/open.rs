@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use db_core::encryption::Keyring;
 use db_core::{Class, Config, Patience, Pool, PoolOptions, Pooler, Retry, connect};
-use db_events::{EventLog, LogTopics};
+use db_events::{EventLog, EventOptions, LogTopics};
 use db_migrate::Migrations;
 use db_notify::{Bus, BusOptions};
 use futures_util::TryFutureExt;
@@ -51,6 +51,8 @@ pub struct Options {
     pub bus: BusOptions,
     /// The topics by which those who follow event logs are woken.
     pub topics: LogTopics,
+    /// How event logs share the pool for background work between appends and those who catch up.
+    pub events: EventOptions,
     /// The keys that columns are sealed under; none by default.
     pub keyring: Option<Keyring>,
 }
@@ -71,6 +73,7 @@ impl Options {
             named: Vec::new(),
             bus: BusOptions::default(),
             topics: LogTopics::default(),
+            events: EventOptions::default(),
             keyring: None,
         }
     }
@@ -240,7 +243,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
             pool.attach(Arc::clone(keyring));
         }
     }
-    let events = EventLog::with_topics(backend.clone(), &bus, &options.topics);
+    let events = EventLog::with_options(backend.clone(), &bus, &options.topics, options.events);
     Ok(Db::new(Pools { api, backend, named }, bus, events, keyring))
 }
 

@@ -201,3 +201,50 @@ async fn an_event_keeps_its_version_and_its_json(db: TestDb) {
             .expect("rows");
     assert_eq!(seen, versions);
 }
+
+/// The next appends are refused with this code, so many times.
+async fn refuse(db: &TestDb, code: &str, times: i64) {
+    let refuse = format!(
+        "drop sequence if exists refusals;
+         create sequence refusals;
+         create or replace function refuse() returns trigger language plpgsql as $$
+         begin
+             if nextval('refusals') <= {times} then
+                 raise exception using errcode = '{code}', message = 'not now';
+             end if;
+             return new;
+         end $$;
+         create or replace trigger refuse before insert on event_log_batches for each row execute function refuse()"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(refuse)).execute(&db.pool()).await.expect("made");
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn whoever_appends_waits_for_a_server_that_is_in_a_bad_way_and_goes_on(db: TestDb) {
+    let events = events(&db).await;
+    let log = events.create().await.expect("a log");
+    let appender = events.appender(log);
+    let mut last = 0;
+    // Takes no writes, disk full, no memory, some limit of the server's, its disk fails, it fails itself.
+    for code in ["25006", "53100", "53200", "53400", "58030", "XX000"] {
+        refuse(&db, code, 2).await;
+
+        let id = timeout(PATIENCE, appender.append(NewEvent::new("n", code))).await;
+
+        last += 1;
+        assert_eq!(id.expect("in time").unwrap_or_else(|error| panic!("{code}: {error}")), last);
+        refuse(&db, code, 2).await;
+        let mut writer = events.writer(log, last);
+        let stored = timeout(PATIENCE, writer.append(&numbered(1, 1))).await;
+        stored.expect("in time").unwrap_or_else(|error| panic!("{code}: {error}"));
+        last = writer.last();
+    }
+
+    // What waiting does not mend ends it, with the reason.
+    refuse(&db, "42501", 2).await;
+    let refused = appender.append(NewEvent::new("n", "x")).await;
+    assert!(
+        matches!(&refused, Err(Error::Ended { cause: Some(cause), .. }) if cause.to_string().contains("not now")),
+        "{refused:?}"
+    );
+}

@@ -2,6 +2,7 @@
 
 mod appender;
 mod appending;
+mod catching_up;
 mod checker;
 mod contention;
 mod following;

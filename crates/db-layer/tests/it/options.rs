@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::{Debug, Write};
 use std::time::Duration;
 
+use db_layer::db_events::EventOptions;
 use db_layer::db_notify::BusOptions;
 use db_layer::{Config, PoolOptions, Retry, Settings};
 
@@ -72,6 +73,11 @@ fn the_page_has_each_option_of_a_pool_with_its_defaults() {
 #[test]
 fn the_page_has_each_option_of_the_bus_with_its_default() {
     compare("Options of the bus", 1, &BusOptions::default());
+}
+
+#[test]
+fn the_page_has_each_option_of_event_logs_with_its_default() {
+    compare("Options of event logs", 1, &EventOptions::default());
 }
 
 #[test]

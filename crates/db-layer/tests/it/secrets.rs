@@ -611,6 +611,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Delivery", "data that a program has asked for"),
     ("Ended", "a Shutdown, which is shown, and a signal"),
     ("Event", "data that a program has asked for"),
+    ("EventOptions", "a number"),
     ("Events", "data that a program has asked for"),
     ("EventsState", "numbers"),
     ("Gap", "numbers"),
