@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use db_layer::{Settings, Source};
 
+use crate::print::shown;
 use crate::serve::Host;
 
 /// Run a command as a build, and watch it live from anywhere.
@@ -51,7 +52,7 @@ impl Site {
             let value = value.filter(|value| !setting.is_secret && value != "(PEM)");
             format!(" --{} {}", setting.name, value.map_or("...".to_owned(), |value| quoted(&value)))
         });
-        data.into_iter().chain(given).collect()
+        shown(&data.into_iter().chain(given).collect::<String>())
     }
 
     /// Warns of secrets in the list of processes.

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::cli::{ConfigArgs, Site};
 use crate::list::print_out;
+use crate::print::{json_line, shown};
 
 pub(crate) fn command(site: &Site, args: &ConfigArgs) -> anyhow::Result<u8> {
     let mut text = String::new();
@@ -14,9 +15,9 @@ pub(crate) fn command(site: &Site, args: &ConfigArgs) -> anyhow::Result<u8> {
         let said = said_by(setting, source);
         if args.json {
             let line = json!({ "name": setting.name, "value": value, "source": said });
-            writeln!(text, "{line}")?;
+            writeln!(text, "{}", json_line(&line)?)?;
         } else {
-            let value = value.as_deref().unwrap_or("-");
+            let value = value.as_deref().map_or_else(|| "-".to_owned(), shown);
             writeln!(text, "{:<32}{value:<24}{said}", setting.name)?;
         }
     }

@@ -24,6 +24,25 @@ pub(crate) fn data_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
+/// Whether the embedded server, which is not root's, could pass to a data folder that is there or is to be made.
+pub(crate) fn check_way(given: Option<&Path>) -> anyhow::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let dir = choose(given)?;
+    // Whom a group or another owner lets through, the server itself finds out.
+    let is_closed =
+        |folder: &Path| fs::metadata(folder).is_ok_and(|found| found.uid() == 0 && found.mode() & 0o011 == 0);
+    if let Some(closed) = dir.ancestors().skip(1).find(|folder| is_closed(folder)) {
+        let (closed, dir) = (closed.display(), dir.display());
+        bail!(
+            "the user that PostgreSQL runs as, because it refuses to run as root, cannot pass through {closed} to {dir}: \
+             choose a folder elsewhere, such as /var/lib, or allow it: chmod o+x {closed}"
+        );
+    }
+    Ok(())
+}
+
 /// Where the embedded server keeps its data, in a data folder that the server's account can pass.
 pub(crate) fn server_dir(dir: &Path) -> anyhow::Result<PathBuf> {
     // As root, the server runs as another user. What lies in the folder is still readable by root only.

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::cli::{MigrateAction, MigrateArgs, Site};
 use crate::list::print_out;
 use crate::open::{self, Place};
+use crate::print::{json_line, shown};
 
 pub(crate) async fn command(site: &Site, args: MigrateArgs) -> anyhow::Result<u8> {
     let Place { options, server } = open::place(site).await?;
@@ -27,10 +28,10 @@ async fn act(config: &Config, args: MigrateArgs) -> anyhow::Result<String> {
         MigrateAction::Info => {
             for status in migrations.status(config).await? {
                 if args.json {
-                    writeln!(text, "{}", serde_json::to_string(&status)?)?;
+                    writeln!(text, "{}", json_line(&status)?)?;
                 } else {
                     let state = format!("{:?}", status.state).to_lowercase();
-                    writeln!(text, "{}  {state:<8}  {}", status.version, status.description)?;
+                    writeln!(text, "{}  {state:<8}  {}", status.version, shown(&status.description))?;
                 }
             }
             return Ok(text);
@@ -72,7 +73,7 @@ async fn confirm(migrations: &Migrations, config: &Config, to: i64) -> anyhow::R
         );
     }
     for status in &applied {
-        eprintln!("{}  {}", status.version, status.description);
+        eprintln!("{}  {}", status.version, shown(&status.description));
     }
     eprint!("Revert these in {config}, and delete all that they hold? Type yes to do so: ");
     let answer = tokio::task::spawn_blocking(|| {

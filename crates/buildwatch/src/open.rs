@@ -48,15 +48,11 @@ pub(crate) struct Place {
 
 /// Opens the database for everything but migrating.
 pub(crate) async fn open(site: &Site) -> anyhow::Result<Opened> {
-    let key = if site.settings.give_a_key() {
-        None
-    } else {
-        Some(home::key(&home::data_dir(site.data.as_deref())?)?)
-    };
+    let key = if site.settings.give_a_key() { None } else { Some(home::key(&data_home(site)?)?) };
     let Place { options, server } = place(site).await?;
     let place = match &server {
         Some(server) => {
-            format!("PostgreSQL {} of its own in {}", server.version(), server_home(site)?.display())
+            format!("PostgreSQL {} of its own in {}", server.version(), data_home(site)?.display())
         }
         None => options.database.to_string(),
     };
@@ -91,7 +87,7 @@ pub(crate) async fn place(site: &Site) -> anyhow::Result<Place> {
 
     // Not after a server was started.
     site.settings.check_the_rest()?;
-    let dir = home::server_dir(&server_home(site)?)?;
+    let dir = home::server_dir(&data_home(site)?)?;
     // Starting is work of files and processes, which blocks.
     let server = tokio::task::spawn_blocking(move || Server::kept(dir).start()).await??;
     let options = match database(&server).await {
@@ -107,7 +103,11 @@ pub(crate) async fn place(site: &Site) -> anyhow::Result<Place> {
     }
 }
 
-fn server_home(site: &Site) -> anyhow::Result<PathBuf> {
+/// The data folder, made if it is not there; but not where the embedded server could not reach it, if there is to be one.
+fn data_home(site: &Site) -> anyhow::Result<PathBuf> {
+    if !site.settings.name_a_database() {
+        home::check_way(site.data.as_deref())?;
+    }
     home::data_dir(site.data.as_deref())
 }
 

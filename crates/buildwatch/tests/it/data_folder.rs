@@ -161,15 +161,19 @@ fn a_folder_that_the_embedded_server_cannot_reach_keeps_its_mode() {
     fs::create_dir_all(&data).expect("folders");
     set_mode(&above, 0o700);
     set_mode(&data, 0o700);
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_buildwatch"))
-        .arg("--data")
-        .arg(&data)
-        .arg("list")
-        .env_remove("DATABASE_URL")
-        .output()
-        .expect("it runs");
+    let new = above.join("new/data");
+    for folder in [&data, &new] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_buildwatch"))
+            .arg("--data")
+            .arg(folder)
+            .arg("list")
+            .env_remove("DATABASE_URL")
+            .output()
+            .expect("it runs");
 
-    assert_eq!(output.status.code(), Some(1));
-    assert!(err(&output).contains("cannot pass through"), "{}", err(&output));
-    assert_eq!((mode(&above), mode(&data)), (0o700, 0o700));
+        is_refused(&output, &above, "cannot pass through");
+        assert_eq!((mode(&above), mode(&data)), (0o700, 0o700));
+    }
+    assert!(!above.join("new").exists(), "it is not made first");
+    assert_eq!(fs::read_dir(&data).expect("the folder").count(), 0, "nothing is put there");
 }

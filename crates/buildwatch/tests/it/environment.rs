@@ -103,6 +103,38 @@ async fn no_process_beside_a_command_has_our_secrets_in_its_environment(db: Test
     assert!(run.ended().success());
 }
 
+/// Root may read all of `/proc`, so this takes another user, whom only root can become.
+#[test]
+fn a_command_cannot_read_the_environment_of_its_buildwatch() {
+    use std::os::unix::fs::chown;
+    use std::os::unix::process::CommandExt;
+
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let home = Home::embedded();
+    let (program, folder) = (home.path("buildwatch"), home.path("folder"));
+    fs::copy(env!("CARGO_BIN_EXE_buildwatch"), &program).expect("a program");
+    fs::create_dir(&folder).expect("a folder");
+    chown(&folder, Some(65534), Some(65534)).expect("given away");
+    let mut run = std::process::Command::new(&program);
+    run.arg("--data").arg(folder.join("data")).args(["run", "--", "sh", "-c"]);
+    run.arg("cat /proc/$PPID/environ; cat /proc/$PPID/cmdline");
+    run.env_remove("DATABASE_URL")
+        .env("HOME", &folder)
+        .envs(KEPT_BACK)
+        .uid(65534)
+        .gid(65534)
+        .current_dir("/");
+
+    let output = run.output().expect("it runs");
+
+    assert!(output.status.success(), "{}", err(&output));
+    assert!(out(&output).contains("--data"), "the right process: {}", out(&output));
+    assert!(err(&output).contains("Permission denied"), "{}", err(&output));
+    assert!(!out(&output).contains("hunter2"), "{}", out(&output));
+}
+
 #[db_testkit::test]
 async fn a_secret_in_the_list_of_processes_is_warned_of(db: TestDb) {
     let home = Home::on(&db);
