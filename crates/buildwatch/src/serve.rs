@@ -29,6 +29,7 @@ use crate::builds::UnsealLog;
 use crate::cli::{ServeArgs, Site};
 use crate::list::print_out;
 use crate::open::{Opened, open};
+use crate::print::shown;
 use crate::reaper;
 use crate::run::{self, Running};
 use crate::serve::connections::Limits;
@@ -217,7 +218,7 @@ impl Server {
         let mut text = format!(
             "buildwatch listens on {}/\n  Database:            {}\n",
             self.address(),
-            self.opened.place
+            shown(&self.opened.place)
         );
         if let Some(token) = self.app.guard.token() {
             // After the `#`, where browsers keep it to themselves.
@@ -230,6 +231,9 @@ impl Server {
                 format!("  Token for the API:   {token}\n"),
             ]
             .concat();
+        }
+        if self.app.guard.rights().may_read && !is_this_machine(self.local.ip()) {
+            text += "  Everybody who can reach it reads all builds, with commands and output.\n";
         }
         text
     }

@@ -168,8 +168,9 @@ impl Guard {
         if self.token.as_ref().is_some_and(|token| bool::from(given.ct_eq(token.0.as_bytes()))) {
             return Ok(());
         }
-        let detail =
-            format!("{what} takes the token that the server printed, as `Authorization: Bearer TOKEN`");
+        let detail = format!(
+            "{what} takes the token that the server printed: open the address with it, or send `Authorization: Bearer TOKEN`"
+        );
         Err(Error::new(StatusCode::UNAUTHORIZED, detail))
     }
 }

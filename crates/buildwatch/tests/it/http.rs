@@ -162,6 +162,23 @@ async fn off_loopback_reading_takes_the_token_or_a_flag(db: TestDb) {
     }
 }
 
+#[test]
+fn a_server_that_shows_builds_to_everybody_says_so() {
+    let home = Home::embedded();
+    let says = |args: &[&str]| {
+        let mut live = home.start([&["serve", "--listen", "0.0.0.0:0"], args].concat());
+        live.line();
+        live.line();
+        live.signal("INT");
+        let rest = live.rest();
+        assert!(live.ended().success());
+        rest.join("\n")
+    };
+
+    assert!(says(&["--public-read"]).contains("Everybody who can reach it reads all builds"));
+    assert!(says(&[]).contains("Read builds at:"));
+}
+
 #[db_testkit::test]
 async fn errors_are_pages_for_people_and_problems_for_programs(db: TestDb) {
     let home = Home::on(&db);
