@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_stream::try_stream;
 use futures_util::future::BoxFuture;
@@ -10,19 +10,27 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, TryStreamExt};
 use sqlx::postgres::{PgArguments, PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Connection, Either, Execute, Executor, Postgres, SqlStr};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 use tokio::time::timeout;
 
 use crate::class::Verdict;
 use crate::deadline::{DeadlineError, Limited, within};
 use crate::doubt::{Hook, When};
+use crate::error::said;
+use crate::lent::{Found, LentError};
 use crate::log::Trip;
-use crate::pool::{Live, Shared, come_to_rest};
+use crate::pool::{CUT_OFF, Live, Shared, ask, come_to_rest, forget_statements};
 use crate::pooler::Needs;
+use crate::question::{self, Standing};
 use crate::sql;
 use crate::statement::{Flight, State, Transaction};
 use crate::text::Text;
 use crate::tracker::Asker;
 use crate::{Error, PoolerError, Tx, TxOptions};
+
+/// The end of what was cut off is waited for no longer than this where a thread waits.
+const REST_LIMIT: Duration = Duration::from_secs(1);
 
 /// A connection taken from a [`Pool`](crate::Pool), given back when it is dropped.
 ///
@@ -130,12 +138,38 @@ impl Conn {
         self.live().session.pid
     }
 
-    /// sqlx's own connection, for code that insists on it. Nothing is known of what is done with it, so the session is
-    /// reset afterwards.
+    /// sqlx's own connection, for code that insists on it. Nothing is known of what is done with it, so before the next
+    /// statement that does not go through it, one round trip asks where the session stands, and the session is reset afterwards.
+    ///
+    /// That statement fails with [`Error::Lent`], and is not sent, when the session gives each statement the answer of another:
+    /// sqlx loses count of the answers when a `COPY` does not end as it should, for example when its future is dropped. The
+    /// connection is of no more use then, and is closed. The same is said while a transaction is open that was begun through
+    /// sqlx's connection, for which the statement was not meant.
+    ///
+    /// When a statement was cut off on the connection, its end is waited for here, on this thread and for 1 s at most, or sqlx would
+    /// take its error for that of the next. On a runtime of one thread it is not waited for: [`ping`](Self::ping) first.
     pub fn as_sqlx(&mut self) -> &mut PgConnection {
-        self.state.session_changed = true;
-        self.state.unseen = true;
+        self.rest_on_this_thread();
+        self.state.lend();
         &mut self.live_mut().raw
+    }
+
+    /// Waits for the end of a statement that was cut off. Other tasks of this thread go on elsewhere.
+    fn rest_on_this_thread(&mut self) {
+        if matches!(self.state.in_flight(), None | Some(Flight::Lent)) {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        if runtime.runtime_flavor() != RuntimeFlavor::MultiThread {
+            return;
+        }
+        let error = match block_in_place(|| runtime.block_on(timeout(REST_LIMIT, self.drain()))) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => said(&error),
+            Err(_) => format!("it takes longer than {REST_LIMIT:?}"),
+        };
+        let (pool, pid) = (&self.inner.options.name, self.pid());
+        tracing::debug!(pool, pid, error, "lent before what was cut off on it came to its end");
     }
 
     pub(crate) fn live(&self) -> &Live {
@@ -217,9 +251,13 @@ impl Conn {
     }
 
     /// Cancels a statement that was cut off, if there is one, and reads its end: the driver would take its error for that of
-    /// the next.
+    /// the next. After sqlx's own connection was lent, asks where the session stands.
     pub(crate) async fn drain(&mut self) -> Result<(), sqlx::Error> {
         let Some(flight) = self.state.in_flight() else { return Ok(()) };
+        if matches!(flight, Flight::Lent | Flight::OutOfStep) {
+            let standing = self.ask().await?;
+            return self.state.stands(standing).map_err(|found| self.not_sent(found));
+        }
         let limit = self.limit();
         let live = self.live.as_mut().expect("there until it is dropped");
         match timeout(limit.wait, come_to_rest(&self.inner, live, flight)).await {
@@ -231,7 +269,8 @@ impl Conn {
                 if rest.uncancelled {
                     self.state.becomes_useless();
                 }
-                Ok(())
+                live.cut_off += 1;
+                if live.cut_off < CUT_OFF { Ok(()) } else { self.forget_statements(limit).await }
             }
             Ok(Err(error)) => {
                 self.state.is_lost();
@@ -239,6 +278,64 @@ impl Conn {
             }
             Err(_) => Err(self.expired(limit).into()),
         }
+    }
+
+    /// Has the server forget what was prepared, since nobody knows of all of it.
+    async fn forget_statements(&mut self, limit: Limited) -> Result<(), sqlx::Error> {
+        if self.inner.is_pooled() || self.state.transaction != Transaction::None {
+            // Done when it is given back.
+            self.state.session_changed = true;
+            return Ok(());
+        }
+        let live = self.live.as_mut().expect("there until it is dropped");
+        self.state.begin(Flight::Control);
+        match timeout(limit.wait, forget_statements(live)).await {
+            Ok(forgotten) => {
+                self.state.end(forgotten.as_ref().err());
+                forgotten
+            }
+            Err(_) => Err(self.expired(limit).into()),
+        }
+    }
+
+    /// Asks the session where it stands. The answer clears what was in flight, but is not noted.
+    pub(crate) async fn ask(&mut self) -> Result<Standing, sqlx::Error> {
+        if self.state.in_flight() == Some(Flight::OutOfStep) {
+            return Err(self.not_sent(Found::OutOfStep));
+        }
+        let limit = self.limit();
+        let live = self.live.as_mut().expect("there until it is dropped");
+        if !self.state.is_lent() {
+            self.state.begin(Flight::Control);
+        }
+        let asked = timeout(limit.wait, async {
+            if self.state.transaction == Transaction::None {
+                ask(&self.inner, live).await
+            } else {
+                // Without a cancel, which could hit the question, and a transaction would be lost with it.
+                question::ask(&mut live.raw, &mut live.numbers).await
+            }
+        });
+        match asked.await {
+            Ok(Ok(Some(standing))) => {
+                self.state.end(None);
+                live.last_seen = Instant::now();
+                Ok(standing)
+            }
+            Ok(Ok(None)) => {
+                self.state.falls_out_of_step();
+                Err(self.not_sent(Found::OutOfStep))
+            }
+            Ok(Err(error)) => {
+                self.state.is_lost();
+                Err(error)
+            }
+            Err(_) => Err(self.expired(limit).into()),
+        }
+    }
+
+    fn not_sent(&self, found: Found) -> sqlx::Error {
+        LentError::new(&self.inner.options.name, self.asker.at, found).into()
     }
 
     /// How long the next wait for the server may be.
@@ -289,6 +386,7 @@ impl Conn {
         if text.changes_session() {
             self.state.session_changed = true;
             self.state.unseen = true;
+            self.state.may_be_begun = true;
             if self.state.transaction == Transaction::Aborted {
                 // `ROLLBACK TO SAVEPOINT` may mend it; the commit will ask.
                 self.state.transaction = Transaction::Open;

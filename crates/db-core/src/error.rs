@@ -6,7 +6,7 @@ use std::panic::Location;
 use std::time::Duration;
 
 use crate::class::{Repeat, Verdict};
-use crate::{Class, ConfigError, ConnectError, DeadlineError, Holder, PoolerError, Stats};
+use crate::{Class, ConfigError, ConnectError, DeadlineError, Holder, LentError, PoolerError, Stats};
 
 /// Anything that can go wrong between a service and its database.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,10 @@ pub enum Error {
     /// A statement was not sent, since it would do harm behind a pooler.
     #[error(transparent)]
     Pooler(#[from] PoolerError),
+    /// A statement, or a commit, was not sent, since the session did not come back from [`as_sqlx`](crate::Conn::as_sqlx) as it
+    /// was.
+    #[error(transparent)]
+    Lent(#[from] LentError),
 }
 
 impl Error {
@@ -56,6 +60,7 @@ impl Error {
             Self::CommitUnknown(_) => Class::Lost,
             Self::RolledBack(_) => Class::Conflict,
             Self::Deadline(_) => Class::TimedOut,
+            Self::Lent(error) => error.class(),
         }
     }
 
@@ -70,6 +75,7 @@ impl Error {
             Self::Statement(error) => error.repeat(),
             Self::CommitUnknown(_) => Repeat::IfHarmless,
             Self::RolledBack(_) => Repeat::Soon,
+            Self::Lent(error) => error.repeat(),
         }
     }
 
@@ -135,19 +141,28 @@ impl From<sqlx::Error> for Error {
         let io = match error {
             sqlx::Error::Io(io) => io,
             sqlx::Error::Configuration(other) => {
-                return match other.downcast::<PoolerError>() {
-                    Ok(ours) => Self::Pooler(*ours),
+                let other = match other.downcast::<PoolerError>() {
+                    Ok(ours) => return Self::Pooler(*ours),
+                    Err(other) => other,
+                };
+                return match other.downcast::<LentError>() {
+                    Ok(ours) => Self::Lent(*ours),
                     Err(other) => Self::Statement(StatementError(sqlx::Error::Configuration(other))),
                 };
             }
             other => return Self::Statement(StatementError(other)),
         };
-        match io.downcast::<AcquireError>() {
-            Ok(ours) => Self::Acquire(ours),
-            Err(io) => match io.downcast::<DeadlineError>() {
-                Ok(ours) => Self::Deadline(ours),
-                Err(io) => Self::Statement(StatementError(sqlx::Error::Io(io))),
-            },
+        let io = match io.downcast::<AcquireError>() {
+            Ok(ours) => return Self::Acquire(ours),
+            Err(io) => io,
+        };
+        let io = match io.downcast::<LentError>() {
+            Ok(ours) => return Self::Lent(ours),
+            Err(io) => io,
+        };
+        match io.downcast::<DeadlineError>() {
+            Ok(ours) => Self::Deadline(ours),
+            Err(io) => Self::Statement(StatementError(sqlx::Error::Io(io))),
         }
     }
 }

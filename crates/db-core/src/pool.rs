@@ -32,7 +32,7 @@ pub use warm::WarmUpError;
 
 pub(crate) use self::core::{Inner, Live};
 pub(crate) use acquire::acquire;
-pub(crate) use repair::{Rest, come_to_rest};
+pub(crate) use repair::{CUT_OFF, Rest, ask, come_to_rest, forget_statements};
 
 /// How long the sign of life may take before the connection is replaced.
 const PING_LIMIT: Duration = Duration::from_millis(300);

@@ -8,6 +8,8 @@ use sqlx::error::DatabaseError;
 use crate::class::{Link, Verdict};
 use crate::deadline::Ends;
 use crate::doubt::Doubt;
+use crate::lent::Found;
+use crate::question::Standing;
 
 /// What is known of a connection between two statements.
 #[derive(Debug, Default)]
@@ -20,6 +22,8 @@ pub(crate) struct State {
     pub(crate) session_changed: bool,
     /// Statements were sent past us, so nobody knows whether the transaction has failed meanwhile.
     pub(crate) unseen: bool,
+    /// A text that went through us may have begun a transaction.
+    pub(crate) may_be_begun: bool,
     pub(crate) transaction: Transaction,
     /// No statement of the transaction may wait for longer than until then.
     pub(crate) ends: Option<Ends>,
@@ -36,6 +40,11 @@ pub(crate) enum Flight {
     Statement,
     /// `BEGIN`, `COMMIT` and the like, and signs of life: short, and better waited for than cancelled.
     Control,
+    /// Nothing of ours: the connection was lent as sqlx's own, and nobody knows what is under way on it. It is asked where it
+    /// stands before anything else is sent.
+    Lent,
+    /// Answers that belong to other questions. Nothing more is sent.
+    OutOfStep,
 }
 
 /// Where a connection stands with transactions of ours.
@@ -86,6 +95,44 @@ impl State {
         if failed && self.transaction == Transaction::Open {
             self.transaction = Transaction::Aborted;
         }
+    }
+
+    /// Notes that sqlx's own connection is lent. What failed before may be mended by what is done with it.
+    pub(crate) fn lend(&mut self) {
+        self.session_changed = true;
+        self.unseen = true;
+        self.in_flight = Some(Flight::Lent);
+        if self.transaction == Transaction::Aborted {
+            self.transaction = Transaction::Open;
+        }
+    }
+
+    pub(crate) fn is_lent(&self) -> bool {
+        self.in_flight == Some(Flight::Lent)
+    }
+
+    /// Notes where the session stands that was lent, and says what is in the way of the next statement, if anything is: then it
+    /// counts as lent still.
+    pub(crate) fn stands(&mut self, standing: Standing) -> Result<(), Found> {
+        self.in_flight = Some(Flight::Lent);
+        self.transaction = match (self.transaction, standing) {
+            (Transaction::None, Standing::Open | Standing::Aborted) if !self.may_be_begun => {
+                return Err(Found::Open);
+            }
+            (Transaction::Open | Transaction::Aborted, Standing::Idle) => return Err(Found::Ended),
+            (Transaction::None, _) => Transaction::None,
+            (_, Standing::Aborted) => Transaction::Aborted,
+            (_, Standing::Open) => Transaction::Open,
+        };
+        self.unseen = false;
+        self.in_flight = None;
+        Ok(())
+    }
+
+    /// Notes that its answers belong to other questions: nothing more is sent, and nobody else is to have it.
+    pub(crate) fn falls_out_of_step(&mut self) {
+        self.in_flight = Some(Flight::OutOfStep);
+        self.becomes_useless();
     }
 
     pub(crate) fn begin(&mut self, flight: Flight) {

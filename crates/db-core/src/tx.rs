@@ -8,14 +8,15 @@ use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{AssertSqlSafe, Either, Execute, Executor, Postgres, Row, SqlSafeStr, SqlStr};
+use sqlx::{AssertSqlSafe, Either, Execute, Executor, Postgres, SqlSafeStr, SqlStr};
 
 use crate::class::{Verdict, is_fatal};
 use crate::deadline::{DeadlineError, Ends};
 use crate::doubt::{Hook, When};
 use crate::encryption::Keyring;
 use crate::error::StatementError;
-use crate::statement::{Transaction, is_aborted};
+use crate::question::Standing;
+use crate::statement::Transaction;
 use crate::text::Text;
 use crate::{Class, Conn, Error, Repeat};
 
@@ -90,13 +91,17 @@ impl Tx {
     ///
     /// [`Error::Aborted`] when a statement in the transaction had failed: nothing of it is stored, although the server
     /// itself answers such a `COMMIT` without an error. [`Error::Statement`] when the server refused, for example a
-    /// deferred constraint: nothing is stored. [`Error::Deadline`] when it was open for too long: nothing is stored.
-    /// [`Error::CommitUnknown`] when the link was lost on the way, or the session ended with an error; with
-    /// [`TxOptions::resolve_commit`], this is success or [`Error::RolledBack`] instead, as soon as the server can tell.
+    /// deferred constraint: nothing is stored. [`Error::Lent`] when the session came back from [`Tx::as_sqlx`] in a state in
+    /// which its answers cannot be believed: the commit was not sent, and nothing is stored. [`Error::Deadline`] when it was open
+    /// for too long: nothing is stored. [`Error::CommitUnknown`] when the link was lost on the way, or the session ended with an
+    /// error; with [`TxOptions::resolve_commit`], this is success or [`Error::RolledBack`] instead, as soon as the server can
+    /// tell.
     pub async fn commit(mut self) -> Result<(), Error> {
         self.settle().await?;
-        // A statement that was cut off may have failed.
-        self.conn.drain().await?;
+        // A statement that was cut off may have failed. Where the session stands that was lent is asked below.
+        if !self.conn.state.is_lent() {
+            self.conn.drain().await?;
+        }
         if let Some(expired) = self.expired() {
             return Err(expired.into());
         }
@@ -149,6 +154,10 @@ impl Tx {
     ///
     /// [`Error::Statement`] when the link was lost: the server then rolls back by itself.
     pub async fn rollback(mut self) -> Result<(), Error> {
+        if self.conn.state.is_lent() {
+            // Wherever it stands: nothing is open afterwards.
+            self.conn.ask().await?;
+        }
         self.conn.control("ROLLBACK".into_sql_str()).await?;
         self.ended();
         Ok(())
@@ -233,7 +242,8 @@ impl Tx {
     }
 
     /// sqlx's own connection inside the transaction, for code that insists on it. Nothing is known of what is done with
-    /// it, so the session is reset after the transaction's end. A savepoint that was dropped and not yet undone is undone
+    /// it, so one round trip before the next statement, or the commit, asks where the session stands, as
+    /// [`Conn::as_sqlx`] says, and the session is reset after the transaction's end. A savepoint that was dropped and not yet undone is undone
     /// by the next statement that goes through the transaction itself.
     pub fn as_sqlx(&mut self) -> &mut PgConnection {
         self.conn.as_sqlx()
@@ -276,21 +286,19 @@ impl Tx {
     /// Finds out whether the transaction is aborted, where we did not see every statement: the server answers the commit
     /// of one that is without an error.
     async fn ask(&mut self) -> Result<(), Error> {
-        match self.conn.control_row("select now() <> statement_timestamp()".into_sql_str()).await {
-            Ok(Some(row)) if !row.try_get(0)? => {
+        match self.conn.ask().await? {
+            Standing::Open => {}
+            Standing::Aborted => self.conn.state.transaction = Transaction::Aborted,
+            Standing::Idle => {
                 // There is nothing to commit or to roll back any more.
                 self.ended();
                 self.doubts();
                 self.conn.state.doubt.unknown();
                 let what = "the transaction had been ended by a statement inside it";
-                Err(Error::CommitUnknown(StatementError(sqlx::Error::Protocol(what.to_owned()))))
+                return Err(Error::CommitUnknown(StatementError(sqlx::Error::Protocol(what.to_owned()))));
             }
-            Err(error) if is_aborted(&error) => {
-                self.conn.state.transaction = Transaction::Aborted;
-                Ok(())
-            }
-            other => Ok(other.map(drop)?),
         }
+        Ok(())
     }
 
     /// [`Tx::settle`], in a box when there is something to do: most statements have nothing to wait for.

@@ -20,6 +20,7 @@ use super::repair::Suspect;
 use super::stats::{Stats, Totals};
 use crate::companions::Companions;
 use crate::connect::ConnectFailure;
+use crate::question::Numbers;
 use crate::statement::{Flight, State};
 use crate::tracker::{Returned, Session};
 use crate::{Config, Pooler, Tracking};
@@ -43,6 +44,10 @@ pub(crate) struct Live {
     pub(crate) generation: u64,
     /// How many times the pool's cached plans had been found stale when its own were last made.
     pub(crate) plans: u64,
+    /// How many statements were cut off on it since the server last forgot all that were prepared.
+    pub(crate) cut_off: u32,
+    /// What the questions on it are told apart by.
+    pub(crate) numbers: Numbers,
 }
 
 /// What a connection has to be up to when it is handed out.
@@ -410,7 +415,8 @@ impl Inner {
     pub(crate) fn discard(self: &Arc<Self>, live: Box<Live>, returned: Option<&Returned>, state: State) {
         let generation = live.generation;
         // A commit is left to end as it may.
-        let goes_on = state.in_flight() == Some(Flight::Statement) && self.canceller.is_some();
+        let goes_on =
+            matches!(state.in_flight(), Some(Flight::Statement | Flight::Lent)) && self.canceller.is_some();
         let orphan = goes_on.then(|| Arc::clone(&live.session));
         drop(live);
         let mut core = self.core();

@@ -14,6 +14,7 @@ use super::options::PoolOptions;
 use crate::connect::ConnectFailure;
 use crate::keepalive::kept_alive;
 use crate::pooler::follows_statements;
+use crate::question::Numbers;
 use crate::tracker::Session;
 use crate::{Config, Pooler};
 
@@ -107,6 +108,8 @@ impl Dial {
             uses: 0,
             generation: core.generation,
             plans: core.plans,
+            cut_off: 0,
+            numbers: Numbers::new(),
         });
         core.dialling -= 1;
         self.counted = false;

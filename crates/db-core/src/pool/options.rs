@@ -89,7 +89,8 @@ pub enum Reset {
     Rollback,
     /// The same, but commit what was begun by text, unless a statement failed in it or was cut off.
     Commit,
-    /// Roll back, and leave the session's settings, listens and temporary tables to the next user.
+    /// Roll back, and leave the session's settings and temporary tables to the next user. Not what it listens to: a notification
+    /// would fail the next statement, and nobody could receive it.
     Keep,
     /// `DISCARD ALL` each time, for code that changes its session in ways that its text does not show, such as a function
     /// that calls `set_config`. It costs each use two round trips, after the use.

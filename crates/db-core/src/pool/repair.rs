@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Executor, Row};
+use sqlx::{Connection, Executor};
 use tokio::time::timeout;
 
 use super::PING_LIMIT;
@@ -15,6 +15,7 @@ use super::options::Reset;
 use crate::class::{Link, Verdict, is_fatal};
 use crate::doubt::Doubt;
 use crate::error::said;
+use crate::question::{self, Standing};
 use crate::statement::{Flight, State, Transaction};
 use crate::tracker::Session;
 use crate::tx::refuses;
@@ -30,6 +31,14 @@ const LET_IT_END: Duration = Duration::from_millis(2);
 
 /// "Canceling statement due to user request", or for a limit of the server's.
 const CANCELLED: &str = "57014";
+
+/// A session that was lent may take so long to answer a question before it is taken to be at work on a statement that was cut
+/// off.
+const ANSWER: Duration = Duration::from_millis(250);
+
+/// After so many statements that were cut off, the server is to forget all that were prepared: the driver cannot close those
+/// whose preparation it did not see through. Half of what its own cache holds.
+pub(crate) const CUT_OFF: u32 = 50;
 
 /// After this, somebody else is let in for the one in repair. Before, waiting for it is cheaper than dialling.
 const PATIENCE: Duration = Duration::from_millis(10);
@@ -211,13 +220,13 @@ async fn terminate(inner: &Inner, session: &Session) {
 async fn mend(inner: &Inner, live: &mut Live, state: &mut State) -> Result<Mended, sqlx::Error> {
     let reset = inner.options.reset;
     let end = match state.in_flight() {
+        Some(Flight::Lent | Flight::OutOfStep) | None => Rest::default(),
         Some(flight) => {
             let end = come_to_rest(inner, live, flight).await?;
             // Others can see now what it has done.
             state.doubt.came_to(end);
             end
         }
-        None => Rest::default(),
     };
     if state.is_useless() || end.uncancelled {
         // A request to cancel may still be under way, and would hit the next user.
@@ -226,11 +235,16 @@ async fn mend(inner: &Inner, live: &mut Live, state: &mut State) -> Result<Mende
 
     // This is also the one more round trip after a cancel: a signal that came too late for the statement hits this, and
     // is used up by it.
-    let transaction = ask(&mut live.raw).await?;
-    let by_text = state.transaction == Transaction::None && state.in_flight().is_none();
-    match transaction {
-        Found::None => {}
-        Found::Open if by_text && reset == Reset::Commit => match control(&mut live.raw, "COMMIT").await {
+    let Some(standing) = ask(inner, live).await? else {
+        let (pool, pid) = (&inner.options.name, live.session.pid);
+        tracing::debug!(pool, pid, "a session gives each statement the answer of another, and is closed");
+        return Ok(Mended::Useless);
+    };
+    let is_whole = matches!(state.in_flight(), Some(Flight::Lent) | None);
+    let by_text = state.transaction == Transaction::None && is_whole;
+    match standing {
+        Standing::Idle => {}
+        Standing::Open if by_text && reset == Reset::Commit => match control(&mut live.raw, "COMMIT").await {
             Err(error @ sqlx::Error::Database(_)) if !is_fatal(&error) => {
                 let (pool, pid) = (&inner.options.name, live.session.pid);
                 tracing::warn!(
@@ -242,17 +256,59 @@ async fn mend(inner: &Inner, live: &mut Live, state: &mut State) -> Result<Mende
             }
             done => done?,
         },
-        Found::Open | Found::Aborted => control(&mut live.raw, "ROLLBACK").await?,
+        Standing::Open | Standing::Aborted => repeat(&mut live.raw, "ROLLBACK").await?,
+    }
+    if state.in_flight().is_some() {
+        live.cut_off += 1;
     }
     // A pooler would discard what is in some other session.
-    let resets = reset == Reset::DiscardAll || (state.session_changed && reset != Reset::Keep);
-    if resets && !inner.is_pooled() {
-        control(&mut live.raw, "DISCARD ALL").await?;
+    if inner.is_pooled() {
+        // Nor can what it keeps for this one be closed one by one.
+        return Ok(if live.raw.is_in_transaction() || live.cut_off >= CUT_OFF {
+            Mended::Useless
+        } else {
+            Mended::Good
+        });
+    }
+    if reset == Reset::DiscardAll || (state.session_changed && reset != Reset::Keep) {
+        repeat(&mut live.raw, "DISCARD ALL").await?;
         // The server has forgotten the prepared statements.
         live.raw.clear_cached_statements().await?;
+        live.cut_off = 0;
+    } else if live.cut_off >= CUT_OFF {
+        forget_statements(live).await?;
+    }
+    if state.session_changed && reset == Reset::Keep {
+        // Nobody could receive a notification here: the driver takes it for a part of the next answer, and fails.
+        repeat(&mut live.raw, "UNLISTEN *").await?;
     }
     // sqlx counts transactions by itself, and nothing but sqlx can set it right.
     Ok(if live.raw.is_in_transaction() { Mended::Useless } else { Mended::Good })
+}
+
+/// Asks a session where it stands, and cancels what keeps it from answering: a statement that was cut off while the session
+/// was lent. `None` when nobody else is to have it.
+pub(crate) async fn ask(inner: &Inner, live: &mut Live) -> Result<Option<Standing>, sqlx::Error> {
+    // Not by `come_to_rest` first: in the middle of a COPY, the server does not answer a sign of life.
+    if inner.canceller.is_some() {
+        let asked = timeout(ANSWER, question::ask(&mut live.raw, &mut live.numbers)).await;
+        if let Ok(answer) = asked {
+            return answer;
+        }
+        if come_to_rest(inner, live, Flight::Statement).await?.uncancelled {
+            return Ok(None);
+        }
+    }
+    question::ask(&mut live.raw, &mut live.numbers).await
+}
+
+/// Has both sides forget what was prepared.
+pub(crate) async fn forget_statements(live: &mut Live) -> Result<(), sqlx::Error> {
+    // Cut off in between, the driver has forgotten more than the server, and not less.
+    live.raw.clear_cached_statements().await?;
+    control(&mut live.raw, "DEALLOCATE ALL").await?;
+    live.cut_off = 0;
+    Ok(())
 }
 
 /// How what was cut off came to its end.
@@ -328,29 +384,14 @@ async fn read_end(raw: &mut PgConnection) -> Result<Rest, sqlx::Error> {
     }
 }
 
-/// Where the session stands.
-enum Found {
-    None,
-    Open,
-    Aborted,
-}
-
-/// Asks the session whether a transaction is open: only in one that began with an earlier statement do the two clocks
-/// differ (PostgreSQL's manual, chapter 9.9.5 "Current Date/Time"). By the simple protocol: preparing a statement is one
-/// of its own.
-async fn ask(raw: &mut PgConnection) -> Result<Found, sqlx::Error> {
-    loop {
-        let answer = raw.fetch_one(sqlx::raw_sql("select now() <> statement_timestamp()")).await;
-        let error = match answer {
-            Ok(row) => return Ok(if row.try_get(0)? { Found::Open } else { Found::None }),
-            Err(error) => error,
-        };
-        match error.as_database_error().and_then(DatabaseError::code).as_deref() {
-            Some("25P02") => return Ok(Found::Aborted),
-            // The late cancel. There is one for each repair, so this ends.
-            Some("57014") => {}
-            _ => return Err(error),
+/// Sends something that may be sent twice. A notification that comes in between fails it the first time.
+async fn repeat(raw: &mut PgConnection, statement: &'static str) -> Result<(), sqlx::Error> {
+    match control(raw, statement).await {
+        Err(sqlx::Error::Protocol(_)) => {
+            read_end(raw).await?;
+            control(raw, statement).await
         }
+        done => done,
     }
 }
 

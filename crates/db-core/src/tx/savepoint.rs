@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
 
 use super::Tx;
@@ -65,6 +65,11 @@ impl<'t> Savepoint<'t> {
     /// [`Tx::unless_rolled_back`], unless this savepoint is undone.
     pub fn unless_rolled_back(&mut self, run: impl FnOnce() + Send + 'static) {
         self.tx.unless_rolled_back(run);
+    }
+
+    /// [`Tx::as_sqlx`], inside of this savepoint.
+    pub fn as_sqlx(&mut self) -> &mut PgConnection {
+        self.tx.as_sqlx()
     }
 
     /// A savepoint inside of this one.

@@ -4,16 +4,17 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use db_core::{Error, Isolation, Pool, PoolOptions, RetryPolicy, TxOptions};
+use db_core::{Conn, Error, Isolation, Pool, PoolOptions, Reset, RetryPolicy, TxOptions};
 use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
-use sqlx::{Executor, SqlSafeStr};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Executor, SqlSafeStr};
 
 use crate::support::{PATIENCE, config, patient_pool};
 
-/// So many futures are dropped by each of the four tests below that drop and look: together 10 000.
-const DROPS: u32 = 2_500;
+/// So many futures are dropped by each of the five tests below that drop and look: together 10 000.
+const DROPS: u32 = 2_000;
 
 /// Makes a future, polls it so many times and drops it. Says whether it was done.
 type Scenario = for<'a> fn(&'a Ground, usize) -> BoxFuture<'a, bool>;
@@ -63,14 +64,15 @@ impl Ground {
         assert_eq!(self.pool.stats().in_use, 0, "{what}: a slot is held");
 
         let run = self.run();
-        let next: (i32, i64) = sqlx::query_as(
-            "with n as (insert into seen default values returning n) select $1::int, n from n",
+        let own = fastrand::i64(..);
+        let next: (i64, i64) = sqlx::query_as(
+            "with n as (insert into seen default values returning n) select $1::int8, n from n",
         )
-        .bind(run)
+        .bind(own)
         .fetch_one(self.pool.handle())
         .await
         .unwrap_or_else(|error| panic!("{what}: {}", Error::from(error)));
-        assert_eq!(next.0, run, "{what}: somebody else's answer");
+        assert_eq!(next.0, own, "{what}: somebody else's answer");
         // Nothing else can be in repair than what the next query has waited for, or another that takes longer.
         while self.pool.stats().repairing > 0 {
             tokio::task::yield_now().await;
@@ -449,6 +451,164 @@ async fn whatever_is_dropped_of_a_savepoint_undoes_it_and_leaves_the_rest_to_the
             }),
         ])
         .await;
+}
+
+#[db_testkit::test]
+async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_user(db: TestDb) {
+    let ground = Ground::new(db).await;
+    ground
+        .drop_everywhere(&[
+            ("a COPY FROM", |ground, polls| {
+                async move {
+                    let mut conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let done = poll_then_drop(copy_in(conn.as_sqlx(), ground.run()), polls).await.is_some();
+                    drop(conn);
+                    done
+                }
+                .boxed()
+            }),
+            ("a COPY TO", |ground, polls| {
+                async move {
+                    let mut conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let done = poll_then_drop(copy_out(conn.as_sqlx()), polls).await.is_some();
+                    drop(conn);
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("a COPY FROM in a transaction, and its commit", |ground, polls| {
+                async move {
+                    let work = ground.pool.handle().tx(async |tx| {
+                        copy_in(tx.as_sqlx(), ground.run()).await;
+                        Ok::<_, Error>(())
+                    });
+                    poll_then_drop(work, polls).await.transpose().expect("committed").is_some()
+                }
+                .boxed()
+            }),
+            ("a COPY TO in a savepoint, which is undone", |ground, polls| {
+                async move {
+                    let mut tx = ground.pool.handle().begin().await.expect("begun");
+                    part(ground, 1).execute(&mut tx).await.expect("stored");
+                    let mut savepoint = tx.savepoint().await.expect("a savepoint");
+                    part(ground, 3).execute(&mut savepoint).await.expect("stored");
+                    let done = poll_then_drop(copy_out(savepoint.as_sqlx()), polls).await.is_some();
+                    drop(savepoint);
+                    // It can be undone, or nothing can be believed of the session, and nothing is committed.
+                    let stored = part(ground, 2).execute(&mut tx).await.is_ok();
+                    assert!(stored || !done);
+                    assert_eq!(tx.commit().await.is_ok(), stored);
+                    stored
+                }
+                .boxed()
+            }),
+            ("a stream of several statements, and the one after it", |ground, polls| {
+                async move {
+                    let mut conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let mut rows =
+                        sqlx::raw_sql("select n from generate_series(1, 300) n; select 1 / 0; select 1")
+                            .fetch(conn.as_sqlx());
+                    let read = async { while let Ok(Some(_)) = rows.try_next().await {} };
+                    let done = poll_then_drop(read, polls).await.is_some();
+                    drop(rows);
+                    let own = fastrand::i64(..);
+                    let answer: i64 = sqlx::query_scalar("select $1")
+                        .bind(own)
+                        .fetch_one(&mut conn)
+                        .await
+                        .expect("its own");
+                    assert_eq!(answer, own);
+                    drop(conn);
+                    and_store(ground, done).await
+                }
+                .boxed()
+            }),
+            ("a transaction of sqlx's own", |ground, polls| {
+                async move {
+                    let mut conn = ground.pool.handle().acquire().await.expect("a connection");
+                    let work = async {
+                        let mut tx = conn.as_sqlx().begin().await?;
+                        part(ground, 1).execute(&mut *tx).await?;
+                        let mut inner = tx.begin().await?;
+                        part(ground, 2).execute(&mut *inner).await?;
+                        inner.commit().await?;
+                        tx.commit().await
+                    };
+                    let done = poll_then_drop(work, polls).await.transpose().expect("committed").is_some();
+                    drop(conn);
+                    done
+                }
+                .boxed()
+            }),
+        ])
+        .await;
+}
+
+/// Stores the two parts.
+async fn copy_in(raw: &mut PgConnection, run: i32) {
+    let mut copy = raw.copy_in_raw("copy done from stdin").await.expect("begun");
+    for part in [1, 2] {
+        copy.send(format!("{run}\t{part}\n").into_bytes()).await.expect("sent");
+    }
+    copy.finish().await.expect("finished");
+}
+
+async fn copy_out(raw: &mut PgConnection) {
+    let rows =
+        raw.copy_out_raw("copy (select n from generate_series(1, 20) n) to stdout").await.expect("begun");
+    rows.try_for_each(|_| tokio::task::yield_now().map(Ok)).await.expect("rows");
+}
+
+#[db_testkit::test]
+async fn hundreds_of_statements_cut_off_while_they_are_prepared_leave_few_behind(db: TestDb) {
+    for reset in [Reset::Rollback, Reset::Keep] {
+        let options = PoolOptions { max: 1, acquire_timeout: PATIENCE, reset, ..PoolOptions::api() };
+        let pool = Pool::new(&config(&db), options);
+        let left = async |conn: &mut Conn| -> i64 {
+            sqlx::query_scalar("select count(*) from pg_prepared_statements")
+                .persistent(false)
+                .fetch_one(conn)
+                .await
+                .expect("a count")
+        };
+        let cut_off = async |conn: &mut Conn, n: u32| {
+            let sql = sqlx::AssertSqlSafe(format!("select {n}"));
+            poll_then_drop(sqlx::query(sql).execute(conn), 1).await
+        };
+
+        // One by one, by as many users.
+        for n in 0..400 {
+            let mut conn = pool.handle().acquire().await.expect("a connection");
+            cut_off(&mut conn, n).await;
+        }
+        let mut conn = pool.handle().acquire().await.expect("a connection");
+        let by_users = left(&mut conn).await;
+        // By one who keeps it, in a transaction and outside of one.
+        for n in 400..800 {
+            cut_off(&mut conn, n).await;
+            conn.ping().await.expect("at rest");
+        }
+        let by_one = left(&mut conn).await;
+        drop(conn);
+        for round in 0..8 {
+            let mut tx = pool.handle().begin().await.expect("begun");
+            for n in 0..50 {
+                let sql = sqlx::AssertSqlSafe(format!("select {round}, {n}"));
+                poll_then_drop(sqlx::query(sql).execute(&mut tx), 1).await;
+                sqlx::query("select 1").execute(&mut tx).await.expect("at rest");
+            }
+            tx.commit().await.expect("committed");
+        }
+        let in_transactions = left(&mut pool.handle().acquire().await.expect("a connection")).await;
+
+        println!("{by_users} {by_one} {in_transactions} left of 400");
+        assert!(
+            by_users < 100 && by_one < 100 && in_transactions < 100,
+            "{by_users} {by_one} {in_transactions}"
+        );
+        let totals = pool.stats().totals;
+        assert!(totals.beyond_repair == 0 && totals.lost == 0, "and none was thrown away for it: {totals:?}");
+    }
 }
 
 #[db_testkit::test]

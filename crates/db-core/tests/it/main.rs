@@ -8,6 +8,7 @@ mod explained;
 mod faults;
 mod handlers;
 mod leaving;
+mod lent;
 mod limits;
 mod options;
 #[cfg(feature = "pgbouncer-tests")]

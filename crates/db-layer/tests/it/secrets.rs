@@ -617,6 +617,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Gap", "numbers"),
     ("IntoIter", "data that a program has asked for"),
     ("GapReason", "numbers"),
+    ("LentError", "the name of a pool, a line, and words of its own"),
     ("LogTopics", "names of topics"),
     ("Memory", "numbers; only with a feature for tests"),
     ("MemoryListener", "a number; only with a feature for tests"),

@@ -1,0 +1,691 @@
+//! Whatever is done to a connection that was lent as sqlx's own, everybody gets his own answer, and no commit is told wrongly.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use db_core::{Class, Conn, Error, Isolation, Pool, PoolOptions, Reset, TxOptions};
+use db_testkit::{Session, TestDb, poll_then_drop, until};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, TryStreamExt};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Executor, SqlSafeStr};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::support::{PATIENCE, config, patient_pool};
+
+/// Does something with the connection, at most for so many polls. Says whether it was done.
+type Use = for<'a> fn(&'a mut PgConnection, usize) -> BoxFuture<'a, bool>;
+
+/// What leaves the session as sqlx takes it to be: it costs no connection.
+const WELL: &[(&str, Use)] = &[
+    ("a COPY FROM, finished", |raw, _| {
+        async move {
+            let mut copy = raw.copy_in_raw("copy sink from stdin").await.expect("begun");
+            copy.send(b"1\n2\n".as_slice()).await.expect("sent");
+            copy.finish().await.expect("finished");
+            true
+        }
+        .boxed()
+    }),
+    ("a COPY FROM, aborted", |raw, _| {
+        async move {
+            let mut copy = raw.copy_in_raw("copy sink from stdin").await.expect("begun");
+            copy.send(b"1\n2\n".as_slice()).await.expect("sent");
+            copy.abort("no more").await.expect("aborted");
+            true
+        }
+        .boxed()
+    }),
+    ("a COPY FROM with a bad row, finished", |raw, _| {
+        async move {
+            let mut copy = raw.copy_in_raw("copy sink from stdin").await.expect("begun");
+            copy.send(b"x\n".as_slice()).await.expect("sent");
+            copy.finish().await.expect_err("a bad row");
+            true
+        }
+        .boxed()
+    }),
+    ("a COPY FROM that cannot start", |raw, _| {
+        async move { raw.copy_in_raw("copy nowhere from stdin").await.is_err() }.boxed()
+    }),
+    ("a COPY TO, read to its end", |raw, _| {
+        async move {
+            let rows =
+                raw.copy_out_raw("copy (select generate_series(1, 9)) to stdout").await.expect("begun");
+            rows.try_collect::<Vec<_>>().await.expect("rows");
+            true
+        }
+        .boxed()
+    }),
+    ("a COPY TO, read to its error", |raw, _| {
+        async move {
+            let rows = raw.copy_out_raw("copy (select 1 / (3 - n) from generate_series(1, 9) n) to stdout");
+            rows.await.expect("begun").try_collect::<Vec<_>>().await.expect_err("a division by zero");
+            true
+        }
+        .boxed()
+    }),
+    ("a statement, dropped", |raw, polls| {
+        async move { poll_then_drop(sqlx::query("select 1 from pg_sleep(0)").execute(raw), polls).await.is_some() }.boxed()
+    }),
+    ("a failing statement, dropped", |raw, polls| {
+        async move { poll_then_drop(sqlx::query("select 1 / 0").execute(raw), polls).await.is_some() }.boxed()
+    }),
+    ("a statement that cannot be prepared, dropped", |raw, polls| {
+        async move {
+            poll_then_drop(raw.prepare("select * from nowhere".into_sql_str()), polls).await.is_some()
+        }
+        .boxed()
+    }),
+    ("a stream of several statements of which one fails, dropped", |raw, polls| {
+        async move {
+            let mut results =
+                sqlx::raw_sql("select 1; select n from generate_series(1, 9) n; select 1 / 0; select 2")
+                    .fetch(raw);
+            let read = async { while let Ok(Some(_)) = results.try_next().await {} };
+            poll_then_drop(read, polls).await.is_some()
+        }
+        .boxed()
+    }),
+    ("a transaction of sqlx's own, dropped", |raw, polls| {
+        async move {
+            let work = async {
+                let mut tx = raw.begin().await?;
+                sqlx::query("insert into sink values (1)").execute(&mut *tx).await?;
+                let mut inner = tx.begin().await?;
+                sqlx::query("insert into sink values (2)").execute(&mut *inner).await?;
+                inner.rollback().await?;
+                tx.rollback().await
+            };
+            poll_then_drop(work, polls).await.is_some()
+        }
+        .boxed()
+    }),
+];
+
+/// What leaves the session one answer behind, or further.
+const BADLY: &[(&str, Use)] = &[
+    ("a COPY FROM, dropped", |raw, _| {
+        async move {
+            let mut copy = raw.copy_in_raw("copy sink from stdin").await.expect("begun");
+            copy.send(b"1\n".as_slice()).await.expect("sent");
+            true
+        }
+        .boxed()
+    }),
+    ("a COPY FROM without a row, dropped", |raw, _| {
+        async move { raw.copy_in_raw("copy sink from stdin").await.is_ok() }.boxed()
+    }),
+    ("a COPY FROM, forgotten", |raw, _| {
+        async move {
+            std::mem::forget(raw.copy_in_raw("copy sink from stdin").await.expect("begun"));
+            true
+        }
+        .boxed()
+    }),
+    ("a COPY FROM, dropped at each point", |raw, polls| {
+        async move {
+            let copy = async {
+                let mut copy = raw.copy_in_raw("copy sink from stdin").await.expect("begun");
+                assert!(copy.send(vec![b'\n'; 3_000_000]).await.is_ok());
+                copy.finish().await.expect_err("a bad row");
+            };
+            poll_then_drop(copy, polls).await.is_some()
+        }
+        .boxed()
+    }),
+    ("a COPY FROM with a bad row, aborted", |raw, _| {
+        async move {
+            let mut copy = raw.copy_in_raw("copy sink from stdin").await.expect("begun");
+            copy.send(b"x\n".as_slice()).await.expect("sent");
+            copy.abort("no more").await.expect_err("a bad row");
+            true
+        }
+        .boxed()
+    }),
+    ("a COPY FROM whose source fails", |raw, _| {
+        async move {
+            let mut copy = raw.copy_in_raw("copy sink from stdin").await.expect("begun");
+            assert!(copy.read_from(Gone).await.is_err());
+            true
+        }
+        .boxed()
+    }),
+    ("two statements with a COPY FROM", |raw, _| {
+        async move {
+            let copy = raw.copy_in_raw("copy sink from stdin; select 1").await.expect("begun");
+            copy.finish().await.expect_err("more than one answer");
+            true
+        }
+        .boxed()
+    }),
+    ("no COPY, as a COPY FROM", |raw, _| {
+        async move { raw.copy_in_raw("select 1, false").await.is_err() }.boxed()
+    }),
+    ("a COPY TO, as a COPY FROM", |raw, _| {
+        async move { raw.copy_in_raw("copy (select generate_series(1, 9)) to stdout").await.is_err() }.boxed()
+    }),
+    ("a COPY TO that cannot start", |raw, _| {
+        async move { raw.copy_out_raw("copy nowhere to stdout").await.is_err() }.boxed()
+    }),
+    ("no COPY, as a COPY TO", |raw, _| {
+        async move { raw.copy_out_raw("select 1, false").await.is_err() }.boxed()
+    }),
+    ("an empty text, as a COPY TO", |raw, _| async move { raw.copy_out_raw("").await.is_err() }.boxed()),
+    ("a COPY FROM, as a COPY TO", |raw, _| {
+        async move { raw.copy_out_raw("copy sink from stdin").await.is_err() }.boxed()
+    }),
+    ("a COPY TO, dropped after a row", |raw, _| {
+        async move {
+            let rows = raw.copy_out_raw("copy (select generate_series(1, 100000)) to stdout");
+            rows.await.expect("begun").try_next().await.expect("a row").is_some()
+        }
+        .boxed()
+    }),
+    ("a COPY TO, dropped at each point", |raw, polls| {
+        async move {
+            let copy = async {
+                let rows =
+                    raw.copy_out_raw("copy (select generate_series(1, 9)) to stdout").await.expect("begun");
+                rows.try_collect::<Vec<_>>().await.expect("rows");
+            };
+            poll_then_drop(copy, polls).await.is_some()
+        }
+        .boxed()
+    }),
+];
+
+/// A source that cannot be read.
+struct Gone;
+
+impl AsyncRead for Gone {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Err(std::io::Error::other("gone")))
+    }
+}
+
+/// A pool of one connection, and tables to tell its users' answers by.
+struct Ground {
+    db: TestDb,
+    pool: Pool,
+}
+
+impl Ground {
+    async fn new(db: TestDb) -> Self {
+        sqlx::raw_sql(
+            "create table sink (n int);
+             create table kept (n bigint);
+             create table parent (n int primary key);
+             create table child (n int references parent deferrable initially deferred)",
+        )
+        .execute(&db.pool())
+        .await
+        .expect("tables");
+        let pool = patient_pool(&db, 1);
+        Self { db, pool }
+    }
+
+    fn with(mut self, reset: Reset) -> Self {
+        let options = PoolOptions { max: 1, acquire_timeout: PATIENCE, reset, ..PoolOptions::api() };
+        self.pool = Pool::new(&config(&self.db), options);
+        self
+    }
+
+    async fn conn(&self) -> Conn {
+        self.pool.handle().acquire().await.expect("a connection")
+    }
+
+    /// Each thing that was ever done to a lent connection, at each point where it may be dropped.
+    async fn each(
+        &self,
+        uses: &[(&str, Use)],
+        then: impl for<'a> Fn(&'a Self, Use, usize, &'a str) -> BoxFuture<'a, bool>,
+    ) {
+        for (name, with) in uses {
+            for polls in 0.. {
+                let what = format!("{name}, {polls} polls");
+                let done = then(self, *with, polls, &what).await;
+                self.next_users_get_their_own(&what).await;
+                if done {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Numbers, errors, refused settings and refused commits all come to those whose they are.
+    async fn next_users_get_their_own(&self, what: &str) {
+        for _ in 0..2 {
+            let number = fastrand::i64(..);
+            let answer =
+                sqlx::query_scalar::<_, i64>("select $1").bind(number).fetch_one(self.pool.handle()).await;
+            assert_eq!(
+                answer.map_err(Error::from).unwrap_or_else(|error| panic!("{what}: {error}")),
+                number,
+                "{what}"
+            );
+        }
+        let missing = sqlx::raw_sql("insert into nowhere values (1)").execute(self.pool.handle()).await;
+        let missing = Error::from(missing.expect_err("no such table"));
+        assert_eq!(missing.sqlstate().as_deref(), Some("42P01"), "{what}: {missing}");
+
+        let nobody = TxOptions::default().role("nobody of that name").tenant("t");
+        let refused = self.pool.handle().begin_with(nobody).await.expect_err("no such role");
+        assert_eq!(refused.sqlstate().as_deref(), Some("22023"), "{what}: {refused}");
+
+        let ran = Arc::new(AtomicBool::new(false));
+        let hook = Arc::clone(&ran);
+        let orphan = self
+            .pool
+            .handle()
+            .tx(async move |tx| {
+                tx.after_commit(move || hook.store(true, Ordering::SeqCst));
+                sqlx::query("insert into child values (7)").execute(&mut *tx).await?;
+                Ok::<_, Error>(())
+            })
+            .await;
+        let orphan = orphan.expect_err("a child without a parent");
+        assert_eq!(orphan.sqlstate().as_deref(), Some("23503"), "{what}: {orphan}");
+        assert!(!ran.load(Ordering::SeqCst), "{what}: the hook of a refused commit has run");
+    }
+
+    async fn is_kept(&self, number: i64) -> bool {
+        sqlx::query_scalar("select exists (select from kept where n = $1)")
+            .bind(number)
+            .fetch_one(&self.db.pool())
+            .await
+            .expect("a look from outside")
+    }
+}
+
+/// Whether a use that was not dropped leaves the session as sqlx takes it to be.
+fn ends_well(what: &str) -> bool {
+    what.contains("dropped at each point")
+}
+
+/// Whether a statement was answered, and not refused before it was sent. Its answer is its own.
+fn is_answered(answer: Result<i64, sqlx::Error>, number: i64, what: &str) -> bool {
+    match answer.map_err(Error::from) {
+        Ok(answer) => {
+            assert_eq!(answer, number, "{what}");
+            true
+        }
+        Err(Error::Lent(_)) => false,
+        Err(error) if error.sqlstate().as_deref() == Some("25P02") => false,
+        Err(error) => panic!("{what}: {error}"),
+    }
+}
+
+fn store(number: i64) -> sqlx::query::QueryScalar<'static, sqlx::Postgres, i64, sqlx::postgres::PgArguments> {
+    sqlx::query_scalar("insert into kept values ($1) returning n").bind(number)
+}
+
+#[db_testkit::test]
+async fn the_next_user_gets_his_own_answer_whatever_was_done_to_a_lent_connection(db: TestDb) {
+    let mut ground = Ground::new(db).await;
+    for reset in [Reset::Rollback, Reset::Commit, Reset::Keep, Reset::DiscardAll] {
+        ground = ground.with(reset);
+        for (uses, costs) in [(WELL, false), (BADLY, true)] {
+            let before = ground.pool.stats().totals.beyond_repair;
+            ground
+                .each(uses, |ground, with, polls, _| {
+                    async move { with(ground.conn().await.as_sqlx(), polls).await }.boxed()
+                })
+                .await;
+            let closed = ground.pool.stats().totals.beyond_repair - before;
+            assert_eq!(closed >= uses.len() as u64, costs, "{closed} closed, {reset:?}");
+            assert!(costs || closed == 0, "{closed} closed, {reset:?}");
+        }
+        assert_eq!(ground.pool.stats().totals.lost, 0, "no other connection is in doubt");
+    }
+}
+
+#[db_testkit::test]
+async fn our_next_statement_on_a_lent_connection_gets_its_own_answer_or_is_not_sent(db: TestDb) {
+    let ground = Ground::new(db).await;
+    for (uses, is_well) in [(WELL, true), (BADLY, false)] {
+        ground
+            .each(uses, |ground, with, polls, what| {
+                async move {
+                    let mut conn = ground.conn().await;
+                    let done = with(conn.as_sqlx(), polls).await;
+                    let number = fastrand::i64(..);
+
+                    let first = is_answered(store(number).fetch_one(&mut conn).await, number, what);
+                    let again = fastrand::i64(..);
+                    let second = is_answered(store(again).fetch_one(&mut conn).await, again, what);
+                    drop(conn);
+
+                    ground.conn().await.ping().await.expect("repaired");
+                    assert_eq!(ground.is_kept(number).await, first, "{what}");
+                    assert_eq!(ground.is_kept(again).await, second, "{what}");
+                    assert!(!done || first == (is_well || ends_well(what)), "{what}: {first}");
+                    done
+                }
+                .boxed()
+            })
+            .await;
+    }
+}
+
+#[db_testkit::test]
+async fn a_begin_on_a_lent_connection_begins_a_transaction_or_is_not_sent(db: TestDb) {
+    let ground = Ground::new(db).await;
+    for (uses, is_well) in [(WELL, true), (BADLY, false)] {
+        ground
+            .each(uses, |ground, with, polls, what| {
+                async move {
+                    let mut conn = ground.conn().await;
+                    let done = with(conn.as_sqlx(), polls).await;
+                    let number = fastrand::i64(..);
+
+                    let begun =
+                        conn.begin_with(TxOptions::default().isolation(Isolation::Serializable)).await;
+                    let committed = match begun {
+                        Ok(mut tx) => {
+                            assert!(
+                                is_answered(store(number).fetch_one(&mut tx).await, number, what),
+                                "{what}"
+                            );
+                            tx.commit().await.expect("committed");
+                            true
+                        }
+                        Err(Error::Lent(_)) => false,
+                        Err(error) => panic!("{what}: {error}"),
+                    };
+
+                    assert_eq!(ground.is_kept(number).await, committed, "{what}");
+                    assert!(!done || committed == (is_well || ends_well(what)), "{what}");
+                    done
+                }
+                .boxed()
+            })
+            .await;
+    }
+}
+
+/// Uses a transaction's connection after a row was stored, and maybe one that the server refuses at the commit; then runs a statement,
+/// or none, and commits. A commit that is `Ok` has stored the row and run its hook, and another has done neither.
+async fn commit_after(
+    ground: &Ground,
+    with: Use,
+    polls: usize,
+    what: &str,
+    (orphan, asks): (bool, bool),
+) -> (bool, Result<(), Error>) {
+    let (number, ran) = (fastrand::i64(..), Arc::new(AtomicBool::new(false)));
+    let mut tx = ground.pool.handle().begin().await.expect("begun");
+    assert!(is_answered(store(number).fetch_one(&mut tx).await, number, what));
+    if orphan {
+        sqlx::query("insert into child values (7)").execute(&mut tx).await.expect("inserted");
+    }
+    let hook = Arc::clone(&ran);
+    tx.after_commit(move || hook.store(true, Ordering::SeqCst));
+
+    let done = with(tx.as_sqlx(), polls).await;
+    if asks {
+        let own = sqlx::query_scalar("select $1 + 1").bind(number / 2).fetch_one(&mut tx).await;
+        is_answered(own, number / 2 + 1, what);
+    }
+    let committed = tx.commit().await;
+
+    let what = format!("{what}: {committed:?}, orphan: {orphan}, asks: {asks}");
+    assert_eq!(ground.is_kept(number).await, committed.is_ok(), "{what}");
+    assert_eq!(ran.load(Ordering::SeqCst), committed.is_ok(), "{what}");
+    assert!(committed.is_err() || !orphan, "{what}");
+    (done, committed)
+}
+
+#[db_testkit::test]
+async fn a_commit_after_a_loan_is_told_as_it_is_and_its_hooks_run_only_then(db: TestDb) {
+    let ground = Ground::new(db).await;
+    for (orphan, asks) in [(false, false), (false, true), (true, false), (true, true)] {
+        ground
+            .each(WELL, |ground, with, polls, what| {
+                async move { commit_after(ground, with, polls, what, (orphan, asks)).await.0 }.boxed()
+            })
+            .await;
+        ground
+            .each(BADLY, |ground, with, polls, what| {
+                async move {
+                    let (done, committed) = commit_after(ground, with, polls, what, (orphan, asks)).await;
+                    if done && !ends_well(what) {
+                        let error = committed.expect_err("it cannot be believed");
+                        assert!(matches!(error, Error::Lent(_) | Error::Aborted), "{what}: {error}");
+                    }
+                    done
+                }
+                .boxed()
+            })
+            .await;
+    }
+}
+
+#[db_testkit::test]
+async fn a_savepoint_after_a_loan_is_undone_or_nothing_is_committed(db: TestDb) {
+    let ground = Ground::new(db).await;
+    for uses in [WELL, BADLY] {
+        for ends in ["rollback", "release", "drop"] {
+            ground
+                .each(uses, |ground, with, polls, what| {
+                    async move {
+                        let (before, inside, after) =
+                            (fastrand::i64(..), fastrand::i64(..), fastrand::i64(..));
+                        let mut tx = ground.pool.handle().begin().await.expect("begun");
+                        assert!(is_answered(store(before).fetch_one(&mut tx).await, before, what));
+                        let mut outer = tx.savepoint().await.expect("a savepoint");
+                        let mut inner = outer.savepoint().await.expect("another");
+                        assert!(is_answered(store(inside).fetch_one(&mut inner).await, inside, what));
+                        let done = with(inner.as_sqlx(), polls).await;
+                        let ended = match ends {
+                            "rollback" => inner.rollback().await,
+                            "release" => inner.release().await,
+                            _ => {
+                                drop(inner);
+                                Ok(())
+                            }
+                        };
+                        let stays = ends == "release" && ended.is_ok();
+                        let released = match outer.release().await {
+                            Ok(()) => is_answered(store(after).fetch_one(&mut tx).await, after, what),
+                            Err(_) => false,
+                        };
+                        let committed = tx.commit().await;
+
+                        let what = format!("{what}, {ends}: {ended:?}, {committed:?}");
+                        let is_ok = committed.is_ok();
+                        assert_eq!(ground.is_kept(before).await, is_ok, "{what}");
+                        assert_eq!(ground.is_kept(inside).await, is_ok && stays, "{what}");
+                        assert_eq!(ground.is_kept(after).await, is_ok && released, "{what}");
+                        done
+                    }
+                    .boxed()
+                })
+                .await;
+        }
+    }
+}
+
+#[db_testkit::test]
+async fn a_failed_statement_in_a_lent_transaction_can_be_mended_by_a_savepoint_of_ones_own(db: TestDb) {
+    let ground = Ground::new(db).await;
+    let mut tx = ground.pool.handle().begin().await.expect("begun");
+    store(1).fetch_one(&mut tx).await.expect("stored");
+    sqlx::query("savepoint a").execute(tx.as_sqlx()).await.expect("a savepoint");
+    sqlx::query("select 1 / 0").execute(tx.as_sqlx()).await.expect_err("a division by zero");
+
+    let error = Error::from(store(2).fetch_one(&mut tx).await.expect_err("aborted"));
+    assert_eq!(error.sqlstate().as_deref(), Some("25P02"), "the server's own answer: {error}");
+    sqlx::query("rollback to savepoint a").execute(&mut tx).await.expect("mended");
+    store(3).fetch_one(&mut tx).await.expect("stored");
+    tx.commit().await.expect("committed");
+
+    assert!(ground.is_kept(1).await && !ground.is_kept(2).await && ground.is_kept(3).await);
+}
+
+#[db_testkit::test]
+async fn a_transaction_that_was_begun_through_a_lent_connection_is_ended_through_it(db: TestDb) {
+    let ground = Ground::new(db).await;
+    let mut conn = ground.conn().await;
+    sqlx::query("begin").execute(conn.as_sqlx()).await.expect("begun");
+
+    for _ in 0..2 {
+        let error =
+            Error::from(store(1).fetch_one(&mut conn).await.expect_err("it would be rolled back later"));
+        assert!(matches!(&error, Error::Lent(error) if !error.is_out_of_step()), "{error}");
+        assert_eq!(error.class(), Class::Other, "{error}");
+    }
+    sqlx::query("commit").execute(conn.as_sqlx()).await.expect("ended");
+    store(2).fetch_one(&mut conn).await.expect("stored");
+
+    // One that was begun by a text of ours is known of.
+    sqlx::query("begin").execute(&mut conn).await.expect("begun");
+    sqlx::query("select 1").execute(conn.as_sqlx()).await.expect("selected");
+    store(3).fetch_one(&mut conn).await.expect("stored");
+    sqlx::query("commit").execute(&mut conn).await.expect("committed");
+    drop(conn);
+    assert!(!ground.is_kept(1).await && ground.is_kept(2).await && ground.is_kept(3).await);
+    ground.next_users_get_their_own("afterwards").await;
+    assert_eq!(ground.pool.stats().totals.beyond_repair, 0);
+}
+
+#[db_testkit::test]
+async fn nothing_is_sent_in_a_transaction_that_was_ended_through_its_lent_connection(db: TestDb) {
+    let ground = Ground::new(db).await;
+    for word in ["commit", "rollback"] {
+        let mut tx = ground.pool.handle().begin().await.expect("begun");
+        tx.as_sqlx().execute(word).await.expect("ended");
+        let error = Error::from(store(1).fetch_one(&mut tx).await.expect_err("outside of any transaction"));
+        assert!(matches!(error, Error::Lent(_)), "{error}");
+        assert!(matches!(tx.commit().await, Err(Error::CommitUnknown(_))));
+
+        let mut tx = ground.pool.handle().begin().await.expect("begun");
+        tx.as_sqlx().execute(word).await.expect("ended");
+        tx.rollback().await.expect("nothing is open");
+    }
+    assert!(!ground.is_kept(1).await);
+}
+
+#[db_testkit::test]
+async fn a_statement_of_a_lent_connection_that_was_cut_off_is_cancelled(db: TestDb) {
+    let ground = Ground::new(db).await;
+    let mut conn = ground.conn().await;
+    tokio::select! {
+        _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx()) => unreachable!("it takes ten minutes"),
+        _ = ground.db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
+    }
+    assert!(is_answered(store(1).fetch_one(&mut conn).await, 1, "the next statement"));
+    tokio::select! {
+        _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx()) => unreachable!("it takes ten minutes"),
+        _ = ground.db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
+    }
+    drop(conn);
+
+    ground.next_users_get_their_own("afterwards").await;
+    until("it is mended", async || ground.pool.stats().totals.cancelled == 2).await;
+    assert_eq!(ground.pool.stats().totals.beyond_repair, 0);
+}
+
+#[db_testkit::test]
+async fn a_connection_that_is_lent_after_a_statement_was_cut_off_gives_none_of_its_answers(db: TestDb) {
+    let ground = Ground::new(db).await;
+    for polls in 0..6 {
+        for sql in ["select 1 / 0", "select 1 from pg_sleep(600)", "select * from nowhere", "select 1"] {
+            let what = format!("{sql}, {polls} polls");
+            let mut conn = ground.conn().await;
+            // What sleeps wakes nobody after its first poll.
+            let polls = if sql.contains("600") { 1 } else { polls };
+            poll_then_drop(sqlx::query(sql).execute(&mut conn), polls).await;
+            let own = fastrand::i64(..);
+            let answer: i64 =
+                sqlx::query_scalar("select $1").bind(own).fetch_one(conn.as_sqlx()).await.expect(&what);
+            assert_eq!(answer, own, "{what}");
+            drop(conn);
+
+            let mut tx = ground.pool.handle().begin().await.expect("begun");
+            poll_then_drop(sqlx::query(sql).execute(&mut tx), polls).await;
+            let answer = sqlx::query_scalar::<_, i64>("select $1").bind(own).fetch_one(tx.as_sqlx()).await;
+            match answer.map_err(Error::from) {
+                Ok(answer) => assert_eq!(answer, own, "{what}"),
+                // It failed, and the transaction with it.
+                Err(error) => assert_eq!(error.sqlstate().as_deref(), Some("25P02"), "{what}: {error}"),
+            }
+        }
+    }
+    ground.next_users_get_their_own("afterwards").await;
+}
+
+/// What a session has run last.
+async fn last(ground: &Ground, pid: i32) -> String {
+    sqlx::query_scalar("select query from pg_stat_activity where pid = $1")
+        .bind(pid)
+        .fetch_one(&ground.db.pool())
+        .await
+        .expect("a session")
+}
+
+#[db_testkit::test]
+async fn nothing_is_asked_when_nothing_was_unseen(db: TestDb) {
+    let ground = Ground::new(db).await;
+    let pid = ground.conn().await.pid();
+
+    store(1).fetch_one(ground.pool.handle()).await.expect("stored");
+    assert!(last(&ground, pid).await.starts_with("insert"), "a statement of a handle");
+    let mut tx = ground.pool.handle().begin().await.expect("begun");
+    store(2).fetch_one(&mut tx).await.expect("stored");
+    tx.commit().await.expect("committed");
+    assert_eq!(last(&ground, pid).await, "COMMIT");
+
+    // And once after a loan, however many statements follow.
+    let mut conn = ground.conn().await;
+    conn.as_sqlx().execute("select 'lent'").await.expect("selected");
+    conn.ping().await.expect("asked");
+    assert!(last(&ground, pid).await.contains("statement_timestamp"), "the question");
+    store(3).fetch_one(&mut conn).await.expect("stored");
+    conn.ping().await.expect("not asked");
+    assert!(last(&ground, pid).await.starts_with("insert"), "the statement");
+}
+
+#[db_testkit::test]
+async fn a_session_that_listens_leaves_its_notifications_to_nobody(db: TestDb) {
+    let mut ground = Ground::new(db).await;
+    for reset in [Reset::Rollback, Reset::Commit, Reset::Keep, Reset::DiscardAll] {
+        ground = ground.with(reset);
+        let mut conn = ground.conn().await;
+        let pid = conn.pid();
+        sqlx::query("listen somewhere").execute(&mut conn).await.expect("listens");
+        // On its way before the connection comes back, and after.
+        notify(&ground).await;
+        drop(conn);
+        until("it is back", async || ground.pool.stats().idle == 1).await;
+        notify(&ground).await;
+
+        ground.next_users_get_their_own(&format!("{reset:?}")).await;
+        assert_eq!(ground.conn().await.pid(), pid, "{reset:?}: it costs no connection");
+    }
+}
+
+async fn notify(ground: &Ground) {
+    sqlx::query("select pg_notify('somewhere', 'something')")
+        .execute(&ground.db.pool())
+        .await
+        .expect("notified");
+}
+
+#[db_testkit::test]
+async fn reset_keep_keeps_what_a_lent_connection_has_set(db: TestDb) {
+    let ground = Ground::new(db).await.with(Reset::Keep);
+    let mut conn = ground.conn().await;
+    conn.as_sqlx().execute("set search_path = nowhere, public").await.expect("set");
+    drop(conn);
+
+    let path: String =
+        sqlx::query_scalar("show search_path").fetch_one(ground.pool.handle()).await.expect("a path");
+    assert_eq!(path, "nowhere, public");
+}
