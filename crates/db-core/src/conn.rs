@@ -24,6 +24,7 @@ use crate::pool::{CUT_OFF, Live, Shared, ask, come_to_rest, forget_statements};
 use crate::pooler::Needs;
 use crate::question::{self, Standing};
 use crate::sql;
+use crate::stale;
 use crate::statement::{Flight, State, Transaction};
 use crate::text::Text;
 use crate::tracker::Asker;
@@ -425,8 +426,8 @@ impl Conn {
 
     /// Whether the statement that has just failed is to be sent again. All connections of the pool forget their plans: what
     /// made this one stale has made others, too.
-    async fn heals(&mut self, error: &sqlx::Error) -> bool {
-        if !crate::class::is_stale_plan(error) {
+    async fn heals(&mut self, error: &sqlx::Error, text: &Text) -> bool {
+        if !crate::class::is_stale_plan(error) || !stale::is_of_the_driver(error, text) {
             return false;
         }
         let plans = self.inner.plans_are_stale();
@@ -509,7 +510,7 @@ impl Conn {
         run: impl for<'r> Fn(&'r mut PgConnection, &'r mut Text) -> BoxFuture<'r, Result<T, sqlx::Error>>,
         note: impl Fn(&mut Trip, &T),
     ) -> Result<T, sqlx::Error> {
-        if !self.heals(&error).await {
+        if !self.heals(&error, text).await {
             return Err(error);
         }
         let Some(spare) = spare else { return Err(error) };
@@ -564,7 +565,7 @@ impl Conn {
                 drop(results);
                 self.arrive(&trip, &sql, failure.as_ref());
                 let Some(error) = failure else { break };
-                let healed = self.heals(&error).await;
+                let healed = self.heals(&error, &text).await;
                 let Some(spare) = spare.filter(|_| healed && may_repeat) else {
                     Err(error)?;
                     break;

@@ -82,6 +82,7 @@ mod question;
 mod retry;
 pub mod settings;
 mod sql;
+mod stale;
 mod statement;
 mod text;
 mod tracker;

@@ -40,6 +40,11 @@ impl Text {
         self.sql.as_str()
     }
 
+    /// Whether it goes by the simple protocol.
+    pub(crate) fn is_raw(&self) -> bool {
+        self.is_raw
+    }
+
     /// Has it sent under another text, if it is one that is prepared and kept.
     pub(crate) fn mark(&mut self, mark: &str) {
         if self.persistent && matches!(self.arguments, Some(Ok(Some(_)))) {

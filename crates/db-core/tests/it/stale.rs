@@ -36,7 +36,7 @@ async fn alter(db: &TestDb) -> usize {
 
 /// Lets the server forget what was prepared, in a way that no text shows.
 async fn deallocate(conn: &mut Conn) {
-    sqlx::query("do $$ begin execute 'deallocate all'; end $$").execute(conn).await.expect("forgotten");
+    sqlx::query("select forget()").execute(conn).await.expect("forgotten");
 }
 
 #[db_testkit::test]
@@ -125,6 +125,12 @@ async fn every_way_of_a_handle_heals(db: TestDb) {
 #[db_testkit::test]
 async fn statements_that_the_server_has_forgotten_are_prepared_anew(db: TestDb) {
     let pool = prepared(&db, 4).await;
+    sqlx::query(
+        "create function forget() returns void language plpgsql as $$ begin execute 'deallocate all'; end $$",
+    )
+    .execute(&db.pool())
+    .await
+    .expect("a function");
     for conn in &mut take(&pool, 4).await {
         deallocate(conn).await;
     }
@@ -194,6 +200,38 @@ async fn a_transaction_that_met_a_changed_table_is_run_again(db: TestDb) {
 fn quick() -> RetryPolicy {
     let pause = Duration::from_millis(1);
     RetryPolicy { retries: 3, min_pause: pause, max_pause: pause, conflict_pause: pause }
+}
+
+#[db_testkit::test]
+async fn a_statement_of_the_users_own_that_is_forgotten_or_stale_is_his_and_nobody_elses(db: TestDb) {
+    let pool = prepared(&db, 2).await;
+    let mut held = take(&pool, 2).await;
+    let conn = &mut held[0];
+    sqlx::query("prepare p as select * from t").execute(&mut *conn).await.expect("prepared");
+    sqlx::query("prepare q as select * from t").execute(&mut *conn).await.expect("prepared");
+    sqlx::raw_sql("execute p; execute q").execute(&mut *conn).await.expect("run");
+    alter(&db).await;
+
+    for (sql, code) in [
+        ("execute nope", "26000"),
+        ("explain execute nope", "26000"),
+        ("deallocate nope", "26000"),
+        ("do $$ begin execute 'execute nope'; end $$", "26000"),
+        ("/* mine */ execute p", "0A000"),
+        ("explain execute q", "0A000"),
+    ] {
+        let error = Error::from(sqlx::query(sql).execute(&mut *conn).await.expect_err(sql));
+        assert_eq!(error.sqlstate().as_deref(), Some(code), "{sql}: {error}");
+        let error = Error::from(sqlx::raw_sql(sql).execute(&mut *conn).await.expect_err(sql));
+        assert_eq!(error.sqlstate().as_deref(), Some(code), "{sql} as raw text: {error}");
+        let error = sqlx::query(sql).fetch(&mut *conn).try_collect::<Vec<_>>().await.expect_err(sql);
+        assert_eq!(Error::from(error).sqlstate().as_deref(), Some(code), "{sql} as a stream");
+    }
+    assert_eq!(pool.stats().totals.stale_plans, 0, "nobody's plans were forgotten");
+
+    // The driver's own, which the table has made stale as well, heal.
+    sqlx::query(SELECT).execute(&mut held[1]).await.expect("healed");
+    assert_eq!(pool.stats().totals.stale_plans, 1);
 }
 
 #[db_testkit::test]
