@@ -1,22 +1,29 @@
 //! Where the database is: one address, checked once.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::PgConnectOptions;
-use url::Url;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use self::asked::Asked;
-use self::tls::Tls;
+use self::session::Session;
+use self::tls::{Place, Tls};
 use crate::{PoolOptions, Pooler};
 
+mod address;
 mod asked;
+mod environment;
+mod others;
+mod password;
+mod session;
 mod tls;
 
+pub(crate) use self::address::parts;
+pub(crate) use self::environment::LIBPQ;
 pub(crate) use self::tls::is_pem;
 
 /// The address of a database and how to log in to it.
@@ -33,12 +40,26 @@ pub struct Config {
     application_name: Option<String>,
     pooler: Pooler,
     asked: Asked,
+    session: Session,
+    /// Whether the second of two ways to connect was the last that worked; of all clones of the address.
+    fell_back: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Clone)]
 enum Host {
     Name(String),
     SocketDir(PathBuf),
+}
+
+/// The parameters that are heard, as [`ConfigError::UnknownParameter`] lists them.
+const KNOWN: &str = "application_name, channel_binding, connect_timeout, connection_limit, dbname, fallback_application_name, \
+                     host, keepalives_idle, lock_timeout, options, password, pgbouncer, pool_timeout, port, schema, search_path, \
+                     sslcert, sslkey, sslmode, sslrootcert, statement_timeout, user";
+
+const LIST: &str = "a list: one host is supported";
+
+fn named(name: Option<&str>) -> String {
+    name.map_or_else(|| "with an unusual name".to_owned(), |name| format!("`{name}`"))
 }
 
 /// What is wrong with a database address, naming the part and never a value that may hide a secret.
@@ -68,13 +89,42 @@ pub enum ConfigError {
     Encoding(&'static str),
     /// A parameter that is not known here, by its name. Its value is not repeated, nor is a name that does not look
     /// like one: after an unescaped `?` it would be half a password.
-    #[error(
-        "the database address has a parameter {} that is not known (known: application_name, connect_timeout, \
-         connection_limit, dbname, host, password, pgbouncer, pool_timeout, port, sslcert, sslkey, sslmode, sslrootcert, \
-         user)",
-        .0.as_ref().map_or_else(|| "with an unusual name".to_owned(), |name| format!("`{name}`"))
-    )]
+    #[error("the database address has a parameter {} that is not known (known: {KNOWN})", named(.0.as_deref()))]
     UnknownParameter(Option<String>),
+    /// A parameter that is known and cannot be heard, or not with this value.
+    #[error("the parameter `{parameter}` in the database address cannot be heard: {reason}")]
+    Refused {
+        /// The parameter's name.
+        parameter: &'static str,
+        /// Why, and what to say instead.
+        reason: &'static str,
+    },
+    /// A parameter that the address says twice, with two values; its name as in [`Self::UnknownParameter`].
+    #[error("the database address has a parameter {} twice, with two values: leave one out", named(.0.as_deref()))]
+    Twice(Option<String>),
+    /// Something in the address has a zero byte, which the protocol ends a text with.
+    #[error("the database address has a zero byte in it (%00)")]
+    ZeroByte,
+    /// A password that the driver cannot say to a server that asks by SCRAM.
+    #[error(
+        "the password cannot be said to a server that asks by SCRAM: it has a character that SASLprep (RFC 4013) refuses, \
+         such as a line break at its end or an emoji"
+    )]
+    Password,
+    /// A role that the driver cannot say to a server that asks by SCRAM.
+    #[error(
+        "the role cannot be said to a server that asks for a password by SCRAM: it has a comma, or characters that SASLprep (RFC \
+         4013) refuses after a Latin letter"
+    )]
+    Role,
+    /// One of libpq's variables cannot be used.
+    #[error("the environment's {variable} {problem}")]
+    Environment {
+        /// The variable's name.
+        variable: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// A parameter whose value cannot be used.
     #[error("the parameter `{parameter}` in the database address must be {expected}")]
     Parameter {
@@ -86,20 +136,23 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads an address as libpq writes it: `postgres://role:password@host:port/database?parameter=value`.
+    /// Reads an address as libpq writes it: `postgres://role:password@host:port/database?parameter=value`, or as
+    /// `host=… port=… user=…` pairs. docs/options.md lists the parameters, and what others write.
     ///
     /// A Unix socket is given by its folder, `?host=/run/postgresql`, or in the host's place with its slashes as
-    /// `%2F`. A role that is not named is `PGUSER`'s or, failing that, the operating system's `USER`; a password
-    /// that is not given may come from `PGPASSWORD`.
+    /// `%2F`. Without a host, it is the socket of a server on this machine, where there is one, else `localhost`.
     ///
-    /// TLS is what `sslmode` says: `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`. Without it, a server
-    /// that is not on this machine has to prove by its certificate that it is the one; one on this machine may do without
-    /// TLS. `sslrootcert`, `sslcert` and `sslkey` are PEM, or paths of files; without `sslrootcert`, the operating system's
-    /// authorities are trusted.
+    /// TLS is what `sslmode` says: `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`, each as libpq takes it.
+    /// Without it, a server that is not on this machine has to prove by its certificate that it is the one; one on this machine
+    /// may do without TLS. `sslrootcert`, `sslcert` and `sslkey` are PEM, or paths of files; the operating system's authorities
+    /// are trusted, too.
     ///
     /// `pgbouncer=true` says that a [pooler in transaction mode](Pooler::Transaction) is in between. `connection_limit` is the
     /// most connections of each pool of the address, in place of a higher limit of its own; `pool_timeout` how long callers
     /// wait for one, and `connect_timeout` how long one attempt to connect may take, in whole seconds.
+    ///
+    /// What the address does not say is taken from libpq's `PGUSER`, `PGPASSWORD`, `PGSSLROOTCERT`, `PGSSLCERT` with `PGSSLKEY`,
+    /// and `PGOPTIONS`; a role that nobody names is `USER`, else the operating system's. No other variable of libpq's is heard.
     ///
     /// # Errors
     ///
@@ -111,30 +164,11 @@ impl Config {
 
     /// The same with all that is wrong, which is one thing at least.
     pub(crate) fn read(address: &str) -> Result<Self, Vec<ConfigError>> {
-        let url = parse(address).map_err(|error| vec![error])?;
+        let parts = parts(address).map_err(|error| vec![error])?;
         let mut wrong = Vec::new();
-        let mut config = Self {
-            host: Host::Name(String::new()),
-            port: url.port().unwrap_or(5432),
-            user: String::new(),
-            password: password_of_environment(),
-            database: String::new(),
-            tls: Tls::default(),
-            application_name: None,
-            pooler: Pooler::default(),
-            asked: Asked::default(),
-        };
-        let mut note = |done: Result<(), ConfigError>| wrong.extend(done.err());
-        note(host(url.host_str().unwrap_or_default()).map(|host| config.host = host));
-        note(decode(url.username(), "role").map(|user| config.user = user.into_owned()));
-        if let Some(password) = url.password() {
-            note(decode(password, "password").map(|text| config.password = Some(text.into_owned().into())));
-        }
-        let name = decode(url.path().trim_start_matches('/'), "database name");
-        note(name.map(|name| config.database = name.into_owned()));
-        // As sqlx reads them, whose programs share the address: a `+` is a space.
-        for (name, value) in url.query_pairs() {
-            note(config.set(&name, &value));
+        let mut config = Self::blank();
+        for (name, value) in parts {
+            wrong.extend(value.and_then(|value| config.set(&name, &value)).err());
         }
         config.check(&mut wrong);
         if wrong.is_empty() { Ok(config) } else { Err(wrong) }
@@ -153,48 +187,69 @@ impl Config {
         password: Option<SecretString>,
         database: &str,
     ) -> Result<Self, ConfigError> {
-        let config = Self {
-            host: plain_host(host)?,
-            port,
-            user: user.unwrap_or_default().to_owned(),
-            password: password.or_else(password_of_environment),
-            database: database.to_owned(),
+        let mut config = Self::blank();
+        config.set("host", host)?;
+        config.set("port", &port.to_string())?;
+        config.set("user", user.unwrap_or_default())?;
+        if let Some(password) = password {
+            config.set("password", password.expose_secret())?;
+        }
+        config.set("dbname", database)?;
+        let mut wrong = Vec::new();
+        config.check(&mut wrong);
+        wrong.into_iter().next().map_or(Ok(config), Err)
+    }
+
+    /// Where nothing has been said yet.
+    pub(crate) fn blank() -> Self {
+        Self {
+            host: Host::Name(String::new()),
+            port: 5432,
+            user: String::new(),
+            password: None,
+            database: String::new(),
             tls: Tls::default(),
             application_name: None,
             pooler: Pooler::default(),
             asked: Asked::default(),
-        };
-        config.checked()
-    }
-
-    fn checked(mut self) -> Result<Self, ConfigError> {
-        let mut wrong = Vec::new();
-        self.check(&mut wrong);
-        wrong.into_iter().next().map_or(Ok(self), Err)
-    }
-
-    /// Finds the role, and what is wrong with the whole.
-    fn check(&mut self, wrong: &mut Vec<ConfigError>) {
-        if self.port == 0 {
-            wrong.push(ConfigError::Port);
+            session: Session::default(),
+            fell_back: Arc::default(),
         }
+    }
+
+    /// Completes what was said, and finds what is wrong with the whole.
+    pub(crate) fn check(&mut self, wrong: &mut Vec<ConfigError>) {
         if self.database.is_empty() {
             wrong.push(ConfigError::Database);
         }
-        if self.user.is_empty() {
-            self.user = std::env::var("PGUSER").or_else(|_| std::env::var("USER")).unwrap_or_default();
+        if matches!(&self.host, Host::Name(name) if name.is_empty()) {
+            self.host = nearest(self.port);
         }
+        self.complete(wrong, |variable| std::env::var_os(variable));
         if self.user.is_empty() {
             wrong.push(ConfigError::User);
         }
-        wrong.extend(self.tls.checked().err());
+        if let Some(password) = &self.password {
+            if !password::can_be_said(password.expose_secret()) {
+                wrong.push(ConfigError::Password);
+            }
+            if !password::can_ask(&self.user) {
+                wrong.push(ConfigError::Role);
+            }
+        }
+        if let (Some(parameter), Pooler::Transaction) = (self.session.by(), self.pooler) {
+            wrong.push(ConfigError::Refused { parameter, reason: POOLED });
+        }
+        wrong.extend(self.tls.checked(self.place()).err());
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
-        if let Some(done) = self.tls.set(name, value) {
-            return done;
+        if value.contains('\0') {
+            return Err(ConfigError::ZeroByte);
         }
-        if let Some(done) = self.asked.set(name, value) {
+        let of_others = self.tls.set(name, value).or_else(|| self.asked.set(name, value));
+        let of_others = of_others.or_else(|| self.session.set(name, value));
+        if let Some(done) = of_others.or_else(|| others::set(name, value)) {
             return done;
         }
         match name {
@@ -210,17 +265,20 @@ impl Config {
                     }
                 }
             }
-            "host" => self.host = plain_host(value)?,
-            "port" => self.port = value.parse().map_err(|_| ConfigError::Port)?,
+            "host" => self.host = host(value)?,
+            "port" => {
+                self.port = value.parse().ok().filter(|port| *port != 0).ok_or(ConfigError::Port)?;
+            }
             "user" => value.clone_into(&mut self.user),
-            "password" => self.password = Some(SecretString::from(value)),
+            "password" => {
+                self.password = Some(value).filter(|text| !text.is_empty()).map(SecretString::from);
+            }
             "dbname" => value.clone_into(&mut self.database),
             "application_name" => self.application_name = Some(value.to_owned()),
-            unknown => {
-                let is_plain =
-                    unknown.len() <= 40 && unknown.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-                return Err(ConfigError::UnknownParameter(is_plain.then(|| unknown.to_owned())));
+            "fallback_application_name" => {
+                self.application_name.get_or_insert_with(|| value.to_owned());
             }
+            unknown => return Err(ConfigError::UnknownParameter(address::plain(unknown))),
         }
         Ok(())
     }
@@ -277,21 +335,35 @@ impl Config {
     }
 
     /// RFC 6761: `localhost` and what ends with it is this machine. RFC 1122 and RFC 4291 for the numbers.
-    fn is_on_this_machine(&self) -> bool {
-        let Host::Name(name) = &self.host else { return true };
+    fn place(&self) -> Place {
+        let Host::Name(name) = &self.host else { return Place::Socket };
         let name = name.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
-        match name.parse::<std::net::IpAddr>() {
+        let is_here = match name.parse::<std::net::IpAddr>() {
             Ok(address) => address.is_loopback(),
             Err(_) => name == "localhost" || name.ends_with(".localhost"),
-        }
+        };
+        if is_here { Place::Here } else { Place::Elsewhere }
     }
 
     /// Whether TLS is verified because nobody said otherwise.
     pub(crate) fn verifies_by_default(&self) -> bool {
-        self.tls.verifies_by_default(self.is_on_this_machine())
+        self.tls.verifies_by_default(self.place())
+    }
+
+    /// The ways to connect, by `sslmode`, one after the other.
+    pub(crate) fn ways(&self) -> (PgSslMode, Option<PgSslMode>) {
+        self.tls.ways(self.place())
+    }
+
+    /// Remembers which of two ways to connect has worked, for what can try one only.
+    pub(crate) fn note_way(&self, fell_back: bool) {
+        self.fell_back.store(fell_back, Ordering::Relaxed);
     }
 
     /// The options for sqlx, for code that dials by itself.
+    ///
+    /// sqlx tries one way to connect: of `allow` and `prefer`, it is the one by which [`connect`](crate::connect::connect) or a
+    /// pool of this address has connected last, else the first.
     ///
     /// Beware: `Debug` of sqlx's type prints the password in clear text.
     #[must_use]
@@ -308,9 +380,14 @@ impl Config {
         if let Some(password) = &self.password {
             options = options.password(password.expose_secret());
         }
-        options = self.tls.apply(options, self.is_on_this_machine());
-        if let Some(name) = &self.application_name {
-            options = options.application_name(name);
+        options = self.tls.apply(options, self.place());
+        if let ((_, Some(second)), true) = (self.ways(), self.fell_back.load(Ordering::Relaxed)) {
+            options = options.ssl_mode(second);
+        }
+        // Without one, in the place of what the driver has found in the environment.
+        options = options.application_name(self.application_name.as_deref().unwrap_or_default());
+        if !self.session.settings().is_empty() {
+            options = options.options(self.session.settings().iter().map(|(name, value)| (name, value)));
         }
         if self.pooler == Pooler::Transaction {
             // PgBouncer refuses who asks for it at the start. Servers from version 12 on say floats in full without.
@@ -339,65 +416,24 @@ impl std::str::FromStr for Config {
     }
 }
 
-const ESCAPE: &str = "write the characters / : @ ? # in a name or a password as %2F %3A %40 %3F %23";
-
-/// RFC 3986 has no authority with a user and no host, but libpq's addresses do: `postgres://role@/database?host=…`.
-fn parse(address: &str) -> Result<Url, ConfigError> {
-    let address = address.trim();
-    let Some((scheme, rest)) = address.split_once("://") else {
-        return Err(ConfigError::NotAUrl("there is no `://` in it"));
-    };
-    if !matches!(scheme, "postgres" | "postgresql") {
-        return Err(ConfigError::Scheme);
-    }
-    let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    // After an unescaped `/`, `?` or `#` in a password, the rest of it stands where other parts are expected.
-    let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
-    if tail.contains(['@', '#']) || path.trim_start_matches('/').contains(['/', ':']) || query.contains('?') {
-        return Err(ConfigError::NotAUrl(ESCAPE));
-    }
-    let completed = match authority.rsplit_once('@') {
-        Some((login, host)) if host.is_empty() || host.starts_with(':') => {
-            Cow::Owned(format!("{scheme}://{login}@localhost{host}{tail}"))
-        }
-        None if authority.is_empty() || authority.starts_with(':') => {
-            Cow::Owned(format!("{scheme}://localhost{authority}{tail}"))
-        }
-        _ => Cow::Borrowed(address),
-    };
-    Url::parse(&completed).map_err(|error| match error {
-        url::ParseError::InvalidPort => ConfigError::Port,
-        url::ParseError::EmptyHost => ConfigError::Host("missing"),
-        url::ParseError::InvalidIpv4Address | url::ParseError::InvalidIpv6Address => {
-            ConfigError::Host("not an IP address, though it looks like one")
-        }
-        url::ParseError::IdnaError | url::ParseError::InvalidDomainCharacter => {
-            ConfigError::Host("not a host name: write characters such as / and @ as %2F and %40")
-        }
-        _ => ConfigError::NotAUrl(ESCAPE),
-    })
-}
-
-fn password_of_environment() -> Option<SecretString> {
-    std::env::var("PGPASSWORD").ok().map(SecretString::from)
-}
+const POOLED: &str = "a pooler in transaction mode gives its sessions to everybody: set it for the role or the database \
+                      (ALTER ROLE … SET), or leave out pgbouncer=true";
 
 fn host(text: &str) -> Result<Host, ConfigError> {
-    plain_host(&decode(text, "host")?)
-}
-
-fn plain_host(text: &str) -> Result<Host, ConfigError> {
     if text.is_empty() {
         return Err(ConfigError::Host("missing"));
     }
     if text.contains(',') {
-        return Err(ConfigError::Host("a list: one host is supported"));
+        return Err(ConfigError::Host(LIST));
     }
     Ok(if text.starts_with('/') { Host::SocketDir(PathBuf::from(text)) } else { Host::Name(text.to_owned()) })
 }
 
-fn decode<'a>(text: &'a str, part: &'static str) -> Result<Cow<'a, str>, ConfigError> {
-    percent_decode_str(text).decode_utf8().map_err(|_| ConfigError::Encoding(part))
+/// The socket of a server on this machine, where Debian's or PostgreSQL's own libpq would look for it.
+fn nearest(port: u16) -> Host {
+    let folders = ["/var/run/postgresql", "/tmp"].map(Path::new);
+    let found = folders.into_iter().find(|folder| folder.join(format!(".s.PGSQL.{port}")).exists());
+    found.map_or_else(|| Host::Name("localhost".to_owned()), |folder| Host::SocketDir(folder.to_owned()))
 }
 
 #[cfg(test)]
@@ -431,7 +467,8 @@ mod tests {
             ("postgres://app@DB.LocalHost/shop", "Prefer"),
             ("postgres://app@127.8.9.1/shop", "Prefer"),
             ("postgres://app@[::1]/shop", "Prefer"),
-            ("postgres://app@/shop?host=/run/postgresql", "Prefer"),
+            ("postgres://app@/shop?host=/run/postgresql", "Disable"),
+            ("postgres://app@/shop?host=/run/postgresql&sslmode=verify-full", "Disable"),
             ("postgres://app@127.0.0.1/shop?sslmode=verify-ca", "VerifyCa"),
         ] {
             let mode_of = Config::from_url(address).expect("a good address").as_sqlx().get_ssl_mode();

@@ -83,7 +83,8 @@ pub async fn connect(config: &Config, retry: Retry) -> Result<PgConnection, Conn
 /// is known to be there it is found out, too, whether it can do what is needed of it.
 async fn dial(config: &Config, options: &PgConnectOptions) -> Result<PgConnection, ConnectFailure> {
     let failed = |error| ConnectFailure::of(&error, config);
-    let mut connection = options.clone().disable_statement_logging().connect().await.map_err(failed)?;
+    let mut connection =
+        each_way(config, options.clone().disable_statement_logging()).await.map_err(failed)?;
     match config.pooler() {
         Pooler::None => connection.ping().await.map_err(failed)?,
         Pooler::Transaction => {
@@ -94,6 +95,60 @@ async fn dial(config: &Config, options: &PgConnectOptions) -> Result<PgConnectio
     }
     Ok(connection)
 }
+
+/// Opens one connection with these options, made of [`Config::as_sqlx`], in each way that `sslmode` allows, as libpq does:
+/// `prefer` tries TLS first and then without, `allow` the other way round. The second way is tried when TLS failed, or when the
+/// server refused the login by its `pg_hba.conf`, and never after a wrong password.
+///
+/// Dropping the future closes what was being opened. There is no limit of time.
+///
+/// # Errors
+///
+/// What the way that came further has met.
+pub async fn each_way(config: &Config, options: PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    let (first, second) = config.ways();
+    let Some(second) = second else { return options.connect().await };
+    let met = match options.clone().ssl_mode(first).connect().await {
+        Ok(connection) => {
+            config.note_way(false);
+            return Ok(connection);
+        }
+        Err(error) if is_of_tls(&error) || is_refused(&error) => error,
+        Err(error) => return Err(error),
+    };
+    match options.ssl_mode(second).connect().await {
+        Ok(connection) => {
+            config.note_way(true);
+            Ok(connection)
+        }
+        Err(error) => {
+            let (further, other) =
+                if is_refused(&met) && !is_refused(&error) { (error, met) } else { (met, error) };
+            tracing::debug!(to = %config, other = error::said(&other), "the other way to connect failed, too");
+            Err(further)
+        }
+    }
+}
+
+fn is_of_tls(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(io) => io.kind() == ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
+/// By `pg_hba.conf`, or by a pooler that takes TLS only.
+fn is_refused(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| match error.code().as_deref() {
+        Some("28000") => true,
+        Some("08P01") => SAYS_TLS_ONLY.iter().any(|text| error.message().contains(text)),
+        _ => false,
+    })
+}
+
+/// How `PgBouncer` asks for TLS.
+const SAYS_TLS_ONLY: [&str; 2] = ["SSL required", "TLS connection required"];
 
 /// Why a database could not be reached.
 #[derive(Debug)]
@@ -223,9 +278,7 @@ impl ConnectFailure {
         if says(&["authentication failed"]) {
             return Self::WrongPassword(config.user().to_owned());
         }
-        if says(&["no such user", "login rejected", "SSL required", "TLS connection required"])
-            || is_unknown("role ")
-        {
+        if says(&["no such user", "login rejected"]) || says(&SAYS_TLS_ONLY) || is_unknown("role ") {
             return Self::LoginRefused { role: config.user().to_owned(), said };
         }
         if says(&["bouncer config error"]) {
@@ -250,8 +303,15 @@ impl ConnectFailure {
     pub fn of(source: &sqlx::Error, config: &Config) -> Self {
         let said = error::said(source);
         match source {
-            sqlx::Error::Tls(_) => return Self::tls(said, config),
-            sqlx::Error::Io(io) if io.kind() == ErrorKind::InvalidData => return Self::tls(said, config),
+            // The driver puts the whole text of an authority into its error.
+            sqlx::Error::Tls(_) if said.starts_with("Invalid certificate") => {
+                return Self::Tls("sslrootcert has a certificate that cannot be read".to_owned());
+            }
+            error if is_of_tls(error) => return Self::tls(said, config),
+            // A role without a password, which was not looked at: the driver quotes a character of it.
+            sqlx::Error::Configuration(_) if said.contains("saslprep") => {
+                return Self::WrongPassword(config.user().to_owned());
+            }
             // Of a connection that is made, it is about our own certificate and its key.
             sqlx::Error::Configuration(_) => return Self::Tls(said),
             _ => {}

@@ -5,10 +5,11 @@ use std::io::ErrorKind;
 use std::slice;
 use std::time::Duration;
 
+use db_core::connect::each_way;
 use db_core::{Config, ConnectFailure, kept_alive};
 use futures_util::FutureExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgPool};
 use tokio::runtime;
 use tokio::time::timeout;
 
@@ -77,7 +78,7 @@ impl Link for Postgres {
         // A transaction that notifies has a record in the log, and nothing in it that a crash could lose: a notification is
         // delivered once it is committed, and nowhere kept. It need not wait for the disk, nor have others wait with it.
         let options = self.options("notifier").options([("synchronous_commit", "off")]);
-        let connection = within(self.limit(), options.connect()).await?;
+        let connection = within(self.limit(), each_way(&self.config, options)).await?;
         Ok(PostgresSender { connection, goodbye: self.goodbye })
     }
 

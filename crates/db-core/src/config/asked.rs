@@ -17,6 +17,7 @@ pub(super) struct Asked {
     connections: Option<u32>,
     wait: Option<Duration>,
     pub(super) dial: Option<Duration>,
+    keepalive: Option<Duration>,
 }
 
 impl Asked {
@@ -32,6 +33,9 @@ impl Asked {
             "connect_timeout" => seconds(value)
                 .map(|dial| self.dial = Some(dial))
                 .ok_or(("connect_timeout", "a whole number of seconds from 1 to 86400")),
+            "keepalives_idle" => seconds(value)
+                .map(|silence| self.keepalive = Some(silence))
+                .ok_or(("keepalives_idle", "a whole number of seconds from 1 to 86400")),
             _ => return None,
         })
         .map(|set| set.map_err(|(parameter, expected)| ConfigError::Parameter { parameter, expected }))
@@ -40,7 +44,8 @@ impl Asked {
     pub(super) fn limit(&self, options: PoolOptions) -> PoolOptions {
         let max = self.connections.map_or(options.max, |most| options.max.min(most));
         let acquire_timeout = self.wait.unwrap_or(options.acquire_timeout);
-        PoolOptions { max, acquire_timeout, ..options }
+        let keepalive = self.keepalive.unwrap_or(options.keepalive);
+        PoolOptions { max, acquire_timeout, keepalive, ..options }
     }
 }
 

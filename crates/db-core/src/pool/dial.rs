@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::NEVER;
 use super::core::{Inner, Live, Refusal};
 use super::options::PoolOptions;
-use crate::connect::ConnectFailure;
+use crate::connect::{ConnectFailure, each_way};
 use crate::keepalive::kept_alive;
 use crate::pooler::follows_statements;
 use crate::question::Numbers;
@@ -155,7 +155,8 @@ impl Drop for Dial {
 /// logins while the server behind it is down.
 async fn open(inner: &Inner) -> Result<(PgConnection, Session), ConnectFailure> {
     let failed = |error| ConnectFailure::of(&error, &inner.config);
-    let mut raw = session_options(&inner.config, &inner.options).connect().await.map_err(failed)?;
+    let session = session_options(&inner.config, &inner.options);
+    let mut raw = each_way(&inner.config, session).await.map_err(failed)?;
     let session = match inner.config.pooler() {
         Pooler::None => identity(&mut raw).await.map_err(failed)?,
         Pooler::Transaction => {

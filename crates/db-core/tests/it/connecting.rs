@@ -97,3 +97,29 @@ async fn a_server_that_says_nothing_is_given_up_at_the_limit_of_an_attempt() {
 
     assert!(error.to_string().ends_with("no answer within 0.2 s"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_scram_cannot_say_is_refused_before_anybody_is_asked() {
+    let server = Guarded::start().await;
+    let good = server.config("app:right");
+    for bad in ["crab🦀", "ends\n", "both\u{5e9}ways"] {
+        let address = format!("postgres://app@db/shop?password={}", percent_encoded(bad));
+
+        let error = Config::from_url(&address).expect_err(bad);
+
+        assert!(error.to_string().contains("SASLprep"), "{error}");
+        assert!(!format!("{error} {error:?}").contains(bad) && !error.to_string().contains('🦀'), "{error}");
+    }
+
+    // A role that asks for nothing is looked at by the server alone, and one that the driver cannot ask for is refused.
+    let unsayable = Config::from_url(&format!("postgres://{}@db/shop", "%F0%9F%A6%80")).expect("no password");
+    assert_eq!(unsayable.user(), "🦀");
+    let none_given = server.config("%F0%9F%A6%80");
+    let error = connect(&none_given, LONG).await.expect_err("there is no such role");
+    assert!(error.failure().is_final() && !error.to_string().contains("TLS"), "{error}");
+    connect(&good, LONG).await.expect("the right one").close().await.expect("closed");
+}
+
+fn percent_encoded(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}

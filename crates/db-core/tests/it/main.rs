@@ -1,5 +1,6 @@
 //! What `db-core` promises, shown on a real PostgreSQL.
 
+mod addresses;
 mod admission;
 mod cancelling;
 mod connecting;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fs, process};
 
-use db_core::{Config, ConnectError, ConnectFailure, Retry, connect};
+use db_core::{Config, ConnectError, ConnectFailure, Pool, PoolOptions, Retry, connect};
 use db_embedded::Server;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use sqlx::{Connection, Executor, PgConnection};
@@ -104,8 +104,7 @@ impl TlsServer {
         parameters: &str,
         deadline: Duration,
     ) -> Result<PgConnection, ConnectError> {
-        let url = format!("postgres://{}@{host}:{}/postgres?{parameters}", self.server.user(), self.port);
-        let config = Config::from_url(&url).expect("an address");
+        let config = self.config(host, parameters);
         let retry = Retry { deadline, ..Retry::default() };
         connect::connect(&config, retry).await
     }
@@ -118,6 +117,29 @@ impl TlsServer {
             .expect("an answer");
         connection.close().await.expect("closed");
         encrypted
+    }
+
+    fn config(&self, host: Ipv4Addr, parameters: &str) -> Config {
+        let url = format!("postgres://{}@{host}:{}/postgres?{parameters}", self.server.user(), self.port);
+        Config::from_url(&url).expect("an address")
+    }
+
+    /// Has the server take logins by TCP as this line of `pg_hba.conf` says, beside those by its socket.
+    async fn admit(&self, line: &str) {
+        give(&self.server, "pg_hba.conf", &format!("local all all trust\n{line}\n"));
+        let admin = Config::from_url(&self.server.url("postgres")).expect("an address");
+        let mut admin = connect::connect(&admin, Retry::default()).await.expect("a connection");
+        admin.execute("select pg_reload_conf()").await.expect("reloaded");
+        admin.close().await.expect("closed");
+    }
+
+    /// Whether a pool's connections are encrypted: its own, then those of sqlx's pool beside it.
+    async fn pools(&self, parameters: &str) -> [bool; 2] {
+        const ENCRYPTED: &str = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
+        let pool = Pool::new(&self.config(self.named, parameters), PoolOptions::api());
+        let own = sqlx::query_scalar(ENCRYPTED).fetch_one(pool.handle()).await.expect(parameters);
+        let beside = sqlx::query_scalar(ENCRYPTED).fetch_one(pool.sqlx()).await.expect(parameters);
+        [own, beside]
     }
 
     /// Fails at the first attempt, since another one would meet the same, and says what.
@@ -257,6 +279,116 @@ async fn what_has_to_be_encrypted_is_never_sent_in_the_clear() {
     }
     assert!(!server.is_encrypted(server.named, "sslmode=prefer").await);
     assert!(!server.is_encrypted(server.named, "sslmode=disable").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authority_verifies_whatever_asks_for_tls_as_libpq_has_it() {
+    let server = TlsServer::start(Certificate::Good, "").await;
+    let (own, stranger) = (server.file("authority.pem"), server.file("stranger.pem"));
+    let other = next(server.named);
+
+    for authority in [stranger.clone(), percent_encoded(&fs::read_to_string(&stranger).expect("a file"))] {
+        let failure = server.refuses(server.named, &format!("sslmode=require&sslrootcert={authority}")).await;
+        assert!(is_tls(&failure), "{failure:?}");
+    }
+    // Its name is not asked, as with verify-ca.
+    assert!(server.is_encrypted(other, &format!("sslmode=require&sslrootcert={own}")).await);
+    assert!(server.is_encrypted(other, &format!("sslmode=prefer&sslrootcert={own}")).await);
+    // What is only preferred falls back, which this server refuses; it is told why there was no TLS.
+    for mode in ["prefer", "allow"] {
+        let failure = server.refuses(server.named, &format!("sslmode={mode}&sslrootcert={stranger}")).await;
+        assert!(is_tls(&failure), "{mode}: {failure:?}");
+    }
+    server.admit("host all all 127.0.0.0/8 trust").await;
+    db_testkit::until("the server takes both", async || {
+        server.connect(server.named, "sslmode=disable", Duration::ZERO).await.is_ok()
+    })
+    .await;
+    assert!(!server.is_encrypted(server.named, &format!("sslmode=prefer&sslrootcert={stranger}")).await);
+    // Who must not be in between is kept out by the certificate's name, since the driver binds nothing.
+    let failure = server.refuses(other, &format!("channel_binding=require&sslrootcert={own}")).await;
+    assert!(is_tls(&failure), "{failure:?}");
+    assert!(server.is_encrypted(server.named, &format!("channel_binding=require&sslrootcert={own}")).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn allow_and_prefer_connect_to_a_server_that_takes_the_other_way_only() {
+    let server = TlsServer::start(Certificate::Good, "").await;
+
+    assert!(server.is_encrypted(server.named, "sslmode=allow").await);
+    assert_eq!(server.pools("sslmode=allow").await, [true, true]);
+
+    server.admit("hostnossl all all 127.0.0.0/8 trust").await;
+    db_testkit::until("the server takes no TLS", async || {
+        server.connect(server.named, "sslmode=require", Duration::ZERO).await.is_err()
+    })
+    .await;
+    // On this machine, it is what holds when nothing is said.
+    for parameters in ["sslmode=prefer", "", "sslmode=allow"] {
+        assert!(!server.is_encrypted(server.named, parameters).await, "{parameters}");
+        assert_eq!(server.pools(parameters).await, [false, false], "{parameters}");
+    }
+    let failure = server.refuses(server.named, "sslmode=require").await;
+    assert!(matches!(failure, ConnectFailure::LoginRefused { .. }), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_is_not_said_again_in_the_clear() {
+    let server = TlsServer::start(Certificate::Good, "").await;
+    server.admit("hostssl all all 127.0.0.0/8 scram-sha-256\nhostnossl all all 127.0.0.0/8 trust").await;
+    db_testkit::until("the server asks for a password", async || {
+        server.connect(server.named, "sslmode=require", Duration::ZERO).await.is_err()
+    })
+    .await;
+
+    let failure = server.refuses(server.named, "sslmode=prefer&password=wrong").await;
+
+    assert!(matches!(failure, ConnectFailure::WrongPassword(_)), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_has_no_tls_whatever_the_mode() {
+    let server = TlsServer::start(Certificate::Good, "").await;
+
+    for mode in ["require", "verify-full"] {
+        let url = format!("{}&sslmode={mode}", server.server.url("postgres"));
+        let config = Config::from_url(&url).expect("an address");
+        let connected =
+            connect::connect(&config, Retry { deadline: Duration::ZERO, ..Retry::default() }).await;
+        connected.expect(mode).close().await.expect("closed");
+    }
+}
+
+#[test]
+fn an_authority_without_a_certificate_is_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str, text: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).expect("written");
+        path.display().to_string()
+    };
+    for bad in [
+        file("empty", b""),
+        file("der", &[0x30, 0x82, 0x01]),
+        file("key", b"-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"),
+        percent_encoded("-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"),
+    ] {
+        let error = Config::from_url(&format!("postgres://app@db/shop?sslrootcert={bad}")).expect_err(&bad);
+        assert!(
+            error.to_string().contains("`sslrootcert`") && !error.to_string().contains("hunter2"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_in_an_authority_is_not_quoted() {
+    let server = TlsServer::start(Certificate::Good, "").await;
+    let broken = percent_encoded("-----BEGIN CERTIFICATE-----\nhunter2!\n-----END CERTIFICATE-----\n");
+
+    let failure = server.refuses(server.named, &format!("sslmode=verify-full&sslrootcert={broken}")).await;
+
+    assert!(is_tls(&failure) && !failure.to_string().contains("hunter2"), "{failure}");
 }
 
 fn percent_encoded(text: &str) -> String {
