@@ -12,7 +12,7 @@ use crate::print::{json_line, shown};
 pub(crate) fn command(site: &Site, args: &ConfigArgs) -> anyhow::Result<u8> {
     let mut text = String::new();
     for (setting, value, source) in site.settings.in_force() {
-        let said = said_by(setting, source);
+        let said = said_by(site, setting, source);
         if args.json {
             let line = json!({ "name": setting.name, "value": value, "source": said });
             writeln!(text, "{}", json_line(&line)?)?;
@@ -34,10 +34,9 @@ pub(crate) fn command(site: &Site, args: &ConfigArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn said_by(setting: &Setting, source: Source) -> String {
+fn said_by(site: &Site, setting: &Setting, source: Source) -> String {
     match source {
-        Source::Flag => format!("--{}", setting.name),
-        Source::Environment => setting.variable(),
+        Source::Flag | Source::Environment => site.settings.known_as(setting),
         Source::Program => "buildwatch".to_owned(),
         Source::Default => "default".to_owned(),
     }

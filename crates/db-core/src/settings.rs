@@ -20,7 +20,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -79,6 +79,8 @@ pub enum Source {
 pub struct Values {
     settings: Vec<&'static Setting>,
     given: BTreeMap<&'static str, Given>,
+    /// What libpq's variables say of settings that nobody gives: below all sources, in the place of a default.
+    libpq: BTreeMap<&'static str, (Given, &'static str)>,
 }
 
 #[derive(Debug, Clone)]
@@ -92,7 +94,7 @@ impl Values {
     /// Nothing given yet, for these settings.
     #[must_use]
     pub fn new(settings: impl IntoIterator<Item = &'static Setting>) -> Self {
-        Self { settings: settings.into_iter().collect(), given: BTreeMap::new() }
+        Self { settings: settings.into_iter().collect(), given: BTreeMap::new(), libpq: BTreeMap::new() }
     }
 
     /// The settings, in the order of their owners' tables.
@@ -100,9 +102,27 @@ impl Values {
         self.settings.iter().copied()
     }
 
-    /// Reads the environment of the process. An empty variable counts as one that is not there.
+    /// Reads the environment of the process. An empty variable counts as one that is not there, and so does a `…_PORT` that
+    /// Kubernetes and Docker put beside a service of that name, `tcp://10.0.0.1:5432`: nobody has said it. Where nobody gives a
+    /// setting, the variable that libpq has for it is heard, if [`Config`](crate::Config) hears it.
     pub fn read_environment(&mut self) {
-        self.read(Source::Environment, |setting| std::env::var_os(setting.variable()));
+        self.read_variables(|variable| std::env::var_os(variable));
+    }
+
+    pub(crate) fn read_variables(&mut self, look: impl Fn(&str) -> Option<OsString>) {
+        self.read(Source::Environment, |setting| {
+            look(&setting.variable()).filter(|text| !is_service_link(setting, text))
+        });
+        for (setting, variable) in database::libpq() {
+            // What is not UTF-8, the address itself complains of.
+            let text =
+                look(variable).and_then(|text| text.into_string().ok()).filter(|text| !text.is_empty());
+            if let Some(text) = text.filter(|_| self.settings.iter().any(|known| known.name == setting.name))
+            {
+                let given = Given { text: Some(SecretString::from(text)), source: Source::Environment };
+                self.libpq.insert(setting.name, (given, variable));
+            }
+        }
     }
 
     /// Reads what somebody has to say to each setting. Nothing that a later [`Source`] said is overwritten.
@@ -128,13 +148,18 @@ impl Values {
         self.read(Source::Program, |setting| (setting.name == name).then(|| text.clone()));
     }
 
+    /// What holds for a setting: what was given, else what libpq's variable says.
+    fn found(&self, name: &str) -> Option<&Given> {
+        self.given.get(name).or_else(|| self.libpq.get(name).map(|(given, _)| given))
+    }
+
     /// Who gave a value.
     #[must_use]
     pub fn source(&self, name: &str) -> Source {
-        self.given.get(name).map_or(Source::Default, |given| given.source)
+        self.found(name).map_or(Source::Default, |given| given.source)
     }
 
-    /// Whether somebody gave a value.
+    /// Whether somebody gave a value. What only a variable of libpq's says was not given.
     #[must_use]
     pub fn is_given(&self, name: &str) -> bool {
         self.given.contains_key(name)
@@ -144,7 +169,7 @@ impl Values {
     /// that it is some, since a certificate has its key in the same text now and then.
     #[must_use]
     pub fn shown(&self, setting: &Setting) -> Option<String> {
-        match self.given.get(setting.name) {
+        match self.found(setting.name) {
             Some(_) if setting.is_secret => Some("(hidden)".to_owned()),
             Some(Given { text: Some(text), .. }) if crate::config::is_pem(text.expose_secret()) => {
                 Some("(PEM)".to_owned())
@@ -155,14 +180,22 @@ impl Values {
         }
     }
 
-    /// The name by which whoever gave the value knows the setting.
-    fn known_as(&self, setting: &Setting) -> String {
-        match self.source(setting.name) {
-            Source::Flag => format!("--{}", setting.name),
-            Source::Environment => setting.variable(),
-            Source::Program | Source::Default => setting.name.to_owned(),
+    /// The name by which whoever gave the value knows the setting: a flag, a variable, or the setting's own.
+    #[must_use]
+    pub fn known_as(&self, setting: &Setting) -> String {
+        match (self.given.get(setting.name), self.libpq.get(setting.name)) {
+            (Some(given), _) if given.source == Source::Flag => format!("--{}", setting.name),
+            (Some(given), _) if given.source == Source::Environment => setting.variable(),
+            (None, Some((_, variable))) => (*variable).to_owned(),
+            _ => setting.name.to_owned(),
         }
     }
+}
+
+/// Whether a variable is there because a service, or a container, has the name that the setting begins with.
+fn is_service_link(setting: &Setting, text: &OsStr) -> bool {
+    let text = text.as_encoded_bytes();
+    setting.name.ends_with("-port") && (text.starts_with(b"tcp://") || text.starts_with(b"udp://"))
 }
 
 /// Makes types of values, and collects what is wrong with them.
@@ -187,7 +220,11 @@ impl<'v> Reader<'v> {
 
     /// A setting's text, or its default; `None` when it has none.
     pub fn text(&mut self, setting: &'static Setting) -> Option<&'v str> {
-        match self.values.given.get(setting.name) {
+        match self.values.found(setting.name) {
+            // A file that was read into a variable ends with a line break.
+            Some(Given { text: Some(text), .. }) if !setting.is_secret => {
+                Some(text.expose_secret().trim_end_matches(['\r', '\n']))
+            }
             Some(Given { text: Some(text), .. }) => Some(text.expose_secret()),
             Some(Given { text: None, .. }) => {
                 self.complain(setting, "is not UTF-8");

@@ -83,13 +83,21 @@ impl Settings {
         KEYS.iter().any(|key| self.values.is_given(key.name))
     }
 
-    /// Each setting, what is in force for it as people may see it, and who said so. Nothing is in force of the parts of an
-    /// address when they are not what names the database.
+    /// Each setting, what is in force for it as people may see it, and who said so. Nothing is in force of what is not heard: the
+    /// parts of an address beside one that says the same, an address below the parts that name the database, or, of several
+    /// forms of a key, those below the highest source.
     pub fn in_force(&self) -> impl Iterator<Item = (&'static Setting, Option<String>, Source)> + '_ {
         self.values.settings().map(|setting| {
             let value = self.values.shown(setting).filter(|_| matters(&self.values, setting));
             (setting, value, self.values.source(setting.name))
         })
+    }
+
+    /// The name by which whoever gave a value knows the setting: a flag, a variable of the environment (which may be libpq's, such
+    /// as `PGUSER`), or the setting's own.
+    #[must_use]
+    pub fn known_as(&self, setting: &Setting) -> String {
+        self.values.known_as(setting)
     }
 
     /// The options to open a database with.

@@ -92,3 +92,94 @@ async fn a_key_that_is_given_replaces_the_one_in_the_data_folder(db: TestDb) {
     run(None);
     assert!(home.data().join("key").exists());
 }
+
+/// What `buildwatch config` says of the database with these flags and variables, and nothing else of the kind: where it is, or
+/// what is wrong.
+fn said(flags: &[&str], variables: &[(&str, &str)]) -> (bool, String, String) {
+    let home = Home::embedded();
+    let mut command = home.buildwatch(["config"]);
+    command.args(flags).env("USER", "somebody");
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PG") || name.to_string_lossy().starts_with("POSTGRES_") {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("DATABASE_URL").env_remove("DATABASE_URL_DIRECT").envs(variables.iter().copied());
+    let output = command.output().expect("it runs");
+    assert!(!format!("{}{}", out(&output), err(&output)).contains("hunter2"), "{}", err(&output));
+    (output.status.success(), out(&output), err(&output))
+}
+
+#[test]
+fn what_the_environment_has_of_a_service_named_postgres_does_not_stand_in_the_way() {
+    let kubernetes = [
+        ("POSTGRES_PORT", "tcp://10.0.0.1:5432"),
+        ("POSTGRES_PORT_5432_TCP", "tcp://10.0.0.1:5432"),
+        ("POSTGRES_SERVICE_HOST", "10.0.0.1"),
+        ("POSTGRES_SERVICE_PORT", "5432"),
+    ];
+    let compose =
+        [("POSTGRES_USER", "postgres"), ("POSTGRES_PASSWORD", "hunter2"), ("POSTGRES_DB", "postgres")];
+    let address = ("DATABASE_URL", "postgres://app:hunter2hunter2@db/shop");
+
+    for around in [&kubernetes[..], &compose[..]] {
+        let (done, shown, text) = said(&[], &[around, &[address]].concat());
+        assert!(done && text.contains("app@db:5432/shop"), "{text}");
+        assert_eq!(line(&shown, "postgres-password")[0], "-");
+        let (done, _, text) =
+            said(&["--database-url", "postgres://app@other/shop"], &[around, &[address]].concat());
+        assert!(done && text.contains("app@other:5432/shop"), "{text}");
+    }
+    for around in [&kubernetes[..], &compose[..]] {
+        let (done, _, text) = said(&[], around);
+        assert!(done && text.contains("a server of its own"), "{text}");
+    }
+}
+
+#[test]
+fn sources_are_compared_and_only_one_that_contradicts_itself_is_refused() {
+    let address = ("DATABASE_URL", "postgres://app:hunter2@db/shop");
+    let parts = ["--postgres-host", "other", "--postgres-user", "else", "--postgres-database", "store"];
+
+    let (done, shown, text) = said(&parts, &[address]);
+    assert!(done && text.contains("else@other:5432/store"), "{text}");
+    assert_eq!(line(&shown, "database-url"), ["-", "DATABASE_URL"]);
+
+    let (done, _, text) = said(&["--postgres-port", "6432"], &[address]);
+    assert!(!done && text.contains("DATABASE_URL is not heard"), "{text}");
+
+    let (done, _, text) = said(&[], &[address, ("POSTGRES_HOST", "other")]);
+    assert!(
+        !done && text.contains("DATABASE_URL says where the database is, and so does POSTGRES_HOST"),
+        "{text}"
+    );
+
+    let (done, shown, text) = said(&["--postgres-sslmode", "require"], &[address]);
+    assert!(done && text.contains("app@db:5432/shop"), "{text}");
+    assert_eq!(line(&shown, "postgres-sslmode"), ["require", "--postgres-sslmode"]);
+}
+
+#[test]
+fn a_variable_of_libpqs_that_is_heard_is_shown() {
+    let address = ("DATABASE_URL", "postgres://db/shop");
+    let variables = [
+        address,
+        ("PGUSER", "me"),
+        ("PGPASSWORD", "hunter2"),
+        ("PGOPTIONS", "-cgeqo=off"),
+        ("PGAPPNAME", "mine"),
+    ];
+
+    let (done, shown, text) = said(&[], &variables);
+
+    assert!(done && text.contains("me@db:5432/shop"), "{text}");
+    assert_eq!(line(&shown, "postgres-user"), ["me", "PGUSER"]);
+    assert_eq!(line(&shown, "postgres-password"), ["(hidden)", "PGPASSWORD"]);
+    assert_eq!(line(&shown, "postgres-options"), ["-cgeqo=off", "PGOPTIONS"]);
+    assert!(!shown.contains("mine"), "{shown}");
+    let (done, _, text) = said(&["--postgres-options", "-cjit=off"], &variables);
+    assert!(!done && text.contains("PGOPTIONS is set, and so are options"), "{text}");
+    let (done, _, text) =
+        said(&[], &[address, ("PGSSLCERT", "/no/such/file"), ("PGSSLKEY", "/no/such/file")]);
+    assert!(!done && text.contains("PGSSLCERT must be PEM"), "{text}");
+}

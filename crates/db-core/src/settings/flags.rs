@@ -26,6 +26,8 @@ impl Setting {
             .help_heading("Database")
             .hide_short_help(true)
             .global(true)
+            // -c name=value is one.
+            .allow_hyphen_values(self.value == "OPTIONS")
             .value_parser(clap::value_parser!(OsString))
     }
 }

@@ -1,6 +1,6 @@
 //! The keys that columns are sealed under.
 
-use super::{Reader, Setting};
+use super::{Reader, Setting, Values};
 use crate::encryption::{EncryptionError, Key, Keyring};
 
 /// The forms in which a key may be given.
@@ -83,6 +83,16 @@ pub fn keyring(reader: &mut Reader<'_>) -> Option<Keyring> {
     }
 }
 
+/// Whether no form of the same key comes from a higher source. Of what is no key, none does.
+pub(super) fn is_heard(values: &Values, setting: &Setting) -> bool {
+    let of_one_key = [&NEW, &OLD].map(|forms| [&forms.raw, &forms.base64, &forms.hex]);
+    let source = |form: &&Setting| values.source(form.name);
+    of_one_key
+        .iter()
+        .filter(|forms| forms.iter().any(|form| form.name == setting.name))
+        .all(|forms| forms.iter().map(source).max() == Some(values.source(setting.name)))
+}
+
 /// The setting that was given and its key, if that can be used.
 fn key(reader: &mut Reader<'_>, forms: &'static Forms) -> Option<(&'static Setting, Option<Key>)> {
     type Decode = fn(&str) -> Result<Key, EncryptionError>;
@@ -91,7 +101,10 @@ fn key(reader: &mut Reader<'_>, forms: &'static Forms) -> Option<(&'static Setti
         (&forms.base64, Key::from_base64),
         (&forms.hex, Key::from_hex),
     ];
-    let mut given = forms.into_iter().filter(|(setting, _)| reader.values().is_given(setting.name));
+    // A source above the others is heard alone.
+    let given = forms.into_iter().filter(|(setting, _)| reader.values().is_given(setting.name));
+    let highest = given.clone().map(|(setting, _)| reader.values().source(setting.name)).max()?;
+    let mut given = given.filter(|(setting, _)| reader.values().source(setting.name) == highest);
     let (setting, decode) = given.next()?;
     let others: Vec<_> = given.map(|(other, _)| other).collect();
     for other in &others {
@@ -108,4 +121,30 @@ fn key(reader: &mut Reader<'_>, forms: &'static Forms) -> Option<(&'static Setti
         _ => None,
     };
     Some((setting, key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Source;
+    use super::*;
+
+    #[test]
+    fn a_key_from_a_higher_source_is_heard_alone_and_one_source_says_it_once() {
+        let of = |raw: Source, hex: Source| {
+            let mut values = Values::new(KEYS);
+            for (source, name, text) in [
+                (raw, "encryption-key", "sixteen letters!"),
+                (hex, "encryption-key-hex", "000102030405060708090a0b0c0d0e0f"),
+            ] {
+                values.read(source, |setting| (setting.name == name).then(|| text.into()));
+            }
+            let mut reader = Reader::new(&values);
+            let is_there = keyring(&mut reader).is_some();
+            (is_there, reader.finish().is_ok(), is_heard(&values, &NEW.raw), is_heard(&values, &NEW.hex))
+        };
+
+        assert_eq!(of(Source::Flag, Source::Environment), (true, true, true, false));
+        assert_eq!(of(Source::Program, Source::Environment), (true, true, false, true));
+        assert_eq!(of(Source::Environment, Source::Environment), (false, false, true, true));
+    }
 }

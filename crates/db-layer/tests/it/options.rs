@@ -96,6 +96,46 @@ fn the_page_has_each_parameter_that_an_address_may_have() {
         rows.iter().flat_map(|row| row[0].split(", ")).map(|name| name.trim_matches('`')).collect();
 
     assert_eq!(said, known);
+    for parameter in known {
+        let error =
+            Config::from_url(&format!("postgres://a@b/c?{parameter}=")).err().map(|it| it.to_string());
+        assert!(!error.is_some_and(|it| it.contains("not known")), "{parameter}");
+    }
+}
+
+#[test]
+fn the_page_has_the_values_with_which_other_parameters_are_taken() {
+    let page = page();
+    let (_, table) = page.split_once("<!-- others -->\n").expect("the table");
+    let (table, after) = table.split_once("<!-- end of others -->").expect("its end");
+    let words =
+        |text: &str| -> Vec<String> { text.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
+    let read = |parameter: &str, value: &str| {
+        Config::from_url(&format!("postgres://a@b/c?{parameter}={value}"))
+            .map(drop)
+            .map_err(|it| it.to_string())
+    };
+    for row in table.lines().skip(2) {
+        let (parameters, values) = row.trim_matches('|').split_once(" | ").expect("two columns");
+        for parameter in words(parameters) {
+            for value in words(values) {
+                assert_eq!(read(&parameter, &value), Ok(()), "{parameter}={value}");
+            }
+            let other = read(&parameter, "something-else");
+            let said = format!("the parameter `{parameter}` in the database address cannot be heard: ");
+            assert!(
+                parameter == "supa" || other.as_ref().is_err_and(|it| it.starts_with(&said)),
+                "{other:?}"
+            );
+        }
+    }
+    let (_, refused) = after.split_once("always refused").expect("those that are refused");
+    let refused = words(refused.split("\n\n").next().unwrap_or_default());
+    assert_eq!(refused.len(), 19);
+    for parameter in refused {
+        let error = read(&parameter, "1").expect_err(&parameter);
+        assert!(error.contains(&format!("`{parameter}` in the database address cannot be heard")), "{error}");
+    }
 }
 
 /// The table between the marks, which is what this test says it has to be.

@@ -118,6 +118,9 @@ fn addresses_good_and_bad_do_not_show_their_password() {
         format!("postgres://app:{PASSWORD}@db/shop"),
         format!("postgres://app@db/shop?password={PASSWORD}"),
         format!("postgres://app@db/shop?sslcert=-----BEGIN%20A-----&sslkey=-----BEGIN%20A-----{PASSWORD}"),
+        format!("host=db user=app dbname=shop password='{PASSWORD}'"),
+        format!("postgres://app@db/shop?options=-capp.token%3D{PASSWORD}"),
+        format!("postgres://app@db/shop?options[app.token]={PASSWORD}&schema={PASSWORD}"),
     ] {
         let config = Config::from_url(&address).expect("a good address");
         shown.debug("Config", &config);
@@ -146,6 +149,24 @@ fn addresses_good_and_bad_do_not_show_their_password() {
         format!("postgres://app@db/shop?sslrootcert=/no/{PASSWORD}"),
         format!("postgres://app@db/shop?sslkey=/no/{PASSWORD}"),
         format!("postgres://app@db/shop?sslkey=-----BEGIN%20A-----{PASSWORD}"),
+        format!("postgres://app@db/shop?sslrootcert=-----BEGIN%20PRIVATE%20KEY-----{PASSWORD}"),
+        format!("postgres://app:{PASSWORD}🦀@db/shop"),
+        format!("postgres://app:{PASSWORD}%00@db/shop"),
+        format!("postgres://app:{PASSWORD}\n@db/shop"),
+        format!("postgres://app:{PASSWORD}@h1:1,h2:2/shop"),
+        format!("postgres://app@db/shop?channel_binding={PASSWORD}"),
+        format!("postgres://app@db/shop?sslpassword={PASSWORD}"),
+        format!("postgres://app@db/shop?target_session_attrs={PASSWORD}"),
+        format!("postgres://app@db/shop?options={PASSWORD}"),
+        format!("postgres://app@db/shop?options=-c{PASSWORD}"),
+        format!("postgres://app@db/shop?options[{PASSWORD}]=1&options[{PASSWORD}]=2"),
+        format!("postgres://app@db/shop?password={PASSWORD}&password=other"),
+        format!("postgres://app@db/shop?search_path=a&schema={PASSWORD}"),
+        format!("host=db password={PASSWORD} {PASSWORD}"),
+        format!("host=db password='{PASSWORD}"),
+        format!("host=db {PASSWORD}=1 user=app dbname=shop"),
+        format!("Server=db;Password={PASSWORD};"),
+        format!("jdbc:postgresql://db/shop?password={PASSWORD}"),
     ] {
         let error: ConfigError = Config::from_url(&address).expect_err(&address);
         shown.error(&address.replace(PASSWORD, "…"), error.clone());
@@ -180,6 +201,17 @@ fn settings_and_options_do_not_show_what_they_were_told() {
         }
     });
     debug!(shown; all_wrong);
+    for (one, other) in [
+        (("database-url", url.clone()), ("postgres-password", format!("other{PASSWORD}"))),
+        (("database-url", url.clone()), ("postgres-database", PASSWORD.to_owned())),
+        (("postgres-database", "shop".to_owned()), ("postgres-password", format!("{PASSWORD}\n"))),
+        (("postgres-database", "shop".to_owned()), ("postgres-options", format!("-c {PASSWORD}"))),
+        (("encryption-key", KEY.to_owned()), ("encryption-key-hex", PASSWORD.to_owned())),
+    ] {
+        let twice = Settings::default().set(one.0, one.1).set(other.0, other.1);
+        debug!(shown; twice);
+        shown.error("SettingsError of two that differ", twice.options().expect_err(other.0));
+    }
     shown.error("SettingsError of everything", all_wrong.options().expect_err("it is all wrong"));
     debug!(
         shown;

@@ -190,8 +190,9 @@ fn each_bad_setting_is_named_and_never_its_value() {
         (
             &[("database-url", "postgres://app@db/shop?hunter=hunter2")],
             "database-url cannot be used: the database address has a parameter `hunter` that is not known (known: \
-             application_name, connect_timeout, connection_limit, dbname, host, password, pgbouncer, pool_timeout, port, \
-             sslcert, sslkey, sslmode, sslrootcert, user)",
+             application_name, channel_binding, connect_timeout, connection_limit, dbname, fallback_application_name, host, \
+             keepalives_idle, lock_timeout, options, password, pgbouncer, pool_timeout, port, schema, search_path, sslcert, \
+             sslkey, sslmode, sslrootcert, statement_timeout, user)",
         ),
         (&[url, ("api-max-conns", "0")], "api-max-conns must be a whole number from 1 to 262143"),
         (
@@ -295,6 +296,23 @@ fn who_said_what_is_known() {
     assert_eq!(of("backend-max-conns"), (Some("50".to_owned()), Source::Default));
     assert_eq!(of("database-url"), (Some("(hidden)".to_owned()), Source::Program));
     assert_eq!(of("postgres-host"), (None, Source::Default), "the address is given whole");
+}
+
+#[test]
+fn a_password_that_scram_cannot_say_is_refused_by_the_name_of_who_said_it() {
+    for (said, name) in [
+        (&[("database-url", "postgres://app:hunter2🦀@db/shop")][..], "database-url"),
+        (&[("postgres-database", "shop"), ("postgres-password", "hunter2🦀")], "postgres-password"),
+        (
+            &[("database-url", "postgres://app@db/shop"), ("postgres-password", "hunter2\n")],
+            "postgres-password",
+        ),
+    ] {
+        let error = settings(said).options().expect_err(name).to_string();
+
+        assert!(error.starts_with(&format!("{name} cannot be used: the password cannot be said")), "{error}");
+        assert!(!error.contains("hunter2") && !error.contains('🦀'), "{error}");
+    }
 }
 
 #[test]
