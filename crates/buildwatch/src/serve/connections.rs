@@ -26,6 +26,7 @@ use hyper_util::service::TowerToHyperService;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -74,7 +75,7 @@ impl Limits {
 /// Serves until `closing` is cancelled, then until the requests that are under way have their answers. Dropping the future closes all
 /// connections.
 pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits, closing: CancellationToken) {
-    let open = Arc::new(Open { limits, places: Mutex::default() });
+    let open = Arc::new(Open { limits, places: Mutex::default(), left: Notify::new() });
     let mut tasks = JoinSet::new();
     let mut full = Said::default();
     let mut failed = Said::default();
@@ -87,7 +88,10 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
                 }
                 continue;
             }
-            accepted = listener.accept() => accepted,
+            accepted = async {
+                open.room_is_made().await;
+                listener.accept().await
+            } => accepted,
         };
         match accepted {
             Ok((stream, from)) => {
@@ -184,11 +188,15 @@ async fn connection(stream: TcpStream, router: Router, place: Place, closing: Ca
 struct Open {
     limits: Limits,
     places: Mutex<Places>,
+    /// Told when a connection has closed that was to make room.
+    left: Notify,
 }
 
 #[derive(Default)]
 struct Places {
     next: u64,
+    /// Connections that are to make room, and still have their files.
+    leaving: usize,
     held: HashMap<u64, Held>,
 }
 
@@ -234,9 +242,17 @@ impl Open {
         let longest = waiting.filter_map(|(number, held)| Some((held.idle_since?, *number))).min();
         let held = longest.and_then(|(_, number)| places.held.remove(&number));
         if let Some(held) = &held {
+            places.leaving += 1;
             held.taken.cancel();
         }
         held.is_some()
+    }
+
+    /// Waits until those that were to make room have closed: accepting is quicker than they are.
+    async fn room_is_made(&self) {
+        while self.places().leaving > 0 {
+            self.left.notified().await;
+        }
     }
 
     fn set_idle(&self, number: u64, idle_since: Option<Instant>) {
@@ -278,7 +294,11 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.open.places().held.remove(&self.number);
+        let mut places = self.open.places();
+        if places.held.remove(&self.number).is_none() {
+            places.leaving -= 1;
+            self.open.left.notify_one();
+        }
     }
 }
 
@@ -364,7 +384,7 @@ mod tests {
 
     fn open(connections: usize, per_client: usize) -> Arc<Open> {
         let limits = Limits { connections, per_client, streams: 1 };
-        Arc::new(Open { limits, places: Mutex::default() })
+        Arc::new(Open { limits, places: Mutex::default(), left: Notify::new() })
     }
 
     #[test]
