@@ -18,7 +18,9 @@ async fn without_a_subcommand_it_serves_runs_one_build_and_says_what_to_do_next(
         said += &alone.line();
     }
     assert!(said.contains(&format!("{address}/builds/1")), "{said}");
-    assert!(said.contains("run -- ls -l"), "{said}");
+    let place = format!("--data {}", home.data().display());
+    assert!(said.contains(&format!("{place} run -- ls -l")), "{said}");
+    assert!(said.contains(&format!("{place} watch 1")), "{said}");
 
     let mut stream = client().get(format!("{address}/api/builds/1/events")).send().await.expect("an answer");
     let mut text = String::new();
