@@ -173,7 +173,8 @@ impl WatchedChannels {
             bus: bus.clone(),
             announcements: announcements.clone(),
             renewal,
-            node: fastrand::u64(1..),
+            // Of the operating system: two processes of the same number would take each other's announcements for their own.
+            node: getrandom::u64().expect("the operating system gives random numbers").max(1),
             state: Mutex::new(State { marks, changes: HashSet::new(), begun: None, last: 0 }),
             changed: Notify::new(),
             gated: Counter::default(),
