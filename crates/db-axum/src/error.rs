@@ -116,11 +116,14 @@ impl From<db_events::Error> for Error {
         match error {
             db_events::Error::UnknownLog(_) => Self::of(StatusCode::NOT_FOUND, &error),
             db_events::Error::Removed(_) => Self::of(StatusCode::GONE, &error),
-            db_events::Error::Finished { .. } | db_events::Error::Conflict { .. } => {
-                Self::of(StatusCode::CONFLICT, &error)
-            }
+            db_events::Error::Finished { .. }
+            | db_events::Error::Conflict { .. }
+            | db_events::Error::NumberUsed { .. }
+            | db_events::Error::Rewound { .. } => Self::of(StatusCode::CONFLICT, &error),
             db_events::Error::Size { .. } => Self::of(StatusCode::PAYLOAD_TOO_LARGE, &error),
-            db_events::Error::BadKind | db_events::Error::Nul => Self::of(StatusCode::BAD_REQUEST, &error),
+            db_events::Error::BadKind | db_events::Error::ReservedKind(_) | db_events::Error::Nul => {
+                Self::of(StatusCode::BAD_REQUEST, &error)
+            }
             db_events::Error::TimedOut { .. } => Self::of(StatusCode::SERVICE_UNAVAILABLE, &error),
             db_events::Error::Database { cause, .. } => cause.into(),
             _ => Self::of(StatusCode::INTERNAL_SERVER_ERROR, &error),

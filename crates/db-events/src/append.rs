@@ -65,13 +65,18 @@ impl<'a> Batch<'a> {
     ) -> Result<bool, Error> {
         sqlx::query_scalar(
             "select exists (
-                 select from event_log_batches where log = $1 and first = $2 + 1 and types = $3 and data = $4
+                 select
+                 from event_log_batches
+                 where log = $1 and first = $2 + 1 and types = $3 and data = $4
+                     and is_final = $5 and versions is not distinct from $6
              )",
         )
         .bind(log.0)
         .bind(last)
         .bind(&self.types)
         .bind(&self.data)
+        .bind(self.is_final)
+        .bind(&self.versions)
         .fetch_one(executor)
         .await
         .map_err(Error::database(WHAT))
@@ -126,7 +131,7 @@ pub(crate) async fn append<'c>(
     batch: &Batch<'_>,
     attempt: Attempt,
 ) -> Result<Outcome, Error> {
-    let statement = sqlx::query_as::<_, (i64, bool, Option<i64>, Option<i64>)>(
+    let statement = sqlx::query_as::<_, (i64, bool, Option<i64>, Option<i64>, Option<bool>)>(
         "with tail as (
              select coalesce(batch.last, 0) as last, coalesce(batch.is_final, false) as is_final
              from event_logs
@@ -139,7 +144,8 @@ pub(crate) async fn append<'c>(
              ) as batch on true
              where event_logs.id = $1
          ), before as (
-             select first, last
+             select first, last,
+                 types = $4 and data = $5 and is_final = $6 and versions is not distinct from $8 as is_same
              from event_log_batches
              where log = $1 and writer = $9 and sequence = $10
          ), turn as materialized (
@@ -153,7 +159,8 @@ pub(crate) async fn append<'c>(
              on conflict do nothing
              returning first, last
          )
-         select tail.last, tail.is_final, coalesce(stored.first, before.first), coalesce(stored.last, before.last)
+         select tail.last, tail.is_final, coalesce(stored.first, before.first), coalesce(stored.last, before.last),
+             before.is_same
          from tail
          left join stored on true
          left join before on true",
@@ -187,7 +194,11 @@ pub(crate) async fn append<'c>(
     };
     match row {
         None => Err(Error::UnknownLog(log)),
-        Some((_, _, Some(first), Some(last))) => Ok(Outcome::Stored(first..=last)),
+        Some((_, _, Some(first), _, Some(false))) => {
+            let (writer, sequence) = batch.source.unwrap_or((WriterId(0), 0));
+            Err(Error::NumberUsed { log, writer, sequence, first })
+        }
+        Some((_, _, Some(first), Some(last), _)) => Ok(Outcome::Stored(first..=last)),
         Some((last, true, ..)) => Err(Error::Finished { log, last }),
         Some((last, false, ..)) => match after {
             Some(expected) if expected != last => Err(Error::Conflict { log, expected, last }),

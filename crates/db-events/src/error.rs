@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use db_core::Class;
 
-use crate::LogId;
+use crate::{LogId, WriterId};
 
 /// Why an append or a read failed.
 #[derive(Debug, thiserror::Error)]
@@ -13,9 +13,21 @@ pub enum Error {
     /// There is no such log.
     #[error("there is no event log {0}")]
     UnknownLog(LogId),
-    /// There was such a log, perhaps, and there is none any more.
+    /// There was such a log, perhaps, and there is none any more; or what comes next in it was removed.
     #[error("event log {0} was removed")]
     Removed(LogId),
+    /// Events that were seen are not there any more, or others are in their place: a standby that had not received them was
+    /// promoted, or a backup was restored. Or there never were as many.
+    #[error(
+        "event log {log} was rewound: of what was seen of it, only what comes up to event {last} is known to be there"
+    )]
+    Rewound {
+        /// The log.
+        log: LogId,
+        /// The last event that is known to be the one that was seen; 0 if none is. Read on after it: what comes then may have
+        /// been seen before.
+        last: i64,
+    },
     /// The log is finished; nothing was stored.
     #[error("event log {log} is finished with event {last}")]
     Finished {
@@ -45,6 +57,23 @@ pub enum Error {
     /// An event's type is not a short plain text; nothing was stored.
     #[error("an event's type has 1 to 64 bytes and no control characters")]
     BadKind,
+    /// An event's type is one of [`NewEvent::RESERVED_KINDS`](crate::NewEvent::RESERVED_KINDS); nothing was stored.
+    #[error(
+        "an event cannot have the type `{0}`, which has a meaning of its own in a stream of server-sent events"
+    )]
+    ReservedKind(&'static str),
+    /// The writer has stored another batch under this number; nothing was stored now.
+    #[error("writer {writer} has stored another batch of event log {log} as its number {sequence}, from event {first} on", writer = writer.0)]
+    NumberUsed {
+        /// The log.
+        log: LogId,
+        /// Who has stored it.
+        writer: WriterId,
+        /// Its number for both batches.
+        sequence: i64,
+        /// The first event of the batch that is stored.
+        first: i64,
+    },
     /// An event's data contains a NUL, which PostgreSQL's text cannot hold; nothing was stored.
     #[error("an event's data must not contain a NUL character (JSON writes it as \\u0000)")]
     Nul,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::Error;
+use crate::{Error, Mark};
 
 /// The number of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,10 +24,16 @@ impl fmt::Display for LogId {
 pub struct WriterId(pub i64);
 
 impl WriterId {
-    /// A random one. Whoever has to send a batch again after a restart keeps it.
+    /// A random one, of the operating system's randomness: a generator that two processes seed alike would make one writer of
+    /// two. A writer that has to send a batch again after a restart keeps its number.
+    ///
+    /// # Panics
+    ///
+    /// When the operating system has no randomness.
     #[must_use]
     pub fn random() -> Self {
-        Self(fastrand::i64(..))
+        let number = getrandom::u64().expect("the operating system gives random numbers");
+        Self(number.cast_signed())
     }
 }
 
@@ -43,8 +49,12 @@ impl NewEvent {
     /// The most bytes of an event's type.
     pub const MAX_KIND_BYTES: usize = 64;
 
-    /// An event of a type (1 to 64 bytes, no control characters, since it travels in a line of SSE) with data: any text
-    /// without NUL, usually JSON.
+    /// Types that no event can have: a client of a stream of server-sent events would take it for the end of the stream
+    /// (`stream-end`), or for what a browser's `EventSource` says of its connection (`error`, `open`).
+    pub const RESERVED_KINDS: [&str; 3] = ["error", "open", "stream-end"];
+
+    /// An event of a type (1 to 64 bytes, no control characters, since it travels in a line of SSE, and none of
+    /// [`RESERVED_KINDS`](Self::RESERVED_KINDS)) with data: any text without NUL, usually JSON.
     pub fn new(kind: impl Into<Cow<'static, str>>, data: impl Into<String>) -> Self {
         Self { kind: kind.into(), data: data.into(), version: 1 }
     }
@@ -88,6 +98,9 @@ impl NewEvent {
         if !(1..=Self::MAX_KIND_BYTES).contains(&self.kind.len()) || self.kind.chars().any(char::is_control) {
             return Err(Error::BadKind);
         }
+        if let Some(kind) = Self::RESERVED_KINDS.into_iter().find(|reserved| *reserved == self.kind) {
+            return Err(Error::ReservedKind(kind));
+        }
         if self.data.as_bytes().contains(&0) {
             return Err(Error::Nul);
         }
@@ -108,6 +121,8 @@ pub struct Event {
     pub data: String,
     /// When it was appended, by the database's clock.
     pub at: OffsetDateTime,
+    /// The mark of its batch: keep it beside the number to resume after this event.
+    pub mark: Mark,
 }
 
 impl Event {

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use sqlx::{Executor, Postgres};
+use time::OffsetDateTime;
 
-use crate::LogId;
+use crate::{LogId, Mark};
 
 /// The end of a log, as it was when it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,28 @@ pub struct Head {
     pub last: i64,
     /// Whether the log is finished: nothing will follow.
     pub is_finished: bool,
+    /// The mark of the last event's batch; none without events.
+    pub mark: Option<Mark>,
+}
+
+/// A log, and its last batch, if it has one.
+#[derive(sqlx::FromRow)]
+struct Row {
+    id: i64,
+    first: Option<i64>,
+    last: Option<i64>,
+    is_final: Option<bool>,
+    at: Option<OffsetDateTime>,
+    writer: Option<i64>,
+    sequence: Option<i64>,
+}
+
+impl Row {
+    fn head(&self) -> Head {
+        let mark =
+            self.first.zip(self.at).map(|(first, at)| Mark::of(first, at, self.writer.zip(self.sequence)));
+        Head { last: self.last.unwrap_or(0), is_finished: self.is_final.unwrap_or(false), mark }
+    }
 }
 
 impl Head {
@@ -21,11 +44,11 @@ impl Head {
         executor: impl Executor<'c, Database = Postgres>,
         logs: &[i64],
     ) -> Result<HashMap<LogId, Self>, sqlx::Error> {
-        let rows: Vec<(i64, i64, bool)> = sqlx::query_as(
-            "select event_logs.id, coalesce(batch.last, 0), coalesce(batch.is_final, false)
+        let rows: Vec<Row> = sqlx::query_as(
+            "select event_logs.id, batch.*
              from event_logs
              left join lateral (
-                 select last, is_final
+                 select first, last, is_final, at, writer, sequence
                  from event_log_batches
                  where log = event_logs.id
                  order by first desc
@@ -36,10 +59,7 @@ impl Head {
         .bind(logs)
         .fetch_all(executor)
         .await?;
-        Ok(rows
-            .into_iter()
-            .map(|(log, last, is_finished)| (LogId(log), Self { last, is_finished }))
-            .collect())
+        Ok(rows.iter().map(|row| (LogId(row.id), row.head())).collect())
     }
 
     /// Whether the number was given out once, though there is no such log now.

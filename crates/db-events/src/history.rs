@@ -1,6 +1,7 @@
 //! What is stored, without waiting for more.
 
-use crate::page::{Page, Wanted};
+use crate::page::{Page, Place, Wanted};
+use crate::seen::Seen;
 use crate::{Error, Event, EventLog, Head, LogId};
 
 /// Which events of a log are wanted. All of them, unless something else is said.
@@ -56,6 +57,8 @@ pub struct History {
     selection: Selection,
     /// None before the first page.
     range: Option<Range>,
+    /// What was read, to find out whether the rest continues it.
+    seen: Seen,
 }
 
 /// What is still to be read.
@@ -67,14 +70,15 @@ struct Range {
 
 impl History {
     pub(crate) fn new(events: EventLog, log: LogId, selection: Selection) -> Self {
-        Self { events, log, selection, range: None }
+        Self { events, log, selection, range: None, seen: Seen::default() }
     }
 
     /// The next events that are wanted, at least one, in order; `None` when there are no more. Cancel safe.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownLog`], [`Error::Removed`], [`Error::Database`], [`Error::TimedOut`]: ask again, and it goes on where it was.
+    /// [`Error::UnknownLog`]; [`Error::Removed`] and [`Error::Rewound`], when what is left to be read, or what was read, is not
+    /// there any more; [`Error::Database`] and [`Error::TimedOut`]: ask again, and it goes on where it was.
     pub async fn next_batch(&mut self) -> Result<Option<Vec<Event>>, Error> {
         let mut range = match self.range {
             Some(range) => range,
@@ -88,7 +92,11 @@ impl History {
             let place = shared.catching_up().place().await?;
             let page = Page::read(shared.pool(), self.log, wanted).await?;
             drop(place);
+            self.check(&page, range).await?;
             // Without another await, so that a future that is dropped has read nothing.
+            if let Some(events) = &page.events {
+                self.seen.take(events);
+            }
             range.after = if page.is_full { page.seen } else { range.until };
             self.range = Some(range);
             let wanted: Vec<Event> =
@@ -98,6 +106,25 @@ impl History {
             }
         }
         Ok(None)
+    }
+
+    /// Whether a page continues what was read, and has all that there was to be read.
+    async fn check(&self, page: &Page, range: Range) -> Result<(), Error> {
+        let is_whole = page.is_full || page.seen >= range.until;
+        match page.place(range.after, self.seen.mark(range.after)) {
+            Place::Removed => return Err(Error::Removed(self.log)),
+            Place::Rewound => return Err(self.events.rewound(self.log, &self.seen).await?),
+            Place::Before | Place::End | Place::Nowhere if is_whole && self.selection.kinds.is_none() => {
+                return Ok(());
+            }
+            Place::Before | Place::End | Place::Nowhere => {}
+        }
+        // Batches that have none of the types are not in the page. A log that is removed is gone before they are.
+        let head = self.events.head(self.log).await?;
+        if self.selection.kinds.is_none() || head.last < range.until {
+            return Err(self.events.rewound(self.log, &self.seen).await?);
+        }
+        Ok(())
     }
 
     /// All of it at once.

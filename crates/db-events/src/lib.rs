@@ -25,12 +25,31 @@
 //! The events of a log are numbered 1, 2, 3, … without holes, in the order of their commits. A reader that has seen
 //! event `n` has seen all events up to `n`, and resumes with `n` as its cursor: no event is skipped or seen twice.
 //!
+//! # When a log is not what it was
+//!
+//! A reader is told, and skips nothing:
+//!
+//! * [`Error::Removed`]: the log was removed, or what comes next in it. Whoever takes a page checks that it begins right after the
+//!   cursor, so a reader in the middle of a log that [`retain`](EventLog::retain) removes does not see its last events as if they
+//!   were the next. A log whose beginning was removed can be read from where it begins now.
+//! * [`Error::Rewound`]: events that were seen are not there any more, or others are in their place. This happens when a standby
+//!   that had not received everything is promoted, when a backup is restored, or when a server that runs with
+//!   `synchronous_commit = off` crashes. The error has the last event that still holds; read on after it. A cursor
+//!   beyond the end of its log is told the same.
+//!
+//! Numbers alone do not tell others' events from those that were seen. Each event has the [`Mark`] of its batch, a short hash of what
+//! only that batch has; a stream checks it with each page, and remembers some of those before. Keep [`Event::mark`] beside the
+//! number and come back with [`EventLog::resume`], and the same is checked after a restart. A number alone is taken at its word.
+//!
 //! # How it is stored
 //!
 //! One append is one statement, one round trip and one row, however many events it carries. The statement continues
 //! from the log's last row. Of two writers that continue from the same one, the primary key lets one insert; the other inserts
 //! nothing, which is no error of the server's and leaves no dead row, and tries again. No counter is updated, so a long snapshot elsewhere does not slow the appends down. A log is
 //! finished by its last row saying so: nothing can follow it.
+//!
+//! A log that is removed while it is not finished gets a last row without events, and with a size of 0, until it is gone: by it, an
+//! append that had begun before finds that it cannot be stored.
 //!
 //! Two tables and a view, in [`SCHEMA`]; copy its files into your `migrations/`.
 //!
@@ -57,11 +76,13 @@ mod event;
 mod head;
 mod history;
 mod log;
+mod mark;
 mod page;
 mod passing;
 mod reader;
 mod readers;
 mod retention;
+mod seen;
 mod stream;
 mod writer;
 
@@ -72,6 +93,7 @@ pub use event::{Event, LogId, NewEvent, WriterId};
 pub use head::Head;
 pub use history::{History, Selection};
 pub use log::{EventLog, EventsState, LogTopics};
+pub use mark::Mark;
 pub use page::{Events, IntoIter};
 pub use retention::{Removed, Retention};
 pub use stream::{EventStream, POLL_FLOOR};

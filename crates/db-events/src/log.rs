@@ -14,8 +14,10 @@ use crate::append::{Attempt, Batch, Outcome, STATEMENT_LIMIT, append};
 use crate::page::WHAT;
 use crate::reader::Reader;
 use crate::readers::{Shared, look_after};
+use crate::seen::Seen;
 use crate::{
-    Appender, Error, EventOptions, EventStream, Head, History, LogId, NewEvent, Selection, Writer, WriterId,
+    Appender, Error, EventOptions, EventStream, Head, History, LogId, Mark, NewEvent, Selection, Writer,
+    WriterId,
 };
 
 /// The event logs of a database. Cheap to clone.
@@ -185,12 +187,13 @@ impl EventLog {
         self.append_batch(log, None, &Batch::new(events, false)?).await
     }
 
-    /// Appends a batch that may have been sent before, such as one whose answer was lost: a batch of the same writer and number is
-    /// stored once, and its ids are returned however often it is sent. Otherwise as [`EventLog::append`].
+    /// Appends a batch that may have been sent before, such as one whose answer was lost: the same events of the same writer under
+    /// the same number are stored once, and their ids are returned however often they are sent. Otherwise as [`EventLog::append`].
     ///
     /// # Errors
     ///
-    /// As [`EventLog::append`]. After one that leaves open whether the batch is stored, send it again.
+    /// As [`EventLog::append`]. After one that leaves open whether the batch is stored, send it again. [`Error::NumberUsed`] when
+    /// other events are stored under the writer's number.
     pub async fn append_once(
         &self,
         log: LogId,
@@ -226,10 +229,20 @@ impl EventLog {
         Appender::new(self.clone(), log)
     }
 
-    /// The events after event `after` (0 for all), and those to come, until the log is finished.
+    /// The events after event `after` (0 for all), and those to come, until the log is finished. A stream from beyond the log's end
+    /// ends with [`Error::Rewound`], and one from before the first event that was not removed with [`Error::Removed`].
+    ///
+    /// A number alone is taken to be that of the event that has it now; with its mark, [`resume`](Self::resume) makes sure.
     #[must_use]
     pub fn stream(&self, log: LogId, after: i64) -> EventStream {
-        EventStream::new(self.clone(), log, after)
+        EventStream::new(self.clone(), log, after, None)
+    }
+
+    /// The same for one who has the mark of event `after`, too ([`Event::mark`](crate::Event), [`EventStream::mark`]), and so is told
+    /// when that event is not the one that was seen: [`Error::Rewound`].
+    #[must_use]
+    pub fn resume(&self, log: LogId, after: i64, mark: Mark) -> EventStream {
+        EventStream::new(self.clone(), log, after, Some(mark))
     }
 
     /// The last events of a log, at most so many, and those to come.
@@ -259,6 +272,17 @@ impl EventLog {
             None if limited(WHAT, Head::was_there(self.handle(), log)).await? => Err(Error::Removed(log)),
             None => Err(Error::UnknownLog(log)),
         }
+    }
+
+    /// What to tell a reader who has seen events of a log that are not there any more.
+    pub(crate) async fn rewound(&self, log: LogId, seen: &Seen) -> Result<Error, Error> {
+        let last = if seen.is_empty() {
+            // A number without a mark is taken at its word, as far as the log goes.
+            self.head(log).await?.last
+        } else {
+            limited(WHAT, seen.still_there(self.handle(), log)).await?
+        };
+        Ok(Error::Rewound { log, last })
     }
 
     pub(crate) async fn append_batch(

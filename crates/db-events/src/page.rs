@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use crate::append::STATEMENT_LIMIT;
-use crate::{Error, Event, LogId};
+use crate::{Error, Event, LogId, Mark};
 
 /// How much a page holds, in bytes of text, but for its last batch. An event counts as [`LEAST`] at least.
 pub(crate) const PAGE_BYTES: i64 = 1 << 20;
@@ -28,17 +28,33 @@ pub struct Events {
     all: Arc<[Event]>,
     /// What comes before was seen already.
     from: usize,
+    /// The mark of the event before all of them, where it was looked at.
+    before: Option<Mark>,
 }
 
 impl Events {
-    pub(crate) fn new(events: Vec<Event>) -> Self {
-        Self { all: events.into(), from: 0 }
+    pub(crate) fn new(events: Vec<Event>, before: Option<Mark>) -> Self {
+        Self { all: events.into(), from: 0, before }
     }
 
     /// The last event's number.
     #[must_use]
     pub fn last_id(&self) -> i64 {
         self.last().map_or(0, |event| event.id)
+    }
+
+    /// Whether one who has seen an event, with that mark if it is known, misses nothing before these, and has seen what comes before
+    /// them.
+    pub(crate) fn continue_after(&self, cursor: i64, mark: Option<Mark>) -> bool {
+        let Some(first) = self.all.first().map(|event| event.id) else { return true };
+        let there = if cursor + 1 == first {
+            self.before
+        } else {
+            let number = usize::try_from(cursor - first).ok();
+            number.and_then(|number| self.all.get(number)).map(|event| event.mark)
+        };
+        let is_other = there.zip(mark).is_some_and(|(there, seen)| there != seen);
+        first <= cursor + 1 && !is_other
     }
 
     /// Those after an event; none if there are none.
@@ -112,9 +128,35 @@ impl Iterator for IntoIter {
 
 impl ExactSizeIterator for IntoIter {}
 
+/// Where a cursor is in its log, as a page after it tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Before the page's events.
+    Before,
+    /// At the log's end.
+    End,
+    /// Before something that was removed.
+    Removed,
+    /// Behind events that are not those that were seen.
+    Rewound,
+    /// There is nothing after it, and not the event itself: the log is empty, gone, or ends before it.
+    Nowhere,
+}
+
+/// The batch that holds the event after which a page was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Anchor {
+    pub(crate) mark: Mark,
+    last: i64,
+}
+
 /// What a look at a log found after a cursor.
 #[derive(Debug, Clone)]
 pub(crate) struct Page {
+    /// None if there is none, as before the first event.
+    pub(crate) anchor: Option<Anchor>,
+    /// What comes next was removed.
+    is_broken: bool,
     /// None at the end.
     pub(crate) events: Option<Events>,
     /// Whether the log ends with them.
@@ -126,18 +168,33 @@ pub(crate) struct Page {
 }
 
 /// A batch, or a part of one that is larger than a page.
-#[derive(sqlx::FromRow)]
+#[derive(Debug, sqlx::FromRow)]
 struct Row {
     first: i64,
     last: i64,
+    bytes: i32,
     /// How many events of the batch come before those that are here.
     skipped: i32,
     cost: i64,
-    types: Vec<String>,
-    data: Vec<String>,
+    /// What a batch holds that has events after the cursor.
+    types: Option<Vec<String>>,
+    data: Option<Vec<String>>,
+    versions: Option<Vec<i16>>,
     is_final: bool,
     at: OffsetDateTime,
-    versions: Option<Vec<i16>>,
+    writer: Option<i64>,
+    sequence: Option<i64>,
+}
+
+impl Row {
+    fn mark(&self) -> Mark {
+        Mark::of(self.first, self.at, self.writer.zip(self.sequence))
+    }
+
+    /// Whether this is no batch, and only says that the log is being removed.
+    fn is_fence(&self) -> bool {
+        self.bytes == 0
+    }
 }
 
 /// Which events a page is to hold.
@@ -167,27 +224,30 @@ impl Page {
     /// `(log, first)`, of which it expects a ninth of the table, while of a log that it does not know it expects next to nothing,
     /// and then reads and sorts all that the log has.
     ///
-    /// Of a batch that is larger than a page, only a part is sent.
+    /// Of a batch that is larger than a page, only a part is sent. The batch that holds the cursor comes along without its data, or else
+    /// nobody could tell whether what follows continues what was seen.
     pub(crate) async fn read(pool: &Pool, log: LogId, wanted: Wanted<'_>) -> Result<Self, Error> {
         let query = sqlx::query_as(
-            "select first, last, part.skipped, cost, is_final, at,
-                 case when cost <= $4 then data else data[part.skipped + 1:part.skipped + part.taken] end as data,
-                 case when cost <= $4 or cardinality(types) = 1 then types
+            "select first, last, bytes, part.skipped, cost, is_final, at, writer, sequence,
+                 case when last <= $2 then null when cost <= $4 then data
+                     else data[part.skipped + 1:part.skipped + part.taken] end as data,
+                 case when last <= $2 then null when cost <= $4 or cardinality(types) = 1 then types
                      else types[part.skipped + 1:part.skipped + part.taken] end as types,
-                 case when cost <= $4 or cardinality(versions) = 1 then versions
+                 case when last <= $2 then null when cost <= $4 or cardinality(versions) = 1 then versions
                      else versions[part.skipped + 1:part.skipped + part.taken] end as versions
              from (
                  select *, sum(cost) over (order by log, first rows unbounded preceding) - cost as before
                  from (
-                     select *, greatest(bytes, (last - first + 1) * $7) as cost
+                     select *,
+                         case when last > $2 then greatest(bytes, (last - first + 1) * $7) else 0 end as cost
                      from event_log_batches
                      where (log, first) >= (
                              (select $1),
                              coalesce(
                                  (
-                                     select case when last > $2 then first else last + 1 end
+                                     select case when last >= $2 then first else last + 1 end
                                      from event_log_batches
-                                     where log = (select $1) and first <= (select $2 + 1)
+                                     where log = (select $1) and first <= (select $2)
                                      order by log desc, first desc
                                      limit 1
                                  ),
@@ -195,21 +255,21 @@ impl Page {
                              )
                          )
                          and (log, first) <= ((select $1), (select $5))
-                         and case when (select $6) is null then true else types && (select $6) end
+                         and case when (select $6) is null or first <= $2 then true else types && (select $6) end
                      order by log, first
                      limit (select $3)
                  ) as next
              ) as page
              cross join lateral (
                  select case when cost <= $4 then 0 else greatest($2 + 1 - first, 0)::int end as skipped,
-                     greatest($4 * (last - first + 1) / cost, 1)::int as taken
+                     greatest($4 * (last - first + 1) / greatest(cost, 1), 1)::int as taken
              ) as part
              where before < $4
              order by log, first",
         )
         .bind(log.0)
         .bind(wanted.after)
-        .bind(PAGE_BATCHES)
+        .bind(PAGE_BATCHES + i32::from(wanted.after > 0))
         .bind(wanted.bytes)
         .bind(wanted.until)
         .bind(wanted.kinds)
@@ -223,27 +283,169 @@ impl Page {
         }
     }
 
-    fn of(rows: Vec<Row>, Wanted { after, until, bytes, .. }: Wanted<'_>) -> Self {
-        let cost: i64 = rows.iter().map(|row| row.cost).sum();
-        let is_full = cost >= bytes || i32::try_from(rows.len()).is_ok_and(|rows| rows >= PAGE_BATCHES);
-        let (mut seen, mut is_final) = (after, false);
-        let mut events = Vec::with_capacity(rows.iter().map(|row| row.data.len()).sum());
+    /// A page of these rows, up to the first that does not continue the one before, if they are all that there are.
+    fn of(rows: Vec<Row>, Wanted { after, until, kinds, bytes }: Wanted<'_>) -> Self {
+        let (mut cost, mut batches, mut count) = (0, 0, 0);
+        for row in rows.iter().filter(|row| row.last > after) {
+            cost += row.cost;
+            batches += 1;
+            count += row.data.as_ref().map_or(0, Vec::len);
+        }
+        let mut page = Self {
+            anchor: None,
+            is_broken: false,
+            events: None,
+            is_final: false,
+            is_full: cost >= bytes || batches >= PAGE_BATCHES,
+            seen: after,
+        };
+        let mut events = Vec::with_capacity(count);
         for row in rows {
-            let kinds: Vec<Arc<str>> = row.types.iter().map(|kind| kind.as_str().into()).collect();
+            if row.is_fence() || kinds.is_none() && row.first > page.seen + 1 {
+                page.is_broken = events.is_empty();
+                page.is_full = true;
+                page.is_final = false;
+                break;
+            }
+            let mark = row.mark();
+            if row.first <= after {
+                page.anchor = Some(Anchor { mark, last: row.last });
+            }
+            let data = row.data.unwrap_or_default();
+            let kinds: Vec<Arc<str>> =
+                row.types.unwrap_or_default().iter().map(|kind| kind.as_str().into()).collect();
             let versions = row.versions.as_deref().unwrap_or_default();
             let first = row.first + i64::from(row.skipped);
-            seen = (first - 1).saturating_add_unsigned(row.data.len() as u64);
-            is_final = row.is_final && seen == row.last;
-            for ((id, data), number) in (first..).zip(row.data).zip(0..) {
+            page.seen = page.seen.max((first - 1).saturating_add_unsigned(data.len() as u64));
+            page.is_final = row.is_final && page.seen == row.last;
+            for ((id, data), number) in (first..).zip(data).zip(0..) {
                 if id <= after || id > until {
                     continue;
                 }
                 let kind = kinds.get(number).or(kinds.first()).cloned().unwrap_or_default();
                 let version = versions.get(number).or(versions.first()).copied().unwrap_or(1);
-                events.push(Event { id, kind, version, data, at: row.at });
+                events.push(Event { id, kind, version, data, at: row.at, mark });
             }
         }
-        let events = (!events.is_empty()).then(|| Events::new(events));
-        Self { events, is_final, is_full: is_full && !is_final, seen }
+        page.is_full &= !page.is_final;
+        let before = page.anchor.map(|anchor| anchor.mark);
+        page.events = (!events.is_empty()).then(|| Events::new(events, before));
+        page
+    }
+
+    /// Where one is who has read up to the event after which this page was read, and knows its mark or not.
+    pub(crate) fn place(&self, after: i64, mark: Option<Mark>) -> Place {
+        let there = self.anchor.map(|anchor| anchor.mark);
+        if there.zip(mark).is_some_and(|(there, seen)| there != seen) {
+            return Place::Rewound;
+        }
+        match (&self.events, self.anchor) {
+            _ if self.is_broken => Place::Removed,
+            (Some(_), _) => Place::Before,
+            (None, Some(anchor)) if anchor.last == after => Place::End,
+            (None, _) => Place::Nowhere,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A batch of two events.
+    fn row(first: i64) -> Row {
+        Row {
+            first,
+            last: first + 1,
+            bytes: 4,
+            skipped: 0,
+            cost: 4,
+            types: Some(vec!["n".to_owned()]),
+            data: Some(vec!["1".to_owned(), "2".to_owned()]),
+            versions: None,
+            is_final: false,
+            at: OffsetDateTime::UNIX_EPOCH,
+            writer: None,
+            sequence: None,
+        }
+    }
+
+    fn page(rows: impl IntoIterator<Item = Row>, after: i64) -> Page {
+        Page::of(rows.into_iter().collect(), Wanted::after(after))
+    }
+
+    fn ids(page: &Page) -> Vec<i64> {
+        page.events.iter().flat_map(|events| events.iter()).map(|event| event.id).collect()
+    }
+
+    #[test]
+    fn a_page_tells_where_its_cursor_is() {
+        let mark = row(1).mark();
+        let other = row(3).mark();
+        let fence = || Row { bytes: 0, last: 3, types: None, data: None, is_final: true, ..row(3) };
+        for (rows, after, known, place) in [
+            (vec![], 0, None, Place::Nowhere),
+            (vec![], 7, None, Place::Nowhere),
+            (vec![], 7, Some(mark), Place::Nowhere),
+            (vec![row(1)], 0, None, Place::Before),
+            (vec![row(1)], 1, None, Place::Before),
+            (vec![row(1)], 1, Some(mark), Place::Before),
+            (vec![row(1)], 1, Some(other), Place::Rewound),
+            (vec![row(1)], 2, None, Place::End),
+            (vec![row(1)], 2, Some(mark), Place::End),
+            (vec![row(1)], 2, Some(other), Place::Rewound),
+            (vec![row(1), row(3)], 2, Some(mark), Place::Before),
+            (vec![row(1), row(3)], 2, Some(other), Place::Rewound),
+            // What comes before the cursor was removed, and nothing after it.
+            (vec![row(3)], 2, Some(mark), Place::Before),
+            (vec![row(3)], 0, None, Place::Removed),
+            (vec![row(3)], 1, Some(mark), Place::Removed),
+            (vec![row(1), row(5)], 2, Some(mark), Place::Removed),
+            (vec![row(1), fence()], 2, Some(mark), Place::Removed),
+            (vec![fence()], 2, None, Place::Removed),
+            (vec![fence()], 3, None, Place::Removed),
+        ] {
+            let shown = format!("{rows:?} after {after}, {known:?}");
+            assert_eq!(page(rows, after).place(after, known), place, "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_page_ends_before_a_hole_and_is_not_the_last_one() {
+        let end = || Row { is_final: true, ..row(5) };
+
+        let whole = page([row(1), row(3), end()], 0);
+        let cut = page([row(1), end()], 0);
+
+        assert_eq!((ids(&whole), whole.is_final, whole.is_full), (vec![1, 2, 3, 4, 5, 6], true, false));
+        assert_eq!((ids(&cut), cut.is_final, cut.is_full), (vec![1, 2], false, true));
+        assert_eq!((cut.seen, cut.place(0, None)), (2, Place::Before));
+        // Of one type only, the others are not there.
+        let kinds = ["n".to_owned()];
+        let some = Page::of(vec![row(1), end()], Wanted { kinds: Some(&kinds), ..Wanted::after(0) });
+        assert_eq!((ids(&some), some.is_final), (vec![1, 2, 5, 6], true));
+    }
+
+    #[test]
+    fn passed_on_events_continue_what_was_seen_or_not() {
+        let events = page([row(1), row(3), row(5)], 2).events.expect("events");
+        let (before, within) = (row(1).mark(), row(3).mark());
+
+        for (cursor, mark, continues) in [
+            (0, None, false),
+            (1, None, false),
+            (2, None, true),
+            (2, Some(before), true),
+            (2, Some(within), false),
+            (3, Some(within), true),
+            (3, Some(before), false),
+            (4, Some(within), true),
+            (6, Some(row(5).mark()), true),
+            (6, Some(before), false),
+            // All of them were seen.
+            (7, Some(before), true),
+        ] {
+            assert_eq!(events.continue_after(cursor, mark), continues, "{cursor} {mark:?}");
+        }
     }
 }

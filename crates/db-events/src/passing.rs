@@ -106,10 +106,15 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
+    use crate::Mark;
 
     fn page(id: i64, bytes: usize) -> Events {
         let at = OffsetDateTime::UNIX_EPOCH;
-        Events::new(vec![Event { id, kind: "line".into(), version: 1, data: "x".repeat(bytes), at }])
+        let mark = Mark::of(id, at, None);
+        Events::new(
+            vec![Event { id, kind: "line".into(), version: 1, data: "x".repeat(bytes), at, mark }],
+            None,
+        )
     }
 
     fn alive(passing: &Passing) -> usize {

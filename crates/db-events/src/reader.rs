@@ -1,6 +1,5 @@
 //! The one who reads a log for all in this process who follow it.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use db_notify::{Delivery, GapReason, Watch};
@@ -9,11 +8,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::page::{Events, Page, Wanted};
+use crate::page::{Events, Page, Place, Wanted};
 use crate::passing::{Following, Passing};
 use crate::readers::Shared;
 use crate::stream::backoff;
-use crate::{LogId, POLL_FLOOR};
+use crate::{LogId, Mark, POLL_FLOOR};
 
 /// Some log's reader. It reads from when the first stream has caught up until the last one is dropped.
 pub(crate) struct Reader {
@@ -31,12 +30,20 @@ pub(crate) struct Live {
     pub(crate) log: LogId,
     /// The event after which it has begun to read; none before.
     start: OnceLock<i64>,
-    /// The last event that was passed on.
-    tail: AtomicI64,
+    /// The last event that was passed on, and its mark.
+    tail: Mutex<Tail>,
     /// There is more than what was passed on, or the log is gone.
     moved: Notify,
     /// None once the reader has ended: then everybody looks, and sees why.
     passing: Mutex<Option<Passing>>,
+}
+
+/// Where a reader is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Tail {
+    pub(crate) id: i64,
+    /// None before the first event.
+    pub(crate) mark: Option<Mark>,
 }
 
 impl Reader {
@@ -44,7 +51,7 @@ impl Reader {
         let live = Live {
             log,
             start: OnceLock::new(),
-            tail: AtomicI64::new(0),
+            tail: Mutex::default(),
             moved: Notify::new(),
             passing: Mutex::new(Some(Passing::new())),
         };
@@ -57,9 +64,9 @@ impl Reader {
 
     /// Has it read from `cursor` on, unless it has begun already. Tells where it has begun: who has seen less has to look once
     /// more, and then misses nothing.
-    pub(crate) fn begin(&self, cursor: i64, shared: &Arc<Shared>) -> i64 {
+    pub(crate) fn begin(&self, cursor: i64, mark: Option<Mark>, shared: &Arc<Shared>) -> i64 {
         let start = *self.live.start.get_or_init(|| {
-            self.live.tail.store(cursor, Ordering::Release);
+            self.live.set_tail(Tail { id: cursor, mark });
             cursor
         });
         self.task.get_or_init(|| {
@@ -94,9 +101,17 @@ impl Live {
     }
 
     /// The last event that was passed on; none before the reader has begun, and when it has ended.
-    pub(crate) fn tail(&self) -> Option<i64> {
+    pub(crate) fn tail(&self) -> Option<Tail> {
         let has_begun = self.start.get().is_some() && self.passing().is_some();
-        has_begun.then(|| self.tail.load(Ordering::Acquire))
+        has_begun.then(|| self.at())
+    }
+
+    fn at(&self) -> Tail {
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_tail(&self, tail: Tail) {
+        *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = tail;
     }
 
     /// There is something to read.
@@ -110,7 +125,7 @@ impl Live {
     }
 
     fn pass_on(&self, events: Events, is_final: bool) {
-        self.tail.store(events.last_id(), Ordering::Release);
+        self.set_tail(Tail { id: events.last_id(), mark: events.last().map(|event| event.mark) });
         if let Some(passing) = &mut *self.passing() {
             passing.pass_on(events, is_final);
         }
@@ -130,7 +145,8 @@ struct Reading {
 }
 
 impl Reading {
-    /// Reads what is new each time that there may be something, until the log is finished or cannot be read.
+    /// Reads what is new each time that there may be something, until the log is finished, cannot be read, or does not continue
+    /// what was passed on.
     async fn run(mut self) {
         loop {
             self.moved().await;
@@ -166,12 +182,13 @@ impl Reading {
 
     /// Passes on all that there is. Tells whether the log has ended.
     async fn read(&mut self) -> Result<bool, ()> {
-        let Live { log, tail, .. } = &*self.live;
+        let log = &self.live.log;
         let mut pauses = backoff();
         loop {
             // What came before the look is seen by it.
             while let Some(Some(_)) = self.watch.recv().now_or_never() {}
-            let page = match page(&self.shared, *log, Wanted::after(tail.load(Ordering::Acquire))).await {
+            let tail = self.live.at();
+            let page = match page(&self.shared, *log, Wanted::after(tail.id)).await {
                 Ok(page) => page,
                 Err(error) if error.may_pass() => {
                     tracing::warn!(%log, %error, "cannot read events yet");
@@ -184,6 +201,15 @@ impl Reading {
                 }
             };
             pauses = backoff();
+            match page.place(tail.id, tail.mark) {
+                Place::Before | Place::End => {}
+                // An empty log, or one that is gone, which those who look after all logs find out.
+                Place::Nowhere if tail.id == 0 => {}
+                place @ (Place::Removed | Place::Rewound | Place::Nowhere) => {
+                    tracing::warn!(%log, ?place, tail = tail.id, "an event log does not go on where it ended");
+                    return Err(());
+                }
+            }
             if let Some(events) = page.events {
                 self.live.pass_on(events, page.is_final);
             }

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::catching_up::{CatchingUp, EventOptions};
 use crate::log::limited;
 use crate::page::WHAT;
-use crate::reader::{Live, Reader};
+use crate::reader::{Live, Reader, Tail};
 use crate::stream::backoff;
 use crate::{Error, Head, LogId, POLL_FLOOR};
 
@@ -76,7 +76,7 @@ impl Shared {
     }
 
     /// Those that read now, and how far they are.
-    fn reading(&self) -> Vec<(Arc<Live>, i64)> {
+    fn reading(&self) -> Vec<(Arc<Live>, Tail)> {
         let readers: Vec<_> = self.lock().values().filter_map(Weak::upgrade).collect();
         // Outside of the lock: the last owner of a reader may be this list, and a reader that is dropped takes the lock.
         readers.iter().filter_map(|reader| Some((Arc::clone(reader.live()), reader.live().tail()?))).collect()
@@ -137,7 +137,10 @@ async fn look(shared: &Shared) -> Result<(), Error> {
     let heads = limited(WHAT, Head::read(shared.pool.handle(), &logs)).await?;
     for (live, tail) in reading {
         match heads.get(&live.log) {
-            Some(head) if head.last > tail || head.is_finished => live.wake(),
+            // A log that ends before that, or with another batch, was rewound: the reader finds out.
+            Some(head) if (Tail { id: head.last, mark: head.mark }) != tail || head.is_finished => {
+                live.wake();
+            }
             Some(_) => {}
             None => live.end(),
         }

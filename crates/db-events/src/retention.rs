@@ -11,6 +11,13 @@ use crate::{Error, EventLog, LogId};
 /// How many batches one statement removes.
 const CHUNK: i64 = 1000;
 
+/// Removing, in errors.
+const WHAT: &str = "remove an event log";
+
+/// How often it is looked whether all who were writing when a log was removed have ended, and how long to wait in between.
+const FENCE_TRIES: usize = 50;
+const FENCE_PAUSE: Duration = Duration::from_millis(20);
+
 /// Which logs are removed, and how gently.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retention {
@@ -69,12 +76,14 @@ impl EventLog {
         Ok(removed)
     }
 
-    /// Removes a log, finished or not, with all of its events; that there is none is no error. A row of somebody else's that
+    /// Removes a log, finished or not, with all of its events; that there is none is no error. An append that is under way is stored
+    /// before it, and goes with the log, or fails. A row of somebody else's that
     /// refers to it is removed first, by its owner.
     ///
     /// # Errors
     ///
-    /// [`Error::Database`], and then nothing is removed if a row refers to the log.
+    /// [`Error::Database`], and then nothing is removed if a row refers to the log. [`Error::TimedOut`] while somebody's transaction
+    /// that has appended to the log is open.
     pub async fn remove(&self, log: LogId) -> Result<(), Error> {
         self.remove_log(log, Duration::ZERO).await.map(drop)
     }
@@ -96,26 +105,98 @@ impl EventLog {
         limited("look for old event logs", find).await
     }
 
+    /// An append that waits for another one's end has looked at the log before it was gone. It meets the fence, a last row that
+    /// is no batch, where it wanted to insert: it waits for it, fails, and does not find the log when it tries again. Likewise,
+    /// the fence waits for an append whose transaction is open, and then comes after it.
     async fn remove_log(&self, log: LogId, pause: Duration) -> Result<u64, Error> {
-        let what = "remove an event log";
-        // First of all, so that it is gone at once for everybody, or not at all if something refers to it.
-        let gone = sqlx::query("delete from event_logs where id = $1").bind(log.0).execute(self.handle());
-        limited(what, gone).await?;
+        let fence = self.fence(log).await?;
+        // Those who follow find out.
+        self.wake(log);
+        let writing = if fence.is_some() { self.writing().await? } else { Vec::new() };
+        let until = fence.map_or(i64::MAX, |fence| fence - 1);
         let (mut batches, mut after) = (0, 0);
-        while let Some((removed, last)) = self.remove_chunk(log, after).await? {
+        while let Some((removed, last)) = self.remove_chunk(log, after, until).await? {
             batches += removed;
             after = last;
             sleep(pause).await;
         }
+        if let Some(fence) = fence {
+            self.remove_fence(log, fence, &writing).await?;
+        }
         Ok(batches)
     }
 
-    /// Removes the next batches after one that begins with event `after`; returns how many, and with which event the last one
-    /// began. The final one goes at the end: by it, a log that is half removed is found again.
+    /// Has the log gone at once for everybody, or not at all if something refers to it, and ends it with a fence unless it was finished.
+    /// Returns the fence's number.
+    async fn fence(&self, log: LogId) -> Result<Option<i64>, Error> {
+        loop {
+            let gone = sqlx::query_scalar(
+                "with gone as (delete from event_logs where id = $1 returning id)
+                 insert into event_log_batches (log, first, last, bytes, types, data, is_final)
+                 select gone.id, coalesce(tail.last, 0) + 1, coalesce(tail.last, 0) + 1, 0, '{}', '{}', true
+                 from gone
+                 left join lateral (
+                     select last, is_final
+                     from event_log_batches
+                     where log = gone.id
+                     order by first desc
+                     limit 1
+                 ) as tail on true
+                 where tail.is_final is not true
+                 returning first",
+            )
+            .bind(log.0)
+            .fetch_optional(self.handle());
+            match limited(WHAT, gone).await {
+                // An append was quicker, so this ends: each turn somebody gets on.
+                Err(Error::Database { cause, .. }) if cause.is_unique_violation() => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The transactions that may have looked at a log before it was gone, and append to it now: they hold a lock of the table.
+    async fn writing(&self) -> Result<Vec<String>, Error> {
+        let writing = sqlx::query_scalar(
+            "select distinct virtualtransaction
+             from pg_locks
+             where relation = 'event_log_batches'::regclass
+                 and database = (select oid from pg_database where datname = current_database())
+                 and mode = 'RowExclusiveLock'
+                 and pid <> pg_backend_pid()",
+        )
+        .fetch_all(self.handle());
+        limited(WHAT, writing).await
+    }
+
+    /// Removes a fence once all for whom it stands have ended; if that takes too long, it stays, and `retain` finds it.
+    async fn remove_fence(&self, log: LogId, fence: i64, writing: &[String]) -> Result<(), Error> {
+        for _ in 0..FENCE_TRIES {
+            let remove = sqlx::query(
+                "delete from event_log_batches
+                 where log = $1 and first = $2 and not exists (
+                     select from pg_locks
+                     where relation = 'event_log_batches'::regclass and virtualtransaction = any($3)
+                 )",
+            )
+            .bind(log.0)
+            .bind(fence)
+            .bind(writing)
+            .execute(self.handle());
+            if limited(WHAT, remove).await?.rows_affected() > 0 {
+                break;
+            }
+            sleep(FENCE_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Removes the next batches after one that begins with event `after`, up to one that begins with `until`; returns how many, and
+    /// with which event the last one began. The final one goes at the end: by it, a log that is half removed is found again.
     ///
     /// The chunk is a range of the primary key, for the same reasons as [a page](crate::page::Page::read), and its rows are found by
     /// their places: what was removed before is not looked at again, and nothing is looked for.
-    async fn remove_chunk(&self, log: LogId, after: i64) -> Result<Option<(u64, i64)>, Error> {
+    async fn remove_chunk(&self, log: LogId, after: i64, until: i64) -> Result<Option<(u64, i64)>, Error> {
         let remove = sqlx::query_as::<_, (i64, Option<i64>)>(
             "with chunk as materialized (
                  select ctid, first
@@ -131,9 +212,9 @@ impl EventLog {
         .bind(log.0)
         .bind(after)
         .bind(CHUNK)
-        .bind(i64::MAX)
+        .bind(until)
         .fetch_one(self.handle());
-        let (removed, last) = limited("remove an event log", remove).await?;
+        let (removed, last) = limited(WHAT, remove).await?;
         Ok(last.map(|last| (removed.cast_unsigned(), last)))
     }
 }

@@ -8,10 +8,11 @@ use async_stream::try_stream;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::Stream;
 
-use crate::page::{Events, PAGE_BYTES, Wanted};
+use crate::page::{Events, PAGE_BYTES, Place, Wanted};
 use crate::passing::{Following, Next};
 use crate::reader::{self, Reader};
-use crate::{Error, Event, EventLog, LogId};
+use crate::seen::Seen;
+use crate::{Error, Event, EventLog, LogId, Mark};
 
 /// The longest time between two looks at a log that is followed; a lost notification costs at most this delay.
 pub const POLL_FLOOR: Duration = Duration::from_secs(5);
@@ -23,10 +24,17 @@ pub const POLL_FLOOR: Duration = Duration::from_secs(5);
 /// pages, and joins again; nobody waits for it.
 ///
 /// A database that is away is waited for: only what waiting cannot mend is an error.
+///
+/// **Nothing is skipped without a word.** Each page continues what was returned before, or the stream ends with an error: events
+/// after the cursor were removed ([`Error::Removed`]), or those that were returned are not there any more, or others are in their
+/// place ([`Error::Rewound`]). It remembers the marks of some of the batches that it has returned, and so can say up to
+/// where they are the same.
 pub struct EventStream {
     events: EventLog,
     log: LogId,
     cursor: i64,
+    /// The cursor's batch, once it is known, and some before it.
+    seen: Seen,
     /// At which size a page that it reads is full.
     page_bytes: i64,
     joined: Option<Joined>,
@@ -38,22 +46,16 @@ struct Joined {
     reader: Arc<Reader>,
     /// Everything that is passed on after this place was taken, before the first look.
     passed: Following,
-    /// The log's last event when this place was taken. The cursor may be beyond it, and the reader is everybody's.
-    end: i64,
     /// All that was there has been seen: what is passed on is what comes next.
     is_live: bool,
 }
 
 impl EventStream {
-    pub(crate) fn new(events: EventLog, log: LogId, after: i64) -> Self {
-        Self {
-            events,
-            log,
-            cursor: after.clamp(0, i64::MAX - 1),
-            page_bytes: PAGE_BYTES,
-            joined: None,
-            ended: false,
-        }
+    pub(crate) fn new(events: EventLog, log: LogId, after: i64, mark: Option<Mark>) -> Self {
+        let cursor = after.clamp(0, i64::MAX - 1);
+        // Before the first event there is nothing to be lost.
+        let seen = mark.filter(|_| cursor > 0).map(|mark| Seen::at(cursor, mark)).unwrap_or_default();
+        Self { events, log, cursor, seen, page_bytes: PAGE_BYTES, joined: None, ended: false }
     }
 
     /// The last event that was returned: the cursor to resume with.
@@ -69,13 +71,19 @@ impl EventStream {
         Self { page_bytes: i64::from(bytes).clamp(1, PAGE_BYTES), ..self }
     }
 
+    /// The mark of the last event that was returned, to [resume](EventLog::resume) with; none if nothing is known of it yet.
+    #[must_use]
+    pub fn mark(&self) -> Option<Mark> {
+        self.seen.mark(self.cursor)
+    }
+
     /// The next events, at least one, in order; `None` once the log is finished and all was returned.
     ///
     /// Cancel safe: the cursor moves only when events are returned.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownLog`], [`Error::Removed`], or what waiting cannot mend.
+    /// [`Error::UnknownLog`], [`Error::Removed`], [`Error::Rewound`], or what waiting cannot mend.
     pub async fn next_batch(&mut self) -> Result<Option<Events>, Error> {
         let mut pauses = backoff();
         while !self.ended {
@@ -86,6 +94,7 @@ impl EventStream {
             };
             match found {
                 Ok(Some(events)) => {
+                    self.seen.take(&events);
                     self.cursor = events.last_id();
                     return Ok(Some(events));
                 }
@@ -113,10 +122,12 @@ impl EventStream {
 
     /// What the log's reader has read; none if the stream has to look by itself.
     async fn passed_on(&mut self) -> Option<Events> {
+        let mark = self.mark();
         loop {
             let joined = self.joined.as_mut().filter(|joined| joined.is_live)?;
             match joined.passed.next().await {
-                Next::Page { events, .. } if events[0].id > self.cursor + 1 => {
+                // The look tells whether that is because of this stream or because of the log.
+                Next::Page { events, .. } if !events.continue_after(self.cursor, mark) => {
                     joined.is_live = false;
                     return None;
                 }
@@ -146,47 +157,59 @@ impl EventStream {
         let wanted = Wanted { bytes: self.page_bytes, ..Wanted::after(self.cursor) };
         let read = || reader::page(shared, self.log, wanted);
         let page = shared.catching_up().page(self.log, wanted, read).await?;
-        let Some(events) = page.events else {
-            if let Some(Joined { end, .. }) = self.joined {
-                self.go_on(end);
-                // The reader has begun further on, and there is nothing there: the log was removed. The next look tells.
-                self.joined.take_if(|joined| !joined.is_live);
+        let place = page.place(self.cursor, self.mark());
+        match place {
+            Place::Removed => return Err(Error::Removed(self.log)),
+            Place::Rewound => return Err(self.events.rewound(self.log, &self.seen).await?),
+            Place::Before | Place::End => {}
+            Place::Nowhere => {
+                let head = self.events.head(self.log).await?;
+                if head.last < self.cursor {
+                    return Err(self.events.rewound(self.log, &self.seen).await?);
+                }
+                // Otherwise something came between the two queries.
+                if head.last == 0 {
+                    self.go_on(0, None);
+                }
                 return Ok(None);
             }
-            // Nothing there, nothing to come, or something that came between the two queries.
-            let head = self.events.head(self.log).await?;
-            if head.last <= self.cursor {
-                self.ended = head.is_finished;
-                self.go_on(head.last);
-            }
-            return Ok(None);
-        };
-        // No await from here on: the caller moves the cursor.
-        self.ended = page.is_final;
-        if !page.is_full {
-            self.go_on(events.last_id());
         }
-        Ok(Some(events))
-    }
-
-    fn join(&self, end: i64) -> Option<Joined> {
-        let reader = self.events.reader(self.log);
-        let passed = reader.live().follow()?;
-        Some(Joined { reader, passed, end, is_live: false })
+        // No await from here on: the caller moves the cursor.
+        if let Some(anchor) = page.anchor.filter(|_| self.mark().is_none()) {
+            self.seen.push(self.cursor, anchor.mark);
+        }
+        self.ended = page.is_final;
+        let last = page.events.as_ref().map_or(self.cursor, Events::last_id);
+        if place == Place::End || self.ended || !page.is_full {
+            let mark = page.events.as_ref().and_then(|events| events.last()).map(|event| event.mark);
+            self.go_on(last, mark.or(self.mark()));
+        }
+        Ok(page.events)
     }
 
     /// The log was seen to end with event `end`. A stream that had joined before that look follows from here on. One
     /// that had not joins now, and looks once more, since there may be something that was passed on in between; whoever only reads
     /// a log that is finished needs no place, and nobody is told of one.
-    fn go_on(&mut self, end: i64) {
+    fn go_on(&mut self, end: i64, mark: Option<Mark>) {
         if self.ended {
             self.joined = None;
         } else if let Some(joined) = &mut self.joined {
             // A reader that has begun further on did so after that look, with what another stream has seen.
-            joined.is_live = joined.reader.begin(end, self.events.shared()) <= end.max(self.cursor);
+            joined.is_live = joined.reader.begin(end, mark, self.events.shared()) <= end;
+            if !joined.is_live && end == self.cursor {
+                // And yet there is nothing: the log was rewound, or removed. The reader finds out, and ends.
+                joined.reader.live().wake();
+                self.joined = None;
+            }
         } else {
-            self.joined = self.join(end);
+            self.joined = self.join();
         }
+    }
+
+    fn join(&self) -> Option<Joined> {
+        let reader = self.events.reader(self.log);
+        let passed = reader.live().follow()?;
+        Some(Joined { reader, passed, is_live: false })
     }
 }
 

@@ -54,7 +54,8 @@ pub use db_core::{
     Tx, TxOptions, encryption,
 };
 pub use db_events::{
-    self, Appender, Event, EventLog, EventOptions, EventStream, Events, LogId, LogTopics, NewEvent, WriterId,
+    self, Appender, Event, EventLog, EventOptions, EventStream, Events, LogId, LogTopics, Mark, NewEvent,
+    WriterId,
 };
 pub use db_migrate::{self, Migrations};
 pub use db_notify::{self, Bus, BusOptions, Channel, NotifyAfterCommit, OnBus, Topic, WatchedChannels};

@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::get;
 use db_axum::sse::{self, Cursor};
+use db_layer::db_events::{Mark, Selection};
 use db_layer::{Db, LogId, NewEvent};
 use db_testkit::TestDb;
 use futures_util::StreamExt;
@@ -37,6 +38,133 @@ async fn body(served: &Served, path: &str, last: Option<&str>) -> (u16, String) 
     (answer.status().as_u16(), answer.text().await.expect("text"))
 }
 
+/// The marks of all events of a log.
+async fn marks(db: &Db, log: LogId) -> Vec<Mark> {
+    let all = db.events().history(log, Selection::default()).collect().await.expect("read");
+    all.iter().map(|event| event.mark).collect()
+}
+
+/// So many batches of one event, of a log that is not finished.
+async fn log_of(db: &TestDb, layer: &Db, count: i64) -> LogId {
+    let log = layer.events().create().await.expect("a log");
+    batches(db, log, (1, count)).await;
+    log
+}
+
+async fn batches(db: &TestDb, log: LogId, (from, to): (i64, i64)) {
+    sqlx::query("insert into event_log_batches select $1, n, n, 1, '{n}', array[n::text], false from generate_series($2, $3) as n")
+        .bind(log.0)
+        .bind(from)
+        .bind(to)
+        .execute(&db.pool())
+        .await
+        .expect("stored");
+}
+
+async fn lose_after(db: &TestDb, log: LogId, last: i64) {
+    let lose = "delete from event_log_batches where log = $1 and last > $2";
+    sqlx::query(lose).bind(log.0).bind(last).execute(&db.pool()).await.expect("lost");
+}
+
+#[db_testkit::test]
+async fn a_client_from_beyond_the_end_is_told_where_it_is(db: TestDb) {
+    let layer = open(&db).await;
+    let served = served(&layer).await;
+    let log = log_of(&db, &layer, 3).await;
+    let told = "retry: 1000\n\nid: 3\nevent: stream-end\ndata: rewound\n\n";
+
+    assert_eq!(body(&served, &log.to_string(), Some("99")).await, (200, told.to_owned()));
+    assert_eq!(body(&served, &format!("{log}?from=4"), None).await, (200, told.to_owned()));
+    layer.events().finish(log, &[NewEvent::new("n", "4")]).await.expect("finished");
+    let told = told.replace("id: 3", "id: 4");
+    assert_eq!(body(&served, &log.to_string(), Some("99")).await, (200, told), "finished, too");
+}
+
+#[db_testkit::test]
+async fn a_browser_that_comes_back_after_the_end_of_a_log_was_lost_is_told_and_resumes(db: TestDb) {
+    let layer = open(&db).await;
+    let served = served(&layer).await;
+    let log = log_of(&db, &layer, 10).await;
+    let old = marks(&layer, log).await;
+    lose_after(&db, log, 5).await;
+    let told = "retry: 1000\n\nid: 0\nevent: stream-end\ndata: rewound\n\n";
+    let last = format!("10-{}", old[9]);
+
+    assert_eq!(
+        body(&served, &log.to_string(), Some(&last)).await,
+        (200, told.to_owned()),
+        "nothing is there"
+    );
+    batches(&db, log, (6, 9)).await;
+    layer.events().finish(log, &[NewEvent::new("n", "10")]).await.expect("finished");
+    assert_eq!(
+        body(&served, &log.to_string(), Some(&last)).await,
+        (200, told.to_owned()),
+        "others are there"
+    );
+    let (status, text) = body(&served, &log.to_string(), Some(&format!("5-{}", old[4]))).await;
+    assert_eq!((status, text.matches("\nevent: n\n").count()), (200, 5), "{text}");
+    let (status, text) = body(&served, &log.to_string(), Some("0")).await;
+    assert_eq!((status, text.matches("\nevent: n\n").count()), (200, 10), "{text}");
+}
+
+#[db_testkit::test]
+async fn a_client_that_follows_is_told_of_a_log_that_is_rewound_or_removed(db: TestDb) {
+    let layer = open(&db).await;
+    let served = served(&layer).await;
+    for (rewinds, end) in [
+        (true, "id: 5\nevent: stream-end\ndata: rewound\n\n"),
+        (false, "event: stream-end\ndata: removed\n\n"),
+    ] {
+        let log = log_of(&db, &layer, 10).await;
+        let answer = client().get(format!("{}/{log}", served.address)).send().await.expect("an answer");
+        let mut chunks = answer.bytes_stream();
+        let mut text = String::new();
+        let mut next = async |text: &mut String| {
+            let chunk = timeout(PATIENCE, chunks.next()).await.expect("in time");
+            let chunk = chunk.map(|chunk| chunk.expect("no error"));
+            *text += std::str::from_utf8(chunk.as_deref().unwrap_or_default()).expect("text");
+            chunk.is_some()
+        };
+        while !text.contains("data: 10\n\n") {
+            assert!(next(&mut text).await, "{text}");
+        }
+
+        if rewinds {
+            lose_after(&db, log, 5).await;
+            batches(&db, log, (6, 10)).await;
+            layer.events().append(log, &[NewEvent::new("n", "11")]).await.expect("appended");
+        } else {
+            layer.events().remove(log).await.expect("removed");
+        }
+
+        while next(&mut text).await {}
+        assert!(text.ends_with(end), "{text}");
+        assert_eq!(text.matches("event: n\n").count(), 10, "{text}");
+    }
+}
+
+#[db_testkit::test]
+async fn an_event_of_the_streams_own_type_that_is_stored_all_the_same_does_not_pass_for_the_end(db: TestDb) {
+    let layer = open(&db).await;
+    let served = served(&layer).await;
+    let log = layer.events().create().await.expect("a log");
+    sqlx::query("insert into event_log_batches values ($1, 1, 3, 9, '{stream-end,error,open}', '{finished,2,3}', true)")
+        .bind(log.0)
+        .execute(&db.pool())
+        .await
+        .expect("stored");
+
+    let (_, text) = body(&served, &log.to_string(), None).await;
+
+    let mark = marks(&layer, log).await[0];
+    let all = format!(
+        "retry: 1000\n\nid: 1-{mark}\ndata: finished\n\nid: 2-{mark}\ndata: 2\n\nid: 3-{mark}\ndata: 3\n\n\
+         event: stream-end\ndata: finished\n\n"
+    );
+    assert_eq!(text, all);
+}
+
 #[db_testkit::test]
 async fn a_finished_log_is_sent_whole_and_ended(db: TestDb) {
     let layer = open(&db).await;
@@ -48,15 +176,20 @@ async fn a_finished_log_is_sent_whole_and_ended(db: TestDb) {
 
     let (status, text) = body(&served, &log.to_string(), None).await;
 
+    let marks = marks(&layer, log).await;
     assert_eq!(status, 200);
     assert_eq!(
         text,
-        "retry: 1000\n\n\
-         id: 1\nevent: line\ndata: {\"text\":\"<script>\"}\n\n\
-         id: 2\nevent: line\ndata: a\ndata: b\ndata: c\ndata: d\ndata: \n\n\
-         id: 3\nevent: end\ndata: {}\n\n\
-         event: stream-end\ndata: finished\n\n"
+        format!(
+            "retry: 1000\n\n\
+             id: 1-{}\nevent: line\ndata: {{\"text\":\"<script>\"}}\n\n\
+             id: 2-{}\nevent: line\ndata: a\ndata: b\ndata: c\ndata: d\ndata: \n\n\
+             id: 3-{}\nevent: end\ndata: {{}}\n\n\
+             event: stream-end\ndata: finished\n\n",
+            marks[0], marks[1], marks[2]
+        )
     );
+    assert!(marks[0] == marks[1] && marks[1] != marks[2], "two batches: {marks:?}");
 }
 
 #[db_testkit::test]
@@ -71,7 +204,7 @@ async fn a_client_resumes_after_the_event_it_names(db: TestDb) {
         let ids: Vec<i64> = text
             .lines()
             .filter_map(|line| line.strip_prefix("id: "))
-            .map(|id| id.parse().expect("an id"))
+            .map(|id| id.split_once('-').expect("a number and a mark").0.parse().expect("an id"))
             .collect();
         (status, ids)
     };
@@ -82,8 +215,28 @@ async fn a_client_resumes_after_the_event_it_names(db: TestDb) {
     assert_eq!(ids(format!("{log}?from=0"), Some("2")).await, (200, vec![3]), "the header is newer");
     // Tells an EventSource to stay away.
     assert_eq!(ids(format!("{log}"), Some("3")).await, (204, vec![]));
-    for (path, last) in [("?from=x", None), ("?from=-1", None), ("", Some("x")), ("", Some("-1"))] {
-        assert_eq!(ids(format!("{log}{path}"), last).await.0, 400, "{path} {last:?}");
+    let mark = marks(&layer, log).await[0];
+    assert_eq!(ids(format!("{log}"), Some(&format!("2-{mark}"))).await, (200, vec![3]));
+    assert_eq!(ids(format!("{log}?from=1-{mark}"), None).await, (200, vec![2, 3]));
+    assert_eq!(ids(format!("{log}"), Some(&format!("3-{mark}"))).await, (204, vec![]));
+    let bad = [
+        "x",
+        "-1",
+        "1-",
+        "-k3f9",
+        "1-K3F9",
+        "1-k3f9-1",
+        "1-\u{e9}",
+        "+1",
+        "1.0",
+        "1-zzzzzzzz",
+        "9223372036854775808",
+    ];
+    for bad in bad {
+        assert_eq!(ids(format!("{log}?from={bad}"), None).await.0, 400, "{bad}");
+        if bad.is_ascii() {
+            assert_eq!(ids(format!("{log}"), Some(bad)).await.0, 400, "{bad}");
+        }
     }
     assert_eq!(ids("999999".to_owned(), None).await.0, 404);
     layer.events().remove(log).await.expect("removed");
@@ -110,7 +263,7 @@ async fn events_arrive_while_they_are_appended_and_the_beginning_of_a_shutdown_e
 
     for n in 1..=3 {
         layer.events().append(log, &[NewEvent::new("n", n.to_string())]).await.expect("appended");
-        until(&format!("id: {n}\nevent: n\ndata: {n}\n\n")).await;
+        until(&format!("\nevent: n\ndata: {n}\n\n")).await;
     }
     // What shutdown begins with; pools and bus are still open.
     layer.closing().cancel();
@@ -168,11 +321,12 @@ async fn curl_follows_a_log_hears_that_it_is_quiet_sees_its_end_and_resumes(db: 
     curl.until(":").await;
     layer.events().finish(log, &[NewEvent::new("n", "3")]).await.expect("finished");
 
-    curl.until("id: 3").await;
+    let third = format!("id: 3-{}", marks(&layer, log).await[2]);
+    curl.until(&third).await;
     assert_eq!(curl.rest().await, ["event: n", "data: 3", "", "event: stream-end", "data: finished", ""]);
     let resumed = Curl::get(&address, &["--header", "Last-Event-ID: 2"]).rest().await;
     let whole =
-        ["retry: 1000", "", "id: 3", "event: n", "data: 3", "", "event: stream-end", "data: finished", ""];
+        ["retry: 1000", "", &third, "event: n", "data: 3", "", "event: stream-end", "data: finished", ""];
     assert_eq!(resumed, whole);
     let status =
         Curl::get(&address, &["--header", "Last-Event-ID: 3", "--write-out", "%{http_code}"]).rest().await;

@@ -1,6 +1,6 @@
 //! Ids, batches and refusals.
 
-use db_events::{Error, NewEvent};
+use db_events::{Error, NewEvent, WriterId};
 use db_testkit::TestDb;
 
 use crate::support::{NO_LOG, answer, assert_dense, events, numbered, read_to_end};
@@ -105,6 +105,12 @@ async fn bad_events_are_refused_and_nothing_is_stored(db: TestDb) {
 
     assert!(matches!(events.append(log, &[]).await, Err(Error::Size { events: 0, .. })));
     assert!(matches!(events.append(log, &beside(NewEvent::new("n", "a\0b"))).await, Err(Error::Nul)));
+    for kind in NewEvent::RESERVED_KINDS {
+        let refused = events.append(log, &beside(NewEvent::new(kind, ""))).await;
+        assert!(matches!(refused, Err(Error::ReservedKind(which)) if which == kind), "{refused:?}");
+        let pushed = events.appender(log).push(NewEvent::new(kind, "")).await;
+        assert!(matches!(pushed, Err(Error::ReservedKind(_))), "{pushed:?}");
+    }
     for kind in ["", "a\nb", &"x".repeat(65)] {
         let bad = NewEvent::new(kind.to_owned(), "");
         assert!(matches!(events.append(log, &beside(bad)).await, Err(Error::BadKind)), "{kind:?}");
@@ -114,6 +120,46 @@ async fn bad_events_are_refused_and_nothing_is_stored(db: TestDb) {
     assert!(matches!(events.append(NO_LOG, &numbered(1, 1)).await, Err(Error::UnknownLog(NO_LOG))));
 
     assert_eq!(events.head(log).await.expect("a head").last, 0);
+}
+
+#[test]
+fn writers_of_processes_that_have_seeded_their_random_numbers_alike_are_two() {
+    let writer = || {
+        fastrand::seed(7);
+        WriterId::random()
+    };
+
+    assert_ne!(writer(), writer());
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn a_writers_number_stands_for_the_same_events_or_is_an_error(db: TestDb) {
+    let events = events(&db).await;
+    let log = events.create().await.expect("a log");
+    let source = (WriterId(7), 1);
+    let batch = || vec![NewEvent::new("a", "1"), NewEvent::new("a", "2")];
+    assert_eq!(events.append_once(log, source, &batch()).await.expect("appended"), 1..=2);
+
+    for other in [
+        vec![NewEvent::new("a", "1"), NewEvent::new("a", "3")],
+        vec![NewEvent::new("a", "1"), NewEvent::new("b", "2")],
+        vec![NewEvent::new("a", "1"), NewEvent::new("a", "2").version(2)],
+        vec![NewEvent::new("a", "1")],
+        vec![NewEvent::new("a", "1"), NewEvent::new("a", "2"), NewEvent::new("a", "3")],
+    ] {
+        let refused = events.append_once(log, source, &other).await;
+        assert!(
+            matches!(refused, Err(Error::NumberUsed { writer: WriterId(7), sequence: 1, first: 1, .. })),
+            "{other:?}: {refused:?}"
+        );
+    }
+
+    assert_eq!(events.append_once(log, source, &batch()).await.expect("the same once more"), 1..=2);
+    assert_eq!(events.head(log).await.expect("a head").last, 2);
+    // Another writer's number is another one, and so is that of another log.
+    assert_eq!(events.append_once(log, (WriterId(8), 1), &numbered(3, 1)).await.expect("appended"), 3..=3);
+    let elsewhere = events.create().await.expect("a log");
+    assert_eq!(events.append_once(elsewhere, source, &numbered(1, 1)).await.expect("appended"), 1..=1);
 }
 
 #[db_testkit::test(migrations = "../../migrations")]

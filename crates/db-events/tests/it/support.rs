@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{Event, EventLog, EventStream, Events, LogId, NewEvent};
+use db_events::{Error, Event, EventLog, EventStream, Events, LogId, NewEvent};
 use db_notify::{Bus, BusOptions};
 use db_testkit::TestDb;
 use tokio::time::timeout;
@@ -59,6 +59,43 @@ pub(crate) fn assert_dense(events: &[Event], from: i64) {
     let ids: Vec<i64> = events.iter().map(|event| event.id).collect();
     let dense: Vec<i64> = (from..).take(ids.len()).collect();
     assert_eq!(ids, dense);
+}
+
+/// The error that ends a stream, and nothing before it.
+pub(crate) async fn ended(stream: &mut EventStream) -> Error {
+    timeout(PATIENCE, stream.next_batch()).await.expect("an end in time").expect_err("no more events")
+}
+
+/// The ids of the next events.
+pub(crate) async fn next_ids(stream: &mut EventStream) -> Vec<i64> {
+    next_batch(stream).await.expect("more").iter().map(|event| event.id).collect()
+}
+
+/// Makes batches of one event each, from one event to another, without telling anybody. The last one may finish the log.
+pub(crate) async fn batches_by_hand(db: &TestDb, log: LogId, (from, to): (i64, i64), is_final: bool) {
+    sqlx::query(
+        "insert into event_log_batches
+         select $1, n, n, 1, '{n}', array[n::text], $4 and n = $3 from generate_series($2, $3) as n",
+    )
+    .bind(log.0)
+    .bind(from)
+    .bind(to)
+    .bind(is_final)
+    .execute(&db.pool())
+    .await
+    .expect("stored");
+}
+
+/// What a server forgets that has lost the end of a log.
+pub(crate) async fn lose_after(db: &TestDb, log: LogId, last: i64) {
+    let lose = "delete from event_log_batches where log = $1 and last > $2";
+    sqlx::query(lose).bind(log.0).bind(last).execute(&db.pool()).await.expect("lost");
+}
+
+/// Removes the beginning of a log.
+pub(crate) async fn trim(db: &TestDb, log: LogId, last: i64) {
+    let trim = "delete from event_log_batches where log = $1 and last <= $2";
+    sqlx::query(trim).bind(log.0).bind(last).execute(&db.pool()).await.expect("trimmed");
 }
 
 pub(crate) const NO_LOG: LogId = LogId(i64::MAX);

@@ -511,7 +511,13 @@ async fn what_waits_to_be_sent(layer: &Db, server: &Guarded, shown: &mut Shown) 
     let appender = events.appender(log);
     appender.push(NewEvent::new("line", VALUE)).await.expect("handed over");
     debug!(shown; appender);
-    debug!(shown; log, writer, stream, events.head(log).await.expect("a head"));
+    debug!(shown; log, writer, stream, stream.mark(), events.head(log).await.expect("a head"));
+    let source = (db_layer::WriterId(7), 1);
+    events.append_once(log, source, &[NewEvent::new("line", VALUE)]).await.expect("stored");
+    shown.error(
+        "a number that is used",
+        events.append_once(log, source, &[NewEvent::new("other", VALUE)]).await.expect_err("other events"),
+    );
     for bad in [NewEvent::new(VALUE.repeat(10), ""), NewEvent::new("a", format!("{VALUE}\0"))] {
         shown.error("a bad event", events.append(log, &[bad]).await.expect_err("refused"));
     }
@@ -597,6 +603,7 @@ const SHOWN: &[&str] = &[
     "Keyring",
     "Limits",
     "LogId",
+    "Mark",
     "NoRoom",
     "NotifyError",
     "NotifyInError",

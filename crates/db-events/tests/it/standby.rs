@@ -1,0 +1,200 @@
+//! A primary and a standby that takes its place, on this machine and for one test.
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use db_embedded::Server;
+use db_testkit::until;
+use sqlx::{Connection, PgConnection};
+
+/// The port of the one whose address everybody knows, and that of the other one until it takes over. They only name the sockets,
+/// which are in a folder of their own.
+const KNOWN: u16 = 5432;
+const HIDDEN: u16 = 5433;
+
+/// Both of them. They are stopped, and their data removed, when this is dropped.
+pub(crate) struct Pair {
+    folder: tempfile::TempDir,
+    programs: PathBuf,
+    /// Whose programs they are, when we are root: PostgreSQL refuses to run as root.
+    account: Option<(u32, u32)>,
+    running: Vec<&'static str>,
+}
+
+impl Pair {
+    /// A primary, `a`, with a standby, `b`, that follows it. It blocks.
+    pub(crate) fn start() -> Self {
+        let found = Server::throwaway().start().expect("a server shows where its programs are");
+        let programs = program(&found);
+        found.release().expect("released");
+        let folder = tempfile::tempdir().expect("a folder");
+        let account = account(folder.path());
+        let mut pair = Self { folder, programs, account, running: Vec::new() };
+        let (a, b) = (pair.data("a"), pair.data("b"));
+        pair.run(
+            "initdb",
+            &["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C", "-D", text(&a)],
+        );
+        let settings = |port| {
+            format!(
+                "listen_addresses = ''\nunix_socket_directories = '{}'\nport = {port}\nfsync = off\n\
+                 wal_level = replica\nmax_connections = 100\n",
+                pair.folder.path().display()
+            )
+        };
+        let primary = settings(KNOWN);
+        let standby = format!(
+            "{}primary_conninfo = 'host={} port={KNOWN} user=postgres'\n",
+            settings(HIDDEN),
+            pair.folder.path().display()
+        );
+        pair.append(&a.join("postgresql.conf"), &primary);
+        pair.control("a", "start", &[]);
+        pair.run(
+            "pg_basebackup",
+            &["-h", text(pair.folder.path()), "-p", "5432", "-U", "postgres", "-D", text(&b)],
+        );
+        pair.append(&b.join("postgresql.conf"), &standby);
+        pair.append(&b.join("standby.signal"), "");
+        pair.control("b", "start", &[]);
+        pair
+    }
+
+    /// The address that stays the same.
+    pub(crate) fn url(&self) -> String {
+        let folder = text(self.folder.path()).replace('/', "%2F");
+        format!("postgres://postgres@{folder}:{KNOWN}/postgres")
+    }
+
+    /// The standby has all that the primary has, and gets nothing more from now on.
+    pub(crate) async fn part(&self) {
+        let mut primary = self.connect(KNOWN).await;
+        let mut standby = self.connect(HIDDEN).await;
+        let end: String = sqlx::query_scalar("select pg_current_wal_lsn()::text")
+            .fetch_one(&mut primary)
+            .await
+            .expect("where the primary is");
+        until("the standby has all of it", async || {
+            let mut standby = self.connect(HIDDEN).await;
+            let has = "select pg_last_wal_replay_lsn() >= $1::pg_lsn";
+            sqlx::query_scalar::<_, bool>(has)
+                .bind(&end)
+                .fetch_one(&mut standby)
+                .await
+                .expect("how far it is")
+        })
+        .await;
+        for sql in ["alter system set primary_conninfo = ''", "select pg_reload_conf()"] {
+            sqlx::query(sql).execute(&mut standby).await.expect("set");
+        }
+        until("nobody receives", async || {
+            let mut primary = self.connect(KNOWN).await;
+            let count = "select count(*) from pg_stat_replication";
+            sqlx::query_scalar::<_, i64>(count).fetch_one(&mut primary).await.expect("a count") == 0
+        })
+        .await;
+    }
+
+    /// The primary is lost, and the standby takes its place, behind the same address. It blocks.
+    pub(crate) fn fail_over(&mut self) {
+        self.control("a", "stop", &["-m", "immediate"]);
+        self.control("b", "stop", &["-m", "fast"]);
+        self.append(&self.data("b").join("postgresql.conf"), &format!("port = {KNOWN}\n"));
+        self.control("b", "start", &[]);
+        self.control("b", "promote", &[]);
+    }
+
+    async fn connect(&self, port: u16) -> PgConnection {
+        let url = self.url().replace(&KNOWN.to_string(), &port.to_string());
+        PgConnection::connect(&url).await.expect("a connection")
+    }
+
+    fn data(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn append(&self, file: &Path, text: &str) {
+        let there = std::fs::read_to_string(file).unwrap_or_default();
+        std::fs::write(file, there + text).expect("written");
+        if let Some((user, group)) = self.account {
+            chown(file, Some(user), Some(group)).expect("given to its account");
+        }
+    }
+
+    fn control(&mut self, name: &'static str, order: &str, more: &[&str]) {
+        let (data, log) = (self.data(name), self.folder.path().join(format!("{name}.log")));
+        let mut arguments = vec!["-D", text(&data), "-l", text(&log), "-w", "-t", "60"];
+        arguments.extend(more);
+        arguments.push(order);
+        self.run("pg_ctl", &arguments);
+        match order {
+            "start" => self.running.push(name),
+            "stop" => self.running.retain(|running| *running != name),
+            _ => {}
+        }
+    }
+
+    fn run(&self, name: &str, arguments: &[&str]) {
+        let output = self.command(name, arguments).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name} {arguments:?}: {said}");
+    }
+
+    fn command(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.programs.join(name));
+        command.args(arguments).current_dir("/").env_clear().env("LC_ALL", "C").env("PATH", &self.programs);
+        // The server that `pg_ctl` starts keeps what it inherits, and nobody waits for its end.
+        command.stdin(Stdio::null());
+        if name == "pg_ctl" {
+            command.stdout(Stdio::null());
+        }
+        if let Some((user, group)) = self.account {
+            command.gid(group).uid(user);
+        }
+        command
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for name in std::mem::take(&mut self.running) {
+            let data = self.data(name);
+            let arguments = ["-D", text(&data), "-m", "immediate", "-w", "-t", "60", "stop"];
+            // It may be gone already.
+            self.command("pg_ctl", &arguments).stderr(Stdio::null()).status().ok();
+        }
+    }
+}
+
+/// The folder of the programs that a server was started from.
+fn program(server: &Server) -> PathBuf {
+    let pid = server.postmaster_pid().expect("it runs");
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).expect("its program");
+    program.parent().expect("a folder").to_owned()
+}
+
+/// The account that PostgreSQL runs as, which owns the folder then; none if it may run as ours.
+fn account(folder: &Path) -> Option<(u32, u32)> {
+    let number = |which: &str, name: &str| -> u32 {
+        let output = Command::new("id").args([which, name]).output().expect("`id` is on the PATH");
+        String::from_utf8_lossy(&output.stdout).trim().parse().expect("a number")
+    };
+    let us = Command::new("id").arg("-u").output().expect("`id` is on the PATH");
+    if us.stdout.trim_ascii() != b"0" {
+        return None;
+    }
+    let (user, group) = (number("-u", "postgres"), number("-g", "postgres"));
+    chown(folder, Some(user), Some(group)).expect("given to its account");
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).expect("permissions");
+    Some((user, group))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path that is text")
+}
+
+/// How long its test may take.
+pub(crate) const LONG: Duration = Duration::from_mins(2);
