@@ -75,6 +75,28 @@ function take(event) {
   return true;
 }
 
+// Forgets all that was shown.
+function forget() {
+  log.replaceChildren();
+  gathered = [];
+  blocks = [];
+  lines = characters = cut = last = 0;
+  lastId = "";
+  document.getElementById("cut").hidden = true;
+}
+
+// The stream says why it ends. Returns whether there is nothing more to come.
+function streamEnd(reason) {
+  if (reason === "rewound") {
+    // The server has lost some of what is shown, and may have other lines in its place.
+    forget();
+  }
+  if (reason !== "removed") return false;
+  draw();
+  connection.textContent = "The output of this build was removed.";
+  return true;
+}
+
 function output(event) {
   if (!take(event)) return;
   const data = JSON.parse(event.data);
@@ -145,6 +167,7 @@ async function watch() {
       end(message);
       return true;
     }
+    if (message.kind === "stream-end" && streamEnd(message.data)) return true;
   }
   throw new Error("the stream has ended, and the build has not");
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use db_layer::Signal;
+use db_layer::db_events::Error;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::builds::{self, Build, Status, UnsealLog};
@@ -41,7 +42,16 @@ async fn watch(opened: &Opened, args: WatchArgs) -> anyhow::Result<u8> {
         build.ok_or_else(|| anyhow::anyhow!("there is no build {}", args.id))
     };
     let log = find().await?.log;
-    let printed = Printer::new(args.print).print_all(opened.db.events().stream(log, args.from)).await?;
+    let printed = Printer::new(args.print).print_all(opened.db.events().stream(log, args.from)).await;
+    let printed = printed.map_err(|error| match error.downcast_ref() {
+        Some(Error::Rewound { last, .. }) => anyhow::anyhow!(
+            "of the events that were seen of build {id}, the server has those up to {last} only: \
+             `buildwatch watch {id} --from {last}` prints what comes after them",
+            id = args.id
+        ),
+        Some(Error::Removed(_)) => anyhow::anyhow!("the output of build {} was removed", args.id),
+        _ => error,
+    })?;
     if !printed.is_whole {
         return Ok(if args.exit_code { UNKNOWN } else { 0 });
     }

@@ -162,7 +162,7 @@ async fn the_browser_s_own_event_source_sees_the_end_of_a_stream_and_stays_away(
             "window.seen = [];
              window.source = new EventSource('/api/builds/1/events');
              for (const kind of ['stdout', 'end', 'stream-end'])
-               source.addEventListener(kind, (event) => seen.push(`${kind} ${event.lastEventId}`));
+               source.addEventListener(kind, (event) => seen.push(`${kind} ${parseInt(event.lastEventId, 10)}`));
              source.addEventListener('stream-end', (event) => seen.push(event.data));",
         )
         .await;
@@ -211,6 +211,39 @@ async fn a_page_survives_a_server_that_is_killed_and_restarted(db: TestDb) {
     assert_eq!(log, crate::support::lines(200, ""), "each line once, in order");
     browser.until("status", |text| text == "succeeded (0)").await;
     assert_eq!(browser.evaluate("return window.notReloaded").await, true);
+    browser.close().await;
+}
+
+#[db_testkit::test]
+async fn a_page_shows_what_a_server_has_that_has_lost_some_lines(db: TestDb) {
+    let home = Home::on(&db);
+    let gate = home.fifo("gate");
+    let script = format!("echo one; read go < {0}; echo two; read go < {0}; echo three", gate.display());
+    let mut run = home.start(["run", "--", "sh", "-c", &script]);
+    assert_eq!(run.line(), "one");
+    std::fs::write(&gate, "go\n").expect("written");
+    assert_eq!(run.line(), "two");
+    let served = serve(&home, &[]);
+    let browser = Browser::open().await;
+    browser.goto(&format!("{}/builds/1", served.address)).await;
+    browser.until("log", |text| text == "one\ntwo\n").await;
+
+    // As after a failover to a standby that had not received the second line.
+    let rewind = "with lost as (delete from event_log_batches where last = 2 returning *)
+                  insert into event_log_batches
+                  select log, 3, 3, 9, types, array['{\"text\":\"zwei\"}'], false from lost";
+    let mut rewinding = db.pool().begin().await.expect("begun");
+    sqlx::query(rewind).execute(&mut *rewinding).await.expect("lost");
+    sqlx::query("update event_log_batches set first = 2, last = 2 where first = 3")
+        .execute(&mut *rewinding)
+        .await
+        .expect("in its place");
+    rewinding.commit().await.expect("committed");
+
+    browser.until("log", |text| text == "one\nzwei\n").await;
+    std::fs::write(&gate, "go\n").expect("written");
+    browser.until("log", |text| text == "one\nzwei\nthree\n").await;
+    assert!(run.ended().success());
     browser.close().await;
 }
 
