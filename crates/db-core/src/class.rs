@@ -9,6 +9,7 @@ use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgErrorPosition, PgSeverity};
 
 use crate::deadline::DeadlineError;
+use crate::role::NotWritable;
 
 /// The kind of a failed statement or connection attempt.
 ///
@@ -153,6 +154,9 @@ const PROTOCOL: &[(&str, Verdict)] = &[
     ("param_types.len() too large for binary protocol", MISUSE),
     ("message size out of range for protocol", MISUSE),
     ("Postgres protocol: error allocating", MISUSE),
+    // Said as the session begins: the server wants a proof that the driver does not have.
+    ("unsupported authentication method", row(Class::Refused, Repeat::Never, Link::Lost)),
+    ("unsupported SASL authentication", row(Class::Refused, Repeat::Never, Link::Lost)),
     // COPY that was sent as a query: the driver does not know how to go on.
     ("execute: unexpected message: Copy", row(Class::Misuse, Repeat::Never, Link::Closed)),
 ];
@@ -211,6 +215,7 @@ impl Verdict {
             code if code.starts_with("08") && !is_fatal => OTHER,
             // The statement's text has a literal that does not fit.
             code if Self::of_sqlstate(code).class == Class::Value && names_the_text(database) => OTHER,
+            "25006" if NotWritable::is(database) => row(Class::ReadOnly, Repeat::Later, Link::AskRole),
             code => Self::of_sqlstate(code),
         };
         if is_fatal && verdict.link < Link::Closed { Self { link: Link::Lost, ..verdict } } else { verdict }
@@ -311,6 +316,22 @@ pub(crate) fn is_stale_plan(error: &sqlx::Error) -> bool {
         Some("26000") => routine == Some("FetchPreparedStatement"),
         _ => false,
     }
+}
+
+/// Whether a statement failed before it was run because a type of its values is not there any more: it was dropped and made
+/// again under its name, and the driver goes on sending the number of the old one. The text is one of those that PostgreSQL
+/// does not translate (`elog`).
+pub(crate) fn is_stale_type(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    error.code().as_deref() == Some("XX000") && error.message().starts_with("cache lookup failed for type ")
+}
+
+/// Whether a server that refuses a session with that code will do so next time, too. What goes wrong inside the server may mend
+/// itself, and so may what took too long.
+pub(crate) fn is_refusal(code: &str) -> bool {
+    let verdict = Verdict::of_sqlstate(code);
+    let is_inside = ["XX", "58", "F0"].iter().any(|class| code.starts_with(class));
+    verdict.repeat == Repeat::Never && verdict.class != Class::TimedOut && !is_inside
 }
 
 #[cfg(test)]
@@ -418,6 +439,14 @@ mod tests {
                 protocol("execute: unexpected message: CopyOutResponse"),
                 row(Class::Misuse, Repeat::Never, Link::Closed),
             ),
+            (
+                protocol("unsupported authentication method: Gss"),
+                row(Class::Refused, Repeat::Never, Link::Lost),
+            ),
+            (
+                protocol("unsupported SASL authentication mechanisms: X"),
+                row(Class::Refused, Repeat::Never, Link::Lost),
+            ),
             (protocol("unknown message type: '\\0'"), LOST),
             (protocol("execute: unexpected message: BackendKeyData"), LOST),
             (sqlx::Error::WorkerCrashed, LOST),
@@ -434,6 +463,20 @@ mod tests {
             (sqlx::Error::PoolClosed, row(Class::NotReached, Repeat::Never, Link::Kept)),
         ] {
             assert_eq!(Verdict::of(&error), verdict, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_refused_for_good_or_for_now() {
+        let for_good =
+            ["42501", "55000", "42704", "22023", "28000", "28P01", "3D000", "55P02", "57P04", "P0001"];
+        let for_now =
+            ["53300", "57P03", "57P01", "53200", "53100", "57014", "40001", "XX000", "58P01", "F0000"];
+        for code in for_good {
+            assert!(is_refusal(code), "{code}");
+        }
+        for code in for_now {
+            assert!(!is_refusal(code), "{code}");
         }
     }
 

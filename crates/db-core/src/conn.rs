@@ -23,12 +23,13 @@ use crate::log::Trip;
 use crate::pool::{CUT_OFF, Live, Shared, ask, come_to_rest, forget_statements};
 use crate::pooler::Needs;
 use crate::question::{self, Standing};
+use crate::role::{NotWritable, Role};
 use crate::sql;
 use crate::stale;
 use crate::statement::{Flight, State, Transaction};
 use crate::text::Text;
 use crate::tracker::Asker;
-use crate::{Error, PoolerError, Tx, TxOptions};
+use crate::{Class, Error, PoolerError, Tx, TxOptions};
 
 /// The end of what was cut off is waited for no longer than this where a thread waits.
 const REST_LIMIT: Duration = Duration::from_secs(1);
@@ -241,7 +242,19 @@ impl Conn {
             note(&mut trip, answer);
         }
         self.arrive(&trip, sql, answer.as_ref().err());
-        answer
+        answer.map_err(|error| self.explained(error))
+    }
+
+    /// Marks the error of a session that may not write on its server's decision.
+    fn explained(&self, error: sqlx::Error) -> sqlx::Error {
+        if Class::of(&error) == Class::ReadOnly
+            && self.live().role != Role::ByChoice
+            && !self.state.reads_only
+        {
+            NotWritable::mark(error)
+        } else {
+            error
+        }
     }
 
     /// The error of an answer that did not come in time, which the log is to show, too.
@@ -367,6 +380,10 @@ impl Conn {
     /// Lowers the flag, tells the tracker, and writes the log.
     fn arrive(&mut self, trip: &Trip, sql: &SqlStr, error: Option<&sqlx::Error>) {
         let now = Instant::now();
+        if error.is_some() && self.live().role == Role::ByChoice {
+            // That it is refused a write says nothing new of its server.
+            self.state.reads_only = true;
+        }
         self.state.end(error);
         if !self.state.has_lost() {
             self.live_mut().last_seen = now;
@@ -384,7 +401,12 @@ impl Conn {
     /// A [`PoolerError`] when there is a pooler in between that would leave it to others.
     fn take_note(&mut self, text: &Text) -> Result<(), PoolerError> {
         self.admit(|| text.needs_session())?;
-        if text.changes_session() {
+        let changes_session = text.changes_session();
+        // Outside of a transaction, what sets something for the session only is of interest.
+        if changes_session || self.state.transaction != Transaction::None {
+            self.state.reads_only |= says_that_it_reads_only(text.as_str());
+        }
+        if changes_session {
             self.state.session_changed = true;
             self.state.unseen = true;
             self.state.may_be_begun = true;
@@ -427,6 +449,10 @@ impl Conn {
     /// Whether the statement that has just failed is to be sent again. All connections of the pool forget their plans: what
     /// made this one stale has made others, too.
     async fn heals(&mut self, error: &sqlx::Error, text: &Text) -> bool {
+        if crate::class::is_stale_type(error) {
+            self.has_stale_types();
+            return false;
+        }
         if !crate::class::is_stale_plan(error) || !stale::is_of_the_driver(error, text) {
             return false;
         }
@@ -446,6 +472,19 @@ impl Conn {
                 forgotten.is_ok()
             }
             Err(_) => false,
+        }
+    }
+
+    /// Notes that the driver knows a type by a number that is another's now, or nobody's, which nothing but a new connection
+    /// makes it forget. Others that are as old know it as well.
+    fn has_stale_types(&mut self) {
+        self.state.becomes_useless();
+        if self.state.transaction != Transaction::None {
+            // As with a stale plan, the next run finds the new type.
+            self.state.failure = Some(Verdict::conflict());
+        }
+        if self.live().uses > 0 {
+            self.inner.types_are_stale(self.live().types);
         }
     }
 
@@ -564,7 +603,7 @@ impl Conn {
                 };
                 drop(results);
                 self.arrive(&trip, &sql, failure.as_ref());
-                let Some(error) = failure else { break };
+                let Some(error) = failure.map(|error| self.explained(error)) else { break };
                 let healed = self.heals(&error, &text).await;
                 let Some(spare) = spare.filter(|_| healed && may_repeat) else {
                     Err(error)?;
@@ -679,6 +718,20 @@ impl<'c> Executor<'c> for &'c mut Conn {
             self.travel(&sql, Flight::Statement, limit, |raw| raw.describe(sent), |_, _| {}).await
         })
     }
+}
+
+/// Whether a text sets its transaction, or the session, to read only. Most texts are no such thing by their first letter.
+fn says_that_it_reads_only(sql: &str) -> bool {
+    let sql = sql.trim_start();
+    if !sql.starts_with(['s', 'S', 'b', 'B']) {
+        return false;
+    }
+    let is = |keyword: &str| sql.get(..keyword.len()).is_some_and(|word| word.eq_ignore_ascii_case(keyword));
+    if !(is("set") || is("start") || is("begin")) {
+        return false;
+    }
+    let sql = sql.to_ascii_lowercase();
+    sql.contains("read only") || sql.contains("read_only")
 }
 
 fn prepare(

@@ -9,6 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::timeout;
 
+use crate::class::is_refusal;
 use crate::pooler::follows_statements;
 use crate::{Class, Config, Pooler, error};
 
@@ -171,6 +172,18 @@ impl ConnectError {
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
+
+    /// How long it was tried.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Tells of all that was tried, when this was the last part of it.
+    pub(crate) fn tell_all(&mut self, attempts: u32, waited: Duration) {
+        self.attempts = attempts;
+        self.waited = waited;
+    }
 }
 
 impl fmt::Display for ConnectError {
@@ -216,6 +229,11 @@ pub enum ConnectFailure {
     /// The server is there and does not take connections now (57P03, 53300).
     #[error("the server is there but takes no connection now: {0}")]
     NotReady(String),
+    /// The server is there and refuses the session for good: the role may not connect to the database (42501), the database
+    /// takes no connections (55000), a setting of the session is unknown or wrong (42704, 22023), or the server wants a proof
+    /// that the driver does not have.
+    #[error("the server refuses the session: {0}")]
+    Refused(String),
     /// There is a pooler in between that was not reckoned with, or that cannot do what is needed.
     #[error("{0}")]
     Pooler(String),
@@ -236,6 +254,7 @@ impl ConnectFailure {
             Self::WrongPassword(_)
                 | Self::LoginRefused { .. }
                 | Self::NoSuchDatabase(_)
+                | Self::Refused(_)
                 | Self::Tls(_)
                 | Self::Forbidden(_)
                 | Self::Pooler(_)
@@ -323,11 +342,13 @@ impl ConnectFailure {
                 "3D000" => Self::NoSuchDatabase(config.database().to_owned()),
                 "57P03" | "53300" => Self::NotReady(said),
                 "08P01" => Self::of_pooler(said, config),
+                code if is_refusal(code) => Self::Refused(format!("{said} ({code})")),
                 _ => Self::Other(format!("{said} ({code})")),
             };
         }
         match Class::of(source) {
             Class::NotReached => Self::NotReached(said),
+            Class::Refused if matches!(source, sqlx::Error::Protocol(_)) => Self::Refused(said),
             Class::Refused => Self::Forbidden(said),
             _ => Self::Other(said),
         }

@@ -7,7 +7,8 @@
 //! * [`Handle::tx`] runs a transaction that cannot forget its end, [`Handle::tx_retry`] one that is repeated where that is
 //!   safe; [`TxOptions`] says of which kind.
 //! * [`Pool::holders`] says who holds what, and an [`AcquireError`] why there was nothing left.
-//! * [`Error`] says what was tried and what is known, and answers questions instead of being matched as text.
+//! * [`Error`] says what was tried and what is known, and answers questions instead of being matched as text: what kind it is
+//!   ([`Class`]), and whether the work may be tried again ([`Repeat`]).
 //! * [`encryption`] seals values for columns, bound to the place where they are stored.
 //!
 //! ```no_run
@@ -80,6 +81,7 @@ mod pool;
 mod pooler;
 mod question;
 mod retry;
+mod role;
 pub mod settings;
 mod sql;
 mod stale;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-use crate::{Config, Retry};
+use crate::{Config, ConnectError, Retry};
 
 /// The patience for something of several steps: whatever is tried again, and however often, it is within the one deadline of a
 /// [`Retry`], which begins when this is made.
@@ -16,13 +16,15 @@ pub struct Patience {
     retry: Retry,
     began: Instant,
     pauses: ExponentialBackoff,
+    /// Of all steps that connect.
+    attempts: u32,
 }
 
 impl Patience {
     /// Begins now.
     #[must_use]
     pub fn new(retry: Retry) -> Self {
-        Self { retry, began: Instant::now(), pauses: pauses(&retry) }
+        Self { retry, began: Instant::now(), pauses: pauses(&retry), attempts: 0 }
     }
 
     /// What is left of it, for a step that can be patient itself.
@@ -43,6 +45,13 @@ impl Patience {
         tracing::warn!(%to, step, %error, pause_ms, "interrupted, trying again");
         tokio::time::sleep(pause).await;
         true
+    }
+
+    /// Counts the attempts of a step that tried to connect, and has its error tell of all attempts so far and of the whole wait:
+    /// what the last step tried alone is a part of that. To be called once for each such error.
+    pub fn count(&mut self, error: &mut ConnectError) {
+        self.attempts = self.attempts.saturating_add(error.attempts());
+        error.tell_all(self.attempts, self.began.elapsed());
     }
 
     /// The next pause is a short one again: something was reached meanwhile.

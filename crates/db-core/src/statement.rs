@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(crate) transaction: Transaction,
     /// No statement of the transaction may wait for longer than until then.
     pub(crate) ends: Option<Ends>,
+    /// The program itself said that it only reads.
+    pub(crate) reads_only: bool,
     /// What the first failed statement of the transaction met: the server refuses all that come after it for that one.
     pub(crate) failure: Option<Verdict>,
     /// What runs once it is known what has become of the statement that is in flight, or that nobody will know.
@@ -62,7 +64,7 @@ impl State {
     /// Whether the next user of the connection would notice nothing of this one.
     pub(crate) fn is_clean(&self) -> bool {
         self.in_flight.is_none()
-            && self.link < Link::Closed
+            && self.link == Link::Kept
             && !self.session_changed
             && self.transaction == Transaction::None
     }
@@ -83,6 +85,11 @@ impl State {
     /// Notes that nobody else is to have the connection, though it works.
     pub(crate) fn becomes_useless(&mut self) {
         self.link = self.link.max(Link::Closed);
+    }
+
+    /// Whether its server is to be asked whether it takes writes.
+    pub(crate) fn asks_role(&self) -> bool {
+        self.link == Link::AskRole
     }
 
     pub(crate) fn in_flight(&self) -> Option<Flight> {
@@ -145,7 +152,10 @@ impl State {
             return;
         };
         let verdict = Verdict::of_statement(error);
-        self.link = self.link.max(verdict.link);
+        let says_nothing_new = self.reads_only && verdict.link == Link::AskRole;
+        if !says_nothing_new {
+            self.link = self.link.max(verdict.link);
+        }
         let is_answer = matches!(error, sqlx::Error::Database(_));
         if !is_answer && verdict.link < Link::Lost {
             // It was not sent, or its answer was read before.

@@ -67,6 +67,7 @@ impl Tx {
         conn.state.transaction = Transaction::Open;
         conn.state.failure = None;
         conn.state.doubt.forget();
+        conn.state.reads_only |= options.read_only;
         conn.state.ends = Ends::after(timeout);
         conn.live().session.in_transaction(true);
         let mut tx = Self {

@@ -255,6 +255,14 @@ impl Steps {
         self.0.left()
     }
 
+    /// Has an error tell of all attempts to connect, and not of the last few alone.
+    fn counted<T>(&mut self, mut done: Result<T, OpenError>) -> Result<T, OpenError> {
+        if let Err(OpenError::Connect(error)) = &mut done {
+            self.0.count(error);
+        }
+        done
+    }
+
     /// Tries a step again when it meets a loss that mends itself. The steps before it are done and stay so.
     async fn survive<T, F: Future<Output = Result<T, OpenError>>>(
         &mut self,
@@ -263,13 +271,13 @@ impl Steps {
         attempt: impl Fn(Retry) -> F,
     ) -> Result<T, OpenError> {
         self.0.refresh();
-        let mut done = Box::pin(attempt(self.left())).await;
+        let mut done = self.counted(Box::pin(attempt(self.left())).await);
         while let Err(error) = &done {
             if !error.may_mend() || !self.0.pause(to, step, error).await {
                 break;
             }
             match timeout(self.left().deadline, Box::pin(attempt(self.left()))).await {
-                Ok(again) => done = again,
+                Ok(again) => done = self.counted(again),
                 // What was met last is what is known.
                 Err(_) => break,
             }

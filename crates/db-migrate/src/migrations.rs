@@ -126,7 +126,11 @@ impl Migrations {
         let mut patience = Patience::new(retry);
         let mut run = Run::default();
         loop {
-            match self.go_on(first.take(), config, patience.left(), &mut run).await {
+            let mut done = self.go_on(first.take(), config, patience.left(), &mut run).await;
+            if let Err(Error::Connect(error)) = &mut done {
+                patience.count(error);
+            }
+            match done {
                 Err(error)
                     if run.may_look_again(&error) && patience.pause(config, "migrate", &error).await => {}
                 ended => return ended,

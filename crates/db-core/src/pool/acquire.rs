@@ -11,6 +11,7 @@ use super::core::{Inner, Live, Parcel, Refusal, Standard, Taken};
 use super::{PING_LIMIT, Shared};
 use crate::Conn;
 use crate::error::{AcquireError, AcquirePhase, Explained};
+use crate::role::Role;
 use crate::statement::Flight;
 use crate::tracker::{Asker, TaskKey};
 
@@ -153,7 +154,16 @@ impl Conn {
     /// Asks for a sign of life, and makes the connection forget plans that have become stale. Says whether it may be handed
     /// out then.
     async fn put_right(&mut self, standard: Standard, left: Duration) -> bool {
+        let (types, roles) = {
+            let core = self.inner().core();
+            (core.types, core.roles)
+        };
         let (live, state) = self.parts();
+        if live.types != types {
+            state.becomes_useless();
+            return false;
+        }
+        let asks_role = live.generation < roles;
         let forget = live.plans != standard.plans;
         let limit = if forget { FORGET_LIMIT } else { PING_LIMIT }.min(left);
         state.begin(Flight::Control);
@@ -161,11 +171,19 @@ impl Conn {
             if forget {
                 live.raw.clear_cached_statements().await?;
             }
-            live.raw.ping().await
+            if asks_role {
+                return Role::ask(&mut live.raw).await;
+            }
+            live.raw.ping().await.map(|()| live.role)
         });
         match answer.await {
-            Ok(Ok(())) => {
+            Ok(Ok(role)) => {
                 state.end(None);
+                if role == Role::Withdrawn && live.role == Role::Writes {
+                    state.becomes_useless();
+                    return false;
+                }
+                live.role = role;
                 live.last_seen = Instant::now();
                 live.generation = standard.generation;
                 live.plans = standard.plans;

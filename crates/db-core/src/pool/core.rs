@@ -21,6 +21,7 @@ use super::stats::{Stats, Totals};
 use crate::companions::Companions;
 use crate::connect::ConnectFailure;
 use crate::question::Numbers;
+use crate::role::Role;
 use crate::statement::{Flight, State};
 use crate::tracker::{Returned, Session};
 use crate::{Config, Pooler, Tracking};
@@ -48,6 +49,10 @@ pub(crate) struct Live {
     pub(crate) cut_off: u32,
     /// What the questions on it are told apart by.
     pub(crate) numbers: Numbers,
+    /// How many times types had been found stale when it was dialled: the driver never forgets one.
+    pub(crate) types: u64,
+    /// What it was when it was dialled, or last asked.
+    pub(crate) role: Role,
 }
 
 /// What a connection has to be up to when it is handed out.
@@ -109,6 +114,16 @@ pub(crate) struct Core {
     /// Counts the losses of links. A connection of an older generation is verified before its next use.
     pub(crate) generation: u64,
     pub(crate) plans: u64,
+    /// Counts how often types were found stale. A connection with an older count is closed before its next use; each raise
+    /// raises `plans`, which is what is looked at first.
+    pub(crate) types: u64,
+    /// The generation that began because a server was found to take no writes: a connection of an older one is asked for its
+    /// role, since a server that was demoted gives signs of life.
+    pub(crate) roles: u64,
+    /// Until then no connection is dialled that nobody waits for: the server refused the last one for good.
+    pub(crate) rests_until: Option<Instant>,
+    /// How many dials in a row were refused for good.
+    pub(crate) refused: u32,
     /// Whether the last attempt to dial failed: then one tries for all.
     pub(crate) down: bool,
     pub(crate) last_failure: Option<(ConnectFailure, Instant)>,
@@ -193,7 +208,8 @@ impl Core {
         }
         // One that is asked for a sign of life is about to be idle again, and one that is closed calls when it is gone.
         let soon = self.idle_count() + self.repairing - self.slow;
-        let short = self.limits.min_idle.saturating_sub(soon);
+        let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
+        let short = if rests { 0 } else { self.limits.min_idle.saturating_sub(soon) };
         let mut wanted = self.waiting().max(short);
         if self.down {
             wanted = wanted.min(1);
@@ -285,6 +301,10 @@ impl Inner {
                 reserved: 0,
                 generation: 0,
                 plans: 0,
+                types: 0,
+                roles: 0,
+                rests_until: None,
+                refused: 0,
                 down: false,
                 last_failure: None,
                 closing: false,
@@ -410,6 +430,25 @@ impl Inner {
         self.dial_if_wanted();
     }
 
+    /// Notes that a server takes no writes any more, found on a connection of that generation that could write before. The first
+    /// one begins the next generation: all others are asked for their role before their next use.
+    pub(crate) fn demoted(self: &Arc<Self>, generation: u64) {
+        let mut core = self.core();
+        if generation < core.roles {
+            return;
+        }
+        core.generation += 1;
+        core.roles = core.generation;
+        let all = core.idle.len();
+        let doubtful = core.idle.drain(all);
+        core.repairing += u32::try_from(doubtful.len()).unwrap_or(u32::MAX);
+        drop(core);
+        tracing::warn!(pool = self.options.name, to = %self.config, "a server takes no writes any more, and all connections are asked");
+        for live in doubtful {
+            self.runtime.spawn(Suspect::new(Arc::clone(self), live).verify());
+        }
+    }
+
     /// Drops a connection whose link is lost, which was in use. A statement that was under way may go on at the server, which
     /// has not noticed: its session is ended, and counts until then.
     pub(crate) fn discard(self: &Arc<Self>, live: Box<Live>, returned: Option<&Returned>, state: State) {
@@ -449,6 +488,23 @@ impl Inner {
         core.totals.stale_plans += 1;
         core.plans += 1;
         core.plans
+    }
+
+    /// Notes that a type was stale on a connection with that count: every one that is as old is closed before its next use.
+    pub(crate) fn types_are_stale(self: &Arc<Self>, types: u64) {
+        let mut core = self.core();
+        if core.types != types {
+            return;
+        }
+        core.types += 1;
+        core.plans += 1;
+        let all = core.idle.len();
+        let stale = core.idle.drain(all);
+        core.repairing += u32::try_from(stale.len()).unwrap_or(u32::MAX);
+        drop(core);
+        for live in stale {
+            self.runtime.spawn(Suspect::new(Arc::clone(self), live).close());
+        }
     }
 
     /// Sets connections aside for sqlx's own pool, and says how many that may have.

@@ -15,6 +15,7 @@ use crate::connect::{ConnectFailure, each_way};
 use crate::keepalive::kept_alive;
 use crate::pooler::follows_statements;
 use crate::question::Numbers;
+use crate::role::{Role, question};
 use crate::tracker::Session;
 use crate::{Config, Pooler};
 
@@ -27,6 +28,10 @@ const SHORTEST: Duration = Duration::from_millis(500);
 /// The longest pause between two attempts, which chance may double. Only one dial of a pool goes on trying, so this need not
 /// be long; it is what callers wait for when the server is back.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long a pool rests after the server has refused a session for good, before it dials again for nobody: it doubles with each
+/// refusal, up to 32 times as long. A caller is never kept from dialling.
+const REST: Duration = Duration::from_secs(1);
 
 /// Makes one connection, in a task of its own: a caller who goes away does not waste it, and one who waits may get
 /// another that comes back earlier. The caller of this function has counted it already.
@@ -43,12 +48,13 @@ struct Dial {
 impl Dial {
     async fn run(mut self) {
         let ended = self.inner.ended.clone();
-        let growing = ExponentialBuilder::new()
+        // They grow until there is a connection, whatever the failures are.
+        let mut pauses = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(10))
             .with_max_delay(MAX_PAUSE)
             .with_jitter()
-            .without_max_times();
-        let mut pauses = growing.build();
+            .without_max_times()
+            .build();
         loop {
             let started = Instant::now();
             // Shorter than what a caller waits, who is then told what the dial met.
@@ -63,15 +69,11 @@ impl Dial {
                 biased;
                 () = ended.cancelled() => return,
                 attempt = attempt => match attempt {
-                    Ok(Ok((raw, session))) => return self.arrived(raw, session, started),
+                    Ok(Ok((raw, session, role))) => return self.arrived(raw, session, role, started),
                     Ok(Err(failure)) => failure,
                     Err(_) => ConnectFailure::TimedOut(started.elapsed()),
                 },
             };
-            if matches!(failure, ConnectFailure::Other(_)) {
-                // The server is there, and ended this session, or the link broke: the next may do.
-                pauses = growing.build();
-            }
             if !self.goes_on_after(failure) {
                 return;
             }
@@ -89,7 +91,7 @@ impl Dial {
         }
     }
 
-    fn arrived(mut self, raw: PgConnection, session: Session, started: Instant) {
+    fn arrived(mut self, raw: PgConnection, session: Session, role: Role, started: Instant) {
         let inner = Arc::clone(&self.inner);
         let now = Instant::now();
         let session = Arc::new(session);
@@ -97,6 +99,8 @@ impl Dial {
         core.totals.dialled += 1;
         core.totals.dialling += now - started;
         core.down = false;
+        core.refused = 0;
+        core.rests_until = None;
         core.sessions.retain(|session| session.strong_count() > 0);
         core.sessions.push(Arc::downgrade(&session));
         let live = Box::new(Live {
@@ -110,6 +114,8 @@ impl Dial {
             plans: core.plans,
             cut_off: 0,
             numbers: Numbers::new(),
+            types: core.types,
+            role,
         });
         core.dialling -= 1;
         self.counted = false;
@@ -126,6 +132,11 @@ impl Dial {
         core.last_failure = Some((failure.clone(), Instant::now()));
         core.down = true;
         let is_final = failure.is_final();
+        if is_final {
+            let rest = REST.saturating_mul(1 << core.refused.min(5));
+            core.refused = core.refused.saturating_add(1);
+            core.rests_until = Some(Instant::now() + rest);
+        }
         let goes_on = !is_final && core.dialling == 1 && core.dial_is_wanted();
         if !goes_on {
             core.dialling -= 1;
@@ -153,35 +164,37 @@ impl Drop for Dial {
 /// Connects, and asks who is at the other end (PostgreSQL's manual, table 28.36 "Additional Statistics Functions"; the view
 /// that is built on this function takes a new session three times as long). That is a sign of life, too: a proxy accepts
 /// logins while the server behind it is down.
-async fn open(inner: &Inner) -> Result<(PgConnection, Session), ConnectFailure> {
+async fn open(inner: &Inner) -> Result<(PgConnection, Session, Role), ConnectFailure> {
     let failed = |error| ConnectFailure::of(&error, &inner.config);
     let session = session_options(&inner.config, &inner.options);
     let mut raw = each_way(&inner.config, session).await.map_err(failed)?;
-    let session = match inner.config.pooler() {
+    let (session, role) = match inner.config.pooler() {
         Pooler::None => identity(&mut raw).await.map_err(failed)?,
         Pooler::Transaction => {
             look_through(inner, &mut raw).await?;
-            Session::unknown()
+            (Session::unknown(), Role::ask(&mut raw).await.map_err(failed)?)
         }
     };
-    Ok((raw, session))
+    Ok((raw, session, role))
 }
 
-async fn identity(raw: &mut PgConnection) -> Result<Session, sqlx::Error> {
+async fn identity(raw: &mut PgConnection) -> Result<(Session, Role), sqlx::Error> {
     let row = raw
-        .fetch_one(sqlx::raw_sql(
-            "select pid, backend_start::text from pg_stat_get_activity(pg_backend_pid())",
-        ))
+        .fetch_one(sqlx::raw_sql(concat!(
+            "select pid, backend_start::text, ",
+            question!(),
+            " from pg_stat_get_activity(pg_backend_pid())"
+        )))
         .await?;
-    Ok(Session::new(row.try_get(0)?, row.try_get(1)?))
+    let session = Session::new(row.try_get(0)?, row.try_get(1)?);
+    Ok((session, Role::of(row.try_get(2)?)))
 }
 
-/// Asks the server behind a pooler for a sign of life, and, by the pool's first connection, whether the pooler can do what is
-/// needed of it.
+/// Asks by the pool's first connection whether the pooler can do what is needed of it.
 async fn look_through(inner: &Inner, raw: &mut PgConnection) -> Result<(), ConnectFailure> {
     let failed = |error| ConnectFailure::of(&error, &inner.config);
     if inner.pooler_follows.get().is_some() {
-        return raw.execute(sqlx::raw_sql("select 1")).await.map(drop).map_err(failed);
+        return Ok(());
     }
     if !follows_statements(raw).await.map_err(failed)? {
         return Err(ConnectFailure::does_not_follow());

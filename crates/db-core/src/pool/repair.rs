@@ -16,6 +16,7 @@ use crate::class::{Link, Verdict, is_fatal};
 use crate::doubt::Doubt;
 use crate::error::said;
 use crate::question::{self, Standing};
+use crate::role::Role;
 use crate::statement::{Flight, State, Transaction};
 use crate::tracker::Session;
 use crate::tx::refuses;
@@ -95,10 +96,21 @@ impl Suspect {
 
     /// Asks for a sign of life, and puts the connection back if it gives one.
     pub(super) async fn verify(mut self) {
-        let generation = self.inner.core().generation;
+        let (generation, roles) = {
+            let core = self.inner.core();
+            (core.generation, core.roles)
+        };
         let Some(live) = &mut self.live else { return };
-        match timeout(PING_LIMIT, live.raw.ping()).await {
-            Ok(Ok(())) => {
+        let answer = timeout(PING_LIMIT, async {
+            if live.generation < roles {
+                return Role::ask(&mut live.raw).await;
+            }
+            live.raw.ping().await.map(|()| live.role)
+        });
+        match answer.await {
+            Ok(Ok(Role::Withdrawn)) if live.role == Role::Writes => self.close().await,
+            Ok(Ok(role)) => {
+                live.role = role;
                 live.generation = generation;
                 live.last_seen = Instant::now();
                 self.back();
@@ -217,7 +229,7 @@ async fn terminate(inner: &Inner, session: &Session) {
 }
 
 /// The round trips of a repair.
-async fn mend(inner: &Inner, live: &mut Live, state: &mut State) -> Result<Mended, sqlx::Error> {
+async fn mend(inner: &Arc<Inner>, live: &mut Live, state: &mut State) -> Result<Mended, sqlx::Error> {
     let reset = inner.options.reset;
     let end = match state.in_flight() {
         Some(Flight::Lent | Flight::OutOfStep) | None => Rest::default(),
@@ -264,7 +276,8 @@ async fn mend(inner: &Inner, live: &mut Live, state: &mut State) -> Result<Mende
     // A pooler would discard what is in some other session.
     if inner.is_pooled() {
         // Nor can what it keeps for this one be closed one by one.
-        return Ok(if live.raw.is_in_transaction() || live.cut_off >= CUT_OFF {
+        let is_kept = !state.asks_role() || may_be_kept(inner, live).await?;
+        return Ok(if !is_kept || live.raw.is_in_transaction() || live.cut_off >= CUT_OFF {
             Mended::Useless
         } else {
             Mended::Good
@@ -281,6 +294,9 @@ async fn mend(inner: &Inner, live: &mut Live, state: &mut State) -> Result<Mende
     if state.session_changed && reset == Reset::Keep {
         // Nobody could receive a notification here: the driver takes it for a part of the next answer, and fails.
         repeat(&mut live.raw, "UNLISTEN *").await?;
+    }
+    if state.asks_role() && !may_be_kept(inner, live).await? {
+        return Ok(Mended::Useless);
     }
     // sqlx counts transactions by itself, and nothing but sqlx can set it right.
     Ok(if live.raw.is_in_transaction() { Mended::Useless } else { Mended::Good })
@@ -309,6 +325,17 @@ pub(crate) async fn forget_statements(live: &mut Live) -> Result<(), sqlx::Error
     control(&mut live.raw, "DEALLOCATE ALL").await?;
     live.cut_off = 0;
     Ok(())
+}
+
+/// Whether somebody else may have a session that was refused a write. Not when its server takes none, whether that is new or
+/// not: the next one that is dialled may reach another server. Not when the session was made read-only past us. A role that only
+/// reads is left alone.
+async fn may_be_kept(inner: &Arc<Inner>, live: &mut Live) -> Result<bool, sqlx::Error> {
+    let role = Role::ask(&mut live.raw).await?;
+    if role == Role::Withdrawn && live.role == Role::Writes {
+        inner.demoted(live.generation);
+    }
+    Ok(role == Role::Writes || role == live.role && role == Role::ByChoice)
 }
 
 /// How what was cut off came to its end.

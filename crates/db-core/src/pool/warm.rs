@@ -24,6 +24,7 @@ impl Pool {
     pub async fn warm_up(&self, deadline: Duration) -> Result<(), WarmUpError> {
         let started = Instant::now();
         // The keeper does this as well, when it gets its first turn.
+        self.inner.core().rests_until = None;
         self.inner.dial_if_wanted();
         let end = timeout(deadline, warm(&self.inner)).await.unwrap_or(End::Late);
         if matches!(end, End::Warm) {

@@ -34,7 +34,7 @@ pub enum Isolation {
 #[derive(Clone, Default)]
 pub struct TxOptions {
     isolation: Option<Isolation>,
-    read_only: bool,
+    pub(crate) read_only: bool,
     deferrable: bool,
     settings: Vec<(String, String)>,
     pub(crate) timeout: Option<Duration>,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use db_core::{Config, ConnectFailure, Retry, connect::connect};
+use db_core::{Config, ConnectFailure, Patience, Retry, connect::connect};
 use db_testkit::TestDb;
 use sqlx::Connection;
 
@@ -122,4 +122,25 @@ async fn a_password_that_scram_cannot_say_is_refused_before_anybody_is_asked() {
 
 fn percent_encoded(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+#[tokio::test]
+async fn the_last_step_of_a_patience_tells_of_all_attempts_and_of_the_whole_wait() {
+    let nobody = Config::from_url("postgres://app@127.0.0.1:1/shop").expect("an address");
+    let retry = Retry { deadline: Duration::from_millis(400), ..LONG };
+    let mut patience = Patience::new(LONG);
+    let (mut attempts, mut waited) = (0, Duration::ZERO);
+    let mut last = None;
+    for _ in 0..2 {
+        let mut error = connect(&nobody, retry).await.expect_err("nobody listens");
+        attempts += error.attempts();
+        waited += error.waited();
+        patience.count(&mut error);
+        last = Some(error);
+    }
+
+    let last = last.expect("an error");
+    assert_eq!(last.attempts(), attempts);
+    assert!(last.waited() >= waited, "{:?} of {waited:?}", last.waited());
+    assert!(last.to_string().contains(&format!("(tried {attempts} times in ")), "{last}");
 }

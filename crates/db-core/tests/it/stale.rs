@@ -273,3 +273,89 @@ async fn what_only_looks_stale_is_run_once(db: TestDb) {
     }
     assert_eq!(pool.stats().totals.stale_plans, 0);
 }
+
+/// A value of the type `mood`, which a migration may make again.
+struct Mood;
+
+impl sqlx::Type<sqlx::Postgres> for Mood {
+    fn type_info() -> sqlx::postgres::PgTypeInfo {
+        sqlx::postgres::PgTypeInfo::with_name("mood")
+    }
+}
+
+impl sqlx::postgres::PgHasArrayType for Mood {
+    fn array_type_info() -> sqlx::postgres::PgTypeInfo {
+        sqlx::postgres::PgTypeInfo::array_of("mood")
+    }
+}
+
+impl sqlx::Encode<'_, sqlx::Postgres> for Mood {
+    fn encode_by_ref(
+        &self,
+        buffer: &mut sqlx::postgres::PgArgumentBuffer,
+    ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+        buffer.extend_from_slice(b"fine");
+        Ok(sqlx::encode::IsNull::No)
+    }
+}
+
+async fn make_mood(db: &TestDb) {
+    sqlx::raw_sql("drop type if exists mood; create type mood as enum ('fine')")
+        .execute(&db.pool())
+        .await
+        .expect("a type");
+}
+
+#[db_testkit::test]
+async fn a_type_that_was_made_again_fails_one_statement_of_the_whole_pool(db: TestDb) {
+    make_mood(&db).await;
+    for array in [false, true] {
+        let ask = async |conn: &mut Conn, sql: &'static str| {
+            let query = sqlx::query(sql);
+            let query = if array { query.bind(vec![Mood]) } else { query.bind(Mood) };
+            query.execute(conn).await
+        };
+        let pool = patient_pool(&db, 4);
+        for conn in &mut take(&pool, 4).await {
+            ask(conn, "select $1").await.expect("known");
+        }
+        make_mood(&db).await;
+
+        // A statement that is prepared, and one that is new.
+        let mut failed = 0;
+        for sql in ["select $1", "select $1 as other", "select $1", "select $1 as third"] {
+            let mut conn = pool.handle().acquire().await.expect("a connection");
+            failed += u32::from(ask(&mut conn, sql).await.is_err());
+        }
+        for conn in &mut take(&pool, 4).await {
+            failed += u32::from(ask(conn, "select $1").await.is_err());
+        }
+        assert!(failed <= 1, "{failed}, array: {array}");
+        assert!(pool.stats().totals.dialled <= 8, "{:?}", pool.stats().totals);
+    }
+}
+
+#[db_testkit::test]
+async fn a_transaction_that_met_a_type_made_again_is_run_again(db: TestDb) {
+    make_mood(&db).await;
+    let pool = patient_pool(&db, 2);
+    for conn in &mut take(&pool, 2).await {
+        sqlx::query("select $1").bind(Mood).execute(conn).await.expect("known");
+    }
+    make_mood(&db).await;
+    let runs = &AtomicU32::new(0);
+
+    let result = pool
+        .handle()
+        .tx_retry(TxOptions::default(), quick(), |mut tx| {
+            Box::pin(async move {
+                runs.fetch_add(1, Ordering::SeqCst);
+                sqlx::query("select $1").bind(Mood).execute(&mut *tx).await?;
+                Ok::<_, Error>(())
+            })
+        })
+        .await;
+
+    result.expect("the second time");
+    assert_eq!(runs.load(Ordering::SeqCst), 2);
+}

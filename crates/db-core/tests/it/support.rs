@@ -62,6 +62,15 @@ impl Guarded {
         guarded
     }
 
+    /// Its database, for the server's superuser.
+    pub(crate) fn db(&self) -> &TestDb {
+        &self.db
+    }
+
+    pub(crate) fn server(&self) -> &TestServer {
+        &self.server
+    }
+
     /// Its database for this `user:password`.
     pub(crate) fn config(&self, login: &str) -> Config {
         let embedded = self.server.embedded().expect("one of its own");
