@@ -20,7 +20,9 @@ use crate::doubt::{Hook, When};
 use crate::error::said;
 use crate::lent::{Found, LentError};
 use crate::log::Trip;
-use crate::pool::{CUT_OFF, Live, Shared, ask, come_to_rest, forget_statements};
+use crate::pool::{
+    CUT_OFF, Cancel, LET_IT_END, Live, Shared, ask, come_to_rest, forget_statements, is_in_transaction,
+};
 use crate::pooler::Needs;
 use crate::question::{self, Standing};
 use crate::role::{NotWritable, Role};
@@ -33,6 +35,10 @@ use crate::{Class, Error, PoolerError, Tx, TxOptions};
 
 /// The end of what was cut off is waited for no longer than this where a thread waits.
 const REST_LIMIT: Duration = Duration::from_secs(1);
+
+/// In a transaction, a statement that was cut off may go on for so long before it is cancelled, as documented at
+/// [`Tx`](crate::Tx): the transaction fails with it.
+const LET_A_TRANSACTION_GO_ON: Duration = Duration::from_secs(5);
 
 /// A connection taken from a [`Pool`](crate::Pool), given back when it is dropped.
 ///
@@ -264,24 +270,59 @@ impl Conn {
         error
     }
 
-    /// Cancels a statement that was cut off, if there is one, and reads its end: the driver would take its error for that of
-    /// the next. After sqlx's own connection was lent, asks where the session stands.
+    /// Reads the end of a statement that was cut off, if there is one: the driver would take its error for that of the next. It
+    /// is cancelled when it does not end by itself at once; in a transaction, which would fail with it, only after
+    /// [`LET_A_TRANSACTION_GO_ON`], and then that is said. After sqlx's own connection was lent, asks where the session stands.
     pub(crate) async fn drain(&mut self) -> Result<(), sqlx::Error> {
+        let is_open = match self.state.transaction {
+            Transaction::Open => true,
+            // One may have been begun by text.
+            Transaction::None => self.state.session_changed,
+            Transaction::Aborted => false,
+        };
+        self.end_what_was_cut_off(is_open).await
+    }
+
+    /// The same, where the transaction around it is to be undone: it is cancelled at once.
+    pub(crate) async fn give_up(&mut self) -> Result<(), sqlx::Error> {
+        self.end_what_was_cut_off(false).await
+    }
+
+    async fn end_what_was_cut_off(&mut self, keeps_transaction: bool) -> Result<(), sqlx::Error> {
         let Some(flight) = self.state.in_flight() else { return Ok(()) };
         if matches!(flight, Flight::Lent | Flight::OutOfStep) {
             let standing = self.ask().await?;
             return self.state.stands(standing).map_err(|found| self.not_sent(found));
         }
         let limit = self.limit();
+        let patience = if keeps_transaction { LET_A_TRANSACTION_GO_ON } else { LET_IT_END };
+        let by_text = self.state.transaction == Transaction::None;
         let live = self.live.as_mut().expect("there until it is dropped");
-        match timeout(limit.wait, come_to_rest(&self.inner, live, flight)).await {
-            Ok(Ok(rest)) => {
+        let rested = timeout(limit.wait, async {
+            let rest = come_to_rest(&self.inner, live, flight, patience).await?;
+            let was_cancelled = rest.failed && rest.cancel == Cancel::Answered;
+            let fails_transaction = was_cancelled
+                && keeps_transaction
+                && (!by_text || is_in_transaction(&self.inner, live).await?);
+            Ok((rest, fails_transaction))
+        });
+        match rested.await {
+            Ok(Ok((rest, _))) if rest.cancel == Cancel::Unanswered => {
+                // The request may be carried out whenever the session does something, so that is to do nothing more.
+                self.state.is_lost();
+                let what =
+                    "a request to cancel the statement before was not answered, and might hit this one";
+                Err(sqlx::Error::Protocol(what.to_owned()))
+            }
+            Ok(Ok((rest, fails_transaction))) => {
                 // Nobody asked for its error, but a transaction around it has failed, too.
                 self.state.at_rest(rest.failed);
                 self.state.doubt.came_to(rest);
-                // A cancel that is still under way is nothing that others should meet, whenever it comes.
-                if rest.uncancelled {
-                    self.state.becomes_useless();
+                if fails_transaction {
+                    let (pool, at) = (&self.inner.options.name, self.asker.at);
+                    let error = DeadlineError::of_cut_off(pool, at, LET_A_TRANSACTION_GO_ON).into();
+                    self.state.failure.get_or_insert(Verdict::of(&error));
+                    return Err(error);
                 }
                 live.cut_off += 1;
                 if live.cut_off < CUT_OFF { Ok(()) } else { self.forget_statements(limit).await }

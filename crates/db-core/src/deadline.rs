@@ -89,7 +89,8 @@ impl Ends {
     }
 }
 
-/// The server did not answer a statement in time, or a transaction was open for too long.
+/// The server did not answer a statement in time, or a transaction was open for too long, or a statement that was cut off in it
+/// went on for too long.
 ///
 /// The statement is cancelled on the server, and the transaction rolled back, when the connection is dropped.
 #[derive(Debug)]
@@ -97,12 +98,26 @@ pub struct DeadlineError {
     pool: String,
     at: &'static Location<'static>,
     after: Duration,
-    transaction: bool,
+    late: Late,
+}
+
+/// What took too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Late {
+    Statement,
+    Transaction,
+    /// A statement whose future was dropped, in a transaction.
+    CutOff,
 }
 
 impl DeadlineError {
     pub(crate) fn new(pool: &str, at: &'static Location<'static>, limit: Limited) -> Self {
-        Self { pool: pool.to_owned(), at, after: limit.after, transaction: limit.transaction }
+        let late = if limit.transaction { Late::Transaction } else { Late::Statement };
+        Self { pool: pool.to_owned(), at, after: limit.after, late }
+    }
+
+    pub(crate) fn of_cut_off(pool: &str, at: &'static Location<'static>, after: Duration) -> Self {
+        Self { pool: pool.to_owned(), at, after, late: Late::CutOff }
     }
 
     /// The name of the pool.
@@ -114,21 +129,35 @@ impl DeadlineError {
     /// Whether it was the limit of the transaction that passed, and not that of the statement.
     #[must_use]
     pub fn is_transaction(&self) -> bool {
-        self.transaction
+        self.late == Late::Transaction
+    }
+
+    /// Whether it was a statement that was cut off before, in a transaction: it has been cancelled, and the transaction has failed
+    /// with it.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.late == Late::CutOff
     }
 }
 
 impl fmt::Display for DeadlineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pool, at, after, transaction } = self;
+        let Self { pool, at, after, late } = self;
         let after = after.as_secs_f64();
-        if *transaction {
-            write!(f, "pool `{pool}`: the transaction was not done within {after:.1} s, and is rolled back")?;
-        } else {
-            write!(
+        match late {
+            Late::Transaction => write!(
+                f,
+                "pool `{pool}`: the transaction was not done within {after:.1} s, and is rolled back"
+            )?,
+            Late::Statement => write!(
                 f,
                 "pool `{pool}`: the server did not answer a statement within {after:.1} s, and it is cancelled"
-            )?;
+            )?,
+            Late::CutOff => write!(
+                f,
+                "pool `{pool}`: a statement that was cut off in the transaction went on for {after:.1} s and was cancelled, \
+                 and the transaction has failed with it"
+            )?,
         }
         write!(f, " (connection asked for at {}:{})", at.file(), at.line())
     }

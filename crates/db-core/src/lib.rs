@@ -59,7 +59,7 @@
 //! | target | level | what |
 //! |---|---|---|
 //! | `db_core::statement` | `debug`, slow ones `warn` | each statement without its literals, how long it took, rows, the line that asked for the connection |
-//! | `db_core::pool` | `warn` | no connection could be made; one is held for too long; a task waits for a second one; what closing cut off |
+//! | `db_core::pool` | `warn` | no connection could be made; one is held for too long; a task waits for a second one; statements that were cut off cannot be cancelled; what closing cut off |
 //! | `db_core::conn` | `info` | a connection that was held for too long came back after all |
 //! | `db_core::retry`, `db_core::handle` | `info` | something is done again |
 

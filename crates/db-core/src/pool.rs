@@ -32,7 +32,8 @@ pub use warm::WarmUpError;
 
 pub(crate) use self::core::{Inner, Live};
 pub(crate) use acquire::acquire;
-pub(crate) use repair::{CUT_OFF, Rest, ask, come_to_rest, forget_statements};
+pub(crate) use cancel::{Cancel, Cancels};
+pub(crate) use repair::{CUT_OFF, LET_IT_END, Rest, ask, come_to_rest, forget_statements, is_in_transaction};
 
 /// How long the sign of life may take before the connection is replaced.
 const PING_LIMIT: Duration = Duration::from_millis(300);
@@ -164,7 +165,8 @@ impl Pool {
     }
 
     /// The most sessions that the pool can have on the server: its [limit](Limits::max), four for connections whose
-    /// statement was cut off and which take long to come to rest, and one that cancels statements. The server does not answer a
+    /// statement was cut off and which take long to come to rest, and one that cancels statements, which is opened with the pool's
+    /// first connection and kept. The server does not answer a
     /// goodbye: one that was closed may be seen for a moment longer.
     #[must_use]
     pub fn most_sessions(&self) -> u32 {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::SqlStr;
 
+use crate::pool::Cancels;
 use crate::sql;
 
 /// What a pool remembers of those who hold its connections.
@@ -73,6 +74,7 @@ pub(crate) struct Session {
     /// When the server process began, in the server's own words. With it, a process id that is used again is not
     /// mistaken for this one.
     pub(crate) began: String,
+    pub(crate) cancels: Cancels,
     loan: Mutex<Option<Loan>>,
 }
 
@@ -96,7 +98,7 @@ pub(crate) struct Returned {
 
 impl Session {
     pub(crate) fn new(pid: i32, began: String) -> Self {
-        Self { pid, began, loan: Mutex::new(None) }
+        Self { pid, began, cancels: Cancels::new(), loan: Mutex::new(None) }
     }
 
     /// One of a pooler's, which may be another with each transaction.

@@ -36,6 +36,10 @@ use resolve::Outcome;
 /// `&mut Tx` is a sqlx executor. Dropped without a commit, the transaction is rolled back in the background, wherever its
 /// future was cut off; [`Handle::tx`](crate::Handle::tx) is the form that cannot forget the end.
 ///
+/// What was cut off in it, such as the rest of a stream, is read to its end before the next statement, as sqlx does. If that takes
+/// longer than 5 s, it is cancelled: the next statement, or the commit, then fails with [`Error::Deadline`] and says so. A
+/// rollback, and that of a savepoint around it, cancels it at once.
+///
 /// `BEGIN` and `COMMIT` are sent by us and not by sqlx's `Transaction`: in sqlx 0.9.0 a `begin` whose future is dropped
 /// leaves a transaction open on a connection that goes back to its pool.
 pub struct Tx {
@@ -94,9 +98,9 @@ impl Tx {
     /// itself answers such a `COMMIT` without an error. [`Error::Statement`] when the server refused, for example a
     /// deferred constraint: nothing is stored. [`Error::Lent`] when the session came back from [`Tx::as_sqlx`] in a state in
     /// which its answers cannot be believed: the commit was not sent, and nothing is stored. [`Error::Deadline`] when it was open
-    /// for too long: nothing is stored. [`Error::CommitUnknown`] when the link was lost on the way, or the session ended with an
-    /// error; with [`TxOptions::resolve_commit`], this is success or [`Error::RolledBack`] instead, as soon as the server can
-    /// tell.
+    /// for too long, or when what was cut off in it did not end: nothing is stored. [`Error::CommitUnknown`] when the link was
+    /// lost on the way, or the session ended with an error; with [`TxOptions::resolve_commit`], this is success or
+    /// [`Error::RolledBack`] instead, as soon as the server can tell.
     pub async fn commit(mut self) -> Result<(), Error> {
         self.settle().await?;
         // A statement that was cut off may have failed. Where the session stands that was lent is asked below.
@@ -159,6 +163,7 @@ impl Tx {
             // Wherever it stands: nothing is open afterwards.
             self.conn.ask().await?;
         }
+        self.conn.give_up().await?;
         self.conn.control("ROLLBACK".into_sql_str()).await?;
         self.ended();
         Ok(())
@@ -313,6 +318,8 @@ impl Tx {
     /// Undoes what a dropped savepoint has left.
     async fn settle(&mut self) -> Result<(), sqlx::Error> {
         let Some(number) = self.undo else { return Ok(()) };
+        // What was cut off since is undone as well.
+        self.conn.give_up().await?;
         let name = savepoint_name(number);
         let sql = format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}");
         self.conn.control(AssertSqlSafe(sql).into_sql_str()).await?;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::time::timeout_at;
 
+use super::cancel::Cancel;
 use super::core::{Inner, Refusal};
 use super::repair::Suspect;
-use crate::error::said;
 use crate::tracker::{Holder, Session};
 
 /// So much of the deadline, at most, is kept for cancelling what did not end by itself.
@@ -41,6 +42,9 @@ pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
     let ends = tokio::time::Instant::now() + deadline;
     let mut closed = Closed::default();
     stop_admitting(inner);
+    if let Some(canceller) = &inner.canceller {
+        canceller.get_ready();
+    }
     // The call closes it to requests; the future waits for what is out.
     let sqlx = inner.sqlx.get().map(sqlx::Pool::close);
 
@@ -48,10 +52,9 @@ pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
     if timeout_at(ends - last_part, emptied(inner)).await.is_err() {
         let out = cut(inner, &mut closed);
         let cancelled = ends - last_part / 2;
-        tell(inner, &out, Word::Cancel, cancelled).await;
+        cancel(inner, &out, cancelled).await;
         if timeout_at(cancelled, emptied(inner)).await.is_err() {
-            let out = sessions_out(inner);
-            tell(inner, &out, Word::Terminate, ends).await;
+            terminate(inner, &sessions_out(inner), ends).await;
         }
     }
     closed.in_time = timeout_at(ends, emptied(inner)).await.is_ok();
@@ -119,35 +122,32 @@ fn cut(inner: &Inner, closed: &mut Closed) -> Vec<Arc<Session>> {
     out
 }
 
-/// What the server is told to do.
-#[derive(Debug, Clone, Copy)]
-enum Word {
-    Cancel,
-    Terminate,
-}
-
-// Not with an async closure: the future of `close` would not be `Send`, and nobody could spawn it.
-async fn tell(inner: &Inner, sessions: &[Arc<Session>], word: Word, until: tokio::time::Instant) {
+/// Has what runs in these sessions cancelled, all of it at the same time.
+async fn cancel(inner: &Inner, sessions: &[Arc<Session>], until: tokio::time::Instant) {
     // Through a pooler nobody knows which session it is.
     let Some(canceller) = &inner.canceller else { return };
-    for session in sessions {
-        let asked = timeout_at(until, async {
-            match word {
-                Word::Cancel => canceller.cancel(session).await,
-                Word::Terminate => canceller.terminate(session).await,
-            }
-        });
-        let told = asked.await.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())));
-        if let Err(error) = told {
-            tracing::warn!(
-                pool = inner.options.name,
-                pid = session.pid,
-                error = said(&error),
-                ?word,
-                "not done at the server"
-            );
-            // The server does not answer; the deadline is not spent on asking it again.
-            return;
+    let all = join_all(sessions.iter().map(|session| canceller.cancel(session)));
+    let undone = match timeout_at(until, all).await {
+        Ok(answers) => {
+            let is_done = |answer: &&Cancel| matches!(answer, Cancel::Answered | Cancel::Gone);
+            answers.len() - answers.iter().filter(is_done).count()
         }
+        Err(_) => sessions.len(),
+    };
+    if undone > 0 {
+        tracing::warn!(pool = inner.options.name, undone, "statements could not be cancelled");
+    }
+}
+
+/// Ends these sessions, all of them at the same time.
+async fn terminate(inner: &Inner, sessions: &[Arc<Session>], until: tokio::time::Instant) {
+    let Some(canceller) = &inner.canceller else { return };
+    let all = join_all(sessions.iter().map(|session| canceller.terminate(session)));
+    let undone = match timeout_at(until, all).await {
+        Ok(answers) => answers.iter().filter(|ended| !**ended).count(),
+        Err(_) => sessions.len(),
+    };
+    if undone > 0 {
+        tracing::warn!(pool = inner.options.name, undone, "sessions could not be ended");
     }
 }

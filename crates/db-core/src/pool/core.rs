@@ -281,9 +281,10 @@ impl Core {
 impl Inner {
     pub(crate) fn new(config: Config, options: PoolOptions) -> Self {
         let limits = options.limits();
+        let runtime = runtime::Handle::current();
         Self {
             canceller: (config.pooler() == Pooler::None)
-                .then(|| Canceller::new(&config, &options.name, options.keepalive)),
+                .then(|| Canceller::start(&config, &options.name, options.keepalive, &runtime)),
             mark: fastrand::u64(..),
             pooler_follows: OnceLock::new(),
             options,
@@ -314,7 +315,7 @@ impl Inner {
             }),
             companions: Companions::default(),
             sqlx: OnceLock::new(),
-            runtime: runtime::Handle::current(),
+            runtime,
             ended: CancellationToken::new(),
             gone: Notify::new(),
         }
@@ -417,7 +418,8 @@ impl Inner {
         let mut core = self.core();
         core.totals.lost += 1;
         let mut doubtful = Vec::new();
-        if core.generation == generation {
+        let is_first = core.generation == generation;
+        if is_first {
             core.generation += 1;
             let all = core.idle.len();
             doubtful = core.idle.drain(all);
@@ -426,6 +428,9 @@ impl Inner {
         drop(core);
         for live in doubtful {
             self.runtime.spawn(Suspect::new(Arc::clone(self), live).verify());
+        }
+        if is_first && let Some(canceller) = &self.canceller {
+            canceller.look();
         }
         self.dial_if_wanted();
     }

@@ -95,6 +95,10 @@ impl Dial {
         let inner = Arc::clone(&self.inner);
         let now = Instant::now();
         let session = Arc::new(session);
+        // Now, while there is room for it at the server.
+        if let Some(canceller) = &inner.canceller {
+            canceller.open();
+        }
         let mut core = inner.core();
         core.totals.dialled += 1;
         core.totals.dialling += now - started;
@@ -178,7 +182,7 @@ async fn open(inner: &Inner) -> Result<(PgConnection, Session, Role), ConnectFai
     Ok((raw, session, role))
 }
 
-async fn identity(raw: &mut PgConnection) -> Result<(Session, Role), sqlx::Error> {
+pub(super) async fn identity(raw: &mut PgConnection) -> Result<(Session, Role), sqlx::Error> {
     let row = raw
         .fetch_one(sqlx::raw_sql(concat!(
             "select pid, backend_start::text, ",

@@ -24,9 +24,6 @@ pub(super) async fn keep(pool: Weak<Inner>, ended: CancellationToken, every: Dur
         let now = Instant::now();
         tend_idle(&inner, now);
         name_leaks(&inner, now);
-        if let Some(canceller) = &inner.canceller {
-            canceller.rest(now);
-        }
         inner.dial_if_wanted();
     }
 }

@@ -10,6 +10,7 @@ use sqlx::{Connection, Executor};
 use tokio::time::timeout;
 
 use super::PING_LIMIT;
+use super::cancel::Cancel;
 use super::core::{Core, Inner, Live};
 use super::options::Reset;
 use crate::class::{Link, Verdict, is_fatal};
@@ -28,7 +29,7 @@ const REPAIR_LIMIT: Duration = Duration::from_secs(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// A statement that was cut off may end by itself for so long before it is cancelled: most do, and a cancel costs more.
-const LET_IT_END: Duration = Duration::from_millis(2);
+pub(crate) const LET_IT_END: Duration = Duration::from_millis(2);
 
 /// "Canceling statement due to user request", or for a limit of the server's.
 const CANCELLED: &str = "57014";
@@ -57,6 +58,8 @@ enum Mended {
     Good,
     /// Nothing is wrong with the link, but nobody should have the session.
     Useless,
+    /// The same, and something may still run in it.
+    Doubtful,
 }
 
 impl Suspect {
@@ -146,6 +149,12 @@ impl Suspect {
                 inner.core().totals.beyond_repair += 1;
                 self.close().await;
             }
+            Ok(Ok(Mended::Doubtful)) => {
+                inner.core().totals.beyond_repair += 1;
+                // First the session: with its link gone, it would go on until it looks for it.
+                terminate(&inner, &session).await;
+                self.close().await;
+            }
             Ok(Err(error)) => {
                 inner.core().totals.beyond_repair += 1;
                 tracing::debug!(
@@ -220,11 +229,11 @@ impl Drop for Suspect {
 }
 
 /// Ends a session from outside.
-async fn terminate(inner: &Inner, session: &Session) {
+async fn terminate(inner: &Inner, session: &Arc<Session>) {
     let Some(canceller) = &inner.canceller else { return };
-    if let Err(error) = canceller.terminate(session).await {
+    if !canceller.terminate(session).await {
         let (pool, pid) = (&inner.options.name, session.pid);
-        tracing::debug!(pool, pid, error = said(&error), "its session may go on");
+        tracing::debug!(pool, pid, "its session may go on");
     }
 }
 
@@ -232,16 +241,18 @@ async fn terminate(inner: &Inner, session: &Session) {
 async fn mend(inner: &Arc<Inner>, live: &mut Live, state: &mut State) -> Result<Mended, sqlx::Error> {
     let reset = inner.options.reset;
     let end = match state.in_flight() {
-        Some(Flight::Lent | Flight::OutOfStep) | None => Rest::default(),
+        Some(Flight::Lent | Flight::OutOfStep) | None => settle(live).await?,
         Some(flight) => {
-            let end = come_to_rest(inner, live, flight).await?;
+            let end = come_to_rest(inner, live, flight, LET_IT_END).await?;
             // Others can see now what it has done.
             state.doubt.came_to(end);
             end
         }
     };
-    if state.is_useless() || end.uncancelled {
-        // A request to cancel may still be under way, and would hit the next user.
+    if end.cancel == Cancel::Unanswered {
+        return Ok(Mended::Doubtful);
+    }
+    if state.is_useless() {
         return Ok(Mended::Useless);
     }
 
@@ -311,7 +322,7 @@ pub(crate) async fn ask(inner: &Inner, live: &mut Live) -> Result<Option<Standin
         if let Ok(answer) = asked {
             return answer;
         }
-        if come_to_rest(inner, live, Flight::Statement).await?.uncancelled {
+        if come_to_rest(inner, live, Flight::Statement, LET_IT_END).await?.cancel == Cancel::Unanswered {
             return Ok(None);
         }
     }
@@ -345,52 +356,97 @@ pub(crate) struct Rest {
     pub(crate) failed: bool,
     /// With an error of its own: nothing of it is stored, and nothing of a transaction that it was to commit.
     pub(crate) refused: bool,
-    /// By itself, while a request to cancel it may still be under way.
-    pub(crate) uncancelled: bool,
+    /// What has become of the requests to cancel it. After an unanswered one, it may still run.
+    pub(crate) cancel: Cancel,
 }
 
-/// Waits for the end of what was cut off. A statement is cancelled when it does not end by itself at once. A commit is better
-/// waited for: nobody knows what becomes of it either way. So is everything through a pooler.
+/// Waits for the end of what was cut off. A statement is cancelled when it does not end by itself within `patience`. A commit is
+/// better waited for: nobody knows what becomes of it either way. So is everything through a pooler.
+///
+/// May be dropped: the session knows of a request that is under way.
 pub(crate) async fn come_to_rest(
     inner: &Inner,
     live: &mut Live,
     flight: Flight,
+    patience: Duration,
 ) -> Result<Rest, sqlx::Error> {
     let canceller = inner.canceller.as_ref().filter(|_| flight == Flight::Statement);
     let Some(canceller) = canceller else {
-        return read_end(&mut live.raw).await;
+        let rest = read_end(&mut live.raw).await?;
+        return Ok(settle(live).await?.after(rest));
     };
-    let mut was_cancelled = false;
-    let mut rest = {
+    let session = Arc::clone(&live.session);
+    let mut counted = false;
+    let mut count = || {
+        if !std::mem::replace(&mut counted, true) {
+            inner.core().totals.cancelled += 1;
+        }
+    };
+    let rest = {
         let mut end = pin!(read_end(&mut live.raw));
+        let mut wait = patience;
         let mut pause = LET_IT_END;
         loop {
-            if let Ok(ended) = timeout(pause, &mut end).await {
+            if let Ok(ended) = timeout(wait, &mut end).await {
                 break ended?;
             }
-            if let Err(error) = canceller.cancel(&live.session).await {
-                let (pool, pid) = (&inner.options.name, live.session.pid);
-                tracing::warn!(
-                    pool,
-                    pid,
-                    error = said(&error),
-                    "a statement that was cut off could not be cancelled"
-                );
-                return Ok(Rest { uncancelled: true, ..end.await? });
+            let answer = tokio::select! {
+                biased;
+                ended = &mut end => break ended?,
+                answer = canceller.cancel(&session) => answer,
+            };
+            match answer {
+                Cancel::Unanswered => return Ok(Rest { failed: true, refused: false, cancel: answer }),
+                // The link may not say so for a long time.
+                Cancel::Gone => {
+                    break timeout(PING_LIMIT, &mut end).await.unwrap_or_else(|_| Err(ended()))?;
+                }
+                Cancel::Answered => count(),
+                Cancel::None | Cancel::Queued { .. } | Cancel::Sent | Cancel::Refused => {}
             }
             // A cancel that comes before its statement is ignored: the statement may have been on its way still.
             pause *= 2;
-            if !was_cancelled {
-                was_cancelled = true;
-                inner.core().totals.cancelled += 1;
-            }
+            wait = pause;
         }
     };
-    if was_cancelled {
-        // One more round trip uses up a signal that came too late, and that fails a transaction, too.
-        rest.failed |= read_end(&mut live.raw).await?.failed;
+    let rest = settle(live).await?.after(rest);
+    if rest.cancel == Cancel::Answered {
+        count();
     }
     Ok(rest)
+}
+
+/// Waits until no request to cancel is under way any more, whoever asked for it, and makes one more round trip after its answer:
+/// a signal that came too late hits this one, and fails a transaction, too.
+async fn settle(live: &mut Live) -> Result<Rest, sqlx::Error> {
+    let session = Arc::clone(&live.session);
+    let mut rest = Rest::default();
+    loop {
+        match session.cancels.settled().await {
+            answer @ (Cancel::Answered | Cancel::Refused) => {
+                if answer == Cancel::Answered {
+                    rest.cancel = answer;
+                }
+                rest.failed |= read_end(&mut live.raw).await?.failed;
+                session.cancels.used_up();
+            }
+            Cancel::Unanswered => return Ok(Rest { cancel: Cancel::Unanswered, ..rest }),
+            _ => return Ok(rest),
+        }
+    }
+}
+
+impl Rest {
+    /// The same, after a statement that came to its end like this.
+    fn after(self, statement: Self) -> Self {
+        Self { failed: self.failed || statement.failed, refused: statement.refused, ..self }
+    }
+}
+
+/// The error of a link whose session the server has no longer.
+fn ended() -> sqlx::Error {
+    let what = "the session has ended at the server";
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, what))
 }
 
 /// Reads what is left of a statement that was cut off, its error included: the driver stops at that as if it were the
@@ -411,6 +467,11 @@ async fn read_end(raw: &mut PgConnection) -> Result<Rest, sqlx::Error> {
     }
 }
 
+/// Whether a transaction is open, or has failed.
+pub(crate) async fn is_in_transaction(inner: &Arc<Inner>, live: &mut Live) -> Result<bool, sqlx::Error> {
+    Ok(!matches!(ask(inner, live).await?, Some(Standing::Idle)))
+}
+
 /// Sends something that may be sent twice. A notification that comes in between fails it the first time.
 async fn repeat(raw: &mut PgConnection, statement: &'static str) -> Result<(), sqlx::Error> {
     match control(raw, statement).await {
@@ -424,4 +485,43 @@ async fn repeat(raw: &mut PgConnection, statement: &'static str) -> Result<(), s
 
 async fn control(raw: &mut PgConnection, statement: &'static str) -> Result<(), sqlx::Error> {
     raw.execute(sqlx::raw_sql(statement)).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use db_testkit::{TestDb, until};
+
+    use super::*;
+    use crate::pool::{Shared, acquire};
+    use crate::tracker::Asker;
+    use crate::{Config, PoolOptions};
+
+    #[db_testkit::test]
+    async fn a_repair_that_takes_long_lets_the_next_caller_in_at_once(db: TestDb) {
+        let config = Config::from_url(&db.url()).expect("an address");
+        let options = PoolOptions { max: 1, ..PoolOptions::api() };
+        // Without a keeper, who would let him in later.
+        let inner = Arc::new(Inner::new(config, options));
+        let alive = inner.ended.clone().drop_guard();
+        let shared = Arc::new(Shared { inner, _alive: alive });
+        let asker = Asker { at: std::panic::Location::caller(), leak_after: Duration::MAX };
+        let mut conn = acquire(Arc::clone(&shared), asker, None).await.expect("a connection");
+        let (live, state) = conn.parts();
+        // What is waited for and not cancelled.
+        state.begin(Flight::Control);
+        let sleep = live.raw.execute(sqlx::raw_sql("select pg_sleep(600)"));
+        tokio::select! {
+            _ = sleep => panic!("it sleeps for ten minutes"),
+            _ = db.until_sessions("it sleeps", |all| all.iter().any(db_testkit::Session::is_running)) => {}
+        }
+        let next = tokio::spawn(acquire(Arc::clone(&shared), asker, None));
+        until("the next one waits", async || shared.core().stats().waiting == 1).await;
+
+        drop(conn);
+
+        let next = next.await.expect("no panic").expect("another connection");
+        let now = shared.core().stats();
+        assert_eq!((now.repairing, now.totals.beyond_repair), (1, 0), "while it is in repair: {now:?}");
+        drop(next);
+    }
 }

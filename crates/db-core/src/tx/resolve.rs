@@ -7,7 +7,6 @@ use std::time::Duration;
 use sqlx::{Row, SqlSafeStr};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::error::said;
 use crate::pool::{Shared, acquire};
 use crate::tracker::{Asker, Session};
 use crate::{Conn, Error};
@@ -45,7 +44,7 @@ pub(super) async fn outcome(mut conn: Conn, number: Option<&str>) -> Outcome {
     timeout_at(Instant::now() + LIMIT, ask).await.unwrap_or(Outcome::Unknown)
 }
 
-async fn ask(inner: &Arc<Shared>, asker: Asker, session: &Session, number: &str) -> Outcome {
+async fn ask(inner: &Arc<Shared>, asker: Asker, session: &Arc<Session>, number: &str) -> Outcome {
     let started = Instant::now();
     loop {
         match status(inner, asker, number).await {
@@ -56,14 +55,9 @@ async fn ask(inner: &Arc<Shared>, asker: Asker, session: &Session, number: &str)
             Ok(Some(_)) => {
                 if started.elapsed() > PATIENCE
                     && let Some(canceller) = &inner.canceller
-                    && let Err(error) = canceller.terminate(session).await
+                    && !canceller.terminate(session).await
                 {
-                    let error = said(&error);
-                    tracing::debug!(
-                        pool = inner.options.name,
-                        error,
-                        "a session in doubt could not be ended"
-                    );
+                    tracing::debug!(pool = inner.options.name, "a session in doubt could not be ended");
                 }
             }
             Err(Error::Acquire(error)) if error.is_closed() => return Outcome::Unknown,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use db_core::{Config, Conn, Pool, PoolOptions, Retry, connect::connect};
-use db_testkit::{TestDb, TestServer, until};
+use db_testkit::{Session, TestDb, TestServer, until};
 
 /// No wait in these tests is longer than this.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,6 +28,11 @@ pub(crate) fn patient_pool(db: &TestDb, max: u32) -> Pool {
         &config(db),
         PoolOptions { name: "test".to_owned(), max, acquire_timeout, ..PoolOptions::api() },
     )
+}
+
+/// How many of these sessions are of a pool's connections: the one that cancels is not.
+pub(crate) fn of_connections(sessions: &[Session]) -> usize {
+    sessions.iter().filter(|session| !session.application_name.ends_with(" control")).count()
 }
 
 /// So many connections of the pool at once.

@@ -6,7 +6,7 @@ use db_embedded::Server;
 use db_layer::db_core::ConnectFailure;
 use db_layer::db_notify::OpenError as BusError;
 use db_layer::{OpenError, Options, PoolOptions, Retry};
-use db_testkit::{Proxy, TestDb, TestServer};
+use db_testkit::{Proxy, TestDb, TestServer, until};
 
 use crate::{config, options};
 
@@ -54,7 +54,8 @@ async fn a_server_without_room_for_what_is_to_be_ready_fails_the_opening_and_lea
     db.until_sessions("none is left", <[_]>::is_empty).await;
 }
 
-/// What costs more than all that is asked: a session for the questions and the migrations, two for the bus, and no other.
+/// What costs more than all that is asked: a session for the questions and the migrations, two for the bus, one for each pool that
+/// cancels its statements, and no other.
 #[db_testkit::test]
 async fn opening_takes_one_session_beside_those_that_it_keeps(db: TestDb) {
     drop(db_layer::open(options(&db).await).await.expect("migrated"));
@@ -64,6 +65,11 @@ async fn opening_takes_one_session_beside_those_that_it_keeps(db: TestDb) {
 
     let layer = db_layer::open(again).await.expect("opened");
 
-    assert_eq!(proxy.accepted(), 1 + 2 + 2 + 2 + 1, "the first, the bus, api, backend, gc");
+    until("those that cancel are there", async || proxy.accepted() >= 11).await;
+    assert_eq!(
+        proxy.accepted(),
+        1 + 2 + 2 + 2 + 1 + 3,
+        "the first, the bus, api, backend, gc, and theirs that cancel"
+    );
     drop(layer);
 }

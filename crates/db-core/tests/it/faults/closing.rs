@@ -6,7 +6,7 @@ use db_core::{AcquirePhase, Class, Error, Pool};
 use db_testkit::{Proxy, TestDb, until};
 
 use super::panics;
-use super::stage::{Gate, HANGS, SLACK, ends, fill, options, stage, until_at_rest};
+use super::stage::{Gate, HANGS, SLACK, ends, fill, options, stage, until_at_rest, until_control};
 
 /// Time enough to finish.
 const AMPLE: Duration = Duration::from_secs(15);
@@ -97,6 +97,7 @@ async fn a_statement_whose_link_froze_does_not_outlive_its_pool(db: TestDb) {
     let handle = pool.handle();
     let statement = tokio::spawn(async move { sqlx::query(Gate::WAIT).execute(handle).await });
     gate.until_waiting(1).await;
+    until_control(&db).await;
     proxy.freeze_open();
 
     let closed = ends(pool.close(Duration::from_secs(3))).await;

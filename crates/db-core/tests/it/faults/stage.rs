@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use db_core::{Config, Conn, Error, Pool, PoolOptions};
-use db_testkit::{Proxy, TestDb, until};
+use db_testkit::{Proxy, Session, TestDb, until};
 use futures_util::future::join_all;
 use sqlx::postgres::PgConnection;
 use tokio::time::timeout;
@@ -22,6 +22,9 @@ pub(super) const SLACK: Duration = Duration::from_secs(2);
 
 /// What the pools call themselves on the server.
 pub(super) const NAME: &str = "tested";
+
+/// And what the connection that cancels calls itself.
+pub(super) const CONTROL: &str = "tested control";
 
 /// A pool of so many connections, which asks each for a sign of life before it hands it out. Its deadlines are far away.
 pub(super) fn options(max: u32) -> PoolOptions {
@@ -78,6 +81,17 @@ pub(super) async fn take_all(pool: &Pool) -> Vec<Conn> {
     .await
 }
 
+/// Waits until the connection that cancels is ready. Says where it leads.
+pub(super) async fn until_control(db: &TestDb) -> i32 {
+    let is_ready = |session: &&Session| {
+        session.application_name == CONTROL
+            && !session.is_running()
+            && session.query.contains("pg_cancel_backend")
+    };
+    let sessions = db.until_sessions("it is ready", |all| all.iter().any(|session| is_ready(&session))).await;
+    sessions.iter().find(is_ready).expect("as was just seen").pid
+}
+
 /// Opens as many connections as there may be, and leaves them idle. Says where they lead.
 pub(super) async fn fill(pool: &Pool) -> BTreeSet<i32> {
     let conns = take_all(pool).await;
@@ -124,7 +138,7 @@ impl<'a> Gate<'a> {
 
     /// Waits until so many sessions wait. Says where they are.
     pub(super) async fn until_waiting(&self, count: usize) -> Vec<i32> {
-        let waits = |session: &db_testkit::Session| session.wait.as_deref() == Some("Lock: advisory");
+        let waits = |session: &Session| session.wait.as_deref() == Some("Lock: advisory");
         let sessions = self.db.until_sessions("statements wait", |all| {
             all.iter().filter(|session| waits(session)).count() == count
         });
