@@ -1,6 +1,6 @@
 //! What waits to be sent.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
@@ -9,7 +9,7 @@ use crate::state::Counters;
 use crate::topic::Topic;
 use crate::{NotifyError, wire};
 
-/// Notifications that wait, each once, and at most so many: past that, one message that says "everything" stands for them all.
+/// Notifications that wait, each once, in the place of the last of those that are equal, and at most so many: past that, one message that says "everything" stands for them all.
 pub(crate) struct Outbox {
     size: usize,
     waiting: Mutex<Waiting>,
@@ -20,7 +20,12 @@ pub(crate) struct Outbox {
 #[derive(Default)]
 struct Waiting {
     batch: Batch,
-    seen: HashSet<Entry>,
+    /// When each of the batch was last pushed, counted from the batch's first.
+    seen: HashMap<Entry, usize>,
+    /// The next such number.
+    next: usize,
+    /// Some were pushed again, and others since they were first.
+    is_mixed: bool,
     closed: bool,
 }
 
@@ -86,8 +91,7 @@ impl Outbox {
     pub(crate) fn abandon(&self) {
         let mut waiting = self.lock();
         waiting.closed = true;
-        let given_up = std::mem::take(&mut waiting.batch);
-        waiting.seen.clear();
+        let given_up = waiting.take();
         drop(waiting);
         drop(given_up);
         self.filled.notify_one();
@@ -99,8 +103,7 @@ impl Outbox {
             {
                 let mut waiting = self.lock();
                 if !waiting.batch.is_empty() {
-                    waiting.seen.clear();
-                    return Some(std::mem::take(&mut waiting.batch));
+                    return Some(waiting.take());
                 }
                 if waiting.closed {
                     return None;
@@ -123,8 +126,15 @@ impl Outbox {
 impl Waiting {
     /// Tells how many notifications need not be sent any more.
     fn add(&mut self, entry: Entry, size: usize) -> usize {
-        let Self { batch, seen, .. } = self;
-        if batch.everything || seen.contains(&entry) {
+        let Self { batch, seen, next, is_mixed, .. } = self;
+        if batch.everything {
+            return 1;
+        }
+        if let Some(last) = seen.get_mut(&entry) {
+            if *last + 1 != *next {
+                (*last, *is_mixed) = (*next, true);
+                *next += 1;
+            }
             return 1;
         }
         if batch.entries.len() == size {
@@ -133,9 +143,21 @@ impl Waiting {
             // They and this one are now one.
             return std::mem::take(&mut batch.entries).len();
         }
-        seen.insert(entry.clone());
+        seen.insert(entry.clone(), *next);
+        *next += 1;
         batch.entries.push(entry);
         0
+    }
+
+    /// All of it, in the order in which each was last pushed.
+    fn take(&mut self) -> Batch {
+        let mut batch = std::mem::take(&mut self.batch);
+        if std::mem::take(&mut self.is_mixed) {
+            batch.entries.sort_by_cached_key(|entry| self.seen.get(entry).copied());
+        }
+        self.seen.clear();
+        self.next = 0;
+        batch
     }
 }
 
@@ -206,9 +228,24 @@ mod tests {
         }
 
         assert_eq!((outbox.pending(), counters.coalesced.get()), (2, 1));
-        assert_eq!(take(&outbox).expect("a batch").payloads(), ["11:1:ta1:1:tb"]);
+        assert_eq!(take(&outbox).expect("a batch").payloads(), ["11:1:tb1:1:ta"]);
         outbox.push(&topic("t"), "a", None).expect("pushed");
         assert_eq!(take(&outbox).expect("another batch").payloads(), ["11:1:ta"]);
+    }
+
+    #[test]
+    fn of_equal_notifications_the_last_keeps_its_place() {
+        let (outbox, counters) = outbox(10);
+        for payload in ["on", "off", "on", "on", "x", "off"] {
+            outbox.push(&topic("t"), payload, None).expect("pushed");
+        }
+
+        assert_eq!(counters.coalesced.get(), 3);
+        assert_eq!(take(&outbox).expect("a batch").payloads(), ["11:2:ton1:1:tx1:3:toff"]);
+        for payload in ["b", "a"] {
+            outbox.push(&topic("t"), payload, None).expect("pushed");
+        }
+        assert_eq!(take(&outbox).expect("another batch").payloads(), ["11:1:tb1:1:ta"]);
     }
 
     #[test]
