@@ -20,9 +20,15 @@ use crate::{BusOptions, Channel};
 /// How long one attempt to connect may take, unless the address says it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
+/// Keeps a server from ending the session because it is idle, which a session that listens always is. Not among the startup options,
+/// since a server before PostgreSQL 14 does not know it.
+const STAYS: &str = "select set_config('idle_session_timeout', '0', false)
+                     where current_setting('idle_session_timeout', true) is not null";
+
 /// PostgreSQL, by its own address: a pooler in transaction mode says yes to LISTEN and delivers nothing.
 ///
-/// Each session is kept alive from the server's end, too, after a silence of [`BusOptions::heartbeat`].
+/// Each session is kept alive from the server's end, too, after a silence of [`BusOptions::heartbeat`], and is not ended for being idle
+/// (`idle_session_timeout`).
 #[derive(Debug, Clone)]
 pub struct Postgres {
     config: Config,
@@ -64,6 +70,7 @@ impl Link for Postgres {
             .max_lifetime(None)
             .idle_timeout(None)
             .acquire_timeout(limit)
+            .after_connect(|connection, _| Box::pin(async move { connection.execute(STAYS).await.map(drop) }))
             .connect_lazy_with(self.options("bus"));
         let mut listener = within(limit, PgListener::connect_with(&pool)).await?;
         // What sqlx reports of a loss is not always a loss, and not always all: a lost one is thrown away.
@@ -78,7 +85,12 @@ impl Link for Postgres {
         // A transaction that notifies has a record in the log, and nothing in it that a crash could lose: a notification is
         // delivered once it is committed, and nowhere kept. It need not wait for the disk, nor have others wait with it.
         let options = self.options("notifier").options([("synchronous_commit", "off")]);
-        let connection = within(self.limit(), each_way(&self.config, options)).await?;
+        let connecting = async {
+            let mut connection = each_way(&self.config, options).await?;
+            connection.execute(STAYS).await?;
+            Ok(connection)
+        };
+        let connection = within(self.limit(), connecting).await?;
         Ok(PostgresSender { connection, goodbye: self.goodbye })
     }
 
