@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use db_core::{Config, ConnectFailure, Pooler, Tx};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -23,6 +24,7 @@ use crate::postgres::Postgres;
 use crate::routes::{Counts, Routes};
 use crate::state::{BusState, Condition, Counters, Trouble};
 use crate::subscription::Subscription;
+use crate::unreadable::Unreadable;
 use crate::{Channel, Topic, wire};
 
 /// Why a bus could not be opened.
@@ -89,7 +91,8 @@ impl OpenError {
 
 /// A notification bus. Cheap to clone; clones are the same bus.
 ///
-/// When the last clone is dropped, its tasks end; [`Bus::close`] also sends what waits.
+/// When the last clone is dropped, its tasks end; [`Bus::close`] also sends what waits. They run on the runtime that the bus was made
+/// on: when that ends, subscriptions end, and notifying says [`NotifyError::Closed`].
 #[derive(Clone)]
 pub struct Bus {
     inner: Arc<Inner>,
@@ -108,6 +111,8 @@ struct Inner {
     tasks: Mutex<JoinSet<()>>,
     /// Tells whether they run still, as many as ask.
     running: TaskTracker,
+    /// Where they run.
+    runtime: Handle,
     channel: Channel,
 }
 
@@ -240,6 +245,7 @@ impl Bus {
             listener,
             senders,
             others: HashSet::new(),
+            unreadable: Unreadable::default(),
         };
         let notifier = Notifier {
             link,
@@ -249,10 +255,21 @@ impl Bus {
             fresh,
             refused: false,
         };
+        // However a task ends, by a panic or with its runtime, also before its first poll: nobody waits for one that is not there.
+        let hears = scopeguard::guard(Arc::clone(&shared), |shared| shared.hears_no_more());
+        let sends = scopeguard::guard(Arc::clone(&shared), |shared| shared.outbox.abandon());
         let (mut tasks, running) = (JoinSet::new(), TaskTracker::new());
-        tasks.spawn(running.track_future(listening.run()));
-        tasks.spawn(running.track_future(notifier.run()));
-        Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks), running, channel }) }
+        tasks.spawn(running.track_future(listening.run(hears)));
+        tasks.spawn(running.track_future(notifier.run(sends)));
+        let runtime = Handle::current();
+        Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks), running, runtime, channel }) }
+    }
+
+    /// The runtime that the bus's tasks run on, where others may run that go with it; none once nothing can be heard any more,
+    /// because the bus was closed or that runtime has ended.
+    #[must_use]
+    pub fn runtime(&self) -> Option<Handle> {
+        (!self.inner.shared.routes.is_closed()).then(|| self.inner.runtime.clone())
     }
 
     /// Subscribes to a topic, in force when the call returns. `size` is how many notifications may wait (at least 1).
@@ -401,6 +418,11 @@ impl Bus {
         sent: oneshot::Sender<()>,
     ) -> Result<(), NotifyError> {
         self.inner.shared.outbox.push(topic, payload, Some(sent))
+    }
+
+    /// Where the bus's tasks run, or ran.
+    pub(crate) fn home(&self) -> &Handle {
+        &self.inner.runtime
     }
 
     /// Tells those who follow these topics that something may have been missed.

@@ -30,7 +30,11 @@
 //! * **The last one is not known to anybody.** A reader that must see everything also looks by itself from time to time, as
 //!   `db-events` does every 5 s; or the writer pays for [`Bus::notify_in`], which is exact.
 //!
-//! Equal notifications that wait together are sent once. Those of one process arrive in their order.
+//! Equal notifications that wait together are sent once, in the place of the last of them. Those of one process arrive in their
+//! order, but for one case: when the answer to a statement that notifies is late or lost, nobody knows whether it was done, and it is
+//! sent again by another session. Should it have been done, or be done by a server that was only slow, its notifications arrive
+//! twice, the second time perhaps after later ones. Not to send them again would lose them in all other cases, and nobody would be
+//! told. So a payload says what to look at, and not what is to be seen there.
 //!
 //! A link that dies silently is noticed by a heartbeat: within [`BusOptions::heartbeat`] and [`BusOptions::answer`], or 5 s
 //! for the latter while a LISTEN is under way. What keeps the bus from its work is logged once, when it begins, and once when it
@@ -119,6 +123,7 @@ pub mod settings;
 mod state;
 mod subscription;
 mod topic;
+mod unreadable;
 pub mod watched;
 mod wire;
 

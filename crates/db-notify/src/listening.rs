@@ -20,6 +20,7 @@ use crate::delivery::GapReason;
 use crate::link::{Arrived, Link, Listener, Sender, within};
 use crate::notifier::{self, pauses};
 use crate::state::{Part, Trouble};
+use crate::unreadable::Unreadable;
 use crate::wire::{self, Message};
 
 /// How long a LISTEN may take. A first one reads what is in the server's queue.
@@ -120,18 +121,16 @@ pub(crate) struct Listening<L: Link> {
     pub(crate) senders: mpsc::Sender<L::Sender>,
     /// Channels of other programs' that are listened to.
     pub(crate) others: HashSet<Channel>,
+    pub(crate) unreadable: Unreadable,
 }
 
 impl<L: Link> Listening<L> {
     /// Receives until the bus is closed, making a new session after every loss; the first one, if there is none yet, when
-    /// somebody has subscribed.
-    pub(crate) async fn run(mut self) {
+    /// somebody has subscribed. `hears` is dropped when nothing is received any more.
+    pub(crate) async fn run(mut self, hears: impl Send) {
         let shared = Arc::clone(&self.shared);
-        {
-            // However this ends, be it by a panic: nobody waits for a task that is not there.
-            let _end = scopeguard::guard((), |()| shared.hears_no_more());
-            let _cut_off: Option<()> = shared.closing.run_until_cancelled(self.listen_for_ever()).await;
-        }
+        let _cut_off: Option<()> = shared.closing.run_until_cancelled(self.listen_for_ever()).await;
+        drop(hears);
         if let Some(listener) = self.listener {
             listener.close().await;
         }
@@ -168,7 +167,7 @@ impl<L: Link> Listening<L> {
 
     /// Delivers what arrives; returns why it cannot go on, and whether the server ever gave a sign of life.
     async fn receive(&mut self) -> (sqlx::Error, bool) {
-        let Self { shared, listener, others, channel, .. } = self;
+        let Self { shared, listener, others, channel, unreadable, .. } = self;
         let lost = || sqlx::Error::Io(ErrorKind::NotConnected.into());
         let Some(listener) = listener else { return (lost(), false) };
         let mut was_well = false;
@@ -178,8 +177,8 @@ impl<L: Link> Listening<L> {
             let result = tokio::select! {
                 arrived = listener.recv() => match arrived {
                     Ok(arrived) => {
-                        deliver(&arrived, channel, others, shared);
-                        match drain(listener, channel, others, shared) {
+                        deliver(&arrived, channel, others, shared, unreadable);
+                        match drain(listener, channel, others, shared, unreadable) {
                             // In a flood, this task would not wait for thousands of them, and the subscribers it has woken
                             // would wait for it while their queues fill.
                             Ok(Left::More) => {
@@ -194,6 +193,7 @@ impl<L: Link> Listening<L> {
                 },
                 () = shared.routes.changed() => follow(listener, channel, others, shared).await,
                 () = &mut heartbeat => {
+                    unreadable.tell(Instant::now(), channel);
                     let alive = ask(listener, channel, shared).await;
                     was_well |= alive.is_ok();
                     heartbeat.as_mut().reset(Instant::now() + shared.heartbeat);
@@ -249,12 +249,13 @@ fn drain<L: Listener>(
     own: &Channel,
     others: &HashSet<Channel>,
     shared: &Shared,
+    unreadable: &mut Unreadable,
 ) -> Result<Left, sqlx::Error> {
     let mut look = Context::from_waker(Waker::noop());
     for _ in 0..IN_A_ROW {
         // In its place: a driver's future has kilobytes, and `now_or_never` would move it for each notification.
         let Poll::Ready(arrived) = pin!(listener.recv()).poll(&mut look) else { return Ok(Left::Nothing) };
-        deliver(&arrived?, own, others, shared);
+        deliver(&arrived?, own, others, shared, unreadable);
     }
     Ok(Left::More)
 }
@@ -313,7 +314,13 @@ fn is_an_answer(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| !code.starts_with("08") && !code.starts_with("57") && code != "25P03")
 }
 
-fn deliver(arrived: &Arrived, own: &Channel, others: &HashSet<Channel>, shared: &Shared) {
+fn deliver(
+    arrived: &Arrived,
+    own: &Channel,
+    others: &HashSet<Channel>,
+    shared: &Shared,
+    unreadable: &mut Unreadable,
+) {
     if !others.is_empty() {
         shared.routes.deliver_from(arrived.channel(), arrived.payload());
     }
@@ -325,10 +332,7 @@ fn deliver(arrived: &Arrived, own: &Channel, others: &HashSet<Channel>, shared: 
         Some(Message::Entries(entries)) => shared.routes.deliver_all(entries),
         Some(Message::Everything) => shared.gap(GapReason::Overflow),
         None => {
-            tracing::warn!(
-                bytes = arrived.payload().len(),
-                "a notification of a form that is not known here"
-            );
+            unreadable.came(arrived.payload(), Instant::now(), own);
             shared.gap(GapReason::Unreadable);
         }
     }

@@ -63,11 +63,8 @@ pub(crate) struct Notifier<L: Link> {
 }
 
 impl<L: Link> Notifier<L> {
-    /// Sends until the outbox is closed and empty.
-    pub(crate) async fn run(mut self) {
-        // However this ends, be it by a panic: nobody waits for a task that is not there.
-        let shared = Arc::clone(&self.shared);
-        let _end = scopeguard::guard((), |()| shared.outbox.abandon());
+    /// Sends until the outbox is closed and empty. `_sends` is dropped with the task.
+    pub(crate) async fn run(mut self, _sends: impl Send) {
         loop {
             let batch = tokio::select! {
                 batch = self.shared.outbox.take() => batch,

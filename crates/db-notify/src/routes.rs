@@ -213,6 +213,10 @@ impl Routes {
         wakers.0.extend(state.queues.values().filter_map(|queue| queue.close()));
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     pub(crate) fn count(&self) -> Counts {
         let state = self.lock();
         Counts { topics: state.topics.len(), channels: state.channels.len(), subscribers: state.queues.len() }

@@ -40,6 +40,7 @@ pub(super) struct Marks {
     /// How many watch here.
     own: HashMap<Topic, usize>,
     doubt_until: Instant,
+    is_deaf: bool,
     dropped: Dropped,
 }
 
@@ -65,6 +66,7 @@ impl Marks {
             numbers: HashMap::new(),
             own: HashMap::new(),
             doubt_until: now + spans.doubt,
+            is_deaf: false,
             dropped: Dropped::default(),
         }
     }
@@ -147,8 +149,13 @@ impl Marks {
         self.dropped.last.drain().map(|(topic, _)| topic).collect()
     }
 
+    /// No announcement is heard any more: everything is let through from now on.
+    pub(super) fn distrust_for_ever(&mut self) {
+        self.is_deaf = true;
+    }
+
     pub(super) fn is_in_doubt(&self, now: Instant) -> bool {
-        now < self.doubt_until
+        self.is_deaf || now < self.doubt_until
     }
 
     /// Forgets what is no longer good.
@@ -242,6 +249,16 @@ mod tests {
 
         assert_eq!(marks.decide(&topic("a"), almost), Verdict::Send);
         assert_eq!(marks.decide(&topic("a"), start + SPANS.doubt), Verdict::Drop);
+    }
+
+    #[test]
+    fn a_map_that_hears_nobody_any_more_lets_everything_through() {
+        let (mut marks, now) = marks();
+        assert_eq!(marks.decide(&topic("a"), now), Verdict::Drop);
+
+        marks.distrust_for_ever();
+
+        assert_eq!(marks.decide(&topic("a"), now + SPANS.doubt * 1000), Verdict::Send);
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod marks;
 use std::collections::HashSet;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -33,7 +34,6 @@ use std::time::Duration;
 use db_core::Tx;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -87,6 +87,7 @@ impl Default for WatchOptions {
 ///   for two renewals. So it does while LISTEN is not in force.
 /// * An announcement may cross a notification that is being dropped. What was dropped lately is remembered, and sent when the
 ///   announcement arrives; after a gap, all of it.
+/// * A map whose task has ended, with the bus's runtime or by a panic, lets everything through.
 /// * A mark holds for three renewals, so that a process that was killed is forgotten, and one that renews late is not.
 /// * A process that could not say in time what it watches tells those who watch there by a gap, once it has said so.
 ///
@@ -98,8 +99,6 @@ pub struct WatchedChannels {
 
 struct Inner {
     shared: Arc<Shared>,
-    /// Where it runs.
-    runtime: Handle,
     /// None before it has begun. It holds `shared` but not `Inner`: dropping the last handle drops the set, which aborts it.
     task: OnceLock<JoinSet<()>>,
 }
@@ -112,6 +111,8 @@ struct Shared {
     state: Mutex<State>,
     /// There is something to announce.
     changed: Notify,
+    /// An announcement could not be read, and that was said.
+    was_unreadable: AtomicBool,
     gated: Counter,
     brought_back: Counter,
 }
@@ -152,12 +153,9 @@ impl WatchedChannels {
     /// A map whose announcements go by the topic `announcements`. All processes that share it must agree on that topic, and on
     /// the options.
     ///
-    /// A task announces, until the last handle and the last [`Watch`] are dropped, or the bus is closed. On a bus that does not
-    /// listen yet, such as a [lazy](Bus::lazy) one, it begins with the first use.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
+    /// A task announces, until the last handle and the last [`Watch`] are dropped, or the bus is closed. It runs where the bus's
+    /// tasks run, wherever the map is made. On a bus that does not listen yet, such as a [lazy](Bus::lazy) one, it begins with the
+    /// first use.
     #[must_use]
     pub fn new(bus: &Bus, announcements: &Topic, options: &WatchOptions) -> Self {
         let renewal = options.renewal.clamp(Duration::from_millis(10), DAY);
@@ -177,11 +175,11 @@ impl WatchedChannels {
             node: getrandom::u64().expect("the operating system gives random numbers").max(1),
             state: Mutex::new(State { marks, changes: HashSet::new(), begun: None, last: 0 }),
             changed: Notify::new(),
+            was_unreadable: AtomicBool::new(false),
             gated: Counter::default(),
             brought_back: Counter::default(),
         });
-        let watched =
-            Self { inner: Arc::new(Inner { shared, runtime: Handle::current(), task: OnceLock::new() }) };
+        let watched = Self { inner: Arc::new(Inner { shared, task: OnceLock::new() }) };
         if bus.listens() {
             watched.begin();
         }
@@ -190,13 +188,15 @@ impl WatchedChannels {
 
     /// Has the task run.
     fn begin(&self) -> &Shared {
-        let Inner { shared, runtime, task } = &*self.inner;
+        let Inner { shared, task } = &*self.inner;
         task.get_or_init(|| {
             let heard = shared.bus.subscribe(&shared.announcements, ANNOUNCEMENTS);
             // From here on, whoever announces is heard; who has announced before will renew it.
             shared.lock().marks.distrust(Instant::now());
             let mut task = JoinSet::new();
-            task.spawn_on(run(Arc::clone(shared), heard), runtime);
+            let alive = Alive(Arc::clone(shared));
+            // Where the bus's own run: with that runtime all subscriptions end.
+            task.spawn_on(run(alive, heard), shared.bus.home());
             task
         });
         shared
@@ -344,6 +344,19 @@ impl Shared {
     }
 }
 
+/// Held by the task. Without a task nobody is heard: then everything is let through.
+struct Alive(Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.lock().marks.distrust_for_ever();
+        if std::thread::panicking() {
+            distrust(&self.0);
+            self.0.tell_of_silence();
+        }
+    }
+}
+
 /// An announcement that was sent.
 struct Sent {
     /// Since when what it says was not said.
@@ -360,7 +373,8 @@ impl Sent {
 }
 
 /// Announces and hears announcements until the bus is closed.
-async fn run(shared: Arc<Shared>, mut heard: Subscription) {
+async fn run(alive: Alive, mut heard: Subscription) {
+    let shared = &alive.0;
     let mut under_way = FuturesUnordered::new();
     // When what was sent last of all that is watched here was written. One at a time: while the server is away, there is no use in
     // more.
@@ -377,9 +391,9 @@ async fn run(shared: Arc<Shared>, mut heard: Subscription) {
             tokio::select! {
                 delivery = heard.recv() => match delivery {
                     None => return,
-                    Some(Delivery::Notification(notification)) => hear(&shared, notification.payload()),
+                    Some(Delivery::Notification(notification)) => hear(shared, notification.payload()),
                     Some(Delivery::Gap(gap)) => {
-                        distrust(&shared);
+                        distrust(shared);
                         // Our marks may have expired meanwhile. Not so when somebody could not say something: were that one of
                         // our own announcements, there would be no end to it.
                         if !matches!(gap.reason, GapReason::Overflow | GapReason::Unreadable) {
@@ -437,7 +451,12 @@ fn hear(shared: &Shared, text: &str) {
             shared.bring_back(&crossed);
         }
         None => {
-            tracing::warn!(bytes = text.len(), "an announcement of a form that is not known here");
+            if !shared.was_unreadable.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    bytes = text.len(),
+                    "an announcement of a form that is not known here: nothing is dropped for lack of a watcher"
+                );
+            }
             distrust(shared);
         }
     }

@@ -8,6 +8,7 @@ mod in_tx;
 mod interleaving;
 mod model;
 mod processes;
+mod runtimes;
 mod storms;
 mod support;
 mod trouble;

@@ -9,7 +9,7 @@ use db_notify::{
     Bus, BusOptions, Channel, Delivery, GapReason, Notification, OpenError, Source, Subscription, Topic,
     Trouble,
 };
-use db_testkit::{Stop, TestDb, TestServer, until};
+use db_testkit::{Proxy, Stop, TestDb, TestServer, until};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{ConnectOptions, Connection, Executor};
 use tokio::time::timeout;
@@ -413,4 +413,90 @@ async fn what_was_notified_in_a_transaction_survives_its_process(db: TestDb) {
     process.tell(db.name());
 
     assert_eq!(payload(&mut subscription).await, "its last words");
+}
+
+#[db_testkit::test]
+async fn a_flood_that_cannot_be_read_is_said_once_for_each_kind(db: TestDb) {
+    let log = Log::of_this_process();
+    let bus = open(&db).await;
+    let own = bus_channel(&db);
+    let said = |kind| log.count(&[&format!("channel={own}"), "WARN", "a form that is not known", kind]);
+    let mut subscription = bus.subscribe(&topic("t"), 10);
+    let flood = |form: &'static str| {
+        let own = own.clone();
+        let pool = db.pool();
+        async move {
+            sqlx::query("select pg_notify($1, $2 || n) from generate_series(1, 1000) as n")
+                .bind(own.as_str())
+                .bind(form)
+                .execute(&pool)
+                .await
+                .expect("notified");
+        }
+    };
+
+    for _ in 0..5 {
+        flood("something else ").await;
+        flood("2").await;
+        assert_eq!(gap(&mut subscription).await, GapReason::Unreadable);
+    }
+    bus.notify_with(&topic("t"), "readable").await.expect("sent");
+    while let Delivery::Gap(_) = next(&mut subscription).await {}
+    assert_eq!((said("not a bus's"), said("of another version")), (1, 1));
+}
+
+fn bus_channel(db: &TestDb) -> Channel {
+    channel(&format!("db_notify.{}", db.name()))
+}
+
+#[db_testkit::test]
+async fn a_server_that_ends_idle_sessions_leaves_the_bus_alone(db: TestDb) {
+    let name = db.name().to_owned();
+    let timeout_for_all = format!("alter database \"{name}\" set idle_session_timeout = '300ms'");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(timeout_for_all)).execute(&db.pool()).await.expect("set");
+    let heartbeat = Duration::from_hours(1);
+    let bus = Bus::open(&config(&db), BusOptions { heartbeat, ..options(&db) }).await.expect("a bus");
+    let mut subscription = bus.subscribe(&topic("t"), 10);
+    bus.notify_with(&topic("t"), "before").await.expect("sent");
+    assert_eq!(payload(&mut subscription).await, "before");
+    let since = bus.state().connected_since;
+
+    // One that came later than both of the bus's is ended.
+    let options: sqlx::postgres::PgConnectOptions = db.url().parse().expect("an address");
+    let other = options.application_name("other").connect().await.expect("a session");
+    db.until_sessions("one that is idle is ended", |all| {
+        all.iter().all(|session| session.application_name != "other")
+    })
+    .await;
+    drop(other);
+
+    bus.notify_with(&topic("t"), "after").await.expect("sent");
+    assert_eq!(payload(&mut subscription).await, "after");
+    assert_eq!(bus.state().connected_since, since);
+}
+
+#[db_testkit::test]
+async fn what_a_silent_session_was_to_send_is_sent_again_and_may_arrive_twice(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
+    let answer = Duration::from_secs(1);
+    let bus = Bus::open(&config, BusOptions { answer, heartbeat: Duration::from_hours(1), ..options(&db) });
+    let (bus, other) = (bus.await.expect("a bus"), open(&db).await);
+    let mut subscription = other.subscribe(&topic("t"), 10);
+    bus.notify_with(&topic("t"), "0").await.expect("sent");
+    assert_eq!(payload(&mut subscription).await, "0");
+
+    proxy.freeze_open();
+    bus.notify_soon_with(&topic("t"), "1").expect("accepted");
+    until("it is under way", async || bus.state().pending == 0).await;
+    for text in ["2", "3"] {
+        bus.notify_soon_with(&topic("t"), text).expect("accepted");
+    }
+    // As if the first session were never heard of again: nobody else can tell others of it.
+    for text in ["1", "2", "3"] {
+        assert_eq!(payload(&mut subscription).await, text);
+    }
+    proxy.thaw();
+
+    assert_eq!(payload(&mut subscription).await, "1", "the server was only slow");
 }
