@@ -2,18 +2,19 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use db_core::{Handle, Pool, Tx};
 use db_notify::{Bus, Topic, TopicError, WatchOptions, WatchedChannels, WatchedState};
 use sqlx::Executor;
+use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::append::{Attempt, Batch, Outcome, STATEMENT_LIMIT, append};
 use crate::page::WHAT;
 use crate::reader::Reader;
-use crate::readers::{Shared, look_after};
+use crate::readers::{LookingAfter, Shared, look_after};
 use crate::seen::Seen;
 use crate::{
     Appender, Error, EventOptions, EventStream, Head, History, LogId, Mark, NewEvent, Selection, Writer,
@@ -31,9 +32,9 @@ struct Inner {
     bus: Bus,
     watched: WatchedChannels,
     topics: LogTopics,
-    /// Looks after the logs that are followed; none before the first one is. It holds `shared` and not `Inner`, so that it ends with
+    /// Looks after the logs that are followed; none before the first one is, and another one when it has ended. It holds `shared` and not `Inner`, so that it ends with
     /// the last handle and the last stream.
-    looking_after: OnceLock<JoinSet<()>>,
+    looking_after: Mutex<JoinSet<()>>,
 }
 
 /// How the logs are followed in this process, at one moment.
@@ -103,31 +104,20 @@ impl EventLog {
     /// those who follow. A log that nobody follows, in any process, costs no NOTIFY.
     ///
     /// Clones of the handle follow a log together; another handle made here follows it by itself, with a query of its own for each
-    /// append. Streams keep what they need of it, so they go on when the last handle is dropped.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
+    /// append. Streams keep what they need of it, so they go on when the last handle is dropped. The tasks run where the bus's run,
+    /// or, when nothing can be heard there any more, where somebody next begins to follow.
     #[must_use]
     pub fn new(pool: Pool, bus: &Bus) -> Self {
         Self::with_options(pool, bus, &LogTopics::default(), EventOptions::default())
     }
 
     /// The same with topics of other names.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
     #[must_use]
     pub fn with_topics(pool: Pool, bus: &Bus, topics: &LogTopics) -> Self {
         Self::with_options(pool, bus, topics, EventOptions::default())
     }
 
     /// The same with topics of other names and another share of the pool for those who catch up.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
     #[must_use]
     pub fn with_options(pool: Pool, bus: &Bus, topics: &LogTopics, options: EventOptions) -> Self {
         let watched = WatchedChannels::new(bus, &topics.watched, &topics.options);
@@ -136,7 +126,7 @@ impl EventLog {
             bus: bus.clone(),
             watched,
             topics: topics.clone(),
-            looking_after: OnceLock::new(),
+            looking_after: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -332,12 +322,16 @@ impl EventLog {
     /// The one who reads a log for all who follow it here.
     pub(crate) fn reader(&self, log: LogId) -> Arc<Reader> {
         let Inner { shared, bus, watched, topics, looking_after } = &*self.inner;
-        looking_after.get_or_init(|| {
-            let mut task = JoinSet::new();
-            task.spawn(look_after(Arc::clone(shared), bus.clone()));
-            task
-        });
-        shared.reader(log, || Reader::new(log, watched.watch(&topics.of(log), 1), Arc::downgrade(shared)))
+        // With the bus rather than with whoever comes first, whose runtime may end, or be left alone, long before the others' do.
+        let runtime = bus.runtime().unwrap_or_else(runtime::Handle::current);
+        let mut task = looking_after.lock().unwrap_or_else(PoisonError::into_inner);
+        while task.try_join_next().is_some() {}
+        if task.is_empty() {
+            task.spawn_on(look_after(LookingAfter::new(shared), bus.clone()), &runtime);
+        }
+        drop(task);
+        let home = Arc::downgrade(shared);
+        shared.reader(log, || Reader::new(log, watched.watch(&topics.of(log), 1), home, runtime))
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

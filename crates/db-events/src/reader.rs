@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use db_notify::{Delivery, GapReason, Watch};
 use futures_util::FutureExt;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -23,6 +24,8 @@ pub(crate) struct Reader {
     task: OnceLock<JoinSet<()>>,
     /// Where it is found; forgotten when it is dropped.
     home: Weak<Shared>,
+    /// Where the task runs.
+    runtime: Handle,
 }
 
 /// What the reader's task shares with those who follow.
@@ -47,7 +50,7 @@ pub(crate) struct Tail {
 }
 
 impl Reader {
-    pub(crate) fn new(log: LogId, watch: Watch, home: Weak<Shared>) -> Self {
+    pub(crate) fn new(log: LogId, watch: Watch, home: Weak<Shared>, runtime: Handle) -> Self {
         let live = Live {
             log,
             start: OnceLock::new(),
@@ -55,7 +58,7 @@ impl Reader {
             moved: Notify::new(),
             passing: Mutex::new(Some(Passing::new())),
         };
-        Self { live: Arc::new(live), watch: Mutex::new(Some(watch)), task: OnceLock::new(), home }
+        Self { live: Arc::new(live), watch: Mutex::new(Some(watch)), task: OnceLock::new(), home, runtime }
     }
 
     pub(crate) fn live(&self) -> &Arc<Live> {
@@ -78,7 +81,7 @@ impl Reader {
                     watch,
                     bus_open: true,
                 };
-                task.spawn(reading.run());
+                task.spawn_on(reading.run(), &self.runtime);
             }
             task
         });
@@ -144,6 +147,13 @@ struct Reading {
     bus_open: bool,
 }
 
+impl Drop for Reading {
+    /// However the task ends, also by a panic, or with its runtime before its first poll.
+    fn drop(&mut self) {
+        self.live.end();
+    }
+}
+
 impl Reading {
     /// Reads what is new each time that there may be something, until the log is finished, cannot be read, or does not continue
     /// what was passed on.
@@ -155,7 +165,6 @@ impl Reading {
                 Ok(true) | Err(()) => break,
             }
         }
-        self.live.end();
     }
 
     /// Waits for a reason to look.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use db_core::Pool;
 use db_notify::{Bus, Subscription};
@@ -14,6 +15,9 @@ use crate::page::WHAT;
 use crate::reader::{Live, Reader, Tail};
 use crate::stream::backoff;
 use crate::{Error, Head, LogId, POLL_FLOOR};
+
+/// The shortest time between two looks at all logs.
+const LOOK_PACE: Duration = Duration::from_millis(200);
 
 /// Who reads what, and what that has cost.
 pub(crate) struct Shared {
@@ -94,8 +98,25 @@ impl Shared {
     }
 }
 
+/// Held by the one who looks after the logs. When that ends, also with its runtime, or by a panic, the readers end: those who follow
+/// look by themselves, and begin anew.
+pub(crate) struct LookingAfter(Arc<Shared>);
+
+impl LookingAfter {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for LookingAfter {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// Looks at all logs that are followed: after each gap, and now and then. Wakes the readers of those that have moved.
-pub(crate) async fn look_after(shared: Arc<Shared>, bus: Bus) {
+pub(crate) async fn look_after(alive: LookingAfter, bus: Bus) {
+    let shared = &alive.0;
     // It follows nothing, and so hears of gaps only.
     let mut gaps = bus.subscribe_all([], 1);
     drop(bus);
@@ -103,7 +124,7 @@ pub(crate) async fn look_after(shared: Arc<Shared>, bus: Bus) {
     loop {
         bus_open = wait(&mut gaps, bus_open).await;
         let mut pauses = backoff();
-        while let Err(error) = look(&shared).await {
+        while let Err(error) = look(shared).await {
             if !error.may_pass() {
                 tracing::debug!(%error, "cannot look at the event logs that are followed");
                 // Whoever follows one looks by itself, and meets the reason: such as a pool that was closed.
@@ -113,6 +134,8 @@ pub(crate) async fn look_after(shared: Arc<Shared>, bus: Bus) {
             tracing::warn!(%error, "cannot look at the event logs that are followed yet");
             sleep(pauses.next().unwrap_or(POLL_FLOOR)).await;
         }
+        // Gaps that come meanwhile are one.
+        sleep(LOOK_PACE).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading from a cursor, live.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use db_events::{Error, EventLog, NewEvent, POLL_FLOOR};
 use db_testkit::{TestDb, until};
@@ -202,4 +202,32 @@ async fn events_come_one_by_one_too(db: TestDb) {
 
     assert_dense(&all, 2);
     assert_eq!(all.len(), 2);
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn a_flood_of_gaps_costs_few_looks(db: TestDb) {
+    let events = events(&db).await;
+    let log = events.create().await.expect("a log");
+    let mut stream = events.stream(log, 0);
+    let pages = events.state().pages;
+    let waiting = tokio::spawn(async move { stream.next_batch().await });
+    until_waiting(&events, pages).await;
+    let (looks, begun) = (events.state().looks, Instant::now());
+
+    // Another process has too much to say, or speaks another language, all the time.
+    for form in ["1*", "not ours"].into_iter().cycle().take(600) {
+        sqlx::query("select pg_notify('db_notify.default', $1)")
+            .bind(form)
+            .execute(&db.pool())
+            .await
+            .expect("notified");
+    }
+    events.append(log, &numbered(1, 1)).await.expect("appended");
+    let woken = timeout(PATIENCE, waiting).await.expect("in time").expect("no panic");
+    assert_eq!(woken.expect("no error").expect("more")[0].id, 1);
+
+    // The first at once, then one for all that came in each fifth of a second.
+    let most = begun.elapsed().as_millis() / 200 + 2;
+    let looks = events.state().looks - looks;
+    assert!(u128::from(looks) <= most, "{looks} looks, where {most} will do");
 }

@@ -12,6 +12,7 @@ mod lost_tail;
 mod paging;
 mod processes;
 mod removal;
+mod runtimes;
 mod schema;
 mod sharing;
 mod standby;
