@@ -341,6 +341,8 @@ impl Page {
         }
         match (&self.events, self.anchor) {
             _ if self.is_broken => Place::Removed,
+            // What was seen is gone, so nobody can tell whether this continues it.
+            (Some(_), None) if mark.is_some() => Place::Removed,
             (Some(_), _) => Place::Before,
             (None, Some(anchor)) if anchor.last == after => Place::End,
             (None, _) => Place::Nowhere,
@@ -397,7 +399,8 @@ mod tests {
             (vec![row(1), row(3)], 2, Some(mark), Place::Before),
             (vec![row(1), row(3)], 2, Some(other), Place::Rewound),
             // What comes before the cursor was removed, and nothing after it.
-            (vec![row(3)], 2, Some(mark), Place::Before),
+            (vec![row(3)], 2, None, Place::Before),
+            (vec![row(3)], 2, Some(mark), Place::Removed),
             (vec![row(3)], 0, None, Place::Removed),
             (vec![row(3)], 1, Some(mark), Place::Removed),
             (vec![row(1), row(5)], 2, Some(mark), Place::Removed),

@@ -112,16 +112,15 @@ impl EventLog {
         let fence = self.fence(log).await?;
         // Those who follow find out.
         self.wake(log);
-        let writing = if fence.is_some() { self.writing().await? } else { Vec::new() };
-        let until = fence.map_or(i64::MAX, |fence| fence - 1);
+        // An append that had looked before wakes with the one that it waited for, and must find that one's row.
+        if fence.is_some() && !self.appends_have_ended().await? {
+            return Ok(0);
+        }
         let (mut batches, mut after) = (0, 0);
-        while let Some((removed, last)) = self.remove_chunk(log, after, until).await? {
+        while let Some((removed, last)) = self.remove_chunk(log, after).await? {
             batches += removed;
             after = last;
             sleep(pause).await;
-        }
-        if let Some(fence) = fence {
-            self.remove_fence(log, fence, &writing).await?;
         }
         Ok(batches)
     }
@@ -169,34 +168,26 @@ impl EventLog {
         limited(WHAT, writing).await
     }
 
-    /// Removes a fence once all for whom it stands have ended; if that takes too long, it stays, and `retain` finds it.
-    async fn remove_fence(&self, log: LogId, fence: i64, writing: &[String]) -> Result<(), Error> {
+    /// Waits for those who may append to a log that has just gone. If that takes too long, the batches stay, and `retain` finds them
+    /// by the fence.
+    async fn appends_have_ended(&self) -> Result<bool, Error> {
+        let writing = self.writing().await?;
         for _ in 0..FENCE_TRIES {
-            let remove = sqlx::query(
-                "delete from event_log_batches
-                 where log = $1 and first = $2 and not exists (
-                     select from pg_locks
-                     where relation = 'event_log_batches'::regclass and virtualtransaction = any($3)
-                 )",
-            )
-            .bind(log.0)
-            .bind(fence)
-            .bind(writing)
-            .execute(self.handle());
-            if limited(WHAT, remove).await?.rows_affected() > 0 {
-                break;
+            let still = self.writing().await?;
+            if !still.iter().any(|one| writing.contains(one)) {
+                return Ok(true);
             }
             sleep(FENCE_PAUSE).await;
         }
-        Ok(())
+        Ok(false)
     }
 
-    /// Removes the next batches after one that begins with event `after`, up to one that begins with `until`; returns how many, and
-    /// with which event the last one began. The final one goes at the end: by it, a log that is half removed is found again.
+    /// Removes the next batches after one that begins with event `after`; returns how many, and with which event the last one
+    /// began. The final one goes at the end: by it, a log that is half removed is found again.
     ///
     /// The chunk is a range of the primary key, for the same reasons as [a page](crate::page::Page::read), and its rows are found by
     /// their places: what was removed before is not looked at again, and nothing is looked for.
-    async fn remove_chunk(&self, log: LogId, after: i64, until: i64) -> Result<Option<(u64, i64)>, Error> {
+    async fn remove_chunk(&self, log: LogId, after: i64) -> Result<Option<(u64, i64)>, Error> {
         let remove = sqlx::query_as::<_, (i64, Option<i64>)>(
             "with chunk as materialized (
                  select ctid, first
@@ -212,7 +203,7 @@ impl EventLog {
         .bind(log.0)
         .bind(after)
         .bind(CHUNK)
-        .bind(until)
+        .bind(i64::MAX)
         .fetch_one(self.handle());
         let (removed, last) = limited(WHAT, remove).await?;
         Ok(last.map(|last| (removed.cast_unsigned(), last)))

@@ -17,6 +17,7 @@ mod schema;
 mod sharing;
 mod standby;
 mod support;
+mod unsteady;
 mod waking;
 mod watchers;
 mod watching;
