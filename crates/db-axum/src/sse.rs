@@ -19,23 +19,34 @@
 //! Only `rewound` has an `id`: that of the last event that is known to be the one that was seen, or `0`. A browser resumes with it by
 //! itself. No event of a log has the type `stream-end` ([`db_events::NewEvent::RESERVED_KINDS`]); one that is stored all the
 //! same is sent without a type.
+//!
+//! Of an answer that its client does not read, 64 KiB are held at most, and no page of the log after one second: the answer goes
+//! back to the log when there is room again. When the service shuts down, an answer that cannot be written within one second
+//! more ends with an error, which closes the connection.
 
-use std::fmt::Write;
+mod room;
+mod text;
+
+use std::io;
+use std::mem::take;
+use std::pin::pin;
 use std::time::Duration;
 
 use async_stream::stream;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{FromRequestParts, Query};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use db_layer::db_events::{self, Mark};
-use db_layer::{Db, Event, LogId, NewEvent};
+use db_layer::{Db, EventStream, LogId};
 use serde::Deserialize;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::Error;
+use room::{PIECE, Room};
+use text::{Part, Text};
 
 /// After this long without an event, a comment is sent, so that nobody on the way takes the line for dead.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -45,6 +56,16 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// How soon it does when the service has said goodbye.
 const SOON: Duration = Duration::from_millis(200);
+
+/// A client that takes nothing for this long holds no page.
+const STALLED: Duration = Duration::from_secs(1);
+
+/// How often a client may stall before only small pages are read for it, and how large those are, in bytes of text.
+const STALLS: u32 = 3;
+const SMALL: u32 = 64 << 10;
+
+/// How long a client has to read the last of its answer when the service shuts down.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// The event after which a client wants to go on, and the mark of its batch if the client has it: `Last-Event-ID`, else `?from=`,
 /// else 0 for all.
@@ -108,34 +129,78 @@ pub async fn events(db: &Db, log: LogId, from: Cursor) -> Result<Response, Error
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
 
-    let mut events = match mark {
-        Some(mark) => db.events().resume(log, after, mark),
-        None => db.events().stream(log, after),
-    };
-    let closing = db.closing();
+    let (db, closing) = (db.clone(), db.closing());
     let body = stream! {
-        yield Ok::<_, std::convert::Infallible>(Bytes::from(format!("retry: {}\n\n", RETRY.as_millis())));
-        loop {
-            let batch = tokio::select! {
-                () = closing.cancelled() => {
-                    // Somebody else may be there sooner than this one again.
-                    yield Ok(end("closing", None, Some(SOON)));
-                    break;
-                }
-                batch = timeout(HEARTBEAT, events.next_batch()) => batch,
+        let room = Room::new();
+        let late = async || {
+            closing.cancelled().await;
+            sleep(GOODBYE).await;
+        };
+        yield Ok(room.take().await.fill(format!("retry: {}\n\n", RETRY.as_millis())));
+        // Where the log is read from, and what was written of the event after that.
+        let (mut cursor, mut part, mut stalls) = (from, Part::default(), 0);
+        let last = 'answer: loop {
+            let has_room = tokio::select! {
+                // Somebody else may be there sooner than this one again.
+                () = closing.cancelled() => break end("closing", None, Some(SOON)),
+                place = room.take() => place,
             };
-            match batch {
-                Ok(Ok(Some(batch))) => yield Ok(encode(&batch)),
-                Ok(Ok(None)) => {
-                    yield Ok(end("finished", None, None));
-                    break;
-                }
-                Ok(Err(error)) => {
-                    yield Ok(end_by(log, &error));
-                    break;
-                }
-                Err(_) => yield Ok(Bytes::from_static(b":\n\n")),
+            drop(has_room);
+            let mut events = stream_of(&db, log, cursor);
+            if stalls >= STALLS {
+                events = events.page_bytes(SMALL);
             }
+            loop {
+                let batch = {
+                    // It goes on while heartbeats are sent: a query that is slower than those would never end otherwise.
+                    let mut next = pin!(events.next_batch());
+                    loop {
+                        tokio::select! {
+                            () = closing.cancelled() => break 'answer end("closing", None, Some(SOON)),
+                            batch = &mut next => break batch,
+                            () = sleep(HEARTBEAT) => {}
+                        }
+                        // Whoever does not read hears nothing of it.
+                        if let Some(place) = room.try_take() {
+                            yield Ok(place.fill(":\n\n"));
+                        }
+                    }
+                };
+                let mut text = match batch {
+                    Ok(Some(batch)) => Text::new(batch, cursor, take(&mut part)),
+                    Ok(None) => break 'answer end("finished", None, None),
+                    Err(error) => break 'answer end_by(log, &error),
+                };
+                while !text.is_done() {
+                    let place = tokio::select! {
+                        () = closing.cancelled() => break 'answer end("closing", None, Some(SOON)),
+                        place = timeout(STALLED, room.take()) => place,
+                    };
+                    let Ok(place) = place else {
+                        (cursor, part) = text.place();
+                        stalls += 1;
+                        continue 'answer;
+                    };
+                    yield Ok(place.fill(text.next(PIECE)));
+                }
+                (cursor, part) = text.place();
+            }
+        };
+        let place = tokio::select! {
+            place = room.take() => Some(place),
+            () = late() => None,
+        };
+        let is_said = place.is_some();
+        if let Some(place) = place {
+            yield Ok(place.fill(last));
+        }
+        // Not the end of the answer before it is written: hyper would wait for that without a limit.
+        let is_written = is_said && tokio::select! {
+            () = room.empty() => true,
+            () = late() => false,
+        };
+        if !is_written {
+            yield Err(io::Error::new(io::ErrorKind::TimedOut, "the client did not read its answer before the service closed"));
         }
     };
     let headers = [
@@ -147,15 +212,22 @@ pub async fn events(db: &Db, log: LogId, from: Cursor) -> Result<Response, Error
     Ok((headers, Body::from_stream(body)).into_response())
 }
 
+fn stream_of(db: &Db, log: LogId, Cursor(after, mark): Cursor) -> EventStream {
+    match mark {
+        Some(mark) => db.events().resume(log, after, mark),
+        None => db.events().stream(log, after),
+    }
+}
+
 /// The last message of an answer. Without an id, a client that resumes does so after the last event that it was sent.
-fn end(reason: &str, id: Option<i64>, retry: Option<Duration>) -> Bytes {
+fn end(reason: &str, id: Option<i64>, retry: Option<Duration>) -> String {
     let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
     let retry = retry.map(|retry| format!("retry: {}\n", retry.as_millis())).unwrap_or_default();
-    Bytes::from(format!("{id}{retry}event: stream-end\ndata: {reason}\n\n"))
+    format!("{id}{retry}event: stream-end\ndata: {reason}\n\n")
 }
 
 /// The last message of an answer that an error ends.
-fn end_by(log: LogId, error: &db_events::Error) -> Bytes {
+fn end_by(log: LogId, error: &db_events::Error) -> String {
     match error {
         db_events::Error::Removed(_) | db_events::Error::UnknownLog(_) => {
             tracing::info!(%log, %error, "event stream ended");
@@ -171,25 +243,4 @@ fn end_by(log: LogId, error: &db_events::Error) -> Bytes {
             end("failed", None, None)
         }
     }
-}
-
-/// A whole batch in one piece: one write to the socket instead of one for each event.
-fn encode(batch: &[Event]) -> Bytes {
-    let bytes = batch.iter().map(|event| event.data.len() + event.kind.len() + 48).sum();
-    let mut text = String::with_capacity(bytes);
-    for event in batch {
-        writeln!(text, "id: {}-{}", event.id, event.mark).expect("writing to a string");
-        // One that was stored before such types were refused must not pass for the end.
-        if !NewEvent::RESERVED_KINDS.contains(&&*event.kind) {
-            writeln!(text, "event: {}", event.kind).expect("writing to a string");
-        }
-        // The standard ends a line with any of CR, LF and CRLF. JSON has none of them.
-        for line in event.data.split("\r\n").flat_map(|part| part.split(['\r', '\n'])) {
-            text.push_str("data: ");
-            text.push_str(line);
-            text.push('\n');
-        }
-        text.push('\n');
-    }
-    text.into()
 }

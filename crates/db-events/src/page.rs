@@ -224,16 +224,16 @@ impl Page {
     /// `(log, first)`, of which it expects a ninth of the table, while of a log that it does not know it expects next to nothing,
     /// and then reads and sorts all that the log has.
     ///
-    /// Of a batch that is larger than a page, only a part is sent. The batch that holds the cursor comes along without its data, or else
+    /// Of a batch that is larger than two pages, only a part is sent. The batch that holds the cursor comes along without its data, or else
     /// nobody could tell whether what follows continues what was seen.
     pub(crate) async fn read(pool: &Pool, log: LogId, wanted: Wanted<'_>) -> Result<Self, Error> {
         let query = sqlx::query_as(
             "select first, last, bytes, part.skipped, cost, is_final, at, writer, sequence,
-                 case when last <= $2 then null when cost <= $4 then data
+                 case when last <= $2 then null when part.is_whole then data
                      else data[part.skipped + 1:part.skipped + part.taken] end as data,
-                 case when last <= $2 then null when cost <= $4 or cardinality(types) = 1 then types
+                 case when last <= $2 then null when part.is_whole or cardinality(types) = 1 then types
                      else types[part.skipped + 1:part.skipped + part.taken] end as types,
-                 case when last <= $2 then null when cost <= $4 or cardinality(versions) = 1 then versions
+                 case when last <= $2 then null when part.is_whole or cardinality(versions) = 1 then versions
                      else versions[part.skipped + 1:part.skipped + part.taken] end as versions
              from (
                  select *, sum(cost) over (order by log, first rows unbounded preceding) - cost as before
@@ -261,7 +261,8 @@ impl Page {
                  ) as next
              ) as page
              cross join lateral (
-                 select case when cost <= $4 then 0 else greatest($2 + 1 - first, 0)::int end as skipped,
+                 select cost <= 2 * $4 as is_whole,
+                     case when cost <= 2 * $4 then 0 else greatest($2 + 1 - first, 0)::int end as skipped,
                      greatest($4 * (last - first + 1) / greatest(cost, 1), 1)::int as taken
              ) as part
              where before < $4

@@ -65,7 +65,7 @@ impl EventStream {
     }
 
     /// The same stream with pages of another size than 1 MiB, for one who is to hold little at once: a page that this stream reads by
-    /// itself has less than twice that many bytes of text, or one event. What it is passed on while it follows live may be more.
+    /// itself has less than three times that many bytes of text, or one event. What it is passed on while it follows live may be more.
     #[must_use]
     pub fn page_bytes(self, bytes: u32) -> Self {
         Self { page_bytes: i64::from(bytes).clamp(1, PAGE_BYTES), ..self }

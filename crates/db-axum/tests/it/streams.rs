@@ -1,6 +1,8 @@
 //! Event logs as server-sent events.
 
+use std::net::SocketAddr;
 use std::process::Stdio;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, State};
@@ -9,11 +11,12 @@ use axum::routing::get;
 use db_axum::sse::{self, Cursor};
 use db_layer::db_events::{Mark, Selection};
 use db_layer::{Db, LogId, NewEvent};
-use db_testkit::TestDb;
+use db_testkit::{TestDb, until};
 use futures_util::StreamExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::support::{PATIENCE, Served, client, open, serve};
@@ -368,4 +371,144 @@ async fn for_a_client_that_does_not_read_no_more_is_read_than_its_socket_takes(d
     let megabytes = u64::try_from(MEGABYTES).expect("a small number");
     assert!(pages < megabytes * 3 / 2, "{pages} pages, of which one who reads needs {megabytes}");
     assert_eq!(first.len() + all(idle).await, length, "nothing is lost for whoever comes later");
+}
+
+#[db_testkit::test]
+async fn a_page_that_is_slower_than_the_heartbeat_is_asked_for_once_and_arrives(db: TestDb) {
+    let layer = open(&db).await;
+    let log = layer.events().create().await.expect("a log");
+    layer.events().finish(log, &[NewEvent::new("n", "1")]).await.expect("finished");
+    let answer = sse::events(&layer, log, Cursor::default()).await.expect("an answer");
+    let mut blocker = db.pool().begin().await.expect("begun");
+    sqlx::query("lock table event_log_batches").execute(&mut *blocker).await.expect("locked");
+    let mut chunks = answer.into_body().into_data_stream();
+    let mut next = async || {
+        let chunk =
+            timeout(PATIENCE, chunks.next()).await.expect("in time").expect("more").expect("no error");
+        String::from_utf8(chunk.to_vec()).expect("text")
+    };
+
+    assert_eq!(next().await, "retry: 1000\n\n");
+    assert_eq!(next().await, ":\n\n");
+    blocker.rollback().await.expect("released");
+
+    let event = next().await;
+    assert!(event.ends_with("\nevent: n\ndata: 1\n\n"), "{event:?}");
+    assert_eq!(layer.events().state().pages, 1);
+}
+
+/// Serves a log as a service does that closes when it is told to.
+async fn serve_until_closing(layer: &Db) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    let routes = Router::new().route("/{log}", get(events)).with_state(layer.clone());
+    let closing = layer.closing();
+    let server =
+        axum::serve(listener, routes).with_graceful_shutdown(async move { closing.cancelled().await });
+    (address, tokio::spawn(async move { server.await.expect("serves") }))
+}
+
+/// Asks for a log, and reads the first byte only.
+async fn stall(address: SocketAddr, log: LogId) -> TcpStream {
+    let mut socket = TcpStream::connect(address).await.expect("connected");
+    let request = format!("GET /{log} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.expect("asked");
+    socket.read_exact(&mut [0]).await.expect("it is answered");
+    socket
+}
+
+#[db_testkit::test]
+async fn clients_that_do_not_read_do_not_hold_up_a_shutdown(db: TestDb) {
+    let layer = open(&db).await;
+    let megabyte: Vec<NewEvent> = (0..16).map(|_| NewEvent::new("line", "x".repeat(1 << 16))).collect();
+    let (finished, open) = (layer.events().create().await, layer.events().create().await);
+    let (finished, open) = (finished.expect("a log"), open.expect("a log"));
+    for _ in 0..MEGABYTES / 2 {
+        layer.events().append(finished, &megabyte).await.expect("appended");
+        layer.events().append(open, &megabyte).await.expect("appended");
+    }
+    layer.events().append(open, &[NewEvent::new("line", "x".repeat(15 << 20))]).await.expect("appended");
+    layer.events().finish(finished, &[NewEvent::new("end", "")]).await.expect("finished");
+    let (address, server) = serve_until_closing(&layer).await;
+    let mut idle = Vec::new();
+    for log in [finished, open, finished, open] {
+        idle.push(stall(address, log).await);
+    }
+    // One that reads is told.
+    let mut reading = TcpStream::connect(address).await.expect("connected");
+    let request = format!("GET /{open} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    reading.write_all(request.as_bytes()).await.expect("asked");
+    let reading = tokio::spawn(async move {
+        let mut tail = Vec::new();
+        let mut chunk = vec![0; 1 << 16];
+        loop {
+            let read = reading.read(&mut chunk).await.expect("read");
+            if read == 0 {
+                return String::from_utf8(tail).expect("text");
+            }
+            tail.extend_from_slice(&chunk[..read]);
+            tail.drain(..tail.len().saturating_sub(80));
+        }
+    });
+    until("those that do not read are asked nothing more", async || {
+        let before = layer.events().state().pages;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        layer.events().state().pages == before
+    })
+    .await;
+
+    layer.closing().cancel();
+
+    timeout(PATIENCE, server).await.expect("the service has closed").expect("no panic");
+    let tail = timeout(PATIENCE, reading).await.expect("in time").expect("no panic");
+    assert!(tail.contains("retry: 200\nevent: stream-end\ndata: closing\n\n"), "{tail:?}");
+    drop(idle);
+}
+
+#[db_testkit::test]
+async fn a_client_that_reads_after_a_while_has_everything_once(db: TestDb) {
+    let layer = open(&db).await;
+    let log = layer.events().create().await.expect("a log");
+    // Lines that end in the middle of pieces, in events that are larger than a piece, in batches that are larger than a page.
+    let event = |n: usize| NewEvent::new("line", format!("{n}\r\n").repeat(n % 7 * 5000 + 1));
+    for batch in 0..24 {
+        let events: Vec<NewEvent> = (0..10).map(|n| event(batch * 10 + n)).collect();
+        layer.events().append(log, &events).await.expect("appended");
+    }
+    layer.events().finish(log, &[NewEvent::new("end", "")]).await.expect("finished");
+    let (address, _server) = serve_until_closing(&layer).await;
+    let all = async |mut socket: TcpStream| {
+        let mut answer = Vec::new();
+        let mut chunk = vec![0; 1 << 16];
+        while !answer.ends_with(b"\r\n0\r\n\r\n") {
+            let read = timeout(PATIENCE, socket.read(&mut chunk)).await.expect("in time").expect("read");
+            assert!(read > 0, "the answer was cut off");
+            answer.extend_from_slice(&chunk[..read]);
+        }
+        unchunked(&answer)
+    };
+    let slow = stall(address, log).await;
+    let whole = all(stall(address, log).await).await;
+    // Longer than a client that takes nothing holds a page.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+
+    assert!(all(slow).await == whole, "something is missing, or there twice");
+
+    assert!(whole.len() > 16 << 20, "{} bytes", whole.len());
+}
+
+/// The text of an answer in chunks, of which the first byte of the head was read.
+fn unchunked(answer: &[u8]) -> String {
+    let head = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
+    let (mut rest, mut all) = (&answer[head + 4..], Vec::new());
+    loop {
+        let line = rest.windows(2).position(|two| two == b"\r\n").expect("a chunk's size");
+        let size = std::str::from_utf8(&rest[..line]).expect("text");
+        let size = usize::from_str_radix(size, 16).expect("a size");
+        if size == 0 {
+            return String::from_utf8(all).expect("text");
+        }
+        all.extend_from_slice(&rest[line + 2..line + 2 + size]);
+        rest = &rest[line + 2 + size + 2..];
+    }
 }

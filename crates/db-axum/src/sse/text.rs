@@ -1,0 +1,166 @@
+//! Events in the form of the standard, piece by piece.
+
+use std::fmt::{self, Write};
+
+use db_layer::{Events, NewEvent};
+
+use super::Cursor;
+
+/// A page of events, and how far it was written.
+pub(super) struct Text {
+    events: Events,
+    /// The event before them.
+    before: Cursor,
+    number: usize,
+    part: Part,
+}
+
+/// How much of one event was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Part {
+    /// The lines before its data.
+    has_head: bool,
+    /// Bytes of its data.
+    data: usize,
+    /// Whether a line of it was begun and not ended.
+    in_line: bool,
+}
+
+impl Text {
+    /// A page of whose first event a part was written before.
+    pub(super) fn new(events: Events, before: Cursor, part: Part) -> Self {
+        Self { events, before, number: 0, part }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.number == self.events.len()
+    }
+
+    /// The event up to which all was written, and how much of the next one.
+    pub(super) fn place(&self) -> (Cursor, Part) {
+        let last = self.events[..self.number].last().map(|event| Cursor(event.id, Some(event.mark)));
+        (last.unwrap_or(self.before), self.part)
+    }
+
+    /// The next piece: `most` bytes, or some more to end a line. Empty when all is written.
+    pub(super) fn next(&mut self, most: usize) -> String {
+        let mut text = String::with_capacity(self.about(most));
+        while text.len() < most
+            && let Some(event) = self.events.get(self.number)
+        {
+            // One that was stored before such types were refused must not pass for the end.
+            let is_reserved = NewEvent::RESERVED_KINDS.contains(&&*event.kind);
+            let (before, kind, after) =
+                if is_reserved { ("", "", "") } else { ("event: ", &*event.kind, "\n") };
+            let head = format_args!("id: {}-{}\n{before}{kind}{after}", event.id, event.mark);
+            if self.part.write(head, &event.data, most, &mut text) {
+                self.number += 1;
+                self.part = Part::default();
+            }
+        }
+        text
+    }
+
+    /// How large the next piece will be.
+    fn about(&self, most: usize) -> usize {
+        let mut bytes = 0;
+        for event in &self.events[self.number..] {
+            bytes += event.data.len() + event.kind.len() + 48;
+            if bytes >= most {
+                return most + 128;
+            }
+        }
+        bytes
+    }
+}
+
+impl Part {
+    /// Writes an event until the text has `most` bytes; tells whether it is written whole.
+    fn write(&mut self, head: fmt::Arguments<'_>, data: &str, most: usize, text: &mut String) -> bool {
+        if !self.has_head {
+            text.write_fmt(head).expect("writing to a string");
+            self.has_head = true;
+        }
+        loop {
+            if text.len() >= most {
+                return false;
+            }
+            if !self.in_line {
+                text.push_str("data: ");
+                self.in_line = true;
+            }
+            let rest = data.get(self.data..).unwrap_or_default();
+            let fits = &rest[..rest.floor_char_boundary(most.saturating_sub(text.len()))];
+            // The standard ends a line with any of CR, LF and CRLF. JSON has none of them.
+            if let Some(end) = fits.find(['\r', '\n']) {
+                text.push_str(&fits[..end]);
+                text.push('\n');
+                self.data += end + if rest[end..].starts_with("\r\n") { 2 } else { 1 };
+                self.in_line = false;
+            } else {
+                text.push_str(fits);
+                self.data += fits.len();
+                if fits.len() < rest.len() {
+                    return false;
+                }
+                text.push_str("\n\n");
+                return true;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "id: 7\nevent: line\n";
+
+    /// The whole event at once, as the standard has it.
+    fn whole(data: &str) -> String {
+        let lines = data.split("\r\n").flat_map(|part| part.split(['\r', '\n']));
+        let lines: String = lines.map(|line| format!("data: {line}\n")).collect();
+        format!("{HEAD}{lines}\n")
+    }
+
+    #[test]
+    fn the_pieces_of_an_event_are_the_event_wherever_it_is_cut() {
+        for data in [
+            "",
+            "a",
+            "\n",
+            "\r\n",
+            "\n\r",
+            "a\r\nb\rc\nd",
+            "\r\r\n\n",
+            "äöü\r\n🦀🦀\n",
+            "a longer line, and\none more\n",
+        ] {
+            for most in 1..80 {
+                let (mut all, mut part) = (String::new(), Part::default());
+                loop {
+                    // Whoever has stalled begins again with a copy of it.
+                    let mut again = part;
+                    let mut piece = String::new();
+                    let is_whole = again.write(format_args!("{HEAD}"), data, most, &mut piece);
+                    part = again;
+                    assert!(piece.len() <= most + HEAD.len() + "data: \n\n".len(), "{piece:?}");
+                    assert!(
+                        is_whole || !piece.is_empty() || most < 4,
+                        "{data:?} in pieces of {most} goes on"
+                    );
+                    all += &piece;
+                    if is_whole {
+                        break;
+                    }
+                    if most < 4 && piece.is_empty() {
+                        // No room for a letter of four bytes.
+                        all = whole(data);
+                        break;
+                    }
+                }
+                assert_eq!(all, whole(data), "{data:?} in pieces of {most}");
+            }
+        }
+    }
+}
