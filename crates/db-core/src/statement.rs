@@ -13,6 +13,7 @@ use crate::question::Standing;
 
 /// What is known of a connection between two statements.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is known, or not, whatever the others are")]
 pub(crate) struct State {
     /// A statement was begun and its end not seen.
     in_flight: Option<Flight>,

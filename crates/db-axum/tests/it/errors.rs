@@ -146,7 +146,11 @@ async fn a_clients_value_is_400_and_a_mistake_in_the_statement_is_500_with_an_er
 
     for (sql, value, code, status, level) in client.into_iter().chain(handler) {
         let met = sqlx::query(sql).bind(value).fetch_all(layer.api()).await.expect_err(sql);
-        assert_eq!(met.as_database_error().and_then(|met| met.code()).as_deref(), Some(code), "{sql}: {met}");
+        assert_eq!(
+            met.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(),
+            Some(code),
+            "{sql}: {met}"
+        );
 
         let levels = Levels::default();
         let answer = tracing::subscriber::with_default(levels.clone(), || db_axum::Error::from(met));
