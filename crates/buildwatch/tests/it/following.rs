@@ -45,10 +45,21 @@ async fn watching_from_the_end_of_an_ended_build_prints_nothing_and_ends(db: Tes
     let home = Home::on(&db);
     assert!(home.run("echo one; echo two").status.success());
 
-    for (from, expected) in [("0", "one\ntwo\n"), ("1", "two\n"), ("2", ""), ("3", ""), ("99", "")] {
+    for (from, expected) in [("0", "one\ntwo\n"), ("1", "two\n"), ("2", ""), ("3", "")] {
         let output = home.output(["watch", "1", "--from", from]);
         assert_eq!((out(&output).as_str(), output.status.code()), (expected, Some(0)), "from {from}");
     }
+}
+
+#[db_testkit::test]
+async fn watching_from_beyond_the_end_says_where_the_end_is(db: TestDb) {
+    let home = Home::on(&db);
+    assert!(home.run("echo one; echo two").status.success());
+
+    let output = home.output(["watch", "1", "--from", "99"]);
+
+    assert_eq!((out(&output).as_str(), output.status.code()), ("", Some(1)));
+    assert!(err(&output).contains("`buildwatch watch 1 --from 3`"), "{}", err(&output));
 }
 
 #[db_testkit::test]
@@ -102,7 +113,7 @@ async fn watch_says_how_a_build_ended_and_ends_like_it_when_asked_to(db: TestDb)
         }
     }
     // Where there is nothing left to print, too.
-    let output = home.output(["watch", "1", "--from", "99", "--exit-code"]);
+    let output = home.output(["watch", "1", "--from", "1", "--exit-code"]);
     assert_eq!((out(&output), output.status.code()), (String::new(), Some(3)));
     assert_eq!(home.output(["watch", "4711", "--exit-code"]).status.code(), Some(125));
 }
