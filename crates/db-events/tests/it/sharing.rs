@@ -145,9 +145,9 @@ async fn a_log_that_is_removed_while_it_is_followed_ends_its_streams_with_the_re
         next_batch(&mut stream).await.expect("the first");
         streams.spawn(async move { stream.next_batch().await });
     }
-    for remove in ["delete from event_log_batches", "delete from event_logs"] {
-        sqlx::query(remove).execute(&db.pool()).await.expect("removed");
-    }
+    // At once: a log that has lost its events and is there still is another thing.
+    let remove = "with events as (delete from event_log_batches) delete from event_logs";
+    sqlx::query(remove).execute(&db.pool()).await.expect("removed");
 
     while let Some(ended) = timeout(PATIENCE, streams.join_next()).await.expect("in time") {
         let ended = ended.expect("no panic");
