@@ -4,7 +4,7 @@ use db_core::{Pool, PoolOptions};
 use db_testkit::{TestDb, until};
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::support::{PATIENCE, config};
+use crate::support::{PATIENCE, config, until_repaired};
 
 /// All that could be met of somebody else's, in one text.
 const LEFT: &str = "select concat_ws(', ', \
@@ -27,6 +27,7 @@ fn pool_of_one(db: &TestDb) -> Pool {
 }
 
 async fn left(pool: &Pool) -> String {
+    until_repaired(pool).await;
     sqlx::query(LEFT).fetch_one(pool.handle()).await.expect("what is left").get(0)
 }
 

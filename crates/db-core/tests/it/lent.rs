@@ -13,7 +13,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor, SqlSafeStr};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::support::{PATIENCE, config, patient_pool};
+use crate::support::{PATIENCE, config, patient_pool, until_repaired};
 
 /// Does something with the connection, at most for so many polls. Says whether it was done.
 type Use = for<'a> fn(&'a mut PgConnection, usize) -> BoxFuture<'a, bool>;
@@ -338,6 +338,7 @@ async fn the_next_user_gets_his_own_answer_whatever_was_done_to_a_lent_connectio
                     async move { with(ground.conn().await.as_sqlx(), polls).await }.boxed()
                 })
                 .await;
+            until_repaired(&ground.pool).await;
             let closed = ground.pool.stats().totals.beyond_repair - before;
             assert_eq!(closed >= uses.len() as u64, costs, "{closed} closed, {reset:?}");
             assert!(costs || closed == 0, "{closed} closed, {reset:?}");

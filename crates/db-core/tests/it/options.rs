@@ -12,7 +12,7 @@ use sqlx::Row;
 use tracing::Level;
 
 use crate::events::Events;
-use crate::support::{PATIENCE, config, of_connections, take};
+use crate::support::{PATIENCE, config, of_connections, take, until_repaired};
 
 /// Longer than any test: what has this limit meets none.
 const NEVER: Duration = Duration::from_hours(1);
@@ -42,6 +42,7 @@ fn through(proxy: &Proxy, options: PoolOptions) -> Pool {
 }
 
 async fn pid(pool: &Pool) -> i32 {
+    until_repaired(pool).await;
     pool.handle().acquire().await.expect("a connection").pid()
 }
 
@@ -60,6 +61,7 @@ async fn setting(pool: &Pool, name: &str) -> String {
 }
 
 async fn search_path(pool: &Pool) -> String {
+    until_repaired(pool).await;
     sqlx::query_scalar("show search_path").fetch_one(pool.handle()).await.expect("a path")
 }
 

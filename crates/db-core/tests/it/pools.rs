@@ -6,7 +6,7 @@ use db_core::{Class, Config, Error, Pool, PoolOptions};
 use db_testkit::{TestDb, poll_then_drop};
 use sqlx::Executor;
 
-use crate::support::{PATIENCE, config, patient_pool, pool};
+use crate::support::{PATIENCE, config, patient_pool, pool, until_repaired};
 
 #[db_testkit::test]
 async fn handles_connections_and_transactions_are_executors(db: TestDb) {
@@ -186,6 +186,7 @@ async fn what_changes_a_session_never_reaches_the_next_user(db: TestDb) {
 /// What a user would notice of the users before: whether a transaction is open, the settings, what is listened to, what is
 /// prepared by name, and temporary tables.
 async fn session(pool: &Pool) -> (bool, String, i64, i64, i64) {
+    until_repaired(pool).await;
     let mut conn = pool.handle().acquire().await.expect("a connection");
     // Asked as a first statement, since a transaction's clock stands still.
     let open: bool = sqlx::query_scalar("select now() <> statement_timestamp() as open")
@@ -217,6 +218,7 @@ async fn a_connection_that_was_used_as_usual_is_given_back(db: TestDb) {
 
 /// The server process that the pool's only connection leads to.
 async fn backend(pool: &Pool) -> i32 {
+    until_repaired(pool).await;
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(pool.handle()).await.expect("a process id")
 }
 

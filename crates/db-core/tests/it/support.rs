@@ -35,6 +35,11 @@ pub(crate) fn of_connections(sessions: &[Session]) -> usize {
     sessions.iter().filter(|session| !session.application_name.ends_with(" control")).count()
 }
 
+/// Waits until what was given back is repaired. A repair that takes long lets the next caller have another session meanwhile.
+pub(crate) async fn until_repaired(pool: &Pool) {
+    until("all are repaired", async || pool.stats().repairing == 0).await;
+}
+
 /// So many connections of the pool at once.
 pub(crate) async fn take(pool: &Pool, count: usize) -> Vec<Conn> {
     let mut conns = Vec::new();
