@@ -22,12 +22,18 @@ const LONG: Retry = Retry {
     max_pause: Duration::from_millis(100),
 };
 
-/// Each leaves a row, so that one which ran twice would leave two. The second waits for whoever has the lock 4711.
+/// Each leaves a row, so that one which ran twice would leave two. The second waits for as long as there is a
+/// table `obstacle`, which outlives its server.
 async fn migrations() -> Migrations {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, sql) in [
         ("1_ran.up.sql", "create table ran (version int); insert into ran values (1)"),
-        ("2_waits.up.sql", "insert into ran values (2); select pg_advisory_xact_lock(4711)"),
+        (
+            "2_waits.up.sql",
+            "insert into ran values (2); \
+             do $$ begin while exists (select from pg_class where relname = 'obstacle') \
+             loop perform pg_sleep(0.01); end loop; end $$",
+        ),
         ("3_more.up.sql", "insert into ran values (3)"),
     ] {
         fs::write(folder.path().join(name), sql).expect("written");
@@ -166,6 +172,7 @@ async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
     let pool = PoolOptions { min_idle: 1, ..PoolOptions::named("gc") };
 
     // The first step.
+    sqlx::raw_sql("create table obstacle ()").execute(&db.pool()).await.expect("an obstacle");
     let mut gate = Gate::close(&db).await;
     let opening = spawn(options(&config(&db)).await.pool(pool));
     gate.until(1).await;
@@ -173,21 +180,18 @@ async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
     server.until_up().await.expect("up");
 
     // In the middle of the migrations, the lock for which went with the server, too.
-    let mut blocker = db.options().application_name("db-testkit").connect().await.expect("a connection");
-    sqlx::query("select pg_advisory_lock(4711)").execute(&mut blocker).await.expect("locked");
     let waits = |sessions: &[db_testkit::Session]| {
-        sessions.iter().any(|it| it.wait.as_deref() == Some("Lock: advisory"))
+        sessions.iter().any(|it| it.wait.as_deref() == Some("Timeout: PgSleep"))
     };
     db.until_sessions("a migration waits", waits).await;
     server.stop(Stop::Immediate).await.expect("stopped");
     server.until_up().await.expect("up");
 
     // A second one, so that the gate is closed before the pools and the bus are there.
-    let mut blocker = db.options().application_name("db-testkit").connect().await.expect("a connection");
-    let locked = sqlx::query("select pg_advisory_lock(4711)").execute(&mut blocker).await;
-    locked.expect("locked");
     db.until_sessions("a migration waits", waits).await;
+    let mut blocker = db.options().application_name("db-testkit").connect().await.expect("a connection");
     let mut gate = Gate::close(&db).await;
+    sqlx::raw_sql("drop table obstacle").execute(&mut blocker).await.expect("out of the way");
     blocker.close().await.expect("closed");
     // The pool's idle connection, and the bus's.
     gate.until(2).await;
