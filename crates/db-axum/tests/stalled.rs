@@ -94,7 +94,7 @@ async fn cost(layer: &Db, log: LogId, clients: usize, apart: i64) {
     let all = HEAP.current_usage().saturating_sub(before);
     println!(
         "{clients} clients: {} KiB each, {} MiB together, {} MiB at most",
-        all / clients >> 10,
+        (all / clients) >> 10,
         all >> 20,
         HEAP.peak_usage() >> 20
     );

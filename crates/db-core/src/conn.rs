@@ -442,7 +442,7 @@ impl Conn {
     /// A [`PoolerError`] when there is a pooler in between that would leave it to others.
     fn take_note(&mut self, text: &Text) -> Result<(), PoolerError> {
         self.admit(|| text.needs_session())?;
-        let changes_session = text.changes_session();
+        let changes_session = text.changes_session(&mut self.live_mut().known);
         // Outside of a transaction, what sets something for the session only is of interest.
         if changes_session || self.state.transaction != Transaction::None {
             self.state.reads_only |= says_that_it_reads_only(text.as_str());

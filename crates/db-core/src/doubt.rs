@@ -59,11 +59,9 @@ impl Doubt {
 
     /// Nobody will ever know.
     pub(crate) fn unknown(&mut self) {
-        if self.0.is_some() {
-            let mut hooks = self.take();
-            hooks.retain(|hook| hook.when == When::NotRolledBack);
-            run(hooks);
-        }
+        let mut hooks = self.take();
+        hooks.retain(|hook| hook.when == When::NotRolledBack);
+        run(hooks);
     }
 
     fn take(&mut self) -> Vec<Hook> {
@@ -73,8 +71,12 @@ impl Doubt {
 }
 
 impl Drop for Doubt {
+    #[inline]
     fn drop(&mut self) {
-        self.unknown();
+        // Of each statement, of which hardly any has something to run.
+        if self.0.is_some() {
+            self.unknown();
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use sqlx::postgres::{PgArguments, PgStatement};
 use sqlx::{AssertSqlSafe, Execute, Postgres, SqlSafeStr, SqlStr};
 
 use crate::pooler::Needs;
-use crate::sql;
+use crate::sql::{self, Known};
 
 /// A statement taken apart, so that its text can be read before it is sent. It is sent from where it is, as `&mut Text`: the
 /// driver's future holds what it is given, and is made for every statement.
@@ -67,8 +67,8 @@ impl Text {
 
     /// Whether the session may be another one afterwards, as far as the text shows it. A raw text may be many statements, and
     /// ends at the first that fails: it is always suspected.
-    pub(crate) fn changes_session(&self) -> bool {
-        self.is_raw || sql::changes_session(self.as_str())
+    pub(crate) fn changes_session(&self, known: &mut Known) -> bool {
+        self.is_raw || known.changes_session(&self.sql)
     }
 
     /// What it needs of its session that a pooler would not keep for it.

@@ -119,7 +119,7 @@ mod tests {
     /// The whole event at once, as the standard has it.
     fn whole(data: &str) -> String {
         let lines = data.split("\r\n").flat_map(|part| part.split(['\r', '\n']));
-        let lines: String = lines.map(|line| format!("data: {line}\n")).collect();
+        let lines: String = lines.flat_map(|line| ["data: ", line, "\n"]).collect();
         format!("{HEAD}{lines}\n")
     }
 

@@ -22,6 +22,7 @@ use crate::companions::Companions;
 use crate::connect::ConnectFailure;
 use crate::question::Numbers;
 use crate::role::Role;
+use crate::sql::Known;
 use crate::statement::{Flight, State};
 use crate::tracker::{Returned, Session};
 use crate::{Config, Pooler, Tracking};
@@ -47,6 +48,8 @@ pub(crate) struct Live {
     pub(crate) plans: u64,
     /// How many statements were cut off on it since the server last forgot all that were prepared.
     pub(crate) cut_off: u32,
+    /// Texts that were judged before.
+    pub(crate) known: Known,
     /// What the questions on it are told apart by.
     pub(crate) numbers: Numbers,
     /// How many times types had been found stale when it was dialled: the driver never forgets one.
@@ -80,10 +83,6 @@ pub(crate) struct Parcel {
 }
 
 impl Parcel {
-    #[expect(
-        clippy::unnecessary_box_returns,
-        reason = "the box was made when it was dialled, and is what is handed around"
-    )]
     pub(crate) fn open(mut self) -> Box<Live> {
         self.live.take().expect("a parcel is opened once")
     }

@@ -16,6 +16,7 @@ use crate::keepalive::kept_alive;
 use crate::pooler::follows_statements;
 use crate::question::Numbers;
 use crate::role::{Role, question};
+use crate::sql::Known;
 use crate::tracker::Session;
 use crate::{Config, Pooler};
 
@@ -117,6 +118,7 @@ impl Dial {
             generation: core.generation,
             plans: core.plans,
             cut_off: 0,
+            known: Known::default(),
             numbers: Numbers::new(),
             types: core.types,
             role,

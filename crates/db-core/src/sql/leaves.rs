@@ -97,7 +97,7 @@ const EVERYDAY: [&str; 5] = ["select", "insert", "update", "delete", "with"];
 
 /// Whether the session may be another one after this text: in a transaction, with other settings, listening, with locks, with
 /// things prepared, declared or created for itself.
-pub(crate) fn changes_session(sql: &str) -> bool {
+pub(super) fn changes_session(sql: &str) -> bool {
     !is_plain(sql) && effects(sql).iter().any(|effect| effect.leaves == Stays)
 }
 
@@ -109,8 +109,8 @@ pub(crate) fn needs_session(sql: &str, is_raw: bool) -> Option<Needs> {
     effects(sql).iter().find_map(|effect| effect.needs)
 }
 
-/// Whether a text is an everyday statement that has no word in it worth a second look. Asked of every statement, so nothing
-/// is taken apart here.
+/// Whether a text is an everyday statement that has no word in it worth a second look. Nothing is taken
+/// apart for that.
 fn is_plain(sql: &str) -> bool {
     let bytes = after_blanks(sql).as_bytes();
     let is_everyday = EVERYDAY.iter().any(|keyword| {

@@ -133,7 +133,7 @@ async fn a_pool_of_one_connection_serves_everybody(db: TestDb) {
 
     let done = timeout(PATIENCE, async {
         while let Some(one) = all.join_next().await {
-            one.expect("no panic")
+            one.expect("no panic");
         }
     });
 

@@ -156,6 +156,10 @@ impl WatchedChannels {
     /// A task announces, until the last handle and the last [`Watch`] are dropped, or the bus is closed. It runs where the bus's
     /// tasks run, wherever the map is made. On a bus that does not listen yet, such as a [lazy](Bus::lazy) one, it begins with the
     /// first use.
+    ///
+    /// # Panics
+    ///
+    /// When the operating system gives no random numbers.
     #[must_use]
     pub fn new(bus: &Bus, announcements: &Topic, options: &WatchOptions) -> Self {
         let renewal = options.renewal.clamp(Duration::from_millis(10), DAY);
