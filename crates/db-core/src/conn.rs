@@ -148,6 +148,7 @@ impl Conn {
 
     /// sqlx's own connection, for code that insists on it. Nothing is known of what is done with it, so before the next
     /// statement that does not go through it, one round trip asks where the session stands, and the session is reset afterwards.
+    /// Behind a [pooler](crate::Pooler::Transaction), the connection is closed afterwards.
     ///
     /// That statement fails with [`Error::Lent`], and is not sent, when the session gives each statement the answer of another:
     /// sqlx loses count of the answers when a `COPY` does not end as it should, for example when its future is dropped. The

@@ -23,6 +23,8 @@ pub(crate) struct State {
     pub(crate) session_changed: bool,
     /// Statements were sent past us, so nobody knows whether the transaction has failed meanwhile.
     pub(crate) unseen: bool,
+    /// sqlx's own connection was lent.
+    pub(crate) was_lent: bool,
     /// A text that went through us may have begun a transaction.
     pub(crate) may_be_begun: bool,
     pub(crate) transaction: Transaction,
@@ -107,6 +109,7 @@ impl State {
 
     /// Notes that sqlx's own connection is lent. What failed before may be mended by what is done with it.
     pub(crate) fn lend(&mut self) {
+        self.was_lent = true;
         self.session_changed = true;
         self.unseen = true;
         self.in_flight = Some(Flight::Lent);

@@ -252,7 +252,9 @@ async fn mend(inner: &Arc<Inner>, live: &mut Live, state: &mut State) -> Result<
     if end.cancel == Cancel::Unanswered {
         return Ok(Mended::Doubtful);
     }
-    if state.is_useless() {
+    // A pooler counts answers, too, and loses count of a COPY in a way that no question can find out: it answers the question
+    // rightly, and leaves something out of the answer to a statement that is prepared later.
+    if state.is_useless() || (state.was_lent && inner.is_pooled()) {
         return Ok(Mended::Useless);
     }
 
