@@ -68,10 +68,11 @@ async fn a_log_first_followed_on_a_runtime_that_ends_is_followed_on(db: TestDb) 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn streams_go_on_when_the_runtime_of_their_bus_has_ended(db: TestDb) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
+    let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
     let pool = Pool::new(&config, PoolOptions::backend());
     let (bus, elsewhere) = tokio::task::spawn_blocking(move || {
         let runtime = runtime();
-        let bus = runtime.block_on(Bus::open(&config, BusOptions::default())).expect("a bus");
+        let bus = runtime.block_on(Bus::open(&direct, BusOptions::default())).expect("a bus");
         (bus, runtime)
     })
     .await

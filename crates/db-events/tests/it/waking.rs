@@ -12,8 +12,9 @@ use crate::support::{PATIENCE, numbered};
 /// A writer that is in doubt about who watches, so that it notifies of everything, and a bus of somebody else's.
 async fn writer_and_bus(db: &TestDb) -> (EventLog, Bus) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
-    let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
-    let other = Bus::open(&config, BusOptions::default()).await.expect("another bus");
+    let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
+    let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
+    let other = Bus::open(&direct, BusOptions::default()).await.expect("another bus");
     let pool = Pool::new(&config, PoolOptions { max: 1, ..PoolOptions::backend() });
     (EventLog::new(pool, &bus), other)
 }
