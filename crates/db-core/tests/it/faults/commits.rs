@@ -348,7 +348,7 @@ async fn a_commit_whose_future_was_dropped_is_heard_in_the_background(db: TestDb
 async fn a_commit_that_was_refused_behind_a_dropped_future_runs_nothing(db: TestDb) {
     table(&db).await;
     sqlx::raw_sql(
-        "create function refuse() returns trigger language plpgsql as 'begin raise exception $$no$$; end';
+        "create function refuse() returns trigger language plpgsql as 'begin perform pg_sleep(0.2); raise exception $$no$$; end';
          create constraint trigger refuse after insert on t deferrable initially deferred
            for each row execute function refuse()",
     )
@@ -430,6 +430,8 @@ async fn a_statement_that_was_cut_off_says_so_once_it_has_ended(db: TestDb) {
     table(&db).await;
     let (proxy, pool) = stage(&db, options(2));
     let insert = "insert into t values (1)";
+    // Its answer cannot be there at the first poll.
+    let slow = "insert into t select 1 from pg_sleep(0.2)";
     let taken = async || {
         let hooks = Hooks::default();
         let mut conn = pool.handle().acquire().await.expect("a connection");
@@ -442,10 +444,10 @@ async fn a_statement_that_was_cut_off_says_so_once_it_has_ended(db: TestDb) {
     sqlx::query("select 1 / 0").execute(&mut conn).await.expect_err("a division by zero");
     drop(conn);
     let (mut conn, cut) = taken().await;
-    assert!(poll_then_drop(sqlx::raw_sql(insert).execute(&mut conn), 1).await.is_none());
+    assert!(poll_then_drop(sqlx::raw_sql(slow).execute(&mut conn), 1).await.is_none());
     drop(conn);
     let (mut conn, drained) = taken().await;
-    assert!(poll_then_drop(sqlx::raw_sql(insert).execute(&mut conn), 1).await.is_none());
+    assert!(poll_then_drop(sqlx::raw_sql(slow).execute(&mut conn), 1).await.is_none());
     sqlx::query("select 1").execute(&mut conn).await.expect("the next one");
     assert_eq!(drained.run(), 1, "the connection is still used");
     drop(conn);
