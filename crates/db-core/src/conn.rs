@@ -172,7 +172,9 @@ impl Conn {
         if runtime.runtime_flavor() != RuntimeFlavor::MultiThread {
             return;
         }
-        let error = match block_in_place(|| runtime.block_on(timeout(REST_LIMIT, self.drain()))) {
+        // Cancelled in time, in a transaction, too: what is sent on the connection that is lent would wait for it.
+        let rest = self.end_what_was_cut_off(false, REST_LIMIT / 4);
+        let error = match block_in_place(|| runtime.block_on(timeout(REST_LIMIT, rest))) {
             Ok(Ok(())) => return,
             Ok(Err(error)) => said(&error),
             Err(_) => format!("it takes longer than {REST_LIMIT:?}"),
@@ -281,22 +283,26 @@ impl Conn {
             Transaction::None => self.state.session_changed,
             Transaction::Aborted => false,
         };
-        self.end_what_was_cut_off(is_open).await
+        let patience = if is_open { LET_A_TRANSACTION_GO_ON } else { LET_IT_END };
+        self.end_what_was_cut_off(is_open, patience).await
     }
 
     /// The same, where the transaction around it is to be undone: it is cancelled at once.
     pub(crate) async fn give_up(&mut self) -> Result<(), sqlx::Error> {
-        self.end_what_was_cut_off(false).await
+        self.end_what_was_cut_off(false, LET_IT_END).await
     }
 
-    async fn end_what_was_cut_off(&mut self, keeps_transaction: bool) -> Result<(), sqlx::Error> {
+    async fn end_what_was_cut_off(
+        &mut self,
+        keeps_transaction: bool,
+        patience: Duration,
+    ) -> Result<(), sqlx::Error> {
         let Some(flight) = self.state.in_flight() else { return Ok(()) };
         if matches!(flight, Flight::Lent | Flight::OutOfStep) {
             let standing = self.ask().await?;
             return self.state.stands(standing).map_err(|found| self.not_sent(found));
         }
         let limit = self.limit();
-        let patience = if keeps_transaction { LET_A_TRANSACTION_GO_ON } else { LET_IT_END };
         let by_text = self.state.transaction == Transaction::None;
         let live = self.live.as_mut().expect("there until it is dropped");
         let rested = timeout(limit.wait, async {
