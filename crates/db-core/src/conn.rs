@@ -156,7 +156,7 @@ impl Conn {
     /// sqlx's connection, for which the statement was not meant.
     ///
     /// When a statement was cut off on the connection, its end is waited for here, on this thread and for 1 s at most, or sqlx would
-    /// take its error for that of the next. On a runtime of one thread it is not waited for: [`ping`](Self::ping) first.
+    /// take its error for that of the next. After 0.25 s it is cancelled; a transaction around it has failed then (25P02). On a runtime of one thread it is not waited for: [`ping`](Self::ping) first.
     pub fn as_sqlx(&mut self) -> &mut PgConnection {
         self.rest_on_this_thread();
         self.state.lend();
