@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use db_core::{Config, Error, Pool, PoolOptions, RetryPolicy, TxOptions};
 use db_notify::{Bus, NotifyAfterCommit, NotifyError, NotifyInError, OnBus, WatchOptions, WatchedChannels};
@@ -107,13 +108,20 @@ async fn a_pool_without_a_bus_says_so(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_transaction_that_is_dropped_at_any_poll_notifies_if_it_was_committed(db: TestDb) {
-    let (_proxy, pool, bus) = cut_off(&db).await;
+    let (proxy, pool, bus) = cut_off(&db).await;
     let mut orders = bus.subscribe(&topic("orders"), 1000);
+    // No answer is there at the first poll after its question.
+    proxy.latency(Duration::from_millis(1));
 
     let mut n = 0;
-    // Once to connect and to prepare; then again, to be cut off at each poll.
+    // Once to connect and to prepare; then again, to be cut off at each poll of the same way.
     for polls in [1000].into_iter().chain(0..) {
         n += 1;
+        until("the connection is back", async || {
+            let stats = pool.stats();
+            stats.in_use + stats.repairing + stats.dialling == 0
+        })
+        .await;
         let done = poll_then_drop(order(&pool, n), polls).await.is_some();
         if done && n > 1 {
             break;
