@@ -6,6 +6,14 @@ default:
 run:
     cargo run -p buildwatch
 
+# One test of a crate, or those whose path begins with NAME: `just t db-core cancelling:: --nocapture`.
+t CRATE NAME="" *ARGS:
+    cargo test -p {{ CRATE }} --test it -- {{ NAME }} {{ ARGS }}
+
+# What can be said of the code without running it.
+check:
+    .ci/run format clippy alone docs arrows
+
 # The tests: on compose PostgreSQL where Docker runs, else on a server of their own.
 test *ARGS:
     #!/usr/bin/env bash
@@ -17,9 +25,22 @@ test *ARGS:
     fi
     cargo test {{ ARGS }}
 
-# Everything that decides whether a change may land.
-ci:
-    bash .ci/run
+# The tests on each PostgreSQL that is supported, or on those that are named.
+matrix *MAJORS="14 15 16 17 18":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    for major in {{ MAJORS }}; do
+        programs=$(.ci/postgres "$major")
+        env -u DATABASE_URL DB_EMBEDDED_PGBIN="$programs" cargo test
+    done
+
+# Writes the libraries' public API to dev/api/, and prints what is different now.
+api:
+    cargo run -q -p api
+
+# What decides whether a change may land, or some of its steps (`.ci/run --list`).
+ci *STEPS:
+    .ci/run {{ STEPS }}
 
 # Writes .sqlx/ anew, from a fresh database.
 prepare:
