@@ -23,7 +23,7 @@ pub(crate) fn expand(arguments: &Arguments, function: ItemFn) -> syn::Result<imp
         #(#attrs)*
         #vis fn #name() #output {
             #sig #block
-            ::db_testkit::__private::run(#migrations, #name)
+            ::db_testkit::__private::run_test(#migrations, #name)
         }
     })
 }

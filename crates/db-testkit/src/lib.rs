@@ -58,8 +58,7 @@
 //!
 //! [`PgBouncer`] starts one in front of a test's database, in transaction mode or as it is told, with the settings of
 //! production's file if that is [included](PgBouncerBuilder::include); it is killed and started again like a server. Its program
-//! has to be on the machine, or be named by `DB_TESTKIT_PGBOUNCER`. The tests of the kit's own that need it are behind the
-//! feature `pgbouncer-tests`.
+//! has to be on the machine, or be named by `DB_TESTKIT_PGBOUNCER`.
 //!
 //! # Which server
 //!
@@ -70,6 +69,11 @@
 //! Otherwise one starts by itself, in half a second, from the PostgreSQL programs on this machine (see [`db_embedded`]). All
 //! tests of this OS user that run at the same time share it, whether they are threads of `cargo test` or processes of
 //! `cargo nextest`; the last one out ends it and removes its folder.
+//!
+//! # What a test logs
+//!
+//! `DB_TESTKIT_LOG=my_service=debug,db_core=info cargo test NAME -- --nocapture` prints what a test logs by `tracing`. Without the
+//! variable the kit listens to nothing.
 //!
 //! # How it is fast
 //!
@@ -82,6 +86,10 @@
 //!
 //! On the server of `DATABASE_URL`: the template, so that the next run finds it; it is dropped when nobody used it for a
 //! day. The databases of killed tests are dropped by the tests that come after them.
+//!
+//! # Features
+//!
+//! This crate has no cargo features.
 
 mod address;
 mod admin;
@@ -132,6 +140,7 @@ pub use migrations::Migrations;
 pub use pgbouncer::{PgBouncer, PgBouncerBuilder};
 pub use polls::poll_then_drop;
 pub use proxy::Proxy;
+pub use run::run;
 pub use server::TestServer;
 pub use sessions::{Lock, Session};
 pub use stop::Stop;
@@ -140,5 +149,5 @@ pub use until::until;
 /// For the macro's expansion only.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::run::run;
+    pub use crate::run::run_test;
 }
