@@ -21,6 +21,10 @@
 //!   when the database is away, and so on; the text is the status's own, the log has the rest.
 //! * [`sse`] answers with an event log, live, resumed by `Last-Event-ID`.
 //! * [`health`] is `/health/live` and `/health/ready`.
+//!
+//! # Features
+//!
+//! This crate has no cargo features.
 
 mod error;
 pub mod health;

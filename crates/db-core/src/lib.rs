@@ -62,6 +62,12 @@
 //! | `db_core::pool` | `warn` | no connection could be made; one is held for too long; a task waits for a second one; statements that were cut off cannot be cancelled; what closing cut off |
 //! | `db_core::conn` | `info` | a connection that was held for too long came back after all |
 //! | `db_core::retry`, `db_core::handle` | `info` | something is done again |
+//!
+//! # Features
+//!
+//! | feature | on by default | what it adds |
+//! |---|---|---|
+//! | `clap` | no | `settings` as flags of the command line |
 
 mod class;
 mod companions;

@@ -49,6 +49,10 @@
 //! takes nothing with it: the next one to join starts another, which adopts the server.
 //!
 //! The supervisor needs `/bin/sh`, and `flock` of util-linux or `perl`.
+//!
+//! # Features
+//!
+//! This crate has no cargo features.
 
 mod account;
 mod binaries;

@@ -67,6 +67,10 @@
 //! query looks at all logs that are followed in a process, now and then and after each gap of the bus, and wakes the readers of
 //! those that have moved. An append to a log that nobody follows notifies nobody
 //! ([`WatchedChannels`](db_notify::WatchedChannels)).
+//!
+//! # Features
+//!
+//! This crate has no cargo features.
 
 mod append;
 mod appender;

@@ -25,6 +25,12 @@
 //! | [`shutdown`](Db::shutdown) | the same without a service and signals, with one deadline |
 //!
 //! This crate knows nothing of HTTP; `db-axum` does.
+//!
+//! # Features
+//!
+//! | feature | on by default | what it adds |
+//! |---|---|---|
+//! | `clap` | no | [`Settings`] is `clap::Args`, for `#[command(flatten)]` |
 
 mod db;
 #[cfg(unix)]

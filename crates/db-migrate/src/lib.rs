@@ -33,6 +33,10 @@
 //!
 //! A database that has a migration which the program does not know, a file that was changed after it was applied, a new
 //! file with an older version than one already applied, and going down over a version that has no down file.
+//!
+//! # Features
+//!
+//! This crate has no cargo features.
 
 mod error;
 mod lock;

@@ -101,6 +101,12 @@
 //! With the feature `memory`, `Memory` is a place in the process's own memory where buses meet, for tests of programs that use
 //! one: [`Bus::over`]. It keeps the same promises, shown by the same suite of tests, and is lost when the test says so. Both are
 //! a [`link::Link`], whose sessions are a [`link::Listener`] and a [`link::Sender`].
+//!
+//! # Features
+//!
+//! | feature | on by default | what it adds |
+//! |---|---|---|
+//! | `memory` | no | `Memory`, a bus without a database, for tests of programs that use one |
 
 mod bus;
 mod channel;

@@ -8,7 +8,7 @@ mod following;
 mod http;
 mod interrupting;
 mod live;
-#[cfg(feature = "page-tests")]
+#[cfg(page_tests)]
 mod page;
 mod printing;
 mod running;

@@ -12,8 +12,6 @@ mod leaving;
 mod lent;
 mod limits;
 mod options;
-#[cfg(feature = "pgbouncer-tests")]
-mod pooler;
 mod pools;
 mod queue;
 mod refused;

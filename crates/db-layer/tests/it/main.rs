@@ -6,8 +6,6 @@ mod lazy;
 mod log;
 mod opening;
 mod options;
-#[cfg(feature = "pgbouncer-tests")]
-mod pooler;
 mod secrets;
 mod served;
 mod settings;

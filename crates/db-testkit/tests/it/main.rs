@@ -5,12 +5,8 @@ mod activity;
 mod attribute;
 mod child;
 mod databases;
-#[cfg(feature = "pgbouncer-tests")]
-mod deployed;
 mod faults;
 mod leftovers;
-#[cfg(feature = "pgbouncer-tests")]
-mod pgbouncer;
 mod polls;
 mod stops;
 mod support;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{Permissions, set_permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -17,17 +17,14 @@ use db_testkit::{PgBouncer, PgBouncerBuilder, Stop, TestDb, TestServer, until};
 use futures_util::future::join_all;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr};
 
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, old_program};
 
 fn following() -> PgBouncerBuilder {
     PgBouncer::builder().default_pool_size(4).max_prepared_statements(100)
 }
 
 fn old() -> PgBouncerBuilder {
-    let named = std::env::var_os("DB_TESTKIT_PGBOUNCER_OLD");
-    let program =
-        named.expect("DB_TESTKIT_PGBOUNCER_OLD names a PgBouncer before 1.21; .ci/pgbouncer prints one");
-    PgBouncer::builder().default_pool_size(4).program(PathBuf::from(program))
+    PgBouncer::builder().default_pool_size(4).program(old_program())
 }
 
 fn config(bouncer: &PgBouncer) -> Config {

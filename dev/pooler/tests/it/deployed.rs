@@ -1,4 +1,5 @@
 //! The files in `deploy`, for whoever runs a PgBouncer, as they stand there but for names and paths.
+#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;

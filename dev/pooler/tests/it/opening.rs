@@ -9,8 +9,8 @@ use db_layer::{Bus, BusOptions, Config, OpenError, Options, Settings, Topic};
 use db_testkit::{PgBouncer, PgBouncerBuilder, TestDb, until};
 use sqlx::{ConnectOptions, Connection, Executor, Row};
 
-use crate::PATIENCE;
 use crate::log::Log;
+use crate::support::PATIENCE;
 
 fn following() -> PgBouncerBuilder {
     PgBouncer::builder().default_pool_size(4).max_prepared_statements(100)

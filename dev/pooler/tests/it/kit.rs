@@ -1,4 +1,5 @@
 //! A PgBouncer between a test and its database.
+#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Lines, Read, Write};
@@ -8,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use db_embedded::Server;
-use db_testkit::{Error, PgBouncer, TestDb, TestServer};
+use db_testkit::{Error, PgBouncer, TestDb, TestServer, until};
 use nix::unistd::Uid;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 use tokio::time::timeout;
 
-use crate::support::{PATIENCE, eventually, open_dir};
+use crate::support::{PATIENCE, old_program, open_dir};
 
 /// For a child: what to put a PgBouncer before.
 const ORDER: &str = "DB_TESTKIT_TEST_BOUNCE";
@@ -31,11 +32,6 @@ async fn backend(connection: &mut PgConnection) -> i32 {
 async fn texts(connection: &mut PgConnection, sql: &str) -> Vec<String> {
     let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await.unwrap();
     rows.iter().map(|row| row.get(0)).collect()
-}
-
-fn old_program() -> PathBuf {
-    let named = std::env::var_os("DB_TESTKIT_PGBOUNCER_OLD");
-    named.expect("DB_TESTKIT_PGBOUNCER_OLD names a PgBouncer before 1.21; .ci/pgbouncer prints one").into()
 }
 
 /// Where its socket is.
@@ -250,7 +246,7 @@ struct Other {
 impl Other {
     fn start(change: impl FnOnce(&mut Command)) -> Other {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["pgbouncer::puts_one_before_a_database_when_told_to", "--exact", "--nocapture"]);
+        command.args(["kit::puts_one_before_a_database_when_told_to", "--exact", "--nocapture"]);
         command.env(ORDER, "yes").stdin(Stdio::piped()).stdout(Stdio::piped());
         change(&mut command);
         let mut child = command.spawn().unwrap();
@@ -283,8 +279,8 @@ async fn it_ends_when_the_test_process_is_killed() {
     other.child.kill().unwrap();
     other.child.wait().unwrap();
 
-    eventually("its process is gone", async || !runs(other.pid)).await;
-    eventually("its folder is gone", async || !other.folder.exists()).await;
+    until("its process is gone", async || !runs(other.pid)).await;
+    until("its folder is gone", async || !other.folder.exists()).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,17 @@
+//! Writes the public API of each library to `dev/api/`, and prints what is different now.
+
+use std::fs;
+
+use anyhow::Context;
+
+fn main() -> anyhow::Result<()> {
+    for (library, api) in api::current()? {
+        let file = api::committed(library);
+        let before = fs::read_to_string(&file).unwrap_or_default();
+        if before != api {
+            print!("{library}\n{}", api::difference(&before, &api));
+            fs::write(&file, api).with_context(|| format!("{} is not written", file.display()))?;
+        }
+    }
+    Ok(())
+}
