@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use db_core::Config;
-use db_layer::{EventLog, LogId, NewEvent, db_events};
+use db_layer::{EventLogs, LogId, NewEvent, db_events};
 use sqlx::postgres::PgConnection;
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{ConnectOptions, Connection, Executor};
@@ -79,7 +79,7 @@ impl Next {
 }
 
 /// Makes a finished log of so many events, and one by hand that has the same.
-pub(crate) async fn fill(config: &Config, events: &EventLog, count: i64) -> anyhow::Result<LogId> {
+pub(crate) async fn fill(config: &Config, events: &EventLogs, count: i64) -> anyhow::Result<LogId> {
     let log = events.create().await?;
     for first in (1..=count).step_by(usize::try_from(BATCH)?) {
         let batch = batch(first, BATCH.min(count + 1 - first));

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use anyhow::ensure;
-use db_layer::{EventLog, LogId, NewEvent};
+use db_layer::{EventLogs, LogId, NewEvent};
 use sqlx::postgres::PgConnection;
 use tokio::sync::Mutex;
 
@@ -78,13 +78,13 @@ impl Work for Copies {
 
 /// Ours.
 pub(super) struct Appends {
-    events: EventLog,
+    events: EventLogs,
     log: LogId,
     batch: Vec<NewEvent>,
 }
 
 impl Appends {
-    pub(super) fn new(events: EventLog, log: LogId, count: i64) -> Self {
+    pub(super) fn new(events: EventLogs, log: LogId, count: i64) -> Self {
         Self { events, log, batch: batch(1, count) }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use db_core::{Config, Pool, PoolOptions};
-use db_layer::{Bus, BusOptions, EventLog, LogId};
+use db_layer::{Bus, BusOptions, EventLogs, LogId};
 use sqlx::postgres::PgConnection;
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
@@ -93,7 +93,7 @@ pub(crate) fn measure(
 /// What the arms share.
 struct Bench<'a> {
     runtime: &'a Runtime,
-    events: EventLog,
+    events: EventLogs,
     /// The driver's.
     session: Arc<Mutex<PgConnection>>,
     /// A log to be read, and the number of one by hand that has the same.
@@ -107,7 +107,7 @@ impl<'a> Bench<'a> {
         logs::make_tables(config).await?;
         let session = Arc::new(Mutex::new(logs::connect_by_socket(config).await?));
         let bus = Bus::open(config, BusOptions::default()).await?;
-        let events = EventLog::new(Pool::new(config, PoolOptions::backend()), &bus);
+        let events = EventLogs::new(Pool::new(config, PoolOptions::backend()), &bus);
         let filled = logs::fill(config, &events, EVENTS).await?;
         Ok(Self { runtime, events, session, filled, next: AtomicI64::new(filled.0 + 1) })
     }

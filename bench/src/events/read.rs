@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
-use db_layer::{EventLog, LogId};
+use db_layer::{EventLogs, LogId};
 use sqlx::postgres::PgConnection;
 use tokio::sync::Mutex;
 
@@ -13,7 +13,7 @@ use crate::load::Slice;
 use crate::logs::{Next, page};
 use crate::times::Times;
 
-pub(super) async fn ours(events: EventLog, log: LogId, slice: Duration) -> anyhow::Result<Slice> {
+pub(super) async fn ours(events: EventLogs, log: LogId, slice: Duration) -> anyhow::Result<Slice> {
     let mut times = Times::new(slice);
     while times.again() {
         let mut next = Next(1);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use db_core::Config;
-use db_layer::{EventLog, LogId};
+use db_layer::{EventLogs, LogId};
 use sqlx::{ConnectOptions, Connection, Executor};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(1500);
 const WARM_UP: Duration = Duration::from_millis(300);
 
 /// Appends a second at the end of a time in which there was a snapshot, and before it. They go on all the time.
-pub(super) async fn turn(events: EventLog, config: Config, open: Duration) -> anyhow::Result<(f64, f64)> {
+pub(super) async fn turn(events: EventLogs, config: Config, open: Duration) -> anyhow::Result<(f64, f64)> {
     let log = events.create().await?;
     let appended = Arc::new(AtomicI64::new(0));
     let mut writer = JoinSet::new();
@@ -52,7 +52,7 @@ pub(super) async fn turn(events: EventLog, config: Config, open: Duration) -> an
     }
 }
 
-async fn append(events: EventLog, log: LogId, appended: Arc<AtomicI64>) -> anyhow::Result<()> {
+async fn append(events: EventLogs, log: LogId, appended: Arc<AtomicI64>) -> anyhow::Result<()> {
     for first in (1..).step_by(usize::try_from(BATCH)?) {
         events.append(log, &logs::batch(first, BATCH)).await.context("appending beside a snapshot")?;
         appended.fetch_add(1, Ordering::Relaxed);

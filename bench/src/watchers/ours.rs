@@ -1,8 +1,8 @@
-//! An `EventLog`, with the shipped defaults.
+//! An `EventLogs`, with the shipped defaults.
 
 use anyhow::{Context, ensure};
 use db_core::{Config, Pool, PoolOptions};
-use db_layer::{Bus, BusOptions, EventLog, LogId, NewEvent};
+use db_layer::{Bus, BusOptions, EventLogs, LogId, NewEvent};
 
 use super::course::{Eye, Log};
 
@@ -11,7 +11,7 @@ const CONNECTIONS: u32 = 10;
 
 #[derive(Clone)]
 pub(super) struct Ours {
-    events: EventLog,
+    events: EventLogs,
     bus: Bus,
 }
 
@@ -19,10 +19,10 @@ impl Ours {
     pub(super) async fn open(config: &Config) -> anyhow::Result<Self> {
         let bus = Bus::open(config, BusOptions::default()).await?;
         let pool = Pool::new(config, PoolOptions { max: CONNECTIONS, ..PoolOptions::backend() });
-        Ok(Self { events: EventLog::new(pool, &bus), bus })
+        Ok(Self { events: EventLogs::new(pool, &bus), bus })
     }
 
-    pub(super) fn events(&self) -> &EventLog {
+    pub(super) fn events(&self) -> &EventLogs {
         &self.events
     }
 
@@ -56,6 +56,6 @@ impl Log for Ours {
 
     fn queries(&self) -> u64 {
         let state = self.events.state();
-        state.pages + state.looks
+        state.pages + state.head_polls
     }
 }

@@ -118,7 +118,7 @@ impl From<db_events::Error> for Error {
             db_events::Error::Removed(_) => Self::of(StatusCode::GONE, &error),
             db_events::Error::Finished { .. }
             | db_events::Error::Conflict { .. }
-            | db_events::Error::NumberUsed { .. }
+            | db_events::Error::SequenceReused { .. }
             | db_events::Error::Rewound { .. } => Self::of(StatusCode::CONFLICT, &error),
             db_events::Error::Size { .. } => Self::of(StatusCode::PAYLOAD_TOO_LARGE, &error),
             db_events::Error::BadKind | db_events::Error::ReservedKind(_) | db_events::Error::Nul => {

@@ -26,13 +26,13 @@ pub(crate) struct Batch<'a> {
     /// None if all are the first.
     versions: Option<Vec<i16>>,
     bytes: usize,
-    is_final: bool,
+    finishes: bool,
     /// Whose batch it is, and which.
     source: Option<(WriterId, i64)>,
 }
 
 impl<'a> Batch<'a> {
-    pub(crate) fn new(events: &'a [NewEvent], is_final: bool) -> Result<Self, Error> {
+    pub(crate) fn new(events: &'a [NewEvent], finishes: bool) -> Result<Self, Error> {
         let bytes = events.iter().map(NewEvent::bytes).sum();
         if !(1..=MAX_EVENTS).contains(&events.len()) || bytes > MAX_BYTES {
             return Err(Error::Size { events: events.len(), bytes });
@@ -48,7 +48,7 @@ impl<'a> Batch<'a> {
         };
         let data = events.iter().map(|event| event.data.as_str()).collect();
         let versions = versions(events);
-        Ok(Self { types, data, versions, bytes, is_final, source: None })
+        Ok(Self { types, data, versions, bytes, finishes, source: None })
     }
 
     /// The same from a writer who may send it again.
@@ -75,7 +75,7 @@ impl<'a> Batch<'a> {
         .bind(last)
         .bind(&self.types)
         .bind(&self.data)
-        .bind(self.is_final)
+        .bind(self.finishes)
         .bind(&self.versions)
         .fetch_one(executor)
         .await
@@ -170,7 +170,7 @@ pub(crate) async fn append<'c>(
     .bind(i32::try_from(batch.bytes).expect("at most MAX_BYTES"))
     .bind(&batch.types)
     .bind(&batch.data)
-    .bind(batch.is_final)
+    .bind(batch.finishes)
     .bind(after)
     .bind(&batch.versions)
     .bind(batch.source.map(|(WriterId(writer), _)| writer))
@@ -196,7 +196,7 @@ pub(crate) async fn append<'c>(
         None => Err(Error::UnknownLog(log)),
         Some((_, _, Some(first), _, Some(false))) => {
             let (writer, sequence) = batch.source.unwrap_or((WriterId(0), 0));
-            Err(Error::NumberUsed { log, writer, sequence, first })
+            Err(Error::SequenceReused { log, writer, sequence, first })
         }
         Some((_, _, Some(first), Some(last), _)) => Ok(Outcome::Stored(first..=last)),
         Some((last, true, ..)) => Err(Error::Finished { log, last }),

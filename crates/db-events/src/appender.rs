@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use crate::append::{Batch, MAX_BYTES, MAX_EVENTS};
 use crate::stream::backoff;
-use crate::{Error, EventLog, LogId, NewEvent, WriterId};
+use crate::{Error, EventLogs, LogId, NewEvent, WriterId};
 
 /// How much may wait, in bytes. An event counts with its text and [`OVERHEAD`].
 const ROOM: u32 = 8 << 20;
@@ -28,7 +28,7 @@ const BATCH_BYTES: usize = 1 << 20;
 /// larger its batches are. Cheap to clone; clones are the same appender, and many may use it at once.
 ///
 /// What waits is bounded: past 8 MiB, whoever appends waits, too. A database that is away, takes no writes or has no room left is
-/// waited for, and a batch whose answer was lost is stored once ([`EventLog::append_once`]).
+/// waited for, and a batch whose answer was lost is stored once ([`EventLogs::append_once`]).
 ///
 /// **Nothing is acknowledged before it is stored**: [`append`](Self::append) and [`flush`](Self::flush) return then. What was only
 /// [pushed](Self::push) is lost when the last handle is dropped without a [`flush`](Self::flush), and said in the log.
@@ -61,7 +61,7 @@ enum Order {
 }
 
 impl Appender {
-    pub(crate) fn new(events: EventLog, log: LogId) -> Self {
+    pub(crate) fn new(events: EventLogs, log: LogId) -> Self {
         let state = Arc::new(State {
             log,
             last: AtomicI64::new(0),
@@ -93,11 +93,11 @@ impl Appender {
     ///
     /// # Errors
     ///
-    /// What is wrong with the event. [`Error::Ended`] when the log cannot be appended to any more.
+    /// What is wrong with the event. [`Error::AppenderClosed`] when the log cannot be appended to any more.
     pub async fn append(&self, event: NewEvent) -> Result<i64, Error> {
         let (stored, id) = oneshot::channel();
         self.order(event, Some(stored)).await?;
-        id.await.map_err(|_| self.ended())
+        id.await.map_err(|_| self.closed())
     }
 
     /// Hands an event over without waiting until it is stored, but for room. It counts as stored after the next
@@ -117,11 +117,11 @@ impl Appender {
     ///
     /// # Errors
     ///
-    /// [`Error::Ended`].
+    /// [`Error::AppenderClosed`].
     pub async fn flush(&self) -> Result<i64, Error> {
         let (done, flushed) = oneshot::channel();
-        self.inner.orders.send(Order::Flush { done }).map_err(|_| self.ended())?;
-        flushed.await.map_err(|_| self.ended())?;
+        self.inner.orders.send(Order::Flush { done }).map_err(|_| self.closed())?;
+        flushed.await.map_err(|_| self.closed())?;
         Ok(self.inner.state.last.load(Ordering::Acquire))
     }
 
@@ -133,14 +133,14 @@ impl Appender {
         }
         let Inner { state, orders, room, .. } = &*self.inner;
         let cost = u32::try_from(bytes + OVERHEAD).unwrap_or(ROOM).min(ROOM);
-        let room = Arc::clone(room).acquire_many_owned(cost).await.map_err(|_| self.ended())?;
+        let room = Arc::clone(room).acquire_many_owned(cost).await.map_err(|_| self.closed())?;
         state.waiting.fetch_add(1, Ordering::Relaxed);
-        orders.send(Order::Append { event, stored, room }).map_err(|_| self.ended())
+        orders.send(Order::Append { event, stored, room }).map_err(|_| self.closed())
     }
 
-    fn ended(&self) -> Error {
+    fn closed(&self) -> Error {
         let State { log, failure, .. } = &*self.inner.state;
-        Error::Ended { log: *log, cause: failure.get().map(Arc::clone) }
+        Error::AppenderClosed { log: *log, cause: failure.get().map(Arc::clone) }
     }
 }
 
@@ -190,7 +190,7 @@ impl Gathered {
 }
 
 /// Stores what was ordered, until nobody can order any more, or the log takes nothing.
-async fn run(events: EventLog, state: Arc<State>, mut orders: UnboundedReceiver<Order>) {
+async fn run(events: EventLogs, state: Arc<State>, mut orders: UnboundedReceiver<Order>) {
     let writer = WriterId::random();
     let mut sequence = 0;
     // What did not fit into the batch before.
@@ -247,7 +247,7 @@ fn id(count: usize) -> i64 {
 
 /// Stores a batch, for as long as it takes; returns the id of its first event.
 async fn store(
-    events: &EventLog,
+    events: &EventLogs,
     log: LogId,
     batch: &[NewEvent],
     source: (WriterId, i64),

@@ -21,23 +21,23 @@ pub struct EventOptions {
 /// Which page it is: of which log, after which event, of which size.
 type Key = (LogId, i64, i64);
 
-/// The places of those who read pages, and the pages that are being read.
+/// The permits of those who read pages, and the pages that are being read.
 pub(crate) struct CatchingUp {
-    places: Semaphore,
+    permits: Semaphore,
     under_way: Mutex<HashMap<Key, Weak<OnceCell<Page>>>>,
 }
 
 impl CatchingUp {
     pub(crate) fn new(pool: &db_core::Pool, options: EventOptions) -> Self {
-        let places = options.catching_up.unwrap_or(pool.stats().max / 4).max(1);
-        let places = usize::try_from(places).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { places: Semaphore::new(places), under_way: Mutex::default() }
+        let permits = options.catching_up.unwrap_or(pool.stats().max / 4).max(1);
+        let permits = usize::try_from(permits).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self { permits: Semaphore::new(permits), under_way: Mutex::default() }
     }
 
     /// Waits for a place, in order of arrival. Each reader before has a limit, so this is not for ever.
-    pub(crate) async fn place(&self) -> Result<SemaphorePermit<'_>, Error> {
-        match timeout(STATEMENT_LIMIT, self.places.acquire()).await {
-            Ok(Ok(place)) => Ok(place),
+    pub(crate) async fn permit(&self) -> Result<SemaphorePermit<'_>, Error> {
+        match timeout(STATEMENT_LIMIT, self.permits.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
             // Nobody closes it.
             Ok(Err(_)) | Err(_) => Err(Error::TimedOut { what: WHAT, seconds: STATEMENT_LIMIT.as_secs() }),
         }
@@ -56,8 +56,8 @@ impl CatchingUp {
     where
         F: Future<Output = Result<Page, Error>>,
     {
-        let in_place = async || {
-            let _place = self.place().await?;
+        let with_permit = async || {
+            let _permit = self.permit().await?;
             read().await
         };
         let shared = Shared::join(self, (log, wanted.after, wanted.bytes));
@@ -66,12 +66,12 @@ impl CatchingUp {
             .cell()
             .get_or_try_init(async || {
                 is_own = true;
-                in_place().await
+                with_permit().await
             })
             .await?
             .clone();
         drop(shared);
-        if is_own || page.is_full { Ok(page) } else { in_place().await }
+        if is_own || page.is_full { Ok(page) } else { with_permit().await }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Weak<OnceCell<Page>>>> {

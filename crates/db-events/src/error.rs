@@ -64,7 +64,7 @@ pub enum Error {
     ReservedKind(&'static str),
     /// The writer has stored another batch under this number; nothing was stored now.
     #[error("writer {writer} has stored another batch of event log {log} as its number {sequence}, from event {first} on", writer = writer.0)]
-    NumberUsed {
+    SequenceReused {
         /// The log.
         log: LogId,
         /// Who has stored it.
@@ -79,7 +79,7 @@ pub enum Error {
     Nul,
     /// An [`Appender`](crate::Appender) has ended. What was not acknowledged may be stored or not.
     #[error("nothing more is appended to event log {log}: {}", cause.as_ref().map_or("the appender has ended".to_owned(), ToString::to_string))]
-    Ended {
+    AppenderClosed {
         /// The log.
         log: LogId,
         /// Why, if it is not only that nobody used it any more.

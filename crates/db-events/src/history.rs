@@ -1,8 +1,8 @@
 //! What is stored, without waiting for more.
 
-use crate::page::{Page, Place, Wanted};
+use crate::page::{Continuity, Page, Wanted};
 use crate::seen::Seen;
-use crate::{Error, Event, EventLog, Head, LogId};
+use crate::{Error, Event, EventLogs, Head, LogId};
 
 /// Which events of a log are wanted. All of them, unless something else is said.
 ///
@@ -52,7 +52,7 @@ impl Selection {
 /// The events of a log that were there when it was first asked for them, by pages.
 #[derive(Debug)]
 pub struct History {
-    events: EventLog,
+    events: EventLogs,
     log: LogId,
     selection: Selection,
     /// None before the first page.
@@ -69,7 +69,7 @@ struct Range {
 }
 
 impl History {
-    pub(crate) fn new(events: EventLog, log: LogId, selection: Selection) -> Self {
+    pub(crate) fn new(events: EventLogs, log: LogId, selection: Selection) -> Self {
         Self { events, log, selection, range: None, seen: Seen::default() }
     }
 
@@ -89,9 +89,9 @@ impl History {
             let kinds = self.selection.kinds.as_deref();
             let wanted = Wanted { until: range.until, kinds, ..Wanted::after(range.after) };
             let shared = self.events.shared();
-            let place = shared.catching_up().place().await?;
+            let permit = shared.catching_up().permit().await?;
             let page = Page::read(shared.pool(), self.log, wanted).await?;
-            drop(place);
+            drop(permit);
             self.check(&page, range).await?;
             // Without another await, so that a future that is dropped has read nothing.
             if let Some(events) = &page.events {
@@ -111,13 +111,15 @@ impl History {
     /// Whether a page continues what was read, and has all that there was to be read.
     async fn check(&self, page: &Page, range: Range) -> Result<(), Error> {
         let is_whole = page.is_full || page.seen >= range.until;
-        match page.place(range.after, self.seen.mark(range.after)) {
-            Place::Removed => return Err(Error::Removed(self.log)),
-            Place::Rewound => return Err(self.events.rewound(self.log, &self.seen).await?),
-            Place::Before | Place::End | Place::Nowhere if is_whole && self.selection.kinds.is_none() => {
+        match page.continuity(range.after, self.seen.mark(range.after)) {
+            Continuity::Removed => return Err(Error::Removed(self.log)),
+            Continuity::Rewound => return Err(self.events.rewound(self.log, &self.seen).await?),
+            Continuity::Continues | Continuity::AtEnd | Continuity::NoTrace
+                if is_whole && self.selection.kinds.is_none() =>
+            {
                 return Ok(());
             }
-            Place::Before | Place::End | Place::Nowhere => {}
+            Continuity::Continues | Continuity::AtEnd | Continuity::NoTrace => {}
         }
         // Batches that have none of the types are not in the page. A log that is removed is gone before they are.
         let head = self.events.head(self.log).await?;

@@ -2,9 +2,9 @@
 //!
 //! ```no_run
 //! # async fn run(pool: db_core::Pool, bus: db_notify::Bus) -> Result<(), db_events::Error> {
-//! use db_events::{EventLog, NewEvent};
+//! use db_events::{EventLogs, NewEvent};
 //!
-//! let events = EventLog::new(pool, &bus);
+//! let events = EventLogs::new(pool, &bus);
 //! let log = events.create().await?;
 //!
 //! events.append(log, &[NewEvent::new("token", "Once"), NewEvent::new("token", " upon")]).await?;
@@ -30,7 +30,7 @@
 //! A reader is told, and skips nothing:
 //!
 //! * [`Error::Removed`]: the log was removed, or what comes next in it. Whoever takes a page checks that it begins right after the
-//!   cursor, so a reader in the middle of a log that [`retain`](EventLog::retain) removes does not see its last events as if they
+//!   cursor, so a reader in the middle of a log that [`retain`](EventLogs::retain) removes does not see its last events as if they
 //!   were the next. A log whose beginning was removed can be read from where it begins now.
 //! * [`Error::Rewound`]: events that were seen are not there any more, or others are in their place. This happens when a standby
 //!   that had not received everything is promoted, when a backup is restored, or when a server that runs with
@@ -39,7 +39,7 @@
 //!
 //! Numbers alone do not tell others' events from those that were seen. Each event has the [`Mark`] of its batch, a short hash of what
 //! only that batch has; a stream checks it with each page, and remembers some of those before. Keep [`Event::mark`] beside the
-//! number and come back with [`EventLog::resume`], and the same is checked after a restart. A number alone is taken at its word.
+//! number and come back with [`EventLogs::resume`], and the same is checked after a restart. A number alone is taken at its word.
 //!
 //! # How it is stored
 //!
@@ -77,14 +77,15 @@ mod appender;
 mod catching_up;
 mod error;
 mod event;
+mod fanout;
 mod head;
 mod history;
 mod log;
 mod mark;
 mod page;
-mod passing;
 mod reader;
-mod readers;
+mod registry;
+
 mod retention;
 mod seen;
 mod stream;
@@ -96,7 +97,7 @@ pub use error::Error;
 pub use event::{Event, LogId, NewEvent, WriterId};
 pub use head::Head;
 pub use history::{History, Selection};
-pub use log::{EventLog, EventsState, LogTopics};
+pub use log::{EventLogs, EventsState, LogTopics};
 pub use mark::Mark;
 pub use page::{Events, IntoIter};
 pub use retention::{Removed, Retention};

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::append::{Attempt, Batch, Outcome, STATEMENT_LIMIT, append};
 use crate::page::WHAT;
 use crate::reader::Reader;
-use crate::readers::{LookingAfter, Shared, look_after};
+use crate::registry::{PollerGuard, Shared, run_poller};
 use crate::seen::Seen;
 use crate::{
     Appender, Error, EventOptions, EventStream, Head, History, LogId, Mark, NewEvent, Selection, Writer,
@@ -23,7 +23,7 @@ use crate::{
 
 /// The event logs of a database. Cheap to clone.
 #[derive(Clone)]
-pub struct EventLog {
+pub struct EventLogs {
     inner: Arc<Inner>,
 }
 
@@ -34,7 +34,7 @@ struct Inner {
     topics: LogTopics,
     /// Looks after the logs that are followed; none before the first one is, and another one when it has ended. It holds `shared` and not `Inner`, so that it ends with
     /// the last handle and the last stream.
-    looking_after: Mutex<JoinSet<()>>,
+    poller: Mutex<JoinSet<()>>,
 }
 
 /// How the logs are followed in this process, at one moment.
@@ -48,7 +48,7 @@ pub struct EventsState {
     /// Pages that were asked for, by readers and by streams that had to catch up.
     pub pages: u64,
     /// How often it was looked after all logs that are followed, by one query each.
-    pub looks: u64,
+    pub head_polls: u64,
     /// Who follows what, in all processes, and the notifications that it has saved.
     pub watched: WatchedState,
 }
@@ -99,7 +99,7 @@ impl Default for LogTopics {
     }
 }
 
-impl EventLog {
+impl EventLogs {
     /// Event logs in the pool's database, whose tables a migration has made ([`SCHEMA`](crate::SCHEMA)); `bus` wakes
     /// those who follow. A log that nobody follows, in any process, costs no NOTIFY.
     ///
@@ -126,7 +126,7 @@ impl EventLog {
             bus: bus.clone(),
             watched,
             topics: topics.clone(),
-            looking_after: Mutex::default(),
+            poller: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -135,12 +135,12 @@ impl EventLog {
     #[must_use]
     pub fn state(&self) -> EventsState {
         let Inner { shared, bus, watched, .. } = &*self.inner;
-        let (followed, pages, looks) = shared.counts();
+        let (followed, pages, head_polls) = shared.counts();
         EventsState {
             followed,
             is_polling: !bus.state().is_connected(),
             pages,
-            looks,
+            head_polls,
             watched: watched.state(),
         }
     }
@@ -178,11 +178,11 @@ impl EventLog {
     }
 
     /// Appends a batch that may have been sent before, such as one whose answer was lost: the same events of the same writer under
-    /// the same number are stored once, and their ids are returned however often they are sent. Otherwise as [`EventLog::append`].
+    /// the same number are stored once, and their ids are returned however often they are sent. Otherwise as [`EventLogs::append`].
     ///
     /// # Errors
     ///
-    /// As [`EventLog::append`]. After one that leaves open whether the batch is stored, send it again. [`Error::NumberUsed`] when
+    /// As [`EventLogs::append`]. After one that leaves open whether the batch is stored, send it again. [`Error::SequenceReused`] when
     /// other events are stored under the writer's number.
     pub async fn append_once(
         &self,
@@ -197,7 +197,7 @@ impl EventLog {
     ///
     /// # Errors
     ///
-    /// As [`EventLog::append`].
+    /// As [`EventLogs::append`].
     pub async fn finish(&self, log: LogId, events: &[NewEvent]) -> Result<RangeInclusive<i64>, Error> {
         self.append_batch(log, None, &Batch::new(events, true)?).await
     }
@@ -239,7 +239,7 @@ impl EventLog {
     ///
     /// # Errors
     ///
-    /// As [`EventLog::head`].
+    /// As [`EventLogs::head`].
     pub async fn stream_last(&self, log: LogId, count: u32) -> Result<EventStream, Error> {
         let last = self.head(log).await?.last;
         Ok(self.stream(log, last.saturating_sub(count.into())))
@@ -321,13 +321,13 @@ impl EventLog {
 
     /// The one who reads a log for all who follow it here.
     pub(crate) fn reader(&self, log: LogId) -> Arc<Reader> {
-        let Inner { shared, bus, watched, topics, looking_after } = &*self.inner;
+        let Inner { shared, bus, watched, topics, poller } = &*self.inner;
         // With the bus rather than with whoever comes first, whose runtime may end, or be left alone, long before the others' do.
         let runtime = bus.runtime().unwrap_or_else(runtime::Handle::current);
-        let mut task = looking_after.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut task = poller.lock().unwrap_or_else(PoisonError::into_inner);
         while task.try_join_next().is_some() {}
         if task.is_empty() {
-            task.spawn_on(look_after(LookingAfter::new(shared), bus.clone()), &runtime);
+            task.spawn_on(run_poller(PollerGuard::new(shared), bus.clone()), &runtime);
         }
         drop(task);
         let home = Arc::downgrade(shared);
@@ -344,9 +344,9 @@ impl EventLog {
     }
 }
 
-impl fmt::Debug for EventLog {
+impl fmt::Debug for EventLogs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EventLog").field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("EventLogs").field("state", &self.state()).finish_non_exhaustive()
     }
 }
 

@@ -130,17 +130,17 @@ impl ExactSizeIterator for IntoIter {}
 
 /// Where a cursor is in its log, as a page after it tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Continuity {
     /// Before the page's events.
-    Before,
+    Continues,
     /// At the log's end.
-    End,
+    AtEnd,
     /// Before something that was removed.
     Removed,
     /// Behind events that are not those that were seen.
     Rewound,
     /// There is nothing after it, and not the event itself: the log is empty, gone, or ends before it.
-    Nowhere,
+    NoTrace,
 }
 
 /// The batch that holds the event after which a page was read.
@@ -160,7 +160,7 @@ pub(crate) struct Page {
     /// None at the end.
     pub(crate) events: Option<Events>,
     /// Whether the log ends with them.
-    pub(crate) is_final: bool,
+    pub(crate) is_finished: bool,
     /// Whether there may be more.
     pub(crate) is_full: bool,
     /// The last event that was looked at.
@@ -296,7 +296,7 @@ impl Page {
             anchor: None,
             is_broken: false,
             events: None,
-            is_final: false,
+            is_finished: false,
             is_full: cost >= bytes || batches >= PAGE_BATCHES,
             seen: after,
         };
@@ -305,7 +305,7 @@ impl Page {
             if row.is_fence() || kinds.is_none() && row.first > page.seen + 1 {
                 page.is_broken = events.is_empty();
                 page.is_full = true;
-                page.is_final = false;
+                page.is_finished = false;
                 break;
             }
             let mark = row.mark();
@@ -318,7 +318,7 @@ impl Page {
             let versions = row.versions.as_deref().unwrap_or_default();
             let first = row.first + i64::from(row.skipped);
             page.seen = page.seen.max((first - 1).saturating_add_unsigned(data.len() as u64));
-            page.is_final = row.is_final && page.seen == row.last;
+            page.is_finished = row.is_final && page.seen == row.last;
             for ((id, data), number) in (first..).zip(data).zip(0..) {
                 if id <= after || id > until {
                     continue;
@@ -328,25 +328,25 @@ impl Page {
                 events.push(Event { id, kind, version, data, at: row.at, mark });
             }
         }
-        page.is_full &= !page.is_final;
+        page.is_full &= !page.is_finished;
         let before = page.anchor.map(|anchor| anchor.mark);
         page.events = (!events.is_empty()).then(|| Events::new(events, before));
         page
     }
 
     /// Where one is who has read up to the event after which this page was read, and knows its mark or not.
-    pub(crate) fn place(&self, after: i64, mark: Option<Mark>) -> Place {
+    pub(crate) fn continuity(&self, after: i64, mark: Option<Mark>) -> Continuity {
         let there = self.anchor.map(|anchor| anchor.mark);
         if there.zip(mark).is_some_and(|(there, seen)| there != seen) {
-            return Place::Rewound;
+            return Continuity::Rewound;
         }
         match (&self.events, self.anchor) {
-            _ if self.is_broken => Place::Removed,
+            _ if self.is_broken => Continuity::Removed,
             // What was seen is gone, so nobody can tell whether this continues it.
-            (Some(_), None) if mark.is_some() => Place::Removed,
-            (Some(_), _) => Place::Before,
-            (None, Some(anchor)) if anchor.last == after => Place::End,
-            (None, _) => Place::Nowhere,
+            (Some(_), None) if mark.is_some() => Continuity::Removed,
+            (Some(_), _) => Continuity::Continues,
+            (None, Some(anchor)) if anchor.last == after => Continuity::AtEnd,
+            (None, _) => Continuity::NoTrace,
         }
     }
 }
@@ -386,31 +386,31 @@ mod tests {
         let mark = row(1).mark();
         let other = row(3).mark();
         let fence = || Row { bytes: 0, last: 3, types: None, data: None, is_final: true, ..row(3) };
-        for (rows, after, known, place) in [
-            (vec![], 0, None, Place::Nowhere),
-            (vec![], 7, None, Place::Nowhere),
-            (vec![], 7, Some(mark), Place::Nowhere),
-            (vec![row(1)], 0, None, Place::Before),
-            (vec![row(1)], 1, None, Place::Before),
-            (vec![row(1)], 1, Some(mark), Place::Before),
-            (vec![row(1)], 1, Some(other), Place::Rewound),
-            (vec![row(1)], 2, None, Place::End),
-            (vec![row(1)], 2, Some(mark), Place::End),
-            (vec![row(1)], 2, Some(other), Place::Rewound),
-            (vec![row(1), row(3)], 2, Some(mark), Place::Before),
-            (vec![row(1), row(3)], 2, Some(other), Place::Rewound),
+        for (rows, after, known, expected) in [
+            (vec![], 0, None, Continuity::NoTrace),
+            (vec![], 7, None, Continuity::NoTrace),
+            (vec![], 7, Some(mark), Continuity::NoTrace),
+            (vec![row(1)], 0, None, Continuity::Continues),
+            (vec![row(1)], 1, None, Continuity::Continues),
+            (vec![row(1)], 1, Some(mark), Continuity::Continues),
+            (vec![row(1)], 1, Some(other), Continuity::Rewound),
+            (vec![row(1)], 2, None, Continuity::AtEnd),
+            (vec![row(1)], 2, Some(mark), Continuity::AtEnd),
+            (vec![row(1)], 2, Some(other), Continuity::Rewound),
+            (vec![row(1), row(3)], 2, Some(mark), Continuity::Continues),
+            (vec![row(1), row(3)], 2, Some(other), Continuity::Rewound),
             // What comes before the cursor was removed, and nothing after it.
-            (vec![row(3)], 2, None, Place::Before),
-            (vec![row(3)], 2, Some(mark), Place::Removed),
-            (vec![row(3)], 0, None, Place::Removed),
-            (vec![row(3)], 1, Some(mark), Place::Removed),
-            (vec![row(1), row(5)], 2, Some(mark), Place::Removed),
-            (vec![row(1), fence()], 2, Some(mark), Place::Removed),
-            (vec![fence()], 2, None, Place::Removed),
-            (vec![fence()], 3, None, Place::Removed),
+            (vec![row(3)], 2, None, Continuity::Continues),
+            (vec![row(3)], 2, Some(mark), Continuity::Removed),
+            (vec![row(3)], 0, None, Continuity::Removed),
+            (vec![row(3)], 1, Some(mark), Continuity::Removed),
+            (vec![row(1), row(5)], 2, Some(mark), Continuity::Removed),
+            (vec![row(1), fence()], 2, Some(mark), Continuity::Removed),
+            (vec![fence()], 2, None, Continuity::Removed),
+            (vec![fence()], 3, None, Continuity::Removed),
         ] {
             let shown = format!("{rows:?} after {after}, {known:?}");
-            assert_eq!(page(rows, after).place(after, known), place, "{shown}");
+            assert_eq!(page(rows, after).continuity(after, known), expected, "{shown}");
         }
     }
 
@@ -421,13 +421,13 @@ mod tests {
         let whole = page([row(1), row(3), end()], 0);
         let cut = page([row(1), end()], 0);
 
-        assert_eq!((ids(&whole), whole.is_final, whole.is_full), (vec![1, 2, 3, 4, 5, 6], true, false));
-        assert_eq!((ids(&cut), cut.is_final, cut.is_full), (vec![1, 2], false, true));
-        assert_eq!((cut.seen, cut.place(0, None)), (2, Place::Before));
+        assert_eq!((ids(&whole), whole.is_finished, whole.is_full), (vec![1, 2, 3, 4, 5, 6], true, false));
+        assert_eq!((ids(&cut), cut.is_finished, cut.is_full), (vec![1, 2], false, true));
+        assert_eq!((cut.seen, cut.continuity(0, None)), (2, Continuity::Continues));
         // Of one type only, the others are not there.
         let kinds = ["n".to_owned()];
         let some = Page::of(vec![row(1), end()], Wanted { kinds: Some(&kinds), ..Wanted::after(0) });
-        assert_eq!((ids(&some), some.is_final), (vec![1, 2, 5, 6], true));
+        assert_eq!((ids(&some), some.is_finished), (vec![1, 2, 5, 6], true));
     }
 
     #[test]

@@ -9,9 +9,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::page::{Events, Page, Place, Wanted};
-use crate::passing::{Following, Passing};
-use crate::readers::Shared;
+use crate::fanout::{Fanout, Follower};
+use crate::page::{Continuity, Events, Page, Wanted};
+use crate::registry::Shared;
 use crate::stream::backoff;
 use crate::{LogId, Mark, POLL_FLOOR};
 
@@ -36,9 +36,9 @@ pub(crate) struct Live {
     /// The last event that was passed on, and its mark.
     tail: Mutex<Tail>,
     /// There is more than what was passed on, or the log is gone.
-    moved: Notify,
+    woken: Notify,
     /// None once the reader has ended: then everybody looks, and sees why.
-    passing: Mutex<Option<Passing>>,
+    fanout: Mutex<Option<Fanout>>,
 }
 
 /// Where a reader is.
@@ -55,8 +55,8 @@ impl Reader {
             log,
             start: OnceLock::new(),
             tail: Mutex::default(),
-            moved: Notify::new(),
-            passing: Mutex::new(Some(Passing::new())),
+            woken: Notify::new(),
+            fanout: Mutex::new(Some(Fanout::new())),
         };
         Self { live: Arc::new(live), watch: Mutex::new(Some(watch)), task: OnceLock::new(), home, runtime }
     }
@@ -67,7 +67,7 @@ impl Reader {
 
     /// Has it read from `cursor` on, unless it has begun already. Tells where it has begun: who has seen less has to look once
     /// more, and then misses nothing.
-    pub(crate) fn begin(&self, cursor: i64, mark: Option<Mark>, shared: &Arc<Shared>) -> i64 {
+    pub(crate) fn start_at(&self, cursor: i64, mark: Option<Mark>, shared: &Arc<Shared>) -> i64 {
         let start = *self.live.start.get_or_init(|| {
             self.live.set_tail(Tail { id: cursor, mark });
             cursor
@@ -75,7 +75,7 @@ impl Reader {
         self.task.get_or_init(|| {
             let mut task = JoinSet::new();
             if let Some(watch) = self.watch.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                let reading = Reading {
+                let reading = ReaderTask {
                     live: Arc::clone(&self.live),
                     shared: Arc::clone(shared),
                     watch,
@@ -99,17 +99,17 @@ impl Drop for Reader {
 
 impl Live {
     /// What is passed on from now on; none if nothing ever will be.
-    pub(crate) fn follow(&self) -> Option<Following> {
-        self.passing().as_ref().map(Passing::follow)
+    pub(crate) fn follow(&self) -> Option<Follower> {
+        self.fanout().as_ref().map(Fanout::follow)
     }
 
     /// The last event that was passed on; none before the reader has begun, and when it has ended.
     pub(crate) fn tail(&self) -> Option<Tail> {
-        let has_begun = self.start.get().is_some() && self.passing().is_some();
-        has_begun.then(|| self.at())
+        let has_begun = self.start.get().is_some() && self.fanout().is_some();
+        has_begun.then(|| self.position())
     }
 
-    fn at(&self) -> Tail {
+    fn position(&self) -> Tail {
         *self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -119,47 +119,47 @@ impl Live {
 
     /// There is something to read.
     pub(crate) fn wake(&self) {
-        self.moved.notify_one();
+        self.woken.notify_one();
     }
 
     /// Nothing more is passed on. Whoever follows looks by itself, and meets the reason.
     pub(crate) fn end(&self) {
-        self.passing().take();
+        self.fanout().take();
     }
 
-    fn pass_on(&self, events: Events, is_final: bool) {
+    fn publish(&self, events: Events, is_finished: bool) {
         self.set_tail(Tail { id: events.last_id(), mark: events.last().map(|event| event.mark) });
-        if let Some(passing) = &mut *self.passing() {
-            passing.pass_on(events, is_final);
+        if let Some(fanout) = &mut *self.fanout() {
+            fanout.publish(events, is_finished);
         }
     }
 
-    fn passing(&self) -> MutexGuard<'_, Option<Passing>> {
-        self.passing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn fanout(&self) -> MutexGuard<'_, Option<Fanout>> {
+        self.fanout.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What the task owns.
-struct Reading {
+struct ReaderTask {
     live: Arc<Live>,
     shared: Arc<Shared>,
     watch: Watch,
     bus_open: bool,
 }
 
-impl Drop for Reading {
+impl Drop for ReaderTask {
     /// However the task ends, also by a panic, or with its runtime before its first poll.
     fn drop(&mut self) {
         self.live.end();
     }
 }
 
-impl Reading {
+impl ReaderTask {
     /// Reads what is new each time that there may be something, until the log is finished, cannot be read, or does not continue
     /// what was passed on.
     async fn run(mut self) {
         loop {
-            self.moved().await;
+            self.woken().await;
             match self.read().await {
                 Ok(false) => {}
                 Ok(true) | Err(()) => break,
@@ -168,10 +168,10 @@ impl Reading {
     }
 
     /// Waits for a reason to look.
-    async fn moved(&mut self) {
+    async fn woken(&mut self) {
         loop {
             let delivery = tokio::select! {
-                () = self.live.moved.notified() => return,
+                () = self.live.woken.notified() => return,
                 delivery = self.watch.recv(), if self.bus_open => delivery,
             };
             match delivery {
@@ -196,7 +196,7 @@ impl Reading {
         loop {
             // What came before the look is seen by it.
             while let Some(Some(_)) = self.watch.recv().now_or_never() {}
-            let tail = self.live.at();
+            let tail = self.live.position();
             let page = match page(&self.shared, *log, Wanted::after(tail.id)).await {
                 Ok(page) => page,
                 Err(error) if error.may_pass() => {
@@ -210,20 +210,20 @@ impl Reading {
                 }
             };
             pauses = backoff();
-            match page.place(tail.id, tail.mark) {
-                Place::Before | Place::End => {}
+            match page.continuity(tail.id, tail.mark) {
+                Continuity::Continues | Continuity::AtEnd => {}
                 // An empty log, or one that is gone, which those who look after all logs find out.
-                Place::Nowhere if tail.id == 0 => {}
-                place @ (Place::Removed | Place::Rewound | Place::Nowhere) => {
-                    tracing::warn!(%log, ?place, tail = tail.id, "an event log does not go on where it ended");
+                Continuity::NoTrace if tail.id == 0 => {}
+                continuity @ (Continuity::Removed | Continuity::Rewound | Continuity::NoTrace) => {
+                    tracing::warn!(%log, ?continuity, tail = tail.id, "an event log does not go on where it ended");
                     return Err(());
                 }
             }
             if let Some(events) = page.events {
-                self.live.pass_on(events, page.is_final);
+                self.live.publish(events, page.is_finished);
             }
-            if page.is_final || !page.is_full {
-                return Ok(page.is_final);
+            if page.is_finished || !page.is_full {
+                return Ok(page.is_finished);
             }
         }
     }

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use tokio::time::sleep;
 
 use crate::log::limited;
-use crate::{Error, EventLog, LogId};
+use crate::{Error, EventLogs, LogId};
 
 /// How many batches one statement removes.
 const CHUNK: i64 = 1000;
@@ -49,7 +49,7 @@ pub struct Removed {
 /// Where the search is.
 type Place = (OffsetDateTime, i64);
 
-impl EventLog {
+impl EventLogs {
     /// Removes logs that were finished long ago, one after the other, by statements that remove some at a time. Whoever follows
     /// one is told that it is gone.
     ///

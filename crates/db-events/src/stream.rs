@@ -8,11 +8,11 @@ use async_stream::try_stream;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::Stream;
 
-use crate::page::{Events, PAGE_BYTES, Place, Wanted};
-use crate::passing::{Following, Next};
+use crate::fanout::{Follower, Next};
+use crate::page::{Continuity, Events, PAGE_BYTES, Wanted};
 use crate::reader::{self, Reader};
 use crate::seen::Seen;
-use crate::{Error, Event, EventLog, LogId, Mark};
+use crate::{Error, Event, EventLogs, LogId, Mark};
 
 /// The longest time between two looks at a log that is followed; a lost notification costs at most this delay.
 pub const POLL_FLOOR: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ pub const POLL_FLOOR: Duration = Duration::from_secs(5);
 /// place ([`Error::Rewound`]). It remembers the marks of some of the batches that it has returned, and so can say up to
 /// where they are the same.
 pub struct EventStream {
-    events: EventLog,
+    events: EventLogs,
     log: LogId,
     cursor: i64,
     /// The cursor's batch, once it is known, and some before it.
@@ -38,24 +38,24 @@ pub struct EventStream {
     /// At which size a page that it reads is full.
     page_bytes: i64,
     joined: Option<Joined>,
-    ended: bool,
+    is_finished: bool,
 }
 
 /// A place among those who follow a log.
 struct Joined {
     reader: Arc<Reader>,
     /// Everything that is passed on after this place was taken, before the first look.
-    passed: Following,
+    follower: Follower,
     /// All that was there has been seen: what is passed on is what comes next.
     is_live: bool,
 }
 
 impl EventStream {
-    pub(crate) fn new(events: EventLog, log: LogId, after: i64, mark: Option<Mark>) -> Self {
+    pub(crate) fn new(events: EventLogs, log: LogId, after: i64, mark: Option<Mark>) -> Self {
         let cursor = after.clamp(0, i64::MAX - 1);
         // Before the first event there is nothing to be lost.
         let seen = mark.filter(|_| cursor > 0).map(|mark| Seen::at(cursor, mark)).unwrap_or_default();
-        Self { events, log, cursor, seen, page_bytes: PAGE_BYTES, joined: None, ended: false }
+        Self { events, log, cursor, seen, page_bytes: PAGE_BYTES, joined: None, is_finished: false }
     }
 
     /// The last event that was returned: the cursor to resume with.
@@ -71,7 +71,7 @@ impl EventStream {
         Self { page_bytes: i64::from(bytes).clamp(1, PAGE_BYTES), ..self }
     }
 
-    /// The mark of the last event that was returned, to [resume](EventLog::resume) with; none if nothing is known of it yet.
+    /// The mark of the last event that was returned, to [resume](EventLogs::resume) with; none if nothing is known of it yet.
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
         self.seen.mark(self.cursor)
@@ -86,11 +86,11 @@ impl EventStream {
     /// [`Error::UnknownLog`], [`Error::Removed`], [`Error::Rewound`], or what waiting cannot mend.
     pub async fn next_batch(&mut self) -> Result<Option<Events>, Error> {
         let mut pauses = backoff();
-        while !self.ended {
-            let found = match self.passed_on().await {
+        while !self.is_finished {
+            let found = match self.published().await {
                 Some(events) => Ok(Some(events)),
-                None if self.ended => break,
-                None => self.look().await,
+                None if self.is_finished => break,
+                None => self.read_page().await,
             };
             match found {
                 Ok(Some(events)) => {
@@ -121,20 +121,20 @@ impl EventStream {
     }
 
     /// What the log's reader has read; none if the stream has to look by itself.
-    async fn passed_on(&mut self) -> Option<Events> {
+    async fn published(&mut self) -> Option<Events> {
         let mark = self.mark();
         loop {
             let joined = self.joined.as_mut().filter(|joined| joined.is_live)?;
-            match joined.passed.next().await {
+            match joined.follower.next().await {
                 // The look tells whether that is because of this stream or because of the log.
                 Next::Page { events, .. } if !events.continue_after(self.cursor, mark) => {
                     joined.is_live = false;
                     return None;
                 }
-                Next::Page { events, is_final } => {
-                    self.ended = is_final;
+                Next::Page { events, is_finished } => {
+                    self.is_finished = is_finished;
                     let events = events.after(self.cursor);
-                    if events.is_some() || self.ended {
+                    if events.is_some() || self.is_finished {
                         return events;
                     }
                 }
@@ -152,24 +152,24 @@ impl EventStream {
     }
 
     /// One page after the cursor; none at the end, which may be the log's, or where it joins those who follow.
-    async fn look(&mut self) -> Result<Option<Events>, Error> {
+    async fn read_page(&mut self) -> Result<Option<Events>, Error> {
         let shared = self.events.shared();
         let wanted = Wanted { bytes: self.page_bytes, ..Wanted::after(self.cursor) };
         let read = || reader::page(shared, self.log, wanted);
         let page = shared.catching_up().page(self.log, wanted, read).await?;
-        let place = page.place(self.cursor, self.mark());
-        match place {
-            Place::Removed => return Err(Error::Removed(self.log)),
-            Place::Rewound => return Err(self.events.rewound(self.log, &self.seen).await?),
-            Place::Before | Place::End => {}
-            Place::Nowhere => {
+        let continuity = page.continuity(self.cursor, self.mark());
+        match continuity {
+            Continuity::Removed => return Err(Error::Removed(self.log)),
+            Continuity::Rewound => return Err(self.events.rewound(self.log, &self.seen).await?),
+            Continuity::Continues | Continuity::AtEnd => {}
+            Continuity::NoTrace => {
                 let head = self.events.head(self.log).await?;
                 if head.last < self.cursor {
                     return Err(self.events.rewound(self.log, &self.seen).await?);
                 }
                 // Otherwise something came between the two queries.
                 if head.last == 0 {
-                    self.go_on(0, None);
+                    self.follow_from(0, None);
                 }
                 return Ok(None);
             }
@@ -178,11 +178,11 @@ impl EventStream {
         if let Some(anchor) = page.anchor.filter(|_| self.mark().is_none()) {
             self.seen.push(self.cursor, anchor.mark);
         }
-        self.ended = page.is_final;
+        self.is_finished = page.is_finished;
         let last = page.events.as_ref().map_or(self.cursor, Events::last_id);
-        if place == Place::End || self.ended || !page.is_full {
+        if continuity == Continuity::AtEnd || self.is_finished || !page.is_full {
             let mark = page.events.as_ref().and_then(|events| events.last()).map(|event| event.mark);
-            self.go_on(last, mark.or(self.mark()));
+            self.follow_from(last, mark.or(self.mark()));
         }
         Ok(page.events)
     }
@@ -190,12 +190,12 @@ impl EventStream {
     /// The log was seen to end with event `end`. A stream that had joined before that look follows from here on. One
     /// that had not joins now, and looks once more, since there may be something that was passed on in between; whoever only reads
     /// a log that is finished needs no place, and nobody is told of one.
-    fn go_on(&mut self, end: i64, mark: Option<Mark>) {
-        if self.ended {
+    fn follow_from(&mut self, end: i64, mark: Option<Mark>) {
+        if self.is_finished {
             self.joined = None;
         } else if let Some(joined) = &mut self.joined {
             // A reader that has begun further on did so after that look, with what another stream has seen.
-            joined.is_live = joined.reader.begin(end, mark, self.events.shared()) <= end;
+            joined.is_live = joined.reader.start_at(end, mark, self.events.shared()) <= end;
             if !joined.is_live && end == self.cursor {
                 // And yet there is nothing: the log was rewound, or removed. The reader finds out, and ends.
                 joined.reader.live().wake();
@@ -208,8 +208,8 @@ impl EventStream {
 
     fn join(&self) -> Option<Joined> {
         let reader = self.events.reader(self.log);
-        let passed = reader.live().follow()?;
-        Some(Joined { reader, passed, is_live: false })
+        let follower = reader.live().follow()?;
+        Some(Joined { reader, follower, is_live: false })
     }
 }
 

@@ -7,7 +7,7 @@ use db_core::Tx;
 use futures_util::future::BoxFuture;
 
 use crate::append::{Attempt, Batch, Outcome, append};
-use crate::{Error, EventLog, LogId, NewEvent};
+use crate::{Error, EventLogs, LogId, NewEvent};
 
 /// The only writer of a log. It knows where the log ends, so it can repeat an append of which nobody knows whether it
 /// was stored: each batch is stored exactly once, whatever happens to the connection meanwhile.
@@ -16,13 +16,13 @@ use crate::{Error, EventLog, LogId, NewEvent};
 /// the writer not knowing; drop the writer then, too.
 #[derive(Debug)]
 pub struct Writer {
-    events: EventLog,
+    events: EventLogs,
     log: LogId,
     last: i64,
 }
 
 impl Writer {
-    pub(crate) fn new(events: EventLog, log: LogId, last: i64) -> Self {
+    pub(crate) fn new(events: EventLogs, log: LogId, last: i64) -> Self {
         Self { events, log, last }
     }
 

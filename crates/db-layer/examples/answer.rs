@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use db_layer::{EventLog, LogId, NewEvent, Settings};
+use db_layer::{EventLogs, LogId, NewEvent, Settings};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -48,7 +48,7 @@ async fn main() -> Result<()> {
 }
 
 /// Hands tokens over as they come. What gathers while one statement is under way is stored together by the next.
-async fn write(events: EventLog, log: LogId) -> Result<()> {
+async fn write(events: EventLogs, log: LogId) -> Result<()> {
     let answer = events.appender(log);
     for token in ANSWER.split_inclusive(' ') {
         answer.push(NewEvent::new("token", token)).await?;
@@ -60,7 +60,7 @@ async fn write(events: EventLog, log: LogId) -> Result<()> {
 }
 
 /// Reads from a cursor to the end, live.
-async fn read(events: EventLog, log: LogId, after: i64) -> Result<String> {
+async fn read(events: EventLogs, log: LogId, after: i64) -> Result<String> {
     let mut stream = events.stream(log, after);
     let mut text = String::new();
     while let Some(batch) = stream.next_batch().await? {

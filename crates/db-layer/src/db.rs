@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use db_core::encryption::Keyring;
 use db_core::{Handle, Pool};
-use db_events::EventLog;
+use db_events::EventLogs;
 use db_notify::Bus;
 use tokio_util::sync::CancellationToken;
 
@@ -29,13 +29,13 @@ pub(crate) struct Pools {
 struct Inner {
     pools: Pools,
     bus: Bus,
-    events: EventLog,
+    events: EventLogs,
     keyring: Option<Arc<Keyring>>,
     closing: CancellationToken,
 }
 
 impl Db {
-    pub(crate) fn new(pools: Pools, bus: Bus, events: EventLog, keyring: Option<Arc<Keyring>>) -> Self {
+    pub(crate) fn new(pools: Pools, bus: Bus, events: EventLogs, keyring: Option<Arc<Keyring>>) -> Self {
         let closing = CancellationToken::new();
         Self { inner: Arc::new(Inner { pools, bus, events, keyring, closing }) }
     }
@@ -70,7 +70,7 @@ impl Db {
 
     /// The event logs.
     #[must_use]
-    pub fn events(&self) -> &EventLog {
+    pub fn events(&self) -> &EventLogs {
         &self.inner.events
     }
 

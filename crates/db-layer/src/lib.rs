@@ -60,7 +60,7 @@ pub use db_core::{
     Tx, TxOptions, encryption,
 };
 pub use db_events::{
-    self, Appender, Event, EventLog, EventOptions, EventStream, Events, LogId, LogTopics, Mark, NewEvent,
+    self, Appender, Event, EventLogs, EventOptions, EventStream, Events, LogId, LogTopics, Mark, NewEvent,
     WriterId,
 };
 pub use db_migrate::{self, Migrations};

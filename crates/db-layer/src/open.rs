@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use db_core::encryption::Keyring;
 use db_core::{Class, Config, Patience, Pool, PoolOptions, Pooler, Retry, connect};
-use db_events::{EventLog, EventOptions, LogTopics};
+use db_events::{EventLogs, EventOptions, LogTopics};
 use db_migrate::Migrations;
 use db_notify::{Bus, BusOptions};
 use futures_util::TryFutureExt;
@@ -243,7 +243,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
             pool.attach(Arc::clone(keyring));
         }
     }
-    let events = EventLog::with_options(backend.clone(), &bus, &options.topics, options.events);
+    let events = EventLogs::with_options(backend.clone(), &bus, &options.topics, options.events);
     Ok(Db::new(Pools { api, backend, named }, bus, events, keyring))
 }
 

@@ -1,7 +1,7 @@
 //! Events that come one by one, and batches that are sent again.
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{Error, EventLog, NewEvent, WriterId};
+use db_events::{Error, EventLogs, NewEvent, WriterId};
 use db_notify::{Bus, BusOptions};
 use db_testkit::{Proxy, TestDb, poll_then_drop};
 use tokio::task::JoinSet;
@@ -107,7 +107,7 @@ async fn nothing_is_acknowledged_before_it_is_stored_and_a_lost_answer_doubles_n
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
-    let events = EventLog::new(Pool::new(&config, PoolOptions::backend()), &bus);
+    let events = EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus);
     let log = events.create().await.expect("a log");
     let appender = events.appender(log);
     appender.append(NewEvent::new("n", "1")).await.expect("stored");
@@ -165,7 +165,7 @@ async fn an_appender_to_a_log_that_takes_nothing_says_why_to_everybody(db: TestD
     for _ in 0..2 {
         let error = appender.append(NewEvent::new("n", "3")).await.expect_err("finished");
         assert!(
-            matches!(&error, Error::Ended { cause: Some(cause), .. } if matches!(**cause, Error::Finished { last: 2, .. })),
+            matches!(&error, Error::AppenderClosed { cause: Some(cause), .. } if matches!(**cause, Error::Finished { last: 2, .. })),
             "{error:?}"
         );
         assert!(error.to_string().contains("is finished with event 2"), "{error}");
@@ -173,7 +173,7 @@ async fn an_appender_to_a_log_that_takes_nothing_says_why_to_everybody(db: TestD
     assert!(appender.flush().await.is_err());
     let unknown = events.appender(NO_LOG).append(NewEvent::new("n", "1")).await;
     assert!(
-        matches!(&unknown, Err(Error::Ended { cause: Some(cause), .. }) if matches!(**cause, Error::UnknownLog(_))),
+        matches!(&unknown, Err(Error::AppenderClosed { cause: Some(cause), .. }) if matches!(**cause, Error::UnknownLog(_))),
         "{unknown:?}"
     );
 }
@@ -244,7 +244,7 @@ async fn whoever_appends_waits_for_a_server_that_is_in_a_bad_way_and_goes_on(db:
     refuse(&db, "42501", 2).await;
     let refused = appender.append(NewEvent::new("n", "x")).await;
     assert!(
-        matches!(&refused, Err(Error::Ended { cause: Some(cause), .. }) if cause.to_string().contains("not now")),
+        matches!(&refused, Err(Error::AppenderClosed { cause: Some(cause), .. }) if cause.to_string().contains("not now")),
         "{refused:?}"
     );
 }

@@ -149,7 +149,7 @@ async fn a_writers_number_stands_for_the_same_events_or_is_an_error(db: TestDb) 
     ] {
         let refused = events.append_once(log, source, &other).await;
         assert!(
-            matches!(refused, Err(Error::NumberUsed { writer: WriterId(7), sequence: 1, first: 1, .. })),
+            matches!(refused, Err(Error::SequenceReused { writer: WriterId(7), sequence: 1, first: 1, .. })),
             "{other:?}: {refused:?}"
         );
     }

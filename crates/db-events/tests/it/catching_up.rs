@@ -1,7 +1,7 @@
 //! Many streams that catch up at once.
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{EventLog, EventOptions, LogId, LogTopics, NewEvent};
+use db_events::{EventLogs, EventOptions, LogId, LogTopics, NewEvent};
 use db_notify::{Bus, BusOptions};
 use db_testkit::{TestDb, until};
 use tokio::task::{JoinHandle, JoinSet};
@@ -11,16 +11,16 @@ use crate::support::{PATIENCE, numbered};
 
 const POOL: u32 = 8;
 
-async fn events_of(db: &TestDb, options: EventOptions) -> (EventLog, Pool) {
+async fn events_of(db: &TestDb, options: EventOptions) -> (EventLogs, Pool) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
     let pool = Pool::new(&config, PoolOptions { max: POOL, ..PoolOptions::backend() });
-    (EventLog::with_options(pool.clone(), &bus, &LogTopics::default(), options), pool)
+    (EventLogs::with_options(pool.clone(), &bus, &LogTopics::default(), options), pool)
 }
 
 /// A finished log of so many pages.
-async fn filled(events: &EventLog, pages: usize) -> LogId {
+async fn filled(events: &EventLogs, pages: usize) -> LogId {
     let log = events.create().await.expect("a log");
     let megabyte: Vec<NewEvent> = (0..16).map(|_| NewEvent::new("line", "x".repeat(1 << 16))).collect();
     for _ in 0..pages {
@@ -31,7 +31,7 @@ async fn filled(events: &EventLog, pages: usize) -> LogId {
 }
 
 /// Reads all of a log, and counts.
-fn read(events: &EventLog, log: LogId) -> JoinHandle<usize> {
+fn read(events: &EventLogs, log: LogId) -> JoinHandle<usize> {
     let mut stream = events.stream(log, 0);
     tokio::spawn(async move {
         let mut count = 0;
@@ -116,7 +116,7 @@ async fn a_pool_of_one_connection_serves_everybody(db: TestDb) {
     let config = Config::from_url(&db.url()).expect("an address");
     let direct = Config::from_url(&db.direct_url()).expect("an address");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
-    let events = EventLog::new(Pool::new(&config, PoolOptions { max: 1, ..PoolOptions::backend() }), &bus);
+    let events = EventLogs::new(Pool::new(&config, PoolOptions { max: 1, ..PoolOptions::backend() }), &bus);
     let full = filled(&events, 3).await;
     let busy = events.create().await.expect("a log");
     let mut all = JoinSet::new();

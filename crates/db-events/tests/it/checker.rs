@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{EventLog, LogId, NewEvent};
+use db_events::{EventLogs, LogId, NewEvent};
 use db_notify::{Bus, BusOptions};
 use db_testkit::{Proxy, Stop, TestDb, TestServer};
 use tokio::time::timeout;
@@ -231,7 +231,7 @@ impl Checker {
         self.all("end", |_| true).await;
         let config = Config::from_url(&self.db.url()).expect("an address");
         let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
-        let events = EventLog::new(Pool::new(&config, PoolOptions::backend()), &bus);
+        let events = EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus);
         let mut own = Memory::default();
         for log in self.shared.clone() {
             let key = format!("end/{log}");

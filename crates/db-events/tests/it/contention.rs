@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Instant;
 
 use db_core::{Config, Pool, PoolOptions, Tx};
-use db_events::{Error, EventLog, LogId};
+use db_events::{Error, EventLogs, LogId};
 use db_notify::{Bus, BusOptions};
 use db_testkit::{TestDb, TestServer, until};
 use tokio::task::JoinSet;
@@ -15,7 +15,7 @@ use crate::support::{PATIENCE, answer, assert_dense, events, numbered, read_to_e
 const WRITERS: i64 = 16;
 
 /// So many writers append so many batches each, all at once.
-async fn write_together(events: &EventLog, log: LogId, each: i64) {
+async fn write_together(events: &EventLogs, log: LogId, each: i64) {
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
         let events = events.clone();
@@ -43,7 +43,7 @@ async fn writers_that_lose_the_race_leave_no_error_in_the_servers_log_and_few_de
     let config = Config::from_url(&db.direct_url()).expect("an address");
     let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
     let pool = Pool::new(&config, PoolOptions::backend());
-    let events = EventLog::new(pool.clone(), &bus);
+    let events = EventLogs::new(pool.clone(), &bus);
     let log = events.create().await.expect("a log");
 
     let begun = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use db_events::{Error, EventLog, EventStream, LogId, Mark, POLL_FLOOR, Retention, Selection};
+use db_events::{Error, EventLogs, EventStream, LogId, Mark, POLL_FLOOR, Retention, Selection};
 use db_testkit::{TestDb, until};
 use tokio::time::timeout;
 
@@ -14,7 +14,7 @@ use crate::support::{
 const LONG: i64 = 2500;
 
 /// A stream that has seen the first events of a log, so many, each in a batch of its own, and waits for more.
-async fn follower(db: &TestDb, events: &EventLog, seen: i64) -> (LogId, EventStream) {
+async fn follower(db: &TestDb, events: &EventLogs, seen: i64) -> (LogId, EventStream) {
     let log = events.create().await.expect("a log");
     batches_by_hand(db, log, (1, seen), false).await;
     let mut stream = events.stream(log, 0);
@@ -23,7 +23,7 @@ async fn follower(db: &TestDb, events: &EventLog, seen: i64) -> (LogId, EventStr
 }
 
 /// A log of [`LONG`] batches of which a page is read; it is being removed, and its first 2000 batches are gone.
-async fn half_removed(db: &TestDb, events: &EventLog) -> (LogId, EventStream) {
+async fn half_removed(db: &TestDb, events: &EventLogs) -> (LogId, EventStream) {
     let log = events.create().await.expect("a log");
     batches_by_hand(db, log, (1, LONG), true).await;
     let mut stream = events.stream(log, 0);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use db_events::{Error, EventLog, NewEvent, POLL_FLOOR};
+use db_events::{Error, EventLogs, NewEvent, POLL_FLOOR};
 use db_testkit::{TestDb, until};
 use futures_util::TryStreamExt;
 use tokio::time::timeout;
@@ -178,7 +178,7 @@ async fn a_lost_notification_delays_a_follower_by_no_more_than_the_floor(db: Tes
 }
 
 /// Waits until a stream has looked, found nothing, and looked again from its place.
-async fn until_waiting(events: &EventLog, pages: u64) {
+async fn until_waiting(events: &EventLogs, pages: u64) {
     until("it waits", async || events.state().pages >= pages + 2).await;
 }
 
@@ -205,14 +205,14 @@ async fn events_come_one_by_one_too(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_flood_of_gaps_costs_few_looks(db: TestDb) {
+async fn a_flood_of_gaps_costs_few_head_polls(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let mut stream = events.stream(log, 0);
     let pages = events.state().pages;
     let waiting = tokio::spawn(async move { stream.next_batch().await });
     until_waiting(&events, pages).await;
-    let (looks, begun) = (events.state().looks, Instant::now());
+    let (head_polls, begun) = (events.state().head_polls, Instant::now());
 
     // Another process has too much to say, or speaks another language, all the time.
     for form in ["1*", "not ours"].into_iter().cycle().take(600) {
@@ -228,6 +228,6 @@ async fn a_flood_of_gaps_costs_few_looks(db: TestDb) {
 
     // The first at once, then one for all that came in each fifth of a second.
     let most = begun.elapsed().as_millis() / 200 + 2;
-    let looks = events.state().looks - looks;
-    assert!(u128::from(looks) <= most, "{looks} looks, where {most} will do");
+    let head_polls = events.state().head_polls - head_polls;
+    assert!(u128::from(head_polls) <= most, "{head_polls} head polls, where {most} will do");
 }

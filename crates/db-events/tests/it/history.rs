@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use db_events::{Error, EventLog, LogId, NewEvent, Removed, Retention, Selection};
+use db_events::{Error, EventLogs, LogId, NewEvent, Removed, Retention, Selection};
 use db_testkit::{TestDb, poll_then_drop, until};
 use tokio::time::timeout;
 
 use crate::support::{NO_LOG, PATIENCE, events, next_batch, numbered};
 
 /// A log of 100 events in batches of different sizes, every tenth of them a milestone.
-async fn hundred(events: &EventLog) -> LogId {
+async fn hundred(events: &EventLogs) -> LogId {
     let log = events.create().await.expect("a log");
     let all: Vec<NewEvent> = (1..=100)
         .map(|n| NewEvent::new(if n % 10 == 0 { "milestone" } else { "line" }, n.to_string()))

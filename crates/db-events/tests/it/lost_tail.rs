@@ -1,7 +1,7 @@
 //! A primary is lost, and with it what its standby had not received yet.
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{Error, EventLog, EventStream, LogId, NewEvent, SCHEMA};
+use db_events::{Error, EventLogs, EventStream, LogId, NewEvent, SCHEMA};
 use db_notify::{Bus, BusOptions};
 use sqlx::Connection;
 use tokio::time::timeout;
@@ -9,10 +9,10 @@ use tokio::time::timeout;
 use crate::standby::{LONG, Pair};
 use crate::support::{next_batch, next_ids, numbered};
 
-async fn open(url: &str) -> EventLog {
+async fn open(url: &str) -> EventLogs {
     let config = Config::from_url(url).expect("an address");
     let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
-    EventLog::new(Pool::new(&config, PoolOptions::backend()), &bus)
+    EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus)
 }
 
 /// What a watcher ends with: it waits for a server that is away meanwhile.
@@ -69,7 +69,7 @@ async fn who_follows_a_log_whose_tail_was_lost_with_the_primary_is_told_what_sti
     assert_eq!(next[0].id, 4);
 }
 
-async fn append(events: &EventLog, streams: &mut [EventStream; 3], log: LogId, n: i64) {
+async fn append(events: &EventLogs, streams: &mut [EventStream; 3], log: LogId, n: i64) {
     events.append(log, &numbered(n, 1)).await.expect("appended");
     for stream in &mut streams[..2] {
         assert_eq!(next_ids(stream).await, [n]);

@@ -3,7 +3,7 @@
 use std::fs;
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{Event, EventLog, LogId, NewEvent, Selection, WriterId};
+use db_events::{Event, EventLogs, LogId, NewEvent, Selection, WriterId};
 use db_notify::{Bus, BusOptions};
 use db_testkit::{TestDb, TestServer, until};
 
@@ -112,7 +112,7 @@ async fn no_plan_depends_on_what_is_known_of_the_tables() {
         let config = Config::from_url(&db.direct_url()).expect("an address");
         let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
         let pool = Pool::new(&config, PoolOptions { max: 1, ..PoolOptions::backend() });
-        let events = EventLog::new(pool, &bus);
+        let events = EventLogs::new(pool, &bus);
         let [full, other] = [(); 2].map(|()| events.create());
         let (full, other) = (full.await.expect("a log"), other.await.expect("a log"));
         events.append(other, &numbered(1, 1)).await.expect("appended");

@@ -1,6 +1,6 @@
 //! Removing a log that somebody appends to.
 
-use db_events::{Error, EventLog, LogId};
+use db_events::{Error, EventLogs, LogId};
 use db_testkit::{TestDb, until};
 use sqlx::{Postgres, Transaction};
 
@@ -17,7 +17,7 @@ async fn open_append(db: &TestDb, log: LogId) -> Transaction<'static, Postgres> 
     open
 }
 
-async fn one_event(db: &TestDb, events: &EventLog) -> LogId {
+async fn one_event(db: &TestDb, events: &EventLogs) -> LogId {
     let log = events.create().await.expect("a log");
     append_by_hand(db, log, 1).await;
     log

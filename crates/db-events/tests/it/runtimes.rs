@@ -3,7 +3,7 @@
 use std::thread;
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{Error, EventLog, EventStream, LogId};
+use db_events::{Error, EventLogs, EventStream, LogId};
 use db_notify::{Bus, BusOptions};
 use db_testkit::{TestDb, until};
 use tokio::runtime::{Builder, Runtime};
@@ -21,7 +21,7 @@ async fn end(runtime: Runtime) {
 }
 
 /// Follows until the stream waits, and returns it.
-async fn wait_in(stream: &mut EventStream, events: &EventLog) {
+async fn wait_in(stream: &mut EventStream, events: &EventLogs) {
     let pages = events.state().pages;
     let waiting = async {
         until("it has caught up", async || events.state().pages >= pages + 2).await;
@@ -33,7 +33,7 @@ async fn wait_in(stream: &mut EventStream, events: &EventLog) {
 }
 
 /// Begins to follow a log in a runtime that ends then, or is left alone: the runtime is returned.
-async fn follow_elsewhere(events: &EventLog, log: LogId) -> Runtime {
+async fn follow_elsewhere(events: &EventLogs, log: LogId) -> Runtime {
     let events = events.clone();
     let following = thread::spawn(move || {
         let runtime = runtime();
@@ -77,7 +77,7 @@ async fn streams_go_on_when_the_runtime_of_their_bus_has_ended(db: TestDb) {
     })
     .await
     .expect("opened");
-    let events = EventLog::new(pool, &bus);
+    let events = EventLogs::new(pool, &bus);
     let log = events.create().await.expect("a log");
     let mut stream = events.stream(log, 0);
     // It joins where nobody drives the tasks.
@@ -111,7 +111,7 @@ async fn an_appender_whose_runtime_has_ended_says_so(db: TestDb) {
     end(elsewhere).await;
 
     let [event, pushed] = [1, 2].map(|n| numbered(n, 1).remove(0));
-    assert!(matches!(appender.append(event).await, Err(Error::Ended { .. })));
-    assert!(matches!(appender.push(pushed).await, Err(Error::Ended { .. })));
-    assert!(matches!(appender.flush().await, Err(Error::Ended { .. })));
+    assert!(matches!(appender.append(event).await, Err(Error::AppenderClosed { .. })));
+    assert!(matches!(appender.push(pushed).await, Err(Error::AppenderClosed { .. })));
+    assert!(matches!(appender.flush().await, Err(Error::AppenderClosed { .. })));
 }

@@ -1,6 +1,6 @@
 //! One reader for all who follow a log in a process.
 
-use db_events::{Error, Event, EventLog, EventStream, POLL_FLOOR};
+use db_events::{Error, Event, EventLogs, EventStream, POLL_FLOOR};
 use db_testkit::{Proxy, TestDb, until};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -48,7 +48,7 @@ async fn a_hundred_followers_cost_one_query_for_each_append(db: TestDb) {
     }
     // One for each append, and perhaps one that found nothing new for each of them and each look.
     let state = events.state();
-    assert!(state.pages <= 2 * FOLLOWERS + 2 * 21 + state.looks, "{state:?}");
+    assert!(state.pages <= 2 * FOLLOWERS + 2 * 21 + state.head_polls, "{state:?}");
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
@@ -81,7 +81,7 @@ async fn who_is_too_slow_goes_back_to_pages_and_misses_nothing(db: TestDb) {
         assert_eq!(next_batch(&mut quick).await.expect("more")[0].id, n);
     }
     let state = events.state();
-    assert!(state.pages <= pages + 2 * 20 + state.looks, "{state:?}");
+    assert!(state.pages <= pages + 2 * 20 + state.head_polls, "{state:?}");
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
@@ -130,7 +130,7 @@ async fn a_gap_asks_once_for_all_logs_and_reads_those_that_have_moved(db: TestDb
     }
     let after = events.state();
     // The loss and, on a slow machine, the floor.
-    assert!((1..=3).contains(&(after.looks - before.looks)), "{before:?} {after:?}");
+    assert!((1..=3).contains(&(after.head_polls - before.head_polls)), "{before:?} {after:?}");
     assert!(after.pages - before.pages <= 3, "{before:?} {after:?}");
 }
 
@@ -177,7 +177,7 @@ async fn streams_of_a_pool_that_is_closed_end_with_the_reason(db: TestDb) {
     let direct = db_core::Config::from_url(&db.direct_url()).expect("an address");
     let bus = db_notify::Bus::open(&direct, db_notify::BusOptions::default()).await.expect("a bus");
     let pool = db_core::Pool::new(&config, db_core::PoolOptions::backend());
-    let events = EventLog::new(pool.clone(), &bus);
+    let events = EventLogs::new(pool.clone(), &bus);
     let log = events.create().await.expect("a log");
     let mut stream = events.stream(log, 0);
     let waiting = tokio::spawn(async move { stream.next_batch().await });
@@ -199,7 +199,7 @@ async fn an_append_whose_answer_was_lost_wakes_those_who_follow(db: TestDb) {
     let config = db_core::Config::from_url(&proxy.url()).expect("the proxy's address");
     let direct = db_core::Config::from_url(&db.direct_url()).expect("an address");
     let bus = db_notify::Bus::open(&direct, db_notify::BusOptions::default()).await.expect("a bus");
-    let writing = EventLog::new(db_core::Pool::new(&config, db_core::PoolOptions::backend()), &bus);
+    let writing = EventLogs::new(db_core::Pool::new(&config, db_core::PoolOptions::backend()), &bus);
     writing.head(log).await.expect("a connection is open");
 
     proxy.cut_answer_to("insert into event_log_batches");

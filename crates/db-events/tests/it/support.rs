@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{Error, Event, EventLog, EventStream, Events, LogId, NewEvent};
+use db_events::{Error, Event, EventLogs, EventStream, Events, LogId, NewEvent};
 use db_notify::{Bus, BusOptions};
 use db_testkit::TestDb;
 use tokio::time::timeout;
@@ -11,15 +11,15 @@ use tokio::time::timeout;
 /// No wait in these tests is longer than this.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(crate) async fn events(db: &TestDb) -> EventLog {
+pub(crate) async fn events(db: &TestDb) -> EventLogs {
     events_and_bus(db).await.0
 }
 
-pub(crate) async fn events_and_bus(db: &TestDb) -> (EventLog, Bus) {
+pub(crate) async fn events_and_bus(db: &TestDb) -> (EventLogs, Bus) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
-    (EventLog::new(Pool::new(&config, PoolOptions::backend()), &bus), bus)
+    (EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus), bus)
 }
 
 /// So many events, which say which they are.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use db_events::{Error, Event, EventLog, LogId, NewEvent, Retention};
+use db_events::{Error, Event, EventLogs, LogId, NewEvent, Retention};
 use db_testkit::TestDb;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -16,7 +16,7 @@ const WATCHERS: usize = 4;
 const STEPS: usize = 60;
 
 /// Appends, loses what was appended last now and then, and ends the log. Returns what the log holds then.
-async fn write(db: Arc<TestDb>, events: EventLog, log: LogId) -> Vec<String> {
+async fn write(db: Arc<TestDb>, events: EventLogs, log: LogId) -> Vec<String> {
     let mut there: Vec<Vec<String>> = Vec::new();
     for step in 0..STEPS {
         if fastrand::u8(..8) == 0 {
@@ -35,7 +35,7 @@ async fn write(db: Arc<TestDb>, events: EventLog, log: LogId) -> Vec<String> {
 }
 
 /// Watches to the end, and goes on with what holds when it is told. Returns what it has seen of a log that it has seen whole.
-async fn watch(events: EventLog, log: LogId, resumes: bool, told: Arc<AtomicU64>) -> Option<Vec<String>> {
+async fn watch(events: EventLogs, log: LogId, resumes: bool, told: Arc<AtomicU64>) -> Option<Vec<String>> {
     let mut seen: Vec<Event> = Vec::new();
     let mut stream = events.stream(log, 0);
     loop {
@@ -63,7 +63,7 @@ async fn watch(events: EventLog, log: LogId, resumes: bool, told: Arc<AtomicU64>
     }
 }
 
-fn from(events: &EventLog, log: LogId, last: Option<&Event>) -> db_events::EventStream {
+fn from(events: &EventLogs, log: LogId, last: Option<&Event>) -> db_events::EventStream {
     last.map_or_else(|| events.stream(log, 0), |last| events.resume(log, last.id, last.mark))
 }
 

@@ -1,7 +1,7 @@
 //! Who is woken by an append that nobody saw the end of.
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{EventLog, LogId};
+use db_events::{EventLogs, LogId};
 use db_notify::{Bus, BusOptions, Subscription, Topic};
 use db_testkit::{TestDb, poll_then_drop};
 use futures_util::FutureExt;
@@ -10,13 +10,13 @@ use tokio::time::timeout;
 use crate::support::{PATIENCE, numbered};
 
 /// A writer that is in doubt about who watches, so that it notifies of everything, and a bus of somebody else's.
-async fn writer_and_bus(db: &TestDb) -> (EventLog, Bus) {
+async fn writer_and_bus(db: &TestDb) -> (EventLogs, Bus) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
     let other = Bus::open(&direct, BusOptions::default()).await.expect("another bus");
     let pool = Pool::new(&config, PoolOptions { max: 1, ..PoolOptions::backend() });
-    (EventLog::new(pool, &bus), other)
+    (EventLogs::new(pool, &bus), other)
 }
 
 fn follow(bus: &Bus, log: LogId) -> Subscription {
@@ -32,7 +32,7 @@ async fn is_stored(db: &TestDb, log: LogId) -> bool {
 
 /// Drops such an append at each of its polls, until one that was cut off was stored all the same: the server may be quicker than
 /// the request to cancel it, or not. Whatever is stored must have been notified of.
-async fn drop_at_any_poll<F>(db: &TestDb, append: impl Fn(EventLog, LogId) -> F)
+async fn drop_at_any_poll<F>(db: &TestDb, append: impl Fn(EventLogs, LogId) -> F)
 where
     F: Future<Output = ()>,
 {
@@ -58,7 +58,7 @@ where
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn an_append_that_is_dropped_at_any_poll_wakes_those_who_follow_if_it_was_stored(db: TestDb) {
-    let append = async |events: EventLog, log| {
+    let append = async |events: EventLogs, log| {
         events.append(log, &numbered(1, 1)).await.expect("appended");
     };
     drop_at_any_poll(&db, append).await;
@@ -66,7 +66,7 @@ async fn an_append_that_is_dropped_at_any_poll_wakes_those_who_follow_if_it_was_
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn a_finish_that_is_dropped_at_any_poll_wakes_those_who_follow_if_it_was_stored(db: TestDb) {
-    let finish = async |events: EventLog, log| {
+    let finish = async |events: EventLogs, log| {
         let finish = events.writer(log, 0);
         finish.finish_with(&numbered(1, 1), |_| async { Ok(()) }.boxed()).await.expect("finished");
     };

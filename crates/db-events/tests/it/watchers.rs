@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{Error, EventLog, EventStream, LogId, NewEvent, POLL_FLOOR, Selection};
+use db_events::{Error, EventLogs, EventStream, LogId, NewEvent, POLL_FLOOR, Selection};
 use db_notify::{Bus, BusOptions};
 use db_testkit::{Stop, TestDb, TestServer, poll_then_drop, until};
 use futures_util::FutureExt;
@@ -34,7 +34,7 @@ fn a_process_that_watches() {
     run(async {
         let config = Config::from_url(&address).expect("an address");
         let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
-        let events = EventLog::new(Pool::new(&config, PoolOptions::backend()), &bus);
+        let events = EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus);
         let mut tasks: JoinSet<()> = JoinSet::new();
         while let Some(order) = orders.recv().await {
             let (log, count) = order.split_once(' ').expect("a log and a number");
@@ -103,7 +103,7 @@ async fn five_thousand_idle_logs_cost_one_query_for_each_look_and_no_page(db: Te
     let begun = events.state();
 
     let floors = timeout(POLL_FLOOR * 4 + PATIENCE, async {
-        while events.state().looks < begun.looks + 2 {
+        while events.state().head_polls < begun.head_polls + 2 {
             assert!(tasks.try_join_next().is_none(), "a watcher has ended");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -112,7 +112,11 @@ async fn five_thousand_idle_logs_cost_one_query_for_each_look_and_no_page(db: Te
 
     let state = events.state();
     assert_eq!(state.pages, begun.pages, "a log that is idle is not read");
-    assert_eq!((state.looks, state.followed), (begun.looks + 2, MANY), "one query looks at all of them");
+    assert_eq!(
+        (state.head_polls, state.followed),
+        (begun.head_polls + 2, MANY),
+        "one query looks at all of them"
+    );
 }
 
 /// Waits for a state, and for no statement to be under way.
@@ -142,7 +146,7 @@ async fn a_watcher_from_beyond_the_end_is_told_and_does_not_keep_the_others_from
         assert_eq!(next_batch(&mut stream).await.expect("more")[0].id, n);
     }
     let state = events.state();
-    assert!(state.pages - pages <= 2 * 10 + 2 + state.looks, "{pages} pages before, now {state:?}");
+    assert!(state.pages - pages <= 2 * 10 + 2 + state.head_polls, "{pages} pages before, now {state:?}");
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
@@ -150,7 +154,7 @@ async fn a_database_that_is_slower_than_the_pool_allows_ends_neither_a_stream_no
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
     let short = PoolOptions { statement_timeout: Duration::from_millis(200), ..PoolOptions::backend() };
-    let events = EventLog::new(Pool::new(&config, short), &bus);
+    let events = EventLogs::new(Pool::new(&config, short), &bus);
     let log = events.create().await.expect("a log");
     let appender = events.appender(log);
     appender.append(NewEvent::new("n", "1")).await.expect("stored");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use db_core::{Config, Pool, PoolOptions};
-use db_events::{EventLog, LogTopics, POLL_FLOOR};
+use db_events::{EventLogs, LogTopics, POLL_FLOOR};
 use db_notify::{Bus, BusOptions, Topic, WatchOptions};
 use db_testkit::{TestDb, until};
 use tokio::time::timeout;
@@ -11,14 +11,14 @@ use tokio::time::timeout;
 use crate::support::{next_batch, numbered};
 
 /// The event logs of a process that is sure of who follows what, and its bus.
-async fn process(db: &TestDb) -> (EventLog, Bus) {
+async fn process(db: &TestDb) -> (EventLogs, Bus) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
     let options = WatchOptions { renewal: Duration::from_millis(500) };
     let watched = Topic::new("watched").expect("a topic");
     let topics = LogTopics::new("build_events_", watched).expect("topics").options(options);
-    let events = EventLog::with_topics(Pool::new(&config, PoolOptions::backend()), &bus, &topics);
+    let events = EventLogs::with_topics(Pool::new(&config, PoolOptions::backend()), &bus, &topics);
     until("it is sure of who follows what", async || !events.state().watched.in_doubt).await;
     (events, bus)
 }

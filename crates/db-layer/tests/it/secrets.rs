@@ -591,7 +591,7 @@ const SHOWN: &[&str] = &[
     "DeadlineError",
     "EncryptionError",
     "Error",
-    "EventLog",
+    "EventLogs",
     "EventStream",
     "Handle",
     "Head",

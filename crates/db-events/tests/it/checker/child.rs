@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use db_core::{Class, Config, Pool, PoolOptions};
-use db_events::{Appender, Error, Event, EventLog, LogId, LogTopics, NewEvent, Selection, Writer, WriterId};
+use db_events::{Appender, Error, Event, EventLogs, LogId, LogTopics, NewEvent, Selection, Writer, WriterId};
 use db_notify::{Bus, BusOptions, Topic, WatchOptions};
 use futures_util::FutureExt;
 use tokio::sync::watch;
@@ -146,7 +146,7 @@ struct Counts {
 
 /// One of the processes.
 pub(super) struct Child {
-    events: EventLog,
+    events: EventLogs,
     bus: Bus,
     /// Its place among the processes, and how many were there before it.
     name: String,
@@ -181,7 +181,7 @@ impl Child {
         let bus = Bus::open(&config, options).await.expect("a bus");
         let pool = Pool::new(&config, PoolOptions { max: 20, ..PoolOptions::backend() });
         let topics = LogTopics::default().options(WatchOptions { renewal: Duration::from_millis(500) });
-        let events = EventLog::with_topics(pool, &bus, &topics);
+        let events = EventLogs::with_topics(pool, &bus, &topics);
 
         let mut hands: Vec<(LogId, Hand)> = vec![(own, Hand::Only(None))];
         for log in &shared {

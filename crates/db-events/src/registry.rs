@@ -17,7 +17,7 @@ use crate::stream::backoff;
 use crate::{Error, Head, LogId, POLL_FLOOR};
 
 /// The shortest time between two looks at all logs.
-const LOOK_PACE: Duration = Duration::from_millis(200);
+const POLL_PACE: Duration = Duration::from_millis(200);
 
 /// Who reads what, and what that has cost.
 pub(crate) struct Shared {
@@ -25,14 +25,14 @@ pub(crate) struct Shared {
     catching_up: CatchingUp,
     readers: Mutex<HashMap<LogId, Weak<Reader>>>,
     pages: AtomicU64,
-    heads: AtomicU64,
+    head_polls: AtomicU64,
 }
 
 impl Shared {
     pub(crate) fn new(pool: Pool, options: EventOptions) -> Self {
         let catching_up = CatchingUp::new(&pool, options);
-        let (pages, heads) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { pool, catching_up, readers: Mutex::default(), pages, heads }
+        let (pages, head_polls) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { pool, catching_up, readers: Mutex::default(), pages, head_polls }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -76,7 +76,7 @@ impl Shared {
     /// Logs that are followed, pages and heads that were asked for.
     pub(crate) fn counts(&self) -> (usize, u64, u64) {
         let logs = self.lock().len();
-        (logs, self.pages.load(Ordering::Relaxed), self.heads.load(Ordering::Relaxed))
+        (logs, self.pages.load(Ordering::Relaxed), self.head_polls.load(Ordering::Relaxed))
     }
 
     /// Those that read now, and how far they are.
@@ -100,22 +100,22 @@ impl Shared {
 
 /// Held by the one who looks after the logs. When that ends, also with its runtime, or by a panic, the readers end: those who follow
 /// look by themselves, and begin anew.
-pub(crate) struct LookingAfter(Arc<Shared>);
+pub(crate) struct PollerGuard(Arc<Shared>);
 
-impl LookingAfter {
+impl PollerGuard {
     pub(crate) fn new(shared: &Arc<Shared>) -> Self {
         Self(Arc::clone(shared))
     }
 }
 
-impl Drop for LookingAfter {
+impl Drop for PollerGuard {
     fn drop(&mut self) {
         self.0.end();
     }
 }
 
 /// Looks at all logs that are followed: after each gap, and now and then. Wakes the readers of those that have moved.
-pub(crate) async fn look_after(alive: LookingAfter, bus: Bus) {
+pub(crate) async fn run_poller(alive: PollerGuard, bus: Bus) {
     let shared = &alive.0;
     // It follows nothing, and so hears of gaps only.
     let mut gaps = bus.subscribe_all([], 1);
@@ -124,7 +124,7 @@ pub(crate) async fn look_after(alive: LookingAfter, bus: Bus) {
     loop {
         bus_open = wait(&mut gaps, bus_open).await;
         let mut pauses = backoff();
-        while let Err(error) = look(shared).await {
+        while let Err(error) = poll_heads(shared).await {
             if !error.may_pass() {
                 tracing::debug!(%error, "cannot look at the event logs that are followed");
                 // Whoever follows one looks by itself, and meets the reason: such as a pool that was closed.
@@ -135,7 +135,7 @@ pub(crate) async fn look_after(alive: LookingAfter, bus: Bus) {
             sleep(pauses.next().unwrap_or(POLL_FLOOR)).await;
         }
         // Gaps that come meanwhile are one.
-        sleep(LOOK_PACE).await;
+        sleep(POLL_PACE).await;
     }
 }
 
@@ -150,12 +150,12 @@ async fn wait(gaps: &mut Subscription, bus_open: bool) -> bool {
     !matches!(timeout(floor, gaps.recv()).await, Ok(None))
 }
 
-async fn look(shared: &Shared) -> Result<(), Error> {
+async fn poll_heads(shared: &Shared) -> Result<(), Error> {
     let reading = shared.reading();
     if reading.is_empty() {
         return Ok(());
     }
-    shared.heads.fetch_add(1, Ordering::Relaxed);
+    shared.head_polls.fetch_add(1, Ordering::Relaxed);
     let logs: Vec<i64> = reading.iter().map(|(live, _)| live.log.0).collect();
     let heads = limited(WHAT, Head::read(shared.pool.handle(), &logs)).await?;
     for (live, tail) in reading {

@@ -17,16 +17,16 @@ const KEPT: usize = 16;
 const KEPT_BYTES: usize = 4 << 20;
 
 /// The reader's end. A page lives until everybody has taken it, or until there is too much after it.
-pub(crate) struct Passing {
-    sender: broadcast::Sender<Passed>,
+pub(crate) struct Fanout {
+    sender: broadcast::Sender<Published>,
     /// What may still wait for somebody, oldest first, with its size.
     kept: VecDeque<(Weak<Slot>, usize)>,
 }
 
 #[derive(Clone)]
-struct Passed {
+struct Published {
     slot: Arc<Slot>,
-    is_final: bool,
+    is_finished: bool,
 }
 
 /// A page, until it is let go of.
@@ -38,17 +38,17 @@ impl Slot {
     }
 }
 
-impl Passing {
+impl Fanout {
     pub(crate) fn new() -> Self {
         Self { sender: broadcast::channel(KEPT).0, kept: VecDeque::new() }
     }
 
     /// Everything that is passed on from now on.
-    pub(crate) fn follow(&self) -> Following {
-        Following(self.sender.subscribe())
+    pub(crate) fn follow(&self) -> Follower {
+        Follower(self.sender.subscribe())
     }
 
-    pub(crate) fn pass_on(&mut self, events: Events, is_final: bool) {
+    pub(crate) fn publish(&mut self, events: Events, is_finished: bool) {
         let bytes = events.iter().map(|event| size_of::<Event>() + event.data.len()).sum();
         let slot = Arc::new(Slot(Mutex::new(Some(events))));
         self.kept.retain(|(slot, _)| slot.strong_count() > 0);
@@ -62,12 +62,12 @@ impl Passing {
             }
         }
         // That nobody follows just now is no error.
-        let _: Result<_, _> = self.sender.send(Passed { slot, is_final });
+        let _: Result<_, _> = self.sender.send(Published { slot, is_finished });
     }
 }
 
 /// The end of one who follows.
-pub(crate) struct Following(broadcast::Receiver<Passed>);
+pub(crate) struct Follower(broadcast::Receiver<Published>);
 
 /// What comes next for one who follows.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub(crate) enum Next {
     Page {
         events: Events,
         /// Whether the log ends with them.
-        is_final: bool,
+        is_finished: bool,
     },
     /// Some of it was let go of. What comes from now on comes after what a look will find.
     TooSlow,
@@ -83,14 +83,14 @@ pub(crate) enum Next {
     Ended,
 }
 
-impl Following {
+impl Follower {
     /// Waits for it. Cancel safe.
     pub(crate) async fn next(&mut self) -> Next {
         match self.0.recv().await {
-            Ok(Passed { slot, is_final }) => {
+            Ok(Published { slot, is_finished }) => {
                 let events = slot.lock().clone();
                 if let Some(events) = events {
-                    return Next::Page { events, is_final };
+                    return Next::Page { events, is_finished };
                 }
             }
             Err(RecvError::Lagged(_)) => {}
@@ -117,56 +117,51 @@ mod tests {
         )
     }
 
-    fn alive(passing: &Passing) -> usize {
-        passing
-            .kept
-            .iter()
-            .filter_map(|(slot, _)| slot.upgrade())
-            .filter(|slot| slot.lock().is_some())
-            .count()
+    fn alive(fanout: &Fanout) -> usize {
+        fanout.kept.iter().filter_map(|(slot, _)| slot.upgrade()).filter(|slot| slot.lock().is_some()).count()
     }
 
     #[tokio::test]
     async fn what_everybody_has_taken_is_not_kept() {
-        let mut passing = Passing::new();
-        let (mut one, mut other) = (passing.follow(), passing.follow());
+        let mut fanout = Fanout::new();
+        let (mut one, mut other) = (fanout.follow(), fanout.follow());
 
-        passing.pass_on(page(1, 10), false);
+        fanout.publish(page(1, 10), false);
 
-        for following in [&mut one, &mut other] {
-            assert_eq!(alive(&passing), 1);
-            assert_eq!(following.next().await, Next::Page { events: page(1, 10), is_final: false });
+        for follower in [&mut one, &mut other] {
+            assert_eq!(alive(&fanout), 1);
+            assert_eq!(follower.next().await, Next::Page { events: page(1, 10), is_finished: false });
         }
-        assert_eq!(alive(&passing), 0);
+        assert_eq!(alive(&fanout), 0);
     }
 
     #[tokio::test]
     async fn for_one_who_takes_nothing_no_more_is_kept_than_so_many_bytes() {
-        let mut passing = Passing::new();
-        let mut stuck = passing.follow();
+        let mut fanout = Fanout::new();
+        let mut stuck = fanout.follow();
         for id in 1..=5 {
-            passing.pass_on(page(id, KEPT_BYTES / 2), false);
+            fanout.publish(page(id, KEPT_BYTES / 2), false);
         }
-        assert_eq!(alive(&passing), 1, "with what an event takes besides its text, two are too much");
+        assert_eq!(alive(&fanout), 1, "with what an event takes besides its text, two are too much");
 
         assert_eq!(stuck.next().await, Next::TooSlow);
 
-        passing.pass_on(page(6, 3 * KEPT_BYTES), true);
-        assert_eq!(stuck.next().await, Next::Page { events: page(6, 3 * KEPT_BYTES), is_final: true });
-        drop(passing);
+        fanout.publish(page(6, 3 * KEPT_BYTES), true);
+        assert_eq!(stuck.next().await, Next::Page { events: page(6, 3 * KEPT_BYTES), is_finished: true });
+        drop(fanout);
         assert_eq!(stuck.next().await, Next::Ended);
     }
 
     #[tokio::test]
     async fn for_one_who_takes_nothing_no_more_is_kept_than_so_many_pages() {
-        let mut passing = Passing::new();
-        let mut stuck = passing.follow();
+        let mut fanout = Fanout::new();
+        let mut stuck = fanout.follow();
 
         for id in 1..=100 {
-            passing.pass_on(page(id, 1), false);
+            fanout.publish(page(id, 1), false);
         }
 
-        assert_eq!(alive(&passing), KEPT);
+        assert_eq!(alive(&fanout), KEPT);
         assert_eq!(stuck.next().await, Next::TooSlow);
     }
 }
