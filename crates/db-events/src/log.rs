@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use db_core::{Handle, Pool, Tx};
-use db_notify::{Bus, Topic, TopicError, WatchOptions, WatchedChannels, WatchedState};
+use db_notify::{Bus, Topic, TopicError, WatchOptions, WatchedTopics, WatchedState};
 use sqlx::Executor;
 use tokio::runtime;
 use tokio::task::JoinSet;
@@ -30,7 +30,7 @@ pub struct EventLogs {
 struct Inner {
     shared: Arc<Shared>,
     bus: Bus,
-    watched: WatchedChannels,
+    watched: WatchedTopics,
     topics: LogTopics,
     /// Looks after the logs that are followed; none before the first one is, and another one when it has ended. It holds `shared` and not `Inner`, so that it ends with
     /// the last handle and the last stream.
@@ -120,7 +120,7 @@ impl EventLogs {
     /// The same with topics of other names and another share of the pool for those who catch up.
     #[must_use]
     pub fn with_options(pool: Pool, bus: &Bus, topics: &LogTopics, options: EventOptions) -> Self {
-        let watched = WatchedChannels::new(bus, &topics.watched, &topics.options);
+        let watched = WatchedTopics::new(bus, &topics.watched, &topics.options);
         let inner = Inner {
             shared: Arc::new(Shared::new(pool, options)),
             bus: bus.clone(),

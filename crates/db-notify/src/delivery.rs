@@ -78,7 +78,7 @@ pub enum GapReason {
     Overflow,
     /// A notification came in a form that is not known here.
     Unreadable,
-    /// It took too long to tell other processes that the topic is [watched](crate::WatchedChannels): they may have notified of
+    /// It took too long to tell other processes that the topic is [watched](crate::WatchedTopics): they may have notified of
     /// it in vain. They know it now.
     Unannounced,
 }

@@ -51,7 +51,7 @@
 //! | [`bus.notify_soon(topic)`](Bus::notify_soon) | soon, or when the server is back | nothing |
 //! | [`tx.notify(topic)`](NotifyAfterCommit::notify) | soon after the commit, or when nobody can tell whether it was done | nothing |
 //! | [`bus.notify_in(&mut tx, …)`](Bus::notify_in) | by the commit itself | all such commits wait for each other |
-//! | [`watched.notify(topic)`](WatchedChannels::notify) | soon, if anybody watches the topic | nothing |
+//! | [`watched.notify(topic)`](WatchedTopics::notify) | soon, if anybody watches the topic | nothing |
 //!
 //! # One connection, one channel
 //!
@@ -145,4 +145,4 @@ pub use postgres::{Postgres, PostgresListener, PostgresSender};
 pub use state::{BusState, Trouble};
 pub use subscription::Subscription;
 pub use topic::{Topic, TopicError};
-pub use watched::{Watch, WatchOptions, WatchedChannels, WatchedState};
+pub use watched::{Watch, WatchOptions, WatchedTopics, WatchedState};

@@ -33,7 +33,7 @@ pub struct BusState {
     pub sent: u64,
     /// Notifications that were not sent, because an equal one was waiting, or a message that says "everything".
     pub coalesced: u64,
-    /// Notifications that were not sent, because nobody watched their topic ([`WatchedChannels`](crate::WatchedChannels)).
+    /// Notifications that were not sent, because nobody watched their topic ([`WatchedTopics`](crate::WatchedTopics)).
     pub gated: u64,
     /// How often everybody was told of a gap.
     pub gaps: u64,

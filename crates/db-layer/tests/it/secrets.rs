@@ -22,7 +22,7 @@ use db_layer::db_notify::{Postgres, WatchOptions};
 use db_layer::encryption::{Context, EncryptionError, Key, Keyring, Sealed};
 use db_layer::{
     Bus, BusOptions, Channel, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit,
-    OpenError, Options, Pool, PoolOptions, RetryPolicy, Settings, Topic, TxOptions, WatchedChannels,
+    OpenError, Options, Pool, PoolOptions, RetryPolicy, Settings, Topic, TxOptions, WatchedTopics,
     db_events,
 };
 use db_testkit::{Proxy, TestDb, TestServer, until};
@@ -544,7 +544,7 @@ async fn what_a_link_is_made_of(layer: &Db, server: &Guarded, shown: &mut Shown)
     );
 
     let watched =
-        WatchedChannels::new(layer.bus(), &Topic::new("w").expect("a topic"), &WatchOptions::default());
+        WatchedTopics::new(layer.bus(), &Topic::new("w").expect("a topic"), &WatchOptions::default());
     let watch = watched.watch(&Topic::new("t").expect("a topic"), 1);
     debug!(shown; watched, watch, watched.state());
     let options = BusOptions { queue: 1, ..BusOptions::default() };
@@ -638,8 +638,8 @@ const SHOWN: &[&str] = &[
     "Values",
     "WarmUpError",
     "Watch",
-    "WatchedChannels",
     "WatchedState",
+    "WatchedTopics",
     "Writer",
 ];
 

@@ -59,7 +59,7 @@ impl Default for WatchOptions {
     }
 }
 
-/// The watched-channel map: who watches what, in all processes, and a [`notify`](Self::notify) that is sent only if somebody
+/// The watched-topic map: who watches what, in all processes, and a [`notify`](Self::notify) that is sent only if somebody
 /// does. Cheap to clone; clones are the same map.
 ///
 /// For topics that are notified of all the time and watched rarely, such as the events of a build: a NOTIFY wakes every
@@ -67,9 +67,9 @@ impl Default for WatchOptions {
 ///
 /// ```no_run
 /// # async fn run(bus: db_notify::Bus) -> Result<(), Box<dyn std::error::Error>> {
-/// use db_notify::{Topic, WatchOptions, WatchedChannels};
+/// use db_notify::{Topic, WatchOptions, WatchedTopics};
 ///
-/// let builds = WatchedChannels::new(&bus, &Topic::new("builds/watched")?, &WatchOptions::default());
+/// let builds = WatchedTopics::new(&bus, &Topic::new("builds/watched")?, &WatchOptions::default());
 /// let topic = Topic::new("builds/17")?;
 ///
 /// // Where somebody watches. First watch, then look.
@@ -93,7 +93,7 @@ impl Default for WatchOptions {
 ///
 /// The renewals are jittered. Time is tokio's, which a test can pause.
 #[derive(Clone)]
-pub struct WatchedChannels {
+pub struct WatchedTopics {
     inner: Arc<Inner>,
 }
 
@@ -149,7 +149,7 @@ const REMEMBERED: usize = 100_000;
 /// How many announcements may wait. Should there be more, the gap has everything let through.
 const ANNOUNCEMENTS: usize = 10_000;
 
-impl WatchedChannels {
+impl WatchedTopics {
     /// A map whose announcements go by the topic `announcements`. All processes that share it must agree on that topic, and on
     /// the options.
     ///
@@ -278,9 +278,9 @@ impl WatchedChannels {
     }
 }
 
-impl fmt::Debug for WatchedChannels {
+impl fmt::Debug for WatchedTopics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WatchedChannels").field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("WatchedTopics").field("state", &self.state()).finish_non_exhaustive()
     }
 }
 
@@ -476,7 +476,7 @@ fn distrust(shared: &Shared) {
 pub struct Watch {
     subscription: Subscription,
     topic: Topic,
-    watched: WatchedChannels,
+    watched: WatchedTopics,
 }
 
 impl Watch {

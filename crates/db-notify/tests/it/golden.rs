@@ -3,7 +3,7 @@
 #[path = "../golden/read.rs"]
 mod read;
 
-use db_notify::{Delivery, GapReason, WatchOptions, WatchedChannels};
+use db_notify::{Delivery, GapReason, WatchOptions, WatchedTopics};
 use db_testkit::{TestDb, until};
 use sqlx::postgres::PgListener;
 use tokio::time::timeout;
@@ -101,7 +101,7 @@ async fn what_a_map_announces_is_what_is_fixed(db: TestDb) {
     let mut plain = plain(&db).await;
     let bus = bus(&db).await;
     assert_eq!(heard(&mut plain).await, "1", "to see whether anything arrives");
-    let watched = WatchedChannels::new(&bus, &topic("watched"), &WatchOptions::default());
+    let watched = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions::default());
 
     let watch = watched.watch(&topic("build_events_42"), 1);
     let begins = heard(&mut plain).await;
@@ -118,7 +118,7 @@ async fn what_a_map_announces_is_what_is_fixed(db: TestDb) {
 #[db_testkit::test]
 async fn what_is_fixed_is_what_a_map_hears(db: TestDb) {
     let bus = bus(&db).await;
-    let watched = WatchedChannels::new(&bus, &topic("watched"), &WatchOptions::default());
+    let watched = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions::default());
     let names = |says: &[(&str, &'static str)]| -> Vec<&'static str> {
         says.iter().filter(|(word, _)| *word == "topic").map(|(_, name)| *name).collect()
     };

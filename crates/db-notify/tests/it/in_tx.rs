@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use db_core::{Config, Error, Pool, PoolOptions, RetryPolicy, TxOptions};
-use db_notify::{Bus, NotifyAfterCommit, NotifyError, NotifyInError, OnBus, WatchOptions, WatchedChannels};
+use db_notify::{Bus, NotifyAfterCommit, NotifyError, NotifyInError, OnBus, WatchOptions, WatchedTopics};
 use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 
 use crate::support::{bus, config, payload, topic};
@@ -210,7 +210,7 @@ async fn a_commit_that_nobody_can_tell_of_notifies(db: TestDb) {
 #[db_testkit::test]
 async fn a_watched_topic_is_notified_of_by_a_commit_that_nobody_can_tell_of(db: TestDb) {
     let (proxy, pool, bus) = cut_off(&db).await;
-    let watched = WatchedChannels::new(&bus, &topic("watched"), &WatchOptions::default());
+    let watched = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions::default());
     let mut orders = bus.subscribe(&topic("orders"), 10);
 
     let mut tx = pool.handle().begin().await.expect("a transaction");

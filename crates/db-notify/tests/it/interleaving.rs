@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use db_core::Config;
 use db_notify::link::Link;
-use db_notify::{Bus, BusOptions, Memory, Postgres, Topic, WatchOptions, WatchedChannels};
+use db_notify::{Bus, BusOptions, Memory, Postgres, Topic, WatchOptions, WatchedTopics};
 use db_testkit::TestDb;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
@@ -22,8 +22,8 @@ const STEPS: [usize; 4] = [20, 5, 20, 5];
 
 /// Two buses, as two processes have them, and their maps.
 struct Two {
-    watching: WatchedChannels,
-    writing: WatchedChannels,
+    watching: WatchedTopics,
+    writing: WatchedTopics,
 }
 
 impl Two {
@@ -31,7 +31,7 @@ impl Two {
         let map = async |renewal: Duration| {
             let bus = Bus::over(link.clone(), BusOptions::default()).await.expect("a bus");
             let announcements = Topic::new("watched").expect("a topic");
-            WatchedChannels::new(&bus, &announcements, &WatchOptions { renewal })
+            WatchedTopics::new(&bus, &announcements, &WatchOptions { renewal })
         };
         // Who watches does not renew: nobody is to be woken by that. Who writes is out of doubt soon, and believes a mark for
         // long enough that a machine that stands still for a while does not matter.

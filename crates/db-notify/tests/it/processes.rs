@@ -1,4 +1,4 @@
-//! Several processes on one database: what happens to them, and what a watched-channel map makes of it.
+//! Several processes on one database: what happens to them, and what a watched-topic map makes of it.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use db_core::Config;
-use db_notify::{Bus, BusOptions, Delivery, Topic, Watch, WatchOptions, WatchedChannels};
+use db_notify::{Bus, BusOptions, Delivery, Topic, Watch, WatchOptions, WatchedTopics};
 use db_testkit::{Proxy, TestDb, until};
 use sqlx::postgres::PgListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -144,7 +144,7 @@ fn one_of_several() {
         let config = Config::from_url(&address).expect("an address");
         let options = BusOptions { heartbeat: Duration::from_millis(200), ..BusOptions::default() };
         let bus = Bus::open(&config, options).await.expect("a bus");
-        let map = WatchedChannels::new(&bus, &topic("watched"), &WatchOptions { renewal: RENEWAL });
+        let map = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions { renewal: RENEWAL });
         let notify = |name: &str| {
             let is_sent = map.notify(&topic(name)).expect("an open bus");
             answer(if is_sent { "sent" } else { "gated" });

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use db_notify::{Bus, BusOptions, Memory, NotifyError, WatchOptions, WatchedChannels};
+use db_notify::{Bus, BusOptions, Memory, NotifyError, WatchOptions, WatchedTopics};
 use db_testkit::until;
 use futures_util::FutureExt;
 use tokio::runtime::{Builder, Runtime};
@@ -24,8 +24,8 @@ async fn bus(memory: &Memory) -> Bus {
     Bus::over(memory.clone(), BusOptions::default()).await.expect("a bus")
 }
 
-fn map(bus: &Bus) -> WatchedChannels {
-    WatchedChannels::new(bus, &topic("watched"), &WatchOptions { renewal: Duration::from_millis(20) })
+fn map(bus: &Bus) -> WatchedTopics {
+    WatchedTopics::new(bus, &topic("watched"), &WatchOptions { renewal: Duration::from_millis(20) })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use db_core::{Config, ConnectFailure};
 use db_notify::link::{Arrived, Link, Listener};
 use db_notify::{
     Bus, BusOptions, Channel, Delivery, GapReason, Memory, MemoryListener, MemorySender, NotifyError,
-    Subscription, Trouble, WatchOptions, WatchedChannels,
+    Subscription, Trouble, WatchOptions, WatchedTopics,
 };
 use db_testkit::{TestDb, TestServer, until};
 use tokio::time::{sleep, timeout};
@@ -149,7 +149,7 @@ async fn what_was_dropped_before_a_long_loss_was_noticed_is_sent_when_it_is_over
     let options = WatchOptions { renewal: Duration::from_secs(1) };
     let link = Moody::default();
     let map = async |bus: &Bus| {
-        let map = WatchedChannels::new(bus, &topic("watched"), &options);
+        let map = WatchedTopics::new(bus, &topic("watched"), &options);
         until("it trusts itself", async || !map.state().in_doubt).await;
         map
     };
@@ -174,7 +174,7 @@ async fn what_was_dropped_before_a_long_loss_was_noticed_is_sent_when_it_is_over
 #[tokio::test]
 async fn a_map_on_a_lazy_bus_may_be_used_from_anywhere() {
     let bus = Bus::lazy_over(Memory::new(), &BusOptions::default()).expect("a bus");
-    let map = WatchedChannels::new(&bus, &topic("watched"), &WatchOptions::default());
+    let map = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions::default());
 
     let used = std::thread::spawn(move || map.notify(&topic("t")).map(|sent| (sent, map)));
     let (sent, map) = used.join().expect("no panic outside of a runtime").expect("accepted");
@@ -224,7 +224,7 @@ async fn a_topic_that_the_database_cannot_hold_costs_the_others_no_more_than_a_g
         Bus::open(&config, BusOptions::default()).await.expect("a bus"),
         Bus::open(&config, BusOptions::default()).await.expect("a bus"),
     );
-    let map = WatchedChannels::new(&one, &topic("watched"), &WatchOptions::default());
+    let map = WatchedTopics::new(&one, &topic("watched"), &WatchOptions::default());
     let mut heard = other.subscribe(&topic("t"), 1000);
 
     let _watch = map.watch(&topic("🦀"), 1);

@@ -1,4 +1,4 @@
-//! What a watched-channel map sends, what it saves, and when it doubts. Time is tokio's, and paused.
+//! What a watched-topic map sends, what it saves, and when it doubts. Time is tokio's, and paused.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use db_core::{Config, ConnectFailure, Pool, PoolOptions};
 use db_notify::link::{Link, Sender};
 use db_notify::{
     Bus, BusOptions, Channel, Delivery, Gap, GapReason, Memory, MemoryListener, MemorySender, NotifyError,
-    Subscription, Topic, Watch, WatchOptions, WatchedChannels,
+    Subscription, Topic, Watch, WatchOptions, WatchedTopics,
 };
 use db_testkit::TestDb;
 use futures_util::{FutureExt, StreamExt};
@@ -26,14 +26,14 @@ fn topic(name: &str) -> Topic {
     Topic::new(name).expect("a topic")
 }
 
-fn map_on(bus: &Bus, announcements: &str) -> WatchedChannels {
-    WatchedChannels::new(bus, &topic(announcements), &WatchOptions { renewal: RENEWAL })
+fn map_on(bus: &Bus, announcements: &str) -> WatchedTopics {
+    WatchedTopics::new(bus, &topic(announcements), &WatchOptions { renewal: RENEWAL })
 }
 
 /// What a process has.
 struct Process {
     bus: Bus,
-    map: WatchedChannels,
+    map: WatchedTopics,
 }
 
 impl Process {
