@@ -17,14 +17,14 @@ pub enum Delivery {
 /// A notification, as it was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
-    pub(crate) source: Source,
+    pub(crate) source: NotificationSource,
     /// None if there is nothing in it.
     pub(crate) payload: Option<Arc<str>>,
 }
 
 /// What was notified.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Source {
+pub enum NotificationSource {
     /// A topic of the bus's.
     Topic(Topic),
     /// A channel of PostgreSQL's, by a trigger or another program.
@@ -34,7 +34,7 @@ pub enum Source {
 impl Notification {
     /// What was notified: a topic, or a channel.
     #[must_use]
-    pub fn source(&self) -> &Source {
+    pub fn source(&self) -> &NotificationSource {
         &self.source
     }
 
@@ -42,8 +42,8 @@ impl Notification {
     #[must_use]
     pub fn topic(&self) -> Option<&Topic> {
         match &self.source {
-            Source::Topic(topic) => Some(topic),
-            Source::Channel(_) => None,
+            NotificationSource::Topic(topic) => Some(topic),
+            NotificationSource::Channel(_) => None,
         }
     }
 

@@ -135,7 +135,7 @@ mod wire;
 
 pub use bus::{Bus, NotifyInError, OpenError};
 pub use channel::{Channel, ChannelError};
-pub use delivery::{Delivery, Gap, GapReason, Notification, Source};
+pub use delivery::{Delivery, Gap, GapReason, Notification, NotificationSource};
 pub use in_tx::{NotifyAfterCommit, OnBus};
 #[cfg(feature = "memory")]
 pub use memory::{Memory, MemoryListener, MemorySender};

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::Channel;
-use crate::delivery::{GapReason, Notification, Source};
+use crate::delivery::{GapReason, Notification, NotificationSource};
 use crate::queue::Queue;
 use crate::state::Counters;
 use crate::topic::Topic;
@@ -171,7 +171,7 @@ impl Routes {
         let state = self.lock();
         for (topic, payload) in entries {
             if let Some((topic, followers)) = state.topics.get_key_value(topic) {
-                send(followers, || Source::Topic(topic.clone()), payload, &mut wakers);
+                send(followers, || NotificationSource::Topic(topic.clone()), payload, &mut wakers);
             }
         }
     }
@@ -186,7 +186,7 @@ impl Routes {
         let mut wakers = Wakers::default();
         let state = self.lock();
         if let Some((channel, wanted)) = state.channels.get_key_value(channel) {
-            send(&wanted.followers, || Source::Channel(channel.clone()), payload, &mut wakers);
+            send(&wanted.followers, || NotificationSource::Channel(channel.clone()), payload, &mut wakers);
         }
     }
 
@@ -249,7 +249,7 @@ impl Drop for Wakers {
     }
 }
 
-fn send(followers: &Followers, source: impl Fn() -> Source, payload: &str, wakers: &mut Wakers) {
+fn send(followers: &Followers, source: impl Fn() -> NotificationSource, payload: &str, wakers: &mut Wakers) {
     // One copy, however many there are; most notifications carry none.
     let payload: Option<Arc<str>> = (!payload.is_empty()).then(|| payload.into());
     for (_, queue) in followers {

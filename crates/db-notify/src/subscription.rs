@@ -107,7 +107,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::delivery::{Gap, GapReason, Source};
+    use crate::delivery::{Gap, GapReason, NotificationSource};
     use crate::routes::Counts;
     use crate::state::Counters;
 
@@ -262,7 +262,7 @@ mod tests {
         let seen = drain(&mut raw);
         assert_eq!(seen[0], Delivery::Gap(Gap { reason: GapReason::Started, missed: None }));
         let [_, Delivery::Notification(notification)] = &seen[..] else { panic!("{seen:?}") };
-        assert_eq!(notification.source(), &Source::Channel(channel("jobs")));
+        assert_eq!(notification.source(), &NotificationSource::Channel(channel("jobs")));
         assert!(!raw.listen(&channel("jobs")), "already");
         routes.in_force(&[channel("jobs")].into());
         assert_eq!(drain(&mut raw), [], "it is said once");

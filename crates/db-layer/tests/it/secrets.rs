@@ -664,6 +664,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Migrations", "the program's own files"),
     ("NewEvent", "data that the program has made"),
     ("Notification", "data that a program has asked for"),
+    ("NotificationSource", "a name that the program has chosen"),
     ("Pooler", "a word"),
     ("PoolerError", "the name of a pool, a line, and words of its own"),
     ("Removed", "numbers"),

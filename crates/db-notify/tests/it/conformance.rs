@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use db_notify::link::{Link, Listener, Sender};
-use db_notify::{Bus, BusOptions, Delivery, GapReason, Memory, NotifyError, Source, Topic, Trouble};
+use db_notify::{Bus, BusOptions, Delivery, GapReason, Memory, NotifyError, NotificationSource, Topic, Trouble};
 use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 use tokio::time::timeout;
@@ -555,7 +555,7 @@ async fn a_channel_is_heard_once_a_gap_has_said_so(place: impl Place) {
         say(&mut other_program, "Jobs 🦀", &[round]).await;
 
         let Delivery::Notification(notification) = next(&mut raw).await else { panic!("a gap") };
-        assert_eq!(notification.source(), &Source::Channel(jobs.clone()));
+        assert_eq!(notification.source(), &NotificationSource::Channel(jobs.clone()));
         assert_eq!(notification.payload(), round);
 
         place.cut().await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use db_core::{Config, Pool, PoolOptions};
 use db_notify::{
-    Bus, BusOptions, Channel, Delivery, GapReason, Notification, OpenError, Source, Subscription, Topic,
+    Bus, BusOptions, Channel, Delivery, GapReason, Notification, OpenError, NotificationSource, Subscription, Topic,
     Trouble,
 };
 use db_testkit::{Proxy, Stop, TestDb, TestServer, until};
@@ -355,7 +355,7 @@ async fn what_a_trigger_notifies_is_heard_whatever_its_channel_is_called(db: Tes
 
     for (subscription, name) in subscriptions.iter_mut().zip(names) {
         let heard = notification(subscription).await;
-        assert_eq!(heard.source(), &Source::Channel(channel(name)));
+        assert_eq!(heard.source(), &NotificationSource::Channel(channel(name)));
         assert_eq!(heard.payload(), format!("to {name}"));
     }
     assert_eq!(bus.state().gaps, 0, "no name has cost the session");
