@@ -185,7 +185,7 @@ impl Bus {
     /// [`OpenError`] when an option is wrong, or when the first LISTEN fails or delivers nothing. Later losses are mended and
     /// reported to subscribers as gaps.
     pub async fn open(config: &Config, options: BusOptions) -> Result<Self, OpenError> {
-        Self::over(postgres(config, &options)?, options).await
+        Self::with_link(postgres(config, &options)?, options).await
     }
 
     /// The same over another link than the usual one to PostgreSQL: such as `Memory`, in tests.
@@ -193,7 +193,7 @@ impl Bus {
     /// # Errors
     ///
     /// As [`Bus::open`].
-    pub async fn over<L: Link>(link: L, options: BusOptions) -> Result<Self, OpenError> {
+    pub async fn with_link<L: Link>(link: L, options: BusOptions) -> Result<Self, OpenError> {
         let channel = options.check()?;
         let opened = listen_and_hear(&link, &channel, &[], options.answer).await;
         let both = opened.map_err(|deaf| OpenError::of(&deaf, &link))?;
@@ -214,7 +214,7 @@ impl Bus {
     ///
     /// Outside of a tokio runtime.
     pub fn lazy(config: &Config, options: &BusOptions) -> Result<Self, OpenError> {
-        Self::lazy_over(postgres(config, options)?, options)
+        Self::lazy_with_link(postgres(config, options)?, options)
     }
 
     /// The same over another link.
@@ -226,7 +226,7 @@ impl Bus {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub fn lazy_over<L: Link>(link: L, options: &BusOptions) -> Result<Self, OpenError> {
+    pub fn lazy_with_link<L: Link>(link: L, options: &BusOptions) -> Result<Self, OpenError> {
         let channel = options.check()?;
         Ok(Self::start(link, channel, options, None))
     }

@@ -99,7 +99,7 @@
 //! # Without a database
 //!
 //! With the feature `memory`, `Memory` is a place in the process's own memory where buses meet, for tests of programs that use
-//! one: [`Bus::over`]. It keeps the same promises, shown by the same suite of tests, and is lost when the test says so. Both are
+//! one: [`Bus::with_link`]. It keeps the same promises, shown by the same suite of tests, and is lost when the test says so. Both are
 //! a [`link::Link`], whose sessions are a [`link::Listener`] and a [`link::Sender`].
 //!
 //! # Features

@@ -28,7 +28,7 @@ use crate::wire;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let memory = Memory::new();
-/// let bus = Bus::over(memory.clone(), BusOptions::default()).await?;
+/// let bus = Bus::with_link(memory.clone(), BusOptions::default()).await?;
 /// let topic = Topic::new("orders/17")?;
 /// let mut orders = bus.subscribe(&topic, 16);
 ///
@@ -317,7 +317,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_hears_that_nobody_listens_to_a_channel_any_more() {
         let memory = Memory::new();
-        let bus = Bus::over(memory.clone(), BusOptions::default()).await.expect("a bus");
+        let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
         let own = Channel::new("db_notify.default").expect("a channel");
         let jobs = Channel::new("jobs").expect("a channel");
         let mut raw = bus.listen(&jobs, 1);
@@ -332,7 +332,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_is_half_full_is_trouble_until_it_has_room_again() {
         let memory = Memory::new();
-        let bus = Bus::over(memory.clone(), BusOptions::default()).await.expect("a bus");
+        let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
 
         for (usage, trouble) in
             [(0.49, None), (0.5, Some(Trouble::QueueFull)), (1.0, Some(Trouble::QueueFull)), (0.0, None)]
@@ -347,7 +347,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_that_is_sent_is_shown() {
         let memory = Memory::new();
-        let bus = Bus::over(memory.clone(), BusOptions::default()).await.expect("a bus");
+        let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
         let topic = Topic::new("t").expect("a topic");
         let subscription = bus.subscribe(&topic, 1);
         bus.notify_with(&topic, "the payload").await.expect("sent");

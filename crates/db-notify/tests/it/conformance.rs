@@ -111,7 +111,7 @@ async fn said(listener: &mut impl Listener) -> String {
 }
 
 async fn open<P: Place>(place: &P) -> Bus {
-    Bus::over(place.link(), BusOptions::default()).await.expect("a bus")
+    Bus::with_link(place.link(), BusOptions::default()).await.expect("a bus")
 }
 
 async fn what_is_notified_after_listen_arrives_once_and_in_order(place: impl Place) {
@@ -534,7 +534,7 @@ async fn a_bus_hears_itself_and_topics_are_told_apart(place: impl Place) {
 async fn namespaces_do_not_hear_each_other(place: impl Place) {
     let ours = open(&place).await;
     let options = BusOptions { namespace: "other's".to_owned(), ..BusOptions::default() };
-    let theirs = Bus::over(place.link(), options).await.expect("a bus");
+    let theirs = Bus::with_link(place.link(), options).await.expect("a bus");
     let mut subscription = ours.subscribe(&topic("t"), 10);
 
     theirs.notify_with(&topic("t"), "theirs").await.expect("sent");
@@ -644,7 +644,7 @@ async fn a_link_that_falls_silent_is_noticed_by_the_heartbeat(place: impl Place)
         answer: Duration::from_secs(1),
         ..BusOptions::default()
     };
-    let bus = Bus::over(place.link(), options).await.expect("a bus");
+    let bus = Bus::with_link(place.link(), options).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("t"), 10);
     until("it was asked", async || bus.state().last_heartbeat.is_some()).await;
 
@@ -695,7 +695,7 @@ async fn a_sender_that_says_everything_is_one_gap_for_everybody(place: impl Plac
 
 async fn past_its_size_the_outbox_says_everything(place: impl Place) {
     let options = BusOptions { queue: 1000, ..BusOptions::default() };
-    let bus = Bus::over(place.link(), options).await.expect("a bus");
+    let bus = Bus::with_link(place.link(), options).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("other"), 1);
     place.stop();
     until_taken(&bus).await;
@@ -781,7 +781,7 @@ async fn dropping_the_last_handle_ends_subscriptions_and_sessions(place: impl Pl
 async fn a_lazy_bus_opens_nothing_before_it_is_used(place: impl Place) {
     let heard = open(&place).await;
     let mut orders = heard.subscribe(&topic("orders"), 10);
-    let lazy = Bus::lazy_over(place.link(), &BusOptions::default()).expect("a bus");
+    let lazy = Bus::lazy_with_link(place.link(), &BusOptions::default()).expect("a bus");
 
     lazy.notify_with(&topic("orders"), "paid").await.expect("sent");
     assert_eq!(payload(&mut orders).await, "paid");

@@ -29,7 +29,7 @@ struct Two {
 impl Two {
     async fn over<L: Link>(link: L) -> Self {
         let map = async |renewal: Duration| {
-            let bus = Bus::over(link.clone(), BusOptions::default()).await.expect("a bus");
+            let bus = Bus::with_link(link.clone(), BusOptions::default()).await.expect("a bus");
             let announcements = Topic::new("watched").expect("a topic");
             WatchedTopics::new(&bus, &announcements, &WatchOptions { renewal })
         };

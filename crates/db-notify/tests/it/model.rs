@@ -325,7 +325,7 @@ impl<'p, P: Place> World<'p, P> {
             markers_sent: 0,
         };
         for _ in 0..buses {
-            let bus = Bus::over(place.link(), options.clone()).await.expect("a bus");
+            let bus = Bus::with_link(place.link(), options.clone()).await.expect("a bus");
             world.markers.push(bus.subscribe(&topic(MARKER), 1000));
             world.buses.push(bus);
             world.sent.push(Vec::new());

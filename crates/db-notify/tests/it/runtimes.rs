@@ -21,7 +21,7 @@ async fn on_a_runtime_that_ends<T: Send + 'static>(work: impl AsyncFnOnce() -> T
 }
 
 async fn bus(memory: &Memory) -> Bus {
-    Bus::over(memory.clone(), BusOptions::default()).await.expect("a bus")
+    Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus")
 }
 
 fn map(bus: &Bus) -> WatchedTopics {
@@ -70,7 +70,7 @@ async fn a_bus_whose_runtime_has_ended_is_closed_to_everybody() {
     // Its tasks have not begun when their runtime ends.
     let unborn = on_a_runtime_that_ends({
         let memory = memory.clone();
-        async move || Bus::lazy_over(memory, &BusOptions::default()).expect("a bus")
+        async move || Bus::lazy_with_link(memory, &BusOptions::default()).expect("a bus")
     })
     .await;
 

@@ -93,7 +93,7 @@ impl Listener for MoodyListener {
 async fn sessions_that_are_lost_as_soon_as_they_are_there_are_made_less_and_less_often() {
     let link = Moody::default();
     link.mood.is_short_lived.store(true, Ordering::Relaxed);
-    let bus = Bus::over(link.clone(), BusOptions::default()).await.expect("a bus");
+    let bus = Bus::with_link(link.clone(), BusOptions::default()).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("t"), 10);
 
     sleep(Duration::from_mins(1)).await;
@@ -110,7 +110,7 @@ async fn sessions_that_are_lost_as_soon_as_they_are_there_are_made_less_and_less
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_bus_that_is_cut_while_the_server_is_away_is_told() {
     let memory = Memory::new();
-    let bus = Bus::over(memory.clone(), BusOptions::default()).await.expect("a bus");
+    let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("t"), 10);
     memory.stop();
     bus.notify_soon(&topic("first")).expect("accepted");
@@ -133,7 +133,7 @@ async fn who_waits_for_a_bus_that_is_cut_while_the_server_is_away_is_told() {
 #[tokio::test(start_paused = true)]
 async fn those_who_no_longer_wait_take_no_room_while_the_server_is_away() {
     let memory = Memory::new();
-    let bus = Bus::over(memory.clone(), BusOptions::default()).await.expect("a bus");
+    let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
     memory.stop();
     for _ in 0..100_000 {
         assert!(timeout(Duration::ZERO, bus.notify(&topic("t"))).await.is_err());
@@ -153,11 +153,11 @@ async fn what_was_dropped_before_a_long_loss_was_noticed_is_sent_when_it_is_over
         until("it trusts itself", async || !map.state().in_doubt).await;
         map
     };
-    let writing = Bus::over(link.clone(), BusOptions::default()).await.expect("a bus");
+    let writing = Bus::with_link(link.clone(), BusOptions::default()).await.expect("a bus");
     let writer = map(&writing).await;
     // Its session dies in silence. Others, whose sessions are made afterwards, are well.
     link.memory.black_hole();
-    let watching = Bus::over(link.memory.clone(), BusOptions::default()).await.expect("a bus");
+    let watching = Bus::with_link(link.memory.clone(), BusOptions::default()).await.expect("a bus");
     let watcher = map(&watching).await;
     let mut watch = watcher.watch(&topic("t"), 10);
     assert_eq!(writer.notify(&topic("t")), Ok(false), "the announcement does not arrive");
@@ -173,7 +173,7 @@ async fn what_was_dropped_before_a_long_loss_was_noticed_is_sent_when_it_is_over
 
 #[tokio::test]
 async fn a_map_on_a_lazy_bus_may_be_used_from_anywhere() {
-    let bus = Bus::lazy_over(Memory::new(), &BusOptions::default()).expect("a bus");
+    let bus = Bus::lazy_with_link(Memory::new(), &BusOptions::default()).expect("a bus");
     let map = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions::default());
 
     let used = std::thread::spawn(move || map.notify(&topic("t")).map(|sent| (sent, map)));

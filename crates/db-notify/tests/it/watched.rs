@@ -38,7 +38,7 @@ struct Process {
 
 impl Process {
     async fn on<L: Link>(link: L) -> Self {
-        let bus = Bus::over(link, BusOptions::default()).await.expect("a bus");
+        let bus = Bus::with_link(link, BusOptions::default()).await.expect("a bus");
         let map = map_on(&bus, "watched");
         Self { bus, map }
     }
@@ -319,7 +319,7 @@ async fn after_a_lost_link_a_map_is_in_doubt_for_two_renewals() {
 async fn what_was_dropped_lately_is_sent_after_a_gap_and_what_was_dropped_long_ago_is_not() {
     let memory = Memory::new();
     let writer = Process::trusting(memory.clone()).await;
-    let other = Bus::over(memory.clone(), BusOptions::default()).await.expect("a bus");
+    let other = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
     let names = ["a", "b", "c", "long ago"].map(topic);
     let mut heard = other.subscribe_all(&names, 10);
     assert!(!writer.notify("long ago"));
@@ -358,7 +358,7 @@ fn is_of(delivery: &Delivery, topic: &Topic) -> bool {
 async fn an_announcement_of_a_form_that_is_not_known_is_taken_for_anything() {
     let memory = Memory::new();
     let writer = Process::trusting(memory.clone()).await;
-    let other = Bus::over(memory, BusOptions::default()).await.expect("a bus");
+    let other = Bus::with_link(memory, BusOptions::default()).await.expect("a bus");
     let mut heard = other.subscribe(&topic("t"), 10);
     assert!(!writer.notify("t"));
 
