@@ -64,4 +64,4 @@ pub use db_events::{
     WriterId,
 };
 pub use db_migrate::{self, Migrations};
-pub use db_notify::{self, Bus, BusOptions, Channel, NotifyAfterCommit, OnBus, Topic, WatchedTopics};
+pub use db_notify::{self, Bus, BusOptions, Channel, NotifyAfterCommit, BusExt, Topic, WatchedTopics};

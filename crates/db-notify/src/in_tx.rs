@@ -7,18 +7,18 @@ use db_core::{Handle, Tx};
 use crate::{Bus, NotifyError, Topic};
 
 /// The bus of a [`Handle`] or [`Tx`]: the one that was [attached](db_core::Pool::attach) to its pool, as `db-layer` does.
-pub trait OnBus {
+pub trait BusExt {
     /// The bus, if the pool has one.
     fn bus(&self) -> Option<Arc<Bus>>;
 }
 
-impl OnBus for Handle {
+impl BusExt for Handle {
     fn bus(&self) -> Option<Arc<Bus>> {
         self.pool().attached()
     }
 }
 
-impl OnBus for Tx {
+impl BusExt for Tx {
     fn bus(&self) -> Option<Arc<Bus>> {
         self.attached()
     }

@@ -136,7 +136,7 @@ mod wire;
 pub use bus::{Bus, NotifyInError, OpenError};
 pub use channel::{Channel, ChannelError};
 pub use delivery::{Delivery, Gap, GapReason, Notification, NotificationSource};
-pub use in_tx::{NotifyAfterCommit, OnBus};
+pub use in_tx::{NotifyAfterCommit, BusExt};
 #[cfg(feature = "memory")]
 pub use memory::{Memory, MemoryListener, MemorySender};
 pub use notifier::NotifyError;

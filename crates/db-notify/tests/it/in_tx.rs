@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use db_core::{Config, Error, Pool, PoolOptions, RetryPolicy, TxOptions};
-use db_notify::{Bus, NotifyAfterCommit, NotifyError, NotifyInError, OnBus, WatchOptions, WatchedTopics};
+use db_notify::{Bus, NotifyAfterCommit, NotifyError, NotifyInError, BusExt, WatchOptions, WatchedTopics};
 use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 
 use crate::support::{bus, config, payload, topic};
