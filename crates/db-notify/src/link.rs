@@ -68,7 +68,7 @@ pub trait Listener: Send + 'static {
     /// # Errors
     ///
     /// The session is lost.
-    fn recv(&mut self) -> impl Future<Output = Result<Arrived, sqlx::Error>> + Send;
+    fn recv(&mut self) -> impl Future<Output = Result<RawNotification, sqlx::Error>> + Send;
 
     /// Asks the other end for a sign of life, which is how full the queue is that all notifications pass, from 0 to 1
     /// (`pg_notification_queue_usage`). What arrives meanwhile is received later.
@@ -103,7 +103,7 @@ pub trait Sender: Send + 'static {
 
 /// What a listener receives.
 #[derive(Clone)]
-pub struct Arrived(Form);
+pub struct RawNotification(Form);
 
 #[derive(Clone)]
 enum Form {
@@ -115,7 +115,7 @@ enum Form {
     },
 }
 
-impl Arrived {
+impl RawNotification {
     /// One that does not come from PostgreSQL.
     #[must_use]
     pub fn new(channel: Channel, payload: impl Into<Arc<str>>) -> Self {
@@ -141,16 +141,16 @@ impl Arrived {
     }
 }
 
-impl From<PgNotification> for Arrived {
+impl From<PgNotification> for RawNotification {
     fn from(notification: PgNotification) -> Self {
         Self(Form::Postgres(notification))
     }
 }
 
 /// How much it carries, and not what: payloads are the program's.
-impl fmt::Debug for Arrived {
+impl fmt::Debug for RawNotification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arrived")
+        f.debug_struct("RawNotification")
             .field("channel", &self.channel())
             .field("bytes", &self.payload().len())
             .finish()

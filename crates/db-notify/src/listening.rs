@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::Channel;
 use crate::bus::Shared;
 use crate::delivery::GapReason;
-use crate::link::{Arrived, Link, Listener, Sender, within};
+use crate::link::{RawNotification, Link, Listener, Sender, within};
 use crate::notifier::{self, pauses};
 use crate::state::{Part, Trouble};
 use crate::unreadable::Unreadable;
@@ -315,7 +315,7 @@ fn is_an_answer(error: &sqlx::Error) -> bool {
 }
 
 fn deliver(
-    arrived: &Arrived,
+    arrived: &RawNotification,
     own: &Channel,
     others: &HashSet<Channel>,
     shared: &Shared,

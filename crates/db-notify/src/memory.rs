@@ -10,7 +10,7 @@ use db_core::ConnectFailure;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::Channel;
-use crate::link::{Arrived, Link, Listener, Sender};
+use crate::link::{RawNotification, Link, Listener, Sender};
 use crate::wire;
 
 /// A place where notifications are exchanged within this process, for tests of what uses a bus. Cheap to clone; clones are the
@@ -72,7 +72,7 @@ struct Session {
 
 struct Listening {
     channels: HashSet<Channel>,
-    inbox: UnboundedSender<Arrived>,
+    inbox: UnboundedSender<RawNotification>,
 }
 
 impl Memory {
@@ -225,7 +225,7 @@ impl Drop for Seat {
 /// A session of [`Memory`] that listens.
 pub struct MemoryListener {
     seat: Seat,
-    arriving: UnboundedReceiver<Arrived>,
+    arriving: UnboundedReceiver<RawNotification>,
 }
 
 impl Listener for MemoryListener {
@@ -237,7 +237,7 @@ impl Listener for MemoryListener {
         self.seat.channels(|listened| listened.retain(|channel| !channels.contains(channel))).await
     }
 
-    async fn recv(&mut self) -> Result<Arrived, sqlx::Error> {
+    async fn recv(&mut self) -> Result<RawNotification, sqlx::Error> {
         self.arriving.recv().await.ok_or_else(|| sqlx::Error::Io(ErrorKind::UnexpectedEof.into()))
     }
 
@@ -273,7 +273,7 @@ impl Sender for MemorySender {
                 }
                 let mut seen = HashSet::new();
                 for payload in payloads.iter().filter(|payload| seen.insert(*payload)) {
-                    let arrived = Arrived::new(channel.clone(), payload.as_str());
+                    let arrived = RawNotification::new(channel.clone(), payload.as_str());
                     for session in state.sessions.values().filter(|session| !session.is_silent) {
                         if let Some(Listening { channels, inbox }) = &session.listening
                             && channels.contains(channel)
@@ -363,6 +363,6 @@ mod tests {
         assert!(shown.contains("sessions: 4"), "{shown}");
         let arrived = listener.recv().await.expect("a notification");
         assert_eq!(arrived.payload(), "the payload");
-        assert_eq!(format!("{arrived:?}"), "Arrived { channel: \"c\", bytes: 11 }");
+        assert_eq!(format!("{arrived:?}"), "RawNotification { channel: \"c\", bytes: 11 }");
     }
 }

@@ -225,7 +225,7 @@ async fn what_arrived_is_shown_without_its_payload(place: impl Place) {
 
     let arrived = timeout(PATIENCE, heard.recv()).await.expect("in time").expect("a notification");
 
-    assert_eq!(format!("{arrived:?}"), "Arrived { channel: \"a\", bytes: 11 }");
+    assert_eq!(format!("{arrived:?}"), "RawNotification { channel: \"a\", bytes: 11 }");
 }
 
 async fn a_payload_that_is_refused_keeps_the_whole_statement_from_being_sent(place: impl Place) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use db_core::{Config, ConnectFailure};
-use db_notify::link::{Arrived, Link, Listener};
+use db_notify::link::{RawNotification, Link, Listener};
 use db_notify::{
     Bus, BusOptions, Channel, Delivery, GapReason, Memory, MemoryListener, MemorySender, NotifyError,
     Subscription, Trouble, WatchOptions, WatchedTopics,
@@ -73,7 +73,7 @@ impl Listener for MoodyListener {
         self.listener.unlisten(channels).await
     }
 
-    async fn recv(&mut self) -> Result<Arrived, sqlx::Error> {
+    async fn recv(&mut self) -> Result<RawNotification, sqlx::Error> {
         self.listener.recv().await
     }
 
