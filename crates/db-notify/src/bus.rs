@@ -20,7 +20,7 @@ use crate::listening::{Both, Deaf, LISTEN_LIMIT, Listening, listen_and_hear};
 use crate::notifier::{Notifier, NotifyError};
 use crate::options::{BusOptions, BusOptionsError};
 use crate::outbox::{self, Outbox};
-use crate::postgres::Postgres;
+use crate::postgres::PostgresLink;
 use crate::routes::{Counts, Routes};
 use crate::state::{BusState, Condition, Counters, Trouble};
 use crate::subscription::Subscription;
@@ -166,12 +166,12 @@ impl Shared {
 }
 
 /// Where the bus of this address would be, if it can be listened to there.
-fn postgres(config: &Config, options: &BusOptions) -> Result<Postgres, OpenError> {
+fn postgres(config: &Config, options: &BusOptions) -> Result<PostgresLink, OpenError> {
     options.check()?;
     if config.pooler() != Pooler::None {
         return Err(OpenError::Pooled { to: config.to_string() });
     }
-    Ok(Postgres::new(config, options))
+    Ok(PostgresLink::new(config, options))
 }
 
 impl Bus {
@@ -188,7 +188,7 @@ impl Bus {
         Self::with_link(postgres(config, &options)?, options).await
     }
 
-    /// The same over another link than the usual one to PostgreSQL: such as `Memory`, in tests.
+    /// The same over another link than the usual one to PostgreSQL: such as `MemoryLink`, in tests.
     ///
     /// # Errors
     ///

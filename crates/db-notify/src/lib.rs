@@ -98,7 +98,7 @@
 //!
 //! # Without a database
 //!
-//! With the feature `memory`, `Memory` is a place in the process's own memory where buses meet, for tests of programs that use
+//! With the feature `memory`, `MemoryLink` is a place in the process's own memory where buses meet, for tests of programs that use
 //! one: [`Bus::with_link`]. It keeps the same promises, shown by the same suite of tests, and is lost when the test says so. Both are
 //! a [`link::Link`], whose sessions are a [`link::Listener`] and a [`link::Sender`].
 //!
@@ -138,10 +138,10 @@ pub use channel::{Channel, ChannelError};
 pub use delivery::{Delivery, Gap, GapReason, Notification, NotificationSource};
 pub use in_tx::{NotifyAfterCommit, BusExt};
 #[cfg(feature = "memory")]
-pub use memory::{Memory, MemoryListener, MemorySender};
+pub use memory::{MemoryLink, MemoryListener, MemorySender};
 pub use notifier::NotifyError;
 pub use options::{BusOptions, BusOptionsError};
-pub use postgres::{Postgres, PostgresListener, PostgresSender};
+pub use postgres::{PostgresLink, PostgresListener, PostgresSender};
 pub use state::{BusState, Trouble};
 pub use subscription::Subscription;
 pub use topic::{Topic, TopicError};

@@ -1,6 +1,6 @@
 //! What a bus needs of the place where notifications are exchanged.
 //!
-//! There are two such places: [`Postgres`](crate::Postgres), and, for tests of programs that use a bus, `Memory` (feature
+//! There are two such places: [`PostgresLink`](crate::PostgresLink), and, for tests of programs that use a bus, `MemoryLink` (feature
 //! `memory`). One conformance suite runs on both, so that what is said here holds for both.
 
 use std::fmt;

@@ -23,11 +23,11 @@ use crate::wire;
 /// What it proves nothing about is what other processes do, and what a server does under load.
 ///
 /// ```
-/// use db_notify::{Bus, BusOptions, Delivery, GapReason, Memory, Topic};
+/// use db_notify::{Bus, BusOptions, Delivery, GapReason, MemoryLink, Topic};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let memory = Memory::new();
+/// let memory = MemoryLink::new();
 /// let bus = Bus::with_link(memory.clone(), BusOptions::default()).await?;
 /// let topic = Topic::new("orders/17")?;
 /// let mut orders = bus.subscribe(&topic, 16);
@@ -42,7 +42,7 @@ use crate::wire;
 /// # }
 /// ```
 #[derive(Clone, Default)]
-pub struct Memory {
+pub struct MemoryLink {
     state: Arc<Mutex<State>>,
 }
 
@@ -75,7 +75,7 @@ struct Listening {
     inbox: UnboundedSender<RawNotification>,
 }
 
-impl Memory {
+impl MemoryLink {
     /// A place of its own.
     #[must_use]
     pub fn new() -> Self {
@@ -153,20 +153,20 @@ impl State {
     }
 }
 
-impl fmt::Display for Memory {
+impl fmt::Display for MemoryLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("this process's memory")
     }
 }
 
 /// Not what waits to be received: payloads are the program's.
-impl fmt::Debug for Memory {
+impl fmt::Debug for MemoryLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memory").field("sessions", &self.sessions()).finish_non_exhaustive()
+        f.debug_struct("MemoryLink").field("sessions", &self.sessions()).finish_non_exhaustive()
     }
 }
 
-impl Link for Memory {
+impl Link for MemoryLink {
     type Listener = MemoryListener;
     type Sender = MemorySender;
 
@@ -187,7 +187,7 @@ impl Link for Memory {
 
 /// One session's place, left when dropped.
 struct Seat {
-    memory: Memory,
+    memory: MemoryLink,
     number: u64,
 }
 
@@ -222,7 +222,7 @@ impl Drop for Seat {
     }
 }
 
-/// A session of [`Memory`] that listens.
+/// A session of [`MemoryLink`] that listens.
 pub struct MemoryListener {
     seat: Seat,
     arriving: UnboundedReceiver<RawNotification>,
@@ -248,7 +248,7 @@ impl Listener for MemoryListener {
     async fn close(self) {}
 }
 
-/// A session of [`Memory`] that sends.
+/// A session of [`MemoryLink`] that sends.
 pub struct MemorySender {
     seat: Seat,
 }
@@ -308,7 +308,7 @@ mod tests {
     use super::*;
     use crate::{Bus, BusOptions, Delivery, Topic, Trouble};
 
-    fn channels(memory: &Memory) -> HashSet<Channel> {
+    fn channels(memory: &MemoryLink) -> HashSet<Channel> {
         let state = memory.lock();
         let listening = state.sessions.values().filter_map(|session| session.listening.as_ref());
         listening.flat_map(|listening| listening.channels.iter().cloned()).collect()
@@ -316,7 +316,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_hears_that_nobody_listens_to_a_channel_any_more() {
-        let memory = Memory::new();
+        let memory = MemoryLink::new();
         let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
         let own = Channel::new("db_notify.default").expect("a channel");
         let jobs = Channel::new("jobs").expect("a channel");
@@ -331,7 +331,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_is_half_full_is_trouble_until_it_has_room_again() {
-        let memory = Memory::new();
+        let memory = MemoryLink::new();
         let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
 
         for (usage, trouble) in
@@ -346,7 +346,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nothing_that_is_sent_is_shown() {
-        let memory = Memory::new();
+        let memory = MemoryLink::new();
         let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
         let topic = Topic::new("t").expect("a topic");
         let subscription = bus.subscribe(&topic, 1);

@@ -30,13 +30,13 @@ const STAYS: &str = "select set_config('idle_session_timeout', '0', false)
 /// Each session is kept alive from the server's end, too, after a silence of [`BusOptions::heartbeat`], and is not ended for being idle
 /// (`idle_session_timeout`).
 #[derive(Debug, Clone)]
-pub struct Postgres {
+pub struct PostgresLink {
     config: Config,
     heartbeat: Duration,
     goodbye: Duration,
 }
 
-impl Postgres {
+impl PostgresLink {
     /// The server of this address.
     #[must_use]
     pub fn new(config: &Config, options: &BusOptions) -> Self {
@@ -53,13 +53,13 @@ impl Postgres {
 }
 
 /// Role, host, port and database.
-impl fmt::Display for Postgres {
+impl fmt::Display for PostgresLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.config.fmt(f)
     }
 }
 
-impl Link for Postgres {
+impl Link for PostgresLink {
     type Listener = PostgresListener;
     type Sender = PostgresSender;
 

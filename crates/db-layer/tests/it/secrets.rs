@@ -18,7 +18,7 @@ use db_layer::db_core::{
     Retry, Savepoint, Stats, Tracking, WarmUpError,
 };
 use db_layer::db_notify::link::{Link, Listener, Sender};
-use db_layer::db_notify::{Postgres, WatchOptions};
+use db_layer::db_notify::{PostgresLink, WatchOptions};
 use db_layer::encryption::{Context, EncryptionError, Key, Keyring, Sealed};
 use db_layer::{
     Bus, BusOptions, Channel, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit,
@@ -530,7 +530,7 @@ async fn what_waits_to_be_sent(layer: &Db, server: &Guarded, shown: &mut Shown) 
 async fn what_a_link_is_made_of(layer: &Db, server: &Guarded, shown: &mut Shown) {
     let channel = Channel::new("c").expect("a channel");
     shown.error("ChannelError", Channel::new(format!("{VALUE}\0")).expect_err("a NUL"));
-    let postgres = Postgres::new(&server.config(PASSWORD, "disable"), &BusOptions::default());
+    let postgres = PostgresLink::new(&server.config(PASSWORD, "disable"), &BusOptions::default());
     let mut listener = postgres.listener().await.expect("a listener");
     let mut sender = postgres.sender().await.expect("a sender");
     listener.listen(std::slice::from_ref(&channel)).await.expect("listening");
@@ -611,7 +611,7 @@ const SHOWN: &[&str] = &[
     "Patience",
     "Pool",
     "PoolOptions",
-    "Postgres",
+    "PostgresLink",
     "PostgresListener",
     "PostgresSender",
     "RawNotification",
@@ -658,7 +658,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("GapReason", "numbers"),
     ("LentError", "the name of a pool, a line, and words of its own"),
     ("LogTopics", "names of topics"),
-    ("Memory", "numbers; only with a feature for tests"),
+    ("MemoryLink", "numbers; only with a feature for tests"),
     ("MemoryListener", "a number; only with a feature for tests"),
     ("MemorySender", "a number; only with a feature for tests"),
     ("Migrations", "the program's own files"),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use db_core::Config;
-use db_notify::{Bus, BusOptions, BusOptionsError, Delivery, GapReason, Memory};
+use db_notify::{Bus, BusOptions, BusOptionsError, Delivery, GapReason, MemoryLink};
 use db_testkit::{Session, TestDb, poll_then_drop};
 use tokio::time;
 
@@ -197,7 +197,7 @@ async fn a_lazy_bus_goes_on_trying_and_can_be_closed_before_it_listens(db: TestD
 async fn an_idle_bus_sends_at_once_and_a_busy_one_at_its_pace() {
     let pace = Duration::from_mins(10);
     let options = BusOptions { pace, ..BusOptions::default() };
-    let bus = Bus::with_link(Memory::new(), options).await.expect("a bus");
+    let bus = Bus::with_link(MemoryLink::new(), options).await.expect("a bus");
     let begun = time::Instant::now();
     let sent = async || {
         bus.notify(&topic("t")).await.expect("sent");
@@ -215,7 +215,7 @@ async fn an_idle_bus_sends_at_once_and_a_busy_one_at_its_pace() {
 async fn the_more_is_said_at_once_the_longer_is_the_pace() {
     let pace = Duration::from_mins(10);
     let options = BusOptions { pace, ..BusOptions::default() };
-    let bus = Bus::with_link(Memory::new(), options).await.expect("a bus");
+    let bus = Bus::with_link(MemoryLink::new(), options).await.expect("a bus");
     let soon = Duration::from_secs(1);
 
     for (calls, times) in [(1, 1), (15, 1), (16, 2), (47, 3), (1000, 4)] {

@@ -1,18 +1,18 @@
-//! What a link promises, and a bus over it: the same facts of PostgreSQL and of `Memory`, so that a test that runs on the one
+//! What a link promises, and a bus over it: the same facts of PostgreSQL and of `MemoryLink`, so that a test that runs on the one
 //! proves something about the other.
 
 use std::pin::pin;
 use std::time::Duration;
 
 use db_notify::link::{Link, Listener, Sender};
-use db_notify::{Bus, BusOptions, Delivery, GapReason, Memory, NotifyError, NotificationSource, Topic, Trouble};
+use db_notify::{Bus, BusOptions, Delivery, GapReason, MemoryLink, NotifyError, NotificationSource, Topic, Trouble};
 use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 use tokio::time::timeout;
 
 use crate::support::{PATIENCE, Place, Server, channel, gap, next, payload, topic};
 
-/// Each fact as two tests. `Memory`'s run with the time paused.
+/// Each fact as two tests. `MemoryLink`'s run with the time paused.
 macro_rules! on_both {
     ($($fact:ident),+ $(,)?) => {
         mod on_postgresql {
@@ -32,7 +32,7 @@ macro_rules! on_both {
             $(
                 #[tokio::test(start_paused = true)]
                 async fn $fact() {
-                    super::$fact(Memory::new()).await;
+                    super::$fact(MemoryLink::new()).await;
                 }
             )+
         }

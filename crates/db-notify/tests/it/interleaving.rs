@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use db_core::Config;
 use db_notify::link::Link;
-use db_notify::{Bus, BusOptions, Memory, Postgres, Topic, WatchOptions, WatchedTopics};
+use db_notify::{Bus, BusOptions, MemoryLink, PostgresLink, Topic, WatchOptions, WatchedTopics};
 use db_testkit::TestDb;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
@@ -127,7 +127,7 @@ async fn put_off(far: usize) {
 #[db_testkit::test]
 async fn who_begins_to_watch_at_any_point_of_a_notify_is_woken_or_has_seen_it(db: TestDb) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
-    let two = Two::over(Postgres::new(&config, &BusOptions::default())).await;
+    let two = Two::over(PostgresLink::new(&config, &BusOptions::default())).await;
 
     two.meet_in_all_ways().await;
 }
@@ -135,7 +135,7 @@ async fn who_begins_to_watch_at_any_point_of_a_notify_is_woken_or_has_seen_it(db
 /// In one thread, the order of the steps is the same each time.
 #[tokio::test(start_paused = true)]
 async fn in_memory_too_who_begins_to_watch_at_any_point_of_a_notify_is_woken_or_has_seen_it() {
-    let two = Two::over(Memory::new()).await;
+    let two = Two::over(MemoryLink::new()).await;
 
     two.meet_in_all_ways().await;
 }

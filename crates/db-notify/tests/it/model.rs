@@ -13,7 +13,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use db_notify::{Bus, BusOptions, Delivery, Gap, GapReason, Memory, NotifyError, Subscription, Topic};
+use db_notify::{Bus, BusOptions, Delivery, Gap, GapReason, MemoryLink, NotifyError, Subscription, Topic};
 use db_testkit::TestDb;
 use futures_util::FutureExt;
 use proptest::collection::vec;
@@ -44,7 +44,7 @@ fn in_memory_all_that_was_sent_is_delivered_or_covered_by_a_gap() {
     check(400, 60, |case| {
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.expect("a runtime").block_on(async {
-            let memory = Memory::new();
+            let memory = MemoryLink::new();
             let options = BusOptions { heartbeat: Duration::from_secs(1), ..options() };
             run(&memory, &options, case).await?;
             prop_assert_eq!(memory.sessions(), 0);

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use db_notify::{Bus, BusOptions, Memory, NotifyError, WatchOptions, WatchedTopics};
+use db_notify::{Bus, BusOptions, MemoryLink, NotifyError, WatchOptions, WatchedTopics};
 use db_testkit::until;
 use futures_util::FutureExt;
 use tokio::runtime::{Builder, Runtime};
@@ -20,7 +20,7 @@ async fn on_a_runtime_that_ends<T: Send + 'static>(work: impl AsyncFnOnce() -> T
     tokio::task::spawn_blocking(|| made.join().expect("no panic")).await.expect("joined")
 }
 
-async fn bus(memory: &Memory) -> Bus {
+async fn bus(memory: &MemoryLink) -> Bus {
     Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus")
 }
 
@@ -30,7 +30,7 @@ fn map(bus: &Bus) -> WatchedTopics {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_map_that_was_made_on_a_runtime_that_ends_goes_on_with_its_bus() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let (bus, other) = (bus(&memory).await, bus(&memory).await);
     let made = on_a_runtime_that_ends({
         let bus = bus.clone();
@@ -57,7 +57,7 @@ async fn a_map_that_was_made_on_a_runtime_that_ends_goes_on_with_its_bus() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bus_whose_runtime_has_ended_is_closed_to_everybody() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let opened = on_a_runtime_that_ends({
         let memory = memory.clone();
         async move || {
@@ -91,7 +91,7 @@ async fn a_bus_whose_runtime_has_ended_is_closed_to_everybody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_on_a_bus_whose_runtime_ends_is_told() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let (bus, ending) = {
         let memory = memory.clone();
         let made = thread::spawn(move || {

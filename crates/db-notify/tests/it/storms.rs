@@ -8,7 +8,7 @@ use std::time::Duration;
 use db_core::{Config, ConnectFailure};
 use db_notify::link::{RawNotification, Link, Listener};
 use db_notify::{
-    Bus, BusOptions, Channel, Delivery, GapReason, Memory, MemoryListener, MemorySender, NotifyError,
+    Bus, BusOptions, Channel, Delivery, GapReason, MemoryLink, MemoryListener, MemorySender, NotifyError,
     Subscription, Trouble, WatchOptions, WatchedTopics,
 };
 use db_testkit::{TestDb, TestServer, until};
@@ -19,7 +19,7 @@ use crate::support::{PATIENCE, gap, next, topic};
 /// A place whose listening sessions fail in the ways that a test wants.
 #[derive(Clone, Default)]
 struct Moody {
-    memory: Memory,
+    memory: MemoryLink,
     mood: Arc<Mood>,
 }
 
@@ -109,7 +109,7 @@ async fn sessions_that_are_lost_as_soon_as_they_are_there_are_made_less_and_less
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_bus_that_is_cut_while_the_server_is_away_is_told() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("t"), 10);
     memory.stop();
@@ -132,7 +132,7 @@ async fn who_waits_for_a_bus_that_is_cut_while_the_server_is_away_is_told() {
 
 #[tokio::test(start_paused = true)]
 async fn those_who_no_longer_wait_take_no_room_while_the_server_is_away() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
     memory.stop();
     for _ in 0..100_000 {
@@ -173,7 +173,7 @@ async fn what_was_dropped_before_a_long_loss_was_noticed_is_sent_when_it_is_over
 
 #[tokio::test]
 async fn a_map_on_a_lazy_bus_may_be_used_from_anywhere() {
-    let bus = Bus::lazy_with_link(Memory::new(), &BusOptions::default()).expect("a bus");
+    let bus = Bus::lazy_with_link(MemoryLink::new(), &BusOptions::default()).expect("a bus");
     let map = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions::default());
 
     let used = std::thread::spawn(move || map.notify(&topic("t")).map(|sent| (sent, map)));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use db_core::Config;
 use db_notify::link::Link;
-use db_notify::{Bus, BusOptions, Channel, Delivery, GapReason, Memory, Postgres, Subscription, Topic};
+use db_notify::{Bus, BusOptions, Channel, Delivery, GapReason, MemoryLink, PostgresLink, Subscription, Topic};
 use db_testkit::{Proxy, TestDb, until};
 use tokio::time::timeout;
 
@@ -86,35 +86,35 @@ pub(crate) trait Place {
     async fn until_sessions(&self, count: usize);
 }
 
-impl Place for Memory {
-    type Link = Memory;
+impl Place for MemoryLink {
+    type Link = MemoryLink;
 
-    fn link(&self) -> Memory {
+    fn link(&self) -> MemoryLink {
         self.clone()
     }
 
     async fn cut(&self) {
-        Memory::cut(self);
+        MemoryLink::cut(self);
     }
 
     fn cut_before_notify(&self, _: &str) {
-        Memory::cut_before_notify(self);
+        MemoryLink::cut_before_notify(self);
     }
 
     fn cut_answer_to_notify(&self, _: &str) {
-        Memory::cut_answer_to_notify(self);
+        MemoryLink::cut_answer_to_notify(self);
     }
 
     fn black_hole(&self) {
-        Memory::black_hole(self);
+        MemoryLink::black_hole(self);
     }
 
     fn stop(&self) {
-        Memory::stop(self);
+        MemoryLink::stop(self);
     }
 
     fn start(&self) {
-        Memory::start(self);
+        MemoryLink::start(self);
     }
 
     async fn until_sessions(&self, count: usize) {
@@ -136,11 +136,11 @@ impl Server {
 }
 
 impl Place for Server {
-    type Link = Postgres;
+    type Link = PostgresLink;
 
-    fn link(&self) -> Postgres {
+    fn link(&self) -> PostgresLink {
         let config = Config::from_url(&self.proxy.url()).expect("the proxy's address");
-        Postgres::new(&config, &BusOptions::default())
+        PostgresLink::new(&config, &BusOptions::default())
     }
 
     async fn cut(&self) {

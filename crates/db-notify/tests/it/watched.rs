@@ -8,7 +8,7 @@ use std::time::Duration;
 use db_core::{Config, ConnectFailure, Pool, PoolOptions};
 use db_notify::link::{Link, Sender};
 use db_notify::{
-    Bus, BusOptions, Channel, Delivery, Gap, GapReason, Memory, MemoryListener, MemorySender, NotifyError,
+    Bus, BusOptions, Channel, Delivery, Gap, GapReason, MemoryLink, MemoryListener, MemorySender, NotifyError,
     Subscription, Topic, Watch, WatchOptions, WatchedTopics,
 };
 use db_testkit::TestDb;
@@ -79,7 +79,7 @@ async fn is_notified(watch: &mut Watch) {
 }
 
 /// What everybody is told who has too much to say.
-async fn say_everything(memory: &Memory) {
+async fn say_everything(memory: &MemoryLink) {
     let mut sender = memory.sender().await.expect("a session");
     let channel = Channel::new("db_notify.default").expect("a channel");
     sender.notify(&channel, &["1*".to_owned()]).await.expect("sent");
@@ -87,7 +87,7 @@ async fn say_everything(memory: &Memory) {
 
 #[tokio::test(start_paused = true)]
 async fn what_nobody_watches_is_counted_and_not_sent() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
     let mut watch = watcher.map.watch(&topic("t"), 10);
     writer.knows("t", true).await;
@@ -107,7 +107,7 @@ async fn what_nobody_watches_is_counted_and_not_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_map_lets_everything_through_until_those_who_watch_have_said_so_again() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let watcher = Process::on(memory.clone()).await;
     let mut watch = watcher.map.watch(&topic("t"), 10);
     eventually("it is announced", || watcher.bus.state().sent == 1).await;
@@ -124,7 +124,7 @@ async fn a_new_map_lets_everything_through_until_those_who_watch_have_said_so_ag
 
 #[tokio::test(start_paused = true)]
 async fn who_watches_in_the_same_process_is_known_at_once() {
-    let process = Process::trusting(Memory::new()).await;
+    let process = Process::trusting(MemoryLink::new()).await;
     assert!(!process.notify("t"));
 
     let mut watch = process.map.watch(&topic("t"), 10);
@@ -137,7 +137,7 @@ async fn who_watches_in_the_same_process_is_known_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_mark_holds_for_as_long_as_it_is_renewed() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
     let _watch = watcher.map.watch(&topic("t"), 10);
     writer.knows("t", true).await;
@@ -150,7 +150,7 @@ async fn a_mark_holds_for_as_long_as_it_is_renewed() {
 
 #[tokio::test(start_paused = true)]
 async fn dropping_the_last_watch_withdraws_the_mark() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
     let [first, last] = [watcher.map.watch(&topic("t"), 10), watcher.map.watch(&topic("t"), 10)];
     writer.knows("t", true).await;
@@ -169,12 +169,12 @@ async fn dropping_the_last_watch_withdraws_the_mark() {
 /// The same place, whose sessions cannot send while it is muted. They hear.
 #[derive(Clone)]
 struct Mutable {
-    memory: Memory,
+    memory: MemoryLink,
     is_muted: Arc<AtomicBool>,
 }
 
 impl Mutable {
-    fn of(memory: &Memory) -> Self {
+    fn of(memory: &MemoryLink) -> Self {
         Self { memory: memory.clone(), is_muted: Arc::default() }
     }
 
@@ -226,7 +226,7 @@ impl Sender for MutableSender {
 
 #[tokio::test(start_paused = true)]
 async fn the_marks_of_a_process_that_says_nothing_expire_after_three_renewals() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let link = Mutable::of(&memory);
     let (watcher, writer) = (Process::on(link.clone()).await, Process::trusting(memory).await);
     let _watch = watcher.map.watch(&topic("t"), 10);
@@ -245,7 +245,7 @@ async fn the_marks_of_a_process_that_says_nothing_expire_after_three_renewals() 
 
 #[tokio::test(start_paused = true)]
 async fn who_could_not_say_in_time_that_it_watches_is_told_to_look_again() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let link = Mutable::of(&memory);
     let (watcher, writer) = (Process::on(link.clone()).await, Process::trusting(memory).await);
     let mut old = watcher.map.watch(&topic("old"), 10);
@@ -277,7 +277,7 @@ async fn who_could_not_say_in_time_that_it_watches_is_told_to_look_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_short_silence_of_the_sender_is_no_gap() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let link = Mutable::of(&memory);
     let (watcher, writer) = (Process::on(link.clone()).await, Process::trusting(memory).await);
     link.mute(true);
@@ -296,7 +296,7 @@ async fn a_short_silence_of_the_sender_is_no_gap() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_lost_link_a_map_is_in_doubt_for_two_renewals() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let writer = Process::trusting(memory.clone()).await;
     assert!(!writer.notify("t"));
 
@@ -317,7 +317,7 @@ async fn after_a_lost_link_a_map_is_in_doubt_for_two_renewals() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_dropped_lately_is_sent_after_a_gap_and_what_was_dropped_long_ago_is_not() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let writer = Process::trusting(memory.clone()).await;
     let other = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
     let names = ["a", "b", "c", "long ago"].map(topic);
@@ -356,7 +356,7 @@ fn is_of(delivery: &Delivery, topic: &Topic) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn an_announcement_of_a_form_that_is_not_known_is_taken_for_anything() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let writer = Process::trusting(memory.clone()).await;
     let other = Bus::with_link(memory, BusOptions::default()).await.expect("a bus");
     let mut heard = other.subscribe(&topic("t"), 10);
@@ -371,7 +371,7 @@ async fn an_announcement_of_a_form_that_is_not_known_is_taken_for_anything() {
 
 #[tokio::test(start_paused = true)]
 async fn maps_with_announcements_of_their_own_do_not_mix() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
     let (orders, others) = (map_on(&watcher.bus, "orders/watched"), map_on(&writer.bus, "orders/watched"));
     eventually("the map is trusted", || !others.state().in_doubt).await;
@@ -389,7 +389,7 @@ async fn maps_with_announcements_of_their_own_do_not_mix() {
 #[tokio::test(start_paused = true)]
 async fn very_many_watches_are_announced_in_few_notifications() {
     const MANY: usize = 20_000;
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
     // More than the queue of either bus holds.
     let all: Vec<Watch> = (0..MANY).map(|n| watcher.map.watch(&topic(&format!("orders/{n}")), 1)).collect();
@@ -408,7 +408,7 @@ async fn very_many_watches_are_announced_in_few_notifications() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_changes_its_mind_quickly_ends_up_as_it_decided_last() {
-    let memory = Memory::new();
+    let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
     for turns in 0..20 {
         let (kept, given_up) = (format!("kept/{turns}"), format!("given-up/{turns}"));
@@ -441,7 +441,7 @@ fn tasks() -> usize {
 
 #[tokio::test(start_paused = true)]
 async fn closing_the_bus_ends_watches_and_the_map_s_task() {
-    let process = Process::trusting(Memory::new()).await;
+    let process = Process::trusting(MemoryLink::new()).await;
     let mut watch = process.map.watch(&topic("t"), 10);
     assert_eq!(tasks(), 3, "two of the bus, one of the map");
 
@@ -455,7 +455,7 @@ async fn closing_the_bus_ends_watches_and_the_map_s_task() {
 
 #[tokio::test(start_paused = true)]
 async fn a_map_lives_as_long_as_somebody_watches_and_its_bus_with_it() {
-    let Process { bus, map } = Process::trusting(Memory::new()).await;
+    let Process { bus, map } = Process::trusting(MemoryLink::new()).await;
     let watch = map.watch(&topic("t"), 10);
     drop((bus, map));
     yield_now().await;
