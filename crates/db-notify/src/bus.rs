@@ -62,7 +62,7 @@ pub enum OpenError {
         "LISTEN on {to} was answered, and nothing arrives: the address seems to lead through a pooler such as PgBouncer in \
          transaction mode, so use the server's own (DATABASE_URL_DIRECT)"
     )]
-    Unheard {
+    NothingDelivered {
         /// Role, host, port and database.
         to: String,
     },
@@ -73,7 +73,7 @@ impl OpenError {
     #[must_use]
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Options(_) | Self::Pooled { .. } | Self::Unheard { .. } => true,
+            Self::Options(_) | Self::Pooled { .. } | Self::NothingDelivered { .. } => true,
             Self::Listen { failure, .. } => failure.is_final(),
             Self::Standby { .. } => false,
         }
@@ -82,7 +82,7 @@ impl OpenError {
     fn of<L: Link>(deaf: &Deaf, link: &L) -> Self {
         let to = link.to_string();
         match deaf {
-            Deaf::Unheard => Self::Unheard { to },
+            Deaf::NothingDelivered => Self::NothingDelivered { to },
             Deaf::Met(error) if Trouble::of(error) == Trouble::Standby => Self::Standby { to },
             Deaf::Met(error) => Self::Listen { to, failure: link.explain(error) },
         }

@@ -38,14 +38,14 @@ pub(crate) enum Deaf {
     /// What opening, LISTEN or the question whether anything arrives have met.
     Met(sqlx::Error),
     /// LISTEN was answered, and what was then notified did not arrive.
-    Unheard,
+    NothingDelivered,
 }
 
 impl Deaf {
     fn trouble(&self) -> Trouble {
         match self {
             Self::Met(error) => Trouble::of(error),
-            Self::Unheard => Trouble::Unheard,
+            Self::NothingDelivered => Trouble::NothingDelivered,
         }
     }
 }
@@ -54,7 +54,7 @@ impl fmt::Display for Deaf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Met(error) => error.fmt(f),
-            Self::Unheard => Trouble::Unheard.fmt(f),
+            Self::NothingDelivered => Trouble::NothingDelivered.fmt(f),
         }
     }
 }
@@ -89,7 +89,7 @@ pub(crate) async fn listen_and_hear<L: Link>(
         Ok(()) => {}
         // It got the notification itself: a pooler gave it the session that listens.
         Err(sqlx::Error::Protocol(said)) if said.contains("NotificationResponse") => {
-            return Err(Deaf::Unheard);
+            return Err(Deaf::NothingDelivered);
         }
         Err(error) => return Err(error.into()),
     }
@@ -104,7 +104,7 @@ pub(crate) async fn listen_and_hear<L: Link>(
     } else {
         within(answer, listener.ping()).await?;
         // It may have been there before the answer, and this process too busy to look.
-        let late = listener.recv().now_or_never().ok_or(Deaf::Unheard)?;
+        let late = listener.recv().now_or_never().ok_or(Deaf::NothingDelivered)?;
         drop(late?);
     }
     Ok((listener, sender))

@@ -59,7 +59,7 @@ pub enum Trouble {
     /// promoted.
     Standby,
     /// LISTEN is answered, and nothing arrives: a pooler such as `PgBouncer` in transaction mode is in between.
-    Unheard,
+    NothingDelivered,
     /// The server's queue of notifications is nearly full, or full (SQLSTATE 54000).
     QueueFull,
 }
@@ -71,7 +71,7 @@ impl fmt::Display for Trouble {
             Self::Standby => {
                 "the server is a standby, which can neither LISTEN nor NOTIFY: use the address of the primary, or promote it"
             }
-            Self::Unheard => {
+            Self::NothingDelivered => {
                 "LISTEN is answered, and nothing arrives: a pooler such as PgBouncer in transaction mode seems to be in between, \
                  so use the server's own address (DATABASE_URL_DIRECT)"
             }
@@ -208,7 +208,7 @@ mod tests {
         for (part, trouble) in [
             (Part::Queue, Trouble::QueueFull),
             (Part::Sending, Trouble::Standby),
-            (Part::Listening, Trouble::Unheard),
+            (Part::Listening, Trouble::NothingDelivered),
         ] {
             condition.note(part, Some(trouble));
             assert_eq!(condition.read().trouble(), Some(trouble));

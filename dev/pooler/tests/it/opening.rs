@@ -91,18 +91,18 @@ async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
     })
     .await;
     let error = Bus::open(&unsaid, BusOptions::default()).await.expect_err("nothing arrives");
-    assert!(matches!(error, BusError::Unheard { .. }), "{error}");
+    assert!(matches!(error, BusError::NothingDelivered { .. }), "{error}");
 
     // What notifies has the session that listens, and gets the notification itself.
     let bouncer = unaware.start(&db).await.expect("a pooler");
     let unsaid = Config::from_url(&bouncer.url()).expect("its address").with_pooler(Pooler::None);
 
     let error = Bus::open(&unsaid, BusOptions::default()).await.expect_err("nothing arrives");
-    assert!(matches!(error, BusError::Unheard { .. }) && error.is_final(), "{error}");
+    assert!(matches!(error, BusError::NothingDelivered { .. }) && error.is_final(), "{error}");
     assert!(error.to_string().contains("DATABASE_URL_DIRECT"), "{error}");
 
     let error = db_layer::open(Options::new(unsaid.clone())).await.expect_err("nothing arrives");
-    assert!(matches!(error, OpenError::Bus(BusError::Unheard { .. })), "{error}");
+    assert!(matches!(error, OpenError::Bus(BusError::NothingDelivered { .. })), "{error}");
 
     // Nobody waits for the answer of a lazy one, which does not say that it listens, but why not, and that once.
     let lazy = Bus::lazy(&unsaid, &BusOptions::default()).expect("nobody is asked");
