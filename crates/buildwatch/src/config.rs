@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use db_layer::{Setting, Source};
+use db_layer::{Setting, SettingSource};
 use serde_json::json;
 
 use crate::cli::{ConfigArgs, Site};
@@ -34,10 +34,10 @@ pub(crate) fn command(site: &Site, args: &ConfigArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn said_by(site: &Site, setting: &Setting, source: Source) -> String {
+fn said_by(site: &Site, setting: &Setting, source: SettingSource) -> String {
     match source {
-        Source::Flag | Source::Environment => site.settings.known_as(setting),
-        Source::Program => "buildwatch".to_owned(),
-        Source::Default => "default".to_owned(),
+        SettingSource::Flag | SettingSource::Environment => site.settings.known_as(setting),
+        SettingSource::Program => "buildwatch".to_owned(),
+        SettingSource::Default => "default".to_owned(),
     }
 }

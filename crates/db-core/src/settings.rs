@@ -5,7 +5,7 @@
 //! wrong, so that all of it is said at once.
 //!
 //! ```
-//! use db_core::settings::{DATABASE, Reader, Source, Values, database};
+//! use db_core::settings::{DATABASE, Reader, SettingSource, Values, database};
 //!
 //! let mut values = Values::new(DATABASE);
 //! values.set("postgres-host", "db.example");
@@ -15,7 +15,7 @@
 //! let config = database(&mut reader);
 //! reader.finish()?;
 //! assert_eq!(config.expect("nothing was wrong").to_string(), "app@db.example:5432/shop");
-//! assert_eq!(values.source("postgres-port"), Source::Default);
+//! assert_eq!(values.source("postgres-port"), SettingSource::Default);
 //! # Ok::<_, db_core::settings::SettingsError>(())
 //! ```
 
@@ -63,7 +63,7 @@ impl Setting {
 
 /// Who gave a value. Who comes later in this list is heard first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Source {
+pub enum SettingSource {
     /// Nobody: the setting's own default holds, if it has one.
     Default,
     /// The program's code, by [`Values::set`].
@@ -87,7 +87,7 @@ pub struct Values {
 struct Given {
     /// `None` if it was not UTF-8.
     text: Option<SecretString>,
-    source: Source,
+    source: SettingSource,
 }
 
 impl Values {
@@ -110,7 +110,7 @@ impl Values {
     }
 
     pub(crate) fn read_variables(&mut self, look: impl Fn(&str) -> Option<OsString>) {
-        self.read(Source::Environment, |setting| {
+        self.read(SettingSource::Environment, |setting| {
             look(&setting.variable()).filter(|text| !is_service_link(setting, text))
         });
         for (setting, variable) in database::libpq() {
@@ -119,14 +119,14 @@ impl Values {
                 look(variable).and_then(|text| text.into_string().ok()).filter(|text| !text.is_empty());
             if let Some(text) = text.filter(|_| self.settings.iter().any(|known| known.name == setting.name))
             {
-                let given = Given { text: Some(SecretString::from(text)), source: Source::Environment };
+                let given = Given { text: Some(SecretString::from(text)), source: SettingSource::Environment };
                 self.libpq.insert(setting.name, (given, variable));
             }
         }
     }
 
-    /// Reads what somebody has to say to each setting. Nothing that a later [`Source`] said is overwritten.
-    pub fn read(&mut self, source: Source, lookup: impl Fn(&Setting) -> Option<OsString>) {
+    /// Reads what somebody has to say to each setting. Nothing that a later [`SettingSource`] said is overwritten.
+    pub fn read(&mut self, source: SettingSource, lookup: impl Fn(&Setting) -> Option<OsString>) {
         for setting in &self.settings {
             let Some(text) = lookup(setting).filter(|text| !text.is_empty()) else { continue };
             if self.given.get(setting.name).is_some_and(|given| given.source > source) {
@@ -145,7 +145,7 @@ impl Values {
     pub fn set(&mut self, name: &str, text: impl Into<OsString>) {
         assert!(self.settings.iter().any(|setting| setting.name == name), "there is no setting `{name}`");
         let text = text.into();
-        self.read(Source::Program, |setting| (setting.name == name).then(|| text.clone()));
+        self.read(SettingSource::Program, |setting| (setting.name == name).then(|| text.clone()));
     }
 
     /// What holds for a setting: what was given, else what libpq's variable says.
@@ -155,8 +155,8 @@ impl Values {
 
     /// Who gave a value.
     #[must_use]
-    pub fn source(&self, name: &str) -> Source {
-        self.found(name).map_or(Source::Default, |given| given.source)
+    pub fn source(&self, name: &str) -> SettingSource {
+        self.found(name).map_or(SettingSource::Default, |given| given.source)
     }
 
     /// Whether somebody gave a value. What only a variable of libpq's says was not given.
@@ -184,8 +184,8 @@ impl Values {
     #[must_use]
     pub fn known_as(&self, setting: &Setting) -> String {
         match (self.given.get(setting.name), self.libpq.get(setting.name)) {
-            (Some(given), _) if given.source == Source::Flag => format!("--{}", setting.name),
-            (Some(given), _) if given.source == Source::Environment => setting.variable(),
+            (Some(given), _) if given.source == SettingSource::Flag => format!("--{}", setting.name),
+            (Some(given), _) if given.source == SettingSource::Environment => setting.variable(),
             (None, Some((_, variable))) => (*variable).to_owned(),
             _ => setting.name.to_owned(),
         }
@@ -319,28 +319,28 @@ mod tests {
         Values::new([&WORD, &SECRET, &COUNT])
     }
 
-    fn say(values: &mut Values, source: Source, name: &str, text: &str) {
+    fn say(values: &mut Values, source: SettingSource, name: &str, text: &str) {
         values.read(source, |setting| (setting.name == name).then(|| text.into()));
     }
 
     #[test]
     fn a_flag_is_heard_before_the_environment_and_that_before_the_program() {
         let mut values = values();
-        assert_eq!((values.source("a-word"), values.shown(&WORD)), (Source::Default, Some("none".into())));
+        assert_eq!((values.source("a-word"), values.shown(&WORD)), (SettingSource::Default, Some("none".into())));
 
-        say(&mut values, Source::Flag, "a-word", "by flag");
-        say(&mut values, Source::Environment, "a-word", "by environment");
+        say(&mut values, SettingSource::Flag, "a-word", "by flag");
+        say(&mut values, SettingSource::Environment, "a-word", "by environment");
         values.set("a-word", "by program");
 
-        assert_eq!((values.source("a-word"), values.shown(&WORD)), (Source::Flag, Some("by flag".into())));
+        assert_eq!((values.source("a-word"), values.shown(&WORD)), (SettingSource::Flag, Some("by flag".into())));
         assert_eq!(Reader::new(&values).text(&WORD), Some("by flag"));
     }
 
     #[test]
     fn all_that_is_wrong_comes_at_once_by_the_names_of_who_said_it() {
         let mut values = values();
-        say(&mut values, Source::Environment, "a-count", "many");
-        values.read(Source::Flag, |setting| {
+        say(&mut values, SettingSource::Environment, "a-count", "many");
+        values.read(SettingSource::Flag, |setting| {
             use std::os::unix::ffi::OsStringExt;
             (setting.name == "a-secret").then(|| OsString::from_vec(vec![0xff]))
         });
@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn an_empty_value_is_none() {
         let mut values = values();
-        say(&mut values, Source::Environment, "a-count", "");
+        say(&mut values, SettingSource::Environment, "a-count", "");
 
         let mut reader = Reader::new(&values);
 

@@ -54,7 +54,7 @@ pub use shutdown::{Deadlines, Shutdown};
 pub use signals::{Signal, Signals};
 pub use sizing::NoRoom;
 
-pub use db_core::settings::{Setting, SettingsError, Source};
+pub use db_core::settings::{Setting, SettingsError, SettingSource};
 pub use db_core::{
     self, Config, ConfigError, Conn, Error, Handle, Isolation, Pool, PoolOptions, Pooler, Retry, RetryPolicy,
     Tx, TxOptions, encryption,

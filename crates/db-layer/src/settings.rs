@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use db_core::settings::{
-    DATABASE, KEYS, POOLS, Reader, Setting, SettingsError, Source, Values, api, backend, database,
+    DATABASE, KEYS, POOLS, Reader, Setting, SettingsError, SettingSource, Values, api, backend, database,
     demand_direct, direct, keyring, matters, names_a_database,
 };
 use db_core::{Config, PoolOptions};
@@ -86,7 +86,7 @@ impl Settings {
     /// Each setting, what is in force for it as people may see it, and who said so. Nothing is in force of what is not heard: the
     /// parts of an address beside one that says the same, an address below the parts that name the database, or, of several
     /// forms of a key, those below the highest source.
-    pub fn in_force(&self) -> impl Iterator<Item = (&'static Setting, Option<String>, Source)> + '_ {
+    pub fn in_force(&self) -> impl Iterator<Item = (&'static Setting, Option<String>, SettingSource)> + '_ {
         self.values.settings().map(|setting| {
             let value = self.values.shown(setting).filter(|_| matters(&self.values, setting));
             (setting, value, self.values.source(setting.name))

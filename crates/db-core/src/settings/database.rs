@@ -2,7 +2,7 @@
 
 use secrecy::ExposeSecret;
 
-use super::{Reader, Setting, Source, Values};
+use super::{Reader, Setting, SettingSource, Values};
 use crate::config::{LIBPQ, parts};
 use crate::{Config, ConfigError, Pooler};
 
@@ -152,7 +152,7 @@ fn is_place(part: &Setting) -> bool {
 /// a database of ours.
 fn is_of_image(values: &Values, part: &Setting) -> bool {
     values.is_given(part.name)
-        && values.source(part.name) == Source::Environment
+        && values.source(part.name) == SettingSource::Environment
         && [USER.name, PASSWORD.name].contains(&part.name)
 }
 
@@ -173,7 +173,7 @@ pub fn matters(values: &Values, setting: &Setting) -> bool {
         heard.direct
     } else if PARTS.iter().any(|(part, _)| part.name == setting.name) {
         // The driver hears PGOPTIONS whoever names the database.
-        let is_default = values.source(setting.name) == Source::Default;
+        let is_default = values.source(setting.name) == SettingSource::Default;
         let is_heard = heard.hears(setting) || (is_default && heard.address.is_none());
         is_heard && (names_a_database(values) || setting.name == OPTIONS.name)
     } else {
@@ -216,7 +216,7 @@ impl Heard {
     }
 
     /// Looks at each part beside an address of that source.
-    fn complete(&mut self, values: &Values, source: Source) {
+    fn complete(&mut self, values: &Values, source: SettingSource) {
         let text =
             |setting: &Setting| values.found(setting.name)?.text.as_ref().map(ExposeSecret::expose_secret);
         let of_address = text(&URL).and_then(|text| parts(text).ok()).unwrap_or_default();
@@ -450,7 +450,7 @@ mod tests {
 
     const ADDRESS: &str = "postgres://app:hunter2@db/shop";
 
-    type Said<'a> = (Source, &'a str, &'a str);
+    type Said<'a> = (SettingSource, &'a str, &'a str);
 
     fn values(said: &[Said<'_>]) -> Values {
         let mut values = Values::new(DATABASE);
@@ -480,9 +480,9 @@ mod tests {
         values.shown(setting).filter(|_| matters(values, setting))
     }
 
-    const SOURCES: [Source; 3] = [Source::Program, Source::Environment, Source::Flag];
+    const SOURCES: [SettingSource; 3] = [SettingSource::Program, SettingSource::Environment, SettingSource::Flag];
 
-    fn pairs() -> impl Iterator<Item = (Source, Source)> {
+    fn pairs() -> impl Iterator<Item = (SettingSource, SettingSource)> {
         SOURCES
             .into_iter()
             .flat_map(|low| SOURCES.into_iter().filter(move |high| *high > low).map(move |high| (high, low)))
@@ -541,9 +541,9 @@ mod tests {
 
     #[test]
     fn what_one_source_says_twice_is_refused_when_it_differs() {
-        let names = |source: Source, name: &str| match source {
-            Source::Flag => format!("--{name}"),
-            Source::Environment => name.to_ascii_uppercase().replace('-', "_"),
+        let names = |source: SettingSource, name: &str| match source {
+            SettingSource::Flag => format!("--{name}"),
+            SettingSource::Environment => name.to_ascii_uppercase().replace('-', "_"),
             _ => name.to_owned(),
         };
         let address = format!("{ADDRESS}?sslmode=require&options=-csearch_path%3Da");
@@ -567,7 +567,7 @@ mod tests {
 
     #[test]
     fn an_address_holds_beside_what_the_servers_image_and_its_service_have_in_the_environment() {
-        let env = Source::Environment;
+        let env = SettingSource::Environment;
         let variables = BTreeMap::from([
             ("DATABASE_URL", ADDRESS),
             ("POSTGRES_USER", "postgres"),
@@ -583,9 +583,9 @@ mod tests {
         assert!(format!("{:?}", config.as_sqlx()).contains("hunter2"));
         assert_eq!(shown(&values, "postgres-password"), None);
 
-        let of_program = (Source::Program, "database-url", ADDRESS);
+        let of_program = (SettingSource::Program, "database-url", ADDRESS);
         assert_eq!(leads(&[of_program, (env, "postgres-password", "other")]).1, "Some(\"hunter2\")");
-        assert_eq!(leads(&[of_program, (Source::Flag, "postgres-password", "other")]).1, "Some(\"other\")");
+        assert_eq!(leads(&[of_program, (SettingSource::Flag, "postgres-password", "other")]).1, "Some(\"other\")");
 
         // Without a password of its own, the address is not given another role's.
         let login = |user| {
@@ -652,7 +652,7 @@ mod tests {
             ("PGSSLMODE", "disable"),
             ("PGAPPNAME", "me"),
         ]);
-        let mut values = values(&[(Source::Program, "database-url", "postgres://db.example/shop")]);
+        let mut values = values(&[(SettingSource::Program, "database-url", "postgres://db.example/shop")]);
         values.read_variables(|variable| variables.get(variable).map(Into::into));
 
         let config = read(&values).expect("nothing is wrong");
@@ -674,7 +674,7 @@ mod tests {
             assert_eq!(shown(&values, name).as_deref(), Some(value), "{name}");
             assert_eq!(
                 (values.known_as(setting), values.source(name)),
-                (variable.into(), Source::Environment)
+                (variable.into(), SettingSource::Environment)
             );
         }
         // What anybody says is heard before them; the certificate and its key come from one place.
@@ -699,12 +699,12 @@ mod tests {
     fn a_line_break_at_the_end_is_of_the_file_it_came_from_but_a_password_keeps_its_own() {
         let of = |password| {
             read(&values(&[
-                (Source::Flag, "postgres-host", "db\n"),
-                (Source::Flag, "postgres-port", "6432\n"),
-                (Source::Flag, "postgres-user", "app\r\n"),
-                (Source::Flag, "postgres-database", "shop\n"),
-                (Source::Flag, "postgres-sslmode", "disable\n"),
-                (Source::Flag, "postgres-password", password),
+                (SettingSource::Flag, "postgres-host", "db\n"),
+                (SettingSource::Flag, "postgres-port", "6432\n"),
+                (SettingSource::Flag, "postgres-user", "app\r\n"),
+                (SettingSource::Flag, "postgres-database", "shop\n"),
+                (SettingSource::Flag, "postgres-sslmode", "disable\n"),
+                (SettingSource::Flag, "postgres-password", password),
             ]))
         };
 

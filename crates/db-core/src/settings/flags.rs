@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Arg, ArgMatches};
 
-use super::{Setting, Source, Values};
+use super::{Setting, SettingSource, Values};
 
 impl Setting {
     /// A flag of clap's, which may stand before or after a subcommand. The environment is not clap's to read: [`Values`]
@@ -35,7 +35,7 @@ impl Setting {
 impl Values {
     /// Reads the flags that were made by [`Setting::arg`].
     pub fn read_flags(&mut self, matches: &ArgMatches) {
-        self.read(Source::Flag, |setting| {
+        self.read(SettingSource::Flag, |setting| {
             matches.try_get_one::<OsString>(setting.name).ok().flatten().cloned()
         });
     }

@@ -125,12 +125,12 @@ fn key(reader: &mut Reader<'_>, forms: &'static Forms) -> Option<(&'static Setti
 
 #[cfg(test)]
 mod tests {
-    use super::super::Source;
+    use super::super::SettingSource;
     use super::*;
 
     #[test]
     fn a_key_from_a_higher_source_is_heard_alone_and_one_source_says_it_once() {
-        let of = |raw: Source, hex: Source| {
+        let of = |raw: SettingSource, hex: SettingSource| {
             let mut values = Values::new(KEYS);
             for (source, name, text) in [
                 (raw, "encryption-key", "sixteen letters!"),
@@ -143,8 +143,8 @@ mod tests {
             (is_there, reader.finish().is_ok(), is_heard(&values, &NEW.raw), is_heard(&values, &NEW.hex))
         };
 
-        assert_eq!(of(Source::Flag, Source::Environment), (true, true, true, false));
-        assert_eq!(of(Source::Program, Source::Environment), (true, true, false, true));
-        assert_eq!(of(Source::Environment, Source::Environment), (false, false, true, true));
+        assert_eq!(of(SettingSource::Flag, SettingSource::Environment), (true, true, true, false));
+        assert_eq!(of(SettingSource::Program, SettingSource::Environment), (true, true, false, true));
+        assert_eq!(of(SettingSource::Environment, SettingSource::Environment), (false, false, true, true));
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use db_layer::db_notify::BusOptions;
 use db_layer::encryption::{Context, Keyring, Strategy};
-use db_layer::{OpenError, Options, PoolOptions, Settings, Source};
+use db_layer::{OpenError, Options, PoolOptions, Settings, SettingSource};
 use db_testkit::{Proxy, TestDb};
 
 const BASE64: &str = "AAECAwQFBgcICQoLDA0ODw==";
@@ -292,10 +292,10 @@ fn who_said_what_is_known() {
         (value, source)
     };
 
-    assert_eq!(of("api-max-conns"), (Some("7".to_owned()), Source::Program));
-    assert_eq!(of("backend-max-conns"), (Some("50".to_owned()), Source::Default));
-    assert_eq!(of("database-url"), (Some("(hidden)".to_owned()), Source::Program));
-    assert_eq!(of("postgres-host"), (None, Source::Default), "the address is given whole");
+    assert_eq!(of("api-max-conns"), (Some("7".to_owned()), SettingSource::Program));
+    assert_eq!(of("backend-max-conns"), (Some("50".to_owned()), SettingSource::Default));
+    assert_eq!(of("database-url"), (Some("(hidden)".to_owned()), SettingSource::Program));
+    assert_eq!(of("postgres-host"), (None, SettingSource::Default), "the address is given whole");
 }
 
 #[test]
