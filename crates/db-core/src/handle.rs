@@ -16,7 +16,7 @@ use crate::encryption::Keyring;
 use crate::retry::{Classify, Pauses};
 use crate::text::Text;
 use crate::tracker::Asker;
-use crate::{AcquireError, Attempt, Class, Conn, Error, Pool, RetryPolicy, Tx, TxOptions};
+use crate::{AcquireError, Attempt, Class, Conn, Error, Pool, TxRetry, Tx, TxOptions};
 
 /// A pool, seen from one line of the program.
 ///
@@ -132,11 +132,11 @@ impl Handle {
     ///
     /// ```no_run
     /// # async fn run(pool: db_core::Pool, words: Vec<String>) -> Result<(), db_core::Error> {
-    /// use db_core::{Isolation, RetryPolicy, TxOptions};
+    /// use db_core::{Isolation, TxRetry, TxOptions};
     ///
     /// let words = &words;
     /// pool.handle()
-    ///     .tx_retry(TxOptions::default().isolation(Isolation::Serializable), RetryPolicy::default(), |mut tx| {
+    ///     .tx_retry(TxOptions::default().isolation(Isolation::Serializable), TxRetry::default(), |mut tx| {
     ///         Box::pin(async move {
     ///             for word in words {
     ///                 sqlx::query("insert into word values ($1)").bind(word).execute(&mut *tx).await?;
@@ -155,7 +155,7 @@ impl Handle {
     pub async fn tx_retry<'env, T, E, F>(
         self,
         options: TxOptions,
-        policy: RetryPolicy,
+        policy: TxRetry,
         mut work: F,
     ) -> Result<T, E>
     where

@@ -108,6 +108,6 @@ pub use lent::LentError;
 pub use patience::Patience;
 pub use pool::{Closed, Limits, Pool, PoolOptions, Reset, Stats, Totals, WarmUpError};
 pub use pooler::{Pooler, PoolerError};
-pub use retry::{Classify, RetryPolicy};
+pub use retry::{Classify, TxRetry};
 pub use tracker::{Holder, Tracking};
 pub use tx::{Attempt, Isolation, Savepoint, Tx, TxOptions};

@@ -7,16 +7,16 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use crate::error::AcquirePhase;
 use crate::{AcquireError, Class, Error, Repeat, StatementError};
 
-/// How often, and after what pauses, something is done again.
+/// How often, and after what pauses, a transaction is repeated.
 ///
-/// Whether it is, the error says: yes for what never reached the server (refused, starting up), for a session that was lost
+/// Its error decides whether it is: yes for what never reached the server (refused, starting up), for a session that was lost
 /// (57P01), for a transaction that lost against another (40001, 40P01), for a server without disk space or memory (53100,
 /// 53200) and for one that takes no writes any more (25006); no for mistakes (42601), constraints (23505), limits of time,
 /// a pool whose connections are all taken, which more requests only make fuller, and a commit that may be done
 /// ([`Error::CommitUnknown`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RetryPolicy {
-    /// So many times after the first: 3.
+pub struct TxRetry {
+    /// Repetitions after the first attempt [3].
     pub retries: u32,
     /// The first pause [1 s]. Each further one is twice as long, and made up to twice as long again by chance, so that those
     /// who failed together do not come back together.
@@ -27,7 +27,7 @@ pub struct RetryPolicy {
     pub conflict_pause: Duration,
 }
 
-impl Default for RetryPolicy {
+impl Default for TxRetry {
     fn default() -> Self {
         Self {
             retries: 3,
@@ -72,7 +72,7 @@ impl Classify for StatementError {
     }
 }
 
-impl RetryPolicy {
+impl TxRetry {
     /// Does something, and does it again when its error is of a class that this may help.
     ///
     /// What is done must be harmless when done twice: after a lost session nobody knows whether the first time counted. For
@@ -80,9 +80,9 @@ impl RetryPolicy {
     ///
     /// ```no_run
     /// # async fn run(pool: db_core::Pool) -> Result<(), db_core::Error> {
-    /// use db_core::RetryPolicy;
+    /// use db_core::TxRetry;
     ///
-    /// let shops: i64 = RetryPolicy::default()
+    /// let shops: i64 = TxRetry::default()
     ///     .run(|| async { Ok::<_, db_core::Error>(sqlx::query_scalar("select count(*) from shop").fetch_one(pool.handle()).await?) })
     ///     .await?;
     /// # let _ = shops;
@@ -123,7 +123,7 @@ pub(crate) struct Pauses {
 }
 
 impl Pauses {
-    pub(crate) fn new(policy: RetryPolicy) -> Self {
+    pub(crate) fn new(policy: TxRetry) -> Self {
         let pauses = |first: Duration| {
             ExponentialBuilder::new()
                 .with_factor(2.0)
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn three_times_after_the_first_with_growing_pauses() {
-        let mut pauses = Pauses::new(RetryPolicy::default());
+        let mut pauses = Pauses::new(TxRetry::default());
 
         for (least, most) in [(1, 2), (2, 4), (4, 8)] {
             let pause = pauses.after(Class::Lost).expect("another time");
@@ -166,13 +166,13 @@ mod tests {
     #[test]
     fn mistakes_constraints_and_limits_are_not_repeated() {
         for class in [Class::Other, Class::Constraint, Class::TimedOut, Class::Refused] {
-            assert_eq!(Pauses::new(RetryPolicy::default()).after(class), None, "{class:?}");
+            assert_eq!(Pauses::new(TxRetry::default()).after(class), None, "{class:?}");
         }
     }
 
     #[test]
     fn a_conflict_is_repeated_soon() {
-        let pause = Pauses::new(RetryPolicy::default()).after(Class::Conflict).expect("another time");
+        let pause = Pauses::new(TxRetry::default()).after(Class::Conflict).expect("another time");
 
         assert!(pause <= Duration::from_millis(20), "{pause:?}");
     }

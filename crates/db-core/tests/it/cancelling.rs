@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use db_core::{Conn, Error, Isolation, Pool, PoolOptions, Reset, RetryPolicy, TxOptions};
+use db_core::{Conn, Error, Isolation, Pool, PoolOptions, Reset, TxRetry, TxOptions};
 use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
@@ -188,7 +188,7 @@ async fn whatever_is_dropped_of_a_pool_or_a_handle_leaves_nothing_to_the_next_us
             ("tx_retry", |ground, polls| {
                 async move {
                     let options = TxOptions::default().resolve_commit();
-                    let work = ground.pool.handle().tx_retry(options, RetryPolicy::default(), |mut tx| {
+                    let work = ground.pool.handle().tx_retry(options, TxRetry::default(), |mut tx| {
                         async move {
                             part(ground, 1).execute(&mut *tx).await?;
                             part(ground, 2).execute(&mut *tx).await?;

@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
-use db_core::{Error, Isolation, Pool, RetryPolicy, TxOptions};
+use db_core::{Error, Isolation, Pool, TxRetry, TxOptions};
 use db_testkit::TestDb;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -34,7 +34,7 @@ async fn add_again(State(pool): State<Pool>) -> String {
     let (words, name) = (&words, pool.name());
     let count: Result<i64, Error> = pool
         .handle()
-        .tx_retry(options, RetryPolicy::default(), |mut tx| {
+        .tx_retry(options, TxRetry::default(), |mut tx| {
             Box::pin(async move {
                 for word in words {
                     sqlx::query("insert into word values ($1)").bind(word).execute(&mut *tx).await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use db_core::{Class, Config, Error, Isolation, Pool, PoolOptions, RetryPolicy, TxOptions};
+use db_core::{Class, Config, Error, Isolation, Pool, PoolOptions, TxRetry, TxOptions};
 use db_testkit::{Proxy, TestDb};
 use tokio::sync::Barrier;
 
@@ -14,9 +14,9 @@ use crate::support::{config, patient_pool};
 /// Of which no test has to wait for the end.
 const MANY: u32 = 1000;
 
-fn quick(retries: u32) -> RetryPolicy {
+fn quick(retries: u32) -> TxRetry {
     let pause = Duration::from_millis(1);
-    RetryPolicy { retries, min_pause: pause, max_pause: 4 * pause, conflict_pause: pause }
+    TxRetry { retries, min_pause: pause, max_pause: 4 * pause, conflict_pause: pause }
 }
 
 fn impatient(config: &Config) -> Pool {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use db_core::{Conn, Error, Pool, RetryPolicy, TxOptions};
+use db_core::{Conn, Error, Pool, TxRetry, TxOptions};
 use db_testkit::TestDb;
 use futures_util::TryStreamExt;
 use sqlx::Row;
@@ -197,9 +197,9 @@ async fn a_transaction_that_met_a_changed_table_is_run_again(db: TestDb) {
     }
 }
 
-fn quick() -> RetryPolicy {
+fn quick() -> TxRetry {
     let pause = Duration::from_millis(1);
-    RetryPolicy { retries: 3, min_pause: pause, max_pause: pause, conflict_pause: pause }
+    TxRetry { retries: 3, min_pause: pause, max_pause: pause, conflict_pause: pause }
 }
 
 #[db_testkit::test]

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use db_core::{Class, Config, Conn, Error, Pool, Repeat, RetryPolicy, TxOptions};
+use db_core::{Class, Config, Conn, Error, Pool, Repeat, TxRetry, TxOptions};
 use db_testkit::{Proxy, TestDb};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -17,9 +17,9 @@ use crate::support::{patient_pool, take};
 /// More values than a statement can have.
 const TOO_MANY: usize = 70_000;
 
-fn quick() -> RetryPolicy {
+fn quick() -> TxRetry {
     let pause = Duration::from_millis(1);
-    RetryPolicy { retries: 3, min_pause: pause, max_pause: pause, conflict_pause: pause }
+    TxRetry { retries: 3, min_pause: pause, max_pause: pause, conflict_pause: pause }
 }
 
 type Question = Query<'static, Postgres, sqlx::postgres::PgArguments>;

@@ -22,7 +22,7 @@ use db_layer::db_notify::{PostgresLink, WatchOptions};
 use db_layer::encryption::{Context, EncryptionError, Key, Keyring, Sealed};
 use db_layer::{
     Bus, BusOptions, Channel, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit,
-    OpenError, Options, Pool, PoolOptions, RetryPolicy, Settings, Topic, TxOptions, WatchedTopics,
+    OpenError, Options, Pool, PoolOptions, TxRetry, Settings, Topic, TxOptions, WatchedTopics,
     db_events,
 };
 use db_testkit::{Proxy, TestDb, TestServer, until};
@@ -216,7 +216,7 @@ fn settings_and_options_do_not_show_what_they_were_told() {
     debug!(
         shown;
         TxOptions::default().set("app.token", VALUE).tenant(VALUE).isolation(Isolation::Serializable),
-        PoolOptions::api(), BusOptions::default(), Retry::default(), RetryPolicy::default(),
+        PoolOptions::api(), BusOptions::default(), Retry::default(), TxRetry::default(),
         Patience::new(Retry::default()), Tracking::default(), Reset::default(), Class::Lost, Repeat::Never,
     );
     shown.check();
@@ -619,7 +619,6 @@ const SHOWN: &[&str] = &[
     "Repeat",
     "Reset",
     "Retry",
-    "RetryPolicy",
     "Savepoint",
     "Sealed",
     "SettingSource",
@@ -635,6 +634,7 @@ const SHOWN: &[&str] = &[
     "Tracking",
     "Tx",
     "TxOptions",
+    "TxRetry",
     "Values",
     "WarmUpError",
     "Watch",

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use db_core::{Config, Error, Pool, PoolOptions, RetryPolicy, TxOptions};
+use db_core::{Config, Error, Pool, PoolOptions, TxRetry, TxOptions};
 use db_notify::{Bus, NotifyAfterCommit, NotifyError, NotifyInError, BusExt, WatchOptions, WatchedTopics};
 use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 
@@ -185,7 +185,7 @@ async fn a_commit_that_nobody_can_tell_of_notifies(db: TestDb) {
     assert_eq!(payload(&mut orders).await, "1");
 
     proxy.cut_answer_to("COMMIT");
-    let again = pool.handle().tx_retry(TxOptions::default(), RetryPolicy::default(), |mut tx| {
+    let again = pool.handle().tx_retry(TxOptions::default(), TxRetry::default(), |mut tx| {
         Box::pin(async move {
             sqlx::query("insert into orders values (2)").execute(&mut *tx).await?;
             tx.notify_with(&topic("orders"), "2").expect("accepted");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use db_core::{Class, Config, Error, Pool, RetryPolicy, Tx, TxOptions};
+use db_core::{Class, Config, Error, Pool, TxRetry, Tx, TxOptions};
 use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 use tokio::time::timeout;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::stage::{Gate, LONG, ends, hasty, options, recovers, rows, stage, table, until_at_rest};
 
 /// Tries again soon.
-const SOON: RetryPolicy = RetryPolicy {
+const SOON: TxRetry = TxRetry {
     retries: 3,
     min_pause: Duration::from_millis(10),
     max_pause: Duration::from_millis(50),
