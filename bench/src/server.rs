@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use anyhow::{Context, ensure};
-use db_core::{Config, Retry, connect};
+use db_core::{Config, ConnectRetry, connect};
 use db_embedded::{Builder, Server};
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::runtime::Runtime;
@@ -111,7 +111,7 @@ impl Database {
     }
 
     async fn connect(&self) -> anyhow::Result<PgConnection> {
-        Ok(connect::connect(&self.admin, Retry::default()).await?)
+        Ok(connect::connect(&self.admin, ConnectRetry::default()).await?)
     }
 }
 

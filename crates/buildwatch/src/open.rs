@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use db_embedded::Server;
 use db_layer::encryption::Keyring;
-use db_layer::{Config, Db, LogTopics, Migrations, Options, Retry, Topic};
+use db_layer::{Config, Db, LogTopics, Migrations, Options, ConnectRetry, Topic};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 
@@ -114,7 +114,7 @@ fn data_home(site: &Site) -> anyhow::Result<PathBuf> {
 /// The database on our own server, made on first use.
 async fn database(server: &Server) -> anyhow::Result<Config> {
     let maintenance = Config::from_url(&server.url("postgres")).context("the embedded server's address")?;
-    let mut connection = db_layer::db_core::connect::connect(&maintenance, Retry::default()).await?;
+    let mut connection = db_layer::db_core::connect::connect(&maintenance, ConnectRetry::default()).await?;
     let made = ensure_database(&mut connection).await;
     connection.close().await.ok();
     made.context("cannot make the database on the embedded server")?;

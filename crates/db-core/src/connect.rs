@@ -15,7 +15,7 @@ use crate::{Class, Config, Pooler, error};
 
 /// How long to wait for a server, and how often to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retry {
+pub struct ConnectRetry {
     /// No attempt begins after this time [30 s], and none but the first goes on longer. Zero means one attempt.
     pub deadline: Duration,
     /// One attempt ends after this time [5 s], unless the address has a `connect_timeout`.
@@ -26,7 +26,7 @@ pub struct Retry {
     pub max_pause: Duration,
 }
 
-impl Default for Retry {
+impl Default for ConnectRetry {
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(30),
@@ -46,7 +46,7 @@ impl Default for Retry {
 /// # Errors
 ///
 /// [`ConnectError`] says to what, how often and how long it was tried, and what the last attempt met.
-pub async fn connect(config: &Config, retry: Retry) -> Result<PgConnection, ConnectError> {
+pub async fn connect(config: &Config, retry: ConnectRetry) -> Result<PgConnection, ConnectError> {
     let options = config.as_sqlx();
     let longest = config.connect_timeout().unwrap_or(retry.attempt);
     let started = Instant::now();

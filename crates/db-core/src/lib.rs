@@ -99,7 +99,7 @@ mod tx;
 pub use class::{Class, Repeat};
 pub use config::{Config, ConfigError};
 pub use conn::Conn;
-pub use connect::{ConnectError, ConnectFailure, Retry};
+pub use connect::{ConnectError, ConnectFailure, ConnectRetry};
 pub use deadline::DeadlineError;
 pub use error::{AcquireError, AcquirePhase, Error, StatementError};
 pub use handle::Handle;

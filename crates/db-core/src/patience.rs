@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-use crate::{Config, ConnectError, Retry};
+use crate::{Config, ConnectError, ConnectRetry};
 
 /// The patience for something of several steps: whatever is tried again, and however often, it is within the one deadline of a
-/// [`Retry`], which begins when this is made.
+/// [`ConnectRetry`], which begins when this is made.
 ///
 /// It does not judge: whether trying again may help, the caller has to know.
 #[derive(Debug)]
 pub struct Patience {
-    retry: Retry,
+    retry: ConnectRetry,
     began: Instant,
     pauses: ExponentialBackoff,
     /// Of all steps that connect.
@@ -23,14 +23,14 @@ pub struct Patience {
 impl Patience {
     /// Begins now.
     #[must_use]
-    pub fn new(retry: Retry) -> Self {
+    pub fn new(retry: ConnectRetry) -> Self {
         Self { retry, began: Instant::now(), pauses: pauses(&retry), attempts: 0 }
     }
 
     /// What is left of it, for a step that can be patient itself.
     #[must_use]
-    pub fn left(&self) -> Retry {
-        Retry { deadline: self.retry.deadline.saturating_sub(self.began.elapsed()), ..self.retry }
+    pub fn left(&self) -> ConnectRetry {
+        ConnectRetry { deadline: self.retry.deadline.saturating_sub(self.began.elapsed()), ..self.retry }
     }
 
     /// Logs what a step met, and pauses before it is tried again. Says whether it may be: not when the time is up.
@@ -60,7 +60,7 @@ impl Patience {
     }
 }
 
-fn pauses(retry: &Retry) -> ExponentialBackoff {
+fn pauses(retry: &ConnectRetry) -> ExponentialBackoff {
     ExponentialBuilder::new()
         .with_min_delay(retry.min_pause)
         .with_max_delay(retry.max_pause.max(Duration::from_millis(1)))

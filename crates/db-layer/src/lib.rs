@@ -56,7 +56,7 @@ pub use sizing::NoRoom;
 
 pub use db_core::settings::{Setting, SettingsError, SettingSource};
 pub use db_core::{
-    self, Config, ConfigError, Conn, Error, Handle, Isolation, Pool, PoolOptions, Pooler, Retry, TxRetry,
+    self, Config, ConfigError, Conn, Error, Handle, Isolation, Pool, PoolOptions, Pooler, ConnectRetry, TxRetry,
     Tx, TxOptions, encryption,
 };
 pub use db_events::{

@@ -38,7 +38,7 @@ pub struct Options {
     pub lazy: bool,
     /// How long to wait for the server [30 s], for all steps of opening together. A migration that is under way then is not
     /// ended.
-    pub wait: Retry,
+    pub wait: ConnectRetry,
     /// What to migrate to; nothing by default.
     pub migrations: Option<Migrations>,
     /// The pool for web requests [10 connections].
@@ -66,7 +66,7 @@ impl Options {
             direct: None,
             instances: 1,
             lazy: false,
-            wait: Retry::default(),
+            wait: ConnectRetry::default(),
             migrations: None,
             api: PoolOptions::api(),
             backend: PoolOptions::backend(),
@@ -251,7 +251,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
 struct Steps(Patience);
 
 impl Steps {
-    fn left(&self) -> Retry {
+    fn left(&self) -> ConnectRetry {
         self.0.left()
     }
 
@@ -268,7 +268,7 @@ impl Steps {
         &mut self,
         to: &Config,
         step: &str,
-        attempt: impl Fn(Retry) -> F,
+        attempt: impl Fn(ConnectRetry) -> F,
     ) -> Result<T, OpenError> {
         self.0.refresh();
         let mut done = self.counted(Box::pin(attempt(self.left())).await);
@@ -287,7 +287,7 @@ impl Steps {
 }
 
 /// Waits for the server, and asks whether it has room for the pools.
-async fn reach(config: &Config, left: Retry, options: &Options) -> Result<PgConnection, OpenError> {
+async fn reach(config: &Config, left: ConnectRetry, options: &Options) -> Result<PgConnection, OpenError> {
     let mut first = connect::connect(config, left).await?;
     // Behind a pooler, how many sessions the server sees is the pooler's affair.
     if options.instances > 0 && options.direct.is_none() {

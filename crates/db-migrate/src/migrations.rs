@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{Config, Patience, Pooler, Retry, connect};
+use db_core::{Config, Patience, Pooler, ConnectRetry, connect};
 use sqlx::Connection;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
@@ -76,13 +76,13 @@ impl Migrations {
         self
     }
 
-    /// Applies all that are pending, with the patience of [`Retry::default`]. See [`Migrations::up_within`].
+    /// Applies all that are pending, with the patience of [`ConnectRetry::default`]. See [`Migrations::up_within`].
     ///
     /// # Errors
     ///
     /// As [`Migrations::up_within`].
     pub async fn up(&self, config: &Config) -> Result<Report, Error> {
-        self.up_within(config, Retry::default()).await
+        self.up_within(config, ConnectRetry::default()).await
     }
 
     /// Applies all that are pending. Does nothing, and takes no lock, when none is.
@@ -97,7 +97,7 @@ impl Migrations {
     /// # Errors
     ///
     /// [`Error`] names the version and the reason; see the crate's documentation for what is refused.
-    pub async fn up_within(&self, config: &Config, retry: Retry) -> Result<Report, Error> {
+    pub async fn up_within(&self, config: &Config, retry: ConnectRetry) -> Result<Report, Error> {
         self.up_from(None, config, retry).await
     }
 
@@ -111,7 +111,7 @@ impl Migrations {
         &self,
         connection: PgConnection,
         config: &Config,
-        retry: Retry,
+        retry: ConnectRetry,
     ) -> Result<Report, Error> {
         self.up_from(Some(connection), config, retry).await
     }
@@ -120,7 +120,7 @@ impl Migrations {
         &self,
         mut first: Option<PgConnection>,
         config: &Config,
-        retry: Retry,
+        retry: ConnectRetry,
     ) -> Result<Report, Error> {
         refuse_pooler(config)?;
         let mut patience = Patience::new(retry);
@@ -143,7 +143,7 @@ impl Migrations {
         &self,
         first: Option<PgConnection>,
         config: &Config,
-        retry: Retry,
+        retry: ConnectRetry,
         run: &mut Run,
     ) -> Result<Report, Error> {
         let mut connection = match first {
@@ -203,7 +203,7 @@ impl Migrations {
             return Err(Error::NoSuchVersion { version: target });
         }
         refuse_pooler(config)?;
-        let mut connection = connect::connect(config, Retry::default()).await?;
+        let mut connection = connect::connect(config, ConnectRetry::default()).await?;
         session::have_looked_after(&mut connection).await;
         lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
         let before = self.checked_status(&mut connection).await?;
@@ -228,7 +228,7 @@ impl Migrations {
     ///
     /// [`Error::Connect`] or [`Error::Database`].
     pub async fn status(&self, config: &Config) -> Result<Vec<Status>, Error> {
-        let mut connection = connect::connect(config, Retry::default()).await?;
+        let mut connection = connect::connect(config, ConnectRetry::default()).await?;
         let status = status::read(&mut connection, self).await?;
         close(connection).await;
         Ok(status)

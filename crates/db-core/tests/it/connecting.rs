@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use db_core::{Config, ConnectFailure, Patience, Retry, connect::connect};
+use db_core::{Config, ConnectFailure, Patience, ConnectRetry, connect::connect};
 use db_testkit::TestDb;
 use sqlx::Connection;
 
 use crate::support::{Guarded, config};
 
 /// Long enough to notice that somebody waits where he should not.
-const LONG: Retry = Retry {
+const LONG: ConnectRetry = ConnectRetry {
     deadline: Duration::from_mins(1),
     attempt: Duration::from_secs(5),
     min_pause: Duration::from_millis(20),
@@ -73,7 +73,7 @@ fn db_embedded_start(data: std::path::PathBuf) -> db_embedded::Server {
 #[tokio::test]
 async fn nobody_there_is_given_up_at_the_deadline_with_the_count_of_attempts() {
     let nobody = Config::from_url("postgres://app:hunter2@127.0.0.1:1/shop").expect("an address");
-    let retry = Retry { deadline: Duration::from_millis(400), ..LONG };
+    let retry = ConnectRetry { deadline: Duration::from_millis(400), ..LONG };
     let started = Instant::now();
 
     let error = connect(&nobody, retry).await.expect_err("nobody listens");
@@ -91,7 +91,7 @@ async fn a_server_that_says_nothing_is_given_up_at_the_limit_of_an_attempt() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let port = silent.local_addr().expect("an address").port();
     let config = Config::from_url(&format!("postgres://app@127.0.0.1:{port}/shop")).expect("an address");
-    let retry = Retry { deadline: Duration::ZERO, attempt: Duration::from_millis(200), ..LONG };
+    let retry = ConnectRetry { deadline: Duration::ZERO, attempt: Duration::from_millis(200), ..LONG };
 
     let error = connect(&config, retry).await.expect_err("no answer");
 
@@ -127,7 +127,7 @@ fn percent_encoded(text: &str) -> String {
 #[tokio::test]
 async fn the_last_step_of_a_patience_tells_of_all_attempts_and_of_the_whole_wait() {
     let nobody = Config::from_url("postgres://app@127.0.0.1:1/shop").expect("an address");
-    let retry = Retry { deadline: Duration::from_millis(400), ..LONG };
+    let retry = ConnectRetry { deadline: Duration::from_millis(400), ..LONG };
     let mut patience = Patience::new(LONG);
     let (mut attempts, mut waited) = (0, Duration::ZERO);
     let mut last = None;

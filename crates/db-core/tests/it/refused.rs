@@ -1,6 +1,6 @@
 //! Sessions that the server refuses for good.
 
-use db_core::{AcquirePhase, ConnectFailure, Error, Pool, PoolOptions, Repeat, Retry, connect::connect};
+use db_core::{AcquirePhase, ConnectFailure, Error, Pool, PoolOptions, Repeat, ConnectRetry, connect::connect};
 use db_testkit::TestDb;
 
 use crate::support::{Guarded, PATIENCE};
@@ -29,7 +29,7 @@ async fn a_session_that_is_refused_for_good_is_not_waited_for_nor_dialled_again_
     ] {
         run(admin, &refuse).await;
         let config = guarded.config("app:right").with_database(name);
-        let error = connect(&config, Retry::default()).await.expect_err("refused");
+        let error = connect(&config, ConnectRetry::default()).await.expect_err("refused");
         assert!(matches!(error.failure(), ConnectFailure::Refused(said) if said.contains(code)), "{error:?}");
         assert!(error.failure().is_final() && error.attempts() == 1, "{error:?}");
 

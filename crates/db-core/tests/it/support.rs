@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use db_core::{Config, Conn, Pool, PoolOptions, Retry, connect::connect};
+use db_core::{Config, Conn, Pool, PoolOptions, ConnectRetry, connect::connect};
 use db_testkit::{Session, TestDb, TestServer, until};
 
 /// No wait in these tests is longer than this.
@@ -68,7 +68,7 @@ impl Guarded {
         let guarded = Self { db, server };
         let right = guarded.config("app:right");
         // Without the rule, the role may not log in at all.
-        until("the rule is in force", async || connect(&right, Retry::default()).await.is_ok()).await;
+        until("the rule is in force", async || connect(&right, ConnectRetry::default()).await.is_ok()).await;
         guarded
     }
 

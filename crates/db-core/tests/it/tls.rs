@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fs, process};
 
-use db_core::{Config, ConnectError, ConnectFailure, Pool, PoolOptions, Retry, connect};
+use db_core::{Config, ConnectError, ConnectFailure, Pool, PoolOptions, ConnectRetry, connect};
 use db_embedded::Server;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use sqlx::{Connection, Executor, PgConnection};
@@ -72,7 +72,7 @@ impl TlsServer {
         give(&server, "pg_hba.conf", &format!("{local}hostssl all all 127.0.0.0/8 trust {login}\n"));
 
         let admin = Config::from_url(&server.url("postgres")).expect("an address");
-        let mut admin = connect::connect(&admin, Retry::default()).await.expect("a connection");
+        let mut admin = connect::connect(&admin, ConnectRetry::default()).await.expect("a connection");
         for setting in [
             "ssl_cert_file = 'server.pem'",
             "ssl_key_file = 'server.key'",
@@ -105,7 +105,7 @@ impl TlsServer {
         deadline: Duration,
     ) -> Result<PgConnection, ConnectError> {
         let config = self.config(host, parameters);
-        let retry = Retry { deadline, ..Retry::default() };
+        let retry = ConnectRetry { deadline, ..ConnectRetry::default() };
         connect::connect(&config, retry).await
     }
 
@@ -128,7 +128,7 @@ impl TlsServer {
     async fn admit(&self, line: &str) {
         give(&self.server, "pg_hba.conf", &format!("local all all trust\n{line}\n"));
         let admin = Config::from_url(&self.server.url("postgres")).expect("an address");
-        let mut admin = connect::connect(&admin, Retry::default()).await.expect("a connection");
+        let mut admin = connect::connect(&admin, ConnectRetry::default()).await.expect("a connection");
         admin.execute("select pg_reload_conf()").await.expect("reloaded");
         admin.close().await.expect("closed");
     }
@@ -264,7 +264,7 @@ async fn a_client_shows_its_certificate_and_one_that_has_none_is_refused_at_once
 async fn what_has_to_be_encrypted_is_never_sent_in_the_clear() {
     let server = TlsServer::start(Certificate::Good, "").await;
     let admin = Config::from_url(&server.server.url("postgres")).expect("an address");
-    let mut admin = connect::connect(&admin, Retry::default()).await.expect("a connection");
+    let mut admin = connect::connect(&admin, ConnectRetry::default()).await.expect("a connection");
     give(&server.server, "pg_hba.conf", "local all all trust\nhost all all 127.0.0.0/8 trust\n");
     admin.execute("alter system set ssl = off").await.expect("set");
     admin.execute("select pg_reload_conf()").await.expect("reloaded");
@@ -354,7 +354,7 @@ async fn a_socket_has_no_tls_whatever_the_mode() {
         let url = format!("{}&sslmode={mode}", server.server.url("postgres"));
         let config = Config::from_url(&url).expect("an address");
         let connected =
-            connect::connect(&config, Retry { deadline: Duration::ZERO, ..Retry::default() }).await;
+            connect::connect(&config, ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() }).await;
         connected.expect(mode).close().await.expect("closed");
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use db_layer::db_core::{ConnectFailure, Retry};
+use db_layer::db_core::{ConnectFailure, ConnectRetry};
 use db_layer::{Config, Db, Migrations, OpenError, Options, PoolOptions, db_migrate, db_notify};
 use db_testkit::{Proxy, Stop, TestDb, TestServer, poll_then_drop, until};
 use sqlx::{ConnectOptions, Connection, PgConnection};
@@ -15,7 +15,7 @@ use crate::log::Log;
 use crate::{PATIENCE, config};
 
 /// Long enough for whatever comes, with short pauses, so that "as soon as" can be told.
-const LONG: Retry = Retry {
+const LONG: ConnectRetry = ConnectRetry {
     deadline: Duration::from_mins(1),
     attempt: Duration::from_secs(10),
     min_pause: Duration::from_millis(10),
@@ -275,7 +275,7 @@ async fn all_steps_have_one_deadline_together(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let gone = Config::from_url(&proxy.url()).expect("an address");
     proxy.refuse();
-    let wait = Retry { deadline: Duration::from_millis(300), ..LONG };
+    let wait = ConnectRetry { deadline: Duration::from_millis(300), ..LONG };
     for migrate in [true, false] {
         let mut options = Options { wait, direct: Some(gone.clone()), ..options(&config(&db)).await };
         if !migrate {
@@ -297,7 +297,7 @@ async fn all_steps_have_one_deadline_together(db: TestDb) {
 async fn a_later_step_has_no_more_time_than_an_earlier_one_has_left(db: TestDb) {
     let (first, second) = (Proxy::start(&db).expect("a proxy"), Proxy::start(&db).expect("a proxy"));
     let [through, direct] = [&first, &second].map(|it| Config::from_url(&it.url()).expect("an address"));
-    let wait = Retry { deadline: Duration::from_secs(4), ..LONG };
+    let wait = ConnectRetry { deadline: Duration::from_secs(4), ..LONG };
     let options = Options { wait, direct: Some(direct), ..options(&through).await };
     first.refuse();
     second.refuse();

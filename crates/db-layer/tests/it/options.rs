@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use db_layer::db_events::EventOptions;
 use db_layer::db_notify::BusOptions;
-use db_layer::{Config, PoolOptions, Retry, Settings};
+use db_layer::{Config, PoolOptions, ConnectRetry, Settings};
 
 fn page() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/options.md");
@@ -82,7 +82,7 @@ fn the_page_has_each_option_of_event_logs_with_its_default() {
 
 #[test]
 fn the_page_has_each_option_of_waiting_with_its_default() {
-    compare("Waiting for the server", 1, &Retry::default());
+    compare("Waiting for the server", 1, &ConnectRetry::default());
 }
 
 #[test]

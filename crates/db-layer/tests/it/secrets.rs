@@ -15,7 +15,7 @@ use std::time::Duration;
 use db_layer::db_core::settings::{Reader, Values};
 use db_layer::db_core::{
     self, AcquireError, Class, Closed, ConnectFailure, Holder, Limits, Patience, Pooler, Repeat, Reset,
-    Retry, Savepoint, Stats, Tracking, WarmUpError,
+    ConnectRetry, Savepoint, Stats, Tracking, WarmUpError,
 };
 use db_layer::db_notify::link::{Link, Listener, Sender};
 use db_layer::db_notify::{PostgresLink, WatchOptions};
@@ -216,8 +216,8 @@ fn settings_and_options_do_not_show_what_they_were_told() {
     debug!(
         shown;
         TxOptions::default().set("app.token", VALUE).tenant(VALUE).isolation(Isolation::Serializable),
-        PoolOptions::api(), BusOptions::default(), Retry::default(), TxRetry::default(),
-        Patience::new(Retry::default()), Tracking::default(), Reset::default(), Class::Lost, Repeat::Never,
+        PoolOptions::api(), BusOptions::default(), ConnectRetry::default(), TxRetry::default(),
+        Patience::new(ConnectRetry::default()), Tracking::default(), Reset::default(), Class::Lost, Repeat::Never,
     );
     shown.check();
 }
@@ -273,7 +273,7 @@ impl Guarded {
         let guarded = Self { proxy, db, _server: server };
         let config = guarded.config(PASSWORD, "disable");
         until("the rule is in force", async || {
-            db_core::connect::connect(&config, Retry { deadline: Duration::ZERO, ..Retry::default() })
+            db_core::connect::connect(&config, ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() })
                 .await
                 .is_ok()
         })
@@ -289,8 +289,8 @@ impl Guarded {
     }
 }
 
-fn one_attempt() -> Retry {
-    Retry { deadline: Duration::from_millis(100), ..Retry::default() }
+fn one_attempt() -> ConnectRetry {
+    ConnectRetry { deadline: Duration::from_millis(100), ..ConnectRetry::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -584,6 +584,7 @@ const SHOWN: &[&str] = &[
     "Conn",
     "ConnectError",
     "ConnectFailure",
+    "ConnectRetry",
     "Context",
     "DatabaseHealth",
     "Db",
@@ -618,7 +619,6 @@ const SHOWN: &[&str] = &[
     "Reader",
     "Repeat",
     "Reset",
-    "Retry",
     "Savepoint",
     "Sealed",
     "SettingSource",

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{Config, Retry};
+use db_core::{Config, ConnectRetry};
 use db_migrate::{Error, Migrations, Migrator, State};
 use db_testkit::TestDb;
 use tempfile::TempDir;
@@ -236,7 +236,7 @@ async fn an_answer_that_does_not_come_is_not_waited_for_for_ever(db: TestDb) {
         .await
         .expect("locked");
 
-    let once = Retry { deadline: Duration::ZERO, ..Retry::default() };
+    let once = ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() };
     let config = config(&db);
     let given_up = tokio::time::timeout(Duration::from_secs(20), migrations.up_within(&config, once));
     let error = given_up.await.expect("in time").expect_err("nobody answers");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use db_layer::db_core::connect::connect;
-use db_layer::db_core::{ConnectFailure, Pooler, Retry};
+use db_layer::db_core::{ConnectFailure, Pooler, ConnectRetry};
 use db_layer::db_notify::OpenError as BusError;
 use db_layer::{Bus, BusOptions, Config, OpenError, Options, Settings, Topic};
 use db_testkit::{PgBouncer, PgBouncerBuilder, TestDb, until};
@@ -83,7 +83,7 @@ async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
     let several = unaware.clone().setting("min_pool_size", "3").setting("server_round_robin", "1");
     let bouncer = several.start(&db).await.expect("a pooler");
     let unsaid = Config::from_url(&bouncer.url()).expect("its address").with_pooler(Pooler::None);
-    connect(&unsaid, Retry::default()).await.expect("let through").close().await.expect("closed");
+    connect(&unsaid, ConnectRetry::default()).await.expect("let through").close().await.expect("closed");
     let mut admin = bouncer.options().database("pgbouncer").connect().await.expect("its administration");
     until("all sessions idle", async || {
         let servers = admin.fetch_all(sqlx::raw_sql("show servers")).await.expect("a list");

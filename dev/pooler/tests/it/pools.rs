@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use db_core::connect::connect;
 use db_core::{
-    AcquirePhase, Class, Classify, Config, ConnectFailure, Error, Pool, PoolOptions, Pooler, Reset, Retry,
+    AcquirePhase, Class, Classify, Config, ConnectFailure, Error, Pool, PoolOptions, Pooler, Reset, ConnectRetry,
     TxOptions,
 };
 use db_testkit::{PgBouncer, PgBouncerBuilder, Stop, TestDb, TestServer, until};
@@ -43,8 +43,8 @@ async fn number(pool: &Pool, n: i32) -> Result<i32, Error> {
     Ok(sqlx::query_scalar("select $1::int4").bind(n).fetch_one(pool.handle()).await?)
 }
 
-fn one_try() -> Retry {
-    Retry { deadline: Duration::ZERO, ..Retry::default() }
+fn one_try() -> ConnectRetry {
+    ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() }
 }
 
 #[db_testkit::test]
@@ -159,7 +159,7 @@ async fn who_is_not_let_in_by_it_is_told_so_at_once(db: TestDb) {
                 assert!(matches!(error.failure(), ConnectFailure::Pooler(_)), "{error}");
             }
             for login in ["app:wrong", "stranger:right"] {
-                let error = connect(&with(login), Retry::default()).await.expect_err("refused");
+                let error = connect(&with(login), ConnectRetry::default()).await.expect_err("refused");
                 let (role, _) = login.split_once(':').expect("a role");
                 assert_eq!(error.failure(), &ConnectFailure::WrongPassword(role.to_owned()));
                 assert_eq!(error.attempts(), 1, "waiting does not mend it");
@@ -167,7 +167,7 @@ async fn who_is_not_let_in_by_it_is_told_so_at_once(db: TestDb) {
         }
         let bouncer = builder.start(&db).await.expect("a pooler");
         let error =
-            connect(&config(&bouncer).with_database("nope"), Retry::default()).await.expect_err("refused");
+            connect(&config(&bouncer).with_database("nope"), ConnectRetry::default()).await.expect_err("refused");
         assert_eq!(error.failure(), &ConnectFailure::NoSuchDatabase("nope".to_owned()));
         assert_eq!(error.attempts(), 1, "waiting does not mend it");
     }
@@ -463,9 +463,9 @@ async fn a_server_that_is_down_behind_it_is_waited_for(_db: TestDb) {
     let down = Config::from_url(&bouncer.url()).expect("its address");
 
     server.stop(Stop::Immediate).await.expect("stopped");
-    let failure = connect(&down, Retry { attempt: Duration::from_secs(1), ..one_try() }).await;
+    let failure = connect(&down, ConnectRetry { attempt: Duration::from_secs(1), ..one_try() }).await;
     assert!(failure.is_err(), "who is let in by the pooler has not reached the server");
-    let opened = tokio::spawn(async move { connect(&down, Retry::default()).await.map(drop) });
+    let opened = tokio::spawn(async move { connect(&down, ConnectRetry::default()).await.map(drop) });
     server.until_up().await.expect("up again");
 
     opened.await.expect("no panic").expect("reached");
