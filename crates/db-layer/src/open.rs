@@ -198,7 +198,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         return Err(OpenError::NoDirect(direct.to_string()));
     }
 
-    let mut steps = Steps(Patience::new(options.wait));
+    let mut steps = Steps(RetryBudget::new(options.wait));
     if options.lazy {
         if options.migrations.is_some() {
             return Err(OpenError::LazyMigrations);
@@ -248,7 +248,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
 }
 
 /// The steps of opening, which have one deadline together.
-struct Steps(Patience);
+struct Steps(RetryBudget);
 
 impl Steps {
     fn left(&self) -> ConnectRetry {

@@ -24,7 +24,7 @@
 //!
 //! # Losses
 //!
-//! A connection that is lost on the way is replaced, as long as the patience lasts, and the new one goes on from what the
+//! A connection that is lost on the way is replaced, until the retry budget is spent, and the new one goes on from what the
 //! database has on record. A migration without `-- no-transaction` commits together with its record, and its session's lock
 //! outlives it: who has the lock afterwards sees what became of it. One that runs outside of a transaction may be done and not on
 //! record; it is never repeated blindly, but named by [`Error::Interrupted`].

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{Config, Patience, Pooler, ConnectRetry, connect};
+use db_core::{Config, RetryBudget, Pooler, ConnectRetry, connect};
 use sqlx::Connection;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
@@ -76,7 +76,7 @@ impl Migrations {
         self
     }
 
-    /// Applies all that are pending, with the patience of [`ConnectRetry::default`]. See [`Migrations::up_within`].
+    /// Applies all that are pending, with the budget of [`ConnectRetry::default`]. See [`Migrations::up_within`].
     ///
     /// # Errors
     ///
@@ -123,16 +123,16 @@ impl Migrations {
         retry: ConnectRetry,
     ) -> Result<Report, Error> {
         refuse_pooler(config)?;
-        let mut patience = Patience::new(retry);
+        let mut budget = RetryBudget::new(retry);
         let mut run = Run::default();
         loop {
-            let mut done = self.go_on(first.take(), config, patience.left(), &mut run).await;
+            let mut done = self.go_on(first.take(), config, budget.left(), &mut run).await;
             if let Err(Error::Connect(error)) = &mut done {
-                patience.count(error);
+                budget.count(error);
             }
             match done {
                 Err(error)
-                    if run.may_look_again(&error) && patience.pause(config, "migrate", &error).await => {}
+                    if run.may_look_again(&error) && budget.pause(config, "migrate", &error).await => {}
                 ended => return ended,
             }
         }

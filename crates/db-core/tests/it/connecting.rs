@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use db_core::{Config, ConnectFailure, Patience, ConnectRetry, connect::connect};
+use db_core::{Config, ConnectFailure, RetryBudget, ConnectRetry, connect::connect};
 use db_testkit::TestDb;
 use sqlx::Connection;
 
@@ -128,14 +128,14 @@ fn percent_encoded(text: &str) -> String {
 async fn the_last_step_of_a_patience_tells_of_all_attempts_and_of_the_whole_wait() {
     let nobody = Config::from_url("postgres://app@127.0.0.1:1/shop").expect("an address");
     let retry = ConnectRetry { deadline: Duration::from_millis(400), ..LONG };
-    let mut patience = Patience::new(LONG);
+    let mut budget = RetryBudget::new(LONG);
     let (mut attempts, mut waited) = (0, Duration::ZERO);
     let mut last = None;
     for _ in 0..2 {
         let mut error = connect(&nobody, retry).await.expect_err("nobody listens");
         attempts += error.attempts();
         waited += error.waited();
-        patience.count(&mut error);
+        budget.count(&mut error);
         last = Some(error);
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use db_layer::db_core::settings::{Reader, Values};
 use db_layer::db_core::{
-    self, AcquireError, Class, Closed, ConnectFailure, Holder, Limits, Patience, Pooler, Repeat, Reset,
+    self, AcquireError, Class, Closed, ConnectFailure, Holder, Limits, RetryBudget, Pooler, Repeat, Reset,
     ConnectRetry, Savepoint, Stats, Tracking, WarmUpError,
 };
 use db_layer::db_notify::link::{Link, Listener, Sender};
@@ -217,7 +217,7 @@ fn settings_and_options_do_not_show_what_they_were_told() {
         shown;
         TxOptions::default().set("app.token", VALUE).tenant(VALUE).isolation(Isolation::Serializable),
         PoolOptions::api(), BusOptions::default(), ConnectRetry::default(), TxRetry::default(),
-        Patience::new(ConnectRetry::default()), Tracking::default(), Reset::default(), Class::Lost, Repeat::Never,
+        RetryBudget::new(ConnectRetry::default()), Tracking::default(), Reset::default(), Class::Lost, Repeat::Never,
     );
     shown.check();
 }
@@ -609,7 +609,6 @@ const SHOWN: &[&str] = &[
     "NotifyInError",
     "OpenError",
     "Options",
-    "Patience",
     "Pool",
     "PoolOptions",
     "PostgresLink",
@@ -619,6 +618,7 @@ const SHOWN: &[&str] = &[
     "Reader",
     "Repeat",
     "Reset",
+    "RetryBudget",
     "Savepoint",
     "Sealed",
     "SettingSource",

@@ -1,4 +1,4 @@
-//! One deadline for all that is tried again.
+//! One deadline for several steps with retries.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -7,12 +7,11 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 use crate::{Config, ConnectError, ConnectRetry};
 
-/// The patience for something of several steps: whatever is tried again, and however often, it is within the one deadline of a
-/// [`ConnectRetry`], which begins when this is made.
+/// The time that several steps with retries share: the deadline of a [`ConnectRetry`], counted from [`RetryBudget::new`].
 ///
-/// It does not judge: whether trying again may help, the caller has to know.
+/// The caller decides whether retrying an error can help.
 #[derive(Debug)]
-pub struct Patience {
+pub struct RetryBudget {
     retry: ConnectRetry,
     began: Instant,
     pauses: ExponentialBackoff,
@@ -20,14 +19,14 @@ pub struct Patience {
     attempts: u32,
 }
 
-impl Patience {
-    /// Begins now.
+impl RetryBudget {
+    /// The deadline of `retry` counts from now.
     #[must_use]
     pub fn new(retry: ConnectRetry) -> Self {
         Self { retry, began: Instant::now(), pauses: pauses(&retry), attempts: 0 }
     }
 
-    /// What is left of it, for a step that can be patient itself.
+    /// The same retry with the time that is left as its deadline, for a step that retries by itself.
     #[must_use]
     pub fn left(&self) -> ConnectRetry {
         ConnectRetry { deadline: self.retry.deadline.saturating_sub(self.began.elapsed()), ..self.retry }
