@@ -312,8 +312,8 @@ impl Config {
 
     /// A pool's options within what the address asks of pools, as [`Pool::new`](crate::Pool::new) has them.
     #[must_use]
-    pub fn limit(&self, options: PoolOptions) -> PoolOptions {
-        self.asked.limit(options)
+    pub fn apply_to(&self, options: PoolOptions) -> PoolOptions {
+        self.asked.apply_to(options)
     }
 
     /// How long one attempt to connect may take, if the address says it.
@@ -500,7 +500,7 @@ mod tests {
             Config::from_url("postgres://app@db/shop?connection_limit=20&pool_timeout=7&connect_timeout=9")
                 .expect("a good address");
 
-        let (api, backend) = (config.limit(PoolOptions::api()), config.limit(PoolOptions::backend()));
+        let (api, backend) = (config.apply_to(PoolOptions::api()), config.apply_to(PoolOptions::backend()));
 
         assert_eq!((api.max, backend.max), (10, 20), "no pool grows by it");
         assert_eq!(
@@ -509,7 +509,7 @@ mod tests {
         );
         assert_eq!(config.connect_timeout(), Some(Duration::from_secs(9)));
         let silent = Config::from_url("postgres://app@db/shop").expect("a good address");
-        assert_eq!(silent.limit(PoolOptions::api()).acquire_timeout, PoolOptions::api().acquire_timeout);
+        assert_eq!(silent.apply_to(PoolOptions::api()).acquire_timeout, PoolOptions::api().acquire_timeout);
         assert_eq!(silent.connect_timeout(), None);
     }
 
@@ -668,7 +668,7 @@ mod tests {
                     assert!(!shown.contains("hunter2"), "{address}: {shown}");
                 }
                 Ok(config) => {
-                    let pool = config.limit(PoolOptions::backend());
+                    let pool = config.apply_to(PoolOptions::backend());
                     assert!((1..=50).contains(&pool.max), "{address}: {pool:?}");
                     let times = [Some(pool.acquire_timeout), config.connect_timeout()];
                     let day = Duration::from_secs(1)..=Duration::from_hours(24);

@@ -77,7 +77,7 @@ impl Pool {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn new(config: &Config, options: PoolOptions) -> Self {
-        Self::start(Inner::new(config.clone(), config.limit(options)))
+        Self::start(Inner::new(config.clone(), config.apply_to(options)))
     }
 
     /// The same, but nothing is opened before the first connection is asked for, not even for
@@ -88,7 +88,7 @@ impl Pool {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn lazy(config: &Config, options: PoolOptions) -> Self {
-        let inner = Inner::new(config.clone(), config.limit(options));
+        let inner = Inner::new(config.clone(), config.apply_to(options));
         // Before the keeper is there, who would open them.
         inner.core().asleep = true;
         Self::start(inner)

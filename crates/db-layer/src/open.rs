@@ -186,7 +186,7 @@ impl OpenError {
 /// [`OpenError`] of the step that failed.
 pub async fn open(options: Options) -> Result<Db, OpenError> {
     let config = options.database.clone();
-    let limit = |pool| config.limit(pool);
+    let limit = |pool| config.apply_to(pool);
     let options = Options {
         api: limit(options.api),
         backend: limit(options.backend),

@@ -41,7 +41,7 @@ impl Asked {
         .map(|set| set.map_err(|(parameter, expected)| ConfigError::Parameter { parameter, expected }))
     }
 
-    pub(super) fn limit(&self, options: PoolOptions) -> PoolOptions {
+    pub(super) fn apply_to(&self, options: PoolOptions) -> PoolOptions {
         let max = self.connections.map_or(options.max, |most| options.max.min(most));
         let acquire_timeout = self.wait.unwrap_or(options.acquire_timeout);
         let keepalive = self.keepalive.unwrap_or(options.keepalive);

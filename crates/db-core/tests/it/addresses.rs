@@ -261,7 +261,7 @@ fn the_other_words_for_names_and_limits_are_heard() {
         Config::from_url(&format!("postgres://app@db/shop?{parameters}")).expect(parameters)
     };
 
-    let limited = config("pool_max_conns=3&keepalives_idle=40").limit(db_core::PoolOptions::api());
+    let limited = config("pool_max_conns=3&keepalives_idle=40").apply_to(db_core::PoolOptions::api());
     assert_eq!((limited.max, limited.keepalive.as_secs()), (3, 40));
     let name = |parameters| config(parameters).as_sqlx().get_application_name().map(str::to_owned);
     assert_eq!(name("fallback_application_name=a").as_deref(), Some("a"));
