@@ -47,7 +47,7 @@ impl Site {
             let data = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
             format!(" --data {}", quoted(&data.to_string_lossy()))
         });
-        let given = self.settings.in_force().filter(|(.., source)| *source == SettingSource::Flag);
+        let given = self.settings.effective().filter(|(.., source)| *source == SettingSource::Flag);
         let given = given.map(|(setting, value, _)| {
             let value = value.filter(|value| !setting.is_secret && value != "(PEM)");
             format!(" --{} {}", setting.name, value.map_or("...".to_owned(), |value| quoted(&value)))
@@ -57,7 +57,7 @@ impl Site {
 
     /// Warns of secrets in the list of processes.
     pub(crate) fn warn_of_open_secrets(&self) {
-        for (setting, _, source) in self.settings.in_force() {
+        for (setting, _, source) in self.settings.effective() {
             if setting.is_secret && source == SettingSource::Flag {
                 let (name, variable) = (setting.name, setting.variable());
                 tracing::warn!(

@@ -11,7 +11,7 @@ use crate::print::{json_line, shown};
 
 pub(crate) fn command(site: &Site, args: &ConfigArgs) -> anyhow::Result<u8> {
     let mut text = String::new();
-    for (setting, value, source) in site.settings.in_force() {
+    for (setting, value, source) in site.settings.effective() {
         let said = said_by(site, setting, source);
         if args.json {
             let line = json!({ "name": setting.name, "value": value, "source": said });
@@ -24,11 +24,11 @@ pub(crate) fn command(site: &Site, args: &ConfigArgs) -> anyhow::Result<u8> {
     print_out(&text)?;
 
     // What is in force may still be wrong.
-    if site.settings.name_a_database() {
+    if site.settings.has_database() {
         let database = site.settings.options()?.database;
         eprintln!("buildwatch: the database is {database}");
     } else {
-        site.settings.check_the_rest()?;
+        site.settings.check_without_database()?;
         eprintln!("buildwatch: the database is in a server of its own, in the data folder");
     }
     Ok(0)

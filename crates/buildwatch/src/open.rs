@@ -48,7 +48,7 @@ pub(crate) struct Place {
 
 /// Opens the database for everything but migrating.
 pub(crate) async fn open(site: &Site) -> anyhow::Result<Opened> {
-    let key = if site.settings.give_a_key() { None } else { Some(home::key(&data_home(site)?)?) };
+    let key = if site.settings.has_encryption_key() { None } else { Some(home::key(&data_home(site)?)?) };
     let Place { options, server } = place(site).await?;
     let place = match &server {
         Some(server) => {
@@ -81,12 +81,12 @@ pub(crate) fn migrations() -> Migrations {
 
 /// Finds the database, starting a server when there is none to be found.
 pub(crate) async fn place(site: &Site) -> anyhow::Result<Place> {
-    if site.settings.name_a_database() {
+    if site.settings.has_database() {
         return Ok(Place { options: site.settings.options()?, server: None });
     }
 
     // Not after a server was started.
-    site.settings.check_the_rest()?;
+    site.settings.check_without_database()?;
     let dir = home::server_dir(&data_home(site)?)?;
     // Starting is work of files and processes, which blocks.
     let server = tokio::task::spawn_blocking(move || Server::kept(dir).start()).await??;
@@ -105,7 +105,7 @@ pub(crate) async fn place(site: &Site) -> anyhow::Result<Place> {
 
 /// The data folder, made if it is not there; but not where the embedded server could not reach it, if there is to be one.
 fn data_home(site: &Site) -> anyhow::Result<PathBuf> {
-    if !site.settings.name_a_database() {
+    if !site.settings.has_database() {
         home::check_way(site.data.as_deref())?;
     }
     home::data_dir(site.data.as_deref())

@@ -73,20 +73,20 @@ impl Settings {
 
     /// Whether anybody says where the database is.
     #[must_use]
-    pub fn name_a_database(&self) -> bool {
+    pub fn has_database(&self) -> bool {
         names_a_database(&self.values)
     }
 
     /// Whether anybody gives a key to seal columns under.
     #[must_use]
-    pub fn give_a_key(&self) -> bool {
+    pub fn has_encryption_key(&self) -> bool {
         KEYS.iter().any(|key| self.values.is_given(key.name))
     }
 
     /// Each setting, what is in force for it as people may see it, and who said so. Nothing is in force of what is not heard: the
     /// parts of an address beside one that says the same, an address below the parts that name the database, or, of several
     /// forms of a key, those below the highest source.
-    pub fn in_force(&self) -> impl Iterator<Item = (&'static Setting, Option<String>, SettingSource)> + '_ {
+    pub fn effective(&self) -> impl Iterator<Item = (&'static Setting, Option<String>, SettingSource)> + '_ {
         self.values.settings().map(|setting| {
             let value = self.values.shown(setting).filter(|_| matters(&self.values, setting));
             (setting, value, self.values.source(setting.name))
@@ -125,7 +125,7 @@ impl Settings {
     /// # Errors
     ///
     /// [`SettingsError`] with everything that is wrong.
-    pub fn check_the_rest(&self) -> Result<(), SettingsError> {
+    pub fn check_without_database(&self) -> Result<(), SettingsError> {
         let mut reader = Reader::new(&self.values);
         Rest::read(&mut reader);
         reader.finish()

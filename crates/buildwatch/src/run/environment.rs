@@ -28,7 +28,7 @@ pub(crate) fn kept_back() -> impl Iterator<Item = OsString> {
 fn secrets() -> Vec<String> {
     let settings = Settings::default();
     settings
-        .in_force()
+        .effective()
         .filter(|(setting, ..)| setting.is_secret)
         .map(|(setting, ..)| setting.variable())
         .collect()

@@ -36,7 +36,7 @@ async fn config_as_json_is_a_line_for_each_setting(db: TestDb) {
 
     let url = lines.iter().find(|line| line["name"] == "database-url").expect("a line");
     assert_eq!((url["value"].as_str(), url["source"].as_str()), (Some("(hidden)"), Some("DATABASE_URL")));
-    assert_eq!(lines.len(), db_layer::Settings::default().in_force().count());
+    assert_eq!(lines.len(), db_layer::Settings::default().effective().count());
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl Home {
     pub(crate) fn buildwatch<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_buildwatch"));
         command.arg("--data").arg(self.data()).args(args).stdin(Stdio::null());
-        for (setting, ..) in db_layer::Settings::default().in_force() {
+        for (setting, ..) in db_layer::Settings::default().effective() {
             command.env_remove(setting.variable());
         }
         match &self.url {

@@ -143,7 +143,7 @@ fn the_page_has_the_values_with_which_other_parameters_are_taken() {
 fn the_page_lists_every_setting() {
     let mut table =
         String::from("| flag, environment | default | what it is | when to change it |\n|---|---|---|---|\n");
-    for (setting, ..) in Settings::default().in_force() {
+    for (setting, ..) in Settings::default().effective() {
         let default = setting.default.map_or_else(|| "–".to_owned(), |default| format!("`{default}`"));
         assert!(!setting.change.is_empty() && !setting.help.is_empty(), "{}", setting.name);
         writeln!(

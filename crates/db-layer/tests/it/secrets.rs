@@ -190,9 +190,9 @@ fn settings_and_options_do_not_show_what_they_were_told() {
     values.set("postgres-port", PASSWORD);
     let mut reader = Reader::new(&values);
     assert!(db_core::settings::database(&mut reader).is_none());
-    debug!(shown; settings, options, values, reader, settings.in_force().collect::<Vec<_>>());
+    debug!(shown; settings, options, values, reader, settings.effective().collect::<Vec<_>>());
     shown.error("SettingsError", reader.finish().expect_err("a port"));
-    let all_wrong = settings.in_force().fold(Settings::default(), |wrong, (setting, ..)| {
+    let all_wrong = settings.effective().fold(Settings::default(), |wrong, (setting, ..)| {
         // A role, a name or a bus's size is none.
         if setting.is_secret || setting.name.ends_with("conns") {
             wrong.set(setting.name, PASSWORD)

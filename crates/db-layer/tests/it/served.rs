@@ -25,7 +25,7 @@ impl Orders {
     async fn start(db: &TestDb) -> Self {
         sqlx::query("create table orders (item text not null)").execute(&db.pool()).await.expect("created");
         let mut command = Command::new(program("orders"));
-        for (setting, ..) in Settings::default().in_force() {
+        for (setting, ..) in Settings::default().effective() {
             command.env_remove(setting.variable());
         }
         command
@@ -214,7 +214,7 @@ async fn a_second_signal_ends_a_service_at_once(db: TestDb) {
 #[db_testkit::test(migrations = "../../migrations")]
 async fn readers_who_come_late_or_go_away_read_the_same_answer(db: TestDb) {
     let mut command = Command::new(program("answer"));
-    for (setting, ..) in Settings::default().in_force() {
+    for (setting, ..) in Settings::default().effective() {
         command.env_remove(setting.variable());
     }
     let ended =

@@ -85,7 +85,7 @@ fn certificates_are_given_as_pem_or_as_files_and_no_pem_is_shown() {
         "{seen}"
     );
     let shown: Vec<_> = settings
-        .in_force()
+        .effective()
         .filter(|(setting, ..)| tls.iter().any(|(name, _)| *name == setting.name))
         .map(|(_, value, _)| value.expect("it was said"))
         .collect();
@@ -245,7 +245,7 @@ fn everything_that_is_wrong_is_said_at_once() {
 
     assert_eq!(error.findings().len(), 5, "{error}");
     assert!(error.to_string().starts_with("5 settings cannot be used:\n  database-url "), "{error}");
-    let rest = settings.check_the_rest().expect_err("three of them have nothing to do with the address");
+    let rest = settings.check_without_database().expect_err("three of them have nothing to do with the address");
     assert_eq!(rest.findings().len(), 3, "{rest}");
 }
 
@@ -270,7 +270,7 @@ fn nothing_that_is_made_of_settings_shows_a_secret() {
     let settings = settings(&said);
     let options = settings.options().expect("nothing is wrong");
 
-    let mut shown = format!("{settings:?} {options:?} {:?}", settings.in_force().collect::<Vec<_>>());
+    let mut shown = format!("{settings:?} {options:?} {:?}", settings.effective().collect::<Vec<_>>());
     let parts = said.map(|(name, _)| name);
     let broken = parts.iter().fold(Settings::default(), |settings, name| settings.set(name, "hunter2"));
     let error = broken.options().expect_err("no address");
@@ -288,7 +288,7 @@ fn who_said_what_is_known() {
 
     let of = |name: &str| {
         let (_, value, source) =
-            settings.in_force().find(|(setting, ..)| setting.name == name).expect("a setting");
+            settings.effective().find(|(setting, ..)| setting.name == name).expect("a setting");
         (value, source)
     };
 
@@ -320,7 +320,7 @@ fn the_parts_of_an_address_are_in_force_when_they_name_the_database() {
     let host = |said: &[(&str, &str)]| {
         let settings = settings(said);
         let (_, value, _) =
-            settings.in_force().find(|(setting, ..)| setting.name == "postgres-host").expect("a setting");
+            settings.effective().find(|(setting, ..)| setting.name == "postgres-host").expect("a setting");
         value
     };
 
