@@ -203,7 +203,7 @@ impl Conn {
 /// begins, not when it has failed.
 fn name_second_wait(inner: &Inner, asker: Asker) {
     if let Some(first) = taken_by_this_task(inner) {
-        inner.core().totals.second_waits += 1;
+        inner.core().totals.nested_acquires += 1;
         tracing::warn!(
             pool = inner.options.name,
             "{} waits for a connection while its task holds one that {} took: with every task doing so, the pool deadlocks",

@@ -235,7 +235,7 @@ impl Core {
         self.in_use -= 1;
         if let Some(returned) = returned {
             self.held = 0.9f64.mul_add(self.held, 0.1 * returned.held.as_secs_f64());
-            self.totals.returned_after_all += u64::from(returned.leaked);
+            self.totals.leaks_returned += u64::from(returned.leaked);
         }
     }
 

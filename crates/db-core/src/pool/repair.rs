@@ -146,17 +146,17 @@ impl Suspect {
                 self.back();
             }
             Ok(Ok(Mended::Useless)) => {
-                inner.core().totals.beyond_repair += 1;
+                inner.core().totals.repair_failed += 1;
                 self.close().await;
             }
             Ok(Ok(Mended::Doubtful)) => {
-                inner.core().totals.beyond_repair += 1;
+                inner.core().totals.repair_failed += 1;
                 // First the session: with its link gone, it would go on until it looks for it.
                 terminate(&inner, &session).await;
                 self.close().await;
             }
             Ok(Err(error)) => {
-                inner.core().totals.beyond_repair += 1;
+                inner.core().totals.repair_failed += 1;
                 tracing::debug!(
                     pool = inner.options.name,
                     pid = session.pid,
@@ -166,7 +166,7 @@ impl Suspect {
                 self.is_lost();
             }
             Err(_) => {
-                inner.core().totals.beyond_repair += 1;
+                inner.core().totals.repair_failed += 1;
                 tracing::warn!(
                     pool = inner.options.name,
                     pid = session.pid,
@@ -523,7 +523,7 @@ mod tests {
 
         let next = next.await.expect("no panic").expect("another connection");
         let now = shared.core().stats();
-        assert_eq!((now.repairing, now.totals.beyond_repair), (1, 0), "while it is in repair: {now:?}");
+        assert_eq!((now.repairing, now.totals.repair_failed), (1, 0), "while it is in repair: {now:?}");
         drop(next);
     }
 }

@@ -51,15 +51,15 @@ pub struct Totals {
     /// Connections that came back in an unknown state, and were brought back to a known one.
     pub repaired: u64,
     /// Of those that came back in an unknown state, how many could not be brought back in time.
-    pub beyond_repair: u64,
+    pub repair_failed: u64,
     /// Statements that were cut off, and cancelled on the server.
     pub cancelled: u64,
     /// Connections held for longer than their threshold.
     pub leaked: u64,
     /// Of these, how many came back after all.
-    pub returned_after_all: u64,
+    pub leaks_returned: u64,
     /// Waits of a task that held a connection of the same pool already.
-    pub second_waits: u64,
+    pub nested_acquires: u64,
     /// Cached plans found stale, and forgotten by all connections.
     pub stale_plans: u64,
 }

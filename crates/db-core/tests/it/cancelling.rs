@@ -617,7 +617,7 @@ async fn hundreds_of_statements_cut_off_while_they_are_prepared_leave_few_behind
             "{by_users} {by_one} {in_transactions}"
         );
         let totals = pool.stats().totals;
-        assert!(totals.beyond_repair == 0 && totals.lost == 0, "and none was thrown away for it: {totals:?}");
+        assert!(totals.repair_failed == 0 && totals.lost == 0, "and none was thrown away for it: {totals:?}");
     }
 }
 
@@ -690,7 +690,7 @@ async fn a_dropped_statement_is_cancelled_on_the_server(db: TestDb) {
     // The server has cancelled before it says so.
     until("the last one is counted", async || pool.stats().totals.repaired == 20).await;
     assert_eq!(pool.stats().totals.cancelled, 20);
-    assert_eq!(pool.stats().totals.beyond_repair, 0);
+    assert_eq!(pool.stats().totals.repair_failed, 0);
 }
 
 #[db_testkit::test]
@@ -768,7 +768,7 @@ async fn ten_thousand_dropped_statements_cancel_nobody_elses_and_pile_up_no_sess
 
     let stats = pool.stats();
     assert!(answered > 1_000, "{answered}");
-    assert!(stats.totals.cancelled > 5_000 && stats.totals.beyond_repair == 0, "{stats:?}");
+    assert!(stats.totals.cancelled > 5_000 && stats.totals.repair_failed == 0, "{stats:?}");
     assert!(most > 8, "{most} sessions, {stats:?}");
     until("all are back", async || {
         let stats = pool.stats();

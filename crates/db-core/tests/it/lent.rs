@@ -332,14 +332,14 @@ async fn the_next_user_gets_his_own_answer_whatever_was_done_to_a_lent_connectio
     for reset in [Reset::Rollback, Reset::Commit, Reset::Keep, Reset::DiscardAll] {
         ground = ground.with(reset);
         for (uses, costs) in [(WELL, false), (BADLY, true)] {
-            let before = ground.pool.stats().totals.beyond_repair;
+            let before = ground.pool.stats().totals.repair_failed;
             ground
                 .each(uses, |ground, with, polls, _| {
                     async move { with(ground.conn().await.as_sqlx(), polls).await }.boxed()
                 })
                 .await;
             until_repaired(&ground.pool).await;
-            let closed = ground.pool.stats().totals.beyond_repair - before;
+            let closed = ground.pool.stats().totals.repair_failed - before;
             assert_eq!(closed >= uses.len() as u64, costs, "{closed} closed, {reset:?}");
             assert!(costs || closed == 0, "{closed} closed, {reset:?}");
         }
@@ -553,7 +553,7 @@ async fn a_transaction_that_was_begun_through_a_lent_connection_is_ended_through
     drop(conn);
     assert!(!ground.is_kept(1).await && ground.is_kept(2).await && ground.is_kept(3).await);
     ground.next_users_get_their_own("afterwards").await;
-    assert_eq!(ground.pool.stats().totals.beyond_repair, 0);
+    assert_eq!(ground.pool.stats().totals.repair_failed, 0);
 }
 
 #[db_testkit::test]
@@ -590,7 +590,7 @@ async fn a_statement_of_a_lent_connection_that_was_cut_off_is_cancelled(db: Test
 
     ground.next_users_get_their_own("afterwards").await;
     until("it is mended", async || ground.pool.stats().totals.cancelled == 2).await;
-    assert_eq!(ground.pool.stats().totals.beyond_repair, 0);
+    assert_eq!(ground.pool.stats().totals.repair_failed, 0);
 }
 
 #[db_testkit::test]

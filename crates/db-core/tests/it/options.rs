@@ -686,7 +686,7 @@ async fn without_a_tracker_nobody_is_named_and_nothing_leaks(db: TestDb) {
     assert!(untracked.holders().is_empty());
     assert!(error.oldest_holder().is_none() && error.holds_one_taken_at().is_none(), "{error}");
     let totals = untracked.stats().totals;
-    assert_eq!((totals.leaked, totals.second_waits), (0, 0));
+    assert_eq!((totals.leaked, totals.nested_acquires), (0, 0));
     assert!(events.with("held for too long").is_empty());
 }
 
@@ -725,7 +725,7 @@ async fn a_connection_that_is_held_for_too_long_is_named_and_counted_once(db: Te
     assert_eq!((back.len(), back[0].level), (2, Level::INFO));
     assert!(back[0].message.contains(&format!("options.rs:{line}:")), "{back:?}");
     let totals = pool.stats().totals;
-    assert_eq!((totals.leaked, totals.returned_after_all), (2, 2));
+    assert_eq!((totals.leaked, totals.leaks_returned), (2, 2));
 }
 
 #[db_testkit::test]

@@ -115,7 +115,7 @@ async fn a_role_that_only_reads_on_a_healthy_server_keeps_its_sessions() {
 
     assert_eq!(pids(&pool, 3).await, before);
     let totals = pool.stats().totals;
-    assert_eq!((totals.dialled, totals.lost, totals.beyond_repair), (3, 0, 0), "{totals:?}");
+    assert_eq!((totals.dialled, totals.lost, totals.repair_failed), (3, 0, 0), "{totals:?}");
 }
 
 #[db_testkit::test]

@@ -130,7 +130,7 @@ async fn a_spawned_task_that_waits_for_itself_is_named_when_the_wait_begins(db: 
         )),
         "{text}"
     );
-    assert_eq!(watched.stats().totals.second_waits, 1);
+    assert_eq!(watched.stats().totals.nested_acquires, 1);
     assert_eq!(watched.stats().totals.timed_out, 0);
 }
 
@@ -148,7 +148,7 @@ async fn the_error_of_a_task_that_waits_for_itself_says_so(db: TestDb) {
         let said = format!("; this task holds one itself, taken at {}:{line} (asked for at ", file!());
         assert!(text.contains(&said), "{text}");
     }
-    assert_eq!(pool.stats().totals.second_waits, 2);
+    assert_eq!(pool.stats().totals.nested_acquires, 2);
 }
 
 async fn own_wait(pool: Pool) -> (u32, db_core::AcquireError) {
@@ -168,7 +168,7 @@ async fn a_task_that_waits_for_others_is_not_suspected(db: TestDb) {
         .expect("no panic");
 
     assert!(error.holds_one_taken_at().is_none(), "{error}");
-    assert_eq!(pool.stats().totals.second_waits, 0);
+    assert_eq!(pool.stats().totals.nested_acquires, 0);
 }
 
 #[db_testkit::test]

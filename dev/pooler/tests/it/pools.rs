@@ -332,7 +332,7 @@ async fn a_statement_that_was_cut_off_is_waited_for_and_not_cancelled(db: TestDb
     assert!(tokio::time::timeout(Duration::from_millis(100), cut).await.is_err());
     drop(conn);
     assert_eq!(number(&pool, 2).await.expect("an answer"), 2);
-    until("it is given up", async || pool.stats().totals.beyond_repair == 1).await;
+    until("it is given up", async || pool.stats().totals.repair_failed == 1).await;
     assert_eq!(number(&pool, 3).await.expect("an answer"), 3);
 }
 

@@ -100,7 +100,7 @@ async fn a_request_that_is_never_answered_ends_its_session(db: TestDb) {
 
     drop(conn);
 
-    until("its repair was given up", async || pool.stats().totals.beyond_repair == 1).await;
+    until("its repair was given up", async || pool.stats().totals.repair_failed == 1).await;
     relay.release();
     db.until_sessions("it has ended", |all| all.iter().all(|it| it.pid != pid)).await;
     gate.open().await;

@@ -213,7 +213,7 @@ async fn a_commit_that_does_not_end_is_ended_and_found_to_be_undone(db: TestDb) 
     recovers(&pool).await;
     // Nobody tried to mend a connection whose session may be ended at any moment.
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.repaired, totals.beyond_repair), (1, 0, 0), "{totals:?}");
+    assert_eq!((totals.lost, totals.repaired, totals.repair_failed), (1, 0, 0), "{totals:?}");
     assert_eq!((rows(&db).await, hooks.run()), (0, 0));
 }
 

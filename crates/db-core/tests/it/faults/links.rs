@@ -71,7 +71,7 @@ async fn a_reset_in_a_statement_is_a_lost_session_and_frees_its_place(db: TestDb
     }
     recovers(&pool).await;
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.beyond_repair), (2, 0), "nobody tries to mend them: {totals:?}");
+    assert_eq!((totals.lost, totals.repair_failed), (2, 0), "nobody tries to mend them: {totals:?}");
     // The gate is still shut: nothing but us ends the sessions whose statements wait there.
     db.until_sessions("only the new ones are left", |all| of_the_pool(all) == 2).await;
     gate.open().await;
@@ -264,7 +264,7 @@ async fn a_slow_link_loses_no_connection(db: TestDb) {
     recovers(&pool).await;
     assert_eq!(fill(&pool).await, before);
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.beyond_repair, totals.dialled), (0, 0, 4), "{totals:?}");
+    assert_eq!((totals.lost, totals.repair_failed, totals.dialled), (0, 0, 4), "{totals:?}");
     assert_eq!((totals.cancelled, totals.repaired), (1, 1), "{totals:?}");
 }
 
@@ -400,7 +400,7 @@ async fn a_connection_whose_cancel_was_never_sent_is_kept(db: TestDb) {
 
         assert_eq!(fill(&pool).await, before);
         let totals = pool.stats().totals;
-        assert_eq!((totals.cancelled, totals.repaired, totals.beyond_repair), (0, repaired, 0), "{totals:?}");
+        assert_eq!((totals.cancelled, totals.repaired, totals.repair_failed), (0, repaired, 0), "{totals:?}");
     }
     proxy.heal();
     recovers(&pool).await;
