@@ -169,8 +169,8 @@ impl Pool {
     /// first connection and kept. The server does not answer a
     /// goodbye: one that was closed may be seen for a moment longer.
     #[must_use]
-    pub fn most_sessions(&self) -> u32 {
-        self.inner.most_sessions()
+    pub fn max_sessions(&self) -> u32 {
+        self.inner.max_sessions()
     }
 
     /// A pool of sqlx's own, for code that insists on it. It opens

@@ -104,7 +104,7 @@ pub(crate) async fn check(
     let room = Room { max_connections: number(0)?, reserved: number(1)? };
 
     let pools = [&options.api, &options.backend].into_iter().chain(&options.named);
-    let mut parts: Vec<_> = pools.map(|pool| (pool.name.clone(), pool.most_sessions())).collect();
+    let mut parts: Vec<_> = pools.map(|pool| (pool.name.clone(), pool.max_sessions())).collect();
     parts.push(("bus".to_owned(), BUS));
     let found = NoRoom { instances: options.instances.max(1), parts, room, backend: options.backend.max };
     Ok(if found.needed() <= found.available() { Ok(()) } else { Err(found) })

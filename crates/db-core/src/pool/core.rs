@@ -518,7 +518,7 @@ impl Inner {
         core.reserved
     }
 
-    pub(crate) fn most_sessions(&self) -> u32 {
+    pub(crate) fn max_sessions(&self) -> u32 {
         let core = self.core();
         core.limit()
             .saturating_add(core.reserved)

@@ -25,7 +25,7 @@ pub struct PoolOptions {
     /// Its name in errors, logs and `pg_stat_activity`.
     pub name: String,
     /// The most connections that are in use or idle. Zero counts as 1. A statement that was cut off may add a few for a
-    /// moment: see [`Pool::most_sessions`](crate::Pool::most_sessions).
+    /// moment: see [`Pool::max_sessions`](crate::Pool::max_sessions).
     pub max: u32,
     /// The most connections that stay open when nobody uses them; more are closed as they come back. `None` is `max`.
     pub max_idle: Option<u32>,
@@ -168,10 +168,10 @@ impl PoolOptions {
     }
 
     /// The most sessions that a pool with these options can have on the server: see
-    /// [`Pool::most_sessions`](crate::Pool::most_sessions). One more for a `max` of 1 once
+    /// [`Pool::max_sessions`](crate::Pool::max_sessions). One more for a `max` of 1 once
     /// [`Pool::sqlx`](crate::Pool::sqlx) was called.
     #[must_use]
-    pub fn most_sessions(&self) -> u32 {
+    pub fn max_sessions(&self) -> u32 {
         self.max.max(1).saturating_add(EXTRA + 1)
     }
 

@@ -757,7 +757,7 @@ async fn ten_thousand_dropped_statements_cancel_nobody_elses_and_pile_up_no_sess
     for (at, sessions, closed) in &looked {
         let before = looked.iter().rfind(|(then, ..)| *at - *then > Duration::from_secs(1));
         let just_closed = closed - before.map_or(0, |(.., closed)| *closed);
-        let limit = u64::from(pool.most_sessions()) + just_closed;
+        let limit = u64::from(pool.max_sessions()) + just_closed;
         assert!(*sessions <= limit, "{sessions} sessions, {just_closed} just closed, {:?}", pool.stats());
     }
     over.store(true, Ordering::Relaxed);

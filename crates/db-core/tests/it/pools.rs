@@ -244,7 +244,7 @@ async fn limits_as_long_as_can_be_are_no_limits(db: TestDb) {
     let mut tx = begun.expect("it does not hang").expect("begun");
     sqlx::query("select 1").execute(&mut tx).await.expect("an answer");
     tx.commit().await.expect("committed");
-    assert_eq!(pool.most_sessions(), u32::MAX);
+    assert_eq!(pool.max_sessions(), u32::MAX);
     // sqlx adds each of its limits to the time; that its tasks panic for these two, nobody sees.
     sqlx::query("select 1").execute(pool.sqlx()).await.expect("an answer");
     let theirs = pool.sqlx().options();

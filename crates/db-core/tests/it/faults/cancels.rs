@@ -345,7 +345,7 @@ async fn the_connection_that_cancels_is_opened_with_the_first_one_and_closed_wit
     let sessions = db.until_sessions("there are two", |all| all.len() == 2).await;
     let names: Vec<_> = sessions.iter().map(|it| it.application_name.as_str()).collect();
     assert_eq!(names, [NAME, CONTROL], "and none of the other pool");
-    assert_eq!(used.most_sessions(), 2 + 4 + 1);
+    assert_eq!(used.max_sessions(), 2 + 4 + 1);
 
     drop((conn, unused));
     assert!(ends(used.close(LONG)).await.is_clean());
