@@ -52,7 +52,7 @@ pub use settings::Settings;
 pub use shutdown::{Deadlines, Shutdown};
 #[cfg(unix)]
 pub use signals::{Signal, Signals};
-pub use sizing::NoRoom;
+pub use sizing::ConnectionBudgetExceeded;
 
 pub use db_core::settings::{Setting, SettingsError, SettingSource};
 pub use db_core::{

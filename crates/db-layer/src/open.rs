@@ -14,7 +14,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
 use crate::db::Pools;
-use crate::{Db, NoRoom, sizing};
+use crate::{Db, ConnectionBudgetExceeded, sizing};
 
 /// How long the server may take to say how many connections it has.
 const ROOM_LIMIT: Duration = Duration::from_secs(5);
@@ -138,7 +138,7 @@ pub enum OpenError {
     Connect(#[from] db_core::ConnectError),
     /// The server has no room for all that the pools may open.
     #[error(transparent)]
-    NoRoom(#[from] NoRoom),
+    ConnectionBudgetExceeded(#[from] ConnectionBudgetExceeded),
     /// The server did not say how many connections it has.
     #[error("the server was asked how many connections it has, and did not answer: {0}")]
     Room(db_core::Error),
@@ -167,7 +167,7 @@ impl OpenError {
             Self::Migrate(error) => error.is_transient(),
             Self::Bus(error) => !error.is_final(),
             // Pools have tried by themselves for as long as they may.
-            Self::NoRoom(_) | Self::NoDirect(_) | Self::LazyMigrations | Self::WarmUp(_) => false,
+            Self::ConnectionBudgetExceeded(_) | Self::NoDirect(_) | Self::LazyMigrations | Self::WarmUp(_) => false,
         }
     }
 }

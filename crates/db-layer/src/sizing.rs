@@ -13,7 +13,7 @@ const BUS: u32 = 2;
 ///
 /// Without the check it would be found out under load, by whoever comes last. `Display` says by how much, and what to change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoRoom {
+pub struct ConnectionBudgetExceeded {
     instances: u32,
     /// The most sessions of one instance, by what they are for.
     parts: Vec<(String, u32)>,
@@ -35,7 +35,7 @@ impl Room {
     }
 }
 
-impl NoRoom {
+impl ConnectionBudgetExceeded {
     /// The most sessions of one instance.
     fn each(&self) -> u32 {
         self.parts.iter().fold(0, |sum, (_, part)| sum.saturating_add(*part))
@@ -55,14 +55,14 @@ impl NoRoom {
 
     /// The largest backend pool with which everything would fit.
     #[must_use]
-    pub fn fitting_backend(&self) -> Option<u32> {
+    pub fn largest_backend_that_fits(&self) -> Option<u32> {
         let others = self.each() - self.backend;
         let left = (self.available() / self.instances).checked_sub(others)?;
         Some(left).filter(|left| *left > 0)
     }
 }
 
-impl fmt::Display for NoRoom {
+impl fmt::Display for ConnectionBudgetExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Room { max_connections, reserved } = self.room;
         let (needed, available) = (self.needed(), self.available());
@@ -75,7 +75,7 @@ impl fmt::Display for NoRoom {
             self.each(),
             parts.join(", "),
         )?;
-        if let Some(backend) = self.fitting_backend() {
+        if let Some(backend) = self.largest_backend_that_fits() {
             write!(f, "lower backend-max-conns to {backend}, or ")?;
         }
         write!(
@@ -86,13 +86,13 @@ impl fmt::Display for NoRoom {
     }
 }
 
-impl std::error::Error for NoRoom {}
+impl std::error::Error for ConnectionBudgetExceeded {}
 
 /// Asks the server, and compares.
 pub(crate) async fn check(
     connection: &mut PgConnection,
     options: &Options,
-) -> Result<Result<(), NoRoom>, sqlx::Error> {
+) -> Result<Result<(), ConnectionBudgetExceeded>, sqlx::Error> {
     // `reserved_connections` came with PostgreSQL 16. By the simple protocol it is one round trip.
     let row = connection
         .fetch_one(sqlx::raw_sql(
@@ -106,7 +106,7 @@ pub(crate) async fn check(
     let pools = [&options.api, &options.backend].into_iter().chain(&options.named);
     let mut parts: Vec<_> = pools.map(|pool| (pool.name.clone(), pool.max_sessions())).collect();
     parts.push(("bus".to_owned(), BUS));
-    let found = NoRoom { instances: options.instances.max(1), parts, room, backend: options.backend.max };
+    let found = ConnectionBudgetExceeded { instances: options.instances.max(1), parts, room, backend: options.backend.max };
     Ok(if found.needed() <= found.available() { Ok(()) } else { Err(found) })
 }
 
@@ -114,8 +114,8 @@ pub(crate) async fn check(
 mod tests {
     use super::*;
 
-    fn of(instances: u32, max_connections: u32) -> NoRoom {
-        NoRoom {
+    fn of(instances: u32, max_connections: u32) -> ConnectionBudgetExceeded {
+        ConnectionBudgetExceeded {
             instances,
             parts: vec![("api".into(), 15), ("backend".into(), 55), ("bus".into(), 2)],
             room: Room { max_connections, reserved: 3 },
@@ -125,23 +125,23 @@ mod tests {
 
     #[test]
     fn what_to_change_is_said_in_numbers_that_fit() {
-        let no_room = of(2, 100);
+        let exceeded = of(2, 100);
 
         assert_eq!(
-            no_room.to_string(),
+            exceeded.to_string(),
             "the pools may open 144 connections (2 instances of 72: api 15, backend 55, bus 2), and the server has 97 for \
              them (max_connections 100 less 3 reserved): lower backend-max-conns to 26, or raise max_connections to 147; \
              no more than twice the server's cores plus its disks work at the same time"
         );
         assert!(of(2, 147).needed() <= of(2, 147).available());
-        assert!(2 * (72 - 50 + 26) <= no_room.available() && 2 * (72 - 50 + 27) > no_room.available());
+        assert!(2 * (72 - 50 + 26) <= exceeded.available() && 2 * (72 - 50 + 27) > exceeded.available());
     }
 
     #[test]
     fn when_no_backend_would_be_small_enough_only_the_server_is_left() {
-        let no_room = of(5, 100);
+        let exceeded = of(5, 100);
 
-        assert_eq!(no_room.fitting_backend(), None);
-        assert!(no_room.to_string().contains("reserved): raise max_connections to 363; "), "{no_room}");
+        assert_eq!(exceeded.largest_backend_that_fits(), None);
+        assert!(exceeded.to_string().contains("reserved): raise max_connections to 363; "), "{exceeded}");
     }
 }

@@ -365,7 +365,7 @@ async fn failures_to_open(server: &Guarded, shown: &mut Shown) {
         debug!(shown; lazy.health(Duration::from_millis(50)).await);
     }
     let many = Options { instances: 1000, ..Options::new(server.config(PASSWORD, "disable")) };
-    shown.error("NoRoom", db_layer::open(many).await.expect_err("there is no room"));
+    shown.error("ConnectionBudgetExceeded", db_layer::open(many).await.expect_err("there is no room"));
     let named = Options::new(server.config(PASSWORD, "disable")).namespace("");
     shown.error("namespace", db_layer::open(named).await.expect_err("no name"));
 }
@@ -585,6 +585,7 @@ const SHOWN: &[&str] = &[
     "ConnectError",
     "ConnectFailure",
     "ConnectRetry",
+    "ConnectionBudgetExceeded",
     "Context",
     "DatabaseHealth",
     "Db",
@@ -604,7 +605,6 @@ const SHOWN: &[&str] = &[
     "Limits",
     "LogId",
     "Mark",
-    "NoRoom",
     "NotifyError",
     "NotifyInError",
     "OpenError",

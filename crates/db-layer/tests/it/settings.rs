@@ -333,10 +333,10 @@ async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: Test
     let settings = Settings::default().set("database-url", db.url());
     let with = |name, value: &str| settings.clone().set(name, value).options().expect("nothing is wrong");
 
-    let Err(OpenError::NoRoom(no_room)) = db_layer::open(with("instances", "1000")).await else {
+    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(with("instances", "1000")).await else {
         panic!("there is no room for a thousand")
     };
-    assert_eq!(no_room.needed(), 1000 * (10 + 5 + 50 + 5 + 2));
+    assert_eq!(exceeded.needed(), 1000 * (10 + 5 + 50 + 5 + 2));
 
     let (max, reserved): (String, String) = sqlx::query_as(
         "select current_setting('max_connections'), current_setting('superuser_reserved_connections')",
@@ -345,10 +345,10 @@ async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: Test
     .await
     .expect("an answer");
     let number = |text: &str| text.parse::<u32>().expect("a number");
-    assert_eq!(no_room.available(), number(&max) - number(&reserved), "what ordinary roles may have");
+    assert_eq!(exceeded.available(), number(&max) - number(&reserved), "what ordinary roles may have");
     let too_large = Options { instances: 1, ..with("backend-max-conns", &max) };
-    let Err(OpenError::NoRoom(no_room)) = db_layer::open(too_large).await else { panic!("there is no room") };
-    let fitting = no_room.fitting_backend().expect("a smaller one fits");
+    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(too_large).await else { panic!("there is no room") };
+    let fitting = exceeded.largest_backend_that_fits().expect("a smaller one fits");
     for (backend, fits) in [(fitting, true), (fitting + 1, false)] {
         let opened = db_layer::open(with("backend-max-conns", &backend.to_string())).await;
         assert_eq!(opened.is_ok(), fits, "{backend}");
