@@ -11,7 +11,7 @@ use sqlx::postgres::PgConnectOptions;
 /// As startup options the settings survive `DISCARD ALL`, and cost no round trip. They are those of PostgreSQL's manual, chapter
 /// 20.3.2 "TCP Settings"; on a Unix socket the server ignores them.
 #[must_use]
-pub fn kept_alive(options: PgConnectOptions, silence: Duration) -> PgConnectOptions {
+pub fn with_keepalive(options: PgConnectOptions, silence: Duration) -> PgConnectOptions {
     options.options([
         ("tcp_keepalives_idle", seconds(silence)),
         ("tcp_keepalives_interval", seconds(silence / 3)),

@@ -103,7 +103,7 @@ pub use connect::{ConnectError, ConnectFailure, ConnectRetry};
 pub use deadline::DeadlineError;
 pub use error::{AcquireError, AcquirePhase, Error, StatementError};
 pub use handle::Handle;
-pub use keepalive::kept_alive;
+pub use keepalive::with_keepalive;
 pub use lent::LentError;
 pub use retry_budget::RetryBudget;
 pub use pool::{Closed, Limits, Pool, PoolOptions, Reset, Stats, Totals, WarmUpError};

@@ -6,7 +6,7 @@ use std::slice;
 use std::time::Duration;
 
 use db_core::connect::each_way;
-use db_core::{Config, ConnectFailure, kept_alive};
+use db_core::{Config, ConnectFailure, with_keepalive};
 use futures_util::FutureExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgPool};
@@ -44,7 +44,7 @@ impl PostgresLink {
     }
 
     fn options(&self, name: &str) -> PgConnectOptions {
-        kept_alive(self.config.clone().with_application_name(name).as_sqlx(), self.heartbeat)
+        with_keepalive(self.config.clone().with_application_name(name).as_sqlx(), self.heartbeat)
     }
 
     fn limit(&self) -> Duration {

@@ -21,7 +21,7 @@ use super::dial::identity;
 use crate::Config;
 use crate::class::{self, Verdict};
 use crate::error::said;
-use crate::keepalive::kept_alive;
+use crate::keepalive::with_keepalive;
 use crate::tracker::Session;
 
 /// The answer to a statement takes no longer than this, counted from when it was sent.
@@ -238,7 +238,7 @@ impl Canceller {
     pub(super) fn start(config: &Config, pool: &str, keepalive: Duration, on: &runtime::Handle) -> Self {
         let options = config.clone().with_application_name(&format!("{pool} control")).as_sqlx();
         // It idles for as long as nothing is cut off. The setting is one of PostgreSQL's manual, chapter 20.11.1.
-        let options = kept_alive(options.disable_statement_logging(), keepalive)
+        let options = with_keepalive(options.disable_statement_logging(), keepalive)
             .options([("idle_session_timeout", "0")]);
         let (orders, received) = unbounded_channel();
         let is_open = Arc::new(AtomicBool::new(false));

@@ -12,7 +12,7 @@ use super::NEVER;
 use super::core::{Inner, Live, Refusal};
 use super::options::PoolOptions;
 use crate::connect::{ConnectFailure, each_way};
-use crate::keepalive::kept_alive;
+use crate::keepalive::with_keepalive;
 use crate::pooler::follows_statements;
 use crate::question::Numbers;
 use crate::role::{Role, question};
@@ -221,7 +221,7 @@ fn session_options(config: &Config, options: &PoolOptions) -> PgConnectOptions {
         // Its sessions are everybody's.
         return session;
     }
-    kept_alive(session, options.keepalive).options([options.idle_in_transaction()])
+    with_keepalive(session, options.keepalive).options([options.idle_in_transaction()])
 }
 
 /// Up to a tenth shorter: connections that were opened together are not closed together.
