@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     // The command may put a pooler before it, which must not run as root.
-    let server = match Server::throwaway().admit_its_account().start() {
+    let server = match Server::throwaway().allow_service_account().start() {
         Ok(server) => server,
         Err(error) => {
             eprintln!("with_postgres: {error}");

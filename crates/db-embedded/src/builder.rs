@@ -53,7 +53,7 @@ impl Builder {
     /// more run as root than it does: a pooler. That account owns the data, so it gains nothing that it could not take.
     ///
     /// For everybody but root that account is the one that may connect anyway.
-    pub fn admit_its_account(mut self) -> Builder {
+    pub fn allow_service_account(mut self) -> Builder {
         self.plan.admits = Admits::ClientAndItself;
         self
     }

@@ -39,7 +39,7 @@
 //! no password to keep, and nobody else gets in, were the folder wide open.
 //!
 //! PostgreSQL refuses to run as root. For root it runs as the user `postgres`, or else `nobody`, and still only root may
-//! connect; [`Builder::admit_its_account`] lets in that user, too.
+//! connect; [`Builder::allow_service_account`] lets in that user, too.
 //!
 //! # How it ends
 //!

@@ -159,7 +159,7 @@ impl TestServer {
 
 /// A pooler between a test and the server must not run as root either.
 async fn lease(builder: Builder) -> Result<Server, Error> {
-    let started = tokio::task::spawn_blocking(|| builder.admit_its_account().start()).await;
+    let started = tokio::task::spawn_blocking(|| builder.allow_service_account().start()).await;
     started.expect("the start of a server does not panic").map_err(Error::Server)
 }
 

@@ -88,7 +88,7 @@ fn the_servers_own_account_gets_in_when_it_is_to_and_nobody_else() {
         return;
     }
     let dir = reachable_dir();
-    let server = Server::kept(dir.path().join("pg")).admit_its_account().start().unwrap();
+    let server = Server::kept(dir.path().join("pg")).allow_service_account().start().unwrap();
     let program = dir.path().join("copy-of-this-program");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     for path in [&program, folder_of(server.data_dir()).as_path(), server.socket_dir()] {
