@@ -260,7 +260,7 @@ impl Server {
         let mut service = pin!(service);
 
         let ended = db.shutdown_on_signal(signals, DEADLINES, service.as_mut()).await;
-        if ended.again.is_some() {
+        if ended.second_signal.is_some() {
             if ended.service.is_none() {
                 // At once; but no command is left running.
                 builds.killing.cancel();

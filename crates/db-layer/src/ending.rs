@@ -15,9 +15,9 @@ pub struct Ended<T> {
     /// What the service returned. `None` when it did not within its deadline, or before the second signal.
     pub service: Option<T>,
     /// The signal that asked it to end. `None` when it ended by itself, or when [`Db::closing`] was cancelled.
-    pub asked: Option<Signal>,
-    /// The second signal, at which the wait was over.
-    pub again: Option<Signal>,
+    pub first_signal: Option<Signal>,
+    /// The second signal, which ended the wait.
+    pub second_signal: Option<Signal>,
     /// How pools and bus were closed. `None` when the second signal came before they were.
     pub closed: Option<Shutdown>,
 }
@@ -32,7 +32,7 @@ impl<T> Ended<T> {
     /// What the process may exit with: 0, or what a shell gives a process that the second signal ended.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        self.again.map_or(0, Signal::exit_code)
+        self.second_signal.map_or(0, Signal::exit_code)
     }
 }
 
@@ -78,14 +78,14 @@ impl Db {
         // In a box: at its deadline it is dropped, and lets go of what it holds before the pools close.
         let mut running = Box::pin(service.into_future());
         let closing = self.closing();
-        let (mut service, mut asked) = (None, None);
+        let (mut service, mut first_signal) = (None, None);
         tokio::select! {
             biased;
             () = closing.cancelled() => {}
-            signal = signals.next() => asked = Some(signal),
+            signal = signals.next() => first_signal = Some(signal),
             output = &mut running => service = Some(output),
         }
-        match asked {
+        match first_signal {
             Some(signal) => tracing::info!(%signal, ?deadlines, "shutting down: asked to"),
             None if service.is_some() => tracing::info!(?deadlines, "shutting down: the service has ended"),
             None => tracing::info!(?deadlines, "shutting down: it was begun"),
@@ -106,25 +106,25 @@ impl Db {
             // In a box, too: it is large, and would be part of `main`'s future from the beginning.
             Box::pin(self.close(deadlines.pools, || deadlines.bus)).await
         };
-        let (again, closed) = tokio::select! {
+        let (second_signal, closed) = tokio::select! {
             biased;
-            again = signalled_again(signals, &mut asked) => (Some(again), None),
+            signal = second_signal(signals, &mut first_signal) => (Some(signal), None),
             closed = finish => (None, Some(closed)),
         };
-        if let Some(again) = again {
-            tracing::warn!(signal = %again, "signalled again: ending at once");
+        if let Some(signal) = second_signal {
+            tracing::warn!(%signal, "signalled again: ending at once");
         }
-        Ended { service, asked, again, closed }
+        Ended { service, first_signal, second_signal, closed }
     }
 }
 
 /// Waits for the signal after the first, which may still have to come.
-async fn signalled_again(signals: &mut Signals, asked: &mut Option<Signal>) -> Signal {
+async fn second_signal(signals: &mut Signals, first: &mut Option<Signal>) -> Signal {
     loop {
         let signal = signals.next().await;
-        if asked.is_some() {
+        if first.is_some() {
             return signal;
         }
-        *asked = Some(signal);
+        *first = Some(signal);
     }
 }

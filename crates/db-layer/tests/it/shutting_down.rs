@@ -95,7 +95,7 @@ async fn a_service_that_ends_by_itself_ends_its_database_too(db: TestDb) {
 
     let ended = layer.shutdown_on_signal(&mut none(), LONG, async { 7 }).await;
 
-    assert!(ended.service == Some(7) && ended.asked.is_none() && ended.is_clean(), "{ended:?}");
+    assert!(ended.service == Some(7) && ended.first_signal.is_none() && ended.is_clean(), "{ended:?}");
     assert!(layer.closing().is_cancelled());
     db.until_sessions("none is left", <[_]>::is_empty).await;
 }
