@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use db_core::{Handle, Pool, Tx};
-use db_notify::{Bus, Topic, TopicError, WatchOptions, WatchedTopics, WatchedState};
+use db_notify::{Bus, NameError, Topic, WatchOptions, WatchedTopics, WatchedState};
 use sqlx::Executor;
 use tokio::runtime;
 use tokio::task::JoinSet;
@@ -69,7 +69,7 @@ impl LogTopics {
     /// # Errors
     ///
     /// When some log's topic would be too long, or contain a NUL.
-    pub fn new(prefix: impl Into<String>, watched: Topic) -> Result<Self, TopicError> {
+    pub fn new(prefix: impl Into<String>, watched: Topic) -> Result<Self, NameError> {
         let topics = Self { prefix: prefix.into(), watched, options: WatchOptions::default() };
         // No number is longer.
         topics.checked(LogId(i64::MIN))?;
@@ -82,7 +82,7 @@ impl LogTopics {
         Self { options, ..self }
     }
 
-    fn checked(&self, log: LogId) -> Result<Topic, TopicError> {
+    fn checked(&self, log: LogId) -> Result<Topic, NameError> {
         Topic::new(format!("{}{log}", self.prefix))
     }
 

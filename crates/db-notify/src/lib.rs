@@ -109,7 +109,6 @@
 //! | `memory` | no | `Memory`, a bus without a database, for tests of programs that use one |
 
 mod bus;
-mod channel;
 mod delivery;
 #[cfg(test)]
 #[path = "../tests/golden/read.rs"]
@@ -119,6 +118,7 @@ pub mod link;
 mod listening;
 #[cfg(feature = "memory")]
 mod memory;
+mod name;
 mod notifier;
 mod options;
 mod outbox;
@@ -128,21 +128,19 @@ mod routes;
 pub mod settings;
 mod state;
 mod subscription;
-mod topic;
 mod unreadable;
 pub mod watched;
 mod wire;
 
 pub use bus::{Bus, NotifyInError, OpenError};
-pub use channel::{Channel, ChannelError};
 pub use delivery::{Delivery, Gap, GapReason, Notification, NotificationSource};
 pub use in_tx::{NotifyAfterCommit, BusExt};
 #[cfg(feature = "memory")]
 pub use memory::{MemoryLink, MemoryListener, MemorySender};
+pub use name::{Channel, NameError, Topic};
 pub use notifier::NotifyError;
 pub use options::{BusOptions, BusOptionsError};
 pub use postgres::{PostgresLink, PostgresListener, PostgresSender};
 pub use state::{BusState, Trouble};
 pub use subscription::Subscription;
-pub use topic::{Topic, TopicError};
 pub use watched::{Watch, WatchOptions, WatchedTopics, WatchedState};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, oneshot};
 
 use crate::state::Counters;
-use crate::topic::Topic;
+use crate::Topic;
 use crate::{NotifyError, wire};
 
 /// Notifications that wait, each once, in the place of the last of those that are equal, and at most so many: past that, one message that says "everything" stands for them all.

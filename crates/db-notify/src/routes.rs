@@ -13,7 +13,7 @@ use crate::Channel;
 use crate::delivery::{GapReason, Notification, NotificationSource};
 use crate::queue::Queue;
 use crate::state::Counters;
-use crate::topic::Topic;
+use crate::Topic;
 
 /// The map from topics, and from channels of other programs', to subscribers' queues. A lock, held for the time of a look-up:
 /// subscribing to a topic is then in force when the call returns, and nobody has to wait for a task.

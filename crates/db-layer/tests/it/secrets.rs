@@ -489,7 +489,7 @@ async fn what_waits_to_be_sent(layer: &Db, server: &Guarded, shown: &mut Shown) 
         "NotifyError",
         layer.bus().notify_soon_with(&topic, &format!("{VALUE}\0")).expect_err("a NUL"),
     );
-    shown.error("TopicError", Topic::new(format!("{VALUE}\0")).expect_err("a NUL"));
+    shown.error("NameError", Topic::new(format!("{VALUE}\0")).expect_err("a NUL"));
     // Now `untouched` has something that nobody has taken, and the outbox something that cannot be sent.
     server.proxy.freeze();
     for n in 0..3 {
@@ -529,7 +529,7 @@ async fn what_waits_to_be_sent(layer: &Db, server: &Guarded, shown: &mut Shown) 
 
 async fn what_a_link_is_made_of(layer: &Db, server: &Guarded, shown: &mut Shown) {
     let channel = Channel::new("c").expect("a channel");
-    shown.error("ChannelError", Channel::new(format!("{VALUE}\0")).expect_err("a NUL"));
+    shown.error("NameError", Channel::new(format!("{VALUE}\0")).expect_err("a NUL"));
     let postgres = PostgresLink::new(&server.config(PASSWORD, "disable"), &BusOptions::default());
     let mut listener = postgres.listener().await.expect("a listener");
     let mut sender = postgres.sender().await.expect("a sender");
@@ -576,7 +576,6 @@ const SHOWN: &[&str] = &[
     "BusOptionsError",
     "BusState",
     "Channel",
-    "ChannelError",
     "Class",
     "Closed",
     "Config",
@@ -605,6 +604,7 @@ const SHOWN: &[&str] = &[
     "Limits",
     "LogId",
     "Mark",
+    "NameError",
     "NotifyError",
     "NotifyInError",
     "OpenError",
@@ -629,7 +629,6 @@ const SHOWN: &[&str] = &[
     "Stats",
     "Subscription",
     "Topic",
-    "TopicError",
     "Totals",
     "Tracking",
     "Tx",
