@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use db_layer::{Settings, SettingSource};
+use db_layer::{SettingSource, Settings};
 
 use crate::print::shown;
 use crate::serve::Host;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use db_embedded::Server;
 use db_layer::encryption::Keyring;
-use db_layer::{Config, Db, LogTopics, Migrations, Options, ConnectRetry, Topic};
+use db_layer::{Config, ConnectRetry, Db, LogTopics, Migrations, Options, Topic};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 

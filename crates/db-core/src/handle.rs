@@ -16,7 +16,7 @@ use crate::encryption::Keyring;
 use crate::retry::{Classify, Pauses};
 use crate::text::Text;
 use crate::tracker::Asker;
-use crate::{AcquireError, Attempt, Class, Conn, Error, Pool, TxRetry, Tx, TxOptions};
+use crate::{AcquireError, Attempt, Class, Conn, Error, Pool, Tx, TxOptions, TxRetry};
 
 /// A pool, seen from one line of the program.
 ///

@@ -119,7 +119,8 @@ impl Values {
                 look(variable).and_then(|text| text.into_string().ok()).filter(|text| !text.is_empty());
             if let Some(text) = text.filter(|_| self.settings.iter().any(|known| known.name == setting.name))
             {
-                let given = Given { text: Some(SecretString::from(text)), source: SettingSource::Environment };
+                let given =
+                    Given { text: Some(SecretString::from(text)), source: SettingSource::Environment };
                 self.libpq.insert(setting.name, (given, variable));
             }
         }
@@ -326,13 +327,19 @@ mod tests {
     #[test]
     fn a_flag_is_heard_before_the_environment_and_that_before_the_program() {
         let mut values = values();
-        assert_eq!((values.source("a-word"), values.shown(&WORD)), (SettingSource::Default, Some("none".into())));
+        assert_eq!(
+            (values.source("a-word"), values.shown(&WORD)),
+            (SettingSource::Default, Some("none".into()))
+        );
 
         say(&mut values, SettingSource::Flag, "a-word", "by flag");
         say(&mut values, SettingSource::Environment, "a-word", "by environment");
         values.set("a-word", "by program");
 
-        assert_eq!((values.source("a-word"), values.shown(&WORD)), (SettingSource::Flag, Some("by flag".into())));
+        assert_eq!(
+            (values.source("a-word"), values.shown(&WORD)),
+            (SettingSource::Flag, Some("by flag".into()))
+        );
         assert_eq!(Reader::new(&values).text(&WORD), Some("by flag"));
     }
 

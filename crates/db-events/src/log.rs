@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use db_core::{Handle, Pool, Tx};
-use db_notify::{Bus, NameError, Topic, WatchOptions, WatchedTopics, WatchedState};
+use db_notify::{Bus, NameError, Topic, WatchOptions, WatchedState, WatchedTopics};
 use sqlx::Executor;
 use tokio::runtime;
 use tokio::task::JoinSet;

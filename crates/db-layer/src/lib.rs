@@ -54,14 +54,14 @@ pub use shutdown::{Deadlines, Shutdown};
 pub use signals::{Signal, Signals};
 pub use sizing::ConnectionBudgetExceeded;
 
-pub use db_core::settings::{Setting, SettingsError, SettingSource};
+pub use db_core::settings::{Setting, SettingSource, SettingsError};
 pub use db_core::{
-    self, Config, ConfigError, Conn, Error, Handle, Isolation, Pool, PoolOptions, Pooler, ConnectRetry, TxRetry,
-    Tx, TxOptions, encryption,
+    self, Config, ConfigError, Conn, ConnectRetry, Error, Handle, Isolation, Pool, PoolOptions, Pooler, Tx,
+    TxOptions, TxRetry, encryption,
 };
 pub use db_events::{
     self, Appender, Event, EventLogs, EventOptions, EventStream, Events, LogId, LogTopics, Mark, NewEvent,
     WriterId,
 };
 pub use db_migrate::{self, Migrations};
-pub use db_notify::{self, Bus, BusOptions, Channel, NotifyAfterCommit, BusExt, Topic, WatchedTopics};
+pub use db_notify::{self, Bus, BusExt, BusOptions, Channel, NotifyAfterCommit, Topic, WatchedTopics};

@@ -14,7 +14,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
 use crate::db::Pools;
-use crate::{Db, ConnectionBudgetExceeded, sizing};
+use crate::{ConnectionBudgetExceeded, Db, sizing};
 
 /// How long the server may take to say how many connections it has.
 const ROOM_LIMIT: Duration = Duration::from_secs(5);
@@ -167,7 +167,10 @@ impl OpenError {
             Self::Migrate(error) => error.is_transient(),
             Self::Bus(error) => !error.is_final(),
             // Pools have tried by themselves for as long as they may.
-            Self::ConnectionBudgetExceeded(_) | Self::NoDirect(_) | Self::LazyMigrations | Self::WarmUp(_) => false,
+            Self::ConnectionBudgetExceeded(_)
+            | Self::NoDirect(_)
+            | Self::LazyMigrations
+            | Self::WarmUp(_) => false,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use db_core::settings::{
-    DATABASE, KEYS, POOLS, Reader, Setting, SettingsError, SettingSource, Values, api, backend, database,
+    DATABASE, KEYS, POOLS, Reader, Setting, SettingSource, SettingsError, Values, api, backend, database,
     demand_direct, direct, keyring, matters, names_a_database,
 };
 use db_core::{Config, PoolOptions};

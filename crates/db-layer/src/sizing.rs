@@ -106,7 +106,12 @@ pub(crate) async fn check(
     let pools = [&options.api, &options.backend].into_iter().chain(&options.named);
     let mut parts: Vec<_> = pools.map(|pool| (pool.name.clone(), pool.max_sessions())).collect();
     parts.push(("bus".to_owned(), BUS));
-    let found = ConnectionBudgetExceeded { instances: options.instances.max(1), parts, room, backend: options.backend.max };
+    let found = ConnectionBudgetExceeded {
+        instances: options.instances.max(1),
+        parts,
+        room,
+        backend: options.backend.max,
+    };
     Ok(if found.needed() <= found.available() { Ok(()) } else { Err(found) })
 }
 

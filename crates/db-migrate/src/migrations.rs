@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{Config, RetryBudget, Pooler, ConnectRetry, connect};
+use db_core::{Config, ConnectRetry, Pooler, RetryBudget, connect};
 use sqlx::Connection;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
@@ -131,8 +131,8 @@ impl Migrations {
                 budget.count(error);
             }
             match done {
-                Err(error)
-                    if run.may_look_again(&error) && budget.pause(config, "migrate", &error).await => {}
+                Err(error) if run.may_look_again(&error) && budget.pause(config, "migrate", &error).await => {
+                }
                 ended => return ended,
             }
         }

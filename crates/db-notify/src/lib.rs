@@ -134,7 +134,7 @@ mod wire;
 
 pub use bus::{Bus, NotifyInError, OpenError};
 pub use delivery::{Delivery, Gap, GapReason, Notification, NotificationSource};
-pub use in_tx::{NotifyAfterCommit, BusExt};
+pub use in_tx::{BusExt, NotifyAfterCommit};
 #[cfg(feature = "memory")]
 pub use memory::{MemoryLink, MemoryListener, MemorySender};
 pub use name::{Channel, NameError, Topic};
@@ -143,4 +143,4 @@ pub use options::{BusOptions, BusOptionsError};
 pub use postgres::{PostgresLink, PostgresListener, PostgresSender};
 pub use state::{BusState, Trouble};
 pub use subscription::Subscription;
-pub use watched::{Watch, WatchOptions, WatchedTopics, WatchedState};
+pub use watched::{Watch, WatchOptions, WatchedState, WatchedTopics};

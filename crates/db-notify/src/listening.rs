@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::Channel;
 use crate::bus::Shared;
 use crate::delivery::GapReason;
-use crate::link::{RawNotification, Link, Listener, Sender, within};
+use crate::link::{Link, Listener, RawNotification, Sender, within};
 use crate::notifier::{self, pauses};
 use crate::state::{Part, Trouble};
 use crate::unreadable::Unreadable;

@@ -10,7 +10,7 @@ use db_core::ConnectFailure;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::Channel;
-use crate::link::{RawNotification, Link, Listener, Sender};
+use crate::link::{Link, Listener, RawNotification, Sender};
 use crate::wire;
 
 /// A place where notifications are exchanged within this process, for tests of what uses a bus. Cheap to clone; clones are the

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::state::Counters;
 use crate::Topic;
+use crate::state::Counters;
 use crate::{NotifyError, wire};
 
 /// Notifications that wait, each once, in the place of the last of those that are equal, and at most so many: past that, one message that says "everything" stands for them all.

@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgPool};
 use tokio::runtime;
 use tokio::time::timeout;
 
-use crate::link::{RawNotification, Link, Listener, Sender, within};
+use crate::link::{Link, Listener, RawNotification, Sender, within};
 use crate::notifier::is_about_the_text;
 use crate::{BusOptions, Channel};
 
@@ -159,7 +159,9 @@ impl Listener for PostgresListener {
     async fn recv(&mut self) -> Result<RawNotification, sqlx::Error> {
         // Nothing is the driver's way to say that the connection was lost; the next call would make another one.
         let notification = self.listener().try_recv().await?;
-        notification.map(RawNotification::from).ok_or_else(|| sqlx::Error::Io(ErrorKind::UnexpectedEof.into()))
+        notification
+            .map(RawNotification::from)
+            .ok_or_else(|| sqlx::Error::Io(ErrorKind::UnexpectedEof.into()))
     }
 
     async fn ping(&mut self) -> Result<f64, sqlx::Error> {

@@ -10,10 +10,10 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::Channel;
+use crate::Topic;
 use crate::delivery::{GapReason, Notification, NotificationSource};
 use crate::queue::Queue;
 use crate::state::Counters;
-use crate::Topic;
 
 /// The map from topics, and from channels of other programs', to subscribers' queues. A lock, held for the time of a look-up:
 /// subscribing to a topic is then in force when the call returns, and nobody has to wait for a task.

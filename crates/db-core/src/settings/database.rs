@@ -480,7 +480,8 @@ mod tests {
         values.shown(setting).filter(|_| matters(values, setting))
     }
 
-    const SOURCES: [SettingSource; 3] = [SettingSource::Program, SettingSource::Environment, SettingSource::Flag];
+    const SOURCES: [SettingSource; 3] =
+        [SettingSource::Program, SettingSource::Environment, SettingSource::Flag];
 
     fn pairs() -> impl Iterator<Item = (SettingSource, SettingSource)> {
         SOURCES
@@ -585,7 +586,10 @@ mod tests {
 
         let of_program = (SettingSource::Program, "database-url", ADDRESS);
         assert_eq!(leads(&[of_program, (env, "postgres-password", "other")]).1, "Some(\"hunter2\")");
-        assert_eq!(leads(&[of_program, (SettingSource::Flag, "postgres-password", "other")]).1, "Some(\"other\")");
+        assert_eq!(
+            leads(&[of_program, (SettingSource::Flag, "postgres-password", "other")]).1,
+            "Some(\"other\")"
+        );
 
         // Without a password of its own, the address is not given another role's.
         let login = |user| {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use db_core::{Conn, Error, Isolation, Pool, PoolOptions, Reset, TxRetry, TxOptions};
+use db_core::{Conn, Error, Isolation, Pool, PoolOptions, Reset, TxOptions, TxRetry};
 use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use db_core::{Config, ConnectFailure, RetryBudget, ConnectRetry, connect::connect};
+use db_core::{Config, ConnectFailure, ConnectRetry, RetryBudget, connect::connect};
 use db_testkit::TestDb;
 use sqlx::Connection;
 

@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
-use db_core::{Error, Isolation, Pool, TxRetry, TxOptions};
+use db_core::{Error, Isolation, Pool, TxOptions, TxRetry};
 use db_testkit::TestDb;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

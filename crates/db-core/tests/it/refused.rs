@@ -1,6 +1,8 @@
 //! Sessions that the server refuses for good.
 
-use db_core::{AcquirePhase, ConnectFailure, Error, Pool, PoolOptions, Repeat, ConnectRetry, connect::connect};
+use db_core::{
+    AcquirePhase, ConnectFailure, ConnectRetry, Error, Pool, PoolOptions, Repeat, connect::connect,
+};
 use db_testkit::TestDb;
 
 use crate::support::{Guarded, PATIENCE};

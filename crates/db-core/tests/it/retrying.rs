@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use db_core::{Class, Config, Error, Isolation, Pool, PoolOptions, TxRetry, TxOptions};
+use db_core::{Class, Config, Error, Isolation, Pool, PoolOptions, TxOptions, TxRetry};
 use db_testkit::{Proxy, TestDb};
 use tokio::sync::Barrier;
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use db_core::{Conn, Error, Pool, TxRetry, TxOptions};
+use db_core::{Conn, Error, Pool, TxOptions, TxRetry};
 use db_testkit::TestDb;
 use futures_util::TryStreamExt;
 use sqlx::Row;

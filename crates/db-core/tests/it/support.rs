@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use db_core::{Config, Conn, Pool, PoolOptions, ConnectRetry, connect::connect};
+use db_core::{Config, Conn, ConnectRetry, Pool, PoolOptions, connect::connect};
 use db_testkit::{Session, TestDb, TestServer, until};
 
 /// No wait in these tests is longer than this.

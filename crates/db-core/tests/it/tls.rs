@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fs, process};
 
-use db_core::{Config, ConnectError, ConnectFailure, Pool, PoolOptions, ConnectRetry, connect};
+use db_core::{Config, ConnectError, ConnectFailure, ConnectRetry, Pool, PoolOptions, connect};
 use db_embedded::Server;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use sqlx::{Connection, Executor, PgConnection};
@@ -354,7 +354,8 @@ async fn a_socket_has_no_tls_whatever_the_mode() {
         let url = format!("{}&sslmode={mode}", server.server.url("postgres"));
         let config = Config::from_url(&url).expect("an address");
         let connected =
-            connect::connect(&config, ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() }).await;
+            connect::connect(&config, ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() })
+                .await;
         connected.expect(mode).close().await.expect("closed");
     }
 }

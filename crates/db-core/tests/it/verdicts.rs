@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use db_core::{Class, Config, Conn, Error, Pool, Repeat, TxRetry, TxOptions};
+use db_core::{Class, Config, Conn, Error, Pool, Repeat, TxOptions, TxRetry};
 use db_testkit::{Proxy, TestDb};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;

@@ -20,7 +20,7 @@ use db_layer::db_core::ConnectFailure;
 use db_layer::db_notify::Delivery;
 use db_layer::encryption::{Context, Key, Keyring};
 use db_layer::{
-    Config, DatabaseHealth, Db, Migrations, NewEvent, NotifyAfterCommit, BusExt, OpenError, Options,
+    BusExt, Config, DatabaseHealth, Db, Migrations, NewEvent, NotifyAfterCommit, OpenError, Options,
     PoolOptions, Topic,
 };
 use db_testkit::{TestDb, TestServer, until};

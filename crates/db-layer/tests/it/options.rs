@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use db_layer::db_events::EventOptions;
 use db_layer::db_notify::BusOptions;
-use db_layer::{Config, PoolOptions, ConnectRetry, Settings};
+use db_layer::{Config, ConnectRetry, PoolOptions, Settings};
 
 fn page() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/options.md");

@@ -14,16 +14,15 @@ use std::time::Duration;
 
 use db_layer::db_core::settings::{Reader, Values};
 use db_layer::db_core::{
-    self, AcquireError, Class, Closed, ConnectFailure, Holder, Limits, RetryBudget, Pooler, Repeat, Reset,
-    ConnectRetry, Savepoint, Stats, Tracking, WarmUpError,
+    self, AcquireError, Class, Closed, ConnectFailure, ConnectRetry, Holder, Limits, Pooler, Repeat, Reset,
+    RetryBudget, Savepoint, Stats, Tracking, WarmUpError,
 };
 use db_layer::db_notify::link::{Link, Listener, Sender};
 use db_layer::db_notify::{PostgresLink, WatchOptions};
 use db_layer::encryption::{Context, EncryptionError, Key, Keyring, Sealed};
 use db_layer::{
     Bus, BusOptions, Channel, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit,
-    OpenError, Options, Pool, PoolOptions, TxRetry, Settings, Topic, TxOptions, WatchedTopics,
-    db_events,
+    OpenError, Options, Pool, PoolOptions, Settings, Topic, TxOptions, TxRetry, WatchedTopics, db_events,
 };
 use db_testkit::{Proxy, TestDb, TestServer, until};
 use sqlx::{ConnectOptions, Connection};
@@ -273,9 +272,12 @@ impl Guarded {
         let guarded = Self { proxy, db, _server: server };
         let config = guarded.config(PASSWORD, "disable");
         until("the rule is in force", async || {
-            db_core::connect::connect(&config, ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() })
-                .await
-                .is_ok()
+            db_core::connect::connect(
+                &config,
+                ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() },
+            )
+            .await
+            .is_ok()
         })
         .await;
         guarded

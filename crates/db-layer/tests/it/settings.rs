@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use db_layer::db_notify::BusOptions;
 use db_layer::encryption::{Context, Keyring, Strategy};
-use db_layer::{OpenError, Options, PoolOptions, Settings, SettingSource};
+use db_layer::{OpenError, Options, PoolOptions, SettingSource, Settings};
 use db_testkit::{Proxy, TestDb};
 
 const BASE64: &str = "AAECAwQFBgcICQoLDA0ODw==";
@@ -245,7 +245,8 @@ fn everything_that_is_wrong_is_said_at_once() {
 
     assert_eq!(error.findings().len(), 5, "{error}");
     assert!(error.to_string().starts_with("5 settings cannot be used:\n  database-url "), "{error}");
-    let rest = settings.check_without_database().expect_err("three of them have nothing to do with the address");
+    let rest =
+        settings.check_without_database().expect_err("three of them have nothing to do with the address");
     assert_eq!(rest.findings().len(), 3, "{rest}");
 }
 
@@ -333,7 +334,8 @@ async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: Test
     let settings = Settings::default().set("database-url", db.url());
     let with = |name, value: &str| settings.clone().set(name, value).options().expect("nothing is wrong");
 
-    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(with("instances", "1000")).await else {
+    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(with("instances", "1000")).await
+    else {
         panic!("there is no room for a thousand")
     };
     assert_eq!(exceeded.needed(), 1000 * (10 + 5 + 50 + 5 + 2));
@@ -347,7 +349,9 @@ async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: Test
     let number = |text: &str| text.parse::<u32>().expect("a number");
     assert_eq!(exceeded.available(), number(&max) - number(&reserved), "what ordinary roles may have");
     let too_large = Options { instances: 1, ..with("backend-max-conns", &max) };
-    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(too_large).await else { panic!("there is no room") };
+    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(too_large).await else {
+        panic!("there is no room")
+    };
     let fitting = exceeded.largest_backend_that_fits().expect("a smaller one fits");
     for (backend, fits) in [(fitting, true), (fitting + 1, false)] {
         let opened = db_layer::open(with("backend-max-conns", &backend.to_string())).await;

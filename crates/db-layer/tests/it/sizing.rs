@@ -30,10 +30,14 @@ async fn pools_fit_below_max_connections_less_what_superusers_keep() {
     let config = config(&db);
 
     // Each pool has five more at times, and the bus two: 4 + 5 + 17 + 5 + 2 = 33 = 40 - 7.
-    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(sized(&config, 4, 18, 1)).await else {
+    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(sized(&config, 4, 18, 1)).await
+    else {
         panic!("there is no room")
     };
-    assert_eq!((exceeded.needed(), exceeded.available(), exceeded.largest_backend_that_fits()), (34, 33, Some(17)));
+    assert_eq!(
+        (exceeded.needed(), exceeded.available(), exceeded.largest_backend_that_fits()),
+        (34, 33, Some(17))
+    );
     let text = exceeded.to_string();
     for part in
         ["max_connections 40 less 7 reserved", "lower backend-max-conns to 17", "raise max_connections to 41"]
@@ -42,7 +46,10 @@ async fn pools_fit_below_max_connections_less_what_superusers_keep() {
     }
     assert!(text.ends_with("twice the server's cores plus its disks work at the same time"), "{text}");
     let two = db_layer::open(sized(&config, 1, 5, 2)).await;
-    assert!(matches!(&two, Err(OpenError::ConnectionBudgetExceeded(exceeded)) if exceeded.needed() == 2 * 18), "{two:?}");
+    assert!(
+        matches!(&two, Err(OpenError::ConnectionBudgetExceeded(exceeded)) if exceeded.needed() == 2 * 18),
+        "{two:?}"
+    );
 
     let layer = db_layer::open(sized(&config, 4, 17, 1)).await.expect("it fits");
     let mut conns = Vec::new();
@@ -76,7 +83,9 @@ async fn what_is_reserved_for_roles_counts_where_the_server_knows_it() {
         (server, db, 27)
     };
 
-    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(sized(&config(&db), 10, 50, 1)).await else {
+    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) =
+        db_layer::open(sized(&config(&db), 10, 50, 1)).await
+    else {
         panic!("there is no room")
     };
     assert_eq!(exceeded.available(), available);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use db_embedded::Server;
 use db_layer::db_core::ConnectFailure;
 use db_layer::db_notify::OpenError as BusError;
-use db_layer::{OpenError, Options, PoolOptions, ConnectRetry};
+use db_layer::{ConnectRetry, OpenError, Options, PoolOptions};
 use db_testkit::{Proxy, TestDb, TestServer, until};
 
 use crate::{config, options};
@@ -37,8 +37,11 @@ async fn a_server_without_room_for_what_is_to_be_ready_fails_the_opening_and_lea
     let server =
         TestServer::start(Server::throwaway().setting("max_connections", "6")).await.expect("a server");
     let db = server.empty().await.expect("a database");
-    let wait =
-        ConnectRetry { deadline: Duration::from_secs(2), attempt: Duration::from_secs(2), ..ConnectRetry::default() };
+    let wait = ConnectRetry {
+        deadline: Duration::from_secs(2),
+        attempt: Duration::from_secs(2),
+        ..ConnectRetry::default()
+    };
     // Or it would be refused before it is tried.
     let large = Options { instances: 0, wait, ..warm(Options::new(config(&db)), 5) };
 

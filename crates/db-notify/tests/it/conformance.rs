@@ -5,7 +5,9 @@ use std::pin::pin;
 use std::time::Duration;
 
 use db_notify::link::{Link, Listener, Sender};
-use db_notify::{Bus, BusOptions, Delivery, GapReason, MemoryLink, NotifyError, NotificationSource, Topic, Trouble};
+use db_notify::{
+    Bus, BusOptions, Delivery, GapReason, MemoryLink, NotificationSource, NotifyError, Topic, Trouble,
+};
 use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 use tokio::time::timeout;

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use db_core::{Config, Error, Pool, PoolOptions, TxRetry, TxOptions};
-use db_notify::{Bus, NotifyAfterCommit, NotifyError, NotifyInError, BusExt, WatchOptions, WatchedTopics};
+use db_core::{Config, Error, Pool, PoolOptions, TxOptions, TxRetry};
+use db_notify::{Bus, BusExt, NotifyAfterCommit, NotifyError, NotifyInError, WatchOptions, WatchedTopics};
 use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 
 use crate::support::{bus, config, payload, topic};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use db_core::{Config, ConnectFailure};
-use db_notify::link::{RawNotification, Link, Listener};
+use db_notify::link::{Link, Listener, RawNotification};
 use db_notify::{
     Bus, BusOptions, Channel, Delivery, GapReason, MemoryLink, MemoryListener, MemorySender, NotifyError,
     Subscription, Trouble, WatchOptions, WatchedTopics,

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use db_core::Config;
 use db_notify::link::Link;
-use db_notify::{Bus, BusOptions, Channel, Delivery, GapReason, MemoryLink, PostgresLink, Subscription, Topic};
+use db_notify::{
+    Bus, BusOptions, Channel, Delivery, GapReason, MemoryLink, PostgresLink, Subscription, Topic,
+};
 use db_testkit::{Proxy, TestDb, until};
 use tokio::time::timeout;
 

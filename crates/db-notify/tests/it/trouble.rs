@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use db_core::{Config, Pool, PoolOptions};
 use db_notify::{
-    Bus, BusOptions, Channel, Delivery, GapReason, Notification, OpenError, NotificationSource, Subscription, Topic,
-    Trouble,
+    Bus, BusOptions, Channel, Delivery, GapReason, Notification, NotificationSource, OpenError, Subscription,
+    Topic, Trouble,
 };
 use db_testkit::{Proxy, Stop, TestDb, TestServer, until};
 use sqlx::postgres::PgPoolOptions;

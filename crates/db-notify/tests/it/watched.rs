@@ -8,8 +8,8 @@ use std::time::Duration;
 use db_core::{Config, ConnectFailure, Pool, PoolOptions};
 use db_notify::link::{Link, Sender};
 use db_notify::{
-    Bus, BusOptions, Channel, Delivery, Gap, GapReason, MemoryLink, MemoryListener, MemorySender, NotifyError,
-    Subscription, Topic, Watch, WatchOptions, WatchedTopics,
+    Bus, BusOptions, Channel, Delivery, Gap, GapReason, MemoryLink, MemoryListener, MemorySender,
+    NotifyError, Subscription, Topic, Watch, WatchOptions, WatchedTopics,
 };
 use db_testkit::TestDb;
 use futures_util::{FutureExt, StreamExt};

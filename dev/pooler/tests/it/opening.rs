@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use db_layer::db_core::connect::connect;
-use db_layer::db_core::{ConnectFailure, Pooler, ConnectRetry};
+use db_layer::db_core::{ConnectFailure, ConnectRetry, Pooler};
 use db_layer::db_notify::OpenError as BusError;
 use db_layer::{Bus, BusOptions, Config, OpenError, Options, Settings, Topic};
 use db_testkit::{PgBouncer, PgBouncerBuilder, TestDb, until};

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use db_core::connect::connect;
 use db_core::{
-    AcquirePhase, Class, Classify, Config, ConnectFailure, Error, Pool, PoolOptions, Pooler, Reset, ConnectRetry,
-    TxOptions,
+    AcquirePhase, Class, Classify, Config, ConnectFailure, ConnectRetry, Error, Pool, PoolOptions, Pooler,
+    Reset, TxOptions,
 };
 use db_testkit::{PgBouncer, PgBouncerBuilder, Stop, TestDb, TestServer, until};
 use futures_util::future::join_all;
@@ -166,8 +166,9 @@ async fn who_is_not_let_in_by_it_is_told_so_at_once(db: TestDb) {
             }
         }
         let bouncer = builder.start(&db).await.expect("a pooler");
-        let error =
-            connect(&config(&bouncer).with_database("nope"), ConnectRetry::default()).await.expect_err("refused");
+        let error = connect(&config(&bouncer).with_database("nope"), ConnectRetry::default())
+            .await
+            .expect_err("refused");
         assert_eq!(error.failure(), &ConnectFailure::NoSuchDatabase("nope".to_owned()));
         assert_eq!(error.attempts(), 1, "waiting does not mend it");
     }

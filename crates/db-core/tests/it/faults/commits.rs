@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use db_core::{Class, Config, Error, Pool, TxRetry, Tx, TxOptions};
+use db_core::{Class, Config, Error, Pool, Tx, TxOptions, TxRetry};
 use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 use tokio::time::timeout;
