@@ -66,7 +66,7 @@
 //! A notification that is lost delays the streams until the next look, at most [`POLL_FLOOR`] later; no event is lost. One
 //! query looks at all logs that are followed in a process, now and then and after each gap of the bus, and wakes the readers of
 //! those that have moved. An append to a log that nobody follows notifies nobody
-//! ([`WatchedChannels`](db_notify::WatchedChannels)).
+//! ([`WatchedTopics`](db_notify::WatchedTopics)).
 //!
 //! # Features
 //!

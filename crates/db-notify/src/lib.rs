@@ -106,7 +106,7 @@
 //!
 //! | feature | on by default | what it adds |
 //! |---|---|---|
-//! | `memory` | no | `Memory`, a bus without a database, for tests of programs that use one |
+//! | `memory` | no | `MemoryLink`, a bus without a database, for tests of programs that use one |
 
 mod bus;
 mod delivery;
