@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use db_core::encryption::Keyring;
-use db_core::{Class, Config, RetryBudget, Pool, PoolOptions, Pooler, ConnectRetry, connect};
+use db_core::{Class, Config, ConnectRetry, Pool, PoolOptions, Pooler, RetryBudget, connect};
 use db_events::{EventLogs, EventOptions, LogTopics};
 use db_migrate::Migrations;
 use db_notify::{Bus, BusOptions};
