@@ -20,6 +20,7 @@ use super::PING_LIMIT;
 use super::dial::identity;
 use crate::Config;
 use crate::class::{self, Verdict};
+use crate::connect::each_way;
 use crate::error::said;
 use crate::keepalive::with_keepalive;
 use crate::tracker::Session;
@@ -236,7 +237,8 @@ pub(crate) struct Canceller {
 impl Canceller {
     /// Begins its task, which opens nothing before it is [told to](Self::open).
     pub(super) fn start(config: &Config, pool: &str, keepalive: Duration, on: &runtime::Handle) -> Self {
-        let options = config.clone().with_application_name(&format!("{pool} control")).as_sqlx();
+        let config = config.clone().with_application_name(&format!("{pool} control"));
+        let options = config.as_sqlx();
         // It idles for as long as nothing is cut off. The setting is one of PostgreSQL's manual, chapter 20.11.1.
         let options = with_keepalive(options.disable_statement_logging(), keepalive)
             .options([("idle_session_timeout", "0")]);
@@ -246,6 +248,7 @@ impl Canceller {
             pool: pool.to_owned(),
             options,
             dial_limit: config.connect_timeout().unwrap_or(DIAL_LIMIT),
+            config,
             look_after: keepalive.max(SILENT),
             orders: received,
             waiting: Vec::new(),
@@ -326,6 +329,7 @@ impl Drop for Withdraw<'_> {
 
 struct Task {
     pool: String,
+    config: Config,
     options: PgConnectOptions,
     dial_limit: Duration,
     /// A connection is asked for a sign of life when it was silent for so long, and opened again when it gives none.
@@ -462,7 +466,7 @@ impl Task {
         if self.link.is_some() {
             return true;
         }
-        let dialled = timeout(self.dial_limit, dial(&self.options)).await;
+        let dialled = timeout(self.dial_limit, dial(&self.config, self.options.clone())).await;
         match dialled.unwrap_or_else(|_| Err(timed_out())) {
             Ok((connection, session)) => {
                 let session = Arc::new(session);
@@ -543,8 +547,11 @@ impl Task {
 }
 
 /// Connects, and asks for nothing: the statement is then prepared.
-async fn dial(options: &PgConnectOptions) -> Result<(PgConnection, Session), sqlx::Error> {
-    let mut connection = options.connect().await?;
+async fn dial(
+    config: &Config,
+    options: PgConnectOptions,
+) -> Result<(PgConnection, Session), sqlx::Error> {
+    let mut connection = each_way(config, options).await?;
     let (session, _) = identity(&mut connection).await?;
     ask(&mut connection, &[]).await?;
     Ok((connection, session))

@@ -142,6 +142,20 @@ impl TlsServer {
         [own, beside]
     }
 
+    /// A statement of a pool that is cut off is cancelled, and its connection kept.
+    async fn cancels(&self, parameters: &str) {
+        let statement_timeout = Duration::from_millis(50);
+        let options = PoolOptions { max: 1, statement_timeout, ..PoolOptions::api() };
+        let pool = Pool::new(&self.config(self.named, parameters), options);
+        let slow = sqlx::query("select pg_sleep(60)").execute(pool.handle());
+
+        slow.await.expect_err("it takes too long");
+
+        db_testkit::until("it is cancelled", async || pool.stats().repairing == 0).await;
+        let totals = pool.stats().totals;
+        assert_eq!((totals.cancelled, totals.beyond_repair), (1, 0), "{parameters}: {totals:?}");
+    }
+
     /// Fails at the first attempt, since another one would meet the same, and says what.
     async fn refuses(&self, host: Ipv4Addr, parameters: &str) -> ConnectFailure {
         let error = self.connect(host, parameters, PATIENCE).await.expect_err(parameters);
@@ -330,6 +344,19 @@ async fn allow_and_prefer_connect_to_a_server_that_takes_the_other_way_only() {
     }
     let failure = server.refuses(server.named, "sslmode=require").await;
     assert!(matches!(failure, ConnectFailure::LoginRefused { .. }), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_are_cancelled_on_a_server_that_takes_the_other_way_only() {
+    let server = TlsServer::start(Certificate::Good, "").await;
+    server.cancels("sslmode=allow").await;
+
+    server.admit("hostnossl all all 127.0.0.0/8 trust").await;
+    db_testkit::until("the server takes no TLS", async || {
+        server.connect(server.named, "sslmode=require", Duration::ZERO).await.is_err()
+    })
+    .await;
+    server.cancels("sslmode=prefer").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
