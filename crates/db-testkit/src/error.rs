@@ -14,8 +14,8 @@ pub enum Error {
     /// Our own server did not start.
     #[error("no PostgreSQL server to test on")]
     Server(#[source] db_embedded::Error),
-    /// `DATABASE_URL` is not the address of a PostgreSQL database.
-    #[error("DATABASE_URL cannot be used: {why}")]
+    /// That of `DATABASE_URL`, or another one, is not the address of a PostgreSQL database.
+    #[error("the database's address cannot be used: {why}")]
     Address {
         /// What is wrong with it.
         why: String,

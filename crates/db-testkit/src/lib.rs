@@ -24,8 +24,8 @@
 //!
 //! What code does when its database fails it, a test finds out with
 //!
-//! - [`Proxy`], a network between the code and its server that delays, resets, freezes, swallows and forgets connections, and
-//!   loses the answer to a `COMMIT`;
+//! - [`Proxy`], a network between the code and its server that delays, resets, freezes, swallows and forgets connections,
+//!   loses the answer to a `COMMIT`, and leads to another server when the first is none any more;
 //! - [`TestServer::stop`] and [`TestServer::kill_backend`], for a server of its own;
 //! - [`poll_then_drop`], which cancels a future at each point where it waits;
 //! - [`TestDb::sessions`], [`TestDb::open_transactions`] and [`TestDb::locks`], which tell what all that has left on the server,

@@ -89,17 +89,21 @@ impl Proxy {
         Proxy::to(&server.url_of(&database), &options)
     }
 
+    /// A proxy to the server of this address, such as one that the test has started by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Address`], and as [`start`](Proxy::start) has them.
+    pub fn to_address(address: &str) -> Result<Proxy, Error> {
+        Proxy::to(address, &options(address)?)
+    }
+
     fn to(url: &str, options: &PgConnectOptions) -> Result<Proxy, Error> {
-        let target = Target::of(options);
+        let target = target(options)?;
         let is_local = matches!(target, Target::Unix(_));
-        if is_local && !peer::KNOWN {
-            let source = std::io::ErrorKind::Unsupported.into();
-            return Err(Error::Proxy { action: "tell who connects", source });
-        }
         let (listener, us) = listen().map_err(|source| Error::Proxy { action: "listen", source })?;
         let url = address::through(url, us, is_local)?;
-        let options = PgConnectOptions::from_str(url.as_str())
-            .map_err(|error| Error::Address { why: error.to_string() })?;
+        let options = self::options(url.as_str())?;
         let (orders, received) = unbounded_channel();
         let thread = thread::Builder::new()
             .name("db-testkit-proxy".into())
@@ -242,6 +246,22 @@ impl Proxy {
         self.tell(move |hub| *hub.faults.before.borrow_mut() = Some(text));
     }
 
+    /// Leads new connections to the server of another address from now on: as a name, or a load balancer, that leads to a standby
+    /// once that has become the primary.
+    ///
+    /// Connections that are open stay where they are, until they are [`reset`](Proxy::reset). Of the address, only the place
+    /// counts: database, role and password are what the client says, as at the first server. [`heal`](Proxy::heal) leads nowhere
+    /// else.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Address`]; [`Error::Proxy`] on systems other than Linux, when that server is reached by a Unix socket.
+    pub fn lead_to(&self, address: &str) -> Result<(), Error> {
+        let target = target(&options(address)?)?;
+        self.tell(|hub| hub.lead_to(target));
+        Ok(())
+    }
+
     /// Resets new connections at once, until [`heal`](Proxy::heal). Open ones are untouched.
     ///
     /// The client gets `ECONNRESET` from its first read or write, or from connecting.
@@ -312,6 +332,20 @@ impl fmt::Debug for Proxy {
         // Not the address: it may hold a password.
         f.debug_struct("Proxy").field("port", &self.url.port()).finish_non_exhaustive()
     }
+}
+
+fn options(address: &str) -> Result<PgConnectOptions, Error> {
+    PgConnectOptions::from_str(address).map_err(|error| Error::Address { why: error.to_string() })
+}
+
+/// Where a server is, if anybody may be led there.
+fn target(options: &PgConnectOptions) -> Result<Target, Error> {
+    let target = Target::of(options);
+    if matches!(target, Target::Unix(_)) && !peer::KNOWN {
+        let source = std::io::ErrorKind::Unsupported.into();
+        return Err(Error::Proxy { action: "tell who connects", source });
+    }
+    Ok(target)
 }
 
 /// Anybody on this machine can get to it, but not from elsewhere.

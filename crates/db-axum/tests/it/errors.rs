@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
-use db_layer::{Config, Db, Options};
-use db_testkit::{Proxy, TestDb};
+use db_layer::{Config, Db, Options, Pool, PoolOptions};
+use db_testkit::{Proxy, TestDb, until};
+use harness::Pair;
 use serde_json::Value;
+use sqlx::error::DatabaseError;
+use sqlx::{Connection, PgConnection};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
@@ -147,7 +150,7 @@ async fn a_clients_value_is_400_and_a_mistake_in_the_statement_is_500_with_an_er
     for (sql, value, code, status, level) in client.into_iter().chain(handler) {
         let met = sqlx::query(sql).bind(value).fetch_all(layer.api()).await.expect_err(sql);
         assert_eq!(
-            met.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(),
+            met.as_database_error().and_then(DatabaseError::code).as_deref(),
             Some(code),
             "{sql}: {met}"
         );
@@ -197,4 +200,49 @@ async fn a_request_that_may_be_done_is_no_invitation_to_send_it_again(db: TestDb
     let orders: i64 =
         sqlx::query_scalar("select count(*) from orders").fetch_one(&db.pool()).await.expect("a count");
     assert_eq!(orders, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_write_is_503_where_the_host_became_a_standby_and_500_where_the_role_only_reads() {
+    async fn order(State(pool): State<Pool>) -> db_axum::Result<()> {
+        sqlx::query("insert into orders values (1)").execute(pool.handle()).await?;
+        Ok(())
+    }
+    let pair = Pair::start().await;
+    let mut setup = PgConnection::connect(&pair.url()).await.expect("a connection");
+    sqlx::raw_sql(
+        "create table orders (n int); create role reader login; grant insert on orders to reader;
+         alter role reader set default_transaction_read_only = on",
+    )
+    .execute(&mut setup)
+    .await
+    .expect("a table and a role");
+    setup.close().await.expect("closed");
+    let pool = |address: &str| {
+        Pool::new(
+            &Config::from_url(address).expect("an address"),
+            PoolOptions { max: 2, ..PoolOptions::api() },
+        )
+    };
+    let (writes, reads) = (pool(&pair.url()), pool(&pair.url().replace("//postgres@", "//reader@")));
+    let routes = Router::new().route("/", post(order));
+    let served =
+        (serve(routes.clone().with_state(writes.clone())).await, serve(routes.with_state(reads)).await);
+    let answer = async |address: &str| {
+        let answer = client().post(address).send().await.expect("an answer");
+        let retry_after = answer.headers().get("retry-after").cloned();
+        (answer.status().as_u16(), retry_after.map(|after| after.to_str().expect("text").to_owned()))
+    };
+    assert_eq!(answer(&served.0.address).await, (200, None));
+    assert_eq!(answer(&served.1.address).await, (500, None));
+
+    let _pair = pair.switch_over().await;
+
+    until("the host's new sessions only read", async || {
+        let write = sqlx::query("insert into orders values (1)").execute(writes.handle()).await;
+        let error = write.expect_err("no write is taken any more");
+        error.as_database_error().and_then(DatabaseError::code).as_deref() == Some("25006")
+    })
+    .await;
+    assert_eq!(answer(&served.0.address).await, (503, Some("1".to_owned())));
 }

@@ -19,6 +19,7 @@ mod retrying;
 mod roles;
 mod sealing;
 mod stale;
+mod standby;
 mod support;
 mod tls;
 mod tracking;

@@ -3,7 +3,9 @@
 use db_events::{Error, NewEvent, WriterId};
 use db_testkit::TestDb;
 
-use crate::support::{NO_LOG, answer, assert_dense, events, numbered, read_to_end};
+use crate::support::{
+    NO_LOG, append_and_stay_open, assert_dense, events, numbered, read_to_end, until_one_waits,
+};
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn ids_are_dense_from_one_and_batches_stay_whole(db: TestDb) {
@@ -60,22 +62,14 @@ async fn many_writers_leave_no_hole_and_no_event_out(db: TestDb) {
 async fn an_append_that_is_not_committed_yet_is_waited_for_and_not_jumped_over(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
-    // Somebody's append, by hand, in a transaction that stays open.
-    let mut open = db.pool().begin().await.expect("begun");
-    sqlx::query("insert into event_log_batches values ($1, 1, 2, 2, '{n}', '{slow,slow}', false)")
-        .bind(log.0)
-        .execute(&mut *open)
-        .await
-        .expect("appended");
+    let open = append_and_stay_open(&db, log, (1, 2)).await;
 
     let quick = tokio::spawn({
         let events = events.clone();
         async move { events.append(log, &numbered(1, 1)).await }
     });
     // The second writer waits for the first one.
-    let waiting = "select pid from pg_stat_activity
-                   where datname = current_database() and application_name = 'backend' and wait_event_type = 'Lock'";
-    answer(&db, waiting).await;
+    until_one_waits(&db).await;
     assert!(!quick.is_finished(), "the second append did not wait");
     open.commit().await.expect("committed");
 

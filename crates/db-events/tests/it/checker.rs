@@ -13,10 +13,10 @@ use db_core::{Config, Pool, PoolOptions};
 use db_events::{EventLogs, LogId, NewEvent};
 use db_notify::{Bus, BusOptions};
 use db_testkit::{Proxy, Stop, TestDb, TestServer};
+use harness::{Process, told};
 use tokio::time::timeout;
 
-use crate::processes::{Process, told};
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, run};
 use child::Child;
 use judge::{Judge, Memory, kind};
 
@@ -41,7 +41,7 @@ const BETWEEN_RESTARTS: Duration = Duration::from_secs(20);
 #[test]
 fn one_of_several() {
     let Some((address, orders)) = told() else { return };
-    crate::processes::run(Child::run(&address, orders));
+    run(Child::run(&address, orders));
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

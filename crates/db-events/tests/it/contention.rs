@@ -10,7 +10,9 @@ use db_testkit::{TestDb, TestServer, until};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::support::{PATIENCE, answer, assert_dense, events, numbered, read_to_end};
+use crate::support::{
+    PATIENCE, append_and_stay_open, assert_dense, events, numbered, read_to_end, until_one_waits,
+};
 
 const WRITERS: i64 = 16;
 
@@ -89,27 +91,17 @@ async fn writers_race_where_each_transaction_keeps_its_snapshot(db: TestDb) {
     }
 }
 
-/// That some session of ours waits for another one's transaction.
-const WAITING: &str = "select pid from pg_stat_activity
-    where datname = current_database() and application_name = 'backend' and wait_event_type = 'Lock'";
-
 #[db_testkit::test(migrations = "../../migrations")]
 async fn an_append_that_waited_for_one_that_is_rolled_back_takes_its_place(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     events.append(log, &numbered(1, 2)).await.expect("appended");
-    // Somebody's append, by hand, in a transaction that stays open.
-    let mut open = db.pool().begin().await.expect("begun");
-    sqlx::query("insert into event_log_batches values ($1, 3, 9, 2, '{n}', '{1,2,3,4,5,6,7}', false)")
-        .bind(log.0)
-        .execute(&mut *open)
-        .await
-        .expect("appended");
+    let open = append_and_stay_open(&db, log, (3, 9)).await;
     let quick = tokio::spawn({
         let events = events.clone();
         async move { events.append(log, &numbered(3, 1)).await }
     });
-    answer(&db, WAITING).await;
+    until_one_waits(&db).await;
 
     open.rollback().await.expect("rolled back");
 
@@ -140,7 +132,7 @@ async fn the_only_writer_of_a_log_is_told_that_another_one_was_quicker_in_its_tr
     let finishing = tokio::spawn(async move {
         writer.finish_with(&numbered(1, 1), |tx| Box::pin(note_result(tx, log))).await
     });
-    answer(&db, WAITING).await;
+    until_one_waits(&db).await;
 
     open.commit().await.expect("committed");
 

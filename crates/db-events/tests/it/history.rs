@@ -6,7 +6,7 @@ use db_events::{Error, EventLogs, LogId, NewEvent, Removed, Retention, Selection
 use db_testkit::{TestDb, poll_then_drop, until};
 use tokio::time::timeout;
 
-use crate::support::{NO_LOG, PATIENCE, events, next_batch, numbered};
+use crate::support::{NO_LOG, PATIENCE, append_and_stay_open, events, next_batch, numbered};
 
 /// A log of 100 events in batches of different sizes, every tenth of them a milestone.
 async fn hundred(events: &EventLogs) -> LogId {
@@ -158,13 +158,7 @@ async fn removal_does_not_wait_for_those_who_write(db: TestDb) {
     let old = hundred(&events).await;
     events.finish(old, &numbered(101, 1)).await.expect("finished");
     let busy = hundred(&events).await;
-    // Somebody's append, by hand, in a transaction that stays open.
-    let mut open = db.pool().begin().await.expect("begun");
-    sqlx::query("insert into event_log_batches values ($1, 101, 101, 1, '{n}', '{slow}', false)")
-        .bind(busy.0)
-        .execute(&mut *open)
-        .await
-        .expect("appended");
+    let open = append_and_stay_open(&db, busy, (101, 101)).await;
 
     let now = Retention { pause: Duration::ZERO, ..Retention::older_than(Duration::ZERO) };
     let removed = timeout(PATIENCE, events.retain(&now)).await.expect("in time").expect("removed");

@@ -1,13 +1,18 @@
 //! A primary is lost, and with it what its standby had not received yet.
 
+use std::time::Duration;
+
 use db_core::{Config, Pool, PoolOptions};
 use db_events::{Error, EventLogs, EventStream, LogId, NewEvent, SCHEMA};
 use db_notify::{Bus, BusOptions};
+use harness::Pair;
 use sqlx::Connection;
 use tokio::time::timeout;
 
-use crate::standby::{LONG, Pair};
 use crate::support::{next_batch, next_ids, numbered};
+
+/// How long a watcher may wait for the server that takes the primary's place.
+const LONG: Duration = Duration::from_mins(2);
 
 async fn open(url: &str) -> EventLogs {
     let config = Config::from_url(url).expect("an address");
@@ -22,7 +27,7 @@ async fn told(mut stream: EventStream) -> Error {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_follows_a_log_whose_tail_was_lost_with_the_primary_is_told_what_still_holds() {
-    let mut pair = tokio::task::spawn_blocking(Pair::start).await.expect("a primary and its standby");
+    let pair = Pair::start().await;
     let mut setup = sqlx::PgConnection::connect(&pair.url()).await.expect("a connection");
     for schema in SCHEMA {
         sqlx::raw_sql(schema.up).execute(&mut setup).await.expect("the tables");
@@ -44,11 +49,7 @@ async fn who_follows_a_log_whose_tail_was_lost_with_the_primary_is_told_what_sti
     let [first, second, whole] = streams;
     let waiting = [tokio::spawn(told(first)), tokio::spawn(told(second))];
 
-    let pair = tokio::task::spawn_blocking(move || {
-        pair.fail_over();
-        pair
-    });
-    let pair = pair.await.expect("failed over");
+    let pair = pair.fail_over().await;
     // Somebody goes on, and soon the log is longer than it was.
     let other = open(&pair.url()).await;
     let again: Vec<NewEvent> = (6..=12).map(|n| NewEvent::new("again", n.to_string())).collect();

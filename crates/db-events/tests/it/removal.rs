@@ -4,17 +4,11 @@ use db_events::{Error, EventLogs, LogId};
 use db_testkit::{TestDb, until};
 use sqlx::{Postgres, Transaction};
 
-use crate::support::{answer, append_by_hand, ended, events, next_batch, numbered};
+use crate::support::{answer, append_and_stay_open, append_by_hand, ended, events, next_batch, numbered};
 
-/// Somebody's append to a log with one event, by hand, in a transaction that stays open.
+/// Somebody's append to a log with one event, in a transaction that stays open.
 async fn open_append(db: &TestDb, log: LogId) -> Transaction<'static, Postgres> {
-    let mut open = db.pool().begin().await.expect("begun");
-    sqlx::query("insert into event_log_batches values ($1, 2, 2, 1, '{n}', '{open}', false)")
-        .bind(log.0)
-        .execute(&mut *open)
-        .await
-        .expect("appended");
-    open
+    append_and_stay_open(db, log, (2, 2)).await
 }
 
 async fn one_event(db: &TestDb, events: &EventLogs) -> LogId {

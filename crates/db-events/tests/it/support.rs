@@ -109,3 +109,37 @@ pub(crate) async fn append_by_hand(db: &TestDb, log: LogId, id: i64) {
         .await
         .expect("appended");
 }
+
+/// Somebody's append of a batch, by hand, in a transaction that stays open.
+pub(crate) async fn append_and_stay_open(
+    db: &TestDb,
+    log: LogId,
+    (first, last): (i64, i64),
+) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut open = db.pool().begin().await.expect("begun");
+    sqlx::query(
+        "insert into event_log_batches
+         values ($1, $2, $3, 2, '{n}', array_fill('slow'::text, array[($3 - $2 + 1)::int]), false)",
+    )
+    .bind(log.0)
+    .bind(first)
+    .bind(last)
+    .execute(&mut *open)
+    .await
+    .expect("appended");
+    open
+}
+
+/// Waits until a session of ours waits for another one's transaction.
+pub(crate) async fn until_one_waits(db: &TestDb) {
+    let waiting = "select pid from pg_stat_activity
+        where datname = current_database() and application_name = 'backend' and wait_event_type = 'Lock'";
+    answer(db, waiting).await;
+}
+
+/// Runs what another process of these tests does.
+pub(crate) fn run(what: impl Future<Output = ()>) {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(what);
+}

@@ -7,12 +7,12 @@ use db_events::{Error, EventLogs, EventStream, LogId, NewEvent, POLL_FLOOR, Sele
 use db_notify::{Bus, BusOptions};
 use db_testkit::{Stop, TestDb, TestServer, poll_then_drop, until};
 use futures_util::FutureExt;
+use harness::{Process, answer, resident, told};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::timeout;
 
-use crate::processes::{Process, answer, resident, run, told};
 use crate::support::{
-    PATIENCE, append_by_hand, assert_dense, ended, events, next_batch, numbered, read_to_end,
+    PATIENCE, append_by_hand, assert_dense, ended, events, next_batch, numbered, read_to_end, run,
 };
 
 const MANY: usize = 5000;

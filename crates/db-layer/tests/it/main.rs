@@ -3,7 +3,6 @@
 #[cfg(target_os = "linux")]
 mod keepalive;
 mod lazy;
-mod log;
 mod opening;
 mod options;
 mod secrets;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use db_layer::db_core::{ConnectFailure, ConnectRetry};
 use db_layer::{Config, Db, Migrations, OpenError, Options, PoolOptions, db_migrate, db_notify};
 use db_testkit::{Proxy, Stop, TestDb, TestServer, poll_then_drop, until};
+use harness::Log;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::task::JoinHandle;
 
-use crate::log::Log;
 use crate::{PATIENCE, config};
 
 /// Long enough for whatever comes, with short pauses, so that "as soon as" can be told.
@@ -74,7 +74,7 @@ async fn is_clean(db: &TestDb) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn started_before_the_server_it_is_done_when_the_server_has_recovered() {
-    let log = Log::of_this_process();
+    let log = Log::of_this_process("trace");
     let folder = tempfile::tempdir().expect("a folder");
     // As root, the server is another user's, who must be able to pass.
     set_permissions(folder.path(), Permissions::from_mode(0o711)).expect("permissions");
@@ -162,7 +162,7 @@ impl Gate {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
-    let log = Log::of_this_process();
+    let log = Log::of_this_process("trace");
     let builder = db_embedded::Server::throwaway()
         .setting("synchronous_commit", "on")
         // Its workers would wait at the gate, too.
@@ -209,7 +209,7 @@ async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
 
 #[db_testkit::test]
 async fn a_link_that_is_cut_at_any_statement_costs_one_more_attempt(_db: TestDb) {
-    let log = Log::of_this_process();
+    let log = Log::of_this_process("trace");
     // One of each step at least: room, history, lock, a migration and its commit, its time, LISTEN.
     for text in [
         "superuser_reserved_connections",
@@ -247,7 +247,7 @@ async fn a_link_that_is_cut_at_any_statement_costs_one_more_attempt(_db: TestDb)
 
 #[db_testkit::test]
 async fn what_waiting_cannot_mend_ends_it_at_once_at_each_step(db: TestDb) {
-    let log = Log::of_this_process();
+    let log = Log::of_this_process("trace");
     let nowhere = config(&db).with_database(format!("no_{}", db.name()));
     let is_unknown = |failure: &ConnectFailure| matches!(failure, ConnectFailure::NoSuchDatabase(_));
 
@@ -316,7 +316,7 @@ async fn a_later_step_has_no_more_time_than_an_earlier_one_has_left(db: TestDb) 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_a_free_connection_is_waited_for() {
-    let log = Log::of_this_process();
+    let log = Log::of_this_process("trace");
     let builder = db_embedded::Server::throwaway().setting("max_connections", "6");
     let server = TestServer::start(builder).await.expect("a server");
     let db = server.empty().await.expect("a database");

@@ -25,10 +25,10 @@ use db_layer::{
     OpenError, Options, Pool, PoolOptions, Settings, Topic, TxOptions, TxRetry, WatchedTopics, db_events,
 };
 use db_testkit::{Proxy, TestDb, TestServer, until};
+use harness::Log;
 use sqlx::{ConnectOptions, Connection};
 
 use crate::PATIENCE;
-use crate::log::Log;
 
 const PASSWORD: &str = "Qw7PasswordPlanted";
 const KEY: &str = "Zk4SealingKey!16";
@@ -297,7 +297,7 @@ fn one_attempt() -> ConnectRetry {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_is_open_used_broken_or_logged_shows_a_secret() {
-    let log = Log::of_this_process();
+    let log = Log::of_this_process("trace");
     let server = Guarded::start().await;
     let mut shown = Shown::default();
     failures_to_open(&server, &mut shown).await;
@@ -647,6 +647,7 @@ const SHOWN: &[&str] = &[
 /// What is not, and why.
 const NOT_SHOWN: &[(&str, &str)] = &[
     ("Attempt", "has no Debug"),
+    ("Backoff", "numbers"),
     ("Deadlines", "numbers"),
     ("Delivery", "data that a program has asked for"),
     ("Ended", "a Shutdown, which is shown, and a signal"),

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use db_core::Config;
 use db_notify::{Bus, BusOptions, Delivery, GapReason, Subscription, Topic};
 use db_testkit::{Proxy, Stop, TestDb, TestServer, until};
+use harness::{Process, answer, told};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::processes::{Process, answer, run, told};
+use crate::processes::run;
 
 const FAULTS: usize = 200;
 

@@ -1,8 +1,6 @@
 //! Several processes on one database: what happens to them, and what a watched-topic map makes of it.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,105 +8,19 @@ use std::time::Duration;
 use db_core::Config;
 use db_notify::{Bus, BusOptions, Delivery, Topic, Watch, WatchOptions, WatchedTopics};
 use db_testkit::{Proxy, TestDb, until};
+use harness::{Process, answer, told};
 use sqlx::postgres::PgListener;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-
-/// Where the database is, for a process that is told what to do.
-const ADDRESS: &str = "DB_NOTIFY_TEST_ADDRESS";
-
-/// How long an answer may take: longer than whatever such a process waits for, so that it can say what it has seen.
-const LONGEST: Duration = Duration::from_mins(1);
-
-/// Before each answer: the test harness writes to the same pipe.
-const ANSWER: &str = "ANSWER\t";
-
-/// Another process: this test program once more, in which one test does what it is told, order by order. It ends when nobody
-/// can give orders any more, and is killed when this is dropped.
-pub(crate) struct Process {
-    child: Child,
-    orders: ChildStdin,
-    answers: UnboundedReceiver<String>,
-}
-
-impl Process {
-    /// Starts `test`, which begins with [`told`].
-    pub(crate) fn start(test: &str, address: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().expect("this program's path"));
-        command.args([test, "--exact", "--nocapture"]).env(ADDRESS, address);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a process");
-        let orders = child.stdin.take().expect("stdin is piped");
-        let said = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let (sender, answers) = unbounded_channel();
-        std::thread::spawn(move || {
-            for line in said.lines().map_while(Result::ok) {
-                if let Some((_, answer)) = line.split_once(ANSWER)
-                    && sender.send(answer.to_owned()).is_err()
-                {
-                    return;
-                }
-            }
-        });
-        Self { child, orders, answers }
-    }
-
-    /// Gives an order.
-    pub(crate) fn tell(&mut self, order: &str) {
-        writeln!(self.orders, "{order}").expect("it listens");
-    }
-
-    /// Gives an order, and waits for the answer.
-    pub(crate) async fn ask(&mut self, order: &str) -> String {
-        self.tell(order);
-        let answer = timeout(LONGEST, self.answers.recv()).await;
-        answer.unwrap_or_else(|_| panic!("no answer in time to `{order}`")).unwrap_or_else(|| {
-            panic!("the process has ended at `{order}`");
-        })
-    }
-}
-
-impl Process {
-    /// Kills it with `SIGKILL`.
-    fn kill(self) {
-        drop(self);
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Already gone is what it may be.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// In such a process: the address and the orders, which end with the process that gives them. In a normal run: nothing.
-pub(crate) fn told() -> Option<(String, UnboundedReceiver<String>)> {
-    let address = std::env::var(ADDRESS).ok()?;
-    let (sender, orders) = unbounded_channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    Some((address, orders))
-}
-
-/// Answers an order.
-pub(crate) fn answer(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "\n{ANSWER}{text}").expect("somebody waits");
-    stdout.flush().expect("somebody waits");
-}
 
 /// Runs what such a process does. In one thread, so that its memory is in one place.
 pub(crate) fn run(what: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(what);
 }
+
+/// No answer takes longer than this.
+const LONGEST: Duration = Duration::from_mins(1);
 
 /// A mark is good for three times as long.
 const RENEWAL: Duration = Duration::from_secs(1);

@@ -1,7 +1,5 @@
 //! What keeps a bus from its work, and what it says of it; and what others NOTIFY, in transactions and by triggers.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use db_core::{Config, Pool, PoolOptions};
@@ -10,54 +8,18 @@ use db_notify::{
     Topic, Trouble,
 };
 use db_testkit::{Proxy, Stop, TestDb, TestServer, until};
+use harness::{Log, Process, told};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{ConnectOptions, Connection, Executor};
 use tokio::time::timeout;
 
-use crate::processes::{Process, run, told};
+use crate::processes::run;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the buses of these tests say, of all tests of this process: their tasks write from any thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    /// Listens, from the first call on.
-    fn of_this_process() -> &'static Self {
-        static LOG: OnceLock<Log> = OnceLock::new();
-        LOG.get_or_init(|| {
-            let log = Log::default();
-            let writer = log.clone();
-            tracing_subscriber::fmt()
-                .with_env_filter("db_notify=debug")
-                .with_ansi(false)
-                .with_writer(move || writer.clone())
-                .init();
-            log
-        })
-    }
-
-    /// How many lines contain all of these.
-    fn count(&self, parts: &[&str]) -> usize {
-        let text = String::from_utf8_lossy(&self.bytes()).into_owned();
-        text.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
-    }
-
-    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bytes().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// What the buses of all tests of this process say.
+fn log() -> &'static Log {
+    Log::of_this_process("db_notify=debug")
 }
 
 /// Asks often how the server is. The namespace is the test's own, so that its lines in the log are known by their channel.
@@ -126,7 +88,7 @@ async fn heartbeats(bus: &Bus, count: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_is_said_once_tried_again_and_used_once_it_is_promoted() {
-    let log = Log::of_this_process();
+    let log = log();
     let server = TestServer::throwaway().await.expect("a server");
     let db = server.empty().await.expect("a database");
     let own = format!("channel=db_notify.{}", db.name());
@@ -167,7 +129,7 @@ async fn a_standby_is_said_once_tried_again_and_used_once_it_is_promoted() {
 
 #[db_testkit::test]
 async fn a_queue_that_fills_is_said_once_and_so_is_that_it_has_room_again(db: TestDb) {
-    let log = Log::of_this_process();
+    let log = log();
     let own = format!("channel=db_notify.{}", db.name());
     // Nobody fills the server's own: it holds gigabytes.
     execute(
@@ -200,7 +162,7 @@ async fn a_queue_that_fills_is_said_once_and_so_is_that_it_has_room_again(db: Te
 
 #[db_testkit::test]
 async fn a_full_queue_delays_notifications_and_loses_none(db: TestDb) {
-    let log = Log::of_this_process();
+    let log = log();
     let own = format!("channel=db_notify.{}", db.name());
     execute(
         &db,
@@ -417,7 +379,7 @@ async fn what_was_notified_in_a_transaction_survives_its_process(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_flood_that_cannot_be_read_is_said_once_for_each_kind(db: TestDb) {
-    let log = Log::of_this_process();
+    let log = log();
     let bus = open(&db).await;
     let own = bus_channel(&db);
     let said = |kind| log.count(&[&format!("channel={own}"), "WARN", "a form that is not known", kind]);

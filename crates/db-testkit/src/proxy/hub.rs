@@ -126,6 +126,11 @@ impl Hub {
         self.lines.push(Line { link, work, is_whole: true });
     }
 
+    /// Has connections that are let in from now on lead there.
+    pub(super) fn lead_to(&mut self, target: Target) {
+        self.target = Rc::new(target);
+    }
+
     pub(super) fn open(&self) -> usize {
         self.lines.len()
     }

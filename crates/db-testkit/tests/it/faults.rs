@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use db_testkit::{Proxy, Session, TestDb, until};
+use db_testkit::{Error, Proxy, Session, TestDb, TestServer, until};
 use nix::unistd::Uid;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
@@ -54,10 +54,7 @@ async fn the_proxy_leads_to_the_database(db: TestDb) {
     let proxy = Proxy::start(&db).unwrap();
     let mut by_address = PgConnection::connect(&proxy.url()).await.unwrap();
 
-    let name: String =
-        sqlx::query_scalar("select current_database()::text").fetch_one(&mut by_address).await.unwrap();
-
-    assert_eq!(name, db.name());
+    assert_eq!(database(&mut by_address).await, db.name());
     assert_eq!((proxy.accepted(), proxy.open_connections(), proxy.refused()), (1, 1, 0));
     by_address.close().await.unwrap();
     until("the closed connection is gone", async || proxy.open_connections() == 0).await;
@@ -309,6 +306,33 @@ async fn refused_are_new_connections_only_and_until_healed(db: TestDb) {
     run(&mut old, "select 1").await.unwrap();
     proxy.heal();
     run(&mut connect(&proxy).await, "select 1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn led_elsewhere_are_new_connections_only_and_a_reset_moves_the_others() {
+    let (one, other) = (TestServer::throwaway().await.unwrap(), TestServer::throwaway().await.unwrap());
+    let (here, there) = (one.empty().await.unwrap(), other.empty().await.unwrap());
+    let proxy = Proxy::start(&here).unwrap();
+    let mut old = connect(&proxy).await;
+
+    proxy.lead_to(&there.direct_url()).unwrap();
+
+    run(&mut old, "select 1").await.unwrap();
+    assert_eq!(database(&mut old).await, here.name());
+    let elsewhere = proxy.options().database(there.name());
+    assert_eq!(database(&mut elsewhere.connect().await.unwrap()).await, there.name());
+    let error = proxy.options().connect().await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().unwrap(), "3D000", "the first one's database");
+    proxy.heal();
+    assert_eq!(database(&mut elsewhere.connect().await.unwrap()).await, there.name());
+    proxy.reset();
+    assert!(is_reset(run(&mut old, "select 1").await));
+    let error = proxy.lead_to("mysql://there").unwrap_err();
+    assert!(matches!(error, Error::Address { .. }), "{error}");
+}
+
+async fn database(connection: &mut PgConnection) -> String {
+    sqlx::query_scalar("select current_database()::text").fetch_one(connection).await.unwrap()
 }
 
 #[db_testkit::test]

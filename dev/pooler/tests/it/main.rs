@@ -3,8 +3,6 @@
 
 mod deployed;
 mod kit;
-#[path = "../../../../crates/db-layer/tests/it/log.rs"]
-mod log;
 mod opening;
 mod pools;
 mod support;

@@ -7,9 +7,9 @@ use db_layer::db_core::{ConnectFailure, ConnectRetry, Pooler};
 use db_layer::db_notify::OpenError as BusError;
 use db_layer::{Bus, BusOptions, Config, OpenError, Options, Settings, Topic};
 use db_testkit::{PgBouncer, PgBouncerBuilder, TestDb, until};
+use harness::Log;
 use sqlx::{ConnectOptions, Connection, Executor, Row};
 
-use crate::log::Log;
 use crate::support::PATIENCE;
 
 fn following() -> PgBouncerBuilder {
@@ -24,7 +24,7 @@ fn direct(db: &TestDb) -> Config {
 async fn all_of_a_database_works_with_its_pools_behind_a_pooler_for_two_services(db: TestDb) {
     let bouncer = following().start(&db).await.expect("a pooler");
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations");
-    let log = Log::of_this_process();
+    let log = Log::of_this_process("trace");
     let mut services = Vec::new();
     for _ in 0..2 {
         let migrations = db_layer::Migrations::from_dir(folder).await.expect("migrations");
@@ -106,7 +106,7 @@ async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
 
     // Nobody waits for the answer of a lazy one, which does not say that it listens, but why not, and that once.
     let lazy = Bus::lazy(&unsaid, &BusOptions::default()).expect("nobody is asked");
-    let log = Log::of_this_process();
+    let log = Log::of_this_process("trace");
     let topic = Topic::new("orders").expect("a topic");
     let _waiting = lazy.subscribe(&topic, 1);
     until("it was said", async || !log.lines_with(&[db.name(), "nothing arrives"]).is_empty()).await;

@@ -10,12 +10,12 @@ use db_core::{Class, Config, Pool, PoolOptions};
 use db_events::{Appender, Error, Event, EventLogs, LogId, LogTopics, NewEvent, Selection, Writer, WriterId};
 use db_notify::{Bus, BusOptions, Topic, WatchOptions};
 use futures_util::FutureExt;
+use harness::{answer, note};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::judge::{digest, kind};
-use crate::processes::{answer, note};
 
 /// No wait of such a process is longer than this.
 const PATIENCE: Duration = Duration::from_mins(1);

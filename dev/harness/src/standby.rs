@@ -1,10 +1,9 @@
-//! A primary and a standby that takes its place, on this machine and for one test.
+//! A primary and the standby that takes its place, on this machine and for one test.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use db_embedded::Server;
 use db_testkit::until;
@@ -15,8 +14,11 @@ use sqlx::{Connection, PgConnection};
 const KNOWN: u16 = 5432;
 const HIDDEN: u16 = 5433;
 
-/// Both of them. They are stopped, and their data removed, when this is dropped.
-pub(crate) struct Pair {
+/// A primary, `a`, and a standby, `b`, that follows it. They are stopped, and their data removed, when this is dropped.
+///
+/// Its methods panic when a server does not do what it is told.
+#[derive(Debug)]
+pub struct Pair {
     folder: tempfile::TempDir,
     programs: PathBuf,
     /// Whose programs they are, when we are root: PostgreSQL refuses to run as root.
@@ -25,8 +27,16 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// A primary, `a`, with a standby, `b`, that follows it. It blocks.
-    pub(crate) fn start() -> Self {
+    /// Starts both.
+    ///
+    /// # Panics
+    ///
+    /// When a program of PostgreSQL's fails.
+    pub async fn start() -> Self {
+        blocking(Self::start_now).await
+    }
+
+    fn start_now() -> Self {
         let found = Server::throwaway().start().expect("a server shows where its programs are");
         let programs = program(&found);
         found.release().expect("released");
@@ -63,14 +73,29 @@ impl Pair {
         pair
     }
 
-    /// The address that stays the same.
-    pub(crate) fn url(&self) -> String {
+    /// The address of the primary, and of the server that takes its place by [`fail_over`](Self::fail_over).
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.url_of(KNOWN)
+    }
+
+    /// The address of the standby, until it takes the primary's.
+    #[must_use]
+    pub fn standby_url(&self) -> String {
+        self.url_of(HIDDEN)
+    }
+
+    fn url_of(&self, port: u16) -> String {
         let folder = text(self.folder.path()).replace('/', "%2F");
-        format!("postgres://postgres@{folder}:{KNOWN}/postgres")
+        format!("postgres://postgres@{folder}:{port}/postgres")
     }
 
     /// The standby has all that the primary has, and gets nothing more from now on.
-    pub(crate) async fn part(&self) {
+    ///
+    /// # Panics
+    ///
+    /// When a server cannot be asked, or does not get that far within 20 seconds.
+    pub async fn part(&self) {
         let mut primary = self.connect(KNOWN).await;
         let mut standby = self.connect(HIDDEN).await;
         let end: String = sqlx::query_scalar("select pg_current_wal_lsn()::text")
@@ -98,18 +123,50 @@ impl Pair {
         .await;
     }
 
-    /// The primary is lost, and the standby takes its place, behind the same address. It blocks.
-    pub(crate) fn fail_over(&mut self) {
-        self.control("a", "stop", &["-m", "immediate"]);
-        self.control("b", "stop", &["-m", "fast"]);
-        self.append(&self.data("b").join("postgresql.conf"), &format!("port = {KNOWN}\n"));
-        self.control("b", "start", &[]);
-        self.control("b", "promote", &[]);
+    /// The primary is lost, and the standby takes its place, behind the same address.
+    ///
+    /// # Panics
+    ///
+    /// When a server does not do what it is told.
+    pub async fn fail_over(self) -> Self {
+        blocking(move || {
+            let mut pair = self;
+            pair.control("a", "stop", &["-m", "immediate"]);
+            pair.control("b", "stop", &["-m", "fast"]);
+            pair.append(&pair.data("b").join("postgresql.conf"), &format!("port = {KNOWN}\n"));
+            pair.control("b", "start", &[]);
+            pair.control("b", "promote", &[]);
+            pair
+        })
+        .await
+    }
+
+    /// The two change places: the standby becomes the primary, and the primary its standby. Each stays at its own address.
+    ///
+    /// # Panics
+    ///
+    /// When a server does not do what it is told.
+    pub async fn switch_over(self) -> Self {
+        blocking(move || {
+            let mut pair = self;
+            // It ends after the standby has received all that it has.
+            pair.control("a", "stop", &["-m", "fast"]);
+            pair.control("b", "promote", &[]);
+            let data = pair.data("a");
+            let follows = format!(
+                "primary_conninfo = 'host={} port={HIDDEN} user=postgres'\n",
+                text(pair.folder.path())
+            );
+            pair.append(&data.join("postgresql.conf"), &follows);
+            pair.append(&data.join("standby.signal"), "");
+            pair.control("a", "start", &[]);
+            pair
+        })
+        .await
     }
 
     async fn connect(&self, port: u16) -> PgConnection {
-        let url = self.url().replace(&KNOWN.to_string(), &port.to_string());
-        PgConnection::connect(&url).await.expect("a connection")
+        PgConnection::connect(&self.url_of(port)).await.expect("a connection")
     }
 
     fn data(&self, name: &str) -> PathBuf {
@@ -196,5 +253,6 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path that is text")
 }
 
-/// How long its test may take.
-pub(crate) const LONG: Duration = Duration::from_mins(2);
+async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(what).await.expect("no panic")
+}

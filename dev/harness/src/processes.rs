@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 /// Where the database is, for a process that is told what to do.
-const ADDRESS: &str = "DB_EVENTS_TEST_ADDRESS";
+const ADDRESS: &str = "DB_HARNESS_ADDRESS";
 
 /// How long an answer may take: longer than whatever such a process waits for, so that it can say what it has seen.
 const LONGEST: Duration = Duration::from_secs(100);
@@ -21,9 +21,11 @@ const ANSWER: &str = "ANSWER\t";
 const NOTE: &str = "NOTE\t";
 
 /// A process. It ends when nobody can give orders any more, and is killed when this is dropped.
-pub(crate) struct Process {
+#[derive(Debug)]
+pub struct Process {
     child: Child,
     orders: ChildStdin,
+    last: String,
     answers: UnboundedReceiver<String>,
     notes: Arc<Mutex<Vec<String>>>,
     reading: Option<JoinHandle<()>>,
@@ -31,7 +33,12 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts `test`, which begins with [`told`].
-    pub(crate) fn start(test: &str, address: &str) -> Self {
+    ///
+    /// # Panics
+    ///
+    /// When the operating system refuses a process, a pipe or a thread.
+    #[must_use]
+    pub fn start(test: &str, address: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this program's path"));
         command.args([test, "--exact", "--nocapture"]).env(ADDRESS, address);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a process");
@@ -51,32 +58,53 @@ impl Process {
                 }
             }
         });
-        Self { child, orders, answers, notes, reading: Some(reading) }
+        Self { child, orders, last: String::new(), answers, notes, reading: Some(reading) }
     }
 
     /// Gives an order.
-    pub(crate) fn tell(&mut self, order: &str) {
+    ///
+    /// # Panics
+    ///
+    /// When the process has ended.
+    pub fn tell(&mut self, order: &str) {
         writeln!(self.orders, "{order}").expect("it listens");
+        order.clone_into(&mut self.last);
     }
 
     /// Waits for the answer to an order.
-    pub(crate) async fn hear(&mut self) -> String {
-        let answer = timeout(LONGEST, self.answers.recv()).await.expect("an answer in time");
-        answer.expect("the process has not ended")
+    ///
+    /// # Panics
+    ///
+    /// When there is none within 100 seconds, or the process has ended.
+    pub async fn hear(&mut self) -> String {
+        let answer = timeout(LONGEST, self.answers.recv()).await;
+        let answer = answer.unwrap_or_else(|_| panic!("no answer in time to `{}`", self.last));
+        answer.unwrap_or_else(|| panic!("the process has ended at `{}`", self.last))
     }
 
-    pub(crate) async fn ask(&mut self, order: &str) -> String {
+    /// Gives an order, and waits for the answer.
+    ///
+    /// # Panics
+    ///
+    /// As [`tell`](Self::tell) and [`hear`](Self::hear) do.
+    pub async fn ask(&mut self, order: &str) -> String {
         self.tell(order);
         self.hear().await
     }
 
     /// What it has noted since this was last asked.
-    pub(crate) fn notes(&self) -> Vec<String> {
+    ///
+    /// # Panics
+    ///
+    /// When the thread that reads has panicked.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
         std::mem::take(&mut self.notes.lock().expect("no panic"))
     }
 
     /// Kills it with `SIGKILL`; returns what it had noted until then.
-    pub(crate) fn kill(mut self) -> Vec<String> {
+    #[expect(clippy::must_use_candidate, reason = "not every process notes something")]
+    pub fn kill(mut self) -> Vec<String> {
         self.end();
         self.notes()
     }
@@ -98,7 +126,8 @@ impl Drop for Process {
 }
 
 /// In such a process: the address and the orders, which end with the process that gives them. In a normal run: nothing.
-pub(crate) fn told() -> Option<(String, UnboundedReceiver<String>)> {
+#[must_use]
+pub fn told() -> Option<(String, UnboundedReceiver<String>)> {
     let address = std::env::var(ADDRESS).ok()?;
     let (sender, orders) = unbounded_channel();
     thread::spawn(move || {
@@ -112,12 +141,12 @@ pub(crate) fn told() -> Option<(String, UnboundedReceiver<String>)> {
 }
 
 /// Answers an order.
-pub(crate) fn answer(text: &str) {
+pub fn answer(text: &str) {
     say(ANSWER, text);
 }
 
 /// Notes something for later. It is known to the other process whatever happens to this one afterwards.
-pub(crate) fn note(text: &str) {
+pub fn note(text: &str) {
     say(NOTE, text);
 }
 
@@ -128,15 +157,13 @@ fn say(what: &str, text: &str) {
     stdout.flush().ok();
 }
 
-/// Runs what such a process does.
-pub(crate) fn run(what: impl Future<Output = ()>) {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = builder.worker_threads(2).enable_all().build().expect("a runtime");
-    runtime.block_on(what);
-}
-
 /// How many bytes of memory this process has.
-pub(crate) fn resident() -> usize {
+///
+/// # Panics
+///
+/// On systems other than Linux.
+#[must_use]
+pub fn resident() -> usize {
     let text = fs::read_to_string("/proc/self/statm").expect("the process's memory");
     let pages: usize =
         text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("pages that are resident");
