@@ -34,6 +34,13 @@ async fn cut_off(conn: &mut Conn, gate: &Gate<'_>) {
     }
 }
 
+/// Cuts off two statements of a connection. The first is cancelled, so the connection that cancels is there for the second.
+async fn cut_off_again(conn: &mut Conn, gate: &Gate<'_>) {
+    cut_off(conn, gate).await;
+    ends(sqlx::query("select 1").execute(&mut *conn)).await.expect("an answer");
+    cut_off(conn, gate).await;
+}
+
 /// A server of the test's own, and a database there.
 async fn own_server(max_connections: &str) -> (TestServer, TestDb) {
     let builder = db_embedded::Server::throwaway().setting("max_connections", max_connections);
@@ -51,10 +58,7 @@ async fn a_request_that_is_under_way_when_its_future_is_dropped_hits_nobody_else
     for _ in 0..8 {
         let mut conn = ends(pool.handle().acquire()).await.expect("a connection");
         let gate = Gate::shut(&db).await;
-        cut_off(&mut conn, &gate).await;
-        // The connection that cancels is there from now on.
-        ends(sqlx::query("select 1").execute(&mut conn)).await.expect("an answer");
-        cut_off(&mut conn, &gate).await;
+        cut_off_again(&mut conn, &gate).await;
         relay.hold();
         // The next one asks for the first one to be cancelled, and is dropped while the request is on its way.
         {
@@ -92,10 +96,7 @@ async fn a_request_that_is_never_answered_ends_its_session(db: TestDb) {
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let pid = conn.pid();
     let gate = Gate::shut(&db).await;
-    cut_off(&mut conn, &gate).await;
-    // It has cancelled before.
-    ends(sqlx::query("select 1").execute(&mut conn)).await.expect("an answer");
-    cut_off(&mut conn, &gate).await;
+    cut_off_again(&mut conn, &gate).await;
     relay.hold();
 
     drop(conn);
@@ -115,10 +116,7 @@ async fn after_a_cancel_one_round_trip_comes_before_the_next_statement(db: TestD
     let pool = pool(&relay.url(), options(1));
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let gate = Gate::shut(&db).await;
-    cut_off(&mut conn, &gate).await;
-    // It has cancelled before.
-    ends(sqlx::query("select 1").execute(&mut conn)).await.expect("an answer");
-    cut_off(&mut conn, &gate).await;
+    cut_off_again(&mut conn, &gate).await;
     let answers = relay.control_answers();
     relay.hold();
 
