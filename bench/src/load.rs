@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use crate::latency::{Latency, nanoseconds};
 
 /// How long tasks run before what they do counts.
-const WARM_UP: Duration = Duration::from_millis(50);
+pub(crate) const WARM_UP: Duration = Duration::from_millis(50);
 
 /// How long a task may take for the operation that it is at when the slice is over.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What tasks do.
 pub(crate) trait Work: Send + Sync + 'static {

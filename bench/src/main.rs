@@ -3,6 +3,7 @@
 //! `cargo run --release -p bench -- TOPIC [--check] [--json FILE]`. Rounds are interleaved, figures are medians. What is
 //! measured is what users get: the shipped defaults.
 
+mod arrivals;
 mod events;
 mod fairness;
 mod isolation;
@@ -49,7 +50,8 @@ enum Topic {
         #[arg(long, default_value_t = 100_000)]
         lines: u32,
     },
-    /// Acquire, a prepared select, release: 10 and 64 tasks on 10 connections, beside the pools of others.
+    /// Acquire, a prepared select, release, on 10 connections beside the pools of others: 10 and 64 tasks, and requests that arrive at
+    /// fixed times.
     Pool {
         #[command(flatten)]
         options: Options,

@@ -1,14 +1,16 @@
 //! Taking a connection, asking it one thing and giving it back, beside the peers.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
+use crate::arrivals::Arrivals;
 use crate::load::{Load, Work};
 use crate::peers::pgbench::Pgbench;
 use crate::peers::{Alone, Bb8, Deadpool, Diesel, Ours, PgPool, SeaOrm, Select, Take, Test};
-use crate::report::Report;
+use crate::report::{Report, median, sorted};
 use crate::rounds::{Arm, interleave, narrow};
 use crate::server::Database;
 use crate::tracker;
@@ -27,6 +29,16 @@ const CLOSE_SLICE: Duration = Duration::from_secs(4);
 /// Taking alone is a thousand times faster, and needs less time to be measured.
 const BARE_SLICE: Duration = Duration::from_millis(150);
 
+/// Of a hundred requests that deadpool could serve, how many arrive.
+const SHARES: [u32; 2] = [50, 80];
+
+/// Enough for some thousand arrivals.
+const ARRIVING_SLICE: Duration = Duration::from_millis(250);
+
+/// How many rounds of arrivals there are for each of the others: what 99 of 100 requests take differs more from round to round than
+/// what all of them take together.
+const ARRIVING_ROUNDS: usize = 3;
+
 /// Of some arms alone, if they are named, there are no rows.
 pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyhow::Result<Report> {
     Database::with(runtime, |database| {
@@ -43,6 +55,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         let alone = Arc::new(runtime.block_on(Alone::new(url, CONNECTIONS))?);
         let seaorm = runtime.block_on(SeaOrm::new(url, CONNECTIONS))?;
 
+        let capacity = Capacity::of(runtime, Select(deadpool.clone()));
         let mut close = vec![
             Arm::new("close.10.pgbench", CLOSE_SLICE, |slice| pgbench.run(CONNECTIONS, slice)),
             select(runtime, "close.10.ours".to_owned(), CONNECTIONS, Select(ours.clone()))
@@ -64,6 +77,12 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
             arms.push(select(runtime, name("bb8"), tasks, Select(bb8.clone())));
             arms.push(select(runtime, name("seaorm"), tasks, Select(seaorm.clone())));
         }
+        let mut arriving = Vec::new();
+        for share in SHARES {
+            let name = |peer| format!("pool.open.{share}.{peer}");
+            arriving.push(capacity.arrive(share, name("deadpool"), Select(deadpool.clone())));
+            arriving.push(capacity.arrive(share, name("ours"), Select(ours.clone())));
+        }
         arms.push(take(runtime, "bare.deadpool", Take(deadpool)));
         arms.push(take(runtime, "bare.ours", Take(ours)));
         arms.push(take(runtime, "bare.pgpool", Take(pgpool)));
@@ -71,11 +90,13 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         let what = database.what().to_owned();
         if !only.is_empty() {
             close.append(&mut arms);
+            close.append(&mut arriving);
             narrow(&mut close, only)?;
             return Ok(interleave(&close, rounds)?.report(what, Vec::new()));
         }
         let close = interleave(&close, rounds)?;
         let measured = interleave(&arms, rounds)?;
+        let arrived = interleave(&arriving, ARRIVING_ROUNDS * rounds)?;
         let mut rows = vec![close.rates("pool.10.vs_pgbench", "close.10.ours", "close.10.pgbench")];
         for tasks in TASKS {
             let ours = format!("pool.{tasks}.ours");
@@ -88,11 +109,16 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
             let name = format!("pool.{tasks}.p99_vs_deadpool");
             rows.push(measured.p99s(name, &ours, &format!("pool.{tasks}.deadpool")));
         }
+        for share in SHARES {
+            let [ours, deadpool] = ["ours", "deadpool"].map(|peer| format!("pool.open.{share}.{peer}"));
+            rows.push(arrived.p99s(format!("pool.open.{share}.p99_vs_deadpool"), &ours, &deadpool));
+        }
         rows.push(measured.rates("bare.vs_pgpool", "bare.ours", "bare.pgpool"));
         rows.push(measured.rates("bare.vs_deadpool", "bare.ours", "bare.deadpool"));
         rows.push(tracker::measure(runtime, database, rounds)?);
         let mut report = close.report(what.clone(), Vec::new());
-        report.extend(measured.report(what, rows));
+        report.extend(measured.report(what.clone(), rows));
+        report.extend(arrived.report(what, Vec::new()));
         Ok(report)
     })
 }
@@ -106,4 +132,41 @@ fn take<'a>(runtime: &'a Runtime, name: &str, work: impl Work) -> Arm<'a> {
     let work = Arc::new(work);
     let load = move |slice| Load { tasks: CONNECTIONS, slice, timed: false };
     Arm::new(name, BARE_SLICE, move |slice| load(slice).run(runtime, &work))
+}
+
+/// What a peer can serve, measured in the same run when it is first asked for.
+struct Capacity<'a, W> {
+    runtime: &'a Runtime,
+    work: Arc<W>,
+    found: Cell<Option<f64>>,
+}
+
+impl<'a, W: Work> Capacity<'a, W> {
+    fn of(runtime: &'a Runtime, work: W) -> Self {
+        Self { runtime, work: Arc::new(work), found: Cell::new(None) }
+    }
+
+    /// Operations a second for so many tasks that each connection is always in use.
+    fn per_second(&self) -> anyhow::Result<f64> {
+        if let Some(found) = self.found.get() {
+            return Ok(found);
+        }
+        let load = Load { tasks: TASKS[1], slice: SLICE, timed: true };
+        let mut rates = Vec::new();
+        for _ in 0..3 {
+            rates.push(load.run(self.runtime, &self.work)?.rate);
+        }
+        let found = median(&sorted(rates.into_iter()));
+        self.found.set(Some(found));
+        Ok(found)
+    }
+
+    /// Of a hundred operations that the peer could do, so many arrive.
+    fn arrive(&self, share: u32, name: String, work: impl Work) -> Arm<'_> {
+        let work = Arc::new(work);
+        Arm::new(name, ARRIVING_SLICE, move |slice| {
+            let per_second = self.per_second()? * f64::from(share) / 100.0;
+            Arrivals { per_second, slice }.run(self.runtime, &work)
+        })
+    }
 }
