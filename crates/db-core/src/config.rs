@@ -18,6 +18,7 @@ mod address;
 mod asked;
 mod environment;
 mod others;
+mod parameters;
 mod password;
 mod session;
 mod tls;
@@ -50,11 +51,6 @@ enum Host {
     Name(String),
     SocketDir(PathBuf),
 }
-
-/// The parameters that are heard, as [`ConfigError::UnknownParameter`] lists them.
-const KNOWN: &str = "application_name, channel_binding, connect_timeout, connection_limit, dbname, fallback_application_name, \
-                     host, keepalives_idle, lock_timeout, options, password, pgbouncer, pool_timeout, port, schema, search_path, \
-                     sslcert, sslkey, sslmode, sslrootcert, statement_timeout, user";
 
 const LIST: &str = "a list: one host is supported";
 
@@ -89,7 +85,7 @@ pub enum ConfigError {
     Encoding(&'static str),
     /// A parameter that is not known here, by its name. Its value is not repeated, nor is a name that does not look
     /// like one: after an unescaped `?` it would be half a password.
-    #[error("the database address has a parameter {} that is not known (known: {KNOWN})", named(.0.as_deref()))]
+    #[error("the database address has a parameter {} that is not known (known: {})", named(.0.as_deref()), parameters::names())]
     UnknownParameter(Option<String>),
     /// A parameter that is known and cannot be heard, or not with this value.
     #[error("the parameter `{parameter}` in the database address cannot be heard: {reason}")]
@@ -247,40 +243,11 @@ impl Config {
         if value.contains('\0') {
             return Err(ConfigError::ZeroByte);
         }
-        let of_others = self.tls.set(name, value).or_else(|| self.asked.set(name, value));
-        let of_others = of_others.or_else(|| self.session.set(name, value));
-        if let Some(done) = of_others.or_else(|| others::set(name, value)) {
-            return done;
+        if let Some(set) = parameters::find(name) {
+            return set(self, value);
         }
-        match name {
-            "pgbouncer" => {
-                self.pooler = match value {
-                    "true" => Pooler::Transaction,
-                    "false" => Pooler::None,
-                    _ => {
-                        return Err(ConfigError::Parameter {
-                            parameter: "pgbouncer",
-                            expected: "true or false",
-                        });
-                    }
-                }
-            }
-            "host" => self.host = host(value)?,
-            "port" => {
-                self.port = value.parse().ok().filter(|port| *port != 0).ok_or(ConfigError::Port)?;
-            }
-            "user" => value.clone_into(&mut self.user),
-            "password" => {
-                self.password = Some(value).filter(|text| !text.is_empty()).map(SecretString::from);
-            }
-            "dbname" => value.clone_into(&mut self.database),
-            "application_name" => self.application_name = Some(value.to_owned()),
-            "fallback_application_name" => {
-                self.application_name.get_or_insert_with(|| value.to_owned());
-            }
-            unknown => return Err(ConfigError::UnknownParameter(address::plain(unknown))),
-        }
-        Ok(())
+        let done = self.session.set_option(name, value).or_else(|| others::set(name, value));
+        done.unwrap_or_else(|| Err(ConfigError::UnknownParameter(address::plain(name))))
     }
 
     /// The same server and role, another database.
@@ -439,6 +406,15 @@ fn nearest(port: u16) -> Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What docs/options.md has between these marks.
+    pub(super) fn between(mark: &str) -> String {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/options.md");
+        let page = std::fs::read_to_string(path).expect("the page");
+        let (_, rest) = page.split_once(&format!("<!-- {mark} -->\n")).expect(mark);
+        let (said, _) = rest.split_once(&format!("<!-- end of {mark} -->")).expect(mark);
+        said.trim().to_owned()
+    }
 
     fn shown(address: &str) -> String {
         Config::from_url(address).expect("a good address").to_string()

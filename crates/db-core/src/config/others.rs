@@ -68,3 +68,52 @@ pub(super) fn set(name: &str, value: &str) -> Option<Result<(), ConfigError>> {
     let (parameter, taken, reason) = KNOWN.iter().find(|(known, ..)| *known == name)?;
     Some(if taken.contains(&value) { Ok(()) } else { Err(ConfigError::Refused { parameter, reason }) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::Config;
+    use super::super::tests::between;
+    use super::*;
+
+    #[test]
+    fn the_page_lists_those_that_are_taken_with_their_values() {
+        let taken = KNOWN.iter().filter(|(_, values, _)| !values.is_empty());
+        let mut rows: Vec<String> = taken
+            .map(|(name, values, _)| {
+                let values: Vec<_> = values.iter().map(|value| format!("`{value}`")).collect();
+                format!("| `{name}` | {} |", values.join(", "))
+            })
+            .collect();
+        rows.push("| `supa` | anything: a mark of Supabase's |".to_owned());
+        rows.sort();
+        let table = format!("| parameter | values |\n|---|---|\n{}", rows.join("\n"));
+
+        assert_eq!(between("others"), table, "docs/options.md needs this table between its marks:\n{table}");
+    }
+
+    #[test]
+    fn the_page_lists_those_that_are_refused() {
+        let listed = between("refused");
+        let listed: BTreeSet<&str> = listed.split('`').skip(1).step_by(2).collect();
+        let refused: BTreeSet<&str> =
+            KNOWN.iter().filter(|(_, values, _)| values.is_empty()).map(|(name, ..)| *name).collect();
+
+        assert_eq!(listed, refused);
+    }
+
+    #[test]
+    fn a_value_that_says_what_is_so_anyway_is_taken_and_another_is_refused_with_the_reason() {
+        let read = |parameter: &str, value: &str| {
+            Config::from_url(&format!("postgres://a@b/c?{parameter}={value}")).map(drop)
+        };
+        for (parameter, values, reason) in KNOWN {
+            for value in values {
+                assert_eq!(read(parameter, value), Ok(()), "{parameter}={value}");
+            }
+            assert_eq!(read(parameter, "something-else"), Err(ConfigError::Refused { parameter, reason }));
+        }
+        assert_eq!(read("supa", "base-pooler.x"), Ok(()));
+    }
+}

@@ -38,24 +38,24 @@ const SAID_ALREADY: [(&str, &str); 11] = [
 ];
 
 impl Session {
-    /// Takes a parameter of an address, if it is one of these.
-    pub(super) fn set(&mut self, name: &str, value: &str) -> Option<Result<(), ConfigError>> {
-        Some(match name {
-            "options" => self.read(value),
-            // Prisma's word, for a name and not for a path.
-            "schema" => self.add("schema", "search_path", format!("\"{}\"", value.replace('"', "\"\""))),
-            "search_path" => self.add("search_path", name, value.to_owned()),
-            "statement_timeout" => self.add("statement_timeout", name, value.to_owned()),
-            "lock_timeout" => self.add("lock_timeout", name, value.to_owned()),
-            _ => {
-                let name = name.strip_prefix("options[")?.strip_suffix(']')?;
-                self.add("options", name, value.to_owned())
-            }
-        })
+    /// Takes one of the server's settings that is a parameter of its own.
+    pub(super) fn set(&mut self, setting: &'static str, value: &str) -> Result<(), ConfigError> {
+        self.add(setting, setting, value.to_owned())
+    }
+
+    /// Prisma's word, for a name and not for a path.
+    pub(super) fn set_schema(&mut self, name: &str) -> Result<(), ConfigError> {
+        self.add("schema", "search_path", format!("\"{}\"", name.replace('"', "\"\"")))
+    }
+
+    /// Takes `options[name]=value`, if the parameter is that.
+    pub(super) fn set_option(&mut self, parameter: &str, value: &str) -> Option<Result<(), ConfigError>> {
+        let name = parameter.strip_prefix("options[")?.strip_suffix(']')?;
+        Some(self.add("options", name, value.to_owned()))
     }
 
     /// The server's own rules for `options`: white space parts its words, a backslash takes what follows as it is.
-    fn read(&mut self, text: &str) -> Result<(), ConfigError> {
+    pub(super) fn read(&mut self, text: &str) -> Result<(), ConfigError> {
         let wrong = ConfigError::Parameter { parameter: "options", expected: EXPECTED };
         let mut words = words(text).into_iter();
         while let Some(word) = words.next() {

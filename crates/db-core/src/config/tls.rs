@@ -62,18 +62,6 @@ impl fmt::Debug for Pem {
 }
 
 impl Tls {
-    /// Takes a parameter of an address, if it is one of these.
-    pub(super) fn set(&mut self, name: &str, value: &str) -> Option<Result<(), ConfigError>> {
-        Some(match name {
-            "sslmode" => self.set_mode(value),
-            "sslrootcert" => authority(value).map(|authority| self.root_cert = Some(authority)),
-            "sslcert" => pem("sslcert", value).map(|pem| self.cert = Some(pem)),
-            "sslkey" => pem("sslkey", value).map(|pem| self.key = Some(pem)),
-            "channel_binding" => self.set_binding(value),
-            _ => return None,
-        })
-    }
-
     pub(super) fn has_authority(&self) -> bool {
         self.root_cert.is_some()
     }
@@ -106,8 +94,23 @@ impl Tls {
         Err(ConfigError::Parameter { parameter, expected })
     }
 
+    pub(super) fn set_authority(&mut self, value: &str) -> Result<(), ConfigError> {
+        self.root_cert = Some(authority(value)?);
+        Ok(())
+    }
+
+    pub(super) fn set_certificate(&mut self, value: &str) -> Result<(), ConfigError> {
+        self.cert = Some(pem("sslcert", value)?);
+        Ok(())
+    }
+
+    pub(super) fn set_key(&mut self, value: &str) -> Result<(), ConfigError> {
+        self.key = Some(pem("sslkey", value)?);
+        Ok(())
+    }
+
     /// The driver cannot bind a password to its channel. What that is for, that nobody is in between, a verified name does, too.
-    fn set_binding(&mut self, value: &str) -> Result<(), ConfigError> {
+    pub(super) fn set_binding(&mut self, value: &str) -> Result<(), ConfigError> {
         self.binds = match value {
             "require" => true,
             "prefer" | "disable" => false,
@@ -119,7 +122,7 @@ impl Tls {
         Ok(())
     }
 
-    fn set_mode(&mut self, value: &str) -> Result<(), ConfigError> {
+    pub(super) fn set_mode(&mut self, value: &str) -> Result<(), ConfigError> {
         self.mode = Some(value.parse().map_err(|_| ConfigError::Parameter {
             parameter: "sslmode",
             expected: "one of disable, allow, prefer, require, verify-ca, verify-full",

@@ -1,12 +1,11 @@
 //! `docs/options.md` says what is so.
 
-use std::collections::BTreeSet;
 use std::fmt::{Debug, Write};
 use std::time::Duration;
 
 use db_layer::db_events::EventOptions;
 use db_layer::db_notify::BusOptions;
-use db_layer::{Config, ConnectRetry, PoolOptions, Settings};
+use db_layer::{ConnectRetry, PoolOptions, Settings};
 
 fn page() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/options.md");
@@ -83,59 +82,6 @@ fn the_page_has_each_option_of_event_logs_with_its_default() {
 #[test]
 fn the_page_has_each_option_of_waiting_with_its_default() {
     compare("Waiting for the server", 1, &ConnectRetry::default());
-}
-
-#[test]
-fn the_page_has_each_parameter_that_an_address_may_have() {
-    let error = Config::from_url("postgres://a@b/c?unknown=1").expect_err("no such parameter").to_string();
-    let (_, known) = error.split_once("(known: ").expect("those that are known");
-    let known: BTreeSet<&str> = known.trim_end_matches(')').split(", ").collect();
-
-    let rows = rows("Parameters of an address");
-    let said: BTreeSet<&str> =
-        rows.iter().flat_map(|row| row[0].split(", ")).map(|name| name.trim_matches('`')).collect();
-
-    assert_eq!(said, known);
-    for parameter in known {
-        let error =
-            Config::from_url(&format!("postgres://a@b/c?{parameter}=")).err().map(|it| it.to_string());
-        assert!(!error.is_some_and(|it| it.contains("not known")), "{parameter}");
-    }
-}
-
-#[test]
-fn the_page_has_the_values_with_which_other_parameters_are_taken() {
-    let page = page();
-    let (_, table) = page.split_once("<!-- others -->\n").expect("the table");
-    let (table, after) = table.split_once("<!-- end of others -->").expect("its end");
-    let words =
-        |text: &str| -> Vec<String> { text.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
-    let read = |parameter: &str, value: &str| {
-        Config::from_url(&format!("postgres://a@b/c?{parameter}={value}"))
-            .map(drop)
-            .map_err(|it| it.to_string())
-    };
-    for row in table.lines().skip(2) {
-        let (parameters, values) = row.trim_matches('|').split_once(" | ").expect("two columns");
-        for parameter in words(parameters) {
-            for value in words(values) {
-                assert_eq!(read(&parameter, &value), Ok(()), "{parameter}={value}");
-            }
-            let other = read(&parameter, "something-else");
-            let said = format!("the parameter `{parameter}` in the database address cannot be heard: ");
-            assert!(
-                parameter == "supa" || other.as_ref().is_err_and(|it| it.starts_with(&said)),
-                "{other:?}"
-            );
-        }
-    }
-    let (_, refused) = after.split_once("always refused").expect("those that are refused");
-    let refused = words(refused.split("\n\n").next().unwrap_or_default());
-    assert_eq!(refused.len(), 19);
-    for parameter in refused {
-        let error = read(&parameter, "1").expect_err(&parameter);
-        assert!(error.contains(&format!("`{parameter}` in the database address cannot be heard")), "{error}");
-    }
 }
 
 /// The table between the marks, which is what this test says it has to be.
