@@ -4,14 +4,13 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::timeout;
 
 use crate::class::is_refusal;
 use crate::pooler::follows_statements;
-use crate::{Class, Config, Pooler, error};
+use crate::{Backoff, Class, Config, Pooler, error};
 
 /// How long to wait for a server, and how often to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,12 +49,7 @@ pub async fn connect(config: &Config, retry: ConnectRetry) -> Result<PgConnectio
     let options = config.as_sqlx();
     let longest = config.connect_timeout().unwrap_or(retry.attempt);
     let started = Instant::now();
-    let mut pauses = ExponentialBuilder::new()
-        .with_min_delay(retry.min_pause)
-        .with_max_delay(retry.max_pause)
-        .with_jitter()
-        .without_max_times()
-        .build();
+    let mut backoff = Backoff::new(retry.min_pause, retry.max_pause);
 
     let mut attempt = 0;
     loop {
@@ -68,7 +62,7 @@ pub async fn connect(config: &Config, retry: ConnectRetry) -> Result<PgConnectio
             Err(_) => ConnectFailure::TimedOut(limit),
         };
 
-        let pause = pauses.next().unwrap_or(retry.max_pause);
+        let pause = backoff.pause();
         let left = retry.deadline.saturating_sub(started.elapsed());
         if failure.is_final() || left <= pause {
             let waited = started.elapsed();

@@ -69,6 +69,7 @@
 //! |---|---|---|
 //! | `clap` | no | `settings` as flags of the command line |
 
+mod backoff;
 mod class;
 mod companions;
 mod config;
@@ -96,6 +97,7 @@ mod text;
 mod tracker;
 mod tx;
 
+pub use backoff::Backoff;
 pub use class::{Class, Repeat};
 pub use config::{Config, ConfigError};
 pub use conn::Conn;

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-
 use crate::error::AcquirePhase;
-use crate::{AcquireError, Class, Error, Repeat, StatementError};
+use crate::{AcquireError, Backoff, Class, Error, Repeat, StatementError};
 
 /// How often, and after what pauses, a transaction is repeated.
 ///
@@ -118,21 +116,13 @@ impl TxRetry {
 /// The pauses of one piece of work.
 pub(crate) struct Pauses {
     left: u32,
-    lost: ExponentialBackoff,
-    conflict: ExponentialBackoff,
+    lost: Backoff,
+    conflict: Backoff,
 }
 
 impl Pauses {
     pub(crate) fn new(policy: TxRetry) -> Self {
-        let pauses = |first: Duration| {
-            ExponentialBuilder::new()
-                .with_factor(2.0)
-                .with_min_delay(first)
-                .with_max_delay(policy.max_pause)
-                .with_jitter()
-                .without_max_times()
-                .build()
-        };
+        let pauses = |first| Backoff::new(first, policy.max_pause);
         Self { left: policy.retries, lost: pauses(policy.min_pause), conflict: pauses(policy.conflict_pause) }
     }
 
@@ -144,7 +134,7 @@ impl Pauses {
             _ => return None,
         };
         self.left = self.left.checked_sub(1)?;
-        pauses.next()
+        Some(pauses.pause())
     }
 }
 

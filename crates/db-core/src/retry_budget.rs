@@ -1,11 +1,9 @@
 //! One deadline for several steps with retries.
 
 use std::fmt::Display;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-
-use crate::{Config, ConnectError, ConnectRetry};
+use crate::{Backoff, Config, ConnectError, ConnectRetry};
 
 /// The time that several steps with retries share: the deadline of a [`ConnectRetry`], counted from [`RetryBudget::new`].
 ///
@@ -14,7 +12,7 @@ use crate::{Config, ConnectError, ConnectRetry};
 pub struct RetryBudget {
     retry: ConnectRetry,
     began: Instant,
-    pauses: ExponentialBackoff,
+    backoff: Backoff,
     /// Of all steps that connect.
     attempts: u32,
 }
@@ -23,7 +21,7 @@ impl RetryBudget {
     /// The deadline of `retry` counts from now.
     #[must_use]
     pub fn new(retry: ConnectRetry) -> Self {
-        Self { retry, began: Instant::now(), pauses: pauses(&retry), attempts: 0 }
+        Self { retry, began: Instant::now(), backoff: backoff(&retry), attempts: 0 }
     }
 
     /// The same retry with the time that is left as its deadline, for a step that retries by itself.
@@ -36,7 +34,7 @@ impl RetryBudget {
     ///
     /// Cancel safe.
     pub async fn pause(&mut self, to: &Config, step: &str, error: &(impl Display + Sync)) -> bool {
-        let pause = self.pauses.next().unwrap_or(self.retry.max_pause);
+        let pause = self.backoff.pause();
         if self.left().deadline <= pause {
             return false;
         }
@@ -55,15 +53,10 @@ impl RetryBudget {
 
     /// The next pause is a short one again: something was reached meanwhile.
     pub fn refresh(&mut self) {
-        self.pauses = pauses(&self.retry);
+        self.backoff = backoff(&self.retry);
     }
 }
 
-fn pauses(retry: &ConnectRetry) -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(retry.min_pause)
-        .with_max_delay(retry.max_pause.max(Duration::from_millis(1)))
-        .with_jitter()
-        .without_max_times()
-        .build()
+fn backoff(retry: &ConnectRetry) -> Backoff {
+    Backoff::new(retry.min_pause, retry.max_pause)
 }

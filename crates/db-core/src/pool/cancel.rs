@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 use tokio::runtime;
@@ -18,18 +17,21 @@ use tokio::time::{sleep_until, timeout};
 
 use super::PING_LIMIT;
 use super::dial::identity;
-use crate::Config;
 use crate::class::{self, Verdict};
 use crate::connect::each_way;
 use crate::error::said;
 use crate::keepalive::with_keepalive;
 use crate::tracker::Session;
+use crate::{Backoff, Config};
 
 /// The answer to a statement takes no longer than this, counted from when it was sent.
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// One attempt at connecting takes no longer than this, unless the address has a `connect_timeout`.
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
+
+/// The first pause between two attempts while somebody waits.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
 
 /// The longest pause between two attempts while somebody waits.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
@@ -348,7 +350,7 @@ struct Task {
     /// When that is looked at.
     looks_at: Option<Instant>,
     /// The pauses after failed attempts, and when the next attempt begins.
-    retries: Option<(ExponentialBackoff, Instant)>,
+    retries: Option<(Backoff, Instant)>,
     /// Whether somebody was told that statements cannot be cancelled.
     in_trouble: bool,
 }
@@ -482,9 +484,12 @@ impl Task {
             Err(error) => {
                 self.is_lost();
                 self.note_trouble(&error, "no connection to cancel statements on");
-                let (mut pauses, _) = self.retries.take().unwrap_or_else(|| (pauses(), Instant::now()));
-                let pause = pauses.next().unwrap_or(MAX_PAUSE);
-                self.retries = Some((pauses, Instant::now() + pause));
+                let mut backoff = self
+                    .retries
+                    .take()
+                    .map_or_else(|| Backoff::new(MIN_PAUSE, MAX_PAUSE), |(backoff, _)| backoff);
+                let pause = backoff.pause();
+                self.retries = Some((backoff, Instant::now() + pause));
                 for request in &mut self.waiting {
                     request.failed = true;
                 }
@@ -547,10 +552,7 @@ impl Task {
 }
 
 /// Connects, and asks for nothing: the statement is then prepared.
-async fn dial(
-    config: &Config,
-    options: PgConnectOptions,
-) -> Result<(PgConnection, Session), sqlx::Error> {
+async fn dial(config: &Config, options: PgConnectOptions) -> Result<(PgConnection, Session), sqlx::Error> {
     let mut connection = each_way(config, options).await?;
     let (session, _) = identity(&mut connection).await?;
     ask(&mut connection, &[]).await?;
@@ -576,16 +578,6 @@ async fn ask(connection: &mut PgConnection, batch: &[Request]) -> Result<Vec<boo
 
 fn timed_out() -> sqlx::Error {
     sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
-}
-
-/// How long to wait between attempts while somebody waits.
-fn pauses() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(Duration::from_millis(10))
-        .with_max_delay(MAX_PAUSE)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 #[cfg(test)]
