@@ -22,7 +22,8 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// By `Accept` (RFC 9110, section 12.5.1).
+    /// By `Accept` (RFC 9110, section 12.5.1). Read here, since the crate for it, `headers-accept` 0.3, takes a weight that it cannot
+    /// read for the highest, and refuses the whole header for one range that is none.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let accept: Vec<&str> =
             headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
