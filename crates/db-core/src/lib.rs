@@ -97,6 +97,7 @@ mod text;
 mod tracker;
 mod tx;
 
+#[doc(hidden)]
 pub use backoff::Backoff;
 pub use class::{Class, Repeat};
 pub use config::{Config, ConfigError};

@@ -153,7 +153,7 @@ impl TlsServer {
 
         db_testkit::until("it is cancelled", async || pool.stats().repairing == 0).await;
         let totals = pool.stats().totals;
-        assert_eq!((totals.cancelled, totals.beyond_repair), (1, 0), "{parameters}: {totals:?}");
+        assert_eq!((totals.cancelled, totals.repair_failed), (1, 0), "{parameters}: {totals:?}");
     }
 
     /// Fails at the first attempt, since another one would meet the same, and says what.
