@@ -82,6 +82,11 @@ impl<'a> Batch<'a> {
         .map_err(Error::database(WHAT))
     }
 
+    /// Whose batch it is, and which.
+    pub(crate) fn source(&self) -> Option<(WriterId, i64)> {
+        self.source
+    }
+
     pub(crate) fn len(&self) -> i64 {
         i64::try_from(self.data.len()).expect("at most MAX_EVENTS")
     }
@@ -99,18 +104,58 @@ fn versions(events: &[NewEvent]) -> Option<Vec<i16>> {
 /// What became of an attempt to append.
 pub(crate) enum Outcome {
     Stored(RangeInclusive<i64>),
+    /// A batch of the same writer and number was there before, and nothing is stored: [`Batch::is_stored`] tells whether that is
+    /// this one.
+    SequenceReused(RangeInclusive<i64>),
     /// Another writer was quicker: the tail has moved on, and nothing is stored. A transaction around the statement may be
     /// lost.
     Raced,
 }
 
 /// How an attempt meets other writers.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Attempt {
     /// As if there were none.
     AtOnce,
     /// One after the other of those that have lost a race.
     InTurn,
+}
+
+/// The statement without what only some attempts need: a text for each attempt costs the server less than a parameter.
+macro_rules! statement {
+    ($turn:literal, $in_turn:literal) => {
+        concat!(
+            "with tail as (
+                 select coalesce(batch.last, 0) as last, coalesce(batch.is_final, false) as is_final
+                 from event_logs
+                 left join lateral (
+                     select last, is_final
+                     from event_log_batches
+                     where log = event_logs.id
+                     order by first desc
+                     limit 1
+                 ) as batch on true
+                 where event_logs.id = $1
+             ), before as (
+                 select first, last from event_log_batches where log = $1 and writer = $9 and sequence = $10
+             )",
+            $turn,
+            ", stored as (
+                 insert into event_log_batches (log, first, last, bytes, types, data, is_final, versions, writer, sequence)
+                 select $1, tail.last + 1, tail.last + $2, $3, $4, $5, $6, $8, $9, $10
+                 from tail
+                 where not tail.is_final and ($7 is null or tail.last = $7) and not exists (select from before)",
+            $in_turn,
+            "    on conflict do nothing
+                 returning first, last
+             )
+             select tail.last, tail.is_final, coalesce(stored.first, before.first), coalesce(stored.last, before.last),
+                 before.first is not null
+             from tail
+             left join stored on true
+             left join before on true"
+        )
+    };
 }
 
 /// Appends a batch after the log's last event, which must be `after` if that is given.
@@ -131,40 +176,16 @@ pub(crate) async fn append<'c>(
     batch: &Batch<'_>,
     attempt: Attempt,
 ) -> Result<Outcome, Error> {
-    let statement = sqlx::query_as::<_, (i64, bool, Option<i64>, Option<i64>, Option<bool>)>(
-        "with tail as (
-             select coalesce(batch.last, 0) as last, coalesce(batch.is_final, false) as is_final
-             from event_logs
-             left join lateral (
-                 select last, is_final
-                 from event_log_batches
-                 where log = event_logs.id
-                 order by first desc
-                 limit 1
-             ) as batch on true
-             where event_logs.id = $1
-         ), before as (
-             select first, last,
-                 types = $4 and data = $5 and is_final = $6 and versions is not distinct from $8 as is_same
-             from event_log_batches
-             where log = $1 and writer = $9 and sequence = $10
-         ), turn as materialized (
-             select pg_advisory_xact_lock('event_log_batches'::regclass::oid::int, hashint8($1)) where $11
-         ), stored as (
-             insert into event_log_batches (log, first, last, bytes, types, data, is_final, versions, writer, sequence)
-             select $1, tail.last + 1, tail.last + $2, $3, $4, $5, $6, $8, $9, $10
-             from tail
-             where not tail.is_final and ($7 is null or tail.last = $7) and not exists (select from before)
-                 and (not $11 or exists (select from turn))
-             on conflict do nothing
-             returning first, last
-         )
-         select tail.last, tail.is_final, coalesce(stored.first, before.first), coalesce(stored.last, before.last),
-             before.is_same
-         from tail
-         left join stored on true
-         left join before on true",
-    )
+    let text = match attempt {
+        Attempt::AtOnce => statement!("", ""),
+        Attempt::InTurn => statement!(
+            ", turn as materialized (
+                 select pg_advisory_xact_lock('event_log_batches'::regclass::oid::int, hashint8($1))
+             )",
+            " and exists (select from turn)"
+        ),
+    };
+    let statement = sqlx::query_as::<_, (i64, bool, Option<i64>, Option<i64>, bool)>(text)
     .bind(log.0)
     .bind(batch.len())
     .bind(i32::try_from(batch.bytes).expect("at most MAX_BYTES"))
@@ -175,7 +196,6 @@ pub(crate) async fn append<'c>(
     .bind(&batch.versions)
     .bind(batch.source.map(|(WriterId(writer), _)| writer))
     .bind(batch.source.map(|(_, sequence)| sequence))
-    .bind(attempt == Attempt::InTurn)
     .fetch_optional(executor);
 
     let row = match timeout(STATEMENT_LIMIT, statement).await {
@@ -194,11 +214,8 @@ pub(crate) async fn append<'c>(
     };
     match row {
         None => Err(Error::UnknownLog(log)),
-        Some((_, _, Some(first), _, Some(false))) => {
-            let (writer, sequence) = batch.source.unwrap_or((WriterId(0), 0));
-            Err(Error::SequenceReused { log, writer, sequence, first })
-        }
-        Some((_, _, Some(first), Some(last), _)) => Ok(Outcome::Stored(first..=last)),
+        Some((_, _, Some(first), Some(last), false)) => Ok(Outcome::Stored(first..=last)),
+        Some((_, _, Some(first), Some(last), true)) => Ok(Outcome::SequenceReused(first..=last)),
         Some((last, true, ..)) => Err(Error::Finished { log, last }),
         Some((last, false, ..)) => match after {
             Some(expected) if expected != last => Err(Error::Conflict { log, expected, last }),

@@ -293,6 +293,14 @@ impl EventLogs {
                     self.wake(log);
                     return Ok(ids);
                 }
+                Ok(Outcome::SequenceReused(ids)) => {
+                    let is_same = batch.is_stored(&mut conn, log, ids.start() - 1).await?;
+                    if let (false, Some((writer, sequence))) = (is_same, batch.source()) {
+                        return Err(Error::SequenceReused { log, writer, sequence, first: *ids.start() });
+                    }
+                    self.wake(log);
+                    return Ok(ids);
+                }
                 Err(error) => {
                     // It may be stored, and then somebody waits for it.
                     if error.is_ambiguous() {

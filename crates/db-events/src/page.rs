@@ -17,7 +17,7 @@ pub(crate) const PAGE_BYTES: i64 = 1 << 20;
 /// How many batches a page looks at.
 const PAGE_BATCHES: i32 = 1000;
 /// About what an event takes in a reader's memory if it has no text: its fields, and some of what it was decoded from.
-const LEAST: i64 = 128;
+const LEAST: i32 = 128;
 
 /// Reading, in errors.
 pub(crate) const WHAT: &str = "read an event log";
@@ -175,7 +175,7 @@ struct Row {
     bytes: i32,
     /// How many events of the batch come before those that are here.
     skipped: i32,
-    cost: i64,
+    cost: i32,
     /// What a batch holds that has events after the cursor.
     types: Option<Vec<String>>,
     data: Option<Vec<String>>,
@@ -224,6 +224,8 @@ impl Page {
     /// `(log, first)`, of which it expects a ninth of the table, while of a log that it does not know it expects next to nothing,
     /// and then reads and sorts all that the log has.
     ///
+    /// What a batch counts for is an `int`: a sum of `bigint` is `numeric`, which takes a page of many batches half as long again.
+    ///
     /// Of a batch that is larger than two pages, only a part is sent. The batch that holds the cursor comes along without its data, or else
     /// nobody could tell whether what follows continues what was seen.
     pub(crate) async fn read(pool: &Pool, log: LogId, wanted: Wanted<'_>) -> Result<Self, Error> {
@@ -239,7 +241,7 @@ impl Page {
                  select *, sum(cost) over (order by log, first rows unbounded preceding) - cost as before
                  from (
                      select *,
-                         case when last > $2 then greatest(bytes, (last - first + 1) * $7) else 0 end as cost
+                         case when last > $2 then greatest(bytes, (least(last - first, 1000000) + 1)::int * $7) else 0 end as cost
                      from event_log_batches
                      where (log, first) >= (
                              (select $1),
@@ -288,7 +290,7 @@ impl Page {
     fn of(rows: Vec<Row>, Wanted { after, until, kinds, bytes }: Wanted<'_>) -> Self {
         let (mut cost, mut batches, mut count) = (0, 0, 0);
         for row in rows.iter().filter(|row| row.last > after) {
-            cost += row.cost;
+            cost += i64::from(row.cost);
             batches += 1;
             count += row.data.as_ref().map_or(0, Vec::len);
         }

@@ -95,7 +95,8 @@ impl Writer {
                     tx.commit().await?;
                     return Ok(());
                 }
-                Outcome::Raced => tx.rollback().await?,
+                // The writer's batches have no number.
+                Outcome::Raced | Outcome::SequenceReused(_) => tx.rollback().await?,
             }
         }
     }
