@@ -68,6 +68,9 @@ enum Topic {
     Tx {
         #[command(flatten)]
         options: Options,
+        /// Only this one, such as `tx.ours`, and no ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
     },
     /// The API pool's latency while the backend pool is full and 200 callers wait for it, beside the same while it is idle.
     Isolation {
@@ -173,8 +176,8 @@ fn act() -> anyhow::Result<ExitCode> {
             let report = fairness::measure(&workers()?, options.rounds(5))?;
             (options, report)
         }
-        Topic::Tx { options } => {
-            let report = tx::measure(&workers()?, options.rounds(9))?;
+        Topic::Tx { options, arms } => {
+            let report = tx::measure(&workers()?, options.rounds(9), &arms)?;
             (options, report)
         }
         Topic::Isolation { options } => {

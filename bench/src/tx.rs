@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use crate::load::{Load, Work};
 use crate::peers::{Deadpool, Ours, PgPool, Test, Update};
 use crate::report::Report;
-use crate::rounds::{Arm, interleave};
+use crate::rounds::{Arm, interleave, narrow};
 use crate::server::Database;
 
 const CONNECTIONS: u32 = 10;
@@ -20,12 +20,13 @@ const TASKS: u32 = CONNECTIONS;
 /// In the first tenths of a second after others had their turn, everybody is slower.
 const SLICE: Duration = Duration::from_secs(1);
 
-pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report> {
+/// Of some arms alone, if they are named, there are no rows.
+pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyhow::Result<Report> {
     Database::with(runtime, |database| {
         let url = database.url();
         runtime.block_on(make_rows(database))?;
         let _inside = runtime.enter();
-        let arms = [
+        let mut arms = vec![
             arm(runtime, "tx.deadpool", Update(Deadpool::new(url, usize::try_from(CONNECTIONS)?)?)),
             arm(runtime, "tx.ours", Update(Ours::new(&database.config()?, CONNECTIONS))),
             arm(
@@ -35,12 +36,16 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report
             ),
         ];
 
+        let what = database.what().to_owned();
+        if narrow(&mut arms, only)? {
+            return Ok(interleave(&arms, rounds)?.report(what, Vec::new()));
+        }
         let measured = interleave(&arms, rounds)?;
         let rows = vec![
             measured.rates("tx.vs_pgpool", "tx.ours", "tx.pgpool"),
             measured.rates("tx.vs_deadpool", "tx.ours", "tx.deadpool"),
         ];
-        Ok(measured.report(database.what().to_owned(), rows))
+        Ok(measured.report(what, rows))
     })
 }
 

@@ -186,17 +186,17 @@ pub(crate) async fn append<'c>(
         ),
     };
     let statement = sqlx::query_as::<_, (i64, bool, Option<i64>, Option<i64>, bool)>(text)
-    .bind(log.0)
-    .bind(batch.len())
-    .bind(i32::try_from(batch.bytes).expect("at most MAX_BYTES"))
-    .bind(&batch.types)
-    .bind(&batch.data)
-    .bind(batch.finishes)
-    .bind(after)
-    .bind(&batch.versions)
-    .bind(batch.source.map(|(WriterId(writer), _)| writer))
-    .bind(batch.source.map(|(_, sequence)| sequence))
-    .fetch_optional(executor);
+        .bind(log.0)
+        .bind(batch.len())
+        .bind(i32::try_from(batch.bytes).expect("at most MAX_BYTES"))
+        .bind(&batch.types)
+        .bind(&batch.data)
+        .bind(batch.finishes)
+        .bind(after)
+        .bind(&batch.versions)
+        .bind(batch.source.map(|(WriterId(writer), _)| writer))
+        .bind(batch.source.map(|(_, sequence)| sequence))
+        .fetch_optional(executor);
 
     let row = match timeout(STATEMENT_LIMIT, statement).await {
         Err(_) => {
