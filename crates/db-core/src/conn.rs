@@ -77,11 +77,11 @@ impl Conn {
     }
 
     /// Notes that there was something to do before it could be handed out, for one statement if that is told.
-    pub(crate) fn is_taken_now(&mut self, statement: Option<&SqlStr>) {
+    pub(crate) fn start_checkout(&mut self, statement: Option<&SqlStr>) {
         self.taken = Instant::now();
         self.once = statement.is_some();
         if let Some(sql) = statement.filter(|_| self.inner.tracks()) {
-            self.live().session.runs(sql, self.taken);
+            self.live().session.statement_started(sql, self.taken);
         }
     }
 
@@ -256,10 +256,7 @@ impl Conn {
 
     /// Marks the error of a session that may not write on its server's decision.
     fn explained(&self, error: sqlx::Error) -> sqlx::Error {
-        if Class::of(&error) == Class::ReadOnly
-            && self.live().role != Role::ByChoice
-            && !self.state.reads_only
-        {
+        if Class::of(&error) == Class::ReadOnly && !self.state.reads_only {
             NotWritable::mark(error)
         } else {
             error
@@ -316,7 +313,7 @@ impl Conn {
         match rested.await {
             Ok(Ok((rest, _))) if rest.cancel == Cancel::Unanswered => {
                 // The request may be carried out whenever the session does something, so that is to do nothing more.
-                self.state.is_lost();
+                self.state.mark_lost();
                 let what =
                     "a request to cancel the statement before was not answered, and might hit this one";
                 Err(sqlx::Error::Protocol(what.to_owned()))
@@ -335,7 +332,7 @@ impl Conn {
                 if live.cut_off < CUT_OFF { Ok(()) } else { self.forget_statements(limit).await }
             }
             Ok(Err(error)) => {
-                self.state.is_lost();
+                self.state.mark_lost();
                 Err(error)
             }
             Err(_) => Err(self.expired(limit).into()),
@@ -385,11 +382,11 @@ impl Conn {
                 Ok(standing)
             }
             Ok(Ok(None)) => {
-                self.state.falls_out_of_step();
+                self.state.mark_out_of_step();
                 Err(self.not_sent(Found::OutOfStep))
             }
             Ok(Err(error)) => {
-                self.state.is_lost();
+                self.state.mark_lost();
                 Err(error)
             }
             Err(_) => Err(self.expired(limit).into()),
@@ -420,7 +417,7 @@ impl Conn {
         let trip = Trip::begin(if self.once { self.taken } else { Instant::now() });
         self.state.begin(flight);
         if self.inner.tracks() && !self.once {
-            self.live().session.runs(sql, trip.started);
+            self.live().session.statement_started(sql, trip.started);
         }
         trip
     }
@@ -433,11 +430,11 @@ impl Conn {
             self.state.reads_only = true;
         }
         self.state.end(error);
-        if !self.state.has_lost() {
+        if !self.state.is_lost() {
             self.live_mut().last_seen = now;
         }
         if self.inner.tracks() && !self.once {
-            self.live().session.rests();
+            self.live().session.statement_finished();
         }
         trip.log(now, &self.inner.options, self.asker.at, sql.as_str(), error);
     }
@@ -526,7 +523,7 @@ impl Conn {
     /// Notes that the driver knows a type by a number that is another's now, or nobody's, which nothing but a new connection
     /// makes it forget. Others that are as old know it as well.
     fn has_stale_types(&mut self) {
-        self.state.becomes_useless();
+        self.state.mark_useless();
         if self.state.transaction != Transaction::None {
             // As with a stale plan, the next run finds the new type.
             self.state.failure = Some(Verdict::conflict());
@@ -681,11 +678,11 @@ impl Drop for Conn {
             );
         }
         let mut state = std::mem::take(&mut self.state);
-        if state.in_flight().is_none() && !state.has_lost() {
+        if state.in_flight().is_none() && !state.is_lost() {
             // There is no doubt about anything.
             state.doubt.forget();
         }
-        if state.has_lost() {
+        if state.is_lost() {
             self.inner.discard(live, returned.as_ref(), state);
         } else if state.is_clean() && !self.inner.always_resets() {
             self.inner.give_back(live, returned.as_ref(), Some(now));

@@ -72,11 +72,11 @@ impl State {
             && self.transaction == Transaction::None
     }
 
-    pub(crate) fn has_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.link == Link::Lost
     }
 
-    pub(crate) fn is_lost(&mut self) {
+    pub(crate) fn mark_lost(&mut self) {
         self.link = Link::Lost;
     }
 
@@ -86,7 +86,7 @@ impl State {
     }
 
     /// Notes that nobody else is to have the connection, though it works.
-    pub(crate) fn becomes_useless(&mut self) {
+    pub(crate) fn mark_useless(&mut self) {
         self.link = self.link.max(Link::Closed);
     }
 
@@ -141,9 +141,9 @@ impl State {
     }
 
     /// Notes that its answers belong to other questions: nothing more is sent, and nobody else is to have it.
-    pub(crate) fn falls_out_of_step(&mut self) {
+    pub(crate) fn mark_out_of_step(&mut self) {
         self.in_flight = Some(Flight::OutOfStep);
-        self.becomes_useless();
+        self.mark_useless();
     }
 
     pub(crate) fn begin(&mut self, flight: Flight) {

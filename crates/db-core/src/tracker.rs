@@ -133,20 +133,20 @@ impl Session {
     }
 
     /// Notes that a statement begins.
-    pub(crate) fn runs(&self, sql: &SqlStr, since: Instant) {
+    pub(crate) fn statement_started(&self, sql: &SqlStr, since: Instant) {
         if let Some(loan) = &mut *self.loan() {
             loan.statement = Some((sql.clone(), since));
         }
     }
 
     /// Notes that the statement is over.
-    pub(crate) fn rests(&self) {
+    pub(crate) fn statement_finished(&self) {
         if let Some(loan) = &mut *self.loan() {
             loan.statement = None;
         }
     }
 
-    pub(crate) fn in_transaction(&self, is: bool) {
+    pub(crate) fn set_in_transaction(&self, is: bool) {
         if let Some(loan) = &mut *self.loan() {
             loan.in_transaction = is;
         }
@@ -157,8 +157,8 @@ impl Session {
         self.loan().as_ref().filter(|loan| loan.task == task).map(|loan| loan.asker.at)
     }
 
-    /// Marks a loan that has just become too long, and says so once.
-    pub(crate) fn leaks(&self, now: Instant) -> bool {
+    /// Flags a loan that has become too long. True the first time.
+    pub(crate) fn flag_leak(&self, now: Instant) -> bool {
         match &mut *self.loan() {
             Some(loan) if !loan.leaked && now.duration_since(loan.since) > loan.asker.leak_after => {
                 loan.leaked = true;

@@ -73,7 +73,7 @@ impl Tx {
         conn.state.doubt.forget();
         conn.state.reads_only |= options.read_only;
         conn.state.ends = Ends::after(timeout);
-        conn.live().session.in_transaction(true);
+        conn.live().session.set_in_transaction(true);
         let mut tx = Self {
             conn,
             savepoints: Vec::new(),
@@ -269,7 +269,7 @@ impl Tx {
 
     /// Whether rolling back would have to wait for a statement that was cut off, or has no link to do it on.
     pub(crate) fn is_cut_off(&self) -> bool {
-        self.conn.state.in_flight().is_some() || self.conn.state.has_lost()
+        self.conn.state.in_flight().is_some() || self.conn.state.is_lost()
     }
 
     /// When it has to be done.
@@ -286,7 +286,7 @@ impl Tx {
         let state = &mut self.conn.state;
         state.transaction = Transaction::None;
         state.ends = None;
-        self.conn.live().session.in_transaction(false);
+        self.conn.live().session.set_in_transaction(false);
     }
 
     /// Finds out whether the transaction is aborted, where we did not see every statement: the server answers the commit

@@ -125,7 +125,7 @@ async fn persevere(
         };
         let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
         if conn.put_right(standard, left).await {
-            conn.is_taken_now(statement);
+            conn.start_checkout(statement);
             return Ok(conn);
         }
         drop(conn);
@@ -160,7 +160,7 @@ impl Conn {
         };
         let (live, state) = self.parts();
         if live.types != types {
-            state.becomes_useless();
+            state.mark_useless();
             return false;
         }
         let asks_role = live.generation < roles;
@@ -180,7 +180,7 @@ impl Conn {
             Ok(Ok(role)) => {
                 state.end(None);
                 if role == Role::Withdrawn && live.role == Role::Writes {
-                    state.becomes_useless();
+                    state.mark_useless();
                     return false;
                 }
                 live.role = role;
@@ -192,7 +192,7 @@ impl Conn {
             // It was the caller's time that was up: still in flight, the connection goes to repair.
             Err(_) if limit == left => false,
             _ => {
-                state.is_lost();
+                state.mark_lost();
                 false
             }
         }

@@ -70,7 +70,7 @@ fn tend_idle(inner: &Arc<Inner>, now: Instant) {
 fn name_leaks(inner: &Inner, now: Instant) {
     let sessions: Vec<_> = inner.core().sessions().collect();
     for session in sessions {
-        if session.leaks(now) {
+        if session.flag_leak(now) {
             inner.core().totals.leaked += 1;
             if let Some(holder) = session.holder(now) {
                 let stack = holder.stack.as_ref().map(tracing::field::display);

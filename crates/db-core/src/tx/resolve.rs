@@ -38,7 +38,7 @@ pub(super) async fn outcome(mut conn: Conn, number: Option<&str>) -> Outcome {
     let (inner, asker) = (Arc::clone(conn.inner()), conn.asker());
     let session = Arc::clone(&conn.live().session);
     // It may hold the only place in the pool; and it must never come back to it, since its session may be ended now.
-    conn.state.is_lost();
+    conn.state.mark_lost();
     drop(conn);
     let ask = ask(&inner, asker, &session, number);
     timeout_at(Instant::now() + LIMIT, ask).await.unwrap_or(Outcome::Unknown)
