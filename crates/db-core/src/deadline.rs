@@ -1,12 +1,13 @@
 //! Waits that were too long.
 
 use std::fmt;
-use std::panic::Location;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::time::{Timeout, timeout_at};
+
+use crate::CallSite;
 
 /// Awaits something until then; `None` when it was not done. Under load most answers are there at the first look, and need
 /// no timer.
@@ -96,7 +97,7 @@ impl Ends {
 #[derive(Debug)]
 pub struct DeadlineError {
     pool: String,
-    at: &'static Location<'static>,
+    at: CallSite,
     after: Duration,
     late: Late,
 }
@@ -111,12 +112,12 @@ enum Late {
 }
 
 impl DeadlineError {
-    pub(crate) fn new(pool: &str, at: &'static Location<'static>, limit: Limited) -> Self {
+    pub(crate) fn new(pool: &str, at: CallSite, limit: Limited) -> Self {
         let late = if limit.transaction { Late::Transaction } else { Late::Statement };
         Self { pool: pool.to_owned(), at, after: limit.after, late }
     }
 
-    pub(crate) fn of_cut_off(pool: &str, at: &'static Location<'static>, after: Duration) -> Self {
+    pub(crate) fn of_cut_off(pool: &str, at: CallSite, after: Duration) -> Self {
         Self { pool: pool.to_owned(), at, after, late: Late::CutOff }
     }
 
@@ -159,7 +160,7 @@ impl fmt::Display for DeadlineError {
                  and the transaction has failed with it"
             )?,
         }
-        write!(f, " (connection asked for at {}:{})", at.file(), at.line())
+        write!(f, " (connection asked for at {at})")
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::panic::Location;
 use std::time::Duration;
 
 use crate::class::{Repeat, Verdict};
-use crate::{Class, ConfigError, ConnectError, DeadlineError, Holder, LentError, PoolerError, Stats};
+use crate::{
+    CallSite, Class, ConfigError, ConnectError, DeadlineError, Holder, LentError, PoolerError, Stats,
+};
 
 /// Anything that can go wrong between a service and its database.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +40,8 @@ pub enum Error {
     /// A statement was not sent, since it would do harm behind a pooler.
     #[error(transparent)]
     Pooler(#[from] PoolerError),
-    /// A statement, or a commit, was not sent, since the session did not come back from [`as_sqlx`](crate::Conn::as_sqlx) as it
-    /// was.
+    /// A statement, or a commit, was not sent, since the session did not come back from [`as_sqlx`](crate::Session::as_sqlx) as
+    /// it was, or a [`COPY`](crate::Session::copy_in) on it did not come to its end.
     #[error(transparent)]
     Lent(#[from] LentError),
 }
@@ -258,9 +259,9 @@ pub(crate) struct Explained {
     pub(crate) phase: AcquirePhase,
     pub(crate) waited: Duration,
     pub(crate) stats: Stats,
-    pub(crate) at: &'static Location<'static>,
+    pub(crate) at: CallSite,
     pub(crate) oldest: Option<Holder>,
-    pub(crate) own: Option<&'static Location<'static>>,
+    pub(crate) own: Option<CallSite>,
     pub(crate) last_failure: Option<(String, Duration)>,
     pub(crate) turn: Duration,
 }
@@ -318,7 +319,7 @@ impl AcquireError {
 
     /// Where the task that waited had itself taken a connection of the same pool, if it holds one.
     #[must_use]
-    pub fn holds_one_taken_at(&self) -> Option<&'static Location<'static>> {
+    pub fn holds_one_taken_at(&self) -> Option<CallSite> {
         self.0.own
     }
 
@@ -369,7 +370,7 @@ impl fmt::Display for AcquireError {
                 "pool `{pool}`: turned away at once, {in_use} of {max} in use and {waiting} waiting, which is as many as may"
             ),
             AcquirePhase::Closed => {
-                return write!(f, "pool `{pool}` is closed (asked for at {}:{})", at.file(), at.line());
+                return write!(f, "pool `{pool}` is closed (asked for at {at})");
             }
         }?;
         if let Some((failure, ago)) = last_failure {
@@ -379,9 +380,9 @@ impl fmt::Display for AcquireError {
             write!(f, "; held for longest: {oldest}")?;
         }
         if let Some(own) = own {
-            write!(f, "; this task holds one itself, taken at {}:{}", own.file(), own.line())?;
+            write!(f, "; this task holds one itself, taken at {own}")?;
         }
-        write!(f, " (asked for at {}:{})", at.file(), at.line())
+        write!(f, " (asked for at {at})")
     }
 }
 
@@ -405,7 +406,7 @@ mod tests {
             phase: AcquirePhase::Queue,
             waited: Duration::from_secs(5),
             stats: Stats { in_use: 10, max: 10, waiting: 3, ..Stats::default() },
-            at: Location::caller(),
+            at: CallSite::caller(),
             oldest: None,
             own: None,
             last_failure: None,

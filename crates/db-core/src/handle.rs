@@ -4,19 +4,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_stream::try_stream;
-use futures_util::TryStreamExt;
-use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
-use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
+use sqlx::SqlStr;
 
 use crate::deadline::within;
 use crate::encryption::Keyring;
 use crate::retry::{Classify, Pauses};
-use crate::text::Text;
-use crate::tracker::Asker;
-use crate::{AcquireError, Attempt, Class, Conn, Error, Pool, Tx, TxOptions, TxRetry};
+use crate::tracker::{Asker, CallSite};
+use crate::{AcquireError, Class, Conn, Error, Pool, Tx, TxOptions, TxRetry};
 
 /// A pool, seen from one line of the program.
 ///
@@ -31,6 +25,20 @@ pub struct Handle {
 impl Handle {
     pub(crate) fn new(pool: Pool, asker: Asker) -> Self {
         Self { pool, asker }
+    }
+
+    /// One that belongs to no line: a trait's method cannot know who calls it.
+    pub(crate) fn of(pool: &Pool) -> Self {
+        let asker = Asker { at: CallSite::unknown(), leak_after: pool.leak_after() };
+        Self { pool: pool.clone(), asker }
+    }
+
+    /// Takes a connection for one statement, which is to be sent at once.
+    pub(crate) fn acquire_for(
+        self,
+        statement: &SqlStr,
+    ) -> impl Future<Output = Result<Conn, AcquireError>> + Send {
+        self.pool.acquire_for(self.asker, statement)
     }
 
     /// The pool behind the handle.
@@ -53,7 +61,7 @@ impl Handle {
         self
     }
 
-    /// Takes a connection, waiting at most for the pool's acquire time-out.
+    /// Takes a connection, waiting at most for the pool's acquire time-out. The future borrows nothing, so it may be spawned.
     ///
     /// Cancel safe: dropping the future gives up the place in the queue, and a connection that was already on its way goes
     /// to the next.
@@ -62,8 +70,8 @@ impl Handle {
     ///
     /// [`AcquireError`] says what was waited for and how long, how full the pool is, who holds a connection for longest, and
     /// why none could be made.
-    pub async fn acquire(&self) -> Result<Conn, AcquireError> {
-        self.pool.acquire(self.asker).await
+    pub fn acquire(&self) -> impl Future<Output = Result<Conn, AcquireError>> + Send + use<> {
+        self.pool.acquire(self.asker)
     }
 
     /// Takes a connection and begins a transaction on it. [`Handle::tx`] is shorter and cannot forget the end.
@@ -73,8 +81,8 @@ impl Handle {
     /// # Errors
     ///
     /// [`Error::Acquire`], or [`Error::Statement`] when `BEGIN` fails.
-    pub async fn begin(&self) -> Result<Tx, Error> {
-        self.begin_with(TxOptions::default()).await
+    pub fn begin(&self) -> impl Future<Output = Result<Tx, Error>> + Send + use<> {
+        self.begin_with(TxOptions::default())
     }
 
     /// Takes a connection and begins a transaction of a certain kind on it.
@@ -84,8 +92,9 @@ impl Handle {
     /// # Errors
     ///
     /// [`Error::Acquire`], or [`Error::Statement`] when `BEGIN` or a [local setting](TxOptions::set) fails.
-    pub async fn begin_with(&self, options: TxOptions) -> Result<Tx, Error> {
-        self.acquire().await?.begin_with(options).await
+    pub fn begin_with(&self, options: TxOptions) -> impl Future<Output = Result<Tx, Error>> + Send + use<> {
+        let acquired = self.acquire();
+        async move { acquired.await?.begin_with(options).await }
     }
 
     /// Runs `work` in a transaction: committed when it returns `Ok`, rolled back when it returns `Err`, panics, takes longer
@@ -127,8 +136,8 @@ impl Handle {
     /// was sent. Once it was sent, it is repeated only when it is known to have been rolled back, as
     /// [`TxOptions::resolve_commit`] finds out.
     ///
-    /// `work` may therefore run several times, and what it does outside of the transaction happens several times. It returns
-    /// a boxed future, which may borrow from its surroundings:
+    /// What `work` returns may therefore run several times, and what it does outside of the transaction happens several times.
+    /// `work` is called for each time, and may borrow from its surroundings:
     ///
     /// ```no_run
     /// # async fn run(pool: db_core::Pool, words: Vec<String>) -> Result<(), db_core::Error> {
@@ -136,14 +145,16 @@ impl Handle {
     ///
     /// let words = &words;
     /// pool.handle()
-    ///     .tx_retry(TxOptions::default().isolation(Isolation::Serializable), TxRetry::default(), |mut tx| {
-    ///         Box::pin(async move {
+    ///     .tx_retry(
+    ///         TxOptions::default().isolation(Isolation::Serializable),
+    ///         TxRetry::default(),
+    ///         || async move |tx| {
     ///             for word in words {
     ///                 sqlx::query("insert into word values ($1)").bind(word).execute(&mut *tx).await?;
     ///             }
     ///             Ok::<_, db_core::Error>(())
-    ///         })
-    ///     })
+    ///         },
+    ///     )
     ///     .await?;
     /// # Ok(())
     /// # }
@@ -152,19 +163,15 @@ impl Handle {
     /// # Errors
     ///
     /// That of the last time, as [`Handle::tx`].
-    pub async fn tx_retry<'env, T, E, F>(
-        self,
-        options: TxOptions,
-        policy: TxRetry,
-        mut work: F,
-    ) -> Result<T, E>
+    pub async fn tx_retry<T, E, F, W>(self, options: TxOptions, policy: TxRetry, mut work: F) -> Result<T, E>
     where
-        F: for<'t> FnMut(Attempt<'t, 'env>) -> BoxFuture<'t, Result<T, E>>,
+        F: FnMut() -> W,
+        W: AsyncFnOnce(&mut Tx) -> Result<T, E>,
         E: From<Error>,
     {
         let mut pauses = Pauses::new(policy);
         loop {
-            let (error, class) = match self.attempt(&options, &mut work).await {
+            let (error, class) = match self.attempt(&options, work()).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
@@ -175,9 +182,9 @@ impl Handle {
     }
 
     /// Runs the transaction once. Says of an error whether, and for what reason, it may be run again.
-    async fn attempt<'env, T, E, F>(&self, options: &TxOptions, work: &mut F) -> Result<T, (E, Option<Class>)>
+    async fn attempt<T, E, W>(&self, options: &TxOptions, work: W) -> Result<T, (E, Option<Class>)>
     where
-        F: for<'t> FnMut(Attempt<'t, 'env>) -> BoxFuture<'t, Result<T, E>>,
+        W: AsyncFnOnce(&mut Tx) -> Result<T, E>,
         E: From<Error>,
     {
         // Nothing was done before, so everything that may mend itself may be repeated.
@@ -187,8 +194,7 @@ impl Handle {
         };
         let mut tx = self.begin_with(options.clone()).await.map_err(ours)?;
         let ends = tx.ends();
-        let attempt = work(Attempt::new(&mut tx));
-        let Some(result) = within(ends, attempt).await else {
+        let Some(result) = within(ends, pin!(work(&mut tx))).await else {
             return Err((Error::from(tx.not_done()).into(), None));
         };
         // The transaction knows what it met; the error of `work` may be anything.
@@ -230,70 +236,5 @@ async fn roll_back(tx: Tx) {
     if let Err(error) = tx.rollback().await {
         // The link is lost, and the server rolls back by itself.
         tracing::debug!(%error, "roll back after an error failed");
-    }
-}
-
-impl<'c> Executor<'c> for Handle {
-    type Database = Postgres;
-
-    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let mut text = Text::of(query);
-        Box::pin(async move {
-            let mut conn = self.pool.acquire_for(self.asker, text.sql_str()).await?;
-            conn.count(&mut text).await
-        })
-    }
-
-    fn fetch_many<'e, 'q: 'e, E>(
-        self,
-        query: E,
-    ) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let text = Text::of(query);
-        Box::pin(try_stream! {
-            let mut conn = self.acquire().await?;
-            let mut results = conn.many(text);
-            while let Some(result) = results.try_next().await? {
-                yield result;
-            }
-        })
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let mut text = Text::of(query);
-        Box::pin(async move {
-            let mut conn = self.pool.acquire_for(self.asker, text.sql_str()).await?;
-            conn.optional(&mut text).await
-        })
-    }
-
-    fn prepare_with<'e>(
-        self,
-        sql: SqlStr,
-        parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        Box::pin(async move { self.acquire().await?.prepare_with(sql, parameters).await })
-    }
-
-    #[doc(hidden)]
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        Box::pin(async move { self.acquire().await?.describe(sql).await })
     }
 }

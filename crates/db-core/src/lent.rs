@@ -1,15 +1,15 @@
-//! What may be wrong with a session that was lent as sqlx's own.
+//! What may be wrong with a session that was lent as sqlx's own, or on which a `COPY` did not end.
 
 use std::fmt;
-use std::panic::Location;
 
-use crate::{Class, Repeat};
+use crate::{CallSite, Class, Repeat};
 
-/// A statement was not sent: its session was lent by [`as_sqlx`](crate::Conn::as_sqlx), and did not come back as it was.
+/// A statement was not sent: its session was lent by [`as_sqlx`](crate::Session::as_sqlx), and did not come back as it was, or a
+/// [`COPY`](crate::Session::copy_in) on it did not come to its end.
 #[derive(Debug)]
 pub struct LentError {
     pool: String,
-    at: &'static Location<'static>,
+    at: CallSite,
     found: Found,
 }
 
@@ -22,10 +22,12 @@ pub(crate) enum Found {
     Open,
     /// Without the transaction that it was lent in.
     Ended,
+    /// Not lent, but closed, since a COPY on it did not come to its end.
+    CutCopy,
 }
 
 impl LentError {
-    pub(crate) fn new(pool: &str, at: &'static Location<'static>, found: Found) -> Self {
+    pub(crate) fn new(pool: &str, at: CallSite, found: Found) -> Self {
         Self { pool: pool.to_owned(), at, found }
     }
 
@@ -45,14 +47,14 @@ impl LentError {
     pub(crate) fn repeat(&self) -> Repeat {
         match self.found {
             // The statement was not done, but what was done through `as_sqlx` may have been.
-            Found::OutOfStep => Repeat::IfHarmless,
+            Found::OutOfStep | Found::CutCopy => Repeat::IfHarmless,
             Found::Open | Found::Ended => Repeat::Never,
         }
     }
 
     pub(crate) fn class(&self) -> Class {
         match self.found {
-            Found::OutOfStep => Class::Lost,
+            Found::OutOfStep | Found::CutCopy => Class::Lost,
             Found::Open | Found::Ended => Class::Other,
         }
     }
@@ -68,13 +70,9 @@ impl fmt::Display for LentError {
             }
             Found::Open => "a transaction that was begun through `as_sqlx` is still open",
             Found::Ended => "the transaction was ended through `as_sqlx`",
+            Found::CutCopy => "a COPY on the session did not come to its end, and the connection was closed",
         };
-        write!(
-            f,
-            "pool `{pool}`: the statement was not sent: {found} (connection asked for at {}:{})",
-            at.file(),
-            at.line()
-        )
+        write!(f, "pool `{pool}`: the statement was not sent: {found} (connection asked for at {at})")
     }
 }
 
@@ -84,7 +82,7 @@ impl From<LentError> for sqlx::Error {
     /// sqlx's `Executor` can only fail with sqlx's error; [`Error`](crate::Error) finds ours again inside.
     fn from(error: LentError) -> Self {
         match error.found {
-            Found::OutOfStep => Self::Io(std::io::Error::other(error)),
+            Found::OutOfStep | Found::CutCopy => Self::Io(std::io::Error::other(error)),
             // Not one of the network's, which would be worth another try.
             Found::Open | Found::Ended => Self::Configuration(Box::new(error)),
         }

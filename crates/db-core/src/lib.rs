@@ -4,6 +4,7 @@
 //! * [`connect`] waits for a server that is not there yet and fails at once on what waiting cannot mend.
 //! * [`Pool`] hands out [`Conn`]s and [`Tx`]s. [`Pool::handle`] is a cheap [`Handle`] that remembers the line it was
 //!   made on; handles, `&mut Conn` and `&mut Tx` are sqlx executors, so `query!(…).fetch_one(db.api())` just works.
+//! * [`Session`] is what a function takes that runs on a [`Conn`], in a [`Tx`] or in a part of one.
 //! * [`Handle::tx`] runs a transaction that cannot forget its end, [`Handle::tx_retry`] one that is repeated where that is
 //!   safe; [`TxOptions`] says of which kind.
 //! * [`Pool::holders`] says who holds what, and an [`AcquireError`] why there was nothing left.
@@ -89,6 +90,7 @@ mod question;
 mod retry;
 mod retry_budget;
 mod role;
+mod session;
 pub mod settings;
 mod sql;
 mod stale;
@@ -112,5 +114,6 @@ pub use pool::{Closed, Limits, Pool, PoolOptions, Reset, Stats, Totals, WarmUpEr
 pub use pooler::{Pooler, PoolerError};
 pub use retry::{Classify, TxRetry};
 pub use retry_budget::RetryBudget;
-pub use tracker::{Holder, Tracking};
-pub use tx::{Attempt, Isolation, Savepoint, Tx, TxOptions};
+pub use session::{CopyIn, Session};
+pub use tracker::{CallSite, Holder, Tracking};
+pub use tx::{Isolation, Savepoint, Tx, TxOptions};

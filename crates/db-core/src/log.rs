@@ -1,13 +1,12 @@
 //! The query log: each statement, how long it took, and how many rows came of it.
 
-use std::panic::Location;
 use std::time::Instant;
 
 use sqlx::Either;
 use sqlx::postgres::{PgQueryResult, PgRow};
 
 use crate::error::said;
-use crate::{PoolOptions, sql};
+use crate::{CallSite, PoolOptions, sql};
 
 /// One statement on its way to the server and back.
 #[derive(Debug)]
@@ -34,7 +33,7 @@ impl Trip {
         &self,
         ended: Instant,
         options: &PoolOptions,
-        at: &'static Location<'static>,
+        at: CallSite,
         sql: &str,
         error: Option<&sqlx::Error>,
     ) {
@@ -45,13 +44,12 @@ impl Trip {
         }
         let Self { rows, affected, .. } = *self;
         let (pool, ms) = (&options.name, took.as_secs_f64() * 1000.0);
-        let (file, line) = (at.file(), at.line());
         let sql = sql::shown(sql);
         let error = error.map(said).map(tracing::field::display);
         if is_slow {
-            tracing::warn!(target: "db_core::statement", pool, ms, rows, affected, error, "slow: {sql} ({file}:{line})");
+            tracing::warn!(target: "db_core::statement", pool, ms, rows, affected, error, "slow: {sql} ({at})");
         } else {
-            tracing::debug!(target: "db_core::statement", pool, ms, rows, affected, error, "{sql} ({file}:{line})");
+            tracing::debug!(target: "db_core::statement", pool, ms, rows, affected, error, "{sql} ({at})");
         }
     }
 }

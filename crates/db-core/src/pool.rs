@@ -1,7 +1,6 @@
 //! Pools, by the work they are for.
 
 use std::ops::Deref;
-use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use sqlx::{Connection, PgPool, SqlStr};
 use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
 
-use crate::tracker::{Asker, Holder};
+use crate::tracker::{Asker, CallSite, Holder};
 use crate::{AcquireError, Config, Conn, Error, Handle};
 
 mod acquire;
@@ -43,6 +42,9 @@ const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// A pool of connections to one database. Cheap to clone; clones are the same pool. It ends with the last of them, of its
 /// handles, and of the connections on loan.
+///
+/// `&Pool` is a sqlx executor that takes a connection for one statement, without a line of the program to name in
+/// [holders](Pool::holders), errors and the log: a [handle](Pool::handle) has one.
 ///
 /// The connections are the pool's own. Those that are idle lie on a stack: the one given back last is taken first, so that
 /// few are kept busy and the rest may close. Callers who find none wait in one line, first come, first served, and a
@@ -106,7 +108,7 @@ impl Pool {
     #[must_use]
     #[track_caller]
     pub fn handle(&self) -> Handle {
-        let asker = Asker { at: Location::caller(), leak_after: self.inner.options.leak_after };
+        let asker = Asker { at: CallSite::caller(), leak_after: self.leak_after() };
         Handle::new(self.clone(), asker)
     }
 
@@ -213,8 +215,15 @@ impl Pool {
         closing::close(&self.inner, deadline).await
     }
 
-    pub(crate) async fn acquire(&self, asker: Asker) -> Result<Conn, AcquireError> {
-        acquire(Arc::clone(&self.inner), asker, None).await
+    pub(crate) fn leak_after(&self) -> Duration {
+        self.inner.options.leak_after
+    }
+
+    pub(crate) fn acquire(
+        &self,
+        asker: Asker,
+    ) -> impl Future<Output = Result<Conn, AcquireError>> + Send + use<> {
+        acquire(Arc::clone(&self.inner), asker, None)
     }
 
     /// The same for one statement, which is to be sent at once, and without a second reference to the pool.

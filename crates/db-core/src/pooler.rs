@@ -1,11 +1,12 @@
 //! What may stand between a service and its server, and what does not get past it.
 
 use std::fmt;
-use std::panic::Location;
 
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor, Row};
+
+use crate::CallSite;
 
 /// What the connections of an address lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,7 +28,7 @@ pub enum Pooler {
     /// * A statement that needs a session of its own is refused: see [`PoolerError`].
     /// * The pooler has to follow prepared statements, as `PgBouncer` does from 1.21 on with `max_prepared_statements` above
     ///   zero. Each pool finds that out by its first connection, and says so where it does not.
-    /// * [`Conn::pid`](crate::Conn::pid) and its like are 0.
+    /// * [`Session::pid`](crate::Session::pid) and its like are 0.
     Transaction,
 }
 
@@ -52,12 +53,12 @@ pub(crate) enum Needs {
 #[derive(Debug, Clone)]
 pub struct PoolerError {
     pool: String,
-    at: &'static Location<'static>,
+    at: CallSite,
     needs: Needs,
 }
 
 impl PoolerError {
-    pub(crate) fn new(pool: &str, at: &'static Location<'static>, needs: Needs) -> Self {
+    pub(crate) fn new(pool: &str, at: CallSite, needs: Needs) -> Self {
         Self { pool: pool.to_owned(), at, needs }
     }
 
@@ -85,9 +86,7 @@ impl fmt::Display for PoolerError {
         write!(
             f,
             "pool `{pool}`: {what} needs a session of its own, and the pooler in front of the server would give it to others \
-             after the transaction: {instead}, or a pool of the direct address (asked for at {}:{})",
-            at.file(),
-            at.line()
+             after the transaction: {instead}, or a pool of the direct address (asked for at {at})"
         )
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct State {
     pub(crate) session_changed: bool,
     /// Statements were sent past us, so nobody knows whether the transaction has failed meanwhile.
     pub(crate) unseen: bool,
-    /// sqlx's own connection was lent.
+    /// sqlx's own connection was lent to code that may do anything with it.
     pub(crate) was_lent: bool,
     /// A text that went through us may have begun a transaction.
     pub(crate) may_be_begun: bool,
@@ -48,6 +48,8 @@ pub(crate) enum Flight {
     /// Nothing of ours: the connection was lent as sqlx's own, and nobody knows what is under way on it. It is asked where it
     /// stands before anything else is sent.
     Lent,
+    /// A `COPY`, whose answers the driver does not count. Unless it comes to its end, nothing more is sent.
+    Copy,
     /// Answers that belong to other questions. Nothing more is sent.
     OutOfStep,
 }
@@ -109,8 +111,6 @@ impl State {
 
     /// Notes that sqlx's own connection is lent. What failed before may be mended by what is done with it.
     pub(crate) fn lend(&mut self) {
-        self.was_lent = true;
-        self.session_changed = true;
         self.unseen = true;
         self.in_flight = Some(Flight::Lent);
         if self.transaction == Transaction::Aborted {

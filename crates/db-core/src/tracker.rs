@@ -31,8 +31,8 @@ pub enum Tracking {
 pub struct Holder {
     /// The process id of its server process, as in `pg_stat_activity`.
     pub pid: i32,
-    /// The line that asked for it.
-    pub at: &'static Location<'static>,
+    /// Where the program asked for it.
+    pub at: CallSite,
     /// How long it has been out.
     pub held: Duration,
     /// Whether a transaction is open on it.
@@ -49,7 +49,7 @@ impl fmt::Display for Holder {
     /// `src/orders.rs:17 for 12.3 s, in a transaction, running for 2.0 s: select …`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { at, held, in_transaction, statement, .. } = self;
-        write!(f, "{}:{} for {:.1} s", at.file(), at.line(), held.as_secs_f64())?;
+        write!(f, "{at} for {:.1} s", held.as_secs_f64())?;
         if *in_transaction {
             write!(f, ", in a transaction")?;
         }
@@ -60,10 +60,42 @@ impl fmt::Display for Holder {
     }
 }
 
+/// Where the program asked for a connection: the line that made the [`Handle`](crate::Handle). `&Pool` as an executor has
+/// none, since a trait's method does not learn who calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallSite(Option<&'static Location<'static>>);
+
+impl CallSite {
+    #[track_caller]
+    pub(crate) fn caller() -> Self {
+        Self(Some(Location::caller()))
+    }
+
+    pub(crate) fn unknown() -> Self {
+        Self(None)
+    }
+
+    /// The line, if it is known.
+    #[must_use]
+    pub fn location(self) -> Option<&'static Location<'static>> {
+        self.0
+    }
+}
+
+impl fmt::Display for CallSite {
+    /// `src/orders.rs:17`, or `&Pool, whose call site is not known`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(at) => write!(f, "{}:{}", at.file(), at.line()),
+            None => f.write_str("&Pool, whose call site is not known"),
+        }
+    }
+}
+
 /// Who asks for a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asker {
-    pub(crate) at: &'static Location<'static>,
+    pub(crate) at: CallSite,
     pub(crate) leak_after: Duration,
 }
 
@@ -91,7 +123,7 @@ pub(crate) struct Loan {
 
 /// What the end of a loan means for those who watch.
 pub(crate) struct Returned {
-    pub(crate) at: &'static Location<'static>,
+    pub(crate) at: CallSite,
     pub(crate) held: Duration,
     pub(crate) leaked: bool,
 }
@@ -153,7 +185,7 @@ impl Session {
     }
 
     /// Where the current task took it, if it did.
-    pub(crate) fn taken_here(&self, task: TaskKey) -> Option<&'static Location<'static>> {
+    pub(crate) fn taken_here(&self, task: TaskKey) -> Option<CallSite> {
         self.loan().as_ref().filter(|loan| loan.task == task).map(|loan| loan.asker.at)
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use db_core::{Handle, Pool, Tx};
+use db_core::{Handle, Pool, Session};
 use db_notify::{Bus, NameError, Topic, WatchOptions, WatchedState, WatchedTopics};
 use sqlx::Executor;
 use tokio::runtime;
@@ -159,8 +159,8 @@ impl EventLogs {
     /// # Errors
     ///
     /// [`Error::Database`].
-    pub async fn create_in(&self, tx: &mut Tx) -> Result<LogId, Error> {
-        create(tx).await
+    pub async fn create_in(&self, db: &mut Session) -> Result<LogId, Error> {
+        create(db).await
     }
 
     /// Appends events, all of them or none, after the log's last one. Returns their ids.
@@ -323,8 +323,8 @@ impl EventLogs {
     }
 
     /// The same after a transaction, unless that is rolled back.
-    pub(crate) fn wake_after(&self, tx: &mut Tx, log: LogId) {
-        self.inner.watched.notify_after(tx, &self.inner.topics.of(log));
+    pub(crate) fn wake_after(&self, db: &mut Session, log: LogId) {
+        self.inner.watched.notify_after(db, &self.inner.topics.of(log));
     }
 
     /// The one who reads a log for all who follow it here.

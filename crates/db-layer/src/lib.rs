@@ -56,8 +56,8 @@ pub use sizing::ConnectionBudgetExceeded;
 
 pub use db_core::settings::{Setting, SettingSource, SettingsError};
 pub use db_core::{
-    self, Config, ConfigError, Conn, ConnectRetry, Error, Handle, Isolation, Pool, PoolOptions, Pooler, Tx,
-    TxOptions, TxRetry, encryption,
+    self, Config, ConfigError, Conn, ConnectRetry, Error, Handle, Isolation, Pool, PoolOptions, Pooler,
+    Session, Tx, TxOptions, TxRetry, encryption,
 };
 pub use db_events::{
     self, Appender, Event, EventLogs, EventOptions, EventStream, Events, LogId, LogTopics, Mark, NewEvent,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use db_core::{Config, ConnectFailure, Pooler, Tx};
+use db_core::{Config, ConnectFailure, Pooler, Session};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -359,12 +359,17 @@ impl Bus {
     /// # Errors
     ///
     /// [`NotifyInError::Refused`] when it can never be sent, and what the statement meets.
-    pub async fn notify_in(&self, tx: &mut Tx, topic: &Topic, payload: &str) -> Result<(), NotifyInError> {
+    pub async fn notify_in(
+        &self,
+        db: &mut Session,
+        topic: &Topic,
+        payload: &str,
+    ) -> Result<(), NotifyInError> {
         outbox::check(topic, payload)?;
         sqlx::query("select pg_notify($1, $2)")
             .bind(self.inner.channel.as_str())
             .bind(wire::encode([(topic.as_str(), payload)]).concat())
-            .execute(tx)
+            .execute(db)
             .await
             .map_err(db_core::Error::from)?;
         Ok(())

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use db_core::{Handle, Tx};
+use db_core::{Handle, Session};
 
 use crate::{Bus, NotifyError, Topic};
 
-/// The bus of a [`Handle`] or [`Tx`]: the one that was [attached](db_core::Pool::attach) to its pool, as `db-layer` does.
+/// The bus of a [`Handle`] or a [`Session`], such as that of a transaction: the one that was [attached](db_core::Pool::attach) to its pool, as `db-layer` does.
 pub trait BusExt {
     /// The bus, if the pool has one.
     fn bus(&self) -> Option<Arc<Bus>>;
@@ -18,13 +18,14 @@ impl BusExt for Handle {
     }
 }
 
-impl BusExt for Tx {
+impl BusExt for Session {
     fn bus(&self) -> Option<Arc<Bus>> {
         self.attached()
     }
 }
 
-/// Notifications that a transaction sends when it is committed, and when nobody can tell whether it is.
+/// Notifications that a transaction sends when it is committed, and when nobody can tell whether it is. For each
+/// [`Session`]: a `Tx`, a part of it, and a `Conn`, where each statement is committed by itself.
 ///
 /// ```no_run
 /// # async fn run(pool: db_core::Pool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -42,7 +43,8 @@ pub trait NotifyAfterCommit {
     /// Has the bus notify right after the commit, outside of the transaction, which therefore does not wait for other
     /// transactions that notify. Nothing is sent when it is rolled back. When its outcome is not known, the notification is
     /// sent: the answer was lost, or the future of the commit was dropped on the way, such as a handler's whose client hung up
-    /// ([`Tx::unless_rolled_back`]).
+    /// ([`Session::unless_rolled_back`]). Outside of a transaction, where each statement is committed by itself, the bus
+    /// notifies at once.
     ///
     /// **A process that is killed between the commit and its notification sends nothing either**, and nobody is told. A reader
     /// that must not miss it also looks by itself from time to time, or the notification is made part of the transaction, at
@@ -64,7 +66,7 @@ pub trait NotifyAfterCommit {
     fn notify_with(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError>;
 }
 
-impl NotifyAfterCommit for Tx {
+impl NotifyAfterCommit for Session {
     fn notify_with(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
         let bus = self.bus().ok_or(NotifyError::NoBus)?;
         crate::outbox::check(topic, payload)?;

@@ -13,7 +13,7 @@ use crate::Conn;
 use crate::error::{AcquireError, AcquirePhase, Explained};
 use crate::role::Role;
 use crate::statement::Flight;
-use crate::tracker::{Asker, TaskKey};
+use crate::tracker::{Asker, CallSite, TaskKey};
 
 /// Making a connection forget its cached plans takes no longer than this.
 const FORGET_LIMIT: Duration = Duration::from_secs(1);
@@ -207,23 +207,19 @@ fn name_second_wait(inner: &Inner, asker: Asker) {
         tracing::warn!(
             pool = inner.options.name,
             "{} waits for a connection while its task holds one that {} took: with every task doing so, the pool deadlocks",
-            line(asker.at),
-            line(first),
+            asker.at,
+            first,
         );
     }
 }
 
-fn taken_by_this_task(inner: &Inner) -> Option<&'static std::panic::Location<'static>> {
+fn taken_by_this_task(inner: &Inner) -> Option<CallSite> {
     if !inner.tracks() {
         return None;
     }
     let here = TaskKey::here();
     let sessions: Vec<_> = inner.core().sessions().collect();
     sessions.iter().find_map(|session| session.taken_here(here))
-}
-
-fn line(at: &std::panic::Location<'_>) -> String {
-    format!("{}:{}", at.file(), at.line())
 }
 
 fn explain(

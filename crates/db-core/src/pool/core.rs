@@ -458,8 +458,8 @@ impl Inner {
     pub(crate) fn discard(self: &Arc<Self>, live: Box<Live>, returned: Option<&Returned>, state: State) {
         let generation = live.generation;
         // A commit is left to end as it may.
-        let goes_on =
-            matches!(state.in_flight(), Some(Flight::Statement | Flight::Lent)) && self.canceller.is_some();
+        let goes_on = matches!(state.in_flight(), Some(Flight::Statement | Flight::Lent | Flight::Copy))
+            && self.canceller.is_some();
         let orphan = goes_on.then(|| Arc::clone(&live.session));
         drop(live);
         let mut core = self.core();

@@ -18,6 +18,7 @@ use crate::doubt::Doubt;
 use crate::error::said;
 use crate::question::{self, Standing};
 use crate::role::Role;
+use crate::session::sqlx_depth;
 use crate::statement::{Flight, State, Transaction};
 use crate::tracker::Session;
 use crate::tx::refuses;
@@ -241,6 +242,8 @@ async fn terminate(inner: &Inner, session: &Arc<Session>) {
 async fn mend(inner: &Arc<Inner>, live: &mut Live, state: &mut State) -> Result<Mended, sqlx::Error> {
     let reset = inner.options.reset;
     let end = match state.in_flight() {
+        // It may run for long, or wait for data.
+        Some(Flight::Copy) => return Ok(Mended::Doubtful),
         Some(Flight::Lent | Flight::OutOfStep) | None => settle(live).await?,
         Some(flight) => {
             let end = come_to_rest(inner, live, flight, LET_IT_END).await?;
@@ -290,7 +293,7 @@ async fn mend(inner: &Arc<Inner>, live: &mut Live, state: &mut State) -> Result<
     if inner.is_pooled() {
         // Nor can what it keeps for this one be closed one by one.
         let is_kept = !state.asks_role() || may_be_kept(inner, live).await?;
-        return Ok(if !is_kept || live.raw.is_in_transaction() || live.cut_off >= CUT_OFF {
+        return Ok(if !is_kept || !counts_none(live).await || live.cut_off >= CUT_OFF {
             Mended::Useless
         } else {
             Mended::Good
@@ -311,8 +314,12 @@ async fn mend(inner: &Arc<Inner>, live: &mut Live, state: &mut State) -> Result<
     if state.asks_role() && !may_be_kept(inner, live).await? {
         return Ok(Mended::Useless);
     }
-    // sqlx counts transactions by itself, and nothing but sqlx can set it right.
-    Ok(if live.raw.is_in_transaction() { Mended::Useless } else { Mended::Good })
+    Ok(if counts_none(live).await { Mended::Good } else { Mended::Useless })
+}
+
+/// Has sqlx count no open transaction, after a loan in which it did.
+async fn counts_none(live: &mut Live) -> bool {
+    !live.raw.is_in_transaction() || sqlx_depth::lower(&mut live.raw).await.is_ok()
 }
 
 /// Asks a session where it stands, and cancels what keeps it from answering: a statement that was cut off while the session
@@ -495,7 +502,7 @@ mod tests {
 
     use super::*;
     use crate::pool::{Shared, acquire};
-    use crate::tracker::Asker;
+    use crate::tracker::{Asker, CallSite};
     use crate::{Config, PoolOptions};
 
     #[db_testkit::test]
@@ -506,7 +513,7 @@ mod tests {
         let inner = Arc::new(Inner::new(config, options));
         let alive = inner.ended.clone().drop_guard();
         let shared = Arc::new(Shared { inner, _alive: alive });
-        let asker = Asker { at: std::panic::Location::caller(), leak_after: Duration::MAX };
+        let asker = Asker { at: CallSite::caller(), leak_after: Duration::MAX };
         let mut conn = acquire(Arc::clone(&shared), asker, None).await.expect("a connection");
         let (live, state) = conn.parts();
         // What is waited for and not cancelled.

@@ -8,8 +8,8 @@ use sqlx::{Row, SqlSafeStr};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::pool::{Shared, acquire};
-use crate::tracker::{Asker, Session};
-use crate::{Conn, Error};
+use crate::tracker::{self, Asker};
+use crate::{Error, Session};
 
 /// For so long the server is asked.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -26,25 +26,26 @@ pub(super) enum Outcome {
 
 /// The transaction's number. It is given one if it has none: some get theirs only while they commit, such as one that does
 /// nothing but notify.
-pub(super) async fn number(conn: &mut Conn) -> Result<Option<String>, Error> {
-    let row = conn.control_row("select pg_current_xact_id()::text".into_sql_str()).await?;
+pub(super) async fn number(session: &mut Session) -> Result<Option<String>, Error> {
+    let row = session.control_row("select pg_current_xact_id()::text".into_sql_str()).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
 }
 
 /// Asks the server on another connection.
-pub(super) async fn outcome(mut conn: Conn, number: Option<&str>) -> Outcome {
+pub(super) async fn outcome(mut session: Session, number: Option<&str>) -> Outcome {
     let Some(number) = number else { return Outcome::Unknown };
     // With it, the pool lives on, even if this was the last that was left of it.
-    let (inner, asker) = (Arc::clone(conn.inner()), conn.asker());
-    let session = Arc::clone(&conn.live().session);
+    let inner = Arc::clone(session.inner());
+    let asker = Asker { at: session.at, leak_after: inner.options.leak_after };
+    let process = Arc::clone(&session.live().session);
     // It may hold the only place in the pool; and it must never come back to it, since its session may be ended now.
-    conn.state.mark_lost();
-    drop(conn);
-    let ask = ask(&inner, asker, &session, number);
+    session.state.mark_lost();
+    drop(session);
+    let ask = ask(&inner, asker, &process, number);
     timeout_at(Instant::now() + LIMIT, ask).await.unwrap_or(Outcome::Unknown)
 }
 
-async fn ask(inner: &Arc<Shared>, asker: Asker, session: &Arc<Session>, number: &str) -> Outcome {
+async fn ask(inner: &Arc<Shared>, asker: Asker, process: &Arc<tracker::Session>, number: &str) -> Outcome {
     let started = Instant::now();
     loop {
         match status(inner, asker, number).await {
@@ -55,7 +56,7 @@ async fn ask(inner: &Arc<Shared>, asker: Asker, session: &Arc<Session>, number: 
             Ok(Some(_)) => {
                 if started.elapsed() > PATIENCE
                     && let Some(canceller) = &inner.canceller
-                    && !canceller.terminate(session).await
+                    && !canceller.terminate(process).await
                 {
                     tracing::debug!(pool = inner.options.name, "a session in doubt could not be ended");
                 }

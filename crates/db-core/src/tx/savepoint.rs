@@ -1,48 +1,94 @@
 //! Parts of a transaction that can be undone alone.
 
-use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
-use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Either, Execute, Executor, Postgres, SqlStr};
+use std::ops::{Deref, DerefMut};
 
-use super::Tx;
-use crate::Error;
+use super::TxOptions;
+use super::nesting::Place;
+use crate::statement::Transaction;
+use crate::{Error, Session};
 
-/// A savepoint in a [`Tx`], which ends with [`Savepoint::release`], [`Savepoint::rollback`] or by being dropped.
+/// A part that can be undone alone: a savepoint in a transaction, or a transaction where none is open. It ends with
+/// [`Savepoint::release`], [`Savepoint::rollback`] or by being dropped. What runs in it is a [`Session`].
 ///
 /// `&mut Savepoint` is a sqlx executor. Dropped without a release, what was done since is undone, right before the
-/// transaction's next statement or its commit, wherever its future was cut off. Savepoints may be made inside of one.
+/// session's next statement or the transaction's commit, wherever its future was cut off. Savepoints may be made inside of one.
 #[derive(Debug)]
-pub struct Savepoint<'t> {
-    tx: &'t mut Tx,
-    level: usize,
-    ended: bool,
+pub struct Savepoint<'s> {
+    session: &'s mut Session,
+    part: Part,
 }
 
-impl<'t> Savepoint<'t> {
-    pub(super) async fn begin(tx: &'t mut Tx) -> Result<Self, Error> {
-        // Dropped before the answer, nothing was done since; a savepoint that nobody knows of does no harm.
-        tx.settle().await?;
-        let number = tx.next_savepoint;
-        tx.next_savepoint += 1;
-        tx.control_savepoint("SAVEPOINT", number).await?;
-        tx.savepoints.push(number);
-        let level = tx.savepoints.len();
-        Ok(Self { tx, level, ended: false })
-    }
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// The transaction itself.
+    Whole,
+    Savepoint(Place),
+    /// It was released or undone.
+    Ended,
+}
 
-    /// Keeps what was done since; the transaction decides on it. Dropping the future undoes it, or, when the server had
-    /// released it already, makes the transaction fail.
+impl Session {
+    /// Begins a part that can be undone alone: a savepoint, or a transaction where none is open.
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when a statement in it had failed (25P02): what was done since is undone.
+    /// [`Error::Statement`] when a statement had failed before (25P02).
+    pub async fn savepoint(&mut self) -> Result<Savepoint<'_>, Error> {
+        self.make_ready().await?;
+        if self.state.transaction == Transaction::None {
+            // Before the first byte is sent, so that what is cut off is undone.
+            let savepoint = Savepoint { session: self, part: Part::Whole };
+            savepoint.session.begin_transaction(&TxOptions::default()).await?;
+            return Ok(savepoint);
+        }
+        let place = self.make_savepoint().await?;
+        Ok(Savepoint { session: self, part: Part::Savepoint(place) })
+    }
+
+    /// Runs `work` as a part that can be undone alone: kept when it returns `Ok`, undone when it returns `Err` or its
+    /// future is dropped. A transaction around it goes on either way. Where no transaction is open, `work` is one.
+    ///
+    /// # Errors
+    ///
+    /// The error of `work` as it is; else what [`savepoint`](Self::savepoint), [`Savepoint::release`] and
+    /// [`Savepoint::rollback`] say.
+    pub async fn nested<T, E, F>(&mut self, work: F) -> Result<T, E>
+    where
+        F: AsyncFnOnce(&mut Savepoint<'_>) -> Result<T, E>,
+        E: From<Error>,
+    {
+        let mut savepoint = self.savepoint().await?;
+        match work(&mut savepoint).await {
+            Ok(value) => {
+                savepoint.release().await?;
+                Ok(value)
+            }
+            Err(error) => {
+                savepoint.rollback().await?;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Savepoint<'_> {
+    /// Keeps what was done since; the transaction decides on it. Dropping the future undoes it, or, when the server had
+    /// released it already, makes the transaction fail. Where the part is a transaction, commits it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Statement`] when a statement in it had failed (25P02): what was done since is undone. Where the part is a
+    /// transaction, what [`Tx::commit`](crate::Tx::commit) says.
     pub async fn release(mut self) -> Result<(), Error> {
-        self.tx.settle().await?;
-        let number = self.tx.savepoints[self.level - 1];
-        self.tx.control_savepoint("RELEASE SAVEPOINT", number).await?;
-        self.tx.keep_from(self.level);
-        self.ended = true;
+        match self.part {
+            Part::Whole => {
+                self.session.get_ready_to_commit().await?;
+                self.session.send_commit().await?;
+            }
+            Part::Savepoint(place) => self.session.release_savepoint(place).await?,
+            Part::Ended => {}
+        }
+        self.part = Part::Ended;
         Ok(())
     }
 
@@ -52,90 +98,36 @@ impl<'t> Savepoint<'t> {
     ///
     /// [`Error::Statement`] when the link was lost: the server then rolls back the whole transaction.
     pub async fn rollback(mut self) -> Result<(), Error> {
-        self.tx.undo_from(self.level);
-        self.ended = true;
-        Ok(self.tx.settle().await?)
+        self.undo();
+        Ok(self.session.settle().await?)
     }
 
-    /// [`Tx::after_commit`], unless this savepoint is undone.
-    pub fn after_commit(&mut self, run: impl FnOnce() + Send + 'static) {
-        self.tx.after_commit(run);
-    }
-
-    /// [`Tx::unless_rolled_back`], unless this savepoint is undone.
-    pub fn unless_rolled_back(&mut self, run: impl FnOnce() + Send + 'static) {
-        self.tx.unless_rolled_back(run);
-    }
-
-    /// [`Tx::as_sqlx`], inside of this savepoint.
-    pub fn as_sqlx(&mut self) -> &mut PgConnection {
-        self.tx.as_sqlx()
-    }
-
-    /// A savepoint inside of this one.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Statement`] when a statement had failed before (25P02).
-    pub async fn savepoint(&mut self) -> Result<Savepoint<'_>, Error> {
-        Savepoint::begin(self.tx).await
+    fn undo(&mut self) {
+        match self.part {
+            Part::Whole => self.session.undo_transaction(),
+            Part::Savepoint(place) => self.session.undo_from(place),
+            Part::Ended => {}
+        }
+        self.part = Part::Ended;
     }
 }
 
 impl Drop for Savepoint<'_> {
     fn drop(&mut self) {
-        if !self.ended {
-            self.tx.undo_from(self.level);
-        }
+        self.undo();
     }
 }
 
-impl<'c> Executor<'c> for &'c mut Savepoint<'_> {
-    type Database = Postgres;
+impl Deref for Savepoint<'_> {
+    type Target = Session;
 
-    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        self.tx.execute(query)
+    fn deref(&self) -> &Session {
+        self.session
     }
+}
 
-    fn fetch_many<'e, 'q: 'e, E>(
-        self,
-        query: E,
-    ) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        self.tx.fetch_many(query)
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        self.tx.fetch_optional(query)
-    }
-
-    fn prepare_with<'e>(
-        self,
-        sql: SqlStr,
-        parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        self.tx.prepare_with(sql, parameters)
-    }
-
-    #[doc(hidden)]
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        self.tx.describe(sql)
+impl DerefMut for Savepoint<'_> {
+    fn deref_mut(&mut self) -> &mut Session {
+        self.session
     }
 }

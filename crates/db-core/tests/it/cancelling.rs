@@ -188,13 +188,12 @@ async fn whatever_is_dropped_of_a_pool_or_a_handle_leaves_nothing_to_the_next_us
             ("tx_retry", |ground, polls| {
                 async move {
                     let options = TxOptions::default().resolve_commit();
-                    let work = ground.pool.handle().tx_retry(options, TxRetry::default(), |mut tx| {
-                        async move {
+                    let work = ground.pool.handle().tx_retry(options, TxRetry::default(), || {
+                        async move |tx| {
                             part(ground, 1).execute(&mut *tx).await?;
                             part(ground, 2).execute(&mut *tx).await?;
                             Ok::<_, Error>(())
                         }
-                        .boxed()
                     });
                     poll_then_drop(work, polls).await.transpose().expect("committed").is_some()
                 }
@@ -469,7 +468,10 @@ async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_use
             ("a COPY FROM", |ground, polls| {
                 async move {
                     let mut conn = ground.pool.handle().acquire().await.expect("a connection");
-                    let done = poll_then_drop(copy_in(conn.as_sqlx(), ground.run()), polls).await.is_some();
+                    let done =
+                        poll_then_drop(copy_in(conn.as_sqlx().await.expect("lent"), ground.run()), polls)
+                            .await
+                            .is_some();
                     drop(conn);
                     done
                 }
@@ -478,7 +480,8 @@ async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_use
             ("a COPY TO", |ground, polls| {
                 async move {
                     let mut conn = ground.pool.handle().acquire().await.expect("a connection");
-                    let done = poll_then_drop(copy_out(conn.as_sqlx()), polls).await.is_some();
+                    let done =
+                        poll_then_drop(copy_out(conn.as_sqlx().await.expect("lent")), polls).await.is_some();
                     drop(conn);
                     and_store(ground, done).await
                 }
@@ -487,7 +490,7 @@ async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_use
             ("a COPY FROM in a transaction, and its commit", |ground, polls| {
                 async move {
                     let work = ground.pool.handle().tx(async |tx| {
-                        copy_in(tx.as_sqlx(), ground.run()).await;
+                        copy_in(tx.as_sqlx().await.expect("lent"), ground.run()).await;
                         Ok::<_, Error>(())
                     });
                     poll_then_drop(work, polls).await.transpose().expect("committed").is_some()
@@ -500,7 +503,9 @@ async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_use
                     part(ground, 1).execute(&mut tx).await.expect("stored");
                     let mut savepoint = tx.savepoint().await.expect("a savepoint");
                     part(ground, 3).execute(&mut savepoint).await.expect("stored");
-                    let done = poll_then_drop(copy_out(savepoint.as_sqlx()), polls).await.is_some();
+                    let done = poll_then_drop(copy_out(savepoint.as_sqlx().await.expect("lent")), polls)
+                        .await
+                        .is_some();
                     drop(savepoint);
                     // It can be undone, or nothing can be believed of the session, and nothing is committed.
                     let stored = part(ground, 2).execute(&mut tx).await.is_ok();
@@ -515,7 +520,7 @@ async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_use
                     let mut conn = ground.pool.handle().acquire().await.expect("a connection");
                     let mut rows =
                         sqlx::raw_sql("select n from generate_series(1, 300) n; select 1 / 0; select 1")
-                            .fetch(conn.as_sqlx());
+                            .fetch(conn.as_sqlx().await.expect("lent"));
                     let read = async { while let Ok(Some(_)) = rows.try_next().await {} };
                     let done = poll_then_drop(read, polls).await.is_some();
                     drop(rows);
@@ -535,7 +540,7 @@ async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_use
                 async move {
                     let mut conn = ground.pool.handle().acquire().await.expect("a connection");
                     let work = async {
-                        let mut tx = conn.as_sqlx().begin().await?;
+                        let mut tx = conn.as_sqlx().await.expect("lent").begin().await?;
                         part(ground, 1).execute(&mut *tx).await?;
                         let mut inner = tx.begin().await?;
                         part(ground, 2).execute(&mut *inner).await?;

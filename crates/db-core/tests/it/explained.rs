@@ -40,7 +40,7 @@ async fn in_the_queue_the_error_names_who_holds_what_and_shows_no_value(db: Test
     assert!(error.waited() >= Duration::from_secs(1) && error.waited() < PATIENCE);
     assert_eq!((error.stats().in_use, error.stats().max, error.stats().waiting), (1, 1, 0));
     let oldest = error.oldest_holder().expect("somebody");
-    assert_eq!((oldest.at.file(), oldest.at.line(), oldest.in_transaction), (file!(), line, true));
+    assert_eq!((oldest.at.to_string(), oldest.in_transaction), (format!("{}:{line}", file!()), true));
     assert!(error.last_dial_failure().is_none());
     let text = error.to_string();
     let waited = error.waited().as_secs_f64();

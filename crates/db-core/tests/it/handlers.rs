@@ -34,13 +34,13 @@ async fn add_again(State(pool): State<Pool>) -> String {
     let (words, name) = (&words, pool.name());
     let count: Result<i64, Error> = pool
         .handle()
-        .tx_retry(options, TxRetry::default(), |mut tx| {
-            Box::pin(async move {
+        .tx_retry(options, TxRetry::default(), || {
+            async move |tx| {
                 for word in words {
                     sqlx::query("insert into word values ($1)").bind(word).execute(&mut *tx).await?;
                 }
                 Ok(sqlx::query_scalar("select count(*) from word").fetch_one(&mut *tx).await?)
-            })
+            }
         })
         .await;
     format!("{} {name}", count.expect("committed"))

@@ -335,7 +335,8 @@ async fn the_next_user_gets_his_own_answer_whatever_was_done_to_a_lent_connectio
             let before = ground.pool.stats().totals.repair_failed;
             ground
                 .each(uses, |ground, with, polls, _| {
-                    async move { with(ground.conn().await.as_sqlx(), polls).await }.boxed()
+                    async move { with(ground.conn().await.as_sqlx().await.expect("lent"), polls).await }
+                        .boxed()
                 })
                 .await;
             until_repaired(&ground.pool).await;
@@ -355,7 +356,7 @@ async fn our_next_statement_on_a_lent_connection_gets_its_own_answer_or_is_not_s
             .each(uses, |ground, with, polls, what| {
                 async move {
                     let mut conn = ground.conn().await;
-                    let done = with(conn.as_sqlx(), polls).await;
+                    let done = with(conn.as_sqlx().await.expect("lent"), polls).await;
                     let number = fastrand::i64(..);
 
                     let first = is_answered(store(number).fetch_one(&mut conn).await, number, what);
@@ -383,7 +384,7 @@ async fn a_begin_on_a_lent_connection_begins_a_transaction_or_is_not_sent(db: Te
             .each(uses, |ground, with, polls, what| {
                 async move {
                     let mut conn = ground.conn().await;
-                    let done = with(conn.as_sqlx(), polls).await;
+                    let done = with(conn.as_sqlx().await.expect("lent"), polls).await;
                     let number = fastrand::i64(..);
 
                     let begun =
@@ -429,7 +430,7 @@ async fn commit_after(
     let hook = Arc::clone(&ran);
     tx.after_commit(move || hook.store(true, Ordering::SeqCst));
 
-    let done = with(tx.as_sqlx(), polls).await;
+    let done = with(tx.as_sqlx().await.expect("lent"), polls).await;
     if asks {
         let own = sqlx::query_scalar("select $1 + 1").bind(number / 2).fetch_one(&mut tx).await;
         is_answered(own, number / 2 + 1, what);
@@ -483,7 +484,7 @@ async fn a_savepoint_after_a_loan_is_undone_or_nothing_is_committed(db: TestDb) 
                         let mut outer = tx.savepoint().await.expect("a savepoint");
                         let mut inner = outer.savepoint().await.expect("another");
                         assert!(is_answered(store(inside).fetch_one(&mut inner).await, inside, what));
-                        let done = with(inner.as_sqlx(), polls).await;
+                        let done = with(inner.as_sqlx().await.expect("lent"), polls).await;
                         let ended = match ends {
                             "rollback" => inner.rollback().await,
                             "release" => inner.release().await,
@@ -518,8 +519,11 @@ async fn a_failed_statement_in_a_lent_transaction_can_be_mended_by_a_savepoint_o
     let ground = Ground::new(db).await;
     let mut tx = ground.pool.handle().begin().await.expect("begun");
     store(1).fetch_one(&mut tx).await.expect("stored");
-    sqlx::query("savepoint a").execute(tx.as_sqlx()).await.expect("a savepoint");
-    sqlx::query("select 1 / 0").execute(tx.as_sqlx()).await.expect_err("a division by zero");
+    sqlx::query("savepoint a").execute(tx.as_sqlx().await.expect("lent")).await.expect("a savepoint");
+    sqlx::query("select 1 / 0")
+        .execute(tx.as_sqlx().await.expect("lent"))
+        .await
+        .expect_err("a division by zero");
 
     let error = Error::from(store(2).fetch_one(&mut tx).await.expect_err("aborted"));
     assert_eq!(error.sqlstate().as_deref(), Some("25P02"), "the server's own answer: {error}");
@@ -534,7 +538,7 @@ async fn a_failed_statement_in_a_lent_transaction_can_be_mended_by_a_savepoint_o
 async fn a_transaction_that_was_begun_through_a_lent_connection_is_ended_through_it(db: TestDb) {
     let ground = Ground::new(db).await;
     let mut conn = ground.conn().await;
-    sqlx::query("begin").execute(conn.as_sqlx()).await.expect("begun");
+    sqlx::query("begin").execute(conn.as_sqlx().await.expect("lent")).await.expect("begun");
 
     for _ in 0..2 {
         let error =
@@ -542,12 +546,12 @@ async fn a_transaction_that_was_begun_through_a_lent_connection_is_ended_through
         assert!(matches!(&error, Error::Lent(error) if !error.is_out_of_step()), "{error}");
         assert_eq!(error.class(), Class::Other, "{error}");
     }
-    sqlx::query("commit").execute(conn.as_sqlx()).await.expect("ended");
+    sqlx::query("commit").execute(conn.as_sqlx().await.expect("lent")).await.expect("ended");
     store(2).fetch_one(&mut conn).await.expect("stored");
 
     // One that was begun by a text of ours is known of.
     sqlx::query("begin").execute(&mut conn).await.expect("begun");
-    sqlx::query("select 1").execute(conn.as_sqlx()).await.expect("selected");
+    sqlx::query("select 1").execute(conn.as_sqlx().await.expect("lent")).await.expect("selected");
     store(3).fetch_one(&mut conn).await.expect("stored");
     sqlx::query("commit").execute(&mut conn).await.expect("committed");
     drop(conn);
@@ -561,13 +565,13 @@ async fn nothing_is_sent_in_a_transaction_that_was_ended_through_its_lent_connec
     let ground = Ground::new(db).await;
     for word in ["commit", "rollback"] {
         let mut tx = ground.pool.handle().begin().await.expect("begun");
-        tx.as_sqlx().execute(word).await.expect("ended");
+        tx.as_sqlx().await.expect("lent").execute(word).await.expect("ended");
         let error = Error::from(store(1).fetch_one(&mut tx).await.expect_err("outside of any transaction"));
         assert!(matches!(error, Error::Lent(_)), "{error}");
         assert!(matches!(tx.commit().await, Err(Error::CommitUnknown(_))));
 
         let mut tx = ground.pool.handle().begin().await.expect("begun");
-        tx.as_sqlx().execute(word).await.expect("ended");
+        tx.as_sqlx().await.expect("lent").execute(word).await.expect("ended");
         tx.rollback().await.expect("nothing is open");
     }
     assert!(!ground.is_kept(1).await);
@@ -578,12 +582,12 @@ async fn a_statement_of_a_lent_connection_that_was_cut_off_is_cancelled(db: Test
     let ground = Ground::new(db).await;
     let mut conn = ground.conn().await;
     tokio::select! {
-        _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx()) => unreachable!("it takes ten minutes"),
+        _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx().await.expect("lent")) => unreachable!("it takes ten minutes"),
         _ = ground.db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
     }
     assert!(is_answered(store(1).fetch_one(&mut conn).await, 1, "the next statement"));
     tokio::select! {
-        _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx()) => unreachable!("it takes ten minutes"),
+        _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx().await.expect("lent")) => unreachable!("it takes ten minutes"),
         _ = ground.db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
     }
     drop(conn);
@@ -604,14 +608,20 @@ async fn a_connection_that_is_lent_after_a_statement_was_cut_off_gives_none_of_i
             let polls = if sql.contains("600") { 1 } else { polls };
             poll_then_drop(sqlx::query(sql).execute(&mut conn), polls).await;
             let own = fastrand::i64(..);
-            let answer: i64 =
-                sqlx::query_scalar("select $1").bind(own).fetch_one(conn.as_sqlx()).await.expect(&what);
+            let answer: i64 = sqlx::query_scalar("select $1")
+                .bind(own)
+                .fetch_one(conn.as_sqlx().await.expect("lent"))
+                .await
+                .expect(&what);
             assert_eq!(answer, own, "{what}");
             drop(conn);
 
             let mut tx = ground.pool.handle().begin().await.expect("begun");
             poll_then_drop(sqlx::query(sql).execute(&mut tx), polls).await;
-            let answer = sqlx::query_scalar::<_, i64>("select $1").bind(own).fetch_one(tx.as_sqlx()).await;
+            let answer = sqlx::query_scalar::<_, i64>("select $1")
+                .bind(own)
+                .fetch_one(tx.as_sqlx().await.expect("lent"))
+                .await;
             match answer.map_err(Error::from) {
                 Ok(answer) => assert_eq!(answer, own, "{what}"),
                 // It failed, and the transaction with it.
@@ -645,7 +655,7 @@ async fn nothing_is_asked_when_nothing_was_unseen(db: TestDb) {
 
     // And once after a loan, however many statements follow.
     let mut conn = ground.conn().await;
-    conn.as_sqlx().execute("select 'lent'").await.expect("selected");
+    conn.as_sqlx().await.expect("lent").execute("select 'lent'").await.expect("selected");
     conn.ping().await.expect("asked");
     assert!(last(&ground, pid).await.contains("statement_timestamp"), "the question");
     store(3).fetch_one(&mut conn).await.expect("stored");
@@ -683,7 +693,7 @@ async fn notify(ground: &Ground) {
 async fn reset_keep_keeps_what_a_lent_connection_has_set(db: TestDb) {
     let ground = Ground::new(db).await.with(Reset::Keep);
     let mut conn = ground.conn().await;
-    conn.as_sqlx().execute("set search_path = nowhere, public").await.expect("set");
+    conn.as_sqlx().await.expect("lent").execute("set search_path = nowhere, public").await.expect("set");
     drop(conn);
 
     let path: String =

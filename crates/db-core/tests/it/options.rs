@@ -48,7 +48,7 @@ async fn pid(pool: &Pool) -> i32 {
 
 /// Takes so many connections and gives them back. Says which they were.
 async fn open(pool: &Pool, count: usize) -> Vec<i32> {
-    take(pool, count).await.iter().map(db_core::Conn::pid).collect()
+    take(pool, count).await.iter().map(|conn| conn.pid()).collect()
 }
 
 async fn setting(pool: &Pool, name: &str) -> String {

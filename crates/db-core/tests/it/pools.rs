@@ -95,7 +95,10 @@ async fn closing_waits_for_what_is_out_but_not_longer_than_it_is_told(db: TestDb
     let held = pool.handle().acquire().await.expect("a connection");
 
     let closed = pool.close(Duration::from_millis(100)).await;
-    assert!(!closed.in_time && closed.cut[0].at.file() == file!(), "a connection was out: {closed:?}");
+    assert!(
+        !closed.in_time && closed.cut[0].at.to_string().starts_with(file!()),
+        "a connection was out: {closed:?}"
+    );
     let error = pool.handle().acquire().await.expect_err("closed");
     assert!(error.is_closed(), "{error}");
 
@@ -146,7 +149,7 @@ async fn a_connection_lent_to_other_code_is_reset_before_its_next_use(db: TestDb
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let lent = conn.pid();
     sqlx::query("select set_config('search_path', 'nowhere', false)")
-        .execute(conn.as_sqlx())
+        .execute(conn.as_sqlx().await.expect("lent"))
         .await
         .expect("what its text does not show");
     sqlx::query("select 1").execute(&mut conn).await.expect("used by ourselves again");

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
-use db_core::{Conn, Pool, PoolOptions};
+use db_core::{Pool, PoolOptions};
 use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -131,7 +131,7 @@ async fn the_connection_given_back_last_is_taken_first(db: TestDb) {
         given_back.push(conn.pid());
     }
 
-    let taken: Vec<_> = take(&pool, 3).await.iter().map(Conn::pid).collect();
+    let taken: Vec<_> = take(&pool, 3).await.iter().map(|conn| conn.pid()).collect();
 
     given_back.reverse();
     assert_eq!(taken, given_back);

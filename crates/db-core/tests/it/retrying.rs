@@ -115,8 +115,8 @@ async fn a_transaction_that_met_the_end_of_its_session_is_run_again(db: TestDb) 
 
     let result = pool
         .handle()
-        .tx_retry(TxOptions::default(), quick(MANY), |mut tx| {
-            Box::pin(async move {
+        .tx_retry(TxOptions::default(), quick(MANY), || {
+            async move |tx| {
                 sqlx::query("update account set n = n + 1 where id = 1").execute(&mut *tx).await?;
                 if runs.fetch_add(1, Ordering::SeqCst) == 0 {
                     let killed = sqlx::query("select pg_terminate_backend($1, 5000)").bind(tx.pid());
@@ -124,7 +124,7 @@ async fn a_transaction_that_met_the_end_of_its_session_is_run_again(db: TestDb) 
                 }
                 sqlx::query("update account set n = n + 1 where id = 2").execute(&mut *tx).await?;
                 Ok::<_, Error>(())
-            })
+            }
         })
         .await;
 
@@ -142,8 +142,8 @@ async fn a_serializable_transaction_that_lost_is_run_again(db: TestDb) {
 
     let result = pool
         .handle()
-        .tx_retry(serializable(), quick(MANY), |mut tx| {
-            Box::pin(async move {
+        .tx_retry(serializable(), quick(MANY), || {
+            async move |tx| {
                 // What it goes by is what it sees now.
                 sqlx::query("select sum(n) from account").execute(&mut *tx).await?;
                 if runs.fetch_add(1, Ordering::SeqCst) == 0 {
@@ -158,7 +158,7 @@ async fn a_serializable_transaction_that_lost_is_run_again(db: TestDb) {
                     assert_eq!(error.sqlstate().as_deref(), Some("40001"), "{error}");
                 }
                 added
-            })
+            }
         })
         .await;
 
@@ -175,8 +175,8 @@ async fn a_transaction_that_lost_at_its_commit_is_run_again(db: TestDb) {
 
     let result = pool
         .handle()
-        .tx_retry(serializable(), quick(MANY), |mut tx| {
-            Box::pin(async move {
+        .tx_retry(serializable(), quick(MANY), || {
+            async move |tx| {
                 // Each writes what the other has read: only one of them can have been first.
                 sqlx::query("select sum(n) from account").execute(&mut *tx).await?;
                 sqlx::query("update account set n = n + 1 where id = 1").execute(&mut *tx).await?;
@@ -189,7 +189,7 @@ async fn a_transaction_that_lost_at_its_commit_is_run_again(db: TestDb) {
                     won.await.expect("the other one wins");
                 }
                 Ok::<_, Error>(())
-            })
+            }
         })
         .await;
 
@@ -208,8 +208,8 @@ async fn the_victim_of_a_deadlock_is_run_again(db: TestDb) {
         tokio::spawn(async move {
             let (runs, both, mine) = (&*runs, &*both, &AtomicU32::new(0));
             pool.handle()
-                .tx_retry(TxOptions::default(), quick(MANY), |mut tx| {
-                    Box::pin(async move {
+                .tx_retry(TxOptions::default(), quick(MANY), || {
+                    async move |tx| {
                         let add = "update account set n = n + 1 where id = $1";
                         runs.fetch_add(1, Ordering::SeqCst);
                         sqlx::query(add).bind(first).execute(&mut *tx).await?;
@@ -219,7 +219,7 @@ async fn the_victim_of_a_deadlock_is_run_again(db: TestDb) {
                         }
                         sqlx::query(add).bind(second).execute(&mut *tx).await?;
                         Ok::<_, Error>(())
-                    })
+                    }
                 })
                 .await
         })
@@ -229,7 +229,10 @@ async fn the_victim_of_a_deadlock_is_run_again(db: TestDb) {
     one.await.expect("no panic").expect("one");
     other.await.expect("no panic").expect("the other");
 
-    assert_eq!((runs.load(Ordering::SeqCst), sum(&db).await), (3, 4));
+    // The victim may take its row again before the other one wakes up, and then there is another victim.
+    let runs = runs.load(Ordering::SeqCst);
+    assert!(runs >= 3, "{runs} runs");
+    assert_eq!(sum(&db).await, 4);
 }
 
 #[db_testkit::test]
@@ -250,12 +253,12 @@ async fn mistakes_and_constraints_are_met_once(db: TestDb) {
         let runs = &AtomicU32::new(0);
         let result = pool
             .handle()
-            .tx_retry(TxOptions::default(), quick(MANY), |mut tx| {
-                Box::pin(async move {
+            .tx_retry(TxOptions::default(), quick(MANY), || {
+                async move |tx| {
                     runs.fetch_add(1, Ordering::SeqCst);
                     sqlx::query(sql).execute(&mut *tx).await?;
                     Ok::<_, Error>(())
-                })
+                }
             })
             .await;
         assert_eq!(result.expect_err(sql).sqlstate().as_deref(), Some(code));

@@ -46,7 +46,7 @@ async fn write(pool: &Pool) -> Result<(), Error> {
 }
 
 async fn pids(pool: &Pool, max: usize) -> BTreeSet<i32> {
-    take(pool, max).await.iter().map(db_core::Conn::pid).collect()
+    take(pool, max).await.iter().map(|conn| conn.pid()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -177,8 +177,8 @@ async fn a_transaction_that_met_a_changed_table_is_run_again(db: TestDb) {
 
         let columns = pool
             .handle()
-            .tx_retry(TxOptions::default(), quick(), |mut tx| {
-                Box::pin(async move {
+            .tx_retry(TxOptions::default(), quick(), || {
+                async move |tx| {
                     if runs.fetch_add(1, Ordering::SeqCst) == 0 {
                         alter(db).await;
                     }
@@ -187,7 +187,7 @@ async fn a_transaction_that_met_a_changed_table_is_run_again(db: TestDb) {
                         return Ok(0);
                     }
                     Ok::<_, Error>(row?.columns().len())
-                })
+                }
             })
             .await;
 
@@ -262,11 +262,11 @@ async fn what_only_looks_stale_is_run_once(db: TestDb) {
 
         let result = pool
             .handle()
-            .tx_retry(TxOptions::default(), quick(), |mut tx| {
-                Box::pin(async move {
+            .tx_retry(TxOptions::default(), quick(), || {
+                async move |tx| {
                     refuse().execute(&mut *tx).await?;
                     Ok::<_, Error>(())
-                })
+                }
             })
             .await;
         assert_eq!((result.expect_err("refused").sqlstate().as_deref(), runs().await), (Some(code), 3));
@@ -347,12 +347,12 @@ async fn a_transaction_that_met_a_type_made_again_is_run_again(db: TestDb) {
 
     let result = pool
         .handle()
-        .tx_retry(TxOptions::default(), quick(), |mut tx| {
-            Box::pin(async move {
+        .tx_retry(TxOptions::default(), quick(), || {
+            async move |tx| {
                 runs.fetch_add(1, Ordering::SeqCst);
                 sqlx::query("select $1").bind(Mood).execute(&mut *tx).await?;
                 Ok::<_, Error>(())
-            })
+            }
         })
         .await;
 

@@ -93,7 +93,7 @@ async fn a_failure_that_we_did_not_see_is_found_before_the_commit(db: TestDb) {
     let pool = table(&db).await;
     let mut tx = pool.handle().begin().await.expect("begun");
     sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
-    let unseen = sqlx::query("select 1 / 0").execute(tx.as_sqlx()).await;
+    let unseen = sqlx::query("select 1 / 0").execute(tx.as_sqlx().await.expect("lent")).await;
     assert!(unseen.is_err(), "a division by zero");
 
     let result = tx.commit().await;

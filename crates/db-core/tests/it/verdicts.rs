@@ -210,11 +210,11 @@ async fn a_fatal_end_at_a_commit_is_not_a_reason_to_run_it_again(db: TestDb) {
 
     let result = pool
         .handle()
-        .tx_retry(TxOptions::default(), quick(), |mut tx| {
-            Box::pin(async move {
+        .tx_retry(TxOptions::default(), quick(), || {
+            async move |tx| {
                 runs.fetch_add(1, Ordering::SeqCst);
-                insert(&mut tx, "40001", true).await
-            })
+                insert(tx, "40001", true).await
+            }
         })
         .await;
 
@@ -277,8 +277,8 @@ async fn the_first_failure_decides_whether_a_transaction_is_run_again(db: TestDb
             let runs = &AtomicU32::new(0);
             let result = pool
                 .handle()
-                .tx_retry(TxOptions::default(), quick(), |mut tx| {
-                    Box::pin(async move {
+                .tx_retry(TxOptions::default(), quick(), || {
+                    async move |tx| {
                         if runs.fetch_add(1, Ordering::SeqCst) > 0 {
                             return Ok(());
                         }
@@ -301,7 +301,7 @@ async fn the_first_failure_decides_whether_a_transaction_is_run_again(db: TestDb
                         };
                         assert_eq!(hidden.sqlstate().as_deref(), Some("25P02"), "{hidden}");
                         Err(hidden)
-                    })
+                    }
                 })
                 .await;
 

@@ -120,7 +120,7 @@ async fn shutdown_closes_everything_and_says_what_it_could_not(db: TestDb) {
 
     assert!(layer.closing().is_cancelled());
     assert!(report.bus_closed && report.api.is_clean() && !report.backend.in_time, "{report:?}");
-    assert_eq!(report.backend.cut[0].at.file(), file!(), "{report:?}");
+    assert!(report.backend.cut[0].at.to_string().starts_with(file!()), "{report:?}");
     let refused = layer.api().acquire().await.expect_err("closed");
     assert!(refused.is_closed(), "{refused}");
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use db_layer::db_core::settings::{Reader, Values};
 use db_layer::db_core::{
     self, AcquireError, Class, Closed, ConnectFailure, ConnectRetry, Holder, Limits, Pooler, Repeat, Reset,
-    RetryBudget, Savepoint, Stats, Tracking, WarmUpError,
+    RetryBudget, Savepoint, Session, Stats, Tracking, WarmUpError,
 };
 use db_layer::db_notify::link::{Link, Listener, Sender};
 use db_layer::db_notify::{PostgresLink, WatchOptions};
@@ -472,7 +472,8 @@ async fn what_is_lent(layer: &Db, shown: &mut Shown) {
     let mut tx = layer.backend().begin().await.expect("begun");
     let mut savepoint: Savepoint<'_> = tx.savepoint().await.expect("a savepoint");
     sqlx::query("select $1::text").bind(VALUE).execute(&mut savepoint).await.expect("done");
-    debug!(shown; savepoint);
+    let session: &mut Session = &mut savepoint;
+    debug!(shown; session, savepoint);
     savepoint.rollback().await.expect("rolled back");
     tx.notify_with(&Topic::new("t").expect("a topic"), VALUE).expect("accepted");
     debug!(shown; tx);
@@ -623,6 +624,7 @@ const SHOWN: &[&str] = &[
     "RetryBudget",
     "Savepoint",
     "Sealed",
+    "Session",
     "SettingSource",
     "Settings",
     "SettingsError",
@@ -646,8 +648,9 @@ const SHOWN: &[&str] = &[
 
 /// What is not, and why.
 const NOT_SHOWN: &[(&str, &str)] = &[
-    ("Attempt", "has no Debug"),
     ("Backoff", "numbers"),
+    ("CallSite", "a line of the program"),
+    ("CopyIn", "the name of a pool"),
     ("Deadlines", "numbers"),
     ("Delivery", "data that a program has asked for"),
     ("Ended", "a Shutdown, which is shown, and a signal"),

@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use db_core::Tx;
+use db_core::Session;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{Notify, oneshot};
@@ -244,9 +244,9 @@ impl WatchedTopics {
     }
 
     /// The same right after a transaction's commit, as [`NotifyAfterCommit`](crate::NotifyAfterCommit) does.
-    pub fn notify_after(&self, tx: &mut Tx, topic: &Topic) {
+    pub fn notify_after(&self, db: &mut Session, topic: &Topic) {
         let (watched, topic) = (self.clone(), topic.clone());
-        tx.unless_rolled_back(move || {
+        db.unless_rolled_back(move || {
             if let Err(error) = watched.notify(&topic) {
                 tracing::warn!(topic = topic.as_str(), %error, "committed, or perhaps, and nobody is notified");
             }

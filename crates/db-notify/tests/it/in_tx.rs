@@ -185,12 +185,12 @@ async fn a_commit_that_nobody_can_tell_of_notifies(db: TestDb) {
     assert_eq!(payload(&mut orders).await, "1");
 
     proxy.cut_answer_to("COMMIT");
-    let again = pool.handle().tx_retry(TxOptions::default(), TxRetry::default(), |mut tx| {
-        Box::pin(async move {
+    let again = pool.handle().tx_retry(TxOptions::default(), TxRetry::default(), || {
+        async move |tx| {
             sqlx::query("insert into orders values (2)").execute(&mut *tx).await?;
             tx.notify_with(&topic("orders"), "2").expect("accepted");
             Ok::<_, Error>(())
-        })
+        }
     });
     let error = again.await.expect_err("no answer");
     assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");

@@ -444,12 +444,11 @@ async fn a_pooler_that_was_restarted_is_found_again(db: TestDb) {
 
     assert!(lost.is_err_and(|error| error.is_transient()));
     for n in 0..8 {
-        let answer =
-            pool.handle().tx_retry(TxOptions::default(), db_core::TxRetry::default(), move |mut tx| {
-                Box::pin(async move {
-                    Ok::<i32, Error>(sqlx::query_scalar("select $1::int4").bind(n).fetch_one(&mut *tx).await?)
-                })
-            });
+        let answer = pool.handle().tx_retry(TxOptions::default(), db_core::TxRetry::default(), move || {
+            async move |tx| {
+                Ok::<i32, Error>(sqlx::query_scalar("select $1::int4").bind(n).fetch_one(&mut *tx).await?)
+            }
+        });
         assert_eq!(answer.await.expect("an answer"), n);
     }
 }

@@ -240,7 +240,7 @@ async fn open_one_by_one(pool: &Pool) -> BTreeSet<i32> {
     for _ in 0..pool.limits().max {
         conns.push(ends(pool.handle().acquire()).await.expect("a connection"));
     }
-    conns.iter().map(Conn::pid).collect()
+    conns.iter().map(|conn| conn.pid()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

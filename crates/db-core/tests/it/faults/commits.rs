@@ -53,14 +53,14 @@ async fn insert(pool: &Pool, options: TxOptions, hooks: &Hooks) -> Result<(), Er
 /// The same, as often as it takes. Says how often that was.
 async fn insert_retrying(pool: &Pool, options: TxOptions, hooks: &Hooks) -> Result<u32, Error> {
     let attempts = &AtomicU32::new(0);
-    let work = pool.handle().tx_retry(options, SOON, |mut tx| {
+    let work = pool.handle().tx_retry(options, SOON, || {
         let counted = hooks.clone();
-        Box::pin(async move {
+        async move |tx| {
             attempts.fetch_add(1, Ordering::SeqCst);
             tx.after_commit(move || counted.count());
             sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
             Ok::<_, Error>(())
-        })
+        }
     });
     ends(work).await?;
     Ok(attempts.load(Ordering::SeqCst))

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{AcquirePhase, Class, Conn, Error, Pool, PoolOptions};
+use db_core::{AcquirePhase, Class, Error, Pool, PoolOptions};
 use db_embedded::{Released, Server};
 use db_testkit::{Stop, TestDb, TestServer, until};
 
@@ -24,7 +24,7 @@ async fn terminate(db: &TestDb, pid: i32) {
 }
 
 async fn pids(pool: &Pool) -> BTreeSet<i32> {
-    take_all(pool).await.iter().map(Conn::pid).collect()
+    take_all(pool).await.iter().map(|conn| conn.pid()).collect()
 }
 
 #[db_testkit::test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use db_core::{AcquirePhase, Class, Conn, Error, PoolOptions};
+use db_core::{AcquirePhase, Class, Error, PoolOptions};
 use db_testkit::{Proxy, Session, TestDb, until};
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
@@ -45,7 +45,7 @@ async fn connections_that_were_reset_while_idle_are_replaced_and_nobody_notices(
     proxy.reset();
 
     let conns = take_all(&pool).await;
-    let after: BTreeSet<_> = conns.iter().map(Conn::pid).collect();
+    let after: BTreeSet<_> = conns.iter().map(|conn| conn.pid()).collect();
     assert!(after.is_disjoint(&before), "{after:?} {before:?}");
     drop(conns);
     recovers(&pool).await;
@@ -148,7 +148,7 @@ async fn idle_connections_that_froze_are_replaced_and_the_thaw_brings_none_back(
 
     let conns = take_all(&pool).await;
     proxy.thaw();
-    let after: BTreeSet<_> = conns.iter().map(Conn::pid).collect();
+    let after: BTreeSet<_> = conns.iter().map(|conn| conn.pid()).collect();
     assert!(after.is_disjoint(&before), "{after:?} {before:?}");
     drop(conns);
     recovers(&pool).await;

@@ -95,7 +95,7 @@ pub(super) async fn until_control(db: &TestDb) -> i32 {
 /// Opens as many connections as there may be, and leaves them idle. Says where they lead.
 pub(super) async fn fill(pool: &Pool) -> BTreeSet<i32> {
     let conns = take_all(pool).await;
-    conns.iter().map(Conn::pid).collect()
+    conns.iter().map(|conn| conn.pid()).collect()
 }
 
 /// Waits until the pool has nothing to do.
