@@ -1,171 +1,62 @@
-//! The bus: a handle, and what it shares with its two tasks.
+//! The handle of a bus.
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use db_core::{Config, ConnectFailure, Pooler, Session};
+use db_core::{Config, Pooler, Session};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::delivery::GapReason;
-use crate::link::Link;
-use crate::listening::{Both, Deaf, LISTEN_LIMIT, Listening, listen_and_hear};
-use crate::notifier::{Notifier, NotifyError};
-use crate::options::{BusOptions, BusOptionsError};
-use crate::outbox::{self, Outbox};
-use crate::postgres::PostgresLink;
-use crate::routes::{Counts, Routes};
-use crate::state::{BusState, Condition, Counters, Trouble};
-use crate::subscription::Subscription;
-use crate::unreadable::Unreadable;
+use crate::deliver::{Counts, GapReason, Subscription};
+use crate::error::{NotifyError, NotifyInError, OpenError};
+use crate::link::{Link, PostgresLink};
+use crate::listen::{self, LISTEN_TIMEOUT, Listening, Sessions, Unreadable};
+use crate::options::BusOptions;
+use crate::send::{self, Notifier};
+use crate::shared::BusShared;
+use crate::state::{BusState, Counters};
 use crate::{Channel, Topic, wire};
-
-/// Why a bus could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// An option is wrong.
-    #[error(transparent)]
-    Options(#[from] BusOptionsError),
-    /// The first session, or the first `LISTEN`, failed.
-    #[error("the bus could not listen on {to}: {failure}")]
-    Listen {
-        /// Role, host, port and database.
-        to: String,
-        /// What it met.
-        failure: ConnectFailure,
-    },
-    /// The address leads to a standby, which can neither LISTEN nor NOTIFY.
-    #[error("the bus could not listen on {to}: {}", Trouble::Standby)]
-    Standby {
-        /// Role, host, port and database.
-        to: String,
-    },
-    /// The address leads through a pooler in transaction mode.
-    #[error(
-        "LISTEN on {to} would deliver nothing, since the address leads through a pooler: use the server's own address \
-         (DATABASE_URL_DIRECT)"
-    )]
-    Pooled {
-        /// Role, host, port and database.
-        to: String,
-    },
-    /// LISTEN was answered, and what was then notified did not arrive.
-    #[error(
-        "LISTEN on {to} was answered, and nothing arrives: the address seems to lead through a pooler such as PgBouncer in \
-         transaction mode, so use the server's own (DATABASE_URL_DIRECT)"
-    )]
-    NothingDelivered {
-        /// Role, host, port and database.
-        to: String,
-    },
-}
-
-impl OpenError {
-    /// Whether waiting cannot mend it. A standby may be promoted.
-    #[must_use]
-    pub fn is_final(&self) -> bool {
-        match self {
-            Self::Options(_) | Self::Pooled { .. } | Self::NothingDelivered { .. } => true,
-            Self::Listen { failure, .. } => failure.is_final(),
-            Self::Standby { .. } => false,
-        }
-    }
-
-    fn of<L: Link>(deaf: &Deaf, link: &L) -> Self {
-        let to = link.to_string();
-        match deaf {
-            Deaf::NothingDelivered => Self::NothingDelivered { to },
-            Deaf::Met(error) if Trouble::of(error) == Trouble::Standby => Self::Standby { to },
-            Deaf::Met(error) => Self::Listen { to, failure: link.explain(error) },
-        }
-    }
-}
 
 /// A notification bus. Cheap to clone; clones are the same bus.
 ///
-/// When the last clone is dropped, its tasks end; [`Bus::close`] also sends what waits. They run on the runtime that the bus was made
-/// on: when that ends, subscriptions end, and notifying says [`NotifyError::Closed`].
+/// A bus has two tasks, which run on the runtime where the bus was made. They end when the last clone is dropped; [`Bus::close`] first
+/// sends the waiting notifications. When that runtime ends, subscriptions end and notifying returns [`NotifyError::Closed`].
 #[derive(Clone)]
 pub struct Bus {
-    inner: Arc<Inner>,
+    inner: Arc<BusInner>,
 }
 
-/// Not what waits to be sent or received: payloads are the program's.
+/// Shows no payload: payloads are data of the program.
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bus").field("state", &self.state()).finish_non_exhaustive()
     }
 }
 
-struct Inner {
-    shared: Arc<Shared>,
-    /// The tasks hold `shared` but not `Inner`: dropping the last handle drops the set, which aborts them.
+struct BusInner {
+    shared: Arc<BusShared>,
+    /// The tasks hold `shared` but not `BusInner`: dropping the last handle drops the set, which aborts the tasks.
     tasks: Mutex<JoinSet<()>>,
-    /// Tells whether they run still, as many as ask.
+    /// Any number of callers can wait here for the end of the tasks.
     running: TaskTracker,
-    /// Where they run.
+    /// The runtime of the tasks.
     runtime: Handle,
     channel: Channel,
 }
 
-impl Drop for Inner {
+impl Drop for BusInner {
     fn drop(&mut self) {
         self.shared.routes.close();
     }
 }
 
-/// What the handle and the two tasks look at together.
-pub(crate) struct Shared {
-    pub(crate) routes: Arc<Routes>,
-    pub(crate) outbox: Outbox,
-    pub(crate) closing: CancellationToken,
-    pub(crate) condition: Condition,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) heartbeat: Duration,
-    pub(crate) answer: Duration,
-    pub(crate) pace: Duration,
-    /// The tasks were ended before they were done.
-    cut: AtomicBool,
-}
-
-impl Shared {
-    fn new(options: &BusOptions) -> Self {
-        let counters = Arc::<Counters>::default();
-        Self {
-            routes: Arc::new(Routes::new(Arc::clone(&counters))),
-            outbox: Outbox::new(options.queue(), Arc::clone(&counters)),
-            closing: CancellationToken::new(),
-            condition: Condition::default(),
-            counters,
-            heartbeat: options.heartbeat,
-            answer: options.answer,
-            pace: options.pace,
-            cut: AtomicBool::new(false),
-        }
-    }
-
-    /// Nothing arrives any more: all subscriptions end.
-    pub(crate) fn hears_no_more(&self) {
-        self.condition.lost();
-        self.routes.close();
-    }
-
-    /// Tells everybody that something may have been missed.
-    pub(crate) fn gap(&self, reason: GapReason) {
-        self.counters.gaps.add(1);
-        self.routes.gap(reason);
-    }
-}
-
-/// Where the bus of this address would be, if it can be listened to there.
+/// The link to the server of this address, unless the address leads through a pooler.
 fn postgres(config: &Config, options: &BusOptions) -> Result<PostgresLink, OpenError> {
     options.check()?;
     if config.pooler() != Pooler::None {
@@ -175,36 +66,37 @@ fn postgres(config: &Config, options: &BusOptions) -> Result<PostgresLink, OpenE
 }
 
 impl Bus {
-    /// Connects, LISTENs, sees whether anything arrives, and starts the bus's two tasks on the current tokio runtime.
+    /// Connects, LISTENs, checks that its own notification arrives, and starts the two tasks of the bus on the current tokio
+    /// runtime.
     ///
-    /// `config` must lead to PostgreSQL itself: through `PgBouncer` in transaction mode, LISTEN succeeds and delivers
-    /// nothing, which is found out within [`BusOptions::answer`]. Dropping the future closes the connections.
+    /// `config` must lead to PostgreSQL itself. Through `PgBouncer` in transaction mode, LISTEN succeeds and delivers nothing, which
+    /// the bus notices within [`BusOptions::answer`]. Dropping the future closes the connections.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] when an option is wrong, or when the first LISTEN fails or delivers nothing. Later losses are mended and
-    /// reported to subscribers as gaps.
+    /// [`OpenError`] when an option is out of its range, or when the first LISTEN fails or delivers nothing. After a later loss the
+    /// bus connects again, and subscribers receive a gap.
     pub async fn open(config: &Config, options: BusOptions) -> Result<Self, OpenError> {
         Self::with_link(postgres(config, &options)?, options).await
     }
 
-    /// The same over another link than the usual one to PostgreSQL: such as `MemoryLink`, in tests.
+    /// As [`Bus::open`], with a link of the caller's, such as `MemoryLink` in tests.
     ///
     /// # Errors
     ///
     /// As [`Bus::open`].
     pub async fn with_link<L: Link>(link: L, options: BusOptions) -> Result<Self, OpenError> {
         let channel = options.check()?;
-        let opened = listen_and_hear(&link, &channel, &[], options.answer).await;
-        let both = opened.map_err(|deaf| OpenError::of(&deaf, &link))?;
-        Ok(Self::start(link, channel, &options, Some(both)))
+        let opened = listen::open_sessions(&link, &channel, &[], options.answer).await;
+        let sessions = opened.map_err(|error| error.into_open_error(&link))?;
+        Ok(Self::start(link, channel, &options, Some(sessions)))
     }
 
-    /// The same without a connection, until there is something to do: the bus LISTENs when somebody first subscribes, and
-    /// tells who subscribed before LISTEN was in force by a [`Gap`](crate::Gap) when it is. Sending does not need LISTEN.
+    /// Makes a bus that connects at its first use. The bus LISTENs at the first subscription. When LISTEN is in force, the
+    /// subscriptions made before receive a [`Gap`](crate::Gap). Sending does not need LISTEN.
     ///
-    /// Whatever keeps it from listening is tried again and logged, since nobody waits for the answer: a wrong password, too,
-    /// and a pooler through which nothing arrives.
+    /// The bus logs and retries each failure to listen, also a wrong password and a pooler that delivers nothing, since no caller
+    /// waits for the result.
     ///
     /// # Errors
     ///
@@ -217,7 +109,7 @@ impl Bus {
         Self::lazy_with_link(postgres(config, options)?, options)
     }
 
-    /// The same over another link.
+    /// As [`Bus::lazy`], with a link of the caller's.
     ///
     /// # Errors
     ///
@@ -231,20 +123,20 @@ impl Bus {
         Ok(Self::start(link, channel, options, None))
     }
 
-    fn start<L: Link>(link: L, channel: Channel, options: &BusOptions, first: Option<Both<L>>) -> Self {
-        let shared = Arc::new(Shared::new(options));
+    fn start<L: Link>(link: L, channel: Channel, options: &BusOptions, first: Option<Sessions<L>>) -> Self {
+        let shared = Arc::new(BusShared::new(options));
         if first.is_some() {
             shared.condition.connected();
         }
         let (listener, sender) = first.unzip();
-        let (senders, fresh) = mpsc::channel(1);
+        let (new_senders, senders) = mpsc::channel(1);
         let listening = Listening {
             link: link.clone(),
             channel: channel.clone(),
             shared: Arc::clone(&shared),
             listener,
-            senders,
-            others: HashSet::new(),
+            new_senders,
+            raw_channels: HashSet::new(),
             unreadable: Unreadable::default(),
         };
         let notifier = Notifier {
@@ -252,34 +144,33 @@ impl Bus {
             channel: channel.clone(),
             shared: Arc::clone(&shared),
             sender,
-            fresh,
-            refused: false,
+            senders,
+            logged_refusal: false,
         };
-        // However a task ends, by a panic or with its runtime, also before its first poll: nobody waits for one that is not there.
-        let hears = scopeguard::guard(Arc::clone(&shared), |shared| shared.hears_no_more());
+        // A task may end by a panic or with its runtime, also before its first poll. The guards then end all waits for it.
+        let listens = scopeguard::guard(Arc::clone(&shared), |shared| shared.stop_listening());
         let sends = scopeguard::guard(Arc::clone(&shared), |shared| shared.outbox.abandon());
         let (mut tasks, running) = (JoinSet::new(), TaskTracker::new());
-        tasks.spawn(running.track_future(listening.run(hears)));
+        tasks.spawn(running.track_future(listening.run(listens)));
         tasks.spawn(running.track_future(notifier.run(sends)));
         let runtime = Handle::current();
-        Self { inner: Arc::new(Inner { shared, tasks: Mutex::new(tasks), running, runtime, channel }) }
+        Self { inner: Arc::new(BusInner { shared, tasks: Mutex::new(tasks), running, runtime, channel }) }
     }
 
-    /// The runtime that the bus's tasks run on, where others may run that go with it; none once nothing can be heard any more,
-    /// because the bus was closed or that runtime has ended.
+    /// The runtime of the tasks of the bus, for other tasks that are to end with the bus. `None` once no notification can arrive any
+    /// more, because the bus was closed or that runtime has ended.
     #[must_use]
     pub fn runtime(&self) -> Option<Handle> {
         (!self.inner.shared.routes.is_closed()).then(|| self.inner.runtime.clone())
     }
 
-    /// Subscribes to a topic, in force when the call returns. `size` is how many notifications may wait (at least 1).
+    /// Subscribes to a topic, in force when the call returns. The queue of the subscription holds `size` notifications (at least 1).
     #[must_use]
     pub fn subscribe(&self, topic: &Topic, size: usize) -> Subscription {
         self.subscribe_all([topic], size)
     }
 
-    /// Subscribes to many topics together, in force when the call returns. `size` is how many notifications may wait, of all of
-    /// them (at least 1).
+    /// Subscribes to several topics with one queue, in force when the call returns. The queue holds `size` notifications (at least 1).
     #[must_use]
     pub fn subscribe_all<'t>(
         &self,
@@ -293,13 +184,13 @@ impl Bus {
         subscription
     }
 
-    /// Listens to a channel of PostgreSQL's as it is: what triggers and other programs NOTIFY. `size` is how many notifications
-    /// may wait (at least 1).
+    /// Listens to a channel of PostgreSQL, for notifications of triggers and other programs. The queue holds `size` notifications (at
+    /// least 1).
     ///
-    /// The first delivery is a [`Gap`](crate::Gap), when LISTEN is in force: what is looked at then is looked at while nothing
-    /// can be missed any more. UNLISTEN follows when the last who listens to the channel here is dropped.
+    /// The first delivery is a [`Gap`](crate::Gap), when LISTEN is in force. A reader that reads after this gap misses no
+    /// notification. When the last subscription to the channel is dropped, the bus sends UNLISTEN.
     ///
-    /// Each channel costs the server time with each notification, in each of its databases; topics cost it nothing.
+    /// Each channel costs the server time for each notification in any of its databases. A topic costs the server nothing.
     #[must_use]
     pub fn listen(&self, channel: &Channel, size: usize) -> Subscription {
         let mut subscription = Subscription::open(&self.inner.shared.routes, size);
@@ -307,29 +198,29 @@ impl Bus {
         subscription
     }
 
-    /// Notifies, and waits until the statement that carries it was done. While the server is away, that may be long.
+    /// Notifies a topic, and waits until the statement with the notification is done. While the server is away, the wait has no limit.
     ///
-    /// Dropping the future stops the wait only; the notification is sent all the same, unless the future was never polled.
+    /// Dropping the future ends the wait only: the notification is still sent, unless the future was never polled.
     ///
     /// # Errors
     ///
-    /// [`NotifyError::Closed`] when the bus is closed first.
+    /// [`NotifyError::Closed`] when the bus is closed before.
     pub async fn notify(&self, topic: &Topic) -> Result<(), NotifyError> {
         self.notify_with(topic, "").await
     }
 
-    /// The same with a payload.
+    /// As [`Bus::notify`], with a payload.
     ///
     /// # Errors
     ///
-    /// [`NotifyError`] when it can never be sent, or the bus is closed first.
+    /// [`NotifyError`] when the payload cannot be sent, or the bus is closed before.
     pub async fn notify_with(&self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
-        let (sent, done) = oneshot::channel();
+        let (sent, receipt) = oneshot::channel();
         self.inner.shared.outbox.push(topic, payload, Some(sent))?;
-        done.await.map_err(|_| NotifyError::Closed)
+        receipt.await.map_err(|_| NotifyError::Closed)
     }
 
-    /// Notifies without waiting for anything.
+    /// Notifies a topic without waiting: the notifier sends it.
     ///
     /// # Errors
     ///
@@ -338,34 +229,34 @@ impl Bus {
         self.notify_soon_with(topic, "")
     }
 
-    /// The same with a payload.
+    /// As [`Bus::notify_soon`], with a payload.
     ///
     /// # Errors
     ///
-    /// [`NotifyError`] when it can never be sent.
+    /// [`NotifyError`] when the payload cannot be sent, or the bus is closed.
     pub fn notify_soon_with(&self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
         self.inner.shared.outbox.push(topic, payload, None)
     }
 
-    /// Notifies within a transaction: sent exactly if it commits, by the server, even if this process is killed right after.
+    /// Notifies within a transaction. The server sends the notification if and only if the transaction commits, even if this process
+    /// is killed right after the commit.
     ///
-    /// It has a price: all transactions that do so commit one after the other, in the whole server, which at 50 connections
-    /// leaves a fifth of the rate. Unless a lost wake-up is worse than that,
-    /// [`NotifyAfterCommit`](crate::NotifyAfterCommit) is the one to use.
+    /// The price: all such transactions of the server commit one after the other. With 50 connections, a fifth of the rate is left.
+    /// Use [`NotifyAfterCommit`](crate::NotifyAfterCommit), unless a lost notification is worse than that.
     ///
-    /// The transaction's database must be the bus's. Dropping the future leaves the transaction to be rolled back, as with any
-    /// statement.
+    /// The transaction must be in the database of the bus. Dropping the future is like dropping the future of any statement: the
+    /// transaction is to be rolled back.
     ///
     /// # Errors
     ///
-    /// [`NotifyInError::Refused`] when it can never be sent, and what the statement meets.
+    /// [`NotifyInError::Refused`] when the payload cannot be sent; [`NotifyInError::Statement`] when the statement fails.
     pub async fn notify_in(
         &self,
         db: &mut Session,
         topic: &Topic,
         payload: &str,
     ) -> Result<(), NotifyInError> {
-        outbox::check(topic, payload)?;
+        send::check(topic, payload)?;
         sqlx::query("select pg_notify($1, $2)")
             .bind(self.inner.channel.as_str())
             .bind(wire::encode([(topic.as_str(), payload)]).concat())
@@ -375,10 +266,10 @@ impl Bus {
         Ok(())
     }
 
-    /// How the bus stands now.
+    /// The state of the bus at this moment.
     #[must_use]
     pub fn state(&self) -> BusState {
-        let Shared { routes, outbox, condition, counters, .. } = &*self.inner.shared;
+        let BusShared { routes, outbox, condition, counters, .. } = &*self.inner.shared;
         let Counts { topics, channels, subscribers } = routes.count();
         let sessions = condition.read();
         BusState {
@@ -398,25 +289,25 @@ impl Bus {
         }
     }
 
-    /// Sends what waits, ends all subscriptions, and closes both connections, at most for `deadline`; what is not done then is
-    /// given up. Says whether it was in time; asked again, it says what it said.
+    /// Sends the waiting notifications, ends all subscriptions, and closes both connections. After `deadline` the rest is given up.
+    /// Returns true if everything finished within `deadline`. Later calls return the same value.
     ///
-    /// Dropping the future leaves the bus closing, for as long as there is a handle to it: asked again, it waits on.
+    /// Dropping the future leaves the bus closing, as long as a handle exists. Another call waits again.
     pub async fn close(&self, deadline: Duration) -> bool {
-        let Inner { shared, tasks, running, .. } = &*self.inner;
+        let BusInner { shared, tasks, running, .. } = &*self.inner;
         shared.outbox.close();
         shared.closing.cancel();
         running.close();
         if timeout(deadline, running.wait()).await.is_err() {
-            shared.cut.store(true, Ordering::Release);
-            // As they are dropped, they tell those who wait.
+            shared.aborted.store(true, Ordering::Release);
+            // Their guards end all waits for them.
             tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         }
-        !shared.cut.load(Ordering::Acquire)
+        !shared.aborted.load(Ordering::Acquire)
     }
 
-    /// As [`notify_soon_with`](Self::notify_soon_with), and tells when it was sent.
-    pub(crate) fn notify_then(
+    /// As [`notify_soon_with`](Self::notify_soon_with). `sent` gets its value when the notification was sent.
+    pub(crate) fn notify_with_receipt(
         &self,
         topic: &Topic,
         payload: &str,
@@ -425,39 +316,27 @@ impl Bus {
         self.inner.shared.outbox.push(topic, payload, Some(sent))
     }
 
-    /// Where the bus's tasks run, or ran.
-    pub(crate) fn home(&self) -> &Handle {
+    /// The runtime of the tasks, which may have ended.
+    pub(crate) fn task_runtime(&self) -> &Handle {
         &self.inner.runtime
     }
 
-    /// Tells those who follow these topics that something may have been missed.
-    pub(crate) fn gap_of(&self, topics: &[Topic], reason: GapReason) {
-        self.inner.shared.routes.gap_of(topics, reason);
+    /// Puts a gap into the queue of each subscription to one of these topics.
+    pub(crate) fn gap_for(&self, topics: &[Topic], reason: GapReason) {
+        self.inner.shared.routes.gap_for(topics, reason);
     }
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.inner.shared.counters
     }
 
-    /// Whether LISTEN is in force, as far as it is known.
-    pub(crate) fn listens(&self) -> bool {
+    /// Whether LISTEN is in force, as far as the bus knows.
+    pub(crate) fn is_listening(&self) -> bool {
         self.inner.shared.condition.read().connected_since.is_some()
     }
 
-    /// How long it may take at most to know that it is not.
-    pub(crate) fn silence(&self) -> Duration {
-        self.inner.shared.heartbeat + self.inner.shared.answer.max(LISTEN_LIMIT)
+    /// How long it may take until the bus notices a lost link.
+    pub(crate) fn time_to_notice_loss(&self) -> Duration {
+        self.inner.shared.heartbeat + self.inner.shared.answer.max(LISTEN_TIMEOUT)
     }
-}
-
-/// Why a transaction could not notify.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum NotifyInError {
-    /// It can never be sent. The transaction can go on.
-    #[error(transparent)]
-    Refused(#[from] NotifyError),
-    /// The statement failed, and with it the transaction.
-    #[error("could not notify within the transaction: {0}")]
-    Statement(#[from] db_core::Error),
 }

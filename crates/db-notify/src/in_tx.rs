@@ -1,4 +1,4 @@
-//! Notifying what a transaction has done, once it is done.
+//! Notifications after the commit of a transaction.
 
 use std::sync::Arc;
 
@@ -6,9 +6,10 @@ use db_core::{Handle, Session};
 
 use crate::{Bus, NotifyError, Topic};
 
-/// The bus of a [`Handle`] or a [`Session`], such as that of a transaction: the one that was [attached](db_core::Pool::attach) to its pool, as `db-layer` does.
+/// The bus of a [`Handle`] or of a [`Session`], such as a transaction: the bus that was [attached](db_core::Pool::attach) to its
+/// pool. `db-layer` attaches it.
 pub trait BusExt {
-    /// The bus, if the pool has one.
+    /// The bus, if one is attached.
     fn bus(&self) -> Option<Arc<Bus>>;
 }
 
@@ -24,8 +25,8 @@ impl BusExt for Session {
     }
 }
 
-/// Notifications that a transaction sends when it is committed, and when nobody can tell whether it is. For each
-/// [`Session`]: a `Tx`, a part of it, and a `Conn`, where each statement is committed by itself.
+/// Notifications that are sent after the commit of a transaction, also when the outcome of the commit is unknown. Implemented for
+/// [`Session`]: for a `Tx`, a part of it, and a `Conn`, where each statement commits by itself.
 ///
 /// ```no_run
 /// # async fn run(pool: db_core::Pool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -40,40 +41,42 @@ impl BusExt for Session {
 /// # }
 /// ```
 pub trait NotifyAfterCommit {
-    /// Has the bus notify right after the commit, outside of the transaction, which therefore does not wait for other
-    /// transactions that notify. Nothing is sent when it is rolled back. When its outcome is not known, the notification is
-    /// sent: the answer was lost, or the future of the commit was dropped on the way, such as a handler's whose client hung up
-    /// ([`Session::unless_rolled_back`]). Outside of a transaction, where each statement is committed by itself, the bus
-    /// notifies at once.
+    /// Makes the bus notify right after the commit. The notification is not part of the transaction, so the transaction does not wait
+    /// for other transactions that notify. After a rollback nothing is sent. When the outcome is unknown, the notification is sent: the
+    /// answer to the commit was lost, or the future of the commit was dropped ([`Session::unless_rolled_back`]). Outside of a transaction, the bus notifies at
+    /// once.
     ///
-    /// **A process that is killed between the commit and its notification sends nothing either**, and nobody is told. A reader
-    /// that must not miss it also looks by itself from time to time, or the notification is made part of the transaction, at
-    /// its price: [`Bus::notify_in`].
+    /// **A process that is killed between the commit and its notification sends nothing**, and no other process learns of that. A
+    /// reader that must not miss the notification also reads from time to time; or the writer makes the notification part of the
+    /// transaction, at a price: [`Bus::notify_in`].
     ///
     /// # Errors
     ///
-    /// [`NotifyError::NoBus`] when the pool has none. A bus that is closed before the commit is logged instead: the transaction
-    /// is not to fail for it.
+    /// [`NotifyError::NoBus`] when the pool has no bus. When the bus is closed before the commit, a line is logged and the transaction
+    /// does not fail.
     fn notify(&mut self, topic: &Topic) -> Result<(), NotifyError> {
         self.notify_with(topic, "")
     }
 
-    /// The same with a payload.
+    /// As [`Self::notify`], with a payload.
     ///
     /// # Errors
     ///
-    /// And what [`Bus::notify_soon_with`] says of the payload.
+    /// As [`Self::notify`], and [`NotifyError::TooLong`] and [`NotifyError::Nul`] for the payload.
     fn notify_with(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError>;
 }
 
 impl NotifyAfterCommit for Session {
     fn notify_with(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
         let bus = self.bus().ok_or(NotifyError::NoBus)?;
-        crate::outbox::check(topic, payload)?;
+        crate::send::check(topic, payload)?;
         let (topic, payload) = (topic.clone(), payload.to_owned());
         self.unless_rolled_back(move || {
             if let Err(error) = bus.notify_soon_with(&topic, &payload) {
-                tracing::warn!(topic = topic.as_str(), %error, "committed, or perhaps, and nobody is notified");
+                tracing::warn!(
+                    topic = topic.as_str(), %error,
+                    "a transaction was committed, or may have been, and its notification was not sent"
+                );
             }
         });
         Ok(())

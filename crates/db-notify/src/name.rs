@@ -4,35 +4,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
-/// Why a text is not the name of a topic or of a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum NameError {
-    /// The name is empty.
-    #[error("the name of a {kind} is empty: it needs 1 to {limit} bytes")]
-    Empty {
-        /// `topic` or `channel`.
-        kind: &'static str,
-        /// The longest name, in bytes.
-        limit: usize,
-    },
-    /// The name is too long.
-    #[error("the name of a {kind} has {bytes} bytes: at most {limit} are allowed")]
-    TooLong {
-        /// `topic` or `channel`.
-        kind: &'static str,
-        /// The length of the name, in bytes.
-        bytes: usize,
-        /// The longest name, in bytes.
-        limit: usize,
-    },
-    /// The name contains a NUL character, which PostgreSQL's text cannot hold.
-    #[error("the name of a {kind} contains a NUL character: remove it")]
-    Nul {
-        /// `topic` or `channel`.
-        kind: &'static str,
-    },
-}
+use crate::error::NameError;
 
 fn check(name: &str, kind: &'static str, limit: usize) -> Result<Arc<str>, NameError> {
     match name.len() {

@@ -1,26 +1,28 @@
-//! How a bus listens and sends.
+//! The options of a bus.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::Channel;
+use crate::error::BusOptionsError;
 
-/// How a bus listens and sends.
+/// The options of a bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BusOptions {
-    /// Processes hear each other within a namespace, `default` by default. It becomes part of a channel's name: at most 53
-    /// bytes, no NUL.
+    /// The namespace of the topics (default `default`): buses of the same namespace exchange notifications. It becomes part of the name of
+    /// a channel: 1 to 53 bytes, no NUL.
     pub namespace: String,
-    /// How often the server is asked for a sign of life by the listening connection [15 s]. The server is told to do the same
-    /// with its end of both connections, after a silence of that length.
+    /// The interval between two heartbeats of the listening session (default 15 s, at most 1 day). The server pings its ends of both
+    /// sessions after a silence of that length.
     pub heartbeat: Duration,
-    /// How long an answer may take, to a heartbeat and to a statement that notifies, before the connection counts as lost [2 s].
+    /// The timeout of the answer to a heartbeat or to a statement that notifies (default 2 s, at most 1 day). After it, the session counts
+    /// as lost.
     pub answer: Duration,
-    /// The shortest time between two statements that notify [2 ms]. After one that stands for many calls it is longer, up to four
-    /// times: the busier those who write, the dearer it is to them that everybody who listens is woken.
+    /// The pause after each batch of notifications (default 2 ms, at most 1 day). After a batch of many calls it is up to four times as
+    /// long: each statement wakes all listeners, which slows the writers down.
     pub pace: Duration,
-    /// The most notifications that wait to be sent [10 000]: from 1 000 to 1 000 000, or 0 for the default. Past it, one message
-    /// says "everything".
+    /// The most notifications that wait to be sent: from 1 000 to 1 000 000, or 0 for the default of 10 000. Past that number, one message
+    /// "everything" replaces them, and all subscribers receive a gap.
     pub queue: usize,
 }
 
@@ -36,36 +38,21 @@ impl Default for BusOptions {
     }
 }
 
-/// What is wrong with a bus's options.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BusOptionsError {
-    /// `LISTEN` silently cuts a channel's name at 63 bytes, and `pg_notify` refuses it.
-    #[error("the namespace of a bus has 1 to 53 bytes and no NUL character")]
-    Namespace,
-    /// The queue is too small or too large.
-    #[error("the queue of a bus holds 1000 to 1000000 notifications, or 0 for 10000, and not {0}")]
-    Queue(usize),
-    /// A time is none, or as good as for ever.
-    #[error("the {0} of a bus must be longer than nothing, and a day at most")]
-    Time(&'static str),
-}
-
-/// Whoever wants a time to be for ever says less than that.
+/// Upper bound for any configured duration.
 pub(crate) const DAY: Duration = Duration::from_hours(24);
 
 impl BusOptions {
     const QUEUE: usize = 10_000;
     pub(crate) const QUEUES: RangeInclusive<usize> = 1_000..=1_000_000;
 
-    /// The one channel of the namespace, if all options are good.
+    /// The channel of the namespace, if all options are in their ranges.
     pub(crate) fn check(&self) -> Result<Channel, BusOptionsError> {
         for (name, time) in [("heartbeat", self.heartbeat), ("answer", self.answer)] {
             if time.is_zero() || time > DAY {
                 return Err(BusOptionsError::Time(name));
             }
         }
-        // Without any, it sends as fast as it can.
+        // A pace of zero sends without pauses.
         if self.pace > DAY {
             return Err(BusOptionsError::Time("pace"));
         }
@@ -88,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_queue_holds_a_thousand_to_a_million_or_what_is_usual() {
+    fn the_queue_holds_a_thousand_to_a_million_or_the_default() {
         let of = |queue| BusOptions { queue, ..BusOptions::default() };
         for bad in [1, 999, 1_000_001, usize::MAX] {
             assert_eq!(of(bad).check(), Err(BusOptionsError::Queue(bad)));
@@ -101,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_fits_into_a_channels_name() {
+    fn a_namespace_fits_into_the_name_of_a_channel() {
         let of = |namespace: &str| BusOptions { namespace: namespace.to_owned(), ..BusOptions::default() };
         for bad in ["", "a\0b", &"x".repeat(54)] {
             assert_eq!(of(bad).check(), Err(BusOptionsError::Namespace));
@@ -111,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_not_a_time_and_neither_is_for_ever() {
+    fn a_duration_is_longer_than_nothing_and_at_most_a_day() {
         for bad in [Duration::ZERO, Duration::MAX] {
             let heartbeat = BusOptions { heartbeat: bad, ..BusOptions::default() };
             assert_eq!(heartbeat.check(), Err(BusOptionsError::Time("heartbeat")));

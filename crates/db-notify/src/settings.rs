@@ -1,4 +1,4 @@
-//! What the bus can be told from outside.
+//! The settings of the bus.
 
 use db_core::settings::{Reader, Setting};
 
@@ -8,16 +8,17 @@ static QUEUE: Setting = Setting {
     name: "db-notification-bus-queue-size",
     value: "NOTIFICATIONS",
     default: Some("10000"),
-    help: "The most notifications that wait to be sent, from 1000 to 1000000, or 0 for the default. Past it, all subscribers are \
-           told to look for themselves.",
-    change: "Raise it when subscribers report Overflow gaps while the server is well; each entry is a topic and a payload in memory.",
+    help: "The most notifications that wait to be sent, from 1000 to 1000000, or 0 for the default. Past that number, one message \
+           replaces them, and all subscribers receive a gap.",
+    change: "Raise it when subscribers report Overflow gaps while the server is reachable; each entry keeps a topic and a payload in \
+             memory.",
     is_secret: false,
 };
 
-/// What the bus can be told from outside.
+/// The settings of the bus.
 pub static BUS: [&Setting; 1] = [&QUEUE];
 
-/// The bus's options.
+/// Reads the options of the bus.
 pub fn bus(reader: &mut Reader<'_>) -> BusOptions {
     let mut options = BusOptions::default();
     if let Some(text) = reader.text(&QUEUE) {

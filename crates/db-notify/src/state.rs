@@ -1,29 +1,28 @@
-//! How a bus stands, for health checks and for tests.
+//! The state of a bus, for health checks and for tests.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use sqlx::error::DatabaseError;
+use crate::class;
 
-/// How a bus stands at one moment.
+/// The state of a bus at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct BusState {
-    /// Since when LISTEN is in force without a break; none while it is not. On a lazy bus it is not before somebody has
-    /// subscribed.
+    /// Since when LISTEN is in force without a break. `None` while it is not in force; on a lazy bus, before the first subscription.
     pub connected_since: Option<SystemTime>,
-    /// When the server last gave a sign of life because it was asked for one.
+    /// When the server last answered a heartbeat.
     pub last_heartbeat: Option<SystemTime>,
-    /// What keeps the bus from listening or from sending, as far as it has been met.
+    /// What keeps the bus from listening or from sending, as far as the bus knows.
     pub trouble: Option<Trouble>,
-    /// How full the server's queue of notifications was at the last heartbeat, from 0 to 1. When it is full, NOTIFY fails, and
-    /// with it any transaction that has one: some session listens, and has been in a transaction for too long.
+    /// The usage of the server's queue of notifications at the last heartbeat, from 0 to 1. When the queue is full, NOTIFY fails, and
+    /// so do transactions with a NOTIFY. The cause is a listening session with a long transaction.
     pub queue_usage: Option<f64>,
-    /// Topics that somebody in this process subscribes to.
+    /// Topics with a subscription in this process.
     pub topics: usize,
-    /// Channels of other programs' that somebody in this process listens to.
+    /// [Channels](crate::Bus::listen) with a subscription in this process.
     pub channels: usize,
     /// Subscriptions in this process.
     pub subscribers: usize,
@@ -31,13 +30,13 @@ pub struct BusState {
     pub pending: usize,
     /// Notifications that were sent.
     pub sent: u64,
-    /// Notifications that were not sent, because an equal one was waiting, or a message that says "everything".
+    /// Notifications that were not sent, because an equal one or the message "everything" was waiting.
     pub coalesced: u64,
-    /// Notifications that were not sent, because nobody watched their topic ([`WatchedTopics`](crate::WatchedTopics)).
+    /// Notifications that were not sent, because no process watched their topic ([`WatchedTopics`](crate::WatchedTopics)).
     pub gated: u64,
-    /// How often everybody was told of a gap.
+    /// Gaps that all subscriptions of this process received.
     pub gaps: u64,
-    /// Notifications that did not fit into the queue of a subscriber.
+    /// Notifications that did not fit into the queue of a subscription.
     pub lagged: u64,
 }
 
@@ -53,30 +52,31 @@ impl BusState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Trouble {
-    /// No session can be opened: the server is away, or refuses it.
+    /// No session can be opened: the server is away, or refuses the session.
     Unreachable,
-    /// The server is a standby, which can neither LISTEN nor NOTIFY (SQLSTATE 25006). It is tried again, since a standby may be
+    /// The server is a standby, which allows neither LISTEN nor NOTIFY (SQLSTATE 25006). The bus retries, since a standby may be
     /// promoted.
     Standby,
-    /// LISTEN is answered, and nothing arrives: a pooler such as `PgBouncer` in transaction mode is in between.
+    /// LISTEN succeeds and delivers nothing: the address leads through a pooler in transaction mode, such as `PgBouncer`.
     NothingDelivered,
-    /// The server's queue of notifications is nearly full, or full (SQLSTATE 54000).
+    /// The server's queue of notifications is at least half full, or full (SQLSTATE 54000).
     QueueFull,
 }
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Unreachable => "the server is not reached",
+            Self::Unreachable => "the server cannot be reached",
             Self::Standby => {
-                "the server is a standby, which can neither LISTEN nor NOTIFY: use the address of the primary, or promote it"
+                "the server is a standby, which allows neither LISTEN nor NOTIFY: use the address of the primary, or promote the \
+                 standby"
             }
             Self::NothingDelivered => {
-                "LISTEN is answered, and nothing arrives: a pooler such as PgBouncer in transaction mode seems to be in between, \
-                 so use the server's own address (DATABASE_URL_DIRECT)"
+                "LISTEN succeeds and delivers nothing: the address seems to lead through a pooler in transaction mode, such as \
+                 PgBouncer, so set DATABASE_URL_DIRECT to the address of the server itself"
             }
             Self::QueueFull => {
-                "the server's queue of notifications is nearly full: look for sessions that LISTEN and are in a transaction \
+                "the server's queue of notifications is at least half full: find the listening sessions with a long transaction \
                  (pg_stat_activity.xact_start), and end them"
             }
         })
@@ -84,18 +84,20 @@ impl fmt::Display for Trouble {
 }
 
 impl Trouble {
-    /// What an error of a session says about the place.
+    /// What an error of a session means.
     pub(crate) fn of(error: &sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(DatabaseError::code);
-        match code.as_deref() {
-            Some("25006") => Self::Standby,
-            Some("54000") => Self::QueueFull,
-            _ => Self::Unreachable,
+        if class::is_read_only(error) {
+            Self::Standby
+        } else if class::is_queue_full(error) {
+            Self::QueueFull
+        } else {
+            Self::Unreachable
         }
     }
 }
 
-/// What is counted, each by one owner: the notifier, the listening task, the subscribers' queues, the gate.
+/// The totals. Each has one owner, which counts it: the notifier, the outbox, the map of watched topics, the listening task, the queues
+/// of subscriptions.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) sent: Counter,
@@ -118,12 +120,12 @@ impl Counter {
     }
 }
 
-/// How the two sessions are.
+/// The condition of the two sessions.
 #[derive(Debug, Default)]
-pub(crate) struct Condition(Mutex<Sessions>);
+pub(crate) struct Condition(Mutex<ConditionState>);
 
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Sessions {
+pub(crate) struct ConditionState {
     pub(crate) connected_since: Option<SystemTime>,
     pub(crate) last_heartbeat: Option<SystemTime>,
     pub(crate) queue_usage: Option<f64>,
@@ -132,7 +134,7 @@ pub(crate) struct Sessions {
     queue: Option<Trouble>,
 }
 
-/// Where trouble is met.
+/// The parts of a bus that may be in trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Listening,
@@ -140,7 +142,7 @@ pub(crate) enum Part {
     Queue,
 }
 
-impl Sessions {
+impl ConditionState {
     pub(crate) fn trouble(&self) -> Option<Trouble> {
         self.listening.or(self.sending).or(self.queue)
     }
@@ -155,7 +157,7 @@ impl Sessions {
 }
 
 impl Condition {
-    pub(crate) fn read(&self) -> Sessions {
+    pub(crate) fn read(&self) -> ConditionState {
         *self.lock()
     }
 
@@ -167,19 +169,20 @@ impl Condition {
         self.lock().connected_since = None;
     }
 
-    pub(crate) fn heard(&self, usage: Option<f64>) {
+    /// The server answered a heartbeat.
+    pub(crate) fn heartbeat(&self, usage: Option<f64>) {
         let mut sessions = self.lock();
         sessions.last_heartbeat = Some(SystemTime::now());
         sessions.queue_usage = usage;
     }
 
-    /// Notes what is met, or that it is over; tells whether that is new. What lasts is said once.
+    /// Notes the trouble of a part, or its end. Returns whether this is a change, which is to be logged.
     pub(crate) fn note(&self, part: Part, trouble: Option<Trouble>) -> bool {
         let mut sessions = self.lock();
         std::mem::replace(sessions.part(part), trouble) != trouble
     }
 
-    fn lock(&self) -> MutexGuard<'_, Sessions> {
+    fn lock(&self) -> MutexGuard<'_, ConditionState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -189,13 +192,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lasts_is_new_once_and_so_is_its_end() {
+    fn trouble_is_a_change_when_it_begins_and_when_it_ends() {
         let condition = Condition::default();
         assert!(!condition.note(Part::Sending, None), "nothing was wrong");
 
         assert!(condition.note(Part::Sending, Some(Trouble::Unreachable)));
-        assert!(!condition.note(Part::Sending, Some(Trouble::Unreachable)), "it lasts");
-        assert!(condition.note(Part::Sending, Some(Trouble::Standby)), "another one");
+        assert!(!condition.note(Part::Sending, Some(Trouble::Unreachable)), "the same trouble");
+        assert!(condition.note(Part::Sending, Some(Trouble::Standby)), "another trouble");
         assert_eq!(condition.read().trouble(), Some(Trouble::Standby));
 
         assert!(condition.note(Part::Sending, None));
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_it_from_listening_is_told_first_and_the_queue_last() {
+    fn trouble_of_listening_is_shown_before_that_of_sending_and_of_the_queue() {
         let condition = Condition::default();
         for (part, trouble) in [
             (Part::Queue, Trouble::QueueFull),

@@ -1,17 +1,17 @@
-//! The form of a NOTIFY payload. It is drawn in the crate's documentation, and old and new processes must agree on it.
+//! The form of a NOTIFY payload. The crate's documentation draws it, and old and new processes must agree on it.
 
 use std::fmt::Write;
 
-/// PostgreSQL refuses a payload of 8000 bytes (manual, NOTIFY).
+/// The longest payload, in bytes. PostgreSQL refuses 8000 bytes (manual, NOTIFY).
 pub(crate) const LIMIT: usize = 7999;
 const VERSION: char = '1';
-/// "More was to be said than fits": look at everything again.
+/// The message "everything", in place of notifications that could not be sent: read all data again.
 pub(crate) const EVERYTHING: &str = "1*";
 
-/// No entries at all: to see whether anything arrives.
+/// A payload without entries, to check that notifications arrive.
 pub(crate) const NOTHING: &str = "1";
 
-/// How many bytes a payload may have beside a topic of `topic` bytes.
+/// The longest payload beside a topic of `topic` bytes, in bytes.
 pub(crate) fn payload_limit(topic: usize) -> usize {
     // Version, two lengths of at most four digits, two colons.
     LIMIT - 1 - 4 - 4 - 2 - topic
@@ -39,7 +39,7 @@ pub(crate) fn encode<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) 
     payloads
 }
 
-/// What a payload says.
+/// The content of a payload.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Message<'a> {
     Entries(Entries<'a>),
@@ -55,7 +55,7 @@ pub(crate) struct Entries<'a> {
 
 type Entry<'a> = (&'a str, &'a str);
 
-/// Reads a payload; `None` when it is not of this form, be it only at its end.
+/// Reads a payload. `None` if any part of it has another form.
 pub(crate) fn decode(payload: &str) -> Option<Message<'_>> {
     if payload == EVERYTHING {
         return Some(Message::Everything);
@@ -65,8 +65,7 @@ pub(crate) fn decode(payload: &str) -> Option<Message<'_>> {
         return Some(Message::Entries(Entries { next: None, rest: "" }));
     }
     let (first, rest) = entry(text)?;
-    // What follows is read to see that it is good, and read again by whoever wants it: no list is made for the many that have
-    // one entry.
+    // The other entries are checked here and read again by the iterator: most payloads have one entry, and need no list.
     let mut unread = rest;
     while !unread.is_empty() {
         (_, unread) = entry(unread)?;
@@ -86,7 +85,7 @@ impl<'a> Iterator for Entries<'a> {
     }
 }
 
-/// An entry, and what follows.
+/// Splits an entry from the rest of the text.
 fn entry(text: &str) -> Option<(Entry<'_>, &str)> {
     let (topic_length, after) = length(text)?;
     let (payload_length, after) = length(after)?;
@@ -95,7 +94,7 @@ fn entry(text: &str) -> Option<(Entry<'_>, &str)> {
     Some(((topic, payload), rest))
 }
 
-/// A length and its colon, and what follows.
+/// Splits a length and its colon from the rest of the text.
 pub(crate) fn length(text: &str) -> Option<(usize, &str)> {
     let mut length = 0;
     for (place, byte) in text.bytes().enumerate() {
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_of_this_form_is_not_guessed_at() {
+    fn a_payload_of_another_form_is_not_read() {
         for payload in [
             "",
             "2*",

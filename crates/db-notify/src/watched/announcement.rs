@@ -1,25 +1,25 @@
-//! The form of an announcement. It is drawn in the module's documentation, and old and new processes must agree on it.
+//! The form of an announcement. The module's documentation draws it, and old and new processes must agree on it.
 
 use std::fmt::Write;
 
 use crate::Topic;
 use crate::wire;
 
-/// A process, for as long as it lives.
+/// A random number that names a process, from its start to its end.
 pub(super) type Node = u64;
 
-/// Who watches what from now on, or no longer.
+/// Topics that a process watches from now on, or watches no longer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Announcement {
     pub(super) node: Node,
-    /// Those of a node grow; no two are equal, so that the notifier sends each.
+    /// Grows with each announcement of the node. No two announcements are equal, so the notifier sends each of them.
     pub(super) number: u64,
     pub(super) watches: bool,
     pub(super) topics: Vec<Topic>,
 }
 
 impl Announcement {
-    /// None when it is not of this form.
+    /// `None` if the text has another form.
     pub(super) fn decode(text: &str) -> Option<Self> {
         let watches = match text.as_bytes().first()? {
             b'+' => true,
@@ -40,8 +40,9 @@ impl Announcement {
     }
 }
 
-/// As many announcements as it takes, each as long as a payload under `on` may be. `number` is called for each.
-pub(super) fn announce(
+/// Packs topics into as few announcements as hold them, each no longer than a payload of the topic `on` may be. `number` returns
+/// the number of the next announcement.
+pub(super) fn encode(
     on: &Topic,
     node: Node,
     watches: bool,
@@ -102,12 +103,12 @@ mod tests {
             assert_eq!(Announcement::decode(text).as_ref(), Some(&announcement));
             let Announcement { node, number, watches, topics } = announcement;
             let on = Topic::new("watched").expect("a topic");
-            assert_eq!(announce(&on, node, watches, topics, || number), [text]);
+            assert_eq!(encode(&on, node, watches, topics, || number), [text]);
         }
     }
 
     #[test]
-    fn what_is_not_of_this_form_is_not_guessed_at() {
+    fn a_text_of_another_form_is_not_an_announcement() {
         for text in [
             "",
             "+",
@@ -135,7 +136,7 @@ mod tests {
         let names: Vec<Topic> = (0..5000).map(|n| Topic::new(format!("log/{n}")).expect("a topic")).collect();
         let mut last = 0;
 
-        let announcements = announce(&on, 7, true, names.clone(), || {
+        let announcements = encode(&on, 7, true, names.clone(), || {
             last += 1;
             last
         });
@@ -149,14 +150,14 @@ mod tests {
             read.extend(announcement.topics);
         }
         assert_eq!(read, names);
-        assert_eq!(announce(&on, 7, true, [], || 1), Vec::<String>::new());
+        assert_eq!(encode(&on, 7, true, [], || 1), Vec::<String>::new());
     }
 
     #[test]
     fn the_longest_topic_fits_beside_the_longest() {
         let longest = Topic::new("t".repeat(Topic::MAX_BYTES)).expect("a topic");
 
-        let announcements = announce(&longest, u64::MAX, false, [longest.clone()], || u64::MAX);
+        let announcements = encode(&longest, u64::MAX, false, [longest.clone()], || u64::MAX);
 
         let announcement = Announcement::decode(&announcements[0]).expect("an announcement");
         assert_eq!(

@@ -1,4 +1,5 @@
-//! Who watches what, as far as it is known here. No clock and no I/O: whoever asks says what time it is.
+//! Which process watches which topic, as far as this process knows, and whether a notification is sent. No clock and no I/O: the
+//! caller passes the time.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -8,25 +9,26 @@ use tokio::time::Instant;
 use super::announcement::{Announcement, Node};
 use crate::Topic;
 
-/// What becomes of a notification.
+/// What to do with a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Somebody watches the topic, or may.
+    /// A process watches the topic, or may watch it.
     Send,
-    /// Nobody does.
+    /// No process watches the topic.
     Drop,
 }
 
-/// For how long things are believed.
+/// How long the map relies on what it knows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spans {
-    /// How long a mark is good without being renewed.
+    /// How long a mark lasts after its last renewal.
     pub(super) mark: Duration,
-    /// How long the map is distrusted after something may have been missed.
+    /// How long the map is in doubt after an announcement may have been missed.
     pub(super) doubt: Duration,
-    /// How long it is remembered that a notification was dropped.
+    /// How long a dropped notification is remembered.
     pub(super) memory: Duration,
-    /// How many topics are remembered like that. Past it, nothing is dropped: what is not remembered could not be made good.
+    /// How many topics with a dropped notification are remembered. Past that number nothing is dropped, since it could not be
+    /// recovered.
     pub(super) remembered: usize,
 }
 
@@ -35,12 +37,12 @@ pub(super) struct Spans {
 pub(super) struct Marks {
     spans: Spans,
     topics: HashMap<Topic, Vec<Mark>>,
-    /// The number of each node's last announcement.
+    /// For each node, the number of its last announcement.
     numbers: HashMap<Node, u64>,
-    /// How many watch here.
+    /// For each topic, the watches in this process.
     own: HashMap<Topic, usize>,
     doubt_until: Instant,
-    is_deaf: bool,
+    always_in_doubt: bool,
     dropped: Dropped,
 }
 
@@ -50,11 +52,11 @@ struct Mark {
     until: Instant,
 }
 
-/// Topics that were notified of while nobody watched them, and when last.
+/// Topics with a dropped notification, and the time of the last one.
 #[derive(Debug, Default)]
 struct Dropped {
     last: HashMap<Topic, Instant>,
-    /// In the order of time; a topic that was dropped again is in it more than once.
+    /// In the order of time. A topic that was dropped again is in it more than once.
     order: VecDeque<(Instant, Topic)>,
 }
 
@@ -66,19 +68,19 @@ impl Marks {
             numbers: HashMap::new(),
             own: HashMap::new(),
             doubt_until: now + spans.doubt,
-            is_deaf: false,
+            always_in_doubt: false,
             dropped: Dropped::default(),
         }
     }
 
-    /// Somebody here watches a topic. Tells whether it is the first one, which is to be announced.
+    /// Counts a watch of this process. Returns whether it is the first one of the topic, which is to be announced.
     pub(super) fn watch(&mut self, topic: &Topic) -> bool {
         let count = self.own.entry(topic.clone()).or_default();
         *count += 1;
         *count == 1
     }
 
-    /// Tells whether it was the last one, which is to be announced.
+    /// Takes a watch off the count. Returns whether it was the last one of the topic, which is to be announced.
     pub(super) fn unwatch(&mut self, topic: &Topic) -> bool {
         let Some(count) = self.own.get_mut(topic) else { return false };
         *count -= 1;
@@ -89,13 +91,13 @@ impl Marks {
         is_last
     }
 
-    /// Whether anybody watches a topic, as far as it is known here.
+    /// Whether a process watches a topic, as far as this process knows.
     pub(super) fn is_watched(&self, topic: &Topic, now: Instant) -> bool {
         self.own.contains_key(topic)
             || self.topics.get(topic).is_some_and(|marks| marks.iter().any(|mark| now < mark.until))
     }
 
-    /// What becomes of a notification. One that is dropped is remembered.
+    /// Decides about a notification, and remembers a dropped one.
     pub(super) fn decide(&mut self, topic: &Topic, now: Instant) -> Verdict {
         if self.is_watched(topic, now) || self.is_in_doubt(now) {
             return Verdict::Send;
@@ -108,12 +110,12 @@ impl Marks {
         Verdict::Drop
     }
 
-    /// Takes note of an announcement, and returns the topics that somebody began to watch while a notification of them was
-    /// dropped: the two may have crossed.
+    /// Takes note of an announcement. Returns the watched topics in it whose notification was dropped lately: the announcement and
+    /// the notification may have crossed.
     pub(super) fn announced(&mut self, announcement: Announcement, now: Instant) -> Vec<Topic> {
         let Announcement { node, number, watches, topics } = announcement;
         let last = self.numbers.entry(node).or_default();
-        // A statement that was sent twice, because nobody knew whether it was done.
+        // The notifier sent a statement twice, because its answer was late or lost.
         if number <= *last {
             return Vec::new();
         }
@@ -141,24 +143,24 @@ impl Marks {
         crossed
     }
 
-    /// Announcements may have been missed: everything is let through until all who watch have renewed their marks. Returns the
-    /// topics that were dropped lately.
+    /// Announcements may have been missed: everything is sent until all processes have renewed their marks. Returns the topics
+    /// whose notifications were dropped lately.
     pub(super) fn distrust(&mut self, now: Instant) -> Vec<Topic> {
         self.doubt_until = now + self.spans.doubt;
         self.dropped.order.clear();
         self.dropped.last.drain().map(|(topic, _)| topic).collect()
     }
 
-    /// No announcement is heard any more: everything is let through from now on.
-    pub(super) fn distrust_for_ever(&mut self) {
-        self.is_deaf = true;
+    /// No announcement arrives any more: everything is sent from now on.
+    pub(super) fn distrust_permanently(&mut self) {
+        self.always_in_doubt = true;
     }
 
     pub(super) fn is_in_doubt(&self, now: Instant) -> bool {
-        self.is_deaf || now < self.doubt_until
+        self.always_in_doubt || now < self.doubt_until
     }
 
-    /// Forgets what is no longer good.
+    /// Forgets expired marks and dropped notifications.
     pub(super) fn expire(&mut self, now: Instant) {
         self.topics.retain(|_, marks| {
             marks.retain(|mark| now < mark.until);
@@ -169,16 +171,17 @@ impl Marks {
         self.dropped.forget(now, self.spans.memory);
     }
 
-    /// The topics that are watched here.
+    /// The topics that are watched in this process.
     pub(super) fn own(&self) -> impl Iterator<Item = &Topic> {
         self.own.keys()
     }
 
+    /// Whether a topic is watched in this process.
     pub(super) fn watches(&self, topic: &Topic) -> bool {
         self.own.contains_key(topic)
     }
 
-    /// How many topics are watched here, and how many somewhere else.
+    /// How many topics are watched in this process, and how many in others.
     pub(super) fn count(&self, now: Instant) -> (usize, usize) {
         let elsewhere = self.topics.values().filter(|marks| marks.iter().any(|mark| now < mark.until));
         (self.own.len(), elsewhere.count())
@@ -204,9 +207,9 @@ impl Dropped {
         }
     }
 
-    /// Leaves out of the order what is in it more than once. Tells whether there is room for others then.
+    /// Removes from the order what is in it more than once. Returns whether it then has room.
     fn compact(&mut self, room: usize) -> bool {
-        // As long as there may be nothing to gain, it is not looked for.
+        // With at least half of the places in use by different topics, the search would find too little.
         if self.last.len() * 2 > room {
             return false;
         }
@@ -227,7 +230,7 @@ mod tests {
         remembered: 4,
     };
 
-    /// A map that trusts itself, and the time.
+    /// A map that is not in doubt, and the time.
     fn marks() -> (Marks, Instant) {
         let start = Instant::now();
         (Marks::new(SPANS, start), start + SPANS.doubt)
@@ -237,12 +240,12 @@ mod tests {
         Topic::new(name).expect("a topic")
     }
 
-    fn said(node: Node, number: u64, watches: bool, names: &[&str]) -> Announcement {
+    fn announcement(node: Node, number: u64, watches: bool, names: &[&str]) -> Announcement {
         Announcement { node, number, watches, topics: names.iter().map(|name| topic(name)).collect() }
     }
 
     #[test]
-    fn a_map_that_is_new_lets_everything_through_until_all_have_renewed() {
+    fn a_new_map_sends_everything_until_all_processes_have_renewed() {
         let start = Instant::now();
         let mut marks = Marks::new(SPANS, start);
         let almost = start + SPANS.doubt - Duration::from_nanos(1);
@@ -252,21 +255,21 @@ mod tests {
     }
 
     #[test]
-    fn a_map_that_hears_nobody_any_more_lets_everything_through() {
+    fn a_map_that_receives_nothing_any_more_sends_everything() {
         let (mut marks, now) = marks();
         assert_eq!(marks.decide(&topic("a"), now), Verdict::Drop);
 
-        marks.distrust_for_ever();
+        marks.distrust_permanently();
 
         assert_eq!(marks.decide(&topic("a"), now + SPANS.doubt * 1000), Verdict::Send);
     }
 
     #[test]
-    fn only_what_somebody_watches_is_sent() {
+    fn only_watched_topics_are_sent() {
         let (mut marks, now) = marks();
-        marks.announced(said(1, 1, true, &["a", "b"]), now);
+        marks.announced(announcement(1, 1, true, &["a", "b"]), now);
         assert!(marks.watch(&topic("mine")));
-        assert!(!marks.watch(&topic("mine")), "it was announced");
+        assert!(!marks.watch(&topic("mine")), "the first watch was announced");
 
         for (name, verdict) in
             [("a", Verdict::Send), ("b", Verdict::Send), ("mine", Verdict::Send), ("c", Verdict::Drop)]
@@ -275,10 +278,10 @@ mod tests {
         }
         assert_eq!(marks.count(now), (1, 2));
 
-        marks.announced(said(1, 2, false, &["a"]), now);
-        assert!(!marks.unwatch(&topic("mine")), "one is left");
+        marks.announced(announcement(1, 2, false, &["a"]), now);
+        assert!(!marks.unwatch(&topic("mine")), "one watch is left");
         assert!(marks.unwatch(&topic("mine")));
-        assert!(!marks.unwatch(&topic("mine")), "nobody was left");
+        assert!(!marks.unwatch(&topic("mine")), "no watch was left");
         assert_eq!(marks.decide(&topic("a"), now), Verdict::Drop);
         assert_eq!(marks.decide(&topic("mine"), now), Verdict::Drop);
     }
@@ -286,13 +289,13 @@ mod tests {
     #[test]
     fn a_topic_is_watched_as_long_as_one_process_does() {
         let (mut marks, now) = marks();
-        marks.announced(said(1, 1, true, &["a"]), now);
-        marks.announced(said(2, 1, true, &["a"]), now);
+        marks.announced(announcement(1, 1, true, &["a"]), now);
+        marks.announced(announcement(2, 1, true, &["a"]), now);
 
-        marks.announced(said(1, 2, false, &["a"]), now);
+        marks.announced(announcement(1, 2, false, &["a"]), now);
         assert!(marks.is_watched(&topic("a"), now));
 
-        marks.announced(said(2, 2, false, &["a"]), now);
+        marks.announced(announcement(2, 2, false, &["a"]), now);
         assert!(!marks.is_watched(&topic("a"), now));
     }
 
@@ -300,8 +303,8 @@ mod tests {
     fn a_mark_that_is_not_renewed_expires() {
         let (mut marks, now) = marks();
         let later = now + SPANS.mark / 2;
-        marks.announced(said(1, 1, true, &["a", "b"]), now);
-        marks.announced(said(1, 2, true, &["b"]), later);
+        marks.announced(announcement(1, 1, true, &["a", "b"]), now);
+        marks.announced(announcement(1, 2, true, &["b"]), later);
         let end = now + SPANS.mark;
 
         assert_eq!(marks.decide(&topic("a"), end - Duration::from_nanos(1)), Verdict::Send);
@@ -314,17 +317,17 @@ mod tests {
     }
 
     #[test]
-    fn an_announcement_that_crosses_a_dropped_notification_brings_it_back_once() {
+    fn an_announcement_that_crosses_a_dropped_notification_recovers_it_once() {
         let (mut marks, now) = marks();
         assert_eq!(marks.decide(&topic("a"), now), Verdict::Drop);
         assert_eq!(marks.decide(&topic("a"), now), Verdict::Drop);
 
-        assert_eq!(marks.announced(said(1, 1, true, &["b", "a"]), now), [topic("a")]);
-        assert_eq!(marks.announced(said(2, 1, true, &["a"]), now), []);
+        assert_eq!(marks.announced(announcement(1, 1, true, &["b", "a"]), now), [topic("a")]);
+        assert_eq!(marks.announced(announcement(2, 1, true, &["a"]), now), []);
     }
 
     #[test]
-    fn what_was_dropped_is_remembered_for_so_long_and_no_longer() {
+    fn a_dropped_notification_is_remembered_for_the_span_of_memory() {
         let (mut marks, now) = marks();
         let end = now + SPANS.memory;
         for name in ["a", "b"] {
@@ -332,13 +335,13 @@ mod tests {
         }
         marks.decide(&topic("b"), now + Duration::from_secs(1));
 
-        assert_eq!(marks.announced(said(1, 1, true, &["a", "b"]), end), [topic("b")]);
+        assert_eq!(marks.announced(announcement(1, 1, true, &["a", "b"]), end), [topic("b")]);
         marks.expire(now + SPANS.memory * 2);
         assert!(marks.dropped.last.is_empty() && marks.dropped.order.is_empty(), "{marks:?}");
     }
 
     #[test]
-    fn after_a_gap_what_was_dropped_is_sent_and_everything_is_let_through() {
+    fn after_a_gap_dropped_notifications_are_recovered_and_everything_is_sent() {
         let (mut marks, now) = marks();
         marks.decide(&topic("a"), now);
 
@@ -351,14 +354,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_remembered_is_not_dropped() {
+    fn a_notification_that_cannot_be_remembered_is_not_dropped() {
         let (mut marks, mut now) = marks();
         for name in ["a", "b", "c", "d"] {
             assert_eq!(marks.decide(&topic(name), now), Verdict::Drop);
         }
         assert_eq!(marks.decide(&topic("e"), now), Verdict::Send);
 
-        // One topic, however often, takes one place.
+        // A topic takes one place, however often it is dropped.
         now += SPANS.memory;
         for _ in 0..100 {
             now += Duration::from_millis(1);
@@ -370,9 +373,9 @@ mod tests {
     #[test]
     fn an_announcement_that_was_sent_twice_counts_once() {
         let (mut marks, now) = marks();
-        let first = said(1, 1, true, &["a"]);
+        let first = announcement(1, 1, true, &["a"]);
         marks.announced(first.clone(), now);
-        marks.announced(said(1, 2, false, &["a"]), now);
+        marks.announced(announcement(1, 2, false, &["a"]), now);
 
         marks.announced(first, now);
 

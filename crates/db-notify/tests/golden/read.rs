@@ -1,6 +1,6 @@
-//! Reads the vectors beside it, for the crate's own tests and for those of what is seen on the wire.
+//! Reads the vectors of this folder, for the unit tests and for the tests on the wire.
 
-/// What is fixed, and the lines below it: a word, and what follows it.
+/// A fixed text, and the lines below it: each a word and its value.
 pub(crate) type Vector = (&'static str, Vec<(&'static str, &'static str)>);
 
 /// The vectors of a file, each of which begins with this word.

@@ -1,4 +1,4 @@
-//! The bus on a real PostgreSQL, and in paused time: what is not already said of every link by the conformance suite.
+//! The bus on a real PostgreSQL, and in paused time: facts beyond those of the conformance suite.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tokio::time;
 use crate::support::{PATIENCE, bus, channel, config, gap, kill, next, payload, topic};
 
 #[db_testkit::test]
-async fn a_notifier_that_lost_its_connection_sends_all_the_same(db: TestDb) {
+async fn a_notifier_sends_after_its_session_was_lost(db: TestDb) {
     let bus = bus(&db).await;
     let mut subscription = bus.subscribe(&topic("t"), 10);
     bus.notify_with(&topic("t"), "1").await.expect("sent");
@@ -23,7 +23,7 @@ async fn a_notifier_that_lost_its_connection_sends_all_the_same(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_link_that_falls_silent_is_noticed_by_the_heartbeat(_db: TestDb) {
+async fn the_heartbeat_notices_a_silent_session(_db: TestDb) {
     let server = db_testkit::TestServer::throwaway().await.expect("a server");
     let db = server.empty().await.expect("a database");
     let options = BusOptions { heartbeat: Duration::from_millis(100), ..BusOptions::default() };
@@ -48,7 +48,7 @@ async fn a_link_that_falls_silent_is_noticed_by_the_heartbeat(_db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn the_server_hears_that_nobody_listens_to_a_channel_any_more(db: TestDb) {
+async fn the_bus_unlistens_from_a_channel_without_subscribers(db: TestDb) {
     let bus = bus(&db).await;
     let (mut first, second) = (bus.listen(&channel("jobs"), 1), bus.listen(&channel("jobs"), 1));
     assert_eq!(gap(&mut first).await, GapReason::Started);
@@ -68,7 +68,7 @@ async fn the_server_hears_that_nobody_listens_to_a_channel_any_more(db: TestDb) 
 }
 
 #[db_testkit::test]
-async fn closing_that_was_given_up_goes_on_and_sends_what_waits(db: TestDb) {
+async fn a_dropped_close_goes_on_and_sends_what_waits(db: TestDb) {
     let (closing, other) = (bus(&db).await, bus(&db).await);
     let mut heard = other.subscribe(&topic("t"), 10);
     closing.notify_soon_with(&topic("t"), "last").expect("accepted");
@@ -80,7 +80,7 @@ async fn closing_that_was_given_up_goes_on_and_sends_what_waits(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_bus_that_was_cut_says_so_however_often_it_is_asked(db: TestDb) {
+async fn every_close_of_a_bus_that_was_aborted_returns_false(db: TestDb) {
     let closing = bus(&db).await;
     closing.notify_soon_with(&topic("t"), "last").expect("accepted");
 
@@ -89,8 +89,8 @@ async fn a_bus_that_was_cut_says_so_however_often_it_is_asked(db: TestDb) {
 }
 
 #[tokio::test]
-async fn an_attempt_to_listen_takes_as_long_as_the_address_lets_it() {
-    // Where connections are made and nobody answers.
+async fn an_attempt_to_listen_has_the_connect_timeout_of_the_address() {
+    // Accepts connections and never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = silent.local_addr().expect("an address").port();
     let within = async |parameters: &str| {
@@ -109,7 +109,7 @@ async fn an_attempt_to_listen_takes_as_long_as_the_address_lets_it() {
 }
 
 #[db_testkit::test]
-async fn a_namespace_that_would_be_cut_is_refused(db: TestDb) {
+async fn a_namespace_too_long_for_a_channel_is_refused(db: TestDb) {
     for namespace in [String::new(), "x".repeat(54), "a\0b".to_owned()] {
         let options = BusOptions { namespace, ..BusOptions::default() };
         assert!(Bus::open(&config(&db), options).await.is_err());
@@ -117,7 +117,7 @@ async fn a_namespace_that_would_be_cut_is_refused(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_lazy_bus_listens_at_the_first_subscription_and_sends_without(db: TestDb) {
+async fn a_lazy_bus_listens_at_the_first_subscription_and_sends_before(db: TestDb) {
     let heard = bus(&db).await;
     let mut orders = heard.subscribe(&topic("orders"), 10);
     let lazy = Bus::lazy(&config(&db), &BusOptions::default()).expect("a bus");
@@ -150,7 +150,7 @@ async fn a_lazy_bus_listens_at_the_first_subscription_and_sends_without(db: Test
 }
 
 #[db_testkit::test]
-async fn the_gap_of_a_lazy_bus_comes_when_it_listens_and_never_before(db: TestDb) {
+async fn the_gap_of_a_lazy_bus_comes_when_listen_is_in_force(db: TestDb) {
     let proxy = db_testkit::Proxy::start(&db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
     let lazy = Bus::lazy(&config, &BusOptions::default()).expect("a bus");
@@ -159,7 +159,7 @@ async fn the_gap_of_a_lazy_bus_comes_when_it_listens_and_never_before(db: TestDb
 
     let mut early = lazy.subscribe(&topic("t"), 10);
     db_testkit::until("it dials", async || proxy.accepted() > 0).await;
-    // Sent past it, while it does not listen: that is what the gap is about.
+    // Sent while the bus does not listen: the gap covers this notification.
     bus(&db).await.notify_with(&topic("t"), "missed").await.expect("sent");
     assert_eq!(futures_util::FutureExt::now_or_never(early.recv()), None);
     assert!(!lazy.state().is_connected());
@@ -172,7 +172,7 @@ async fn the_gap_of_a_lazy_bus_comes_when_it_listens_and_never_before(db: TestDb
 }
 
 #[db_testkit::test]
-async fn a_lazy_bus_goes_on_trying_and_can_be_closed_before_it_listens(db: TestDb) {
+async fn a_lazy_bus_retries_and_can_be_closed_before_it_listens(db: TestDb) {
     let proxy = db_testkit::Proxy::start(&db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
     let never = Bus::lazy(&config, &BusOptions::default()).expect("a bus");
@@ -212,14 +212,14 @@ async fn an_idle_bus_sends_at_once_and_a_busy_one_at_its_pace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_more_is_said_at_once_the_longer_is_the_pace() {
+async fn the_pace_grows_with_the_calls_of_a_batch() {
     let pace = Duration::from_mins(10);
     let options = BusOptions { pace, ..BusOptions::default() };
     let bus = Bus::with_link(MemoryLink::new(), options).await.expect("a bus");
     let soon = Duration::from_secs(1);
 
     for (calls, times) in [(1, 1), (15, 1), (16, 2), (47, 3), (1000, 4)] {
-        // That of what was said before is over.
+        // The pause of the batch before is over.
         time::sleep(5 * pace).await;
         let begun = time::Instant::now();
         for _ in 0..calls {

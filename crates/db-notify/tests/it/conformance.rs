@@ -1,5 +1,5 @@
-//! What a link promises, and a bus over it: the same facts of PostgreSQL and of `MemoryLink`, so that a test that runs on the one
-//! proves something about the other.
+//! The promises of a link, and of a bus on it, checked on PostgreSQL and on `MemoryLink`. So a test that uses one of them proves
+//! something about the other.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::support::{PATIENCE, Place, Server, channel, gap, next, payload, topic};
 
-/// Each fact as two tests. `MemoryLink`'s run with the time paused.
+/// Makes two tests of each fact. Those on `MemoryLink` run in paused time.
 macro_rules! on_both {
     ($($fact:ident),+ $(,)?) => {
         mod on_postgresql {
@@ -42,48 +42,48 @@ macro_rules! on_both {
 }
 
 on_both! {
-    what_is_notified_after_listen_arrives_once_and_in_order,
-    what_was_notified_before_listen_does_not_arrive,
-    what_is_notified_after_unlisten_does_not_arrive,
-    what_arrived_before_unlisten_is_still_received,
-    a_channel_that_is_listened_to_twice_delivers_once,
-    equal_payloads_arrive_once_of_one_statement_and_twice_of_two,
-    all_who_listen_hear_and_those_who_listen_to_something_else_do_not,
+    notifications_after_listen_arrive_once_and_in_order,
+    notifications_before_listen_do_not_arrive,
+    notifications_after_unlisten_do_not_arrive,
+    notifications_that_arrived_before_unlisten_are_received,
+    a_channel_that_is_added_twice_delivers_once,
+    equal_payloads_arrive_once_for_each_statement,
+    every_listener_of_a_channel_receives_and_those_of_another_do_not,
     a_payload_of_7999_bytes_arrives,
-    what_arrived_is_shown_without_its_payload,
-    a_payload_that_is_refused_keeps_the_whole_statement_from_being_sent,
+    debug_output_has_no_payload,
+    a_refused_payload_makes_the_whole_statement_fail,
     the_names_of_channels_neither_fold_nor_collide,
-    a_recv_that_is_dropped_at_any_poll_loses_nothing,
-    a_ping_tells_how_full_the_queue_is_and_loses_nothing,
-    a_session_that_was_ended_errs_whatever_it_is_asked_and_never_mends_itself,
-    what_arrived_before_a_session_was_ended_is_still_received,
-    a_statement_whose_session_is_cut_before_it_notifies_nobody,
-    a_statement_whose_answer_is_cut_has_notified,
-    a_session_in_a_black_hole_neither_answers_nor_errs,
-    a_session_in_a_black_hole_is_not_told_that_it_was_ended,
-    no_session_can_be_opened_while_the_place_is_away,
-    closing_or_dropping_a_session_leaves_none,
-    an_opening_that_is_dropped_at_any_poll_leaves_no_session,
-    topics_of_one_subscription_arrive_in_the_order_in_which_they_were_sent,
-    a_bus_hears_itself_and_topics_are_told_apart,
-    namespaces_do_not_hear_each_other,
-    a_channel_is_heard_once_a_gap_has_said_so,
-    what_a_channel_said_before_it_was_dropped_is_nothing_to_the_others,
-    the_channel_of_the_bus_can_be_listened_to_as_it_is,
-    a_lost_session_delivers_a_gap_to_every_subscription_and_then_notifications_again,
-    what_was_perhaps_sent_is_sent_again,
-    a_link_that_falls_silent_is_noticed_by_the_heartbeat,
-    a_full_queue_says_how_many_it_has_lost,
-    a_sender_that_says_everything_is_one_gap_for_everybody,
-    past_its_size_the_outbox_says_everything,
-    a_form_that_is_not_known_is_a_gap_for_everybody,
-    the_longest_payload_arrives_and_a_longer_one_is_refused_at_the_call,
+    a_recv_dropped_at_any_poll_loses_nothing,
+    a_ping_returns_the_queue_usage_and_loses_nothing,
+    an_ended_session_fails_every_request_and_never_reconnects,
+    notifications_that_arrived_before_the_end_of_a_session_are_received,
+    a_session_cut_before_its_statement_notifies_nothing,
+    a_session_cut_instead_of_the_answer_has_notified,
+    a_session_in_a_black_hole_neither_answers_nor_fails,
+    a_session_in_a_black_hole_does_not_notice_its_end,
+    no_session_can_be_opened_while_the_server_is_away,
+    closing_or_dropping_a_session_ends_it,
+    opening_a_session_dropped_at_any_poll_leaves_none,
+    topics_of_one_subscription_arrive_in_the_order_of_sending,
+    a_bus_receives_its_own_notifications_and_tells_topics_apart,
+    namespaces_are_separate,
+    a_channel_delivers_after_its_first_gap,
+    notifications_of_a_dropped_channel_do_not_reach_other_subscriptions,
+    a_program_can_listen_to_the_channel_of_the_bus,
+    a_lost_session_delivers_a_gap_to_every_subscription_and_then_notifications,
+    a_statement_without_an_answer_is_sent_again,
+    the_heartbeat_notices_a_silent_session,
+    a_full_queue_counts_what_it_has_missed,
+    the_message_everything_is_one_gap_for_each_subscription,
+    past_its_size_the_outbox_sends_everything,
+    an_unknown_form_is_a_gap_for_each_subscription,
+    the_longest_payload_arrives_and_the_call_refuses_a_longer_one,
     closing_sends_what_waits_and_leaves_no_session,
     dropping_the_last_handle_ends_subscriptions_and_sessions,
-    a_lazy_bus_opens_nothing_before_it_is_used,
-    while_the_place_is_away_notifications_wait_and_are_sent_when_it_is_back,
-    what_waits_together_is_counted_once,
-    the_state_tells_of_the_connection_and_of_its_loss,
+    a_lazy_bus_opens_no_session_before_its_first_use,
+    notifications_wait_while_the_server_is_away_and_are_sent_when_it_is_back,
+    equal_notifications_that_wait_together_are_counted_once,
+    the_state_shows_the_session_and_its_loss,
 }
 
 async fn listener<P: Place>(place: &P, channels: &[&str]) -> <P::Link as Link>::Listener {
@@ -116,7 +116,7 @@ async fn open<P: Place>(place: &P) -> Bus {
     Bus::with_link(place.link(), BusOptions::default()).await.expect("a bus")
 }
 
-async fn what_is_notified_after_listen_arrives_once_and_in_order(place: impl Place) {
+async fn notifications_after_listen_arrive_once_and_in_order(place: impl Place) {
     let (mut heard, mut sender) = (listener(&place, &["a"]).await, sender(&place).await);
 
     say(&mut sender, "a", &["1", "2", "3"]).await;
@@ -129,7 +129,7 @@ async fn what_is_notified_after_listen_arrives_once_and_in_order(place: impl Pla
     }
 }
 
-async fn what_was_notified_before_listen_does_not_arrive(place: impl Place) {
+async fn notifications_before_listen_do_not_arrive(place: impl Place) {
     let mut sender = sender(&place).await;
     let mut new = listener(&place, &[]).await;
     let mut old = listener(&place, &["other"]).await;
@@ -144,7 +144,7 @@ async fn what_was_notified_before_listen_does_not_arrive(place: impl Place) {
     assert_eq!(said(&mut old).await, "after");
 }
 
-async fn what_is_notified_after_unlisten_does_not_arrive(place: impl Place) {
+async fn notifications_after_unlisten_do_not_arrive(place: impl Place) {
     let (mut heard, mut sender) = (listener(&place, &["a", "b", "c"]).await, sender(&place).await);
 
     heard.unlisten(&[channel("a"), channel("b"), channel("never")]).await.expect("unlistens");
@@ -158,10 +158,10 @@ async fn what_is_notified_after_unlisten_does_not_arrive(place: impl Place) {
     assert_eq!(said(&mut heard).await, "4");
 }
 
-async fn what_arrived_before_unlisten_is_still_received(place: impl Place) {
+async fn notifications_that_arrived_before_unlisten_are_received(place: impl Place) {
     let (mut heard, mut sender) = (listener(&place, &["a"]).await, sender(&place).await);
     say(&mut sender, "a", &["1"]).await;
-    // What was sent comes before the answer.
+    // The notification comes before the answer.
     heard.ping().await.expect("an answer");
 
     heard.unlisten(&[channel("a")]).await.expect("unlistens");
@@ -169,7 +169,7 @@ async fn what_arrived_before_unlisten_is_still_received(place: impl Place) {
     assert_eq!(said(&mut heard).await, "1");
 }
 
-async fn a_channel_that_is_listened_to_twice_delivers_once(place: impl Place) {
+async fn a_channel_that_is_added_twice_delivers_once(place: impl Place) {
     let (mut heard, mut sender) = (listener(&place, &["a", "a"]).await, sender(&place).await);
     heard.listen(&[channel("b"), channel("a")]).await.expect("listens");
 
@@ -183,7 +183,7 @@ async fn a_channel_that_is_listened_to_twice_delivers_once(place: impl Place) {
     assert_eq!(said(&mut heard).await, "4", "once is enough to leave it");
 }
 
-async fn equal_payloads_arrive_once_of_one_statement_and_twice_of_two(place: impl Place) {
+async fn equal_payloads_arrive_once_for_each_statement(place: impl Place) {
     let (mut heard, mut sender) = (listener(&place, &["a", "b"]).await, sender(&place).await);
 
     say(&mut sender, "a", &["same", "other", "same"]).await;
@@ -196,7 +196,7 @@ async fn equal_payloads_arrive_once_of_one_statement_and_twice_of_two(place: imp
     }
 }
 
-async fn all_who_listen_hear_and_those_who_listen_to_something_else_do_not(place: impl Place) {
+async fn every_listener_of_a_channel_receives_and_those_of_another_do_not(place: impl Place) {
     let mut all = [listener(&place, &["a"]).await, listener(&place, &["b", "a"]).await];
     let mut other = listener(&place, &["b"]).await;
     let mut senders = [sender(&place).await, sender(&place).await];
@@ -221,7 +221,7 @@ async fn a_payload_of_7999_bytes_arrives(place: impl Place) {
     assert_eq!(said(&mut heard).await, longest);
 }
 
-async fn what_arrived_is_shown_without_its_payload(place: impl Place) {
+async fn debug_output_has_no_payload(place: impl Place) {
     let (mut heard, mut sender) = (listener(&place, &["a"]).await, sender(&place).await);
     say(&mut sender, "a", &["the payload"]).await;
 
@@ -230,7 +230,7 @@ async fn what_arrived_is_shown_without_its_payload(place: impl Place) {
     assert_eq!(format!("{arrived:?}"), "RawNotification { channel: \"a\", bytes: 11 }");
 }
 
-async fn a_payload_that_is_refused_keeps_the_whole_statement_from_being_sent(place: impl Place) {
+async fn a_refused_payload_makes_the_whole_statement_fail(place: impl Place) {
     let mut heard = listener(&place, &["a"]).await;
 
     for bad in ["x".repeat(8000), format!("ü{}", "x".repeat(7998)), "a\0b".to_owned()] {
@@ -287,13 +287,13 @@ async fn the_names_of_channels_neither_fold_nor_collide(place: impl Place) {
     for (name, heard) in names.iter().zip(&mut alone) {
         assert_eq!(hear(&mut all).await, ((*name).to_owned(), "1".to_owned()));
         assert_eq!(hear(heard).await.0, *name);
-        // What else it had heard would have come before the answer.
+        // Other notifications would have come before the answer.
         heard.ping().await.expect("an answer");
         assert!(heard.recv().now_or_never().is_none(), "{name:?} heard another one");
     }
 }
 
-async fn a_recv_that_is_dropped_at_any_poll_loses_nothing(place: impl Place) {
+async fn a_recv_dropped_at_any_poll_loses_nothing(place: impl Place) {
     let (mut heard, mut sender) = (listener(&place, &["a"]).await, sender(&place).await);
     let long = "x".repeat(7000);
 
@@ -302,7 +302,7 @@ async fn a_recv_that_is_dropped_at_any_poll_loses_nothing(place: impl Place) {
         let payloads: Vec<&str> = payloads.iter().map(String::as_str).collect();
         say(&mut sender, "a", &payloads).await;
         let mut received = Vec::new();
-        // Dropped after so many polls each time; every other one may go on.
+        // Each time dropped after `polls` polls, and every other time received to its end.
         while received.len() < payloads.len() {
             let cut_off = poll_then_drop(heard.recv(), polls).await;
             match cut_off {
@@ -314,7 +314,7 @@ async fn a_recv_that_is_dropped_at_any_poll_loses_nothing(place: impl Place) {
     }
 }
 
-async fn a_ping_tells_how_full_the_queue_is_and_loses_nothing(place: impl Place) {
+async fn a_ping_returns_the_queue_usage_and_loses_nothing(place: impl Place) {
     let (mut heard, mut sender) = (listener(&place, &["a"]).await, sender(&place).await);
 
     for payload in ["1", "2"] {
@@ -326,7 +326,7 @@ async fn a_ping_tells_how_full_the_queue_is_and_loses_nothing(place: impl Place)
     assert_eq!([said(&mut heard).await, said(&mut heard).await], ["1", "2"]);
 }
 
-/// What a session that listens can be asked.
+/// The requests of a session that listens.
 const QUESTIONS: [&str; 4] = ["recv", "ping", "listen", "unlisten"];
 
 async fn ask(listener: &mut impl Listener, question: &str) -> Result<(), sqlx::Error> {
@@ -341,7 +341,7 @@ async fn ask(listener: &mut impl Listener, question: &str) -> Result<(), sqlx::E
     timeout(PATIENCE, answer).await.unwrap_or_else(|_| panic!("{question} did not return"))
 }
 
-async fn a_session_that_was_ended_errs_whatever_it_is_asked_and_never_mends_itself(place: impl Place) {
+async fn an_ended_session_fails_every_request_and_never_reconnects(place: impl Place) {
     let mut listeners = Vec::new();
     for question in QUESTIONS {
         listeners.push((question, listener(&place, &["a"]).await));
@@ -364,7 +364,7 @@ async fn a_session_that_was_ended_errs_whatever_it_is_asked_and_never_mends_itse
     place.until_sessions(0).await;
 }
 
-async fn what_arrived_before_a_session_was_ended_is_still_received(place: impl Place) {
+async fn notifications_that_arrived_before_the_end_of_a_session_are_received(place: impl Place) {
     let (mut heard, mut sender) = (listener(&place, &["a"]).await, sender(&place).await);
     say(&mut sender, "a", &["1", "2"]).await;
     heard.ping().await.expect("an answer");
@@ -375,7 +375,7 @@ async fn what_arrived_before_a_session_was_ended_is_still_received(place: impl P
     ask(&mut heard, "recv").await.expect_err("it was ended");
 }
 
-async fn a_statement_whose_session_is_cut_before_it_notifies_nobody(place: impl Place) {
+async fn a_session_cut_before_its_statement_notifies_nothing(place: impl Place) {
     let (mut heard, mut cut) = (listener(&place, &["the channel"]).await, sender(&place).await);
     say(&mut cut, "the channel", &["1"]).await;
 
@@ -388,7 +388,7 @@ async fn a_statement_whose_session_is_cut_before_it_notifies_nobody(place: impl 
     assert_eq!([said(&mut heard).await, said(&mut heard).await], ["1", "4"]);
 }
 
-async fn a_statement_whose_answer_is_cut_has_notified(place: impl Place) {
+async fn a_session_cut_instead_of_the_answer_has_notified(place: impl Place) {
     let (mut heard, mut cut) = (listener(&place, &["the channel"]).await, sender(&place).await);
     say(&mut cut, "the channel", &["1"]).await;
 
@@ -401,7 +401,7 @@ async fn a_statement_whose_answer_is_cut_has_notified(place: impl Place) {
     assert_eq!([said(&mut heard).await, said(&mut heard).await, said(&mut heard).await], ["1", "2", "4"]);
 }
 
-async fn a_session_in_a_black_hole_neither_answers_nor_errs(place: impl Place) {
+async fn a_session_in_a_black_hole_neither_answers_nor_fails(place: impl Place) {
     let mut silent = listener(&place, &["a"]).await;
     let mut asked = listener(&place, &["a"]).await;
     let mut dumb = sender(&place).await;
@@ -423,7 +423,7 @@ async fn a_session_in_a_black_hole_neither_answers_nor_errs(place: impl Place) {
     }
 }
 
-async fn a_session_in_a_black_hole_is_not_told_that_it_was_ended(place: impl Place) {
+async fn a_session_in_a_black_hole_does_not_notice_its_end(place: impl Place) {
     let mut silent = listener(&place, &["a"]).await;
     let mut asked = listener(&place, &["a"]).await;
     place.black_hole();
@@ -440,7 +440,7 @@ async fn a_session_in_a_black_hole_is_not_told_that_it_was_ended(place: impl Pla
     }
 }
 
-async fn no_session_can_be_opened_while_the_place_is_away(place: impl Place) {
+async fn no_session_can_be_opened_while_the_server_is_away(place: impl Place) {
     let mut lost = listener(&place, &["a"]).await;
     let link = place.link();
 
@@ -461,7 +461,7 @@ async fn no_session_can_be_opened_while_the_place_is_away(place: impl Place) {
     assert_eq!(said(&mut heard).await, "1");
 }
 
-async fn closing_or_dropping_a_session_leaves_none(place: impl Place) {
+async fn closing_or_dropping_a_session_ends_it(place: impl Place) {
     let (heard, sends) = (listener(&place, &["a"]).await, sender(&place).await);
     place.until_sessions(2).await;
     heard.close().await;
@@ -476,7 +476,7 @@ async fn closing_or_dropping_a_session_leaves_none(place: impl Place) {
     place.until_sessions(0).await;
 }
 
-async fn an_opening_that_is_dropped_at_any_poll_leaves_no_session(place: impl Place) {
+async fn opening_a_session_dropped_at_any_poll_leaves_none(place: impl Place) {
     let link = place.link();
     for polls in 0.. {
         if let Some(opened) = poll_then_drop(link.listener(), polls).await {
@@ -493,7 +493,7 @@ async fn an_opening_that_is_dropped_at_any_poll_leaves_no_session(place: impl Pl
     place.until_sessions(0).await;
 }
 
-async fn topics_of_one_subscription_arrive_in_the_order_in_which_they_were_sent(place: impl Place) {
+async fn topics_of_one_subscription_arrive_in_the_order_of_sending(place: impl Place) {
     let (here, there) = (open(&place).await, open(&place).await);
     let topics = [topic("a"), topic("b"), topic("c")];
     let mut many = there.subscribe_all(&topics[..2], 100);
@@ -515,7 +515,7 @@ async fn topics_of_one_subscription_arrive_in_the_order_in_which_they_were_sent(
     assert_eq!(payload(&mut many).await, "last");
 }
 
-async fn a_bus_hears_itself_and_topics_are_told_apart(place: impl Place) {
+async fn a_bus_receives_its_own_notifications_and_tells_topics_apart(place: impl Place) {
     let (here, there) = (open(&place).await, open(&place).await);
     let odd = topic("Straße 'x\"; $$ 🦀\n");
     let subscribe = |bus: &Bus| [bus.subscribe(&topic("orders"), 10), bus.subscribe(&odd, 10)];
@@ -533,7 +533,7 @@ async fn a_bus_hears_itself_and_topics_are_told_apart(place: impl Place) {
     }
 }
 
-async fn namespaces_do_not_hear_each_other(place: impl Place) {
+async fn namespaces_are_separate(place: impl Place) {
     let ours = open(&place).await;
     let options = BusOptions { namespace: "other's".to_owned(), ..BusOptions::default() };
     let theirs = Bus::with_link(place.link(), options).await.expect("a bus");
@@ -545,7 +545,7 @@ async fn namespaces_do_not_hear_each_other(place: impl Place) {
     assert_eq!(payload(&mut subscription).await, "ours");
 }
 
-async fn a_channel_is_heard_once_a_gap_has_said_so(place: impl Place) {
+async fn a_channel_delivers_after_its_first_gap(place: impl Place) {
     let bus = open(&place).await;
     let mut other_program = sender(&place).await;
     let jobs = channel("Jobs 🦀");
@@ -570,12 +570,12 @@ async fn a_channel_is_heard_once_a_gap_has_said_so(place: impl Place) {
     }
 }
 
-async fn what_a_channel_said_before_it_was_dropped_is_nothing_to_the_others(place: impl Place) {
+async fn notifications_of_a_dropped_channel_do_not_reach_other_subscriptions(place: impl Place) {
     let bus = open(&place).await;
     let mut other_program = sender(&place).await;
     let mut orders = bus.subscribe(&topic("orders"), 100);
 
-    // What the task looks at first, the notification or that nobody wants it, is its choice each time.
+    // Each time, the task may handle the notification or the change of channels first.
     for _ in 0..30 {
         let mut raw = bus.listen(&channel("jobs"), 10);
         assert_eq!(gap(&mut raw).await, GapReason::Started);
@@ -587,7 +587,7 @@ async fn what_a_channel_said_before_it_was_dropped_is_nothing_to_the_others(plac
     assert_eq!(bus.state().gaps, 0);
 }
 
-async fn the_channel_of_the_bus_can_be_listened_to_as_it_is(place: impl Place) {
+async fn a_program_can_listen_to_the_channel_of_the_bus(place: impl Place) {
     let bus = open(&place).await;
     let mut raw = bus.listen(&channel("db_notify.default"), 10);
     let mut orders = bus.subscribe(&topic("orders"), 10);
@@ -604,7 +604,7 @@ async fn the_channel_of_the_bus_can_be_listened_to_as_it_is(place: impl Place) {
     assert_eq!(payload(&mut orders).await, "sent", "the bus's own is");
 }
 
-async fn a_lost_session_delivers_a_gap_to_every_subscription_and_then_notifications_again(place: impl Place) {
+async fn a_lost_session_delivers_a_gap_to_every_subscription_and_then_notifications(place: impl Place) {
     let bus = open(&place).await;
     let topics = [topic("a"), topic("b")];
     let mut subscriptions = topics.each_ref().map(|topic| bus.subscribe(topic, 10));
@@ -614,7 +614,7 @@ async fn a_lost_session_delivers_a_gap_to_every_subscription_and_then_notificati
 
         for (subscription, topic) in subscriptions.iter_mut().zip(&topics) {
             assert_eq!(gap(subscription).await, GapReason::Reconnected);
-            // After the gap LISTEN is in force: nothing sent from here on is lost.
+            // LISTEN is in force after the gap: no notification sent from here on is lost.
             bus.notify_with(topic, "after").await.expect("sent");
             assert_eq!(payload(subscription).await, "after");
         }
@@ -623,7 +623,7 @@ async fn a_lost_session_delivers_a_gap_to_every_subscription_and_then_notificati
     }
 }
 
-async fn what_was_perhaps_sent_is_sent_again(place: impl Place) {
+async fn a_statement_without_an_answer_is_sent_again(place: impl Place) {
     let bus = open(&place).await;
     let mut subscription = bus.subscribe(&topic("t"), 10);
     bus.notify_with(&topic("t"), "1").await.expect("sent");
@@ -640,7 +640,7 @@ async fn what_was_perhaps_sent_is_sent_again(place: impl Place) {
     assert_eq!((bus.state().sent, bus.state().gaps), (4, 0));
 }
 
-async fn a_link_that_falls_silent_is_noticed_by_the_heartbeat(place: impl Place) {
+async fn the_heartbeat_notices_a_silent_session(place: impl Place) {
     let options = BusOptions {
         heartbeat: Duration::from_millis(100),
         answer: Duration::from_secs(1),
@@ -658,7 +658,7 @@ async fn a_link_that_falls_silent_is_noticed_by_the_heartbeat(place: impl Place)
     while payload(&mut subscription).await != "after" {}
 }
 
-async fn a_full_queue_says_how_many_it_has_lost(place: impl Place) {
+async fn a_full_queue_counts_what_it_has_missed(place: impl Place) {
     let bus = open(&place).await;
     let mut slow = bus.subscribe(&topic("t"), 2);
     let mut quick = bus.subscribe(&topic("t"), 100);
@@ -678,7 +678,7 @@ async fn a_full_queue_says_how_many_it_has_lost(place: impl Place) {
     assert_eq!(payload(&mut slow).await, "after");
 }
 
-async fn a_sender_that_says_everything_is_one_gap_for_everybody(place: impl Place) {
+async fn the_message_everything_is_one_gap_for_each_subscription(place: impl Place) {
     let buses = [open(&place).await, open(&place).await];
     let mut subscriptions: Vec<_> =
         buses.iter().flat_map(|bus| [bus.subscribe(&topic("a"), 2), bus.subscribe(&topic("b"), 2)]).collect();
@@ -695,7 +695,7 @@ async fn a_sender_that_says_everything_is_one_gap_for_everybody(place: impl Plac
     assert_eq!(buses.map(|bus| bus.state().gaps), [1, 1]);
 }
 
-async fn past_its_size_the_outbox_says_everything(place: impl Place) {
+async fn past_its_size_the_outbox_sends_everything(place: impl Place) {
     let options = BusOptions { queue: 1000, ..BusOptions::default() };
     let bus = Bus::with_link(place.link(), options).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("other"), 1);
@@ -713,17 +713,17 @@ async fn past_its_size_the_outbox_says_everything(place: impl Place) {
 
     place.start();
     until("both are sent", async || bus.state().sent == 2).await;
-    // Somebody was told, or will be when LISTEN is in force.
+    // Subscribers have received a gap, or will receive one when LISTEN is in force.
     gap(&mut subscription).await;
 }
 
-/// Has the notifier try to send something, so that what comes after it gathers.
+/// Makes the notifier try to send a notification, so that later ones gather in the outbox.
 async fn until_taken(bus: &Bus) {
     bus.notify_soon_with(&topic("t"), "first").expect("accepted");
     until("it tries to send", async || bus.state().pending == 0).await;
 }
 
-async fn a_form_that_is_not_known_is_a_gap_for_everybody(place: impl Place) {
+async fn an_unknown_form_is_a_gap_for_each_subscription(place: impl Place) {
     let bus = open(&place).await;
     let mut subscriptions = [bus.subscribe(&topic("a"), 2), bus.subscribe(&topic("b"), 2)];
 
@@ -734,7 +734,7 @@ async fn a_form_that_is_not_known_is_a_gap_for_everybody(place: impl Place) {
     }
 }
 
-async fn the_longest_payload_arrives_and_a_longer_one_is_refused_at_the_call(place: impl Place) {
+async fn the_longest_payload_arrives_and_the_call_refuses_a_longer_one(place: impl Place) {
     let bus = open(&place).await;
     let long = topic(&"t".repeat(Topic::MAX_BYTES));
     let mut subscription = bus.subscribe(&long, 10);
@@ -780,7 +780,7 @@ async fn dropping_the_last_handle_ends_subscriptions_and_sessions(place: impl Pl
     place.until_sessions(0).await;
 }
 
-async fn a_lazy_bus_opens_nothing_before_it_is_used(place: impl Place) {
+async fn a_lazy_bus_opens_no_session_before_its_first_use(place: impl Place) {
     let heard = open(&place).await;
     let mut orders = heard.subscribe(&topic("orders"), 10);
     let lazy = Bus::lazy_with_link(place.link(), &BusOptions::default()).expect("a bus");
@@ -800,7 +800,7 @@ async fn a_lazy_bus_opens_nothing_before_it_is_used(place: impl Place) {
     place.until_sessions(4).await;
 }
 
-async fn while_the_place_is_away_notifications_wait_and_are_sent_when_it_is_back(place: impl Place) {
+async fn notifications_wait_while_the_server_is_away_and_are_sent_when_it_is_back(place: impl Place) {
     let bus = open(&place).await;
     let mut subscription = bus.subscribe(&topic("t"), 10);
     let (awaited, followed) = (topic("awaited"), topic("t"));
@@ -831,7 +831,7 @@ async fn while_the_place_is_away_notifications_wait_and_are_sent_when_it_is_back
     assert!(bus.state().is_connected());
 }
 
-async fn what_waits_together_is_counted_once(place: impl Place) {
+async fn equal_notifications_that_wait_together_are_counted_once(place: impl Place) {
     let bus = open(&place).await;
     place.stop();
     until_taken(&bus).await;
@@ -848,7 +848,7 @@ async fn what_waits_together_is_counted_once(place: impl Place) {
     assert_eq!((state.pending, state.coalesced), (0, 3));
 }
 
-async fn the_state_tells_of_the_connection_and_of_its_loss(place: impl Place) {
+async fn the_state_shows_the_session_and_its_loss(place: impl Place) {
     let bus = open(&place).await;
     let subscription = bus.subscribe(&topic("t"), 1);
     until("it was asked", async || bus.state().last_heartbeat.is_some()).await;

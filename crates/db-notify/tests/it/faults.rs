@@ -1,4 +1,4 @@
-//! Two hundred faults, one after the other, under load.
+//! 200 faults, one after the other, under load.
 
 use std::fs;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use crate::processes::run;
 
 const FAULTS: usize = 200;
 
-/// After so many of them, each kind has been there, and memory has the size that it needs.
+/// After this number of faults, each kind has occurred, and the memory of the process has its final size.
 const WARM: usize = 20;
 
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
-/// Not the usual 2 s, for which each silent fault would wait. Shorter ones are met by a busy machine that is well.
+/// Shorter than the default of 2 s, for which each silent fault would wait; long enough for a busy machine.
 const ANSWER: Duration = Duration::from_millis(500);
 
-/// What an attempt to connect may take, when the address does not say it.
+/// The timeout of an attempt to connect, when the address has none.
 const DIAL: Duration = Duration::from_secs(5);
 
-/// When somebody is still waiting then, nothing is going to come: the bound itself would be a matter of the machine.
+/// A wait of this length has failed. A shorter bound would measure the machine.
 const DEADLINE: Duration = HEARTBEAT.saturating_add(ANSWER).saturating_add(DIAL).saturating_mul(4);
 
 const TOPICS: usize = 10;
@@ -36,12 +36,12 @@ fn options() -> BusOptions {
     BusOptions { heartbeat: HEARTBEAT, answer: ANSWER, ..BusOptions::default() }
 }
 
-/// Notified of by another process, and by the bus's own.
+/// The topics that the other process notifies, and that the process of the bus notifies.
 fn topics(by: &str) -> impl Iterator<Item = Topic> {
     (0..TOPICS).map(move |n| Topic::new(format!("{by}/{n}")).expect("a topic"))
 }
 
-/// Notifies all the time. Equal notifications that wait are one, so that a long fault does not fill the outbox.
+/// Notifies all the time. Equal notifications wait once, so a long fault does not fill the outbox.
 async fn write(bus: Bus, by: &'static str) {
     let topics: Vec<Topic> = topics(by).collect();
     loop {
@@ -52,11 +52,11 @@ async fn write(bus: Bus, by: &'static str) {
     }
 }
 
-/// What a subscriber has received.
+/// The deliveries of a subscriber.
 #[derive(Default)]
 struct Seen {
     gaps: AtomicU64,
-    /// How many gaps there had been at the last notification.
+    /// The number of gaps before the last notification.
     alive: AtomicU64,
 }
 
@@ -64,7 +64,7 @@ async fn follow(mut subscription: Subscription, seen: Arc<Seen>) {
     while let Some(delivery) = subscription.recv().await {
         match delivery {
             Delivery::Gap(gap) => {
-                // A machine that stood still for a while may have let the queue fill as well.
+                // On a machine that paused, the queue may also have been full.
                 assert!(matches!(gap.reason, GapReason::Reconnected | GapReason::Lagged), "{gap}");
                 seen.gaps.fetch_add(1, Ordering::Relaxed);
             }
@@ -75,13 +75,13 @@ async fn follow(mut subscription: Subscription, seen: Arc<Seen>) {
     }
 }
 
-/// In a process of its own: a bus that nothing else is beside.
+/// Runs in a process of its own, which has one bus and nothing else.
 #[test]
 fn a_bus_alone() {
     let Some((address, mut orders)) = told() else { return };
     run(async {
         let config = Config::from_url(&address).expect("an address");
-        // The runtime has some for signals, if any crate that is built with this one asks tokio for them.
+        // The runtime has sockets for signals, if a crate of the same build switches on that feature of tokio.
         let others = sockets();
         let bus = Bus::open(&config, options()).await.expect("a bus");
         let mut tasks = JoinSet::new();
@@ -117,7 +117,7 @@ fn a_bus_alone() {
                     assert!(is_in_time, "{:?}, and gaps were {before:?}, are {seen:?}", bus.state());
                     answer("recovered");
                 }
-                // The two of the bus.
+                // The two sessions of the bus.
                 "clear" => {
                     until("nothing of the lost sessions is left", async || sockets() <= others + 2).await;
                     answer("cleared");
@@ -148,19 +148,19 @@ fn resident() -> u64 {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Fault {
-    /// The listening session is ended by the server.
+    /// The server ends the listening session.
     Kill,
-    /// Both are.
+    /// The server ends both sessions.
     KillBoth,
-    /// RST from the network.
+    /// The network sends RST.
     Reset,
-    /// The session after the one that is ended is lost as well, before it knows that it listens.
+    /// The next session is lost as well, before it listens.
     Twice,
-    /// Nothing passes, nothing can be dialled, and nobody is told, until it is noticed.
+    /// The network passes nothing, old or new, without an error, until the bus notices.
     BlackHole,
-    /// What is open falls silent for a while.
+    /// The open connections pass nothing for a while.
     Freeze,
-    /// What is open is forgotten by the network.
+    /// The network forgets the open connections.
     HalfOpen,
     /// All sessions end, and the server recovers.
     Crash,
@@ -169,7 +169,7 @@ enum Fault {
 }
 
 impl Fault {
-    /// In proportion to what they cost: the silent ones take a heartbeat and an answer, a restart some seconds.
+    /// The mix of faults depends on their time: a silent one takes a heartbeat and an answer, a restart some seconds.
     fn of(number: usize) -> Self {
         match number % 25 {
             2 => Self::BlackHole,
@@ -203,7 +203,7 @@ impl Place {
         assert!(!killed.is_empty(), "nobody was called {names:?}");
     }
 
-    /// Returns since when the bus can recover: from then on nothing is in its way but that it has to notice.
+    /// Returns the time from which the bus can recover, once it has noticed the fault.
     async fn inflict(&self, fault: Fault, process: &mut Process) -> Instant {
         let mut since = Instant::now();
         match fault {
@@ -257,7 +257,7 @@ async fn after_each_of_200_faults_every_subscriber_is_told_and_hears_again() {
         let since = place.inflict(fault, &mut process).await;
         process.ask("recover").await;
         delays.push((fault, since.elapsed()));
-        // Before the next fault: that one may end what this one has left.
+        // Checked before the next fault, which might end what this one has left.
         process.ask("clear").await;
         if [WARM, FAULTS].contains(&(number + 1)) {
             memory.push(process.ask("memory").await.parse::<u64>().expect("pages"));
@@ -270,13 +270,13 @@ async fn after_each_of_200_faults_every_subscriber_is_told_and_hears_again() {
 }
 
 #[db_testkit::test]
-async fn what_was_lost_in_silence_is_not_kept_open(db: TestDb) {
+async fn a_silently_lost_session_is_not_kept_open(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
     let bus = Bus::open(&config, options()).await.expect("a bus");
     let mut subscription = bus.subscribe(&topics("t").next().expect("a topic"), 10);
 
-    // Nobody would ever answer a goodbye.
+    // The peer would never answer a graceful close.
     proxy.half_open();
     let delivery = timeout(DEADLINE, subscription.recv()).await.expect("in time");
 
@@ -284,7 +284,7 @@ async fn what_was_lost_in_silence_is_not_kept_open(db: TestDb) {
     until("only the new sessions are open", async || proxy.open_connections() <= 2).await;
 }
 
-/// For whoever runs it with `--nocapture`.
+/// Shown with `--nocapture`.
 fn report(delays: &[(Fault, Duration)], memory: &[u64]) {
     let mut kinds: Vec<Fault> = delays.iter().map(|(fault, _)| *fault).collect();
     kinds.sort_unstable();

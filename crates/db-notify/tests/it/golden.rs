@@ -1,4 +1,4 @@
-//! The vectors of `tests/golden`, on the wire: what a bus sends is what they say, and what they say is what a bus reads.
+//! The vectors of `tests/golden` on the wire: a bus sends and reads exactly these forms.
 
 #[path = "../golden/read.rs"]
 mod read;
@@ -38,9 +38,9 @@ async fn say(db: &TestDb, payload: &str) {
         .expect("sent");
 }
 
-/// In one thread: what is notified together goes out together.
+/// On one thread, notifications that are made together are sent together.
 #[tokio::test]
-async fn what_a_bus_sends_is_what_is_fixed() {
+async fn a_bus_sends_the_fixed_form() {
     let db = TestDb::empty().await.expect("a database");
     let mut plain = plain(&db).await;
     let bus = bus(&db).await;
@@ -66,7 +66,7 @@ async fn what_a_bus_sends_is_what_is_fixed() {
 }
 
 #[db_testkit::test]
-async fn what_is_fixed_is_what_a_bus_reads(db: TestDb) {
+async fn a_bus_reads_the_fixed_form(db: TestDb) {
     let bus = bus(&db).await;
     for (payload, says) in wire() {
         let mut all = bus.subscribe(&topic("the last"), 10);
@@ -97,7 +97,7 @@ async fn what_is_fixed_is_what_a_bus_reads(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn what_a_map_announces_is_what_is_fixed(db: TestDb) {
+async fn a_map_announces_in_the_fixed_form(db: TestDb) {
     let mut plain = plain(&db).await;
     let bus = bus(&db).await;
     assert_eq!(heard(&mut plain).await, "1", "to see whether anything arrives");
@@ -116,7 +116,7 @@ async fn what_a_map_announces_is_what_is_fixed(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn what_is_fixed_is_what_a_map_hears(db: TestDb) {
+async fn a_map_reads_the_fixed_form(db: TestDb) {
     let bus = bus(&db).await;
     let watched = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions::default());
     let names = |says: &[(&str, &'static str)]| -> Vec<&'static str> {

@@ -1,4 +1,4 @@
-//! What a transaction notifies of: if it commits, or if nobody can tell, and not otherwise.
+//! A transaction notifies if it commits, or if its outcome is unknown, and not otherwise.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ fn pool(db: &TestDb) -> Pool {
     Pool::new(&config(db), PoolOptions { max: 2, ..PoolOptions::backend() })
 }
 
-/// A pool behind a proxy, whose transactions notify on a bus that is not; and a table.
+/// A table, a pool behind a proxy, and a bus that is attached to the pool and not behind the proxy.
 async fn cut_off(db: &TestDb) -> (Proxy, Pool, Bus) {
     execute(db, "create table orders (n int primary key)").await;
     let proxy = Proxy::start(db).expect("a proxy");
@@ -34,7 +34,7 @@ async fn committed(db: &TestDb) -> BTreeSet<i32> {
     rows.expect("rows").into_iter().collect()
 }
 
-/// Stores an order and notifies of it.
+/// Stores an order and notifies its topic.
 async fn order(pool: &Pool, n: i32) -> Result<(), Error> {
     let work = async |tx: &mut db_core::Tx| {
         sqlx::query("insert into orders values ($1)").bind(n).execute(&mut *tx).await?;
@@ -45,7 +45,7 @@ async fn order(pool: &Pool, n: i32) -> Result<(), Error> {
 }
 
 #[db_testkit::test]
-async fn a_transaction_that_notifies_within_itself_does_so_by_its_commit(db: TestDb) {
+async fn notify_in_notifies_by_the_commit(db: TestDb) {
     let (bus, pool) = (bus(&db).await, pool(&db));
     let mut orders = bus.subscribe(&topic("orders"), 10);
 
@@ -62,7 +62,7 @@ async fn a_transaction_that_notifies_within_itself_does_so_by_its_commit(db: Tes
 }
 
 #[db_testkit::test]
-async fn what_can_never_be_sent_is_refused_and_the_transaction_goes_on(db: TestDb) {
+async fn a_payload_that_cannot_be_sent_is_refused_and_the_transaction_goes_on(db: TestDb) {
     let (bus, pool) = (bus(&db).await, pool(&db));
     let mut orders = bus.subscribe(&topic("orders"), 10);
     let mut tx = pool.handle().begin().await.expect("a transaction");
@@ -78,7 +78,7 @@ async fn what_can_never_be_sent_is_refused_and_the_transaction_goes_on(db: TestD
 }
 
 #[db_testkit::test]
-async fn what_is_notified_of_after_the_commit_is_sent_then_and_not_after_a_rollback(db: TestDb) {
+async fn notify_after_commit_notifies_after_a_commit_and_not_after_a_rollback(db: TestDb) {
     let (bus, pool) = (bus(&db).await, pool(&db));
     pool.attach(Arc::new(bus.clone()));
     let mut orders = bus.subscribe(&topic("orders"), 10);
@@ -98,7 +98,7 @@ async fn what_is_notified_of_after_the_commit_is_sent_then_and_not_after_a_rollb
 }
 
 #[db_testkit::test]
-async fn a_pool_without_a_bus_says_so(db: TestDb) {
+async fn notifying_without_a_bus_is_an_error(db: TestDb) {
     let mut tx = pool(&db).handle().begin().await.expect("a transaction");
 
     assert_eq!(tx.notify(&topic("orders")), Err(NotifyError::NoBus));
@@ -107,14 +107,14 @@ async fn a_pool_without_a_bus_says_so(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_transaction_that_is_dropped_at_any_poll_notifies_if_it_was_committed(db: TestDb) {
+async fn a_transaction_dropped_at_any_poll_notifies_if_it_was_committed(db: TestDb) {
     let (proxy, pool, bus) = cut_off(&db).await;
     let mut orders = bus.subscribe(&topic("orders"), 1000);
-    // No answer is there at the first poll after its question.
+    // No answer has arrived at the first poll after its statement.
     proxy.latency(Duration::from_millis(1));
 
     let mut n = 0;
-    // Once to connect and to prepare; then again, to be cut off at each poll of the same way.
+    // The first run connects and prepares. The next ones are cut off, each one poll later.
     for polls in [1000].into_iter().chain(0..) {
         n += 1;
         until("the connection is back", async || {
@@ -145,7 +145,7 @@ async fn a_transaction_that_is_dropped_at_any_poll_notifies_if_it_was_committed(
 }
 
 #[db_testkit::test]
-async fn a_handler_that_is_dropped_in_a_slow_commit_notifies_once_others_can_see_it(db: TestDb) {
+async fn a_handler_dropped_in_a_slow_commit_notifies_once_the_commit_is_visible(db: TestDb) {
     let (_proxy, pool, bus) = cut_off(&db).await;
     execute(
         &db,
@@ -165,7 +165,7 @@ async fn a_handler_that_is_dropped_in_a_slow_commit_notifies_once_others_can_see
     });
     let waits = |session: &db_testkit::Session| session.wait.as_deref() == Some("Lock: advisory");
     db.until_sessions("the commit waits", |all| all.iter().any(waits)).await;
-    // As a server does with the handler of a client that hangs up.
+    // A server drops the handler of a client that hangs up.
     handler.abort();
     until("it is dropped", async || handler.is_finished()).await;
     gate.commit().await.expect("open");
@@ -175,7 +175,7 @@ async fn a_handler_that_is_dropped_in_a_slow_commit_notifies_once_others_can_see
 }
 
 #[db_testkit::test]
-async fn a_commit_that_nobody_can_tell_of_notifies(db: TestDb) {
+async fn a_commit_with_an_unknown_outcome_notifies(db: TestDb) {
     let (proxy, pool, bus) = cut_off(&db).await;
     let mut orders = bus.subscribe(&topic("orders"), 10);
 
@@ -196,7 +196,7 @@ async fn a_commit_that_nobody_can_tell_of_notifies(db: TestDb) {
     assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
     assert_eq!(payload(&mut orders).await, "2");
 
-    // Ended by a text of the program's own, past us.
+    // The program ends the transaction by a statement of its own, which `Tx` does not see.
     let mut tx = pool.handle().begin().await.expect("a transaction");
     sqlx::query("insert into orders values (3)").execute(&mut tx).await.expect("inserted");
     tx.notify_with(&topic("orders"), "3").expect("accepted");
@@ -208,7 +208,7 @@ async fn a_commit_that_nobody_can_tell_of_notifies(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_watched_topic_is_notified_of_by_a_commit_that_nobody_can_tell_of(db: TestDb) {
+async fn a_commit_with_an_unknown_outcome_notifies_a_watched_topic(db: TestDb) {
     let (proxy, pool, bus) = cut_off(&db).await;
     let watched = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions::default());
     let mut orders = bus.subscribe(&topic("orders"), 10);
@@ -222,7 +222,7 @@ async fn a_watched_topic_is_notified_of_by_a_commit_that_nobody_can_tell_of(db: 
 }
 
 #[db_testkit::test]
-async fn what_is_known_to_be_undone_notifies_nobody(db: TestDb) {
+async fn a_transaction_known_to_be_undone_notifies_nothing(db: TestDb) {
     let (proxy, pool, bus) = cut_off(&db).await;
     execute(&db, "create table children (n int references orders deferrable initially deferred)").await;
     let mut orders = bus.subscribe(&topic("orders"), 10);
@@ -233,18 +233,18 @@ async fn what_is_known_to_be_undone_notifies_nobody(db: TestDb) {
         tx
     };
 
-    // The commit is refused, heard and unheard.
+    // The server refuses the commit; with its answer received, and lost.
     begin(1).await.commit().await.expect_err("no such order");
     for polls in 1.. {
         if poll_then_drop(begin(2).await.commit(), polls).await.is_some() {
             break;
         }
     }
-    // It never arrived, which the server tells.
+    // The commit never arrived, which the server confirms.
     proxy.cut_before("COMMIT");
     let error = begin(3).await.commit().await.expect_err("it did not arrive");
     assert!(matches!(error, Error::RolledBack(_)), "{error:?}");
-    // Only a part of what is committed, or perhaps, was undone.
+    // The savepoint was undone in a transaction that commits, or may have committed.
     let mut tx = pool.handle().begin().await.expect("begun");
     let mut part = tx.savepoint().await.expect("a savepoint");
     part.unless_rolled_back(|| panic!("it was undone"));

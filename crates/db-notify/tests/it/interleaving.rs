@@ -1,4 +1,4 @@
-//! Who begins to watch while somebody notifies: whatever the order of their steps, it is woken, or has seen it.
+//! A watch begins while another process notifies: in each order of their steps, the watcher is woken or has read the data.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,16 +11,16 @@ use db_testkit::TestDb;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
-/// Nothing looks again by itself, so whoever still waits then was not woken.
+/// No watcher reads by itself, so a watcher that still waits was not woken.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// So many at the same time.
+/// How many pairs run at the same time.
 const TOGETHER: usize = 250;
 
-/// How far each step is put off, before watching, before looking, before storing, before notifying.
+/// The delay of each step: before watching, before reading, before storing, before notifying.
 const STEPS: [usize; 4] = [20, 5, 20, 5];
 
-/// Two buses, as two processes have them, and their maps.
+/// The buses and maps of two processes.
 struct Two {
     watching: WatchedTopics,
     writing: WatchedTopics,
@@ -33,8 +33,8 @@ impl Two {
             let announcements = Topic::new("watched").expect("a topic");
             WatchedTopics::new(&bus, &announcements, &WatchOptions { renewal })
         };
-        // Who watches does not renew: nobody is to be woken by that. Who writes is out of doubt soon, and believes a mark for
-        // long enough that a machine that stands still for a while does not matter.
+        // The watching process does not renew, since a renewal would wake watchers. The writing process is out of doubt soon,
+        // and its marks outlast a pause of the machine.
         let watching = map(Duration::from_hours(1)).await;
         let writing = map(Duration::from_secs(4)).await;
         let trusted = timeout(PATIENCE, async {
@@ -46,7 +46,7 @@ impl Two {
         Self { watching, writing }
     }
 
-    /// One watches and one notifies, each of their steps put off.
+    /// One process watches and the other notifies, with a delay before each step.
     fn meet(&self, number: usize, tasks: &mut JoinSet<Met>) {
         let mut rest = number;
         let [watch, look, store, notify] = STEPS.map(|steps| {
@@ -83,7 +83,7 @@ impl Two {
         });
     }
 
-    /// All of them; each of a topic of its own.
+    /// Runs all pairs, each with a topic of its own.
     async fn meet_in_all_ways(&self) {
         let all: usize = STEPS.iter().product();
         let (mut saw, mut woken) = (0, 0);
@@ -101,8 +101,8 @@ impl Two {
         let state = self.writing.state();
         println!("of {all}: {saw} had seen it, {woken} were woken; who writes: {state:?}");
         assert_eq!(saw + woken, all);
-        // Otherwise nothing was shown: some notifications met a mark, some were dropped and brought back.
-        assert!(saw > 0 && woken > 0 && state.gated < all as u64 && state.brought_back > 0, "{state:?}");
+        // The test shows something only if some notifications met a mark, and some were dropped and recovered.
+        assert!(saw > 0 && woken > 0 && state.gated < all as u64 && state.recovered > 0, "{state:?}");
     }
 }
 
@@ -113,7 +113,7 @@ enum Met {
     Woken,
 }
 
-/// First so many turns of the others', and then, for what takes a way through the server, so many milliseconds.
+/// Yields a number of times, and then sleeps for a number of milliseconds, for steps that pass the server.
 async fn put_off(far: usize) {
     const TURNS: usize = 10;
     for _ in 0..far.min(TURNS) {
@@ -125,16 +125,16 @@ async fn put_off(far: usize) {
 }
 
 #[db_testkit::test]
-async fn who_begins_to_watch_at_any_point_of_a_notify_is_woken_or_has_seen_it(db: TestDb) {
+async fn a_watch_that_begins_at_any_point_of_a_notify_is_woken_or_has_read(db: TestDb) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let two = Two::over(PostgresLink::new(&config, &BusOptions::default())).await;
 
     two.meet_in_all_ways().await;
 }
 
-/// In one thread, the order of the steps is the same each time.
+/// On one thread, the order of the steps is the same each time.
 #[tokio::test(start_paused = true)]
-async fn in_memory_too_who_begins_to_watch_at_any_point_of_a_notify_is_woken_or_has_seen_it() {
+async fn in_memory_a_watch_that_begins_at_any_point_of_a_notify_is_woken_or_has_read() {
     let two = Two::over(MemoryLink::new()).await;
 
     two.meet_in_all_ways().await;

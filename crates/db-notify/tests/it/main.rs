@@ -1,4 +1,4 @@
-//! What `db-notify` promises, shown on a real PostgreSQL.
+//! The promises of `db-notify`, checked on a real PostgreSQL and on `MemoryLink`.
 
 mod bus;
 mod conformance;

@@ -1,4 +1,4 @@
-//! Several processes on one database: what happens to them, and what a watched-topic map makes of it.
+//! Several processes on one database: how a map of watched topics handles their restarts, ends and silence.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,23 +13,23 @@ use sqlx::postgres::PgListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// Runs what such a process does. In one thread, so that its memory is in one place.
+/// Runs a child process on one thread, so that its memory is in one place.
 pub(crate) fn run(what: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(what);
 }
 
-/// No answer takes longer than this.
+/// The timeout of an answer.
 const LONGEST: Duration = Duration::from_mins(1);
 
-/// A mark is good for three times as long.
+/// A mark lasts for three times as long.
 const RENEWAL: Duration = Duration::from_secs(1);
 
 fn topic(name: &str) -> Topic {
     Topic::new(name).expect("a topic")
 }
 
-/// What a watcher has received.
+/// The deliveries of a watcher.
 #[derive(Default)]
 struct Seen {
     notifications: AtomicUsize,
@@ -46,7 +46,7 @@ async fn look(mut watch: Watch, seen: Arc<Seen>) {
     }
 }
 
-/// In a process of its own: one bus and one map, which do what they are told. The first order has them begin.
+/// Runs in a child process: one bus and one map, which carry out orders. The first order makes them.
 #[test]
 fn one_of_several() {
     let Some((address, mut orders)) = told() else { return };
@@ -73,7 +73,7 @@ fn one_of_several() {
                     answer("watching");
                 }
                 ("notify", name) => notify(name),
-                // After all that waits.
+                // Sent after all that waits.
                 ("flush", name) => {
                     bus.notify(&topic(name)).await.expect("sent");
                     answer("flushed");
@@ -91,21 +91,21 @@ fn one_of_several() {
     });
 }
 
-/// A process with a bus and a map. It lets everything through at first.
+/// Starts a process with a bus and a map, which sends everything at first.
 async fn begin(address: &str, first: &str) -> Process {
     let mut process = Process::start("processes::one_of_several", address);
     assert_eq!(process.ask(&format!("begin {first}")).await, "sent", "it cannot know who watches");
     process
 }
 
-/// One that watches a topic.
+/// Starts a process that watches a topic.
 async fn watcher(address: &str, name: &str) -> Process {
     let mut process = begin(address, "anything").await;
     process.ask(&format!("watch {name}")).await;
     process
 }
 
-/// One that knows who watches.
+/// Starts a process whose map knows all watches.
 async fn writer(address: &str, first: &str) -> Process {
     let mut process = begin(address, first).await;
     process.ask("trust ").await;
@@ -116,7 +116,7 @@ async fn number(process: &mut Process, order: &str) -> usize {
     process.ask(order).await.parse().expect("a number")
 }
 
-/// Has the writer notify until the watcher hears it.
+/// Makes the writer notify until the watcher receives it.
 async fn until_heard(writer: &mut Process, watcher: &mut Process, name: &str) {
     let before = number(watcher, &format!("heard {name}")).await;
     until("the watcher hears of its topic", async || {
@@ -126,12 +126,12 @@ async fn until_heard(writer: &mut Process, watcher: &mut Process, name: &str) {
     .await;
 }
 
-/// Has the writer notify until nothing is sent any more.
+/// Makes the writer notify until its map drops the notifications.
 async fn until_gated(writer: &mut Process, name: &str) {
     until("nobody watches", async || writer.ask(&format!("notify {name}")).await == "gated").await;
 }
 
-/// What passes the server, by a session of its own.
+/// Counts the notifications that pass the server, by a session of its own.
 struct Server(PgListener);
 
 impl Server {
@@ -141,7 +141,7 @@ impl Server {
         Self(listener)
     }
 
-    /// What the writer has sent until now, and the others meanwhile.
+    /// The number of notifications of the writer so far, and of the other processes meanwhile.
     async fn until_flushed(&mut self, writer: &mut Process) -> Vec<String> {
         writer.ask("flush the-end").await;
         let mut seen = Vec::new();
@@ -155,7 +155,7 @@ impl Server {
     }
 }
 
-/// Notifies of a topic that nobody watches, and shows that the server has none of it.
+/// Notifies an unwatched topic, and shows that the server receives nothing.
 async fn costs_nothing(server: &mut Server, writer: &mut Process, name: &str) {
     server.until_flushed(writer).await;
     for _ in 0..100 {
@@ -166,7 +166,7 @@ async fn costs_nothing(server: &mut Server, writer: &mut Process, name: &str) {
 }
 
 #[db_testkit::test]
-async fn a_writer_that_is_restarted_reaches_those_who_watch_and_costs_nothing_else(db: TestDb) {
+async fn a_restarted_writer_reaches_the_watchers_and_then_drops_the_rest(db: TestDb) {
     let mut server = Server::of(&db).await;
     let mut first = watcher(&db.url(), "topic-1").await;
     let mut second = watcher(&db.url(), "topic-2").await;
@@ -179,12 +179,12 @@ async fn a_writer_that_is_restarted_reaches_those_who_watch_and_costs_nothing_el
     let before = number(&mut first, "heard topic-1").await;
     let mut new = begin(&db.url(), "topic-1").await;
 
-    // While it is in doubt, it sends whatever it is told to.
+    // While in doubt, the map sends everything.
     until("the watcher hears the new writer's first", async || {
         number(&mut first, "heard topic-1").await > before
     })
     .await;
-    // And then what those who watch have said again.
+    // Then it sends what the renewals name.
     new.ask("trust ").await;
     until_heard(&mut new, &mut first, "topic-1").await;
     until_heard(&mut new, &mut second, "topic-2").await;
@@ -192,7 +192,7 @@ async fn a_writer_that_is_restarted_reaches_those_who_watch_and_costs_nothing_el
 }
 
 #[db_testkit::test]
-async fn the_marks_of_a_killed_process_expire_and_those_of_others_do_not(db: TestDb) {
+async fn the_marks_of_a_killed_process_expire_and_other_marks_do_not(db: TestDb) {
     let mut server = Server::of(&db).await;
     let mut killed = watcher(&db.url(), "topic-1").await;
     let mut lives = watcher(&db.url(), "topic-2").await;
@@ -207,7 +207,7 @@ async fn the_marks_of_a_killed_process_expire_and_those_of_others_do_not(db: Tes
 }
 
 #[db_testkit::test]
-async fn a_watcher_in_a_black_hole_is_forgotten_told_to_look_again_and_watched_for_again(db: TestDb) {
+async fn a_watcher_in_a_black_hole_is_forgotten_and_gets_a_gap_when_it_is_back(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let mut server = Server::of(&db).await;
     let mut silent = watcher(&proxy.url(), "topic-1").await;

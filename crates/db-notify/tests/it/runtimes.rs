@@ -1,4 +1,4 @@
-//! Runtimes that end before the buses and maps that were made on them are done with.
+//! Runtimes that end before the buses and maps that were made on them.
 
 use std::thread;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::support::{PATIENCE, topic};
 
-/// Makes something on a runtime of its own, which has ended when this returns.
+/// Runs `work` on a runtime of its own, which has ended when this returns.
 async fn on_a_runtime_that_ends<T: Send + 'static>(work: impl AsyncFnOnce() -> T + Send + 'static) -> T {
     let made = thread::spawn(move || {
         let runtime: Runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -29,7 +29,7 @@ fn map(bus: &Bus) -> WatchedTopics {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_map_that_was_made_on_a_runtime_that_ends_goes_on_with_its_bus() {
+async fn a_map_outlives_the_runtime_it_was_made_on() {
     let memory = MemoryLink::new();
     let (bus, other) = (bus(&memory).await, bus(&memory).await);
     let made = on_a_runtime_that_ends({
@@ -56,7 +56,7 @@ async fn a_map_that_was_made_on_a_runtime_that_ends_goes_on_with_its_bus() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bus_whose_runtime_has_ended_is_closed_to_everybody() {
+async fn a_bus_whose_runtime_has_ended_is_closed() {
     let memory = MemoryLink::new();
     let opened = on_a_runtime_that_ends({
         let memory = memory.clone();
@@ -67,7 +67,7 @@ async fn a_bus_whose_runtime_has_ended_is_closed_to_everybody() {
         }
     })
     .await;
-    // Its tasks have not begun when their runtime ends.
+    // The runtime ends before the first poll of the tasks.
     let unborn = on_a_runtime_that_ends({
         let memory = memory.clone();
         async move || Bus::lazy_with_link(memory, &BusOptions::default()).expect("a bus")
@@ -90,7 +90,7 @@ async fn a_bus_whose_runtime_has_ended_is_closed_to_everybody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_on_a_bus_whose_runtime_ends_is_told() {
+async fn waits_for_a_bus_end_with_its_runtime() {
     let memory = MemoryLink::new();
     let (bus, ending) = {
         let memory = memory.clone();
@@ -101,7 +101,7 @@ async fn who_waits_on_a_bus_whose_runtime_ends_is_told() {
         tokio::task::spawn_blocking(|| made.join().expect("no panic")).await.expect("joined")
     };
     let mut subscription = bus.subscribe(&topic("t"), 1);
-    // Nobody drives the tasks, so both wait.
+    // The runtime is not driven, so both wait.
     let mut sending = Box::pin(async { bus.notify(&topic("t")).await });
     assert!((&mut sending).now_or_never().is_none() && subscription.recv().now_or_never().is_none());
 

@@ -1,4 +1,4 @@
-//! What goes wrong again and again, and what must not become of it: loops without a pause, waits without an end.
+//! Faults that repeat: they must cause neither loops without a pause nor waits without an end.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::{PATIENCE, gap, next, topic};
 
-/// A place whose listening sessions fail in the ways that a test wants.
+/// A link whose listening sessions fail as the test says.
 #[derive(Clone, Default)]
 struct Moody {
     memory: MemoryLink,
@@ -25,9 +25,9 @@ struct Moody {
 
 #[derive(Default)]
 struct Mood {
-    /// Sessions open, listen and hear, and a heartbeat ends them.
+    /// Sessions open and listen, and the first heartbeat ends them.
     is_short_lived: AtomicBool,
-    /// None can be opened.
+    /// No session can be opened.
     is_shut: AtomicBool,
     opened: AtomicUsize,
 }
@@ -90,7 +90,7 @@ impl Listener for MoodyListener {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sessions_that_are_lost_as_soon_as_they_are_there_are_made_less_and_less_often() {
+async fn sessions_that_are_lost_at_once_are_opened_less_and_less_often() {
     let link = Moody::default();
     link.mood.is_short_lived.store(true, Ordering::Relaxed);
     let bus = Bus::with_link(link.clone(), BusOptions::default()).await.expect("a bus");
@@ -108,7 +108,7 @@ async fn sessions_that_are_lost_as_soon_as_they_are_there_are_made_less_and_less
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_a_bus_that_is_cut_while_the_server_is_away_is_told() {
+async fn callers_of_a_bus_that_is_aborted_while_the_server_is_away_get_an_error() {
     let memory = MemoryLink::new();
     let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("t"), 10);
@@ -131,7 +131,7 @@ async fn who_waits_for_a_bus_that_is_cut_while_the_server_is_away_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_no_longer_wait_take_no_room_while_the_server_is_away() {
+async fn callers_that_gave_up_take_no_memory_while_the_server_is_away() {
     let memory = MemoryLink::new();
     let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
     memory.stop();
@@ -145,7 +145,7 @@ async fn those_who_no_longer_wait_take_no_room_while_the_server_is_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_dropped_before_a_long_loss_was_noticed_is_sent_when_it_is_over() {
+async fn a_notification_dropped_before_a_long_loss_was_noticed_is_recovered_after_it() {
     let options = WatchOptions { renewal: Duration::from_secs(1) };
     let link = Moody::default();
     let map = async |bus: &Bus| {
@@ -155,14 +155,14 @@ async fn what_was_dropped_before_a_long_loss_was_noticed_is_sent_when_it_is_over
     };
     let writing = Bus::with_link(link.clone(), BusOptions::default()).await.expect("a bus");
     let writer = map(&writing).await;
-    // Its session dies in silence. Others, whose sessions are made afterwards, are well.
+    // Its session is lost silently. Sessions that are made afterwards work.
     link.memory.black_hole();
     let watching = Bus::with_link(link.memory.clone(), BusOptions::default()).await.expect("a bus");
     let watcher = map(&watching).await;
     let mut watch = watcher.watch(&topic("t"), 10);
     assert_eq!(writer.notify(&topic("t")), Ok(false), "the announcement does not arrive");
 
-    // Longer than it remembers anything.
+    // Longer than the map remembers dropped notifications.
     link.mood.is_shut.store(true, Ordering::Relaxed);
     sleep(Duration::from_mins(10)).await;
     link.mood.is_shut.store(false, Ordering::Relaxed);
@@ -172,7 +172,7 @@ async fn what_was_dropped_before_a_long_loss_was_noticed_is_sent_when_it_is_over
 }
 
 #[tokio::test]
-async fn a_map_on_a_lazy_bus_may_be_used_from_anywhere() {
+async fn a_map_on_a_lazy_bus_can_be_used_outside_of_a_runtime() {
     let bus = Bus::lazy_with_link(MemoryLink::new(), &BusOptions::default()).expect("a bus");
     let map = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions::default());
 
@@ -185,10 +185,17 @@ async fn a_map_on_a_lazy_bus_may_be_used_from_anywhere() {
 }
 
 #[db_testkit::test]
-async fn a_server_that_does_not_tell_about_its_queue_is_listened_to_all_the_same(db: TestDb) {
+async fn a_server_that_does_not_tell_its_queue_usage_is_no_trouble(db: TestDb) {
+    // In turn, the function fails, and is cancelled.
     let fake = "create schema fake;
-        create function fake.pg_notification_queue_usage() returns float8 language plpgsql
-            as 'begin raise exception ''not for you''; end';";
+        create sequence fake.calls;
+        create function fake.pg_notification_queue_usage() returns float8 language plpgsql as $$
+        begin
+            if nextval('fake.calls') % 2 = 0 then
+                raise query_canceled;
+            end if;
+            raise exception 'not for you';
+        end $$;";
     sqlx::raw_sql(fake).execute(&db.pool()).await.expect("made");
     let path = format!("alter database {} set search_path = fake, pg_catalog, public", db.name());
     sqlx::raw_sql(sqlx::AssertSqlSafe(path)).execute(&db.pool()).await.expect("set");
@@ -230,7 +237,7 @@ async fn a_topic_that_the_database_cannot_hold_costs_the_others_no_more_than_a_g
     let _watch = map.watch(&topic("🦀"), 1);
     assert_eq!(gap(&mut heard).await, GapReason::Overflow);
 
-    // Whatever follows arrives, and what could not be said is not said again and again.
+    // Later notifications arrive, and the refused one is not repeated.
     let mut arrives = async || {
         one.notify(&topic("t")).await.expect("sent");
         until_notified(&mut heard).await;

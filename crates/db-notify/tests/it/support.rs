@@ -1,4 +1,4 @@
-//! What the tests have in common.
+//! Helpers that several tests share.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ pub(crate) async fn kill(db: &TestDb, application: &str) {
     assert!(killed > 0, "nobody was called {application}");
 }
 
-/// The next delivery has to be a gap.
+/// Returns the reason of the next delivery, which must be a gap.
 pub(crate) async fn gap(subscription: &mut Subscription) -> GapReason {
     match next(subscription).await {
         Delivery::Gap(gap) => gap.reason,
@@ -61,28 +61,28 @@ pub(crate) async fn gap(subscription: &mut Subscription) -> GapReason {
     }
 }
 
-/// A place where buses meet, and what can be done to it.
+/// A place where notifications are exchanged, with its faults.
 pub(crate) trait Place {
     type Link: Link;
 
     fn link(&self) -> Self::Link;
 
-    /// Ends all sessions; they are told.
+    /// Ends all sessions, with an error.
     async fn cut(&self);
 
-    /// Ends the session that next notifies this channel, before it has. Once.
+    /// Ends the session that next notifies this channel, before the notification is sent. Works once.
     fn cut_before_notify(&self, channel: &str);
 
-    /// Ends the session that next notifies this channel, in place of the answer. Once.
+    /// Ends the session that next notifies this channel, instead of the answer. Works once.
     fn cut_answer_to_notify(&self, channel: &str);
 
-    /// Has all sessions of this moment hear and answer nothing, without being told. New ones are well.
+    /// Cuts all present sessions off without an error. New sessions work.
     fn black_hole(&self);
 
-    /// Ends all sessions and lets in no new ones.
+    /// Ends all sessions and refuses new ones.
     fn stop(&self);
 
-    /// Lets sessions in again.
+    /// Accepts sessions again.
     fn start(&self);
 
     async fn until_sessions(&self, count: usize);
@@ -124,7 +124,7 @@ impl Place for MemoryLink {
     }
 }
 
-/// PostgreSQL, behind a proxy that has the faults.
+/// PostgreSQL behind a proxy, which makes the faults.
 pub(crate) struct Server {
     pub(crate) db: TestDb,
     proxy: Proxy,

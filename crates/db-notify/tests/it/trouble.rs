@@ -1,4 +1,4 @@
-//! What keeps a bus from its work, and what it says of it; and what others NOTIFY, in transactions and by triggers.
+//! Trouble of a bus, and how state and log show it; and notifications of transactions, triggers and other programs.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use crate::processes::run;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the buses of all tests of this process say.
+/// The log of the buses of all tests of this process.
 fn log() -> &'static Log {
     Log::of_this_process("db_notify=debug")
 }
 
-/// Asks often how the server is. The namespace is the test's own, so that its lines in the log are known by their channel.
+/// Options with frequent heartbeats. The namespace is the test's own, so that the channel tells its log lines apart.
 fn options(db: &TestDb) -> BusOptions {
     let heartbeat = Duration::from_millis(50);
-    // On a machine that is busy, an answer may take its time.
+    // On a busy machine, an answer may take longer.
     let answer = Duration::from_secs(10);
     BusOptions { namespace: db.name().to_owned(), heartbeat, answer, ..BusOptions::default() }
 }
@@ -76,10 +76,10 @@ async fn execute(db: &TestDb, sql: &'static str) {
     sqlx::raw_sql(sql).execute(&db.pool()).await.expect("done");
 }
 
-/// Waits for so many heartbeats that began from now on.
+/// Waits for `count` heartbeats that begin from now on.
 async fn heartbeats(bus: &Bus, count: usize) {
     let mut last = bus.state().last_heartbeat;
-    // The first one may have begun before.
+    // The first heartbeat may have begun before.
     for _ in 0..=count {
         until("another heartbeat", async || bus.state().last_heartbeat != last).await;
         last = bus.state().last_heartbeat;
@@ -87,7 +87,7 @@ async fn heartbeats(bus: &Bus, count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_is_said_once_tried_again_and_used_once_it_is_promoted() {
+async fn a_standby_is_logged_once_and_used_once_it_is_promoted() {
     let log = log();
     let server = TestServer::throwaway().await.expect("a server");
     let db = server.empty().await.expect("a database");
@@ -120,18 +120,18 @@ async fn a_standby_is_said_once_tried_again_and_used_once_it_is_promoted() {
     assert_eq!(gap(&mut subscription).await, GapReason::Reconnected);
     sent.await.expect("no panic").expect("sent after all");
     bus.notify_with(&topic("t"), "after").await.expect("sent");
-    // What was notified before LISTEN was in force again is what the gap is about.
+    // The gap covers notifications from before LISTEN was in force.
     while payload(&mut subscription).await != "after" {}
     assert_eq!(bus.state().trouble, None);
-    assert_eq!(log.count(&[&own, "INFO", "listening again"]), 1);
+    assert_eq!(log.count(&[&own, "INFO", "listens again"]), 1);
     assert_eq!(log.count(&[&own, "INFO", "notifications are sent again"]), 1);
 }
 
 #[db_testkit::test]
-async fn a_queue_that_fills_is_said_once_and_so_is_that_it_has_room_again(db: TestDb) {
+async fn a_half_full_queue_is_logged_once_and_so_is_its_end(db: TestDb) {
     let log = log();
     let own = format!("channel=db_notify.{}", db.name());
-    // Nobody fills the server's own: it holds gigabytes.
+    // A fake, since the server's queue holds gigabytes.
     execute(
         &db,
         "create schema fake;
@@ -150,7 +150,7 @@ async fn a_queue_that_fills_is_said_once_and_so_is_that_it_has_room_again(db: Te
         until("it is seen", async || bus.state().trouble == Some(Trouble::QueueFull)).await;
         assert_eq!(bus.state().queue_usage, Some(0.5));
         heartbeats(&bus, 3).await;
-        assert_eq!(log.count(&[&own, "WARN", "notifications may soon be refused"]), round);
+        assert_eq!(log.count(&[&own, "WARN", "may soon refuse notifications"]), round);
 
         execute(&db, "update fake.queue set usage = 0.49").await;
         until("it is over", async || bus.state().trouble.is_none()).await;
@@ -205,8 +205,8 @@ async fn a_full_queue_delays_notifications_and_loses_none(db: TestDb) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_listens_in_a_long_transaction_is_seen_in_the_queue() {
-    // The queue is the server's, and what others notify would be in it.
+async fn a_listening_session_in_a_long_transaction_fills_the_queue() {
+    // A server of its own, since the queue also holds the notifications of other databases.
     let server = TestServer::throwaway().await.expect("a server");
     let db = server.empty().await.expect("a database");
     let bus = open(&db).await;
@@ -224,7 +224,7 @@ async fn a_session_that_listens_in_a_long_transaction_is_seen_in_the_queue() {
     until("it is empty again", async || bus.state().queue_usage == Some(0.0)).await;
 }
 
-/// A database beside the test's, whose encoding has few characters.
+/// A second database, in LATIN1.
 async fn latin(db: &TestDb) -> Config {
     execute(db, "create database latin template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'")
         .await;
@@ -232,7 +232,7 @@ async fn latin(db: &TestDb) -> Config {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_channel_that_the_database_cannot_name_costs_no_other_its_notifications() {
+async fn a_channel_that_the_encoding_cannot_hold_costs_other_channels_nothing() {
     let server = TestServer::throwaway().await.expect("a server");
     let db = server.empty().await.expect("a database");
     let latin = latin(&db).await;
@@ -244,7 +244,7 @@ async fn a_channel_that_the_database_cannot_name_costs_no_other_its_notification
     let mut odd = bus.listen(&channel("🦀"), 10);
     let mut late = bus.listen(&channel("late"), 10);
 
-    // It is listened to as far as anybody can notify it.
+    // No program can notify this channel, so the bus skips it.
     assert_eq!(gap(&mut odd).await, GapReason::Started);
     assert_eq!(gap(&mut late).await, GapReason::Started);
     let pool = PgPoolOptions::new().max_connections(1).connect_with(latin.as_sqlx()).await.expect("a pool");
@@ -264,7 +264,7 @@ async fn a_channel_that_the_database_cannot_name_costs_no_other_its_notification
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn text_that_the_database_cannot_hold_is_one_gap_for_all_and_delays_nothing_else() {
+async fn a_text_that_the_encoding_cannot_hold_is_one_gap_and_delays_nothing() {
     let server = TestServer::throwaway().await.expect("a server");
     let db = server.empty().await.expect("a database");
     execute(&db, "create database latin template template0 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'")
@@ -289,7 +289,7 @@ async fn text_that_the_database_cannot_hold_is_one_gap_for_all_and_delays_nothin
 }
 
 #[db_testkit::test]
-async fn what_a_trigger_notifies_is_heard_whatever_its_channel_is_called(db: TestDb) {
+async fn notifications_of_a_trigger_arrive_for_any_name_of_a_channel(db: TestDb) {
     let bus = open(&db).await;
     execute(
         &db,
@@ -324,7 +324,7 @@ async fn what_a_trigger_notifies_is_heard_whatever_its_channel_is_called(db: Tes
 }
 
 #[db_testkit::test]
-async fn what_is_notified_in_a_transaction_arrives_with_its_commit_and_in_order(db: TestDb) {
+async fn notify_in_arrives_with_the_commit_and_in_order(db: TestDb) {
     let (bus, other) = (open(&db).await, open(&db).await);
     let mut subscription = other.subscribe(&topic("t"), 10);
     let pool = pool(&config(&db));
@@ -349,7 +349,7 @@ async fn what_is_notified_in_a_transaction_arrives_with_its_commit_and_in_order(
     }
 }
 
-/// In a process of its own: commits, and is gone before anything else is done.
+/// Runs in a child process, which commits and ends at once.
 #[test]
 fn a_process_that_ends_at_its_commit() {
     let Some((address, mut orders)) = told() else { return };
@@ -367,7 +367,7 @@ fn a_process_that_ends_at_its_commit() {
 }
 
 #[db_testkit::test]
-async fn what_was_notified_in_a_transaction_survives_its_process(db: TestDb) {
+async fn notify_in_survives_its_process(db: TestDb) {
     let bus = open(&db).await;
     let mut subscription = bus.subscribe(&topic("t"), 10);
     let mut process = Process::start("trouble::a_process_that_ends_at_its_commit", &db.url());
@@ -378,11 +378,11 @@ async fn what_was_notified_in_a_transaction_survives_its_process(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_flood_that_cannot_be_read_is_said_once_for_each_kind(db: TestDb) {
+async fn a_flood_of_an_unknown_form_is_logged_once_for_each_kind(db: TestDb) {
     let log = log();
     let bus = open(&db).await;
     let own = bus_channel(&db);
-    let said = |kind| log.count(&[&format!("channel={own}"), "WARN", "a form that is not known", kind]);
+    let said = |kind| log.count(&[&format!("channel={own}"), "WARN", "an unknown form", kind]);
     let mut subscription = bus.subscribe(&topic("t"), 10);
     let flood = |form: &'static str| {
         let own = own.clone();
@@ -404,7 +404,7 @@ async fn a_flood_that_cannot_be_read_is_said_once_for_each_kind(db: TestDb) {
     }
     bus.notify_with(&topic("t"), "readable").await.expect("sent");
     while let Delivery::Gap(_) = next(&mut subscription).await {}
-    assert_eq!((said("not a bus's"), said("of another version")), (1, 1));
+    assert_eq!((said("not sent by a bus"), said("of another version")), (1, 1));
 }
 
 fn bus_channel(db: &TestDb) -> Channel {
@@ -412,7 +412,7 @@ fn bus_channel(db: &TestDb) -> Channel {
 }
 
 #[db_testkit::test]
-async fn a_server_that_ends_idle_sessions_leaves_the_bus_alone(db: TestDb) {
+async fn a_server_that_ends_idle_sessions_keeps_those_of_the_bus(db: TestDb) {
     let name = db.name().to_owned();
     let timeout_for_all = format!("alter database \"{name}\" set idle_session_timeout = '300ms'");
     sqlx::raw_sql(sqlx::AssertSqlSafe(timeout_for_all)).execute(&db.pool()).await.expect("set");
@@ -423,7 +423,7 @@ async fn a_server_that_ends_idle_sessions_leaves_the_bus_alone(db: TestDb) {
     assert_eq!(payload(&mut subscription).await, "before");
     let since = bus.state().connected_since;
 
-    // One that came later than both of the bus's is ended.
+    // A session that began after both sessions of the bus is ended.
     let options: sqlx::postgres::PgConnectOptions = db.url().parse().expect("an address");
     let other = options.application_name("other").connect().await.expect("a session");
     db.until_sessions("one that is idle is ended", |all| {
@@ -438,7 +438,7 @@ async fn a_server_that_ends_idle_sessions_leaves_the_bus_alone(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn what_a_silent_session_was_to_send_is_sent_again_and_may_arrive_twice(db: TestDb) {
+async fn a_statement_on_a_silent_session_is_sent_again_and_may_arrive_twice(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
     let answer = Duration::from_secs(1);
@@ -454,7 +454,7 @@ async fn what_a_silent_session_was_to_send_is_sent_again_and_may_arrive_twice(db
     for text in ["2", "3"] {
         bus.notify_soon_with(&topic("t"), text).expect("accepted");
     }
-    // As if the first session were never heard of again: nobody else can tell others of it.
+    // As if the first session never answered.
     for text in ["1", "2", "3"] {
         assert_eq!(payload(&mut subscription).await, text);
     }

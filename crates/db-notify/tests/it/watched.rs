@@ -1,4 +1,4 @@
-//! What a watched-topic map sends, what it saves, and when it doubts. Time is tokio's, and paused.
+//! What a map of watched topics sends, what it drops, and when it is in doubt, in paused time.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
-/// The usual one.
+/// The default interval.
 const RENEWAL: Duration = Duration::from_secs(30);
 
-/// Past it nothing comes any more. It takes no time.
+/// The limit of each wait. In paused time it passes at once.
 const PATIENCE: Duration = Duration::from_hours(1);
 
 fn topic(name: &str) -> Topic {
@@ -30,7 +30,7 @@ fn map_on(bus: &Bus, announcements: &str) -> WatchedTopics {
     WatchedTopics::new(bus, &topic(announcements), &WatchOptions { renewal: RENEWAL })
 }
 
-/// What a process has.
+/// The bus and the map of a process.
 struct Process {
     bus: Bus,
     map: WatchedTopics,
@@ -47,7 +47,7 @@ impl Process {
         self.map.notify(&topic(name)).expect("an open bus")
     }
 
-    /// Out of doubt.
+    /// A process whose map is not in doubt.
     async fn trusting<L: Link>(link: L) -> Self {
         let process = Self::on(link).await;
         eventually("the map is trusted", || !process.map.state().in_doubt).await;
@@ -59,7 +59,7 @@ impl Process {
     }
 }
 
-/// Nothing else is to be done before time goes on, so each state is seen.
+/// Paused time advances only when all tasks are idle, so no state is missed.
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let waited = timeout(PATIENCE, async {
         while !holds() {
@@ -78,15 +78,15 @@ async fn is_notified(watch: &mut Watch) {
     assert!(matches!(delivery, Delivery::Notification(_)), "{delivery:?}");
 }
 
-/// What everybody is told who has too much to say.
-async fn say_everything(memory: &MemoryLink) {
+/// Sends the message "everything".
+async fn send_everything(memory: &MemoryLink) {
     let mut sender = memory.sender().await.expect("a session");
     let channel = Channel::new("db_notify.default").expect("a channel");
     sender.notify(&channel, &["1*".to_owned()]).await.expect("sent");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_watches_is_counted_and_not_sent() {
+async fn unwatched_topics_are_counted_and_not_sent() {
     let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
     let mut watch = watcher.map.watch(&topic("t"), 10);
@@ -102,11 +102,11 @@ async fn what_nobody_watches_is_counted_and_not_sent() {
     eventually("it was sent", || writer.bus.state().sent > sent).await;
     let (state, bus) = (writer.map.state(), writer.bus.state());
     assert_eq!((state.gated, bus.gated, bus.sent - sent), (3, 3, 1));
-    assert_eq!((state.here, state.elsewhere, state.brought_back), (0, 1, 0));
+    assert_eq!((state.here, state.elsewhere, state.recovered), (0, 1, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_map_lets_everything_through_until_those_who_watch_have_said_so_again() {
+async fn a_new_map_sends_everything_until_the_watchers_have_renewed() {
     let memory = MemoryLink::new();
     let watcher = Process::on(memory.clone()).await;
     let mut watch = watcher.map.watch(&topic("t"), 10);
@@ -123,7 +123,7 @@ async fn a_new_map_lets_everything_through_until_those_who_watch_have_said_so_ag
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_watches_in_the_same_process_is_known_at_once() {
+async fn a_watch_of_the_same_process_is_known_at_once() {
     let process = Process::trusting(MemoryLink::new()).await;
     assert!(!process.notify("t"));
 
@@ -136,7 +136,7 @@ async fn who_watches_in_the_same_process_is_known_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mark_holds_for_as_long_as_it_is_renewed() {
+async fn a_mark_lasts_as_long_as_it_is_renewed() {
     let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
     let _watch = watcher.map.watch(&topic("t"), 10);
@@ -166,7 +166,7 @@ async fn dropping_the_last_watch_withdraws_the_mark() {
     assert!(!writer.notify("t"));
 }
 
-/// The same place, whose sessions cannot send while it is muted. They hear.
+/// A memory link whose sessions receive, and cannot send while it is muted.
 #[derive(Clone)]
 struct Mutable {
     memory: MemoryLink,
@@ -225,7 +225,7 @@ impl Sender for MutableSender {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_marks_of_a_process_that_says_nothing_expire_after_three_renewals() {
+async fn the_marks_of_a_muted_process_expire_after_three_renewals() {
     let memory = MemoryLink::new();
     let link = Mutable::of(&memory);
     let (watcher, writer) = (Process::on(link.clone()).await, Process::trusting(memory).await);
@@ -234,7 +234,7 @@ async fn the_marks_of_a_process_that_says_nothing_expire_after_three_renewals() 
 
     link.mute(true);
 
-    // The last mark is at most a renewal old.
+    // The last renewal is at most one interval old.
     sleep(RENEWAL.mul_f64(1.9)).await;
     assert!(writer.map.is_watched(&topic("t")));
     sleep(RENEWAL.mul_f64(1.2)).await;
@@ -244,7 +244,7 @@ async fn the_marks_of_a_process_that_says_nothing_expire_after_three_renewals() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_could_not_say_in_time_that_it_watches_is_told_to_look_again() {
+async fn a_watcher_that_is_announced_late_receives_a_gap() {
     let memory = MemoryLink::new();
     let link = Mutable::of(&memory);
     let (watcher, writer) = (Process::on(link.clone()).await, Process::trusting(memory).await);
@@ -253,7 +253,7 @@ async fn who_could_not_say_in_time_that_it_watches_is_told_to_look_again() {
     link.mute(true);
     let mut new = watcher.map.watch(&topic("new"), 10);
 
-    // Longer than a mark is good, and longer than what is dropped is remembered.
+    // Longer than a mark lasts, and longer than a dropped notification is remembered.
     assert!(!writer.notify("new"));
     sleep(RENEWAL * 4).await;
     assert!(!writer.notify("old"));
@@ -287,11 +287,11 @@ async fn a_short_silence_of_the_sender_is_no_gap() {
 
     link.mute(false);
 
-    // What was dropped meanwhile is remembered.
+    // The dropped notification is remembered.
     is_notified(&mut watch).await;
     writer.knows("t", true).await;
     assert_eq!(watch.next().now_or_never(), None);
-    assert_eq!((writer.map.state().brought_back, watcher.bus.state().gaps), (1, 0));
+    assert_eq!((writer.map.state().recovered, watcher.bus.state().gaps), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -316,7 +316,7 @@ async fn after_a_lost_link_a_map_is_in_doubt_for_two_renewals() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_dropped_lately_is_sent_after_a_gap_and_what_was_dropped_long_ago_is_not() {
+async fn after_a_gap_recently_dropped_notifications_are_recovered_and_older_ones_are_not() {
     let memory = MemoryLink::new();
     let writer = Process::trusting(memory.clone()).await;
     let other = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
@@ -328,7 +328,7 @@ async fn what_was_dropped_lately_is_sent_after_a_gap_and_what_was_dropped_long_a
         assert!(!writer.notify(name));
     }
 
-    say_everything(&memory).await;
+    send_everything(&memory).await;
 
     let overflow = Delivery::Gap(Gap { reason: GapReason::Overflow, missed: None });
     assert_eq!(deliver(&mut heard).await, overflow);
@@ -340,7 +340,7 @@ async fn what_was_dropped_lately_is_sent_after_a_gap_and_what_was_dropped_long_a
         names[..3].iter().all(|name| brought.iter().any(|delivery| is_of(delivery, name))),
         "{brought:?}"
     );
-    assert_eq!((writer.map.state().brought_back, writer.map.state().gated), (3, 5));
+    assert_eq!((writer.map.state().recovered, writer.map.state().gated), (3, 5));
     assert!(writer.map.state().in_doubt);
     sleep(RENEWAL).await;
     assert_eq!(heard.recv().now_or_never(), None, "each once");
@@ -355,7 +355,7 @@ fn is_of(delivery: &Delivery, topic: &Topic) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_announcement_of_a_form_that_is_not_known_is_taken_for_anything() {
+async fn an_announcement_of_an_unknown_form_puts_the_map_in_doubt() {
     let memory = MemoryLink::new();
     let writer = Process::trusting(memory.clone()).await;
     let other = Bus::with_link(memory, BusOptions::default()).await.expect("a bus");
@@ -370,7 +370,7 @@ async fn an_announcement_of_a_form_that_is_not_known_is_taken_for_anything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn maps_with_announcements_of_their_own_do_not_mix() {
+async fn maps_with_different_topics_for_announcements_are_separate() {
     let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
     let (orders, others) = (map_on(&watcher.bus, "orders/watched"), map_on(&writer.bus, "orders/watched"));
@@ -391,7 +391,7 @@ async fn very_many_watches_are_announced_in_few_notifications() {
     const MANY: usize = 20_000;
     let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
-    // More than the queue of either bus holds.
+    // More than the queues of both buses hold.
     let all: Vec<Watch> = (0..MANY).map(|n| watcher.map.watch(&topic(&format!("orders/{n}")), 1)).collect();
 
     eventually("they are known", || writer.map.state().elsewhere == MANY).await;
@@ -401,13 +401,13 @@ async fn very_many_watches_are_announced_in_few_notifications() {
     drop(all);
     eventually("they are withdrawn", || writer.map.state().elsewhere == 0).await;
 
-    // Some 40 for each of a dozen times.
+    // About 40 notifications for each of 12 announcements.
     assert!(said < 1000, "{said}");
     assert_eq!((watcher.bus.state().gaps, writer.bus.state().gaps, watcher.bus.state().coalesced), (0, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_changes_its_mind_quickly_ends_up_as_it_decided_last() {
+async fn after_quick_changes_the_last_state_of_a_watch_is_known() {
     let memory = MemoryLink::new();
     let (watcher, writer) = (Process::on(memory.clone()).await, Process::trusting(memory).await);
     for turns in 0..20 {
@@ -434,13 +434,13 @@ async fn whoever_changes_its_mind_quickly_ends_up_as_it_decided_last() {
     }
 }
 
-/// Besides the test itself.
+/// The number of tasks besides the test itself.
 fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_the_bus_ends_watches_and_the_map_s_task() {
+async fn closing_the_bus_ends_watches_and_the_task_of_the_map() {
     let process = Process::trusting(MemoryLink::new()).await;
     let mut watch = process.map.watch(&topic("t"), 10);
     assert_eq!(tasks(), 3, "two of the bus, one of the map");
@@ -454,7 +454,7 @@ async fn closing_the_bus_ends_watches_and_the_map_s_task() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_map_lives_as_long_as_somebody_watches_and_its_bus_with_it() {
+async fn a_map_and_its_bus_live_as_long_as_a_watch() {
     let Process { bus, map } = Process::trusting(MemoryLink::new()).await;
     let watch = map.watch(&topic("t"), 10);
     drop((bus, map));
@@ -467,7 +467,7 @@ async fn a_map_lives_as_long_as_somebody_watches_and_its_bus_with_it() {
 }
 
 #[db_testkit::test]
-async fn what_is_notified_after_a_transaction_is_so_only_if_it_commits(db: TestDb) {
+async fn notify_after_notifies_only_after_a_commit(db: TestDb) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let options = PoolOptions { name: "test".to_owned(), max: 2, ..PoolOptions::api() };
     let pool = Pool::new(&config, options);
@@ -481,7 +481,7 @@ async fn what_is_notified_after_a_transaction_is_so_only_if_it_commits(db: TestD
     tx.rollback().await.expect("rolled back");
     let mut tx = pool.handle().begin().await.expect("begun");
     map.notify_after(&mut tx, &topic("done"));
-    // Behind whatever was sent before it.
+    // A marker, to see what was sent before the commit.
     bus.notify_with(&topic("done"), "before the commit").await.expect("sent");
     let first = next(&mut done).await;
     tx.commit().await.expect("committed");

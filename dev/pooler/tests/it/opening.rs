@@ -90,18 +90,18 @@ async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
         servers.iter().filter(|server| server.get::<&str, _>("state") == "idle").count() == 3
     })
     .await;
-    let error = Bus::open(&unsaid, BusOptions::default()).await.expect_err("nothing arrives");
+    let error = Bus::open(&unsaid, BusOptions::default()).await.expect_err("delivers nothing");
     assert!(matches!(error, BusError::NothingDelivered { .. }), "{error}");
 
     // What notifies has the session that listens, and gets the notification itself.
     let bouncer = unaware.start(&db).await.expect("a pooler");
     let unsaid = Config::from_url(&bouncer.url()).expect("its address").with_pooler(Pooler::None);
 
-    let error = Bus::open(&unsaid, BusOptions::default()).await.expect_err("nothing arrives");
+    let error = Bus::open(&unsaid, BusOptions::default()).await.expect_err("delivers nothing");
     assert!(matches!(error, BusError::NothingDelivered { .. }) && error.is_final(), "{error}");
     assert!(error.to_string().contains("DATABASE_URL_DIRECT"), "{error}");
 
-    let error = db_layer::open(Options::new(unsaid.clone())).await.expect_err("nothing arrives");
+    let error = db_layer::open(Options::new(unsaid.clone())).await.expect_err("delivers nothing");
     assert!(matches!(error, OpenError::Bus(BusError::NothingDelivered { .. })), "{error}");
 
     // Nobody waits for the answer of a lazy one, which does not say that it listens, but why not, and that once.
@@ -109,12 +109,12 @@ async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
     let log = Log::of_this_process("trace");
     let topic = Topic::new("orders").expect("a topic");
     let _waiting = lazy.subscribe(&topic, 1);
-    until("it was said", async || !log.lines_with(&[db.name(), "nothing arrives"]).is_empty()).await;
+    until("it was said", async || !log.lines_with(&[db.name(), "delivers nothing"]).is_empty()).await;
     until("it was tried again", async || {
-        !log.lines_with(&["DEBUG", "cannot listen yet", "nothing arrives"]).is_empty()
+        !log.lines_with(&["DEBUG", "cannot listen yet", "delivers nothing"]).is_empty()
     })
     .await;
-    assert_eq!(log.lines_with(&[db.name(), "nothing arrives", "WARN"]).len(), 1);
+    assert_eq!(log.lines_with(&[db.name(), "delivers nothing", "WARN"]).len(), 1);
     assert!(!lazy.state().is_connected());
     drop(lazy);
 

@@ -1,4 +1,4 @@
-//! The receiving end.
+//! The receiving end of a bus.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -8,18 +8,18 @@ use std::task::{Context, Poll};
 
 use futures_util::{Stream, StreamExt};
 
-use crate::delivery::Delivery;
-use crate::queue::Queue;
-use crate::routes::{Number, Routes};
+use super::notification::Delivery;
+use super::queue::Queue;
+use super::routes::{QueueId, Routes};
 use crate::{Channel, Topic};
 
-/// Deliveries of one topic, of many, of channels, or of all of these together, as a `Stream`; ends when the bus is closed.
+/// A `Stream` of the deliveries of topics and channels. It ends when the bus is closed.
 ///
-/// Dropping it unsubscribes. A subscriber that falls behind delays nobody: its queue fills, and then it holds one
-/// [`Gap`](crate::Gap) that counts what did not fit.
+/// Dropping it unsubscribes. A slow subscriber delays nobody: when its queue is full, one [`Gap`](crate::Gap) counts the
+/// notifications that did not fit.
 pub struct Subscription {
     queue: Arc<Queue>,
-    number: Number,
+    id: QueueId,
     topics: HashSet<Topic>,
     channels: HashSet<Channel>,
     routes: Arc<Routes>,
@@ -27,8 +27,8 @@ pub struct Subscription {
 
 impl Subscription {
     pub(crate) fn open(routes: &Arc<Routes>, size: usize) -> Self {
-        let (number, queue) = routes.open(size);
-        Self { queue, number, topics: HashSet::new(), channels: HashSet::new(), routes: Arc::clone(routes) }
+        let (id, queue) = routes.open(size);
+        Self { queue, id, topics: HashSet::new(), channels: HashSet::new(), routes: Arc::clone(routes) }
     }
 
     /// The next delivery, or `None` once the bus is closed. Cancel safe.
@@ -36,48 +36,48 @@ impl Subscription {
         self.next().await
     }
 
-    /// Follows a topic, too, in force when the call returns. Tells whether it did not already.
+    /// Adds a topic, in force when the call returns. Returns whether the topic is new to the subscription.
     pub fn subscribe(&mut self, topic: &Topic) -> bool {
-        self.routes.follow(self.number, topic);
+        self.routes.subscribe(self.id, topic);
         self.topics.insert(topic.clone())
     }
 
-    /// Follows a topic no longer. What waits is still delivered. Tells whether it did.
+    /// Removes a topic. Notifications in the queue are still delivered. Returns whether the subscription had the topic.
     pub fn unsubscribe(&mut self, topic: &Topic) -> bool {
-        self.routes.unfollow(self.number, topic);
+        self.routes.unsubscribe(self.id, topic);
         self.topics.remove(topic)
     }
 
-    /// Follows a channel of other programs', too, as [`Bus::listen`](crate::Bus::listen) does: a gap tells when LISTEN is in
-    /// force. Tells whether it did not already, and does nothing then.
+    /// Adds a channel, as [`Bus::listen`](crate::Bus::listen) does: a gap follows when LISTEN is in force. Returns whether the channel
+    /// is new to the subscription; if it is not, the call does nothing.
     pub fn listen(&mut self, channel: &Channel) -> bool {
         let is_new = self.channels.insert(channel.clone());
         if is_new {
-            self.routes.listen(self.number, channel);
+            self.routes.listen(self.id, channel);
         }
         is_new
     }
 
-    /// Follows a channel no longer. What waits is still delivered. Tells whether it did.
+    /// Removes a channel. Notifications in the queue are still delivered. Returns whether the subscription had the channel.
     pub fn unlisten(&mut self, channel: &Channel) -> bool {
-        self.routes.unlisten(self.number, channel);
+        self.routes.unlisten(self.id, channel);
         self.channels.remove(channel)
     }
 
-    /// The topics that it follows, in no order.
+    /// The topics of the subscription, in no order.
     #[must_use]
     pub fn topics(&self) -> impl ExactSizeIterator<Item = &Topic> {
         self.topics.iter()
     }
 
-    /// The channels that it follows, in no order.
+    /// The channels of the subscription, in no order.
     #[must_use]
     pub fn channels(&self) -> impl ExactSizeIterator<Item = &Channel> {
         self.channels.iter()
     }
 }
 
-/// How much waits, and not what: payloads are the program's.
+/// Shows how many notifications wait, and no payload: payloads are data of the program.
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription")
@@ -98,7 +98,7 @@ impl Stream for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.routes.leave(self.number, self.topics.drain(), self.channels.drain());
+        self.routes.remove(self.id, self.topics.drain(), self.channels.drain());
     }
 }
 
@@ -106,9 +106,9 @@ impl Drop for Subscription {
 mod tests {
     use futures_util::FutureExt;
 
+    use super::super::notification::{Gap, GapReason, NotificationSource};
+    use super::super::routes::Counts;
     use super::*;
-    use crate::delivery::{Gap, GapReason, NotificationSource};
-    use crate::routes::Counts;
     use crate::state::Counters;
 
     fn routes() -> (Arc<Routes>, Arc<Counters>) {
@@ -130,6 +130,10 @@ mod tests {
         subscription
     }
 
+    fn deliver(routes: &Routes, topic: &str, payload: &str) {
+        routes.deliver([(topic, payload)].into_iter());
+    }
+
     fn drain(subscription: &mut Subscription) -> Vec<Delivery> {
         std::iter::from_fn(|| subscription.recv().now_or_never().flatten()).collect()
     }
@@ -149,7 +153,7 @@ mod tests {
         let mut quick = subscribe(&routes, "t", 100);
 
         for n in 0..10 {
-            routes.deliver("t", &n.to_string());
+            deliver(&routes, "t", &n.to_string());
         }
 
         let seen = drain(&mut slow);
@@ -158,73 +162,73 @@ mod tests {
         assert_eq!(counters.lagged.get(), 8);
         assert_eq!(drain(&mut quick).len(), 10);
 
-        routes.deliver("t", "again");
+        deliver(&routes, "t", "again");
         assert_eq!(payloads(&mut slow), ["again"]);
     }
 
     #[test]
-    fn a_gap_stands_where_something_was_missed() {
+    fn a_gap_stands_where_notifications_were_missed() {
         let (routes, _) = routes();
         let mut subscription = subscribe(&routes, "t", 3);
 
-        routes.deliver("t", "before");
+        deliver(&routes, "t", "before");
         routes.gap(GapReason::Reconnected);
-        routes.deliver("t", "after");
+        deliver(&routes, "t", "after");
 
-        assert_eq!(payloads(&mut subscription), ["before", "[the link was down]", "after"]);
+        assert_eq!(payloads(&mut subscription), ["before", "[the listening session was lost]", "after"]);
     }
 
     #[test]
-    fn two_gaps_that_wait_are_one_after_all_that_came_before_them() {
+    fn two_waiting_gaps_become_one_after_all_that_was_delivered_before() {
         let (routes, _) = routes();
         let mut subscription = subscribe(&routes, "t", 3);
 
         routes.gap(GapReason::Reconnected);
-        routes.deliver("t", "between");
+        deliver(&routes, "t", "between");
         routes.gap(GapReason::Overflow);
-        routes.deliver("t", "after");
+        deliver(&routes, "t", "after");
 
-        assert_eq!(payloads(&mut subscription), ["between", "[the link was down]", "after"]);
+        assert_eq!(payloads(&mut subscription), ["between", "[the listening session was lost]", "after"]);
     }
 
     #[test]
-    fn a_gap_counts_only_while_the_count_is_known() {
+    fn a_gap_has_a_count_only_while_the_count_is_known() {
         let (routes, counters) = routes();
         let mut subscription = subscribe(&routes, "t", 1);
         for n in 0..3 {
-            routes.deliver("t", &n.to_string());
+            deliver(&routes, "t", &n.to_string());
         }
         routes.gap(GapReason::Reconnected);
-        routes.deliver("t", "3");
+        deliver(&routes, "t", "3");
 
         assert_eq!(payloads(&mut subscription), ["0", "[the queue was full]"]);
 
         routes.gap(GapReason::Reconnected);
         for n in 0..3 {
-            routes.deliver("t", &n.to_string());
+            deliver(&routes, "t", &n.to_string());
         }
         assert_eq!(payloads(&mut subscription), ["0", "[the queue was full]"]);
         assert_eq!(counters.lagged.get(), 5);
     }
 
     #[test]
-    fn once_the_queue_was_full_nothing_comes_until_its_gap_is_taken() {
+    fn once_the_queue_was_full_nothing_is_queued_until_its_gap_is_taken() {
         let (routes, _) = routes();
         let mut subscription = subscribe(&routes, "t", 2);
         for n in 0..3 {
-            routes.deliver("t", &n.to_string());
+            deliver(&routes, "t", &n.to_string());
         }
         assert!(matches!(subscription.recv().now_or_never(), Some(Some(Delivery::Notification(_)))));
 
-        routes.deliver("t", "3");
+        deliver(&routes, "t", "3");
 
         assert_eq!(payloads(&mut subscription), ["1", "[the queue was full, 2 missed]"]);
-        routes.deliver("t", "4");
+        deliver(&routes, "t", "4");
         assert_eq!(payloads(&mut subscription), ["4"]);
     }
 
     #[test]
-    fn one_subscription_follows_many_topics_and_is_told_of_a_gap_once() {
+    fn a_subscription_to_many_topics_receives_a_gap_once() {
         let (routes, _) = routes();
         let mut many = subscribe(&routes, "a", 10);
         assert!(many.subscribe(&topic("b")));
@@ -232,47 +236,47 @@ mod tests {
         let mut other = subscribe(&routes, "b", 10);
 
         for name in ["a", "b", "c"] {
-            routes.deliver(name, name);
+            deliver(&routes, name, name);
         }
         routes.gap(GapReason::Reconnected);
 
-        assert_eq!(payloads(&mut many), ["a", "b", "[the link was down]"]);
-        assert_eq!(payloads(&mut other), ["b", "[the link was down]"]);
+        assert_eq!(payloads(&mut many), ["a", "b", "[the listening session was lost]"]);
+        assert_eq!(payloads(&mut other), ["b", "[the listening session was lost]"]);
 
         assert!(many.unsubscribe(&topic("a")));
         assert!(!many.unsubscribe(&topic("a")), "no longer");
-        routes.deliver("a", "late");
-        routes.deliver("b", "still");
+        deliver(&routes, "a", "late");
+        deliver(&routes, "b", "still");
         assert_eq!(payloads(&mut many), ["still"]);
     }
 
     #[test]
-    fn a_channel_delivers_once_it_is_in_force_and_says_so_by_a_gap() {
+    fn a_channel_delivers_from_its_gap_on() {
         let (routes, _) = routes();
         let mut raw = Subscription::open(&routes, 10);
         raw.listen(&channel("jobs"));
         assert_eq!(routes.channels(), [channel("jobs")].into());
-        routes.deliver_from("jobs", "too early");
+        routes.deliver_raw("jobs", "too early");
         assert_eq!(drain(&mut raw), []);
 
-        routes.in_force(&[channel("jobs")].into());
-        routes.deliver_from("jobs", "1");
-        routes.deliver("jobs", "a topic is no channel");
+        routes.start(&[channel("jobs")].into());
+        routes.deliver_raw("jobs", "1");
+        deliver(&routes, "jobs", "a topic is no channel");
 
         let seen = drain(&mut raw);
         assert_eq!(seen[0], Delivery::Gap(Gap { reason: GapReason::Started, missed: None }));
         let [_, Delivery::Notification(notification)] = &seen[..] else { panic!("{seen:?}") };
         assert_eq!(notification.source(), &NotificationSource::Channel(channel("jobs")));
         assert!(!raw.listen(&channel("jobs")), "already");
-        routes.in_force(&[channel("jobs")].into());
-        assert_eq!(drain(&mut raw), [], "it is said once");
+        routes.start(&[channel("jobs")].into());
+        assert_eq!(drain(&mut raw), [], "the gap comes once");
 
         drop(raw);
         assert_eq!(routes.channels(), [].into());
     }
 
     #[test]
-    fn a_subscription_to_a_closed_bus_has_ended() {
+    fn a_subscription_to_a_closed_bus_ends_at_once() {
         let (routes, _) = routes();
         routes.close();
 
@@ -282,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn dropping_a_subscription_forgets_its_topics() {
+    fn dropping_a_subscription_removes_its_topics() {
         let (routes, _) = routes();
         let counts = |topics, subscribers| Counts { topics, channels: 0, subscribers };
         let mut first = subscribe(&routes, "t", 1);
@@ -298,10 +302,10 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_bus_ends_a_subscription_after_what_it_holds() {
+    fn a_closed_bus_ends_a_subscription_after_its_queue() {
         let (routes, _) = routes();
         let mut subscription = subscribe(&routes, "t", 4);
-        routes.deliver("t", "last");
+        deliver(&routes, "t", "last");
 
         routes.close();
 

@@ -1,44 +1,44 @@
-//! What a subscriber receives.
+//! What a subscription delivers.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::{Channel, Topic};
 
-/// One thing that a subscription delivers.
+/// A delivery of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delivery {
-    /// Somebody notified.
+    /// A topic or a channel was notified.
     Notification(Notification),
-    /// Something may have been missed before this point: look again.
+    /// Notifications may have been missed before this point: read the data again.
     Gap(Gap),
 }
 
-/// A notification, as it was sent.
+/// A notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
     pub(crate) source: NotificationSource,
-    /// None if there is nothing in it.
+    /// `None` if the payload is empty.
     pub(crate) payload: Option<Arc<str>>,
 }
 
-/// What was notified.
+/// What was notified: a topic or a channel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NotificationSource {
-    /// A topic of the bus's.
+    /// A topic of the bus.
     Topic(Topic),
-    /// A channel of PostgreSQL's, by a trigger or another program.
+    /// A channel of PostgreSQL, notified by a trigger or another program.
     Channel(Channel),
 }
 
 impl Notification {
-    /// What was notified: a topic, or a channel.
+    /// The topic or channel that was notified.
     #[must_use]
     pub fn source(&self) -> &NotificationSource {
         &self.source
     }
 
-    /// The topic; none if it was a channel that was notified.
+    /// The topic that was notified. `None` if a channel was notified.
     #[must_use]
     pub fn topic(&self) -> Option<&Topic> {
         match &self.source {
@@ -47,19 +47,19 @@ impl Notification {
         }
     }
 
-    /// What was sent with it, often nothing.
+    /// The payload, which is often empty.
     #[must_use]
     pub fn payload(&self) -> &str {
         self.payload.as_deref().unwrap_or_default()
     }
 }
 
-/// Notifications that may have been missed.
+/// A place in a subscription where notifications may have been missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
     /// Why.
     pub reason: GapReason,
-    /// How many notifications are missing, where that is known.
+    /// How many notifications were missed, if the bus knows.
     pub missed: Option<u64>,
 }
 
@@ -67,31 +67,31 @@ pub struct Gap {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GapReason {
-    /// The link to the server was down. LISTEN is in force again.
+    /// The listening session was lost. LISTEN is in force again.
     Reconnected,
-    /// LISTEN came into force after the subscription: the bus is a lazy one, and had to connect first, or a
-    /// [channel](crate::Bus::listen) of its own was asked for.
+    /// LISTEN came into force after the subscription was made: a lazy bus had to connect first, or the subscription is to a
+    /// [channel](crate::Bus::listen).
     Started,
-    /// The subscriber's queue was full.
+    /// The queue of the subscription was full.
     Lagged,
-    /// A sender had more to say than its queue holds, or what the database's encoding has no characters for.
+    /// The queue of a sending bus was full, or the encoding of the database lacks a character of a notification.
     Overflow,
-    /// A notification came in a form that is not known here.
+    /// A notification on the channel of the bus had an unknown form.
     Unreadable,
-    /// It took too long to tell other processes that the topic is [watched](crate::WatchedTopics): they may have notified of
-    /// it in vain. They know it now.
+    /// This process announced late that it [watches](crate::WatchedTopics) the topic: other processes may have dropped notifications
+    /// of it. They know of the watch now.
     Unannounced,
 }
 
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.reason {
-            GapReason::Reconnected => "the link was down",
+            GapReason::Reconnected => "the listening session was lost",
             GapReason::Started => "LISTEN was not in force yet",
             GapReason::Lagged => "the queue was full",
             GapReason::Overflow => "a sender's queue was full",
-            GapReason::Unreadable => "a notification could not be read",
-            GapReason::Unannounced => "others did not know that the topic is watched",
+            GapReason::Unreadable => "a notification had an unknown form",
+            GapReason::Unannounced => "other processes did not know that the topic is watched",
         })?;
         match self.missed {
             Some(missed) => write!(f, ", {missed} missed"),

@@ -1,4 +1,4 @@
-//! The link without a database.
+//! The link within the memory of the process.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -9,18 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use db_core::ConnectFailure;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::Channel;
-use crate::link::{Link, Listener, RawNotification, Sender};
-use crate::wire;
+use super::{Link, Listener, RawNotification, Sender};
+use crate::{Channel, wire};
 
-/// A place where notifications are exchanged within this process, for tests of what uses a bus. Cheap to clone; clones are the
-/// same place.
+/// A link within this process, for tests of programs that use a bus. Cheap to clone; clones are the same place.
 ///
-/// It keeps what PostgreSQL keeps, and one conformance suite runs on both. It loses what PostgreSQL may lose, too, but when the
-/// test says so: [`cut`](Self::cut) and its like, [`black_hole`](Self::black_hole), [`stop`](Self::stop). With tokio's time paused
-/// (`tokio::time::pause`), heartbeats, pauses and the pace take no time at all.
+/// It keeps the promises that PostgreSQL keeps: one conformance suite checks both. A test decides what is lost, with
+/// [`cut`](Self::cut), [`cut_before_notify`](Self::cut_before_notify), [`cut_answer_to_notify`](Self::cut_answer_to_notify),
+/// [`black_hole`](Self::black_hole) and [`stop`](Self::stop). While tokio's time is paused (`tokio::time::pause`), heartbeats, pauses
+/// and the pace take no time.
 ///
-/// What it proves nothing about is what other processes do, and what a server does under load.
+/// It does not show how several processes behave, or a server under load.
 ///
 /// ```
 /// use db_notify::{Bus, BusOptions, Delivery, GapReason, MemoryLink, Topic};
@@ -43,17 +42,17 @@ use crate::wire;
 /// ```
 #[derive(Clone, Default)]
 pub struct MemoryLink {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<MemoryState>>,
 }
 
 #[derive(Default)]
-struct State {
+struct MemoryState {
     sessions: HashMap<u64, Session>,
     /// The number of the last session.
     last: u64,
     stopped: bool,
     usage: f64,
-    /// What happens to the session that notifies next.
+    /// How the session that notifies next is ended.
     cut: Option<Cut>,
 }
 
@@ -61,93 +60,94 @@ struct State {
 #[derive(Clone, Copy)]
 enum Cut {
     Before,
-    InPlaceOfTheAnswer,
+    InsteadOfAnswer,
 }
 
 struct Session {
-    listening: Option<Listening>,
-    /// Its peer is gone, and nobody told it.
+    inbox: Option<Inbox>,
+    /// The session is in a black hole.
     is_silent: bool,
 }
 
-struct Listening {
+/// The receiving side of a session that listens.
+struct Inbox {
     channels: HashSet<Channel>,
-    inbox: UnboundedSender<RawNotification>,
+    notifications: UnboundedSender<RawNotification>,
 }
 
 impl MemoryLink {
-    /// A place of its own.
+    /// Makes a new place.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Ends all sessions, as `pg_terminate_backend` does. New ones can be opened at once. What is in a
-    /// [black hole](Self::black_hole) does not hear of it.
+    /// Ends all sessions, as `pg_terminate_backend` does. New ones can be opened at once. A session in a
+    /// [black hole](Self::black_hole) does not notice.
     pub fn cut(&self) {
         self.lock().end();
     }
 
-    /// Ends the session that notifies next, before it has. Once.
+    /// Ends the session that notifies next, before the notification is sent. Works once.
     pub fn cut_before_notify(&self) {
         self.lock().cut = Some(Cut::Before);
     }
 
-    /// Ends the session that notifies next, in place of the answer: it was done, and the session cannot know. Once.
+    /// Ends the session that notifies next, after the notification was sent and instead of the answer. Works once.
     pub fn cut_answer_to_notify(&self) {
-        self.lock().cut = Some(Cut::InPlaceOfTheAnswer);
+        self.lock().cut = Some(Cut::InsteadOfAnswer);
     }
 
-    /// Has all sessions of this moment hear and answer nothing for ever, without being told. New ones are well.
+    /// Cuts all present sessions off without an error: from now on they receive and answer nothing. New sessions work.
     pub fn black_hole(&self) {
         for session in self.lock().sessions.values_mut() {
             session.is_silent = true;
         }
     }
 
-    /// [Ends](Self::cut) all sessions and lets in no new ones, as a server that is stopped, until [`start`](Self::start).
+    /// [Ends](Self::cut) all sessions, and refuses new ones until [`start`](Self::start), as a stopped server does.
     pub fn stop(&self) {
         let mut state = self.lock();
         state.stopped = true;
         state.end();
     }
 
-    /// Lets sessions in again.
+    /// Accepts new sessions again.
     pub fn start(&self) {
         self.lock().stopped = false;
     }
 
-    /// How full the queue is said to be, from 0 to 1. Nothing else changes by it.
+    /// Sets the queue usage that pings return, from 0 to 1. It has no other effect.
     pub fn set_queue_usage(&self, usage: f64) {
         self.lock().usage = usage;
     }
 
-    /// Sessions that are open now, listening and sending ones, those in a black hole included.
+    /// The number of open sessions, both listening and sending, including those in a black hole.
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.lock().sessions.len()
     }
 
-    fn open(&self, listening: Option<Listening>) -> Result<Seat, sqlx::Error> {
+    fn open(&self, inbox: Option<Inbox>) -> Result<OpenSession, sqlx::Error> {
         let mut state = self.lock();
         if state.stopped {
             return Err(sqlx::Error::Io(ErrorKind::ConnectionRefused.into()));
         }
         state.last += 1;
         let number = state.last;
-        state.sessions.insert(number, Session { listening, is_silent: false });
+        state.sessions.insert(number, Session { inbox, is_silent: false });
         drop(state);
-        Ok(Seat { memory: self.clone(), number })
+        Ok(OpenSession { memory: self.clone(), number })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in the critical sections can leave it half changed.
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
+        // No critical section can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    /// Ends those that can be told.
+impl MemoryState {
+    /// Ends all sessions that are not in a black hole.
     fn end(&mut self) {
         self.sessions.retain(|_, session| session.is_silent);
     }
@@ -155,11 +155,11 @@ impl State {
 
 impl fmt::Display for MemoryLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this process's memory")
+        f.write_str("the memory of this process")
     }
 }
 
-/// Not what waits to be received: payloads are the program's.
+/// Shows no payload: payloads are data of the program.
 impl fmt::Debug for MemoryLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryLink").field("sessions", &self.sessions()).finish_non_exhaustive()
@@ -171,13 +171,13 @@ impl Link for MemoryLink {
     type Sender = MemorySender;
 
     async fn listener(&self) -> Result<MemoryListener, sqlx::Error> {
-        let (inbox, arriving) = unbounded_channel();
-        let seat = self.open(Some(Listening { channels: HashSet::new(), inbox }))?;
-        Ok(MemoryListener { seat, arriving })
+        let (notifications, received) = unbounded_channel();
+        let session = self.open(Some(Inbox { channels: HashSet::new(), notifications }))?;
+        Ok(MemoryListener { session, received })
     }
 
     async fn sender(&self) -> Result<MemorySender, sqlx::Error> {
-        Ok(MemorySender { seat: self.open(None)? })
+        Ok(MemorySender { session: self.open(None)? })
     }
 
     fn explain(&self, error: &sqlx::Error) -> ConnectFailure {
@@ -185,20 +185,20 @@ impl Link for MemoryLink {
     }
 }
 
-/// One session's place, left when dropped.
-struct Seat {
+/// A session's entry in the state. Dropping it removes the entry.
+struct OpenSession {
     memory: MemoryLink,
     number: u64,
 }
 
-impl Seat {
-    /// Does something at the other end: an error when the session was ended, and no answer at all when it is silent.
-    async fn ask<T>(&self, what: impl FnOnce(&mut State) -> T) -> Result<T, sqlx::Error> {
+impl OpenSession {
+    /// Runs a request at the other end. An ended session gets an error, and a session in a black hole no answer.
+    async fn request<T>(&self, run: impl FnOnce(&mut MemoryState) -> T) -> Result<T, sqlx::Error> {
         {
             let mut state = self.memory.lock();
             match state.sessions.get(&self.number) {
                 None => return Err(sqlx::Error::Io(ErrorKind::ConnectionReset.into())),
-                Some(Session { is_silent: false, .. }) => return Ok(what(&mut state)),
+                Some(Session { is_silent: false, .. }) => return Ok(run(&mut state)),
                 Some(_) => {}
             }
         }
@@ -206,17 +206,17 @@ impl Seat {
     }
 
     async fn channels(&self, change: impl FnOnce(&mut HashSet<Channel>)) -> Result<(), sqlx::Error> {
-        self.ask(|state| {
+        self.request(|state| {
             let session = state.sessions.get_mut(&self.number);
-            if let Some(listening) = session.and_then(|session| session.listening.as_mut()) {
-                change(&mut listening.channels);
+            if let Some(inbox) = session.and_then(|session| session.inbox.as_mut()) {
+                change(&mut inbox.channels);
             }
         })
         .await
     }
 }
 
-impl Drop for Seat {
+impl Drop for OpenSession {
     fn drop(&mut self) {
         self.memory.lock().sessions.remove(&self.number);
     }
@@ -224,25 +224,25 @@ impl Drop for Seat {
 
 /// A session of [`MemoryLink`] that listens.
 pub struct MemoryListener {
-    seat: Seat,
-    arriving: UnboundedReceiver<RawNotification>,
+    session: OpenSession,
+    received: UnboundedReceiver<RawNotification>,
 }
 
 impl Listener for MemoryListener {
     async fn listen(&mut self, channels: &[Channel]) -> Result<(), sqlx::Error> {
-        self.seat.channels(|listened| listened.extend(channels.iter().cloned())).await
+        self.session.channels(|listened| listened.extend(channels.iter().cloned())).await
     }
 
     async fn unlisten(&mut self, channels: &[Channel]) -> Result<(), sqlx::Error> {
-        self.seat.channels(|listened| listened.retain(|channel| !channels.contains(channel))).await
+        self.session.channels(|listened| listened.retain(|channel| !channels.contains(channel))).await
     }
 
     async fn recv(&mut self) -> Result<RawNotification, sqlx::Error> {
-        self.arriving.recv().await.ok_or_else(|| sqlx::Error::Io(ErrorKind::UnexpectedEof.into()))
+        self.received.recv().await.ok_or_else(|| sqlx::Error::Io(ErrorKind::UnexpectedEof.into()))
     }
 
     async fn ping(&mut self) -> Result<f64, sqlx::Error> {
-        self.seat.ask(|state| state.usage).await
+        self.session.request(|state| state.usage).await
     }
 
     async fn close(self) {}
@@ -250,22 +250,24 @@ impl Listener for MemoryListener {
 
 /// A session of [`MemoryLink`] that sends.
 pub struct MemorySender {
-    seat: Seat,
+    session: OpenSession,
 }
 
 impl Sender for MemorySender {
     async fn notify(&mut self, channel: &Channel, payloads: &[String]) -> Result<(), sqlx::Error> {
-        self.seat
-            .ask(|state| {
+        self.session
+            .request(|state| {
                 if let Some(bad) =
                     payloads.iter().find(|payload| payload.len() > wire::LIMIT || payload.contains('\0'))
                 {
                     let bytes = bad.len();
-                    return Err(sqlx::Error::Protocol(format!("a payload of {bytes} bytes cannot be sent")));
+                    return Err(sqlx::Error::Protocol(format!(
+                        "a payload of {bytes} bytes is too long or contains a NUL"
+                    )));
                 }
                 let cut = state.cut.take();
                 if cut.is_some() {
-                    state.sessions.remove(&self.seat.number);
+                    state.sessions.remove(&self.session.number);
                 }
                 let answer = cut.map_or(Ok(()), |_| Err(sqlx::Error::Io(ErrorKind::ConnectionReset.into())));
                 if matches!(cut, Some(Cut::Before)) {
@@ -273,13 +275,13 @@ impl Sender for MemorySender {
                 }
                 let mut seen = HashSet::new();
                 for payload in payloads.iter().filter(|payload| seen.insert(*payload)) {
-                    let arrived = RawNotification::new(channel.clone(), payload.as_str());
+                    let notification = RawNotification::new(channel.clone(), payload.as_str());
                     for session in state.sessions.values().filter(|session| !session.is_silent) {
-                        if let Some(Listening { channels, inbox }) = &session.listening
+                        if let Some(Inbox { channels, notifications }) = &session.inbox
                             && channels.contains(channel)
                         {
-                            // One that is just being dropped is not there any more.
-                            let _: Result<(), _> = inbox.send(arrived.clone());
+                            // The session may be dropped at this moment.
+                            let _: Result<(), _> = notifications.send(notification.clone());
                         }
                     }
                 }
@@ -293,13 +295,13 @@ impl Sender for MemorySender {
 
 impl fmt::Debug for MemoryListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryListener").field("number", &self.seat.number).finish_non_exhaustive()
+        f.debug_struct("MemoryListener").field("number", &self.session.number).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for MemorySender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemorySender").field("number", &self.seat.number).finish_non_exhaustive()
+        f.debug_struct("MemorySender").field("number", &self.session.number).finish_non_exhaustive()
     }
 }
 
@@ -310,12 +312,12 @@ mod tests {
 
     fn channels(memory: &MemoryLink) -> HashSet<Channel> {
         let state = memory.lock();
-        let listening = state.sessions.values().filter_map(|session| session.listening.as_ref());
-        listening.flat_map(|listening| listening.channels.iter().cloned()).collect()
+        let inboxes = state.sessions.values().filter_map(|session| session.inbox.as_ref());
+        inboxes.flat_map(|inbox| inbox.channels.iter().cloned()).collect()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_hears_that_nobody_listens_to_a_channel_any_more() {
+    async fn the_bus_unlistens_from_a_channel_without_subscribers() {
         let memory = MemoryLink::new();
         let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
         let own = Channel::new("db_notify.default").expect("a channel");
@@ -326,11 +328,14 @@ mod tests {
 
         drop(raw);
 
-        db_testkit::until("only its own is left", async || channels(&memory) == [own.clone()].into()).await;
+        db_testkit::until("only the bus's own channel is left", async || {
+            channels(&memory) == [own.clone()].into()
+        })
+        .await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_queue_that_is_half_full_is_trouble_until_it_has_room_again() {
+    async fn a_half_full_queue_is_trouble_until_it_has_room_again() {
         let memory = MemoryLink::new();
         let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
 
@@ -345,7 +350,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_that_is_sent_is_shown() {
+    async fn no_payload_is_shown() {
         let memory = MemoryLink::new();
         let bus = Bus::with_link(memory.clone(), BusOptions::default()).await.expect("a bus");
         let topic = Topic::new("t").expect("a topic");

@@ -1,48 +1,50 @@
-//! What waits to be sent.
+//! Notifications that wait to be sent.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::Topic;
+use crate::error::NotifyError;
 use crate::state::Counters;
-use crate::{NotifyError, wire};
+use crate::{Topic, wire};
 
-/// Notifications that wait, each once, in the place of the last of those that are equal, and at most so many: past that, one message that says "everything" stands for them all.
+/// Equal notifications wait once, in the place of the last of them. When more than `size` would wait, one message "everything" stands
+/// for all.
 pub(crate) struct Outbox {
     size: usize,
-    waiting: Mutex<Waiting>,
+    state: Mutex<OutboxState>,
     filled: Notify,
     counters: Arc<Counters>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct OutboxState {
     batch: Batch,
-    /// When each of the batch was last pushed, counted from the batch's first.
-    seen: HashMap<Entry, usize>,
-    /// The next such number.
+    /// For each entry of the batch, the place at which it was last pushed.
+    places: HashMap<Entry, usize>,
+    /// The place of the next entry.
     next: usize,
-    /// Some were pushed again, and others since they were first.
-    is_mixed: bool,
+    /// An entry was pushed again after others, so that the batch is not in the order of the places.
+    is_unsorted: bool,
     closed: bool,
 }
 
-/// A topic and a payload. Cheap to clone.
+/// A topic and its payload. Cheap to clone.
 type Entry = (Topic, Arc<str>);
 
-/// What is sent together.
+/// Notifications that are sent together.
 #[derive(Default)]
 pub(crate) struct Batch {
     entries: Vec<Entry>,
     everything: bool,
-    /// Calls that it stands for.
+    /// The calls that the batch stands for.
     calls: usize,
+    /// The callers that wait until the batch is sent.
     callers: Vec<oneshot::Sender<()>>,
 }
 
-/// Whether it can be sent at all.
+/// Checks that a payload can be sent.
 pub(crate) fn check(topic: &Topic, payload: &str) -> Result<(), NotifyError> {
     let limit = wire::payload_limit(topic.as_str().len());
     if payload.len() > limit {
@@ -56,10 +58,10 @@ pub(crate) fn check(topic: &Topic, payload: &str) -> Result<(), NotifyError> {
 
 impl Outbox {
     pub(crate) fn new(size: usize, counters: Arc<Counters>) -> Self {
-        Self { size, waiting: Mutex::default(), filled: Notify::new(), counters }
+        Self { size, state: Mutex::default(), filled: Notify::new(), counters }
     }
 
-    /// Adds a notification; `caller` hears when it was sent.
+    /// Adds a notification. `caller` gets its value when the notification was sent, and an error when it is given up.
     pub(crate) fn push(
         &self,
         topic: &Topic,
@@ -68,44 +70,44 @@ impl Outbox {
     ) -> Result<(), NotifyError> {
         check(topic, payload)?;
         let entry = (topic.clone(), Arc::from(payload));
-        let mut waiting = self.lock();
-        if waiting.closed {
+        let mut state = self.lock();
+        if state.closed {
             return Err(NotifyError::Closed);
         }
-        waiting.batch.calls += 1;
-        let superfluous = waiting.add(entry, self.size);
-        waiting.batch.wait(caller);
-        drop(waiting);
-        self.counters.coalesced.add(superfluous);
+        state.batch.calls += 1;
+        let coalesced = state.add(entry, self.size);
+        state.batch.add_caller(caller);
+        drop(state);
+        self.counters.coalesced.add(coalesced);
         self.filled.notify_one();
         Ok(())
     }
 
-    /// Takes no more. What waits can still be sent.
+    /// Accepts no more notifications. Those that wait can still be taken.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.filled.notify_one();
     }
 
-    /// Takes no more, and gives up what waits: whoever waits for it is told.
+    /// Accepts no more notifications, and gives up those that wait: their callers get an error.
     pub(crate) fn abandon(&self) {
-        let mut waiting = self.lock();
-        waiting.closed = true;
-        let given_up = waiting.take();
-        drop(waiting);
+        let mut state = self.lock();
+        state.closed = true;
+        let given_up = state.take();
+        drop(state);
         drop(given_up);
         self.filled.notify_one();
     }
 
-    /// Waits until there is something to send, and takes all of it; none once the outbox is closed and empty. Cancel safe.
+    /// Waits for notifications, and takes all of them. `None` once the outbox is closed and empty. Cancel safe.
     pub(crate) async fn take(&self) -> Option<Batch> {
         loop {
             {
-                let mut waiting = self.lock();
-                if !waiting.batch.is_empty() {
-                    return Some(waiting.take());
+                let mut state = self.lock();
+                if !state.batch.is_empty() {
+                    return Some(state.take());
                 }
-                if waiting.closed {
+                if state.closed {
                     return None;
                 }
             }
@@ -118,51 +120,51 @@ impl Outbox {
         self.lock().batch.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, OutboxState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
-    /// Tells how many notifications need not be sent any more.
+impl OutboxState {
+    /// Returns how many notifications need not be sent any more.
     fn add(&mut self, entry: Entry, size: usize) -> usize {
-        let Self { batch, seen, next, is_mixed, .. } = self;
+        let Self { batch, places, next, is_unsorted, .. } = self;
         if batch.everything {
             return 1;
         }
-        if let Some(last) = seen.get_mut(&entry) {
-            if *last + 1 != *next {
-                (*last, *is_mixed) = (*next, true);
+        if let Some(place) = places.get_mut(&entry) {
+            if *place + 1 != *next {
+                (*place, *is_unsorted) = (*next, true);
                 *next += 1;
             }
             return 1;
         }
         if batch.entries.len() == size {
-            seen.clear();
+            places.clear();
             batch.everything = true;
-            // They and this one are now one.
+            // The message "everything" is the one that is left to send.
             return std::mem::take(&mut batch.entries).len();
         }
-        seen.insert(entry.clone(), *next);
+        places.insert(entry.clone(), *next);
         *next += 1;
         batch.entries.push(entry);
         0
     }
 
-    /// All of it, in the order in which each was last pushed.
+    /// Takes the batch, in the order in which each entry was last pushed.
     fn take(&mut self) -> Batch {
         let mut batch = std::mem::take(&mut self.batch);
-        if std::mem::take(&mut self.is_mixed) {
-            batch.entries.sort_by_cached_key(|entry| self.seen.get(entry).copied());
+        if std::mem::take(&mut self.is_unsorted) {
+            batch.entries.sort_by_cached_key(|entry| self.places.get(entry).copied());
         }
-        self.seen.clear();
+        self.places.clear();
         self.next = 0;
         batch
     }
 }
 
 impl Batch {
-    /// As they are sent, in as few payloads as hold them.
+    /// Packs the notifications into as few payloads as hold them.
     pub(crate) fn payloads(&self) -> Vec<String> {
         if self.everything {
             return vec![wire::EVERYTHING.to_owned()];
@@ -170,12 +172,12 @@ impl Batch {
         wire::encode(self.entries.iter().map(|(topic, payload)| (topic.as_str(), &**payload)))
     }
 
-    /// How many notifications it is.
+    /// How many notifications are sent.
     pub(crate) fn len(&self) -> usize {
         if self.everything { 1 } else { self.entries.len() }
     }
 
-    /// How many calls it stands for, be it for several of them at once.
+    /// How many calls the batch stands for.
     pub(crate) fn calls(&self) -> usize {
         self.calls
     }
@@ -184,18 +186,18 @@ impl Batch {
         self.len() == 0
     }
 
-    fn wait(&mut self, caller: Option<oneshot::Sender<()>>) {
-        // While the server is away, callers may come and go for hours.
+    fn add_caller(&mut self, caller: Option<oneshot::Sender<()>>) {
+        // While the server is away, callers may give up and others come, for hours.
         if self.callers.len() == self.callers.capacity() {
             self.callers.retain(|caller| !caller.is_closed());
         }
         self.callers.extend(caller);
     }
 
-    /// Tells those who wait that it was sent.
+    /// Tells the callers that the batch was sent.
     pub(crate) fn sent(self) {
         for caller in self.callers {
-            // A caller that no longer waits is no error.
+            // A caller may have given up.
             let _: Result<(), ()> = caller.send(());
         }
     }
@@ -249,13 +251,13 @@ mod tests {
     }
 
     #[test]
-    fn past_its_size_the_outbox_says_everything_once() {
+    fn past_its_size_the_outbox_sends_everything_once() {
         let (outbox, counters) = outbox(2);
         for n in 0..5 {
             outbox.push(&topic("t"), &n.to_string(), None).expect("pushed");
         }
 
-        // Five were one.
+        // One message stands for five.
         assert_eq!((outbox.pending(), counters.coalesced.get()), (1, 4));
         assert_eq!(take(&outbox).expect("a batch").payloads(), ["1*"]);
         assert!(take(&outbox).is_none());
@@ -274,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_when_it_is_closed_can_be_taken_and_nothing_can_be_added() {
+    fn a_closed_outbox_gives_what_waits_and_accepts_nothing() {
         let (outbox, _) = outbox(2);
         outbox.push(&topic("t"), "last", None).expect("pushed");
 
@@ -282,6 +284,6 @@ mod tests {
 
         assert_eq!(outbox.push(&topic("t"), "late", None), Err(NotifyError::Closed));
         assert_eq!(outbox.take().now_or_never().flatten().map(|batch| batch.len()), Some(1));
-        assert!(matches!(outbox.take().now_or_never(), Some(None)), "and then it is over");
+        assert!(matches!(outbox.take().now_or_never(), Some(None)), "the outbox is closed and empty");
     }
 }

@@ -1,34 +1,34 @@
-//! What one subscriber has not taken yet.
+//! The queue of a subscription.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use crate::delivery::{Delivery, Gap, GapReason, Notification};
+use super::notification::{Delivery, Gap, GapReason, Notification};
 use crate::state::Counters;
 
-/// One subscriber's queue: so many notifications, and one gap among them. A gap stands after all that was delivered before it;
-/// should there be another reason for one meanwhile, it moves to the end and stands for both. Once the queue was full, nothing
-/// comes after the gap until it is taken: it counts.
+/// Holds up to `size` notifications, and at most one gap among them. The gap stands after all notifications that were delivered before
+/// it. If another gap comes while it waits, it moves to the end and stands for both. When the queue is full, the gap counts the
+/// notifications that follow, until it is taken.
 pub(crate) struct Queue {
     size: usize,
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     counters: Arc<Counters>,
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     waiting: VecDeque<Notification>,
-    gap: Option<Waiting>,
+    gap: Option<WaitingGap>,
     closed: bool,
     waker: Option<Waker>,
 }
 
-struct Waiting {
+struct WaitingGap {
     gap: Gap,
-    /// How many notifications are taken before it.
+    /// How many notifications of the queue come before the gap.
     ahead: usize,
-    /// Whatever comes belongs to it.
+    /// The queue was full: the gap counts each further notification.
     full: bool,
 }
 
@@ -37,11 +37,11 @@ impl Queue {
         Self { size: size.max(1), state: Mutex::default(), counters }
     }
 
-    /// Returns whom to wake, once no lock is held: the task may run at once, and look.
+    /// Returns the waker of the subscriber. The caller wakes it without holding a lock, since the woken task may run at once.
     #[must_use]
     pub(crate) fn push(&self, notification: Notification) -> Option<Waker> {
         let mut guard = self.lock();
-        let State { waiting, gap, .. } = &mut *guard;
+        let QueueState { waiting, gap, .. } = &mut *guard;
         if waiting.len() < self.size && !gap.as_ref().is_some_and(|gap| gap.full) {
             waiting.push_back(notification);
         } else {
@@ -50,7 +50,7 @@ impl Queue {
             match gap {
                 None => {
                     let lagged = Gap { reason: GapReason::Lagged, missed: Some(1) };
-                    *gap = Some(Waiting { gap: lagged, ahead, full: true });
+                    *gap = Some(WaitingGap { gap: lagged, ahead, full: true });
                 }
                 Some(waiting) => {
                     waiting.gap.missed = waiting.gap.missed.map(|missed| missed + 1);
@@ -65,14 +65,14 @@ impl Queue {
     #[must_use]
     pub(crate) fn gap(&self, reason: GapReason) -> Option<Waker> {
         let mut guard = self.lock();
-        let State { waiting, gap, .. } = &mut *guard;
+        let QueueState { waiting, gap, .. } = &mut *guard;
         let ahead = waiting.len();
         match gap {
-            None => *gap = Some(Waiting { gap: Gap { reason, missed: None }, ahead, full: false }),
-            // How many are missing is not known any more.
+            None => *gap = Some(WaitingGap { gap: Gap { reason, missed: None }, ahead, full: false }),
+            // The number of missed notifications is unknown now.
             Some(waiting) => {
                 (waiting.gap.missed, waiting.ahead) = (None, ahead);
-                // What only this subscriber is told of is not hidden behind what everybody is.
+                // A gap of this subscription alone is not hidden behind a gap of all subscriptions.
                 if reason == GapReason::Unannounced && waiting.gap.reason != GapReason::Lagged {
                     waiting.gap.reason = reason;
                 }
@@ -91,7 +91,7 @@ impl Queue {
     pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Option<Delivery>> {
         let mut guard = self.lock();
         let state = &mut *guard;
-        if let Some(Waiting { gap, .. }) = state.gap.take_if(|gap| gap.ahead == 0) {
+        if let Some(WaitingGap { gap, .. }) = state.gap.take_if(|gap| gap.ahead == 0) {
             return Poll::Ready(Some(Delivery::Gap(gap)));
         }
         if let Some(notification) = state.waiting.pop_front() {
@@ -104,8 +104,8 @@ impl Queue {
             return Poll::Ready(None);
         }
         // A queue that once was long does not keep its memory.
-        if state.waiting.capacity() > KEPT {
-            state.waiting.shrink_to(KEPT);
+        if state.waiting.capacity() > KEPT_CAPACITY {
+            state.waiting.shrink_to(KEPT_CAPACITY);
         }
         match &mut state.waker {
             Some(waker) => waker.clone_from(cx.waker()),
@@ -119,10 +119,10 @@ impl Queue {
         self.lock().waiting.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Room for so many notifications is kept while nothing waits.
-const KEPT: usize = 64;
+/// The capacity, in notifications, that an empty queue keeps.
+const KEPT_CAPACITY: usize = 64;

@@ -1,113 +1,120 @@
-//! What a bus needs of the place where notifications are exchanged.
+//! The link between a bus and the place where notifications are exchanged.
 //!
-//! There are two such places: [`PostgresLink`](crate::PostgresLink), and, for tests of programs that use a bus, `MemoryLink` (feature
-//! `memory`). One conformance suite runs on both, so that what is said here holds for both.
+//! There are two links: [`PostgresLink`], and `MemoryLink` (feature `memory`) for tests of programs that use a bus. One conformance
+//! suite checks the promises of this module on both.
+
+#[cfg(feature = "memory")]
+mod memory;
+mod postgres;
 
 use std::fmt;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use db_core::ConnectFailure;
+use db_core::{Backoff, ConnectFailure};
 use sqlx::postgres::PgNotification;
 use tokio::time::timeout;
 
 use crate::Channel;
+#[cfg(feature = "memory")]
+pub use memory::{MemoryLink, MemoryListener, MemorySender};
+pub use postgres::{PostgresLink, PostgresListener, PostgresSender};
 
-/// A place where notifications are exchanged. Its text form says where, without secrets.
+/// Opens sessions at a place where notifications are exchanged. Its text form names the place, without secrets.
 pub trait Link: Clone + fmt::Display + Send + Sync + 'static {
-    /// One that listens.
+    /// A session that listens.
     type Listener: Listener;
-    /// One that sends.
+    /// A session that sends.
     type Sender: Sender;
 
-    /// Opens a session that listens, to nothing yet.
+    /// Opens a session that listens, to no channel yet. The link sets the timeout.
     ///
     /// Dropping the future opens nothing.
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from being opened, within a time of the link's own.
+    /// The session could not be opened.
     fn listener(&self) -> impl Future<Output = Result<Self::Listener, sqlx::Error>> + Send;
 
-    /// Opens a session that sends.
+    /// Opens a session that sends. The link sets the timeout.
     ///
     /// Dropping the future opens nothing.
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from being opened, within a time of the link's own.
+    /// The session could not be opened.
     fn sender(&self) -> impl Future<Output = Result<Self::Sender, sqlx::Error>> + Send;
 
-    /// What an error of opening means.
+    /// Explains an error of opening a session.
     fn explain(&self, error: &sqlx::Error) -> ConnectFailure;
 }
 
 /// A session that listens.
 ///
-/// After its first error it is lost: the bus drops it and opens another one. It must not mend itself, since whoever listens has
-/// to know that something may have been missed.
+/// After its first error the session is lost: the bus drops it and opens another one. The session must not reconnect by itself, since
+/// subscribers must learn that notifications may have been missed.
 pub trait Listener: Send + 'static {
-    /// Listens to these channels too. What is notified after it has returned [arrives](Listener::recv), and nothing that was
-    /// notified before it was called does. A channel that is listened to already stays so.
+    /// Adds channels. Notifications sent after the return [arrive](Listener::recv); notifications sent before the call do not. A channel
+    /// of the session may be added again.
     ///
     /// # Errors
     ///
     /// The session is lost.
     fn listen(&mut self, channels: &[Channel]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Listens to these channels no longer. What has arrived before is still received.
+    /// Removes channels. Notifications that have arrived are still received.
     ///
     /// # Errors
     ///
     /// The session is lost.
     fn unlisten(&mut self, channels: &[Channel]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// The next notification, those of one sender in the order in which they were sent. Cancel safe, unlike everything else here.
+    /// The next notification. Those of one sender come in the order in which they were sent. Cancel safe, unlike all other methods.
     ///
     /// # Errors
     ///
     /// The session is lost.
     fn recv(&mut self) -> impl Future<Output = Result<RawNotification, sqlx::Error>> + Send;
 
-    /// Asks the other end for a sign of life, which is how full the queue is that all notifications pass, from 0 to 1
-    /// (`pg_notification_queue_usage`). What arrives meanwhile is received later.
+    /// Pings the server. Returns the usage of the queue that all notifications pass, from 0 to 1 (`pg_notification_queue_usage`).
+    /// Notifications that arrive meanwhile are received later.
     ///
     /// # Errors
     ///
     /// The session is lost.
     fn ping(&mut self) -> impl Future<Output = Result<f64, sqlx::Error>> + Send;
 
-    /// Says goodbye, within a time of the link's own.
+    /// Closes the session gracefully. The link sets the timeout.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
 /// A session that sends.
 ///
-/// After its first error, or when one of its futures is dropped, it is dropped and another one opened.
+/// After its first error, or when one of its futures was dropped, the bus drops the session and opens another one.
 pub trait Sender: Send + 'static {
-    /// Notifies a channel of all payloads, at once and in their order, or of none. Equal ones arrive once.
+    /// Notifies a channel once for each payload, in their order: of all of them or of none. Equal payloads arrive once.
     ///
     /// # Errors
     ///
-    /// With an answer of the database, none was sent. With anything else, all of them or none.
+    /// After an error of the database, no payload was sent. After any other error, all or none were sent.
     fn notify(
         &mut self,
         channel: &Channel,
         payloads: &[String],
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Says goodbye, within a time of the link's own.
+    /// Closes the session gracefully. The link sets the timeout.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
-/// What a listener receives.
+/// A notification as a session receives it.
 #[derive(Clone)]
 pub struct RawNotification(Form);
 
 #[derive(Clone)]
 enum Form {
-    /// As the driver read it: nothing is copied.
+    /// As the driver read it, without a copy.
     Postgres(PgNotification),
     Text {
         channel: Channel,
@@ -116,7 +123,7 @@ enum Form {
 }
 
 impl RawNotification {
-    /// One that does not come from PostgreSQL.
+    /// Makes a notification that does not come from PostgreSQL.
     #[must_use]
     pub fn new(channel: Channel, payload: impl Into<Arc<str>>) -> Self {
         Self(Form::Text { channel, payload: payload.into() })
@@ -131,7 +138,7 @@ impl RawNotification {
         }
     }
 
-    /// What it was notified of.
+    /// The payload.
     #[must_use]
     pub fn payload(&self) -> &str {
         match &self.0 {
@@ -147,7 +154,7 @@ impl From<PgNotification> for RawNotification {
     }
 }
 
-/// How much it carries, and not what: payloads are the program's.
+/// Shows the length of the payload only: payloads are data of the program.
 impl fmt::Debug for RawNotification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RawNotification")
@@ -157,7 +164,12 @@ impl fmt::Debug for RawNotification {
     }
 }
 
-/// A session that does not answer in time is lost.
+/// The pauses between attempts to reach the server.
+pub(crate) fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(20), Duration::from_secs(2))
+}
+
+/// Limits the time of a request to a session. A session that exceeds it is lost.
 pub(crate) async fn within<T>(
     limit: Duration,
     attempt: impl Future<Output = Result<T, sqlx::Error>>,
