@@ -2,6 +2,10 @@
 //!
 //! `cargo run --release -p bench -- TOPIC [--check] [--json FILE]`. Rounds are interleaved, figures are medians. What is
 //! measured is what users get: the shipped defaults.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "it measures for a time, and the clocks of several processes are compared"
+)]
 
 mod arrivals;
 mod events;

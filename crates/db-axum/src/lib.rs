@@ -1,6 +1,6 @@
 //! What axum handlers need of a database.
 //!
-//! ```no_run
+//! ```
 //! use axum::Json;
 //! use axum::extract::{Path, State};
 //! use db_layer::Db;
@@ -15,6 +15,15 @@
 //!         .await
 //! }
 //! # let _: axum::Router<Db> = axum::Router::new().route("/shops/{id}", axum::routing::put(rename));
+//! # db_testkit::run(async |test| {
+//! #     let tables = "create table shops (id bigint, name text); create table renames (shop bigint)";
+//! #     sqlx::raw_sql(tables).execute(&test.pool()).await.unwrap();
+//! #     let config = db_layer::Config::from_url(&test.url()).unwrap();
+//! #     let db = db_layer::open(db_layer::Options::new(config)).await.unwrap();
+//! #     rename(State(db), Path(1), Json("Tea".to_owned())).await.unwrap();
+//! #     let renames: i64 = sqlx::query_scalar("select count(*) from renames").fetch_one(&test.pool()).await.unwrap();
+//! #     assert_eq!(renames, 1);
+//! # });
 //! ```
 //!
 //! * [`Error`] becomes an answer: 404 for a row that is not there, 409 for a unique constraint, 503 with `Retry-After`

@@ -139,8 +139,12 @@ impl Handle {
     /// What `work` returns may therefore run several times, and what it does outside of the transaction happens several times.
     /// `work` is called for each time, and may borrow from its surroundings:
     ///
-    /// ```no_run
-    /// # async fn run(pool: db_core::Pool, words: Vec<String>) -> Result<(), db_core::Error> {
+    /// ```
+    /// # db_testkit::run(async |db| {
+    /// # let config = db_core::Config::from_url(&db.url())?;
+    /// # let pool = db_core::Pool::new(&config, db_core::PoolOptions::api());
+    /// # sqlx::query("create table word (t text)").execute(&db.pool()).await?;
+    /// # let words = vec!["hello".to_owned()];
     /// use db_core::{Isolation, TxRetry, TxOptions};
     ///
     /// let words = &words;
@@ -156,8 +160,8 @@ impl Handle {
     ///         },
     ///     )
     ///     .await?;
-    /// # Ok(())
-    /// # }
+    /// # Ok::<_, db_core::Error>(())
+    /// # }).unwrap();
     /// ```
     ///
     /// # Errors

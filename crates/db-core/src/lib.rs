@@ -12,11 +12,14 @@
 //!   ([`Class`]), and whether the work may be tried again ([`Repeat`]).
 //! * [`encryption`] seals values for columns, bound to the place where they are stored.
 //!
-//! ```no_run
-//! # async fn run() -> Result<(), db_core::Error> {
+//! ```
+//! # db_testkit::run(async |db| {
+//! # sqlx::query("create table orders (item text)").execute(&db.pool()).await?;
+//! # let address = db.url();
 //! use db_core::{Config, Pool, PoolOptions};
 //!
-//! let config = Config::from_url("postgres://app@localhost/shop")?;
+//! // postgres://app@localhost/shop
+//! let config = Config::from_url(&address)?;
 //! let api = Pool::new(&config, PoolOptions::api());
 //!
 //! let orders: i64 = api
@@ -26,9 +29,9 @@
 //!         Ok::<_, db_core::Error>(sqlx::query_scalar("select count(*) from orders").fetch_one(&mut *tx).await?)
 //!     })
 //!     .await?;
-//! # drop(orders);
-//! # Ok(())
-//! # }
+//! assert_eq!(orders, 1);
+//! # Ok::<_, db_core::Error>(())
+//! # }).unwrap();
 //! ```
 //!
 //! # What a connection goes through

@@ -76,16 +76,19 @@ impl TxRetry {
     /// What is done must be harmless when done twice: after a lost session nobody knows whether the first time counted. For
     /// transactions there is [`Handle::tx_retry`](crate::Handle::tx_retry), which knows.
     ///
-    /// ```no_run
-    /// # async fn run(pool: db_core::Pool) -> Result<(), db_core::Error> {
+    /// ```
+    /// # db_testkit::run(async |db| {
+    /// # let config = db_core::Config::from_url(&db.url())?;
+    /// # let pool = db_core::Pool::new(&config, db_core::PoolOptions::api());
+    /// # sqlx::query("create table shop (name text)").execute(&db.pool()).await?;
     /// use db_core::TxRetry;
     ///
     /// let shops: i64 = TxRetry::default()
     ///     .run(|| async { Ok::<_, db_core::Error>(sqlx::query_scalar("select count(*) from shop").fetch_one(pool.handle()).await?) })
     ///     .await?;
     /// # let _ = shops;
-    /// # Ok(())
-    /// # }
+    /// # Ok::<_, db_core::Error>(())
+    /// # }).unwrap();
     /// ```
     ///
     /// Dropping the future stops it at any point.

@@ -66,6 +66,10 @@ impl Deadline {
             if late {
                 return Err(Error::TimedOut { phase, waited: self.waited() });
             }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "between two looks: everything here blocks, and says so"
+            )]
             std::thread::sleep(GLANCE);
         }
     }

@@ -1,11 +1,17 @@
 //! A PostgreSQL that starts by itself, from the programs on this machine.
 //!
-//! ```no_run
+//! ```
 //! use db_embedded::Server;
 //!
+//! # use std::{fs::{Permissions, set_permissions}, os::unix::fs::PermissionsExt};
 //! # fn main() -> Result<(), db_embedded::Error> {
-//! let server = Server::kept("/var/lib/my-service/postgres").start()?;
+//! # let parent = tempfile::tempdir_in("/tmp").unwrap();
+//! # set_permissions(&parent, Permissions::from_mode(0o711)).unwrap();
+//! # let folder = parent.path().join("postgres");
+//! // Such as /var/lib/my-service/postgres.
+//! let server = Server::kept(&folder).start()?;
 //! println!("psql '{}'", server.url("postgres"));
+//! # drop(server);
 //! # Ok(()) }
 //! ```
 //!

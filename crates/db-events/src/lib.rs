@@ -1,7 +1,13 @@
 //! Durable logs of events: append, read from a cursor, follow live.
 //!
-//! ```no_run
-//! # async fn run(pool: db_core::Pool, bus: db_notify::Bus) -> Result<(), db_events::Error> {
+//! ```
+//! # db_testkit::run(async |db| {
+//! # for schema in db_events::SCHEMA {
+//! #     sqlx::raw_sql(schema.up).execute(&db.pool()).await?;
+//! # }
+//! # let config = db_core::Config::from_url(&db.url())?;
+//! # let pool = db_core::Pool::new(&config, db_core::PoolOptions::api());
+//! # let bus = db_notify::Bus::open(&config, db_notify::BusOptions::default()).await?;
 //! use db_events::{EventLogs, NewEvent};
 //!
 //! let events = EventLogs::new(pool, &bus);
@@ -16,8 +22,9 @@
 //!         println!("{} {} {}", event.id, event.kind, event.data);
 //!     }
 //! }
-//! # Ok(())
-//! # }
+//! # assert_eq!(events.head(log).await?.last, 3);
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! # }).unwrap();
 //! ```
 //!
 //! # Ids

@@ -1,17 +1,20 @@
 //! The front door: [`open`] a database once, and have everything a service needs of it in one cheap handle.
 //!
-//! ```no_run
-//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! ```
+//! # db_testkit::run(async |test| {
+//! # std::env::set_current_dir("../..")?;
 //! use db_layer::{Migrations, Settings};
 //!
-//! let options = Settings::from_environment().options()?;
+//! let settings = Settings::from_environment();
+//! # let settings = db_layer::Settings::default().set("database-url", test.url());
+//! let options = settings.options()?;
 //! let migrations = Migrations::from_dir("migrations").await?;
 //! let db = db_layer::open(options.migrations(migrations)).await?;
 //!
 //! let one: i32 = sqlx::query_scalar("select 1").fetch_one(db.api()).await?;
-//! # drop(one);
-//! # Ok(())
-//! # }
+//! assert_eq!(one, 1);
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! # }).unwrap();
 //! ```
 //!
 //! | ask [`Db`] for | and get |
@@ -25,6 +28,12 @@
 //! | [`shutdown`](Db::shutdown) | the same without a service and signals, with one deadline |
 //!
 //! This crate knows nothing of HTTP; `db-axum` does.
+//!
+//! # The crates below
+//!
+//! Each crate below is a module here, with its whole public API: [`db_core`], [`db_notify`], [`db_events`] and [`db_migrate`]. So a service
+//! names this crate alone in its `Cargo.toml`: `db_layer::db_notify::Delivery`. The types that most services name are also beside
+//! [`open`].
 //!
 //! # Features
 //!

@@ -1,14 +1,17 @@
 //! Migrations: the files and the table of sqlx, run so that nothing deadlocks and no lock stays behind.
 //!
-//! ```no_run
-//! # async fn run(config: db_core::Config) -> Result<(), db_migrate::Error> {
+//! ```
+//! # db_testkit::run(async |db| {
+//! # std::env::set_current_dir("../..").unwrap();
+//! # let config = db_core::Config::from_url(&db.url()).unwrap();
 //! use db_migrate::Migrations;
 //!
 //! let migrations = Migrations::from_dir("migrations").await?;
 //! let report = migrations.up(&config).await?;
 //! println!("applied {:?}", report.changed);
-//! # Ok(())
-//! # }
+//! # assert!(!report.changed.is_empty());
+//! # Ok::<_, db_migrate::Error>(())
+//! # }).unwrap();
 //! ```
 //!
 //! The files are `VERSION_name.up.sql` and `VERSION_name.down.sql`, the table is `_sqlx_migrations`, the checksums are

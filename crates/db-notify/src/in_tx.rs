@@ -28,8 +28,13 @@ impl BusExt for Session {
 /// Notifications that are sent after the commit of a transaction, also when the outcome of the commit is unknown. Implemented for
 /// [`Session`]: for a `Tx`, a part of it, and a `Conn`, where each statement commits by itself.
 ///
-/// ```no_run
-/// # async fn run(pool: db_core::Pool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// ```
+/// # db_testkit::run(async |db| {
+/// # sqlx::query("create table orders (id bigint, paid boolean)").execute(&db.pool()).await?;
+/// # let config = db_core::Config::from_url(&db.url())?;
+/// # let bus = db_notify::Bus::open(&config, db_notify::BusOptions::default()).await?;
+/// # let pool = db_core::Pool::new(&config, db_core::PoolOptions::api());
+/// # pool.attach(std::sync::Arc::new(bus));
 /// use db_notify::{NotifyAfterCommit, Topic};
 ///
 /// let topic = Topic::new("orders/17")?;
@@ -37,8 +42,8 @@ impl BusExt for Session {
 /// sqlx::query("update orders set paid = true where id = 17").execute(&mut tx).await?;
 /// tx.notify(&topic)?;
 /// tx.commit().await?;
-/// # Ok(())
-/// # }
+/// # Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+/// # }).unwrap();
 /// ```
 pub trait NotifyAfterCommit {
     /// Makes the bus notify right after the commit. The notification is not part of the transaction, so the transaction does not wait

@@ -1,7 +1,8 @@
 //! A notification bus on PostgreSQL's LISTEN and NOTIFY.
 //!
-//! ```no_run
-//! # async fn run(config: db_core::Config) -> Result<(), Box<dyn std::error::Error>> {
+//! ```
+//! # db_testkit::run(async |db| {
+//! # let config = db_core::Config::from_url(&db.url())?;
 //! use db_notify::{Bus, BusOptions, Delivery, Topic};
 //!
 //! let bus = Bus::open(&config, BusOptions::default()).await?;
@@ -15,9 +16,10 @@
 //!         Delivery::Notification(notification) => println!("{}", notification.payload()),
 //!         Delivery::Gap(gap) => println!("read again: {gap}"),
 //!     }
+//! #   break;
 //! }
-//! # Ok(())
-//! # }
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! # }).unwrap();
 //! ```
 //!
 //! # What is promised, and what is not

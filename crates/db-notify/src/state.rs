@@ -161,6 +161,7 @@ impl Condition {
         *self.lock()
     }
 
+    #[expect(clippy::disallowed_methods, reason = "it is shown")]
     pub(crate) fn connected(&self) {
         self.lock().connected_since = Some(SystemTime::now());
     }
@@ -170,6 +171,7 @@ impl Condition {
     }
 
     /// The server answered a heartbeat.
+    #[expect(clippy::disallowed_methods, reason = "it is shown")]
     pub(crate) fn heartbeat(&self, usage: Option<f64>) {
         let mut sessions = self.lock();
         sessions.last_heartbeat = Some(SystemTime::now());

@@ -110,6 +110,7 @@ fn last_used(note: &str) -> Option<u64> {
     note.strip_prefix(NOTE)?.parse().ok()
 }
 
+#[expect(clippy::disallowed_methods, reason = "it is stored in the template's database")]
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -238,6 +238,7 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
         assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        #[expect(clippy::disallowed_methods, reason = "between two looks, on a thread of the test's own")]
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -51,7 +51,9 @@ async fn an_exhausted_pool_says_which_how_long_how_full_and_who_asked(db: TestDb
     let error = handle.acquire().await.expect_err("there is no second connection");
 
     let text = error.to_string();
-    assert!(text.starts_with("pool `test`: no connection came free within 0.5 s, 1 of 1 in use"), "{text}");
+    // The seconds are those that it waited: 0.5, or more on a busy machine.
+    assert!(text.starts_with("pool `test`: no connection came free within "), "{text}");
+    assert!(text.contains(" s, 1 of 1 in use"), "{text}");
     assert!(text.contains(&format!("pools.rs:{line}")), "{text}");
     assert_eq!(Error::from(error).class(), Class::NotReached);
 }

@@ -37,6 +37,7 @@ fn a_starter_killed_at_any_point_leaves_nothing() {
                     command.env("TMPDIR", base);
                 });
                 // Not proof of anything: it chooses the moment, from the first folder to the finished server.
+                #[expect(clippy::disallowed_methods, reason = "it chooses the moment of a kill")]
                 std::thread::sleep(Duration::from_millis(moment * 70));
                 starting.kill();
             });

@@ -22,6 +22,7 @@ pub(crate) fn eventually(what: &str, mut reached: impl FnMut() -> bool, describe
     let begun = Instant::now();
     while !reached() {
         assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}; seen: {}", describe());
+        #[expect(clippy::disallowed_methods, reason = "between two looks, on a thread of the test's own")]
         std::thread::sleep(Duration::from_millis(10));
     }
 }

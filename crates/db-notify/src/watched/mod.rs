@@ -76,8 +76,10 @@ impl Default for WatchOptions {
 /// Use it for topics that are notified often and watched rarely, such as the events of a build: each NOTIFY wakes every
 /// listening process, whether or not it watches the topic.
 ///
-/// ```no_run
-/// # async fn run(bus: db_notify::Bus) -> Result<(), Box<dyn std::error::Error>> {
+/// ```
+/// # db_testkit::run(async |db| {
+/// # let config = db_core::Config::from_url(&db.url())?;
+/// # let bus = db_notify::Bus::open(&config, db_notify::BusOptions::default()).await?;
 /// use db_notify::{Topic, WatchOptions, WatchedTopics};
 ///
 /// let builds = WatchedTopics::new(&bus, &Topic::new("builds/watched")?, &WatchOptions::default());
@@ -88,8 +90,9 @@ impl Default for WatchOptions {
 /// // The writer: first store, then notify.
 /// let is_watched = builds.notify(&topic)?;
 /// watch.recv().await;
-/// # Ok(())
-/// # }
+/// # assert!(anybody);
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// # }).unwrap();
 /// ```
 ///
 /// # When in doubt, it sends
