@@ -41,7 +41,8 @@ pub use copy::CopyIn;
 ///     Ok(())
 /// }
 ///
-/// add(&mut pool.handle().acquire().await?, "alone").await?;
+/// let mut conn = pool.handle().acquire().await?;
+/// add(&mut conn, "alone").await?;
 /// pool.handle()
 ///     .tx(async |tx| {
 ///         add(tx, "in a transaction").await?;
@@ -101,7 +102,7 @@ impl Session {
         }
     }
 
-    /// Asks the server for a sign of life: one round trip, which no statistics show.
+    /// Asks the server for an answer: one round trip, which no statistics show.
     ///
     /// Cancel safe.
     ///

@@ -109,6 +109,13 @@ impl From<db_core::Error> for Error {
     }
 }
 
+impl From<sqlx::Error> for Error {
+    /// For `?` in a closure that runs statements beside what it does with logs.
+    fn from(cause: sqlx::Error) -> Self {
+        Self::database("run a statement beside an event log")(cause)
+    }
+}
+
 impl Error {
     /// Whether the pool was closed: nothing is read or appended any more.
     #[must_use]

@@ -261,8 +261,7 @@ impl Bus {
             .bind(self.inner.channel.as_str())
             .bind(wire::encode([(topic.as_str(), payload)]).concat())
             .execute(db)
-            .await
-            .map_err(db_core::Error::from)?;
+            .await?;
         Ok(())
     }
 

@@ -107,6 +107,13 @@ pub enum NotifyInError {
     Statement(#[from] db_core::Error),
 }
 
+impl From<sqlx::Error> for NotifyInError {
+    /// For `?` in a closure that runs statements beside its notifications.
+    fn from(error: sqlx::Error) -> Self {
+        Self::Statement(error.into())
+    }
+}
+
 /// Why a text is not the name of a topic or of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

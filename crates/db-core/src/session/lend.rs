@@ -45,8 +45,7 @@ impl Session {
 
     /// The same for code that leaves the session as it was, which the caller promises: no settings but `SET LOCAL`, no `LISTEN`,
     /// nothing temporary that is not dropped on commit, no locks of the session, nothing prepared by text, no `COPY` that does
-    /// not end. The session is not reset, and keeps what was prepared on it, which on a [`Conn`](crate::Conn) is worth two to three
-    /// times the statements.
+    /// not end. The session is not reset, and keeps what was prepared on it.
     ///
     /// One round trip asks where the session stands all the same: before the next statement that does not go through sqlx's
     /// connection, before a commit, or in the background when the connection is given back.
