@@ -123,6 +123,21 @@ impl Session {
         }
     }
 
+    /// Gives back the memory to which the driver's buffers have grown, as after a row of some megabytes. A connection keeps that
+    /// memory otherwise for as long as it lives. It costs a round trip.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// As [`ping`](Self::ping) has them.
+    pub async fn shrink_buffers(&mut self) -> Result<(), Error> {
+        self.drain().await?;
+        self.live_mut().raw.shrink_buffers();
+        // What was read last is kept until something is read into the new buffer.
+        self.ping().await
+    }
+
     /// Runs something once the transaction is known to be committed: right after the commit's answer, in the order given,
     /// before [`Tx::commit`](crate::Tx::commit) returns; in the background, when its future was dropped and the answer comes all
     /// the same. Not when the transaction is rolled back, nor when its outcome is not known, nor when the savepoint in which

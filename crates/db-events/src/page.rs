@@ -19,6 +19,9 @@ const PAGE_BATCHES: i32 = 1000;
 /// About what an event takes in a reader's memory if it has no text: its fields, and some of what it was decoded from.
 const LEAST: i32 = 128;
 
+/// The most bytes of text in a batch that a connection keeps room for in its buffer.
+const LARGE: i32 = 256 << 10;
+
 /// Reading, in errors.
 pub(crate) const WHAT: &str = "read an event log";
 
@@ -191,6 +194,11 @@ impl Row {
         Mark::of(self.first, self.at, self.writer.zip(self.sequence))
     }
 
+    /// Whether it is so large that the connection on which it came should not keep room for another one.
+    fn is_large(&self) -> bool {
+        self.data.is_some() && self.bytes > LARGE
+    }
+
     /// Whether this is no batch, and only says that the log is being removed.
     fn is_fence(&self) -> bool {
         self.bytes == 0
@@ -276,12 +284,20 @@ impl Page {
         .bind(wanted.bytes)
         .bind(wanted.until)
         .bind(wanted.kinds)
-        .bind(LEAST)
-        .fetch_all(pool.handle());
+        .bind(LEAST);
+        let read = async {
+            let mut conn = pool.handle().acquire().await?;
+            let rows: Vec<Row> = query.fetch_all(&mut conn).await?;
+            if rows.iter().any(Row::is_large) {
+                // The page is there. A link that is lost meanwhile is the pool's concern.
+                let _: Result<_, _> = conn.shrink_buffers().await;
+            }
+            Ok(rows)
+        };
         // The wait for a connection has the pool's own limit.
         let limit = STATEMENT_LIMIT + STATEMENT_LIMIT;
-        match timeout(limit, query).await {
-            Ok(rows) => Ok(Self::of(rows.map_err(Error::database(WHAT))?, wanted)),
+        match timeout(limit, read).await {
+            Ok(rows) => Ok(Self::of(rows.map_err(|cause| Error::Database { what: WHAT, cause })?, wanted)),
             Err(_) => Err(Error::TimedOut { what: WHAT, seconds: limit.as_secs() }),
         }
     }

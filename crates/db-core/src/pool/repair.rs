@@ -249,6 +249,8 @@ async fn mend(inner: &Arc<Inner>, live: &mut Live, state: &mut State) -> Result<
             let end = come_to_rest(inner, live, flight, LET_IT_END).await?;
             // Others can see now what it has done.
             state.doubt.came_to(end);
+            // An answer that nobody took may have been large. The driver lets go of it with the next answer.
+            live.raw.shrink_buffers();
             end
         }
     };
