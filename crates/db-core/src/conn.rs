@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use sqlx::SqlStr;
 
-use crate::pool::{Live, Shared};
+use crate::pool::{CheckedOut, Shared};
 use crate::tracker::Asker;
 use crate::{Error, Session, Tx, TxOptions};
 
@@ -27,7 +27,7 @@ pub struct Conn {
 impl Conn {
     /// Lent out now, for one statement if that is told.
     pub(crate) fn new(
-        live: Box<Live>,
+        live: CheckedOut,
         inner: Arc<Shared>,
         asker: Asker,
         now: Instant,

@@ -15,12 +15,15 @@ use crate::{AcquireError, Config, Conn, Error, Handle};
 mod acquire;
 mod cancel;
 mod closing;
-mod core;
 mod dial;
-mod idle;
+mod driver;
+mod handoff;
 mod keeper;
+mod live;
 mod options;
+mod quarantine;
 mod repair;
+mod state;
 mod stats;
 mod warm;
 
@@ -29,44 +32,45 @@ pub use options::{Limits, PoolOptions, Reset};
 pub use stats::{Stats, Totals};
 pub use warm::WarmUpError;
 
-pub(crate) use self::core::{Inner, Live};
 pub(crate) use acquire::acquire;
 pub(crate) use cancel::{Cancel, Cancels};
+pub(crate) use driver::Driver;
+pub(crate) use live::{CheckedOut, Live};
 pub(crate) use repair::{CUT_OFF, LET_IT_END, Rest, ask, come_to_rest, forget_statements, is_in_transaction};
 
-/// How long the sign of life may take before the connection is replaced.
+/// A connection that does not answer a ping within this time is replaced.
 const PING_LIMIT: Duration = Duration::from_millis(300);
 
-/// Longer times than this one are all the same, and clocks do not reach as far as `Duration` does.
+/// Longer durations are cut to this one: clocks do not reach as far as `Duration` does.
 const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
 
-/// A pool of connections to one database. Cheap to clone; clones are the same pool. It ends with the last of them, of its
-/// handles, and of the connections on loan.
+/// A pool of connections to one database. Cheap to clone; clones are the same pool. The pool ends when the last of its clones, its
+/// handles and its loans is dropped.
 ///
 /// `&Pool` is a sqlx executor that takes a connection for one statement, without a line of the program to name in
 /// [holders](Pool::holders), errors and the log: a [handle](Pool::handle) has one.
 ///
-/// The connections are the pool's own. Those that are idle lie on a stack: the one given back last is taken first, so that
-/// few are kept busy and the rest may close. Callers who find none wait in one line, first come, first served, and a
-/// connection that comes back goes to the first of them. Giving back costs no round trip.
+/// Idle connections are a stack: the connection given back last is taken first, so that few are kept busy and the rest may close.
+/// Callers that find no idle connection wait in one queue, first come, first served, and a connection that comes back goes to the
+/// first of them. Giving back costs no round trip.
 #[derive(Debug, Clone)]
 pub struct Pool {
     inner: Arc<Shared>,
 }
 
-/// A pool as those have it who use it: its clones, its handles, and the connections on loan. With the last of them, the
-/// keeper and the dials end, which hold on to what is inside themselves.
+/// What the pool's clones, its handles and its loans share. When the last of them is dropped, the keeper and the dials end, which hold
+/// the driver themselves.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    inner: Arc<Inner>,
+    driver: Arc<Driver>,
     _alive: DropGuard,
 }
 
 impl Deref for Shared {
-    type Target = Arc<Inner>;
+    type Target = Arc<Driver>;
 
-    fn deref(&self) -> &Arc<Inner> {
-        &self.inner
+    fn deref(&self) -> &Arc<Driver> {
+        &self.driver
     }
 }
 
@@ -79,32 +83,32 @@ impl Pool {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn new(config: &Config, options: PoolOptions) -> Self {
-        Self::start(Inner::new(config.clone(), config.apply_to(options)))
+        Self::start(Driver::new(config.clone(), config.apply_to(options)))
     }
 
-    /// The same, but nothing is opened before the first connection is asked for, not even for
-    /// [`min_idle`](PoolOptions::min_idle).
+    /// Makes a pool that opens no connection before the first is asked for, not even for [`min_idle`](PoolOptions::min_idle). Must be
+    /// called inside a tokio runtime, which must live as long as the pool.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn lazy(config: &Config, options: PoolOptions) -> Self {
-        let inner = Inner::new(config.clone(), config.apply_to(options));
-        // Before the keeper is there, who would open them.
-        inner.core().asleep = true;
-        Self::start(inner)
+        let driver = Driver::new(config.clone(), config.apply_to(options));
+        // Before the keeper begins, which would open them.
+        driver.core().state.sleep();
+        Self::start(driver)
     }
 
-    fn start(inner: Inner) -> Self {
-        let pace = keeper::pace(&inner.options);
-        let inner = Arc::new(inner);
-        inner.runtime.spawn(keeper::keep(Arc::downgrade(&inner), inner.ended.clone(), pace));
-        let alive = inner.ended.clone().drop_guard();
-        Self { inner: Arc::new(Shared { inner, _alive: alive }) }
+    fn start(driver: Driver) -> Self {
+        let pace = keeper::pace(&driver.options);
+        let driver = Arc::new(driver);
+        driver.runtime.spawn(keeper::keep(Arc::downgrade(&driver), driver.ended.clone(), pace));
+        let alive = driver.ended.clone().drop_guard();
+        Self { inner: Arc::new(Shared { driver, _alive: alive }) }
     }
 
-    /// A handle that remembers the line it was made on. This is what queries are run on.
+    /// A handle that remembers the line it was made on. Queries run on handles.
     #[must_use]
     #[track_caller]
     pub fn handle(&self) -> Handle {
@@ -118,13 +122,13 @@ impl Pool {
         &self.inner.options.name
     }
 
-    /// How the pool stands now, and what it has been through.
+    /// The pool's connections and callers now, and its totals.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.inner.core().stats()
     }
 
-    /// Who holds connections now, the oldest loan first. Empty with [`Tracking::Off`](crate::Tracking::Off).
+    /// The holders of connections now, the oldest loan first. Empty with [`Tracking::Off`](crate::Tracking::Off).
     #[must_use]
     pub fn holders(&self) -> Vec<Holder> {
         let now = Instant::now();
@@ -134,14 +138,14 @@ impl Pool {
         holders
     }
 
-    /// Takes a connection and asks for a sign of life. Says how long that took, the wait for a connection included.
+    /// Takes a connection and pings the server. Returns how long both took.
     ///
     /// Cancel safe.
     ///
     /// # Errors
     ///
-    /// [`Error::Acquire`]; [`Error::Deadline`] when there is no answer within the pool's
-    /// [`statement_timeout`](PoolOptions::statement_timeout); [`Error::Statement`] when the link is lost.
+    /// [`Error::Acquire`]; [`Error::Deadline`] if there is no answer within the pool's
+    /// [`statement_timeout`](PoolOptions::statement_timeout); [`Error::Statement`] if the link is lost.
     #[track_caller]
     pub fn ping(&self) -> impl Future<Output = Result<Duration, Error>> + Send + 'static {
         let handle = self.handle();
@@ -155,62 +159,58 @@ impl Pool {
     /// The limits in force.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        self.inner.core().limits
+        self.inner.core().state.limits()
     }
 
-    /// Changes the limits of the running pool. More callers are let in at once; connections above a lower limit are
-    /// closed as they become idle.
+    /// Changes the limits of the running pool. A higher limit takes effect at once; connections above a lower limit are closed as they
+    /// become idle.
     pub fn set_limits(&self, limits: Limits) {
-        self.inner.core().limits = limits;
-        self.inner.trim();
-        self.inner.dial_if_wanted();
+        self.inner.set_limits(limits);
     }
 
-    /// The most sessions that the pool can have on the server: its [limit](Limits::max), four for connections whose
-    /// statement was cut off and which take long to come to rest, and one that cancels statements, which is opened with the pool's
-    /// first connection and kept. The server does not answer a
-    /// goodbye: one that was closed may be seen for a moment longer.
+    /// The most sessions that the pool can have on the server: its [limit](Limits::max); four for connections whose statement was cut
+    /// off, while their repair takes long; and one that cancels statements, which is opened with the pool's first connection and kept.
+    /// The server does not confirm the end of a session, so that a closed one may be seen for a moment longer.
     #[must_use]
     pub fn max_sessions(&self) -> u32 {
         self.inner.max_sessions()
     }
 
-    /// A pool of sqlx's own, for code that insists on it. It opens
-    /// [`sqlx_reserve`](PoolOptions::sqlx_reserve) connections at most, which are set aside from our limit by the first
-    /// call, so that neither can keep the other waiting. What is done there is not watched: sqlx's rules hold, not ours.
+    /// A pool of sqlx's own, for code that needs a `PgPool`. It opens at most [`sqlx_reserve`](PoolOptions::sqlx_reserve) connections.
+    /// The first call takes them off our limit, so that neither pool can keep the other waiting. The `PgPool` follows sqlx's rules:
+    /// its statements are not logged, limited or cancelled by this pool.
     #[must_use]
     pub fn sqlx(&self) -> &PgPool {
         let pool = self.inner.sqlx.get_or_init(|| {
-            let reserve = self.inner.reserve();
-            self.inner.trim();
-            sqlx_pool(&self.inner, reserve)
+            let reserved = self.inner.reserve();
+            sqlx_pool(&self.inner, reserved)
         });
-        // Once it is in its place: whoever closes the pool later finds it there.
-        if self.inner.core().closing {
-            // The call itself closes it to requests.
+        // After it was stored: a later `close` finds it there.
+        if self.inner.core().state.is_closing() {
+            // The call refuses new requests, without the future being polled.
             drop(pool.close());
         }
         pool
     }
 
-    /// Attaches something that belongs to the same database, such as its bus or its keyring: handles and transactions of the
-    /// pool reach it as [`attached`](Self::attached). One value of each type; another replaces it.
+    /// Attaches a value that belongs to the same database, such as its bus or its keyring: handles and transactions of the pool reach
+    /// it by [`attached`](Self::attached). There is one value of each type; another replaces it.
     pub fn attach<T: std::any::Any + Send + Sync>(&self, value: Arc<T>) {
         self.inner.companions.put(value);
     }
 
-    /// What was [attached](Self::attach), if it was.
+    /// The value of this type that was [attached](Self::attach), if there is one.
     #[must_use]
     pub fn attached<T: std::any::Any + Send + Sync>(&self) -> Option<Arc<T>> {
         self.inner.companions.get()
     }
 
-    /// Closes the pool within `deadline`: takes no more requests, and refuses those that wait; lets work finish; cancels
-    /// the statements that are left when a quarter of the time is left, but one second at most; ends the sessions that
-    /// are left when half of that is. Says what had to be cut.
+    /// Closes the pool within `deadline`. New and waiting requests are refused, and work may finish. When a quarter of the time is left,
+    /// or one second if that is less, the statements that still run are cancelled; when half of that is left, the remaining sessions
+    /// are ended. Returns what had to be cut off.
     ///
-    /// Dropping the future leaves the pool closed to new requests; connections close as they are given back. May be
-    /// called again, to wait for longer.
+    /// Dropping the future leaves the pool closed to new requests; connections close as they are given back. May be called again, to
+    /// wait for longer.
     pub async fn close(&self, deadline: Duration) -> Closed {
         closing::close(&self.inner, deadline).await
     }
@@ -226,7 +226,7 @@ impl Pool {
         acquire(Arc::clone(&self.inner), asker, None)
     }
 
-    /// The same for one statement, which is to be sent at once, and without a second reference to the pool.
+    /// Takes a connection for one statement, which is sent at once, and without a second reference to the pool.
     pub(crate) fn acquire_for(
         self,
         asker: Asker,
@@ -236,15 +236,15 @@ impl Pool {
     }
 }
 
-fn sqlx_pool(inner: &Inner, max: u32) -> PgPool {
-    let options = &inner.options;
+fn sqlx_pool(driver: &Driver, max: u32) -> PgPool {
+    let options = &driver.options;
     let ping_after = options.ping_after;
     PgPoolOptions::new()
         .max_connections(max)
         .acquire_timeout(options.acquire_timeout.min(NEVER))
         .idle_timeout(options.idle_timeout.min(NEVER))
         .max_lifetime(options.max_lifetime.min(NEVER))
-        // sqlx's own test has no limit of time and costs a round trip on each take.
+        // sqlx's own test has no time limit and costs a round trip on each take.
         .test_before_acquire(false)
         .before_acquire(move |conn, metadata| {
             Box::pin(async move {
@@ -259,6 +259,6 @@ fn sqlx_pool(inner: &Inner, max: u32) -> PgPool {
             })
         })
         .connect_lazy_with(
-            inner.config.clone().with_application_name(&format!("{} sqlx", options.name)).as_sqlx(),
+            driver.config.clone().with_application_name(&format!("{} sqlx", options.name)).as_sqlx(),
         )
 }

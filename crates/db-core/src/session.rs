@@ -11,7 +11,7 @@ use crate::Error;
 use crate::deadline::{DeadlineError, Limited};
 use crate::doubt::{Hook, When};
 use crate::encryption::Keyring;
-use crate::pool::{Live, Shared};
+use crate::pool::{CheckedOut, Live, Shared};
 use crate::statement::{Flight, State};
 use crate::tracker::{Asker, CallSite};
 use crate::tx::Nesting;
@@ -57,7 +57,7 @@ pub use copy::CopyIn;
 /// along.
 pub struct Session {
     /// None once the connection was closed before the loan's end.
-    live: Option<Box<Live>>,
+    live: Option<CheckedOut>,
     inner: Arc<Shared>,
     /// Where it was asked for.
     pub(crate) at: CallSite,
@@ -74,7 +74,7 @@ pub struct Session {
 impl Session {
     /// Lent out now, for one statement if that is told.
     pub(crate) fn new(
-        live: Box<Live>,
+        live: CheckedOut,
         inner: Arc<Shared>,
         asker: Asker,
         now: Instant,
@@ -190,15 +190,15 @@ impl Session {
     }
 
     pub(crate) fn live(&self) -> &Live {
-        self.live.as_ref().expect("nothing is sent once it was closed")
+        self.live.as_deref().expect("nothing is sent once it was closed")
     }
 
     pub(crate) fn live_mut(&mut self) -> &mut Live {
-        self.live.as_mut().expect("nothing is sent once it was closed")
+        self.live.as_deref_mut().expect("nothing is sent once it was closed")
     }
 
     pub(crate) fn parts(&mut self) -> (&mut Live, &mut State) {
-        (self.live.as_mut().expect("nothing is sent once it was closed"), &mut self.state)
+        (self.live.as_deref_mut().expect("nothing is sent once it was closed"), &mut self.state)
     }
 
     pub(crate) fn inner(&self) -> &Arc<Shared> {

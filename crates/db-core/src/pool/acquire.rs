@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, SqlStr};
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::core::{Inner, Live, Parcel, Refusal, Standard, Taken};
+use super::driver::{Driver, Taken};
+use super::handoff::{Answer, Refusal};
+use super::live::{CheckedOut, Live};
+use super::state::{Standard, Ticket};
 use super::{PING_LIMIT, Shared};
 use crate::Conn;
 use crate::error::{AcquireError, AcquirePhase, Explained};
@@ -15,23 +17,23 @@ use crate::role::Role;
 use crate::statement::Flight;
 use crate::tracker::{Asker, CallSite, TaskKey};
 
-/// Making a connection forget its cached plans takes no longer than this.
+/// A connection has this long to forget its cached plans.
 const FORGET_LIMIT: Duration = Duration::from_secs(1);
 
 /// A place in the queue, given up when it is dropped.
-struct Place {
-    inner: Arc<Inner>,
-    ticket: u64,
+struct Queued {
+    driver: Arc<Driver>,
+    ticket: Ticket,
 }
 
-impl Drop for Place {
+impl Drop for Queued {
     fn drop(&mut self) {
-        self.inner.core().leave_queue(self.ticket);
+        self.driver.core().state.leave(self.ticket);
     }
 }
 
-/// Takes a connection, for one statement if that is told. What is there and fit is handed out without more ado; everything else
-/// is in a box of its own, so that futures which take a connection stay small.
+/// Takes a connection; with a `statement`, for that statement alone. An idle connection that needs no check is handed out at once.
+/// Everything else is in a boxed future of its own, so that futures which take a connection stay small.
 pub(crate) async fn acquire(
     inner: Arc<Shared>,
     asker: Asker,
@@ -39,51 +41,52 @@ pub(crate) async fn acquire(
 ) -> Result<Conn, AcquireError> {
     let started = Instant::now();
     let (inner, next) = match inner.take() {
-        Taken::Live(live, standard) => match lend(live, inner, asker, started, standard, statement) {
+        Taken::CheckedOut(out, standard) => match lend(out, inner, asker, started, standard, statement) {
             Ok(conn) => return Ok(conn),
-            Err(conn) => (Arc::clone(conn.inner()), Next::Doubtful(conn, standard)),
+            Err(conn) => (Arc::clone(conn.inner()), Next::Check(conn, standard)),
         },
-        Taken::Queued(ticket, receiver) => {
-            let place = Place { inner: Arc::clone(&**inner), ticket };
-            (inner, Next::Wait(place, receiver))
+        Taken::Queued(ticket, answer) => {
+            let queued = Queued { driver: Arc::clone(&**inner), ticket };
+            (inner, Next::Wait(queued, answer))
         }
         Taken::Shed => (inner, Next::GiveUp(AcquirePhase::Shed)),
         Taken::Closed => (inner, Next::GiveUp(AcquirePhase::Closed)),
     };
-    Box::pin(persevere(inner, asker, started, next, statement)).await
+    Box::pin(acquire_slow(inner, asker, started, next, statement)).await
 }
 
-/// Lends a connection out. As an error if it is in doubt: then nothing runs on it yet.
+/// Makes a loan of a connection. The loan comes as an error if the connection has to be checked first: then no statement runs on it
+/// yet.
 fn lend(
-    live: Box<Live>,
+    out: CheckedOut,
     inner: Arc<Shared>,
     asker: Asker,
     now: Instant,
     standard: Standard,
     statement: Option<&SqlStr>,
 ) -> Result<Conn, Conn> {
-    if is_fit(&inner, &live, now, standard) {
-        Ok(Conn::new(live, inner, asker, now, statement))
+    if is_fit(&inner, &out, now, standard) {
+        Ok(Conn::new(out, inner, asker, now, statement))
     } else {
-        Err(Conn::new(live, inner, asker, now, None))
+        Err(Conn::new(out, inner, asker, now, None))
     }
 }
 
-/// Whether the connection may be handed out as it is: there is no doubt about its link or its plans.
-fn is_fit(inner: &Inner, live: &Live, now: Instant, standard: Standard) -> bool {
+/// Whether the connection may be handed out unchecked: nothing casts doubt on its link or its plans.
+fn is_fit(inner: &Driver, live: &Live, now: Instant, standard: Standard) -> bool {
     live.generation == standard.generation
         && live.plans == standard.plans
         && now.saturating_duration_since(live.last_seen) <= inner.options.ping_after
 }
 
-/// What has to be done before there is a connection.
+/// What has to be done before a connection can be handed out.
 enum Next {
-    Wait(Place, oneshot::Receiver<Result<Parcel, Refusal>>),
-    Doubtful(Conn, Standard),
+    Wait(Queued, Answer),
+    Check(Conn, Standard),
     GiveUp(AcquirePhase),
 }
 
-async fn persevere(
+async fn acquire_slow(
     inner: Arc<Shared>,
     asker: Asker,
     started: Instant,
@@ -94,18 +97,18 @@ async fn persevere(
     let give_up = |phase, failure| Err(explain(inner, asker, started, phase, failure));
     loop {
         let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
-        // A connection is given back, or handed to repair, when the future is dropped from here on.
+        // From here on, dropping the future gives the connection back, or sends it to repair.
         let (mut conn, standard) = match next {
-            Next::Doubtful(conn, standard) => (conn, standard),
+            Next::Check(conn, standard) => (conn, standard),
             Next::GiveUp(phase) => return give_up(phase, None),
-            Next::Wait(place, receiver) => {
-                let queued = Instant::now();
-                name_second_wait(inner, asker);
-                let answer = timeout(left, receiver).await;
-                // Before anything is explained: it tells how many more wait.
-                drop(place);
-                let live = match answer {
-                    Ok(Ok(Ok(parcel))) => parcel.open(),
+            Next::Wait(queued, answer) => {
+                let since = Instant::now();
+                warn_of_nested_acquire(inner, asker);
+                let answer = timeout(left, answer).await;
+                // Before an error counts the callers that wait.
+                drop(queued);
+                let out = match answer {
+                    Ok(Ok(Ok(handoff))) => handoff.open(),
                     Ok(Ok(Err(Refusal::Dial(failure)))) => {
                         return give_up(AcquirePhase::Dial, Some(failure.to_string()));
                     }
@@ -116,15 +119,15 @@ async fn persevere(
                     }
                 };
                 let now = Instant::now();
-                let standard = inner.core().note_wait(now - queued);
-                match lend(live, Arc::clone(inner), asker, now, standard, statement) {
+                let standard = inner.core().note_wait(now - since);
+                match lend(out, Arc::clone(inner), asker, now, standard, statement) {
                     Ok(conn) => return Ok(conn),
                     Err(conn) => (conn, standard),
                 }
             }
         };
         let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
-        if conn.put_right(standard, left).await {
+        if conn.make_ready(standard, left).await {
             conn.start_checkout(statement);
             return Ok(conn);
         }
@@ -134,15 +137,15 @@ async fn persevere(
             return give_up(AcquirePhase::Verify, None);
         }
         next = match inner.take() {
-            Taken::Live(live, standard) => {
+            Taken::CheckedOut(out, standard) => {
                 let now = Instant::now();
-                match lend(live, Arc::clone(inner), asker, now, standard, statement) {
+                match lend(out, Arc::clone(inner), asker, now, standard, statement) {
                     Ok(conn) => return Ok(conn),
-                    Err(conn) => Next::Doubtful(conn, standard),
+                    Err(conn) => Next::Check(conn, standard),
                 }
             }
-            Taken::Queued(ticket, receiver) => {
-                Next::Wait(Place { inner: Arc::clone(&**inner), ticket }, receiver)
+            Taken::Queued(ticket, answer) => {
+                Next::Wait(Queued { driver: Arc::clone(&**inner), ticket }, answer)
             }
             Taken::Shed => Next::GiveUp(AcquirePhase::Shed),
             Taken::Closed => Next::GiveUp(AcquirePhase::Closed),
@@ -151,19 +154,15 @@ async fn persevere(
 }
 
 impl Conn {
-    /// Asks for a sign of life, and makes the connection forget plans that have become stale. Says whether it may be handed
-    /// out then.
-    async fn put_right(&mut self, standard: Standard, left: Duration) -> bool {
-        let (types, roles) = {
-            let core = self.inner().core();
-            (core.types, core.roles)
-        };
+    /// Pings the connection, and makes it forget stale plans. Returns whether it may be handed out then.
+    async fn make_ready(&mut self, standard: Standard, left: Duration) -> bool {
+        let epochs = self.inner().core().state.epochs();
         let (live, state) = self.parts();
-        if live.types != types {
+        if live.types != epochs.types {
             state.mark_useless();
             return false;
         }
-        let asks_role = live.generation < roles;
+        let asks_role = live.generation < epochs.roles;
         let forget = live.plans != standard.plans;
         let limit = if forget { FORGET_LIMIT } else { PING_LIMIT }.min(left);
         state.begin(Flight::Control);
@@ -189,7 +188,7 @@ impl Conn {
                 live.plans = standard.plans;
                 true
             }
-            // It was the caller's time that was up: still in flight, the connection goes to repair.
+            // The caller's time is up. The ping is still in flight, so the connection goes to repair.
             Err(_) if limit == left => false,
             _ => {
                 state.mark_lost();
@@ -199,9 +198,9 @@ impl Conn {
     }
 }
 
-/// A task that holds a connection and waits for another of the same pool may wait for itself. This is said when the wait
-/// begins, not when it has failed.
-fn name_second_wait(inner: &Inner, asker: Asker) {
+/// A task that holds a connection and waits for another of the same pool may wait for itself. The log says so when the wait begins, not
+/// when it has failed.
+fn warn_of_nested_acquire(inner: &Driver, asker: Asker) {
     if let Some(first) = taken_by_this_task(inner) {
         inner.core().totals.nested_acquires += 1;
         tracing::warn!(
@@ -213,7 +212,7 @@ fn name_second_wait(inner: &Inner, asker: Asker) {
     }
 }
 
-fn taken_by_this_task(inner: &Inner) -> Option<CallSite> {
+fn taken_by_this_task(inner: &Driver) -> Option<CallSite> {
     if !inner.tracks() {
         return None;
     }
@@ -223,7 +222,7 @@ fn taken_by_this_task(inner: &Inner) -> Option<CallSite> {
 }
 
 fn explain(
-    inner: &Inner,
+    inner: &Driver,
     asker: Asker,
     started: Instant,
     phase: AcquirePhase,
@@ -238,11 +237,11 @@ fn explain(
         .map(|(failure, at)| (failure.to_string(), now.saturating_duration_since(*at)));
     let sessions: Vec<_> = core.sessions().collect();
     let turn = core.turn_comes_in();
-    let full = core.in_use >= core.limit();
+    let is_full = core.state.is_full();
     drop(core);
-    // Whoever waits in the queue waits for one of two things.
+    // A caller in the queue waits for a connection in use, or for a dial.
     let phase = match phase {
-        AcquirePhase::Queue if !full => AcquirePhase::Dial,
+        AcquirePhase::Queue if !is_full => AcquirePhase::Dial,
         other => other,
     };
     let oldest = sessions

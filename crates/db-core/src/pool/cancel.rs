@@ -1,8 +1,8 @@
-//! Ending statements, and sessions, from beside them.
+//! Cancelling statements and ending sessions from another connection.
 //!
-//! The driver keeps the secret that a cancel request of the protocol needs to itself, so `pg_cancel_backend` is called
-//! (PostgreSQL's manual, chapter 9.27.2 "Server Signaling Functions"). One task of each pool does that, on a connection that is
-//! kept for it. What is asked for while it waits for an answer goes into its next statement.
+//! The protocol's cancel request needs a secret that sqlx does not give out, so `pg_cancel_backend` is called instead (PostgreSQL's
+//! manual, chapter 9.27.2 "Server Signaling Functions"). Each pool has one task for that, with a connection of its own. Requests that
+//! arrive while the task waits for an answer go into its next statement together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,35 +24,35 @@ use crate::keepalive::with_keepalive;
 use crate::tracker::Session;
 use crate::{Backoff, Config};
 
-/// The answer to a statement takes no longer than this, counted from when it was sent.
+/// The task waits this long for the answer to a statement, from when it was sent.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// One attempt at connecting takes no longer than this, unless the address has a `connect_timeout`.
+/// The limit of one attempt to connect, unless the address has a `connect_timeout`.
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
 
-/// The first pause between two attempts while somebody waits.
+/// The first pause between two attempts to connect while requests wait.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 
-/// The longest pause between two attempts while somebody waits.
+/// The longest pause between two attempts to connect while requests wait.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
-/// A connection that was silent for so long is asked for a sign of life before it is used: whatever broke the link of a
-/// statement may have broken this one, too. It is not found out by the request itself, because a request without an answer may be
-/// carried out later, on somebody else's statement.
+/// After this long without an answer, the connection is pinged before it is used: what broke the link of a statement may have broken
+/// this link, too. The request itself cannot find that out, because a request without an answer may be carried out later, on
+/// another caller's statement.
 const SILENT: Duration = Duration::from_secs(1);
 
-/// Who has a session ended waits no longer than this.
+/// A caller waits this long for a session to be ended.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
-/// A goodbye takes no longer than this.
-const GOODBYE: Duration = Duration::from_millis(300);
+/// Closing the connection takes no longer than this.
+const CLOSE_LIMIT: Duration = Duration::from_millis(300);
 
-/// The most requests of one statement.
+/// The most requests that one statement carries.
 const BATCH: usize = 256;
 
-/// Answers with the sessions that are there. The start of the process is compared, too: the session may be gone and its process
-/// id another client's by now. The functions have their full names, so that no search path puts others in their place.
-const ASK: &str = "
+/// Signals the sessions that still exist, and answers with their numbers. The start of the process is compared, too: the session may be
+/// gone, and its process id another client's by now. Functions have their schema, so that no search path puts others in their place.
+const SIGNAL: &str = "
     select asked.n, case when asked.ends
       then pg_catalog.pg_terminate_backend(there.pid) else pg_catalog.pg_cancel_backend(there.pid) end
     from rows from (pg_catalog.unnest($1::int4[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::bool[]))
@@ -60,28 +60,28 @@ const ASK: &str = "
       pg_catalog.pg_stat_get_activity(asked.pid) as there
     where there.backend_start = asked.began::timestamptz";
 
-/// What becomes of a request to cancel. Known to the session and not to who asked, who may be dropped: as long as a request is
-/// under way, the session is no use to anybody, and after its answer not before one more round trip.
+/// The state of a session's request to cancel. The session holds it, because the caller that asked may be dropped. While a request is
+/// under way, the session must not be used; after the answer, one more round trip is needed first.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cancel {
-    /// None is under way, and none can hit anything any more.
+    /// No request is under way, and no earlier request can hit a later statement.
     #[default]
     None,
-    /// It waits to be sent. The one before may still need its round trip.
+    /// A request waits to be sent. The request before may still need its round trip.
     Queued { after_another: bool },
-    /// It is under way.
+    /// A request was sent.
     Sent,
     /// The server has signalled the session.
     Answered,
-    /// The server did not carry it out.
+    /// The server refused to signal the session.
     Refused,
-    /// The server has no such session any more.
+    /// The session no longer exists at the server.
     Gone,
-    /// It was sent, and its answer never came: it may be carried out at any time.
+    /// The request was sent, and its answer never came: the server may carry it out at any time.
     Unanswered,
 }
 
-/// The requests to cancel a session's statements, which are one after the other.
+/// The requests to cancel a session's statements. No two of them are under way at the same time.
 #[derive(Debug)]
 pub(crate) struct Cancels(watch::Sender<Cancel>);
 
@@ -90,7 +90,7 @@ impl Cancels {
         Self(watch::Sender::new(Cancel::None))
     }
 
-    /// Takes the step if there is one from here, and says whether there was.
+    /// Changes the state if `next` knows a next one. Returns whether it did.
     fn step(&self, next: impl FnOnce(Cancel) -> Option<Cancel>) -> bool {
         self.0.send_if_modified(|cancel| match next(*cancel) {
             Some(next) => {
@@ -101,7 +101,7 @@ impl Cancels {
         })
     }
 
-    /// Says whether the request is a new one, which has to be sent.
+    /// Returns whether a new request has to be sent.
     fn queue(&self) -> bool {
         self.step(|cancel| match cancel {
             Cancel::None => Some(Cancel::Queued { after_another: false }),
@@ -110,12 +110,12 @@ impl Cancels {
         })
     }
 
-    /// Says whether it is still wanted, and sent from now on.
+    /// Marks the request as sent. Returns whether it was still waiting to be sent.
     fn send(&self) -> bool {
         self.step(|cancel| matches!(cancel, Cancel::Queued { .. }).then_some(Cancel::Sent))
     }
 
-    /// Takes a request back that was not sent.
+    /// Takes back a request that was not sent.
     fn withdraw(&self) {
         self.step(|cancel| match cancel {
             Cancel::Queued { after_another: true } => Some(Cancel::Answered),
@@ -132,51 +132,51 @@ impl Cancels {
         matches!(*self.0.borrow(), Cancel::Queued { .. })
     }
 
-    /// Waits until none is under way. One that waits to be sent is taken back.
+    /// Takes back a request that was not sent, and waits for the answer to one that was.
     pub(super) async fn settled(&self) -> Cancel {
         self.withdraw();
         self.answered().await
     }
 
-    /// Waits until none is under way or waits to be sent.
+    /// Waits until no request is under way or waits to be sent.
     async fn answered(&self) -> Cancel {
         let mut watched = self.0.subscribe();
         let seen = watched.wait_for(|cancel| !matches!(cancel, Cancel::Queued { .. } | Cancel::Sent)).await;
-        // The sender is our own.
+        // `self` is the sender, so the channel is open.
         seen.map_or(Cancel::Unanswered, |cancel| *cancel)
     }
 
-    /// Notes that a round trip that began after the answer has ended.
-    pub(super) fn used_up(&self) {
+    /// Notes that a round trip which began after the answer has ended: the signal cannot hit a later statement.
+    pub(super) fn mark_used_up(&self) {
         self.step(|cancel| matches!(cancel, Cancel::Answered | Cancel::Refused).then_some(Cancel::None));
     }
 }
 
-/// What the task is told.
+/// What the task is told to do.
 enum Order {
-    /// To connect, if it is not connected.
+    /// Connect, and keep the connection.
     Open,
-    /// To ask for a sign of life: a link was lost, and its own may be, too; or it will be needed soon.
-    Look {
-        opens: bool,
+    /// Ping the connection: another link was lost, and this one may be, too. With `reopens`, it is needed soon.
+    Check {
+        reopens: bool,
     },
-    Ask(Request),
-    /// To keep no connection any more.
+    Send(Request),
+    /// Close the connection, and keep none from now on.
     Close(oneshot::Sender<()>),
 }
 
-/// A request on its way. However it ends, those who wait for it are told.
+/// A request. However it ends, callers that wait for it are told.
 struct Request {
     session: Arc<Session>,
     what: What,
-    /// It could not be sent.
+    /// An attempt to send it has failed.
     failed: bool,
     ended: bool,
 }
 
 enum What {
     Cancel,
-    /// Told whether the session is ended.
+    /// The sender is told whether the session has ended.
     Terminate(Option<oneshot::Sender<bool>>),
 }
 
@@ -185,7 +185,7 @@ impl Request {
         Self { session: Arc::clone(session), what, failed: false, ended: false }
     }
 
-    /// Whether it is to be sent. A session is ended though nobody waits for that any more, but it is not tried again and again.
+    /// Whether the request is still to be sent. A session is ended even if no caller waits for that, but then it is tried only once.
     fn is_wanted(&self) -> bool {
         match &self.what {
             What::Cancel => self.session.cancels.is_queued(),
@@ -195,13 +195,13 @@ impl Request {
         }
     }
 
-    /// Says whether it is to be sent.
-    fn send(&mut self) -> bool {
+    /// Marks the request as sent. Returns whether it was still wanted.
+    fn mark_sent(&mut self) -> bool {
         let sent = match self.what {
             What::Cancel => self.session.cancels.send(),
             What::Terminate(_) => true,
         };
-        // If not, it was taken back, or is sent by another one.
+        // Otherwise it was taken back, or another request sends it.
         self.ended = !sent;
         sent
     }
@@ -212,7 +212,7 @@ impl Request {
             What::Cancel => self.session.cancels.answer(answer),
             What::Terminate(waiting) => {
                 if let Some(waiting) = waiting.take() {
-                    // Who has gone needs no answer.
+                    // A caller that has gone needs no answer.
                     let _: Result<_, _> = waiting.send(matches!(answer, Cancel::Answered | Cancel::Gone));
                 }
             }
@@ -229,19 +229,19 @@ impl Drop for Request {
     }
 }
 
-/// Asks for statements and sessions to be ended. One per pool; its task ends with it, after what was asked for.
+/// Cancels statements and ends sessions of one pool. Its task ends after this value is dropped and the last requests are sent.
 pub(crate) struct Canceller {
     orders: UnboundedSender<Order>,
-    /// Whether its connection is open, or was asked for.
+    /// Whether the connection is open, or was asked for.
     is_open: Arc<AtomicBool>,
 }
 
 impl Canceller {
-    /// Begins its task, which opens nothing before it is [told to](Self::open).
+    /// Begins the task, which connects when it is [told to](Self::open), or for the first request.
     pub(super) fn start(config: &Config, pool: &str, keepalive: Duration, on: &runtime::Handle) -> Self {
         let config = config.clone().with_application_name(&format!("{pool} control"));
         let options = config.as_sqlx();
-        // It idles for as long as nothing is cut off. The setting is one of PostgreSQL's manual, chapter 20.11.1.
+        // The connection idles until a statement is cut off. The setting is in PostgreSQL's manual, chapter 20.11.1.
         let options = with_keepalive(options.disable_statement_logging(), keepalive)
             .options([("idle_session_timeout", "0")]);
         let (orders, received) = unbounded_channel();
@@ -251,7 +251,7 @@ impl Canceller {
             options,
             dial_limit: config.connect_timeout().unwrap_or(DIAL_LIMIT),
             config,
-            look_after: keepalive.max(SILENT),
+            check_every: keepalive.max(SILENT),
             orders: received,
             waiting: Vec::new(),
             link: None,
@@ -259,7 +259,7 @@ impl Canceller {
             is_open: Arc::clone(&is_open),
             keeps: false,
             is_closed: false,
-            looks_at: None,
+            check_at: None,
             retries: None,
             in_trouble: false,
         };
@@ -267,60 +267,59 @@ impl Canceller {
         Self { orders, is_open }
     }
 
-    /// Has the connection opened if it is not.
+    /// Opens the connection if it is not open.
     pub(super) fn open(&self) {
         if !self.is_open.swap(true, Ordering::Relaxed) {
-            // Without its task, there is nobody to open it.
+            // Without the task, the pool has ended.
             let _: Result<_, _> = self.orders.send(Order::Open);
         }
     }
 
-    /// Has the connection asked for a sign of life: another one was lost.
-    pub(super) fn look(&self) {
-        // Without its task, there is none to look at.
-        let _: Result<_, _> = self.orders.send(Order::Look { opens: false });
+    /// Pings the connection: another link was lost.
+    pub(super) fn check(&self) {
+        // Without the task, there is no connection.
+        let _: Result<_, _> = self.orders.send(Order::Check { reopens: false });
     }
 
-    /// The same, and has it opened again if it was open and gives none: it will be needed soon.
-    pub(super) fn get_ready(&self) {
-        let _: Result<_, _> = self.orders.send(Order::Look { opens: true });
+    /// Pings the connection, and opens it again if it was open and does not answer: it will be needed soon.
+    pub(super) fn prepare(&self) {
+        let _: Result<_, _> = self.orders.send(Order::Check { reopens: true });
     }
 
-    /// Has the statement cancelled that runs in a session, and waits for the answer. [`Cancel::None`] means that it was not sent.
+    /// Cancels the statement that runs in a session, and waits for the answer. [`Cancel::None`] means that the request was not sent.
     ///
-    /// Dropping the future takes the request back if it was not sent yet; otherwise the session knows of it.
+    /// Dropping the future takes the request back if it was not sent yet; otherwise the session knows of the request.
     pub(super) async fn cancel(&self, session: &Arc<Session>) -> Cancel {
         let _end = Withdraw(&session.cancels);
         if session.cancels.queue() {
-            // Without the task, the request is dropped here, and the session told.
-            let _: Result<_, _> = self.orders.send(Order::Ask(Request::new(session, What::Cancel)));
+            // Without the task, the request is dropped here, which updates the session.
+            let _: Result<_, _> = self.orders.send(Order::Send(Request::new(session, What::Cancel)));
         }
         session.cancels.answered().await
     }
 
-    /// Has a session ended, and waits for the answer for up to [`END_LIMIT`]. Says whether it is.
+    /// Ends a session, and waits for the answer for up to [`END_LIMIT`]. Returns whether the session has ended.
     ///
-    /// Dropping the future leaves the request to be sent.
+    /// Dropping the future does not take the request back.
     pub(crate) async fn terminate(&self, session: &Arc<Session>) -> bool {
         let (ended, answer) = oneshot::channel();
         let request = Request::new(session, What::Terminate(Some(ended)));
-        // Without the task, nobody answers.
-        let _: Result<_, _> = self.orders.send(Order::Ask(request));
+        // Without the task, there is no answer.
+        let _: Result<_, _> = self.orders.send(Order::Send(request));
         matches!(timeout(END_LIMIT, answer).await, Ok(Ok(true)))
     }
 
-    /// Has the connection closed, and waits for that, though not for an attempt at connecting. What is asked for later has one opened
-    /// for itself.
+    /// Closes the connection, and waits for that, but not for an attempt to connect. A later request opens a connection for itself.
     pub(super) async fn close(&self, deadline: Duration) {
         let (done, closed) = oneshot::channel();
         if self.orders.send(Order::Close(done)).is_ok() {
-            // It goes on by itself.
-            let _: Result<_, _> = timeout(deadline.min(2 * GOODBYE), closed).await;
+            // The task goes on without us.
+            let _: Result<_, _> = timeout(deadline.min(2 * CLOSE_LIMIT), closed).await;
         }
     }
 }
 
-/// Takes a request back when who waits for it is dropped.
+/// Takes a request back when the caller that waits for it is dropped.
 struct Withdraw<'s>(&'s Cancels);
 
 impl Drop for Withdraw<'_> {
@@ -334,31 +333,31 @@ struct Task {
     config: Config,
     options: PgConnectOptions,
     dial_limit: Duration,
-    /// A connection is asked for a sign of life when it was silent for so long, and opened again when it gives none.
-    look_after: Duration,
+    /// The connection is pinged this often, and opened again when it does not answer.
+    check_every: Duration,
     orders: UnboundedReceiver<Order>,
-    /// What is to be sent next, no more than two requests for each session that somebody knows.
+    /// What is to be sent next: at most two requests for each session.
     waiting: Vec<Request>,
     link: Option<Link>,
-    /// The session of the link that was lost. It may be there still, if nothing told the server.
+    /// The session of the last lost link. The server may not have noticed the loss.
     before: Option<Arc<Session>>,
     is_open: Arc<AtomicBool>,
-    /// Whether a connection is kept when nothing is to be sent.
+    /// Whether the connection is kept open while nothing is to be sent.
     keeps: bool,
-    /// The pool is closed, and a dial that was under way then changes nothing.
+    /// The pool is closed: a pool's dial that ends late does not reopen the connection.
     is_closed: bool,
-    /// When that is looked at.
-    looks_at: Option<Instant>,
-    /// The pauses after failed attempts, and when the next attempt begins.
+    /// When the connection is next pinged.
+    check_at: Option<Instant>,
+    /// The pauses after failed attempts to connect, and when the next attempt begins.
     retries: Option<(Backoff, Instant)>,
-    /// Whether somebody was told that statements cannot be cancelled.
+    /// Whether the log has said that statements cannot be cancelled.
     in_trouble: bool,
 }
 
 struct Link {
     connection: PgConnection,
     session: Arc<Session>,
-    /// When the server last said something; `None` when there is doubt.
+    /// When the server last answered; `None` if the link may be lost.
     seen: Option<Instant>,
 }
 
@@ -372,24 +371,24 @@ impl Task {
                 received = self.orders.recv_many(&mut orders, BATCH) => if received == 0 { break },
                 () = sleep_until(wakes.unwrap_or_else(Instant::now).into()), if wakes.is_some() => {}
             }
-            // Told when they are dropped.
+            // Dropping a sender tells its caller.
             let mut closed = Vec::new();
             for order in orders.drain(..) {
                 match order {
                     Order::Open => {
                         self.keeps = !self.is_closed;
-                        self.looks_at = Some(Instant::now());
+                        self.check_at = Some(Instant::now());
                     }
-                    Order::Look { opens } => {
+                    Order::Check { reopens } => {
                         if let Some(link) = &mut self.link {
                             link.seen = None;
                         }
                         self.check().await;
-                        if opens {
-                            self.looks_at = Some(Instant::now());
+                        if reopens {
+                            self.check_at = Some(Instant::now());
                         }
                     }
-                    Order::Ask(request) => self.waiting.push(request),
+                    Order::Send(request) => self.waiting.push(request),
                     Order::Close(done) => {
                         self.is_closed = true;
                         self.keeps = false;
@@ -399,34 +398,34 @@ impl Task {
             }
             self.serve().await;
             if !self.keeps && self.waiting.is_empty() {
-                self.goodbye().await;
+                self.close_link().await;
             }
         }
-        // The pool is gone. Nobody waits for what is left, so it is tried once.
+        // The pool is gone. No caller waits for the remaining requests, so they are tried once.
         self.retries = None;
         self.serve().await;
-        self.goodbye().await;
+        self.close_link().await;
     }
 
-    /// When there is something to do though nobody asks.
+    /// When there is something to do without an order.
     fn wakes_at(&self) -> Option<Instant> {
         if !self.waiting.is_empty() {
             let retry = self.retries.as_ref().map(|(_, at)| *at);
             return Some(retry.unwrap_or_else(Instant::now));
         }
-        self.looks_at.filter(|_| self.keeps)
+        self.check_at.filter(|_| self.keeps)
     }
 
-    /// Sends what waits, and looks after the connection when that is due.
+    /// Sends the waiting requests, and pings the connection when that is due.
     async fn serve(&mut self) {
         self.waiting.retain(Request::is_wanted);
         let now = Instant::now();
-        let is_due = self.keeps && self.looks_at.is_some_and(|at| at <= now);
+        let is_due = self.keeps && self.check_at.is_some_and(|at| at <= now);
         if !is_due && self.waiting.is_empty() {
             return;
         }
         if is_due {
-            self.looks_at = now.checked_add(self.look_after);
+            self.check_at = now.checked_add(self.check_every);
         } else if self.retries.as_ref().is_some_and(|(_, at)| now < *at) {
             return;
         }
@@ -435,13 +434,13 @@ impl Task {
         }
         let most = self.waiting.len().min(BATCH);
         let mut batch: Vec<_> = self.waiting.drain(..most).collect();
-        batch.retain_mut(Request::send);
+        batch.retain_mut(Request::mark_sent);
         if !batch.is_empty() {
             self.send(batch).await;
         }
     }
 
-    /// Drops the connection if there is doubt about it, and it gives no sign of life.
+    /// Pings the connection if it was silent for [`SILENT`] or its link may be lost, and drops it if it does not answer.
     async fn check(&mut self) {
         let Some(link) = &mut self.link else { return };
         if link.seen.is_some_and(|seen| seen.elapsed() < SILENT) {
@@ -450,19 +449,19 @@ impl Task {
         if matches!(timeout(PING_LIMIT, link.connection.ping()).await, Ok(Ok(()))) {
             link.seen = Some(Instant::now());
         } else {
-            self.is_lost();
+            self.drop_link();
         }
     }
 
-    /// The pool's next connection opens it again, or the next request.
-    fn is_lost(&mut self) {
+    /// Drops a lost connection. The pool's next dial opens another, or the next request.
+    fn drop_link(&mut self) {
         if let Some(link) = self.link.take() {
             self.before = Some(link.session);
         }
         self.is_open.store(false, Ordering::Relaxed);
     }
 
-    /// Sees to it that there is a connection that answers. Says whether there is.
+    /// Connects unless there is a connection that answers. Returns whether there is one then.
     async fn connect(&mut self) -> bool {
         self.check().await;
         if self.link.is_some() {
@@ -482,8 +481,8 @@ impl Task {
                 true
             }
             Err(error) => {
-                self.is_lost();
-                self.note_trouble(&error, "no connection to cancel statements on");
+                self.drop_link();
+                self.log_trouble(&error, "no connection to cancel statements on");
                 let mut backoff = self
                     .retries
                     .take()
@@ -498,10 +497,10 @@ impl Task {
         }
     }
 
-    /// Sends what is asked for in one statement.
+    /// Sends these requests in one statement.
     async fn send(&mut self, batch: Vec<Request>) {
         let Some(link) = &mut self.link else { return };
-        let asked = timeout(LIMIT, ask(&mut link.connection, &batch)).await;
+        let asked = timeout(LIMIT, signal(&mut link.connection, &batch)).await;
         match asked.unwrap_or_else(|_| Err(timed_out())) {
             Ok(there) => {
                 link.seen = Some(Instant::now());
@@ -513,15 +512,15 @@ impl Task {
                 if Verdict::of_statement(&error).link < class::Link::Closed =>
             {
                 link.seen = Some(Instant::now());
-                self.note_trouble(&error, "the server cancels no statements");
+                self.log_trouble(&error, "the server cancels no statements");
                 for request in batch {
                     request.answer(Cancel::Refused);
                 }
             }
             Err(error) => {
-                self.is_lost();
-                self.note_trouble(&error, "a request to cancel statements was not answered");
-                // The sessions learn it from the requests. To end one may be said twice.
+                self.drop_link();
+                self.log_trouble(&error, "a request to cancel statements was not answered");
+                // Dropping a request updates its session. Ending a session may be tried twice.
                 for mut request in batch {
                     if matches!(request.what, What::Terminate(_)) {
                         request.failed = true;
@@ -532,8 +531,8 @@ impl Task {
         }
     }
 
-    /// Says it once, until it works again.
-    fn note_trouble(&mut self, error: &sqlx::Error, what: &str) {
+    /// Logs a failure as a warning once, until a connection works again.
+    fn log_trouble(&mut self, error: &sqlx::Error, what: &str) {
         let (pool, error) = (&self.pool, said(error));
         if std::mem::replace(&mut self.in_trouble, true) {
             tracing::debug!(pool, error, "{what}");
@@ -542,29 +541,29 @@ impl Task {
         }
     }
 
-    async fn goodbye(&mut self) {
+    async fn close_link(&mut self) {
         self.is_open.store(false, Ordering::Relaxed);
         if let Some(link) = self.link.take() {
-            // A dead peer cannot make that long.
-            let _: Result<_, _> = timeout(GOODBYE, link.connection.close()).await;
+            // Within a limit, since the peer may be dead.
+            let _: Result<_, _> = timeout(CLOSE_LIMIT, link.connection.close()).await;
         }
     }
 }
 
-/// Connects, and asks for nothing: the statement is then prepared.
+/// Connects, and sends a statement without requests, so that it is prepared.
 async fn dial(config: &Config, options: PgConnectOptions) -> Result<(PgConnection, Session), sqlx::Error> {
     let mut connection = each_way(config, options).await?;
     let (session, _) = identity(&mut connection).await?;
-    ask(&mut connection, &[]).await?;
+    signal(&mut connection, &[]).await?;
     Ok((connection, session))
 }
 
-/// Says of each session whether it was there.
-async fn ask(connection: &mut PgConnection, batch: &[Request]) -> Result<Vec<bool>, sqlx::Error> {
+/// Sends the requests. Returns for each session whether it was signalled.
+async fn signal(connection: &mut PgConnection, batch: &[Request]) -> Result<Vec<bool>, sqlx::Error> {
     let pids: Vec<_> = batch.iter().map(|request| request.session.pid).collect();
     let began: Vec<_> = batch.iter().map(|request| request.session.began.clone()).collect();
     let ends: Vec<_> = batch.iter().map(|request| matches!(request.what, What::Terminate(_))).collect();
-    let rows = sqlx::query(ASK).bind(pids).bind(began).bind(ends).fetch_all(connection).await?;
+    let rows = sqlx::query(SIGNAL).bind(pids).bind(began).bind(ends).fetch_all(connection).await?;
     let mut there = vec![false; batch.len()];
     for row in rows {
         let number: i64 = row.try_get(0)?;
@@ -632,7 +631,7 @@ mod tests {
             (Cancel::Unanswered, Cancel::Unanswered),
         ] {
             let cancels = cancels(from);
-            cancels.used_up();
+            cancels.mark_used_up();
             assert_eq!(now(&cancels), to, "{from:?}");
         }
     }

@@ -7,60 +7,59 @@ use futures_util::future::join_all;
 use tokio::time::timeout_at;
 
 use super::cancel::Cancel;
-use super::core::{Inner, Refusal};
-use super::repair::Suspect;
+use super::driver::Driver;
 use crate::tracker::{Holder, Session};
 
-/// So much of the deadline, at most, is kept for cancelling what did not end by itself.
+/// The most of the deadline that is kept for cancelling statements that did not end by themselves.
 const CUT: Duration = Duration::from_secs(1);
 
 /// How a pool was closed.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Closed {
-    /// Who still held a connection when the time to finish was up: their statements were cancelled, and when that did
-    /// not bring the connection back, the session was ended. Empty when all work was finished. Without a
+    /// The holders of connections that were still out when the time to finish was up: their statements were cancelled, and if that did
+    /// not bring a connection back, its session was ended. Empty if all work was finished. Without a
     /// [tracker](crate::Tracking), `unnamed` counts them instead.
     pub cut: Vec<Holder>,
-    /// The same, where nothing is known of the holder.
+    /// Connections that were still out, and whose holder is not known.
     pub unnamed: u32,
-    /// Whether all connections were closed in time. Those still out close when they are given back.
+    /// Whether all connections were closed in time. Connections that are still out close when they are given back.
     pub in_time: bool,
 }
 
 impl Closed {
-    /// Whether nothing had to be cut, and all was closed in time.
+    /// Whether no work had to be cut off, and all connections were closed in time.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.in_time && self.cut.is_empty() && self.unnamed == 0
     }
 }
 
-pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
-    // Further than this, clocks may not reach.
+pub(super) async fn close(driver: &Arc<Driver>, deadline: Duration) -> Closed {
+    // A clock may not be able to show later times.
     let deadline = deadline.min(Duration::from_hours(365 * 24));
     let ends = tokio::time::Instant::now() + deadline;
     let mut closed = Closed::default();
-    stop_admitting(inner);
-    if let Some(canceller) = &inner.canceller {
-        canceller.get_ready();
+    stop_admitting(driver);
+    if let Some(canceller) = &driver.canceller {
+        canceller.prepare();
     }
-    // The call closes it to requests; the future waits for what is out.
-    let sqlx = inner.sqlx.get().map(sqlx::Pool::close);
+    // The call refuses new requests; the future waits for the connections that are out.
+    let sqlx = driver.sqlx.get().map(sqlx::Pool::close);
 
     let last_part = CUT.min(deadline / 4);
-    if timeout_at(ends - last_part, emptied(inner)).await.is_err() {
-        let out = cut(inner, &mut closed);
+    if timeout_at(ends - last_part, emptied(driver)).await.is_err() {
+        let out = cut(driver, &mut closed);
         let cancelled = ends - last_part / 2;
-        cancel(inner, &out, cancelled).await;
-        if timeout_at(cancelled, emptied(inner)).await.is_err() {
-            terminate(inner, &sessions_out(inner), ends).await;
+        cancel(driver, &out, cancelled).await;
+        if timeout_at(cancelled, emptied(driver)).await.is_err() {
+            terminate(driver, &sessions_out(driver), ends).await;
         }
     }
-    closed.in_time = timeout_at(ends, emptied(inner)).await.is_ok();
+    closed.in_time = timeout_at(ends, emptied(driver)).await.is_ok();
 
     let left = ends.saturating_duration_since(tokio::time::Instant::now());
-    if let Some(canceller) = &inner.canceller {
+    if let Some(canceller) = &driver.canceller {
         canceller.close(left).await;
     }
     if let Some(closing) = sqlx {
@@ -69,63 +68,52 @@ pub(super) async fn close(inner: &Arc<Inner>, deadline: Duration) -> Closed {
     closed
 }
 
-fn stop_admitting(inner: &Arc<Inner>) {
-    let mut core = inner.core();
-    core.closing = true;
-    let all = core.idle.len();
-    let idle = core.idle.drain(all);
-    core.repairing += u32::try_from(idle.len()).unwrap_or(u32::MAX);
-    drop(core);
-    inner.ended.cancel();
-    inner.refuse_all(&Refusal::Closed);
-    for live in idle {
-        inner.runtime.spawn(Suspect::new(Arc::clone(inner), live).close());
-    }
+fn stop_admitting(driver: &Arc<Driver>) {
+    let actions = driver.core().state.close();
+    driver.ended.cancel();
+    driver.perform(actions);
 }
 
 /// Waits until no connection is left.
-async fn emptied(inner: &Inner) {
+async fn emptied(driver: &Driver) {
     loop {
-        let told = inner.gone.notified();
-        tokio::pin!(told);
-        // Registered before looking, so that nothing is missed in between.
-        told.as_mut().enable();
-        {
-            let core = inner.core();
-            if core.in_use + core.repairing + core.dialling == 0 {
-                return;
-            }
+        let progress = driver.progress.notified();
+        tokio::pin!(progress);
+        // Registered before the state is read, so that no notification is missed in between.
+        progress.as_mut().enable();
+        if driver.core().state.is_empty() {
+            return;
         }
-        told.await;
+        progress.await;
     }
 }
 
-fn sessions_out(inner: &Inner) -> Vec<Arc<Session>> {
-    inner.core().sessions().collect()
+fn sessions_out(driver: &Driver) -> Vec<Arc<Session>> {
+    driver.core().sessions().collect()
 }
 
-/// Names those who are still at work.
-fn cut(inner: &Inner, closed: &mut Closed) -> Vec<Arc<Session>> {
-    let out = sessions_out(inner);
+/// Notes and logs the holders of connections that are still out.
+fn cut(driver: &Driver, closed: &mut Closed) -> Vec<Arc<Session>> {
+    let out = sessions_out(driver);
     let now = Instant::now();
     for session in &out {
         match session.holder(now) {
             Some(holder) => {
-                let (pool, pid) = (&inner.options.name, holder.pid);
+                let (pool, pid) = (&driver.options.name, holder.pid);
                 tracing::warn!(pool, pid, "the pool closes, and cuts off {holder}");
                 closed.cut.push(holder);
             }
-            None if inner.tracks() => {}
+            None if driver.tracks() => {}
             None => closed.unnamed += 1,
         }
     }
     out
 }
 
-/// Has what runs in these sessions cancelled, all of it at the same time.
-async fn cancel(inner: &Inner, sessions: &[Arc<Session>], until: tokio::time::Instant) {
-    // Through a pooler nobody knows which session it is.
-    let Some(canceller) = &inner.canceller else { return };
+/// Cancels what runs in these sessions, all at the same time.
+async fn cancel(driver: &Driver, sessions: &[Arc<Session>], until: tokio::time::Instant) {
+    // Through a pooler, the sessions are not known.
+    let Some(canceller) = &driver.canceller else { return };
     let all = join_all(sessions.iter().map(|session| canceller.cancel(session)));
     let undone = match timeout_at(until, all).await {
         Ok(answers) => {
@@ -135,19 +123,19 @@ async fn cancel(inner: &Inner, sessions: &[Arc<Session>], until: tokio::time::In
         Err(_) => sessions.len(),
     };
     if undone > 0 {
-        tracing::warn!(pool = inner.options.name, undone, "statements could not be cancelled");
+        tracing::warn!(pool = driver.options.name, undone, "statements could not be cancelled");
     }
 }
 
 /// Ends these sessions, all of them at the same time.
-async fn terminate(inner: &Inner, sessions: &[Arc<Session>], until: tokio::time::Instant) {
-    let Some(canceller) = &inner.canceller else { return };
+async fn terminate(driver: &Driver, sessions: &[Arc<Session>], until: tokio::time::Instant) {
+    let Some(canceller) = &driver.canceller else { return };
     let all = join_all(sessions.iter().map(|session| canceller.terminate(session)));
     let undone = match timeout_at(until, all).await {
         Ok(answers) => answers.iter().filter(|ended| !**ended).count(),
         Err(_) => sessions.len(),
     };
     if undone > 0 {
-        tracing::warn!(pool = inner.options.name, undone, "sessions could not be ended");
+        tracing::warn!(pool = driver.options.name, undone, "sessions could not be ended");
     }
 }

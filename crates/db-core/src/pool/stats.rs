@@ -1,64 +1,64 @@
-//! How a pool stands, and what it has been through.
+//! The figures of a pool.
 
 use std::time::Duration;
 
-/// How a pool stands at one moment, and what it has been through since it was made.
+/// A pool's connections and callers at one moment, and its totals since it was made.
 ///
 /// `open` is `in_use + idle + repairing`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// The most connections that may be in use or idle.
+    /// The limit: connections in use or idle.
     pub max: u32,
-    /// Connections that are open.
+    /// Open connections.
     pub open: u32,
-    /// Of these, ready to be taken.
+    /// Open connections that are ready to be taken.
     pub idle: u32,
-    /// Of these, taken.
+    /// Open connections that are taken.
     pub in_use: u32,
-    /// Of these, being brought back to a known state, verified or closed.
+    /// Open connections that are being verified, repaired or closed.
     pub repairing: u32,
     /// Connections that are being made.
     pub dialling: u32,
     /// Callers in the queue.
     pub waiting: u32,
-    /// What happened so far.
+    /// What has happened since the pool was made.
     pub totals: Totals,
 }
 
-/// What happened in a pool since it was made.
+/// What has happened in a pool since it was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Totals {
     /// Connections handed out.
     pub acquired: u64,
-    /// Of these, after a wait in the queue.
+    /// Connections handed out after a wait in the queue.
     pub queued: u64,
-    /// How long callers waited in the queue, together.
+    /// The sum of these waits.
     pub queue_wait: Duration,
-    /// Callers that got none in time.
+    /// Callers that got no connection in time.
     pub timed_out: u64,
-    /// Callers that were turned away at once, since enough others waited.
+    /// Callers that were refused at once, since [`max_waiting`](crate::PoolOptions::max_waiting) callers waited.
     pub shed: u64,
     /// Connections made.
     pub dialled: u64,
-    /// How long that took, together.
+    /// The time that making them took, summed.
     pub dialling: Duration,
-    /// Attempts at making one that failed.
+    /// Failed attempts to make a connection.
     pub dial_failures: u64,
     /// Connections whose link was lost.
     pub lost: u64,
-    /// Connections that came back in an unknown state, and were brought back to a known one.
+    /// Connections that came back in an unknown state, and were repaired.
     pub repaired: u64,
-    /// Of those that came back in an unknown state, how many could not be brought back in time.
+    /// Connections that came back in an unknown state, and could not be repaired in time.
     pub repair_failed: u64,
     /// Statements that were cut off, and cancelled on the server.
     pub cancelled: u64,
     /// Connections held for longer than their threshold.
     pub leaked: u64,
-    /// Of these, how many came back after all.
+    /// Leaked connections that came back after all.
     pub leaks_returned: u64,
-    /// Waits of a task that held a connection of the same pool already.
+    /// Waits of a task that already held a connection of the same pool.
     pub nested_acquires: u64,
     /// Cached plans found stale, and forgotten by all connections.
     pub stale_plans: u64,

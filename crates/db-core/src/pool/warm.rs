@@ -1,4 +1,4 @@
-//! Waiting until a pool has ready what it is to keep ready.
+//! Waiting until a pool's `min_idle` connections are open.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,37 +7,41 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::Pool;
-use super::core::Inner;
+use super::driver::Driver;
 use crate::connect::ConnectFailure;
 
 impl Pool {
-    /// Waits until as many connections are open as [`min_idle`](crate::PoolOptions::min_idle) asks for, in use or idle, within
-    /// `deadline`. The pool opens them by itself, all at the same time, from when it is made on: without this call, the first who
-    /// ask for a connection may be there before it is. With a `min_idle` of 0, there is nothing to wait for.
+    /// Waits up to `deadline` until [`min_idle`](crate::PoolOptions::min_idle) connections are open, in use or idle. The pool begins to
+    /// open them when it is made, all at the same time: without this call, the first callers may come before the connections are
+    /// there. With a `min_idle` of 0, there is nothing to wait for.
     ///
     /// Cancel safe: the pool goes on by itself.
     ///
     /// # Errors
     ///
-    /// [`WarmUpError`] at the deadline, with what was met; and before it, when waiting cannot mend what was met, or when the pool
-    /// is closed.
+    /// [`WarmUpError`] at the deadline, with the last failure; before the deadline if waiting cannot help, or if the pool is closed.
     pub async fn warm_up(&self, deadline: Duration) -> Result<(), WarmUpError> {
         let started = Instant::now();
         // The keeper does this as well, when it gets its first turn.
-        self.inner.core().rests_until = None;
-        self.inner.dial_if_wanted();
+        let dials = self.inner.core().state.warm_up(started);
+        self.inner.dial(dials);
         let end = timeout(deadline, warm(&self.inner)).await.unwrap_or(End::Late);
         if matches!(end, End::Warm) {
             return Ok(());
         }
         let core = self.inner.core();
+        let (open, wanted) = core.state.ready_of_wanted();
         Err(WarmUpError {
             pool: self.name().to_owned(),
-            open: core.in_use + core.idle_count(),
-            wanted: core.limits.min_idle.min(core.limit()),
+            open,
+            wanted,
             waited: started.elapsed(),
             closed: matches!(end, End::Closed),
-            failure: core.last_failure.as_ref().filter(|_| core.down).map(|(failure, _)| failure.clone()),
+            failure: core
+                .last_failure
+                .as_ref()
+                .filter(|_| core.state.is_down())
+                .map(|(failure, _)| failure.clone()),
         })
     }
 }
@@ -46,39 +50,43 @@ impl Pool {
 enum End {
     Warm,
     Closed,
-    /// The server will say the same next time.
+    /// The server would refuse the next dial, too.
     Refused,
     Late,
 }
 
-async fn warm(inner: &Arc<Inner>) -> End {
+async fn warm(driver: &Arc<Driver>) -> End {
     loop {
-        // A dial tells when it is over, one way or the other.
-        let told = inner.gone.notified();
-        tokio::pin!(told);
-        // Registered before looking, so that nothing is missed in between.
-        told.as_mut().enable();
-        {
-            let core = inner.core();
-            if core.closing {
-                return End::Closed;
-            }
-            if core.in_use + core.idle_count() >= core.limits.min_idle.min(core.limit()) {
-                return End::Warm;
-            }
-            let is_final = core.last_failure.as_ref().is_some_and(|(failure, _)| failure.is_final());
-            if core.down && core.dialling == 0 && is_final {
-                return End::Refused;
-            }
+        // Notified when a dial has ended, whatever came of it.
+        let progress = driver.progress.notified();
+        tokio::pin!(progress);
+        // Registered before the state is read, so that no notification is missed in between.
+        progress.as_mut().enable();
+        if let Some(end) = end_of_warm_up(driver) {
+            return end;
         }
         tokio::select! {
-            () = told => {}
-            () = inner.ended.cancelled() => {}
+            () = progress => {}
+            () = driver.ended.cancelled() => {}
         }
     }
 }
 
-/// A pool did not get ready what it is to keep ready.
+fn end_of_warm_up(driver: &Driver) -> Option<End> {
+    let core = driver.core();
+    if core.state.is_closing() {
+        return Some(End::Closed);
+    }
+    let (ready, wanted) = core.state.ready_of_wanted();
+    if ready >= wanted {
+        return Some(End::Warm);
+    }
+    let is_final = core.last_failure.as_ref().is_some_and(|(failure, _)| failure.is_final());
+    let is_over = core.state.is_down() && core.state.counts().dialling == 0;
+    (is_over && is_final).then_some(End::Refused)
+}
+
+/// A pool could not open its `min_idle` connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WarmUpError {
     pool: String,
@@ -90,13 +98,13 @@ pub struct WarmUpError {
 }
 
 impl WarmUpError {
-    /// What the last attempt to open a connection met, if it failed.
+    /// The failure of the last attempt to open a connection, if it failed.
     #[must_use]
     pub fn failure(&self) -> Option<&ConnectFailure> {
         self.failure.as_ref()
     }
 
-    /// How many connections were open, and how many were to be.
+    /// How many connections were open, and how many were asked for.
     #[must_use]
     pub fn open_of_wanted(&self) -> (u32, u32) {
         (self.open, self.wanted)
@@ -108,16 +116,16 @@ impl fmt::Display for WarmUpError {
         let Self { pool, open, wanted, waited, closed, failure } = self;
         write!(
             f,
-            "pool `{pool}`: {open} of the {wanted} connections that it keeps ready were open after {:.1} s",
+            "pool `{pool}`: {open} of {wanted} connections (min_idle) were open after {:.1} s",
             waited.as_secs_f64()
         )?;
         match failure {
-            _ if *closed => write!(f, ", and it was closed"),
+            _ if *closed => write!(f, ", and the pool was closed"),
             Some(failure) => write!(f, "; the last attempt: {failure}"),
             None => Ok(()),
         }
     }
 }
 
-// No `source`: what the last attempt met is part of the text already.
+// No `source`: the last attempt's failure is part of the text already.
 impl std::error::Error for WarmUpError {}

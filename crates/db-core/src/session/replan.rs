@@ -46,7 +46,7 @@ impl Session {
         }
         let limit = self.limit();
         self.state.begin(Flight::Control);
-        let live = self.live.as_mut().expect("there until it is dropped");
+        let live = self.live.as_deref_mut().expect("there until it is dropped");
         match timeout(limit.wait, live.raw.clear_cached_statements()).await {
             Ok(forgotten) => {
                 self.state.end(forgotten.as_ref().err());

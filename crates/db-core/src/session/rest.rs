@@ -59,7 +59,7 @@ impl Session {
         }
         let limit = self.limit();
         let by_text = self.state.transaction == Transaction::None;
-        let live = self.live.as_mut().expect("there until it is dropped");
+        let live = self.live.as_deref_mut().expect("there until it is dropped");
         let rested = timeout(limit.wait, async {
             let rest = come_to_rest(&self.inner, live, flight, patience).await?;
             let was_cancelled = rest.failed && rest.cancel == Cancel::Answered;
@@ -104,7 +104,7 @@ impl Session {
             self.state.session_changed = true;
             return Ok(());
         }
-        let live = self.live.as_mut().expect("there until it is dropped");
+        let live = self.live.as_deref_mut().expect("there until it is dropped");
         self.state.begin(Flight::Control);
         match timeout(limit.wait, forget_statements(live)).await {
             Ok(forgotten) => {
@@ -123,7 +123,7 @@ impl Session {
             Some(Flight::Statement | Flight::Control | Flight::Lent) | None => {}
         }
         let limit = self.limit();
-        let live = self.live.as_mut().expect("there until it is dropped");
+        let live = self.live.as_deref_mut().expect("there until it is dropped");
         if !self.state.is_lent() {
             self.state.begin(Flight::Control);
         }

@@ -127,7 +127,7 @@ impl Session {
                 let mut limit = self.limit();
                 let spare = self.spare(&mut text);
                 let mut trip = self.depart(&sql, Flight::Statement);
-                let live = self.live.as_mut().expect("there until it is dropped");
+                let live = self.live.as_deref_mut().expect("there until it is dropped");
                 let mut results = live.raw.fetch_many(&mut text);
                 let failure = loop {
                     // Most rows are there already, and need no timer.

@@ -1,13 +1,14 @@
 //! Connections that wait for their next use.
 
-/// How far below the top a worker looks for a connection of its own.
+/// A worker looks for a connection of its own among this number of entries at the top.
 const REACH: usize = 4;
 
-/// The connection given back last is taken first, but of those near the top each worker prefers the one that it gave back
-/// itself: its server process runs, and has its caches, where the worker does. The answer is then often there before the
-/// worker has begun to wait for it.
-pub(crate) struct IdleStack<T> {
-    /// From the one not used for longest to the one given back last.
+/// A stack: the connection given back last is taken first. Near the top, a worker prefers the connection that it gave back itself: the
+/// connection's server process runs on the worker's processor, with warm caches, and the answer is often there before the worker
+/// begins to wait for it.
+#[derive(Debug)]
+pub(super) struct IdleStack<T> {
+    /// From the connection not used for longest to the one given back last.
     entries: Vec<(Worker, T)>,
 }
 
@@ -18,16 +19,16 @@ impl<T> Default for IdleStack<T> {
 }
 
 impl<T> IdleStack<T> {
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    pub(crate) fn push(&mut self, worker: Worker, idle: T) {
+    pub(super) fn push(&mut self, worker: Worker, idle: T) {
         self.entries.push((worker, idle));
     }
 
-    /// Takes the one on top, or the worker's own if it is not far below.
-    pub(crate) fn pop(&mut self, worker: Worker) -> Option<T> {
+    /// Takes the top entry, or the worker's own if it is near the top.
+    pub(super) fn pop(&mut self, worker: Worker) -> Option<T> {
         let top = self.entries.len().checked_sub(1)?;
         let own = (0..self.entries.len().min(REACH))
             .map(|depth| top - depth)
@@ -38,19 +39,19 @@ impl<T> IdleStack<T> {
         }
     }
 
-    /// Takes as many as that, those first that were not used for longest.
-    pub(crate) fn drain(&mut self, count: usize) -> Vec<T> {
+    /// Takes `count` entries, first those that were not used for longest.
+    pub(super) fn drain(&mut self, count: usize) -> Vec<T> {
         self.entries.drain(..count).map(|(_, idle)| idle).collect()
     }
 
-    /// Takes all those that `is_wanted` refuses, in their order.
-    pub(crate) fn remove_unless(&mut self, mut is_wanted: impl FnMut(&T) -> bool) -> Vec<T> {
+    /// Takes all entries that are not wanted, in their order.
+    pub(super) fn remove_unless(&mut self, mut is_wanted: impl FnMut(&T) -> bool) -> Vec<T> {
         let removed = self.entries.extract_if(.., |(_, idle)| !is_wanted(idle));
         removed.map(|(_, idle)| idle).collect()
     }
 }
 
-/// A thread, told from the others that run now: where something lies that each thread has one of.
+/// Identifies the current thread by the address of a thread-local.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Worker(usize);
 

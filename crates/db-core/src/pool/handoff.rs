@@ -1,0 +1,47 @@
+//! What a caller in the queue is sent.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::driver::Driver;
+use super::live::CheckedOut;
+use crate::connect::ConnectFailure;
+
+/// The means to answer a caller in the queue.
+pub(super) type Waiter = oneshot::Sender<Result<Handoff, Refusal>>;
+
+/// Where a caller in the queue gets its answer.
+pub(super) type Answer = oneshot::Receiver<Result<Handoff, Refusal>>;
+
+/// Why a caller is refused before its time is up.
+#[derive(Debug, Clone)]
+pub(super) enum Refusal {
+    Closed,
+    /// The server would refuse the next dial, too.
+    Dial(ConnectFailure),
+}
+
+/// A connection on its way to a caller. If the caller has gone meanwhile, the connection goes back.
+pub(super) struct Handoff {
+    driver: Arc<Driver>,
+    out: Option<CheckedOut>,
+}
+
+impl Handoff {
+    pub(super) fn new(driver: &Arc<Driver>, out: CheckedOut) -> Self {
+        Self { driver: Arc::clone(driver), out: Some(out) }
+    }
+
+    pub(super) fn open(mut self) -> CheckedOut {
+        self.out.take().expect("opened once")
+    }
+}
+
+impl Drop for Handoff {
+    fn drop(&mut self) {
+        if let Some(out) = self.out.take() {
+            self.driver.give_back(out, None, None);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! A connection out of use, and the task that decides what becomes of it.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::Connection;
+use tokio::time::timeout;
+
+use super::PING_LIMIT;
+use super::driver::Driver;
+use super::live::Live;
+use super::repair::{Repaired, reset};
+use super::state::{Quarantined, Worker};
+use crate::doubt::Doubt;
+use crate::error::said;
+use crate::role::Role;
+use crate::statement::State;
+use crate::tracker::Session;
+
+/// A repair takes no longer than this. After it, the connection is closed.
+const REPAIR_LIMIT: Duration = Duration::from_secs(2);
+
+/// Closing a connection takes no longer than this.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// After this, another connection may be dialled for the one in repair. Before, waiting for it is cheaper than dialling.
+const SLOW_AFTER: Duration = Duration::from_millis(10);
+
+/// A connection out of use. It is counted until this value is dropped, or the state has it back.
+pub(super) struct Quarantine {
+    driver: Arc<Driver>,
+    /// `None` once the link is closed, and where only the session at the server is left.
+    live: Option<Box<Live>>,
+    /// `None` once the state has it back.
+    quarantined: Option<Quarantined>,
+}
+
+impl Quarantine {
+    pub(super) fn new(driver: &Arc<Driver>, live: Box<Live>, quarantined: Quarantined) -> Self {
+        Self { driver: Arc::clone(driver), live: Some(live), quarantined: Some(quarantined) }
+    }
+
+    /// A connection of which only the session at the server is left.
+    pub(super) fn of_session(driver: &Arc<Driver>, quarantined: Quarantined) -> Self {
+        Self { driver: Arc::clone(driver), live: None, quarantined: Some(quarantined) }
+    }
+
+    /// Ends the session at the server. What is in doubt is decided after that, or after the attempt.
+    pub(super) async fn end(self, session: Arc<Session>, doubt: Doubt) {
+        terminate(&self.driver, &session).await;
+        drop(doubt);
+    }
+
+    /// Closes the connection. A dead peer cannot make that long.
+    pub(super) async fn close(mut self) {
+        let Some(live) = self.live.take() else { return };
+        let pool = &self.driver.options.name;
+        match timeout(CLOSE_LIMIT, live.raw.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(pool, error = said(&error), "closing a connection failed"),
+            Err(_) => tracing::debug!(pool, "closing a connection took longer than {CLOSE_LIMIT:?}"),
+        }
+    }
+
+    /// Pings the connection, and readmits it if the server answers.
+    pub(super) async fn verify(mut self) {
+        let epochs = self.driver.core().state.epochs();
+        let Some(live) = &mut self.live else { return };
+        let answer = timeout(PING_LIMIT, async {
+            if live.generation < epochs.roles {
+                return Role::ask(&mut live.raw).await;
+            }
+            live.raw.ping().await.map(|()| live.role)
+        });
+        match answer.await {
+            Ok(Ok(Role::Withdrawn)) if live.role == Role::Writes => self.close().await,
+            Ok(Ok(role)) => {
+                live.role = role;
+                live.generation = epochs.generation;
+                live.last_seen = Instant::now();
+                self.readmit();
+            }
+            _ => self.lose(),
+        }
+    }
+
+    /// Brings the connection back to a known state and readmits it, or closes it.
+    pub(super) async fn repair(mut self, mut state: State) {
+        let Some(mut live) = self.live.take() else { return };
+        let driver = Arc::clone(&self.driver);
+        let repaired = {
+            let mut repairing = pin!(timeout(REPAIR_LIMIT, reset(&driver, &mut live, &mut state)));
+            tokio::select! {
+                biased;
+                repaired = &mut repairing => repaired,
+                () = tokio::time::sleep(SLOW_AFTER) => {
+                    self.mark_slow();
+                    repairing.await
+                }
+            }
+        };
+        let (pool, session) = (&driver.options.name, Arc::clone(&live.session));
+        if matches!(repaired, Ok(Ok(Repaired::Good))) {
+            live.last_seen = Instant::now();
+            driver.core().totals.repaired += 1;
+        } else {
+            driver.core().totals.repair_failed += 1;
+        }
+        self.live = Some(live);
+        match repaired {
+            Ok(Ok(Repaired::Good)) => self.readmit(),
+            Ok(Ok(Repaired::Useless)) => self.close().await,
+            Ok(Ok(Repaired::Doubtful)) => {
+                // The session first: with its link gone, it would go on until it looks for the link.
+                terminate(&driver, &session).await;
+                self.close().await;
+            }
+            Ok(Err(error)) => {
+                let error = said(&error);
+                tracing::debug!(pool, pid = session.pid, error, "a connection broke in repair");
+                self.lose();
+            }
+            Err(_) => {
+                tracing::warn!(
+                    pool,
+                    pid = session.pid,
+                    "a connection could not be repaired within {REPAIR_LIMIT:?}, and is closed"
+                );
+                // It would go on at the server for as long as the link is silent.
+                terminate(&driver, &session).await;
+                self.lose();
+            }
+        }
+    }
+
+    fn mark_slow(&mut self) {
+        let Some(quarantined) = &mut self.quarantined else { return };
+        let dials = self.driver.core().state.mark_slow(quarantined, Instant::now());
+        self.driver.dial(dials);
+    }
+
+    fn readmit(mut self) {
+        let Some(live) = self.live.take() else { return };
+        let Some(quarantined) = self.quarantined.take() else { return };
+        let now = Instant::now();
+        let wear = self.driver.wear(&live, now);
+        let readmitted = self.driver.core().state.readmit(quarantined, live, wear, Worker::here(), now);
+        let (place, dials) = readmitted;
+        self.driver.put(place, now);
+        self.driver.dial(dials);
+    }
+
+    /// The link is lost.
+    fn lose(mut self) {
+        let Some(live) = self.live.take() else { return };
+        let generation = live.generation;
+        drop(live);
+        let Some(quarantined) = self.quarantined.take() else { return };
+        let mut core = self.driver.core();
+        core.totals.lost += 1;
+        let loss = core.state.lose_quarantined(quarantined, generation, Instant::now());
+        drop(core);
+        self.driver.react(loss);
+    }
+}
+
+impl Drop for Quarantine {
+    fn drop(&mut self) {
+        // First the link, then its place.
+        self.live = None;
+        if let Some(quarantined) = self.quarantined.take() {
+            let dials = self.driver.core().state.released(quarantined, Instant::now());
+            self.driver.dial(dials);
+        }
+        self.driver.progress.notify_waiters();
+    }
+}
+
+/// Ends a session from outside.
+async fn terminate(driver: &Driver, session: &Arc<Session>) {
+    let Some(canceller) = &driver.canceller else { return };
+    if !canceller.terminate(session).await {
+        let (pool, pid) = (&driver.options.name, session.pid);
+        tracing::debug!(pool, pid, "a session could not be ended, and may go on");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use db_testkit::{TestDb, until};
+    use sqlx::Executor;
+
+    use super::*;
+    use crate::pool::{Shared, acquire};
+    use crate::statement::Flight;
+    use crate::tracker::{Asker, CallSite};
+    use crate::{Config, PoolOptions};
+
+    #[db_testkit::test]
+    async fn a_repair_that_takes_long_lets_the_next_caller_in_at_once(db: TestDb) {
+        let config = Config::from_url(&db.url()).expect("an address");
+        let options = PoolOptions { max: 1, ..PoolOptions::api() };
+        // Without a keeper, which would let the caller in later.
+        let driver = Arc::new(Driver::new(config, options));
+        let alive = driver.ended.clone().drop_guard();
+        let shared = Arc::new(Shared { driver, _alive: alive });
+        let asker = Asker { at: CallSite::caller(), leak_after: Duration::MAX };
+        let mut conn = acquire(Arc::clone(&shared), asker, None).await.expect("a connection");
+        let (live, state) = conn.parts();
+        // What is waited for and not cancelled.
+        state.begin(Flight::Control);
+        let sleep = live.raw.execute(sqlx::raw_sql("select pg_sleep(600)"));
+        tokio::select! {
+            _ = sleep => panic!("it sleeps for ten minutes"),
+            _ = db.until_sessions("it sleeps", |all| all.iter().any(db_testkit::Session::is_running)) => {}
+        }
+        let next = tokio::spawn(acquire(Arc::clone(&shared), asker, None));
+        until("the next one waits", async || shared.core().stats().waiting == 1).await;
+
+        drop(conn);
+
+        let next = next.await.expect("no panic").expect("another connection");
+        let now = shared.core().stats();
+        assert_eq!((now.repairing, now.totals.repair_failed), (1, 0), "while it is in repair: {now:?}");
+        drop(next);
+    }
+}

@@ -1,0 +1,504 @@
+//! The rules of a pool as a value: no lock, no clock, no tasks, no I/O.
+//!
+//! The [driver](super::driver) calls a method for each event, under its lock, and performs what the method returns after it
+//! has let the lock go. Time and the worker are parameters. Taking an idle connection and giving it back allocate nothing.
+//!
+//! ```text
+//!                    dialled            take
+//!   Dialling ──────────────────▶ idle ────────▶ Checkout ─── lose ────▶ closed
+//!                                 ▲  ▲            │    │                  ▲
+//!                                 │  └─ give_back ┘    │ quarantine       │
+//!                                 │                    ▼                  │
+//!                                 └─── readmit ── Quarantined ─ released ─┘
+//! ```
+//!
+//! Every open connection is in exactly one place: idle in this value, or outside of it with a [`Checkout`] or a
+//! [`Quarantined`]. These tokens are the only means to move the counts. Where the drawing leads to idle, a waiter gets the
+//! connection first, and a connection that is one too many is quarantined and closed instead.
+
+use std::time::{Duration, Instant};
+
+use super::options::Limits;
+
+mod answer;
+mod count;
+mod idle;
+mod queue;
+
+pub(crate) use answer::{
+    Actions, AfterFailure, Age, AtServer, Counts, Epochs, Loss, Place, Standard, Take, Wear,
+};
+pub(crate) use count::{Checkout, Dialling, Quarantined};
+use count::{Count, Dials, InUse, Repairs, SlowRepairs};
+use idle::IdleStack;
+pub(crate) use idle::Worker;
+use queue::Queue;
+pub(crate) use queue::Ticket;
+
+/// This number of connections that take long to repair does not count against the limit: a storm of cut-off statements leaves room
+/// for callers, and cannot pile up server processes.
+pub(crate) const EXTRA: u32 = 4;
+
+/// After the server has refused a login for good, the pool waits this long before it dials again for `min_idle`. The time doubles with
+/// each refusal, up to 32 times. A caller is never kept from dialling.
+const REST: Duration = Duration::from_secs(1);
+
+/// What is known of a pool's connections and callers. `C` is a connection, `W` the means to answer a waiting caller.
+#[derive(Debug)]
+pub(crate) struct PoolState<C, W> {
+    limits: Limits,
+    /// Connections of the limit that are left to `sqlx()`.
+    reserved: u32,
+    idle: IdleStack<C>,
+    queue: Queue<W>,
+    in_use: Count<InUse>,
+    dialling: Count<Dials>,
+    repairing: Count<Repairs>,
+    slow: Count<SlowRepairs>,
+    /// Connections that were dialled, and connections that are gone, since the beginning: apart from the counts above, to check
+    /// them.
+    dialled: u64,
+    closed: u64,
+    epochs: Epochs,
+    /// The last attempt to dial failed: until one succeeds, only one task dials.
+    is_down: bool,
+    /// Dials in a row that the server refused for good.
+    refusals: u32,
+    /// No connection is dialled for `min_idle` before this time.
+    rests_until: Option<Instant>,
+    is_closing: bool,
+    /// No connection is dialled for `min_idle` before the first caller.
+    is_asleep: bool,
+}
+
+impl<C, W> PoolState<C, W> {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            reserved: 0,
+            idle: IdleStack::default(),
+            queue: Queue::default(),
+            in_use: Count::default(),
+            dialling: Count::default(),
+            repairing: Count::default(),
+            slow: Count::default(),
+            dialled: 0,
+            closed: 0,
+            epochs: Epochs::default(),
+            is_down: false,
+            refusals: 0,
+            rests_until: None,
+            is_closing: false,
+            is_asleep: false,
+        }
+    }
+
+    /// A caller asks for a connection, and gets the one given back last.
+    pub(crate) fn take(&mut self, worker: Worker) -> Take<C> {
+        if self.is_closing {
+            return Take::Closed;
+        }
+        self.is_asleep = false;
+        if let Some(conn) = self.idle.pop(worker) {
+            return Take::Idle(conn, self.in_use.enter(), self.standard());
+        }
+        if self.is_crowded() { Take::Shed } else { Take::MayWait }
+    }
+
+    /// A caller that [may](Take::MayWait) joins the queue.
+    pub(crate) fn wait(&mut self, waiter: W, now: Instant) -> (Ticket, Vec<Dialling>) {
+        (self.queue.push(waiter), self.dials(now))
+    }
+
+    /// A caller waits no longer, whether it was answered or gave up.
+    pub(crate) fn leave(&mut self, ticket: Ticket) {
+        self.queue.remove(ticket);
+    }
+
+    /// A connection comes back clean, or the caller it was handed to is gone.
+    pub(crate) fn give_back(
+        &mut self,
+        conn: C,
+        checkout: Checkout,
+        wear: Wear,
+        worker: Worker,
+    ) -> Place<C, W> {
+        self.in_use.leave(checkout);
+        self.place(conn, wear, worker)
+    }
+
+    /// A connection comes back in an unknown state.
+    pub(crate) fn quarantine(&mut self, checkout: Checkout) -> Quarantined {
+        self.in_use.leave(checkout);
+        self.isolated()
+    }
+
+    /// A connection in use has lost its link. `generation` is the connection's.
+    pub(crate) fn lose(
+        &mut self,
+        checkout: Checkout,
+        generation: u64,
+        at_server: AtServer,
+        now: Instant,
+    ) -> Loss<C, W> {
+        self.in_use.leave(checkout);
+        let orphan = match at_server {
+            AtServer::Nothing => {
+                self.closed += 1;
+                None
+            }
+            // Callers are let in for it at once.
+            AtServer::Statement => {
+                Some(Quarantined { repair: self.repairing.enter(), slow: Some(self.slow.enter()) })
+            }
+        };
+        Loss { orphan, ..self.link_lost(generation, now) }
+    }
+
+    /// A quarantined connection has lost its link. `generation` is the connection's.
+    pub(crate) fn lose_quarantined(
+        &mut self,
+        quarantined: Quarantined,
+        generation: u64,
+        now: Instant,
+    ) -> Loss<C, W> {
+        self.end_quarantine(quarantined);
+        self.closed += 1;
+        self.link_lost(generation, now)
+    }
+
+    /// The first loss in a generation begins the next: all idle connections are verified at the same time, and those in use before
+    /// their next use.
+    fn link_lost(&mut self, generation: u64, now: Instant) -> Loss<C, W> {
+        let is_news = self.epochs.generation == generation;
+        let mut actions = Actions::default();
+        if is_news {
+            self.epochs.generation += 1;
+            actions.verify = self.isolate_idle(usize::MAX);
+        }
+        actions.dial = self.dials(now);
+        Loss { orphan: None, is_news, actions }
+    }
+
+    /// A repair takes long: another connection may be dialled in its place.
+    pub(crate) fn mark_slow(&mut self, quarantined: &mut Quarantined, now: Instant) -> Vec<Dialling> {
+        if quarantined.slow.is_none() {
+            quarantined.slow = Some(self.slow.enter());
+        }
+        self.dials(now)
+    }
+
+    /// A quarantined connection is known to be good again.
+    pub(crate) fn readmit(
+        &mut self,
+        quarantined: Quarantined,
+        conn: C,
+        wear: Wear,
+        worker: Worker,
+        now: Instant,
+    ) -> (Place<C, W>, Vec<Dialling>) {
+        self.end_quarantine(quarantined);
+        (self.place(conn, wear, worker), self.dials(now))
+    }
+
+    /// A quarantined connection is closed, and its session ended as far as that was possible.
+    pub(crate) fn released(&mut self, quarantined: Quarantined, now: Instant) -> Vec<Dialling> {
+        self.end_quarantine(quarantined);
+        self.closed += 1;
+        self.dials(now)
+    }
+
+    /// A dial has made a connection.
+    pub(crate) fn dialled(
+        &mut self,
+        dialling: Dialling,
+        conn: C,
+        worker: Worker,
+        now: Instant,
+    ) -> (Place<C, W>, Vec<Dialling>) {
+        self.dialling.leave(dialling);
+        self.dialled += 1;
+        self.is_down = false;
+        self.refusals = 0;
+        self.rests_until = None;
+        // The server is there: the others may dial again.
+        (self.place(conn, Wear::Usable, worker), self.dials(now))
+    }
+
+    /// An attempt to dial failed. One dial tries again, for all callers; `is_final` says that the server would refuse that, too.
+    pub(crate) fn dial_failed(
+        &mut self,
+        dialling: Dialling,
+        is_final: bool,
+        now: Instant,
+    ) -> AfterFailure<W> {
+        self.is_down = true;
+        if is_final {
+            let rest = REST.saturating_mul(1 << self.refusals.min(5));
+            self.refusals = self.refusals.saturating_add(1);
+            self.rests_until = Some(now + rest);
+        }
+        if !is_final && self.dialling.get() == 1 && self.is_dial_wanted() {
+            return AfterFailure::Retry(dialling);
+        }
+        self.dialling.leave(dialling);
+        // While connections are out that may come back, the callers have something to wait for.
+        let refuses_all = is_final && self.in_use.get() + self.repairing.get() == 0;
+        AfterFailure::Stop(if refuses_all { self.queue.take_all() } else { Vec::new() })
+    }
+
+    /// The pause after a failed dial is over. Returns the token if the dial is still wanted.
+    ///
+    /// In one step: a caller that joins the queue now sees this dial counted, and the dial goes on, or the caller has one begun.
+    pub(crate) fn pause_ended(&mut self, dialling: Dialling) -> Option<Dialling> {
+        if self.is_dial_wanted() {
+            return Some(dialling);
+        }
+        self.dialling.leave(dialling);
+        None
+    }
+
+    /// A dial ends without an answer.
+    pub(crate) fn dial_dropped(&mut self, dialling: Dialling) {
+        self.dialling.leave(dialling);
+    }
+
+    /// The limits change. Idle connections above them are closed.
+    pub(crate) fn set_limits(&mut self, limits: Limits, now: Instant) -> Actions<C, W> {
+        self.limits = limits;
+        Actions { close: self.trim(), dial: self.dials(now), ..Actions::default() }
+    }
+
+    /// `sqlx()` is called for the first time: this number of connections is left to it, at least 1, and never the last of the limit.
+    /// Returns the number.
+    pub(crate) fn reserve(&mut self, connections: u32) -> (u32, Actions<C, W>) {
+        self.reserved = connections.clamp(1, self.limits.max.max(2) - 1);
+        (self.reserved, Actions { close: self.trim(), ..Actions::default() })
+    }
+
+    /// A server that took writes refuses them now, found on a connection of this generation. The first such report begins the next
+    /// generation; for later ones, this is `None`.
+    pub(crate) fn demoted(&mut self, generation: u64) -> Option<Actions<C, W>> {
+        if generation < self.epochs.roles {
+            return None;
+        }
+        self.epochs.generation += 1;
+        self.epochs.roles = self.epochs.generation;
+        Some(Actions { verify: self.isolate_idle(usize::MAX), ..Actions::default() })
+    }
+
+    /// A cached plan was stale. Returns the new count.
+    pub(crate) fn plans_stale(&mut self) -> u64 {
+        self.epochs.plans += 1;
+        self.epochs.plans
+    }
+
+    /// A type was stale on a connection with this count. Every connection that is as old is closed before its next use.
+    pub(crate) fn types_stale(&mut self, types: u64) -> Actions<C, W> {
+        if self.epochs.types != types {
+            return Actions::default();
+        }
+        self.epochs.types += 1;
+        self.epochs.plans += 1;
+        Actions { close: self.isolate_idle(usize::MAX), ..Actions::default() }
+    }
+
+    /// Some time has passed: closes idle connections that are too old or too many, and verifies those that were silent.
+    pub(crate) fn time_passed(&mut self, now: Instant, age: impl Fn(&C) -> Age) -> Actions<C, W> {
+        let idle = self.idle_count();
+        let mut over = (self.in_use.get() + idle).saturating_sub(self.limit());
+        let mut spare = idle.saturating_sub(self.limits.min_idle);
+        // The connections that were not used for longest come first.
+        let close = self.idle.remove_unless(|conn| {
+            let age = age(conn);
+            let stays = over == 0 && !age.is_expired && !(age.is_unused && spare > 0);
+            if !stays {
+                over = over.saturating_sub(1);
+                spare = spare.saturating_sub(1);
+            }
+            stays
+        });
+        let verify = self.idle.remove_unless(|conn| !age(conn).is_silent);
+        Actions {
+            close: self.isolate(close),
+            verify: self.isolate(verify),
+            dial: self.dials(now),
+            ..Actions::default()
+        }
+    }
+
+    /// `min_idle` is asked for now, even if the server has just refused a login.
+    pub(crate) fn warm_up(&mut self, now: Instant) -> Vec<Dialling> {
+        self.rests_until = None;
+        self.dials(now)
+    }
+
+    /// Nothing is to be dialled before the first caller.
+    pub(crate) fn sleep(&mut self) {
+        self.is_asleep = true;
+    }
+
+    /// The pool closes: callers are refused, idle connections are closed, and all others as they come back.
+    pub(crate) fn close(&mut self) -> Actions<C, W> {
+        self.is_closing = true;
+        let refuse = self.queue.take_all();
+        Actions { close: self.isolate_idle(usize::MAX), refuse, ..Actions::default() }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The most connections that may be in use or idle, without those reserved for sqlx.
+    pub(crate) fn limit(&self) -> u32 {
+        self.limits.max.saturating_sub(self.reserved).max(1)
+    }
+
+    pub(crate) fn reserved(&self) -> u32 {
+        self.reserved
+    }
+
+    pub(crate) fn epochs(&self) -> Epochs {
+        self.epochs
+    }
+
+    pub(crate) fn standard(&self) -> Standard {
+        Standard { generation: self.epochs.generation, plans: self.epochs.plans }
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is_closing
+    }
+
+    pub(crate) fn is_down(&self) -> bool {
+        self.is_down
+    }
+
+    /// Whether all connections that may be in use are.
+    pub(crate) fn is_full(&self) -> bool {
+        self.in_use.get() >= self.limit()
+    }
+
+    /// How many connections are ready, in use or idle, and how many `min_idle` asks for.
+    pub(crate) fn ready_of_wanted(&self) -> (u32, u32) {
+        (self.in_use.get() + self.idle_count(), self.limits.min_idle.min(self.limit()))
+    }
+
+    /// Whether no connection is left, nor one on its way.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.in_use.get() + self.idle_count() + self.repairing.get() + self.dialling.get() == 0
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let (in_use, idle, repairing) = (self.in_use.get(), self.idle_count(), self.repairing.get());
+        Counts {
+            open: in_use + idle + repairing,
+            idle,
+            in_use,
+            repairing,
+            dialling: self.dialling.get(),
+            waiting: self.queue.len(),
+        }
+    }
+
+    /// Whether the counts agree with the connections that were dialled and closed, and nobody waits while a connection is idle.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let open = self.dialled.checked_sub(self.closed);
+        open == Some(u64::from(self.counts().open))
+            && self.slow.get() <= self.repairing.get()
+            && (self.queue.is_empty() || self.idle.len() == 0)
+    }
+
+    fn place(&mut self, conn: C, wear: Wear, worker: Worker) -> Place<C, W> {
+        let idle = self.idle_count();
+        if self.is_closing || wear == Wear::WornOut || self.in_use.get() + idle >= self.limit() {
+            return Place::Close(conn, self.isolated());
+        }
+        if let Some(waiter) = self.queue.pop() {
+            return Place::Hand(waiter, conn, self.in_use.enter());
+        }
+        if idle >= self.max_idle() {
+            return Place::Close(conn, self.isolated());
+        }
+        self.idle.push(worker, conn);
+        Place::Idle
+    }
+
+    /// Begins as many dials as are wanted and may be.
+    fn dials(&mut self, now: Instant) -> Vec<Dialling> {
+        // A list of values without a size, which allocates nothing.
+        (0..self.dials_wanted(now)).map(|_| self.dialling.enter()).collect()
+    }
+
+    fn dials_wanted(&self, now: Instant) -> u32 {
+        if self.is_closing || self.is_asleep {
+            return 0;
+        }
+        // A connection that is verified will be idle again, and one that is closed calls `released` when it is gone.
+        let soon = self.idle_count() + self.repairing.get() - self.slow.get();
+        let rests = self.rests_until.is_some_and(|until| now < until);
+        let short = if rests { 0 } else { self.limits.min_idle.saturating_sub(soon) };
+        let mut wanted = self.queue.len().max(short);
+        if self.is_down {
+            wanted = wanted.min(1);
+        }
+        wanted.saturating_sub(self.dialling.get()).min(self.limit().saturating_sub(self.claimed()))
+    }
+
+    /// Whether a failed dial should try again.
+    fn is_dial_wanted(&self) -> bool {
+        !self.is_closing
+            && (!self.queue.is_empty() || self.idle_count() < self.limits.min_idle)
+            && self.claimed() <= self.limit()
+    }
+
+    /// Connections that count against the limit.
+    fn claimed(&self) -> u32 {
+        self.in_use.get() + self.idle_count() + self.dialling.get() + self.repairing.get()
+            - self.slow.get().min(EXTRA)
+    }
+
+    /// Whether one more caller would wait for others to give a connection back, and `max_waiting` callers do so already.
+    fn is_crowded(&self) -> bool {
+        // Up to this many callers have a connection that is being made for them, or may be.
+        let room = self.limit().saturating_sub(self.in_use.get());
+        self.limits.max_waiting.is_some_and(|most| self.queue.len() >= most.saturating_add(room))
+    }
+
+    fn idle_count(&self) -> u32 {
+        u32::try_from(self.idle.len()).unwrap_or(u32::MAX)
+    }
+
+    fn max_idle(&self) -> u32 {
+        self.limits.max_idle.unwrap_or(u32::MAX).max(self.limits.min_idle)
+    }
+
+    /// Takes the idle connections above the limits out of use.
+    fn trim(&mut self) -> Vec<(C, Quarantined)> {
+        let idle = self.idle_count();
+        let over_limit = (self.in_use.get() + idle).saturating_sub(self.limit());
+        let over = over_limit.max(idle.saturating_sub(self.max_idle()));
+        self.isolate_idle(over as usize)
+    }
+
+    /// Takes this many idle connections out of use, or all; first those that were not used for longest.
+    fn isolate_idle(&mut self, most: usize) -> Vec<(C, Quarantined)> {
+        let idle = self.idle.drain(most.min(self.idle.len()));
+        self.isolate(idle)
+    }
+
+    fn isolate(&mut self, conns: Vec<C>) -> Vec<(C, Quarantined)> {
+        conns.into_iter().map(|conn| (conn, self.isolated())).collect()
+    }
+
+    fn isolated(&mut self) -> Quarantined {
+        Quarantined { repair: self.repairing.enter(), slow: None }
+    }
+
+    fn end_quarantine(&mut self, Quarantined { repair, slow }: Quarantined) {
+        self.repairing.leave(repair);
+        if let Some(slow) = slow {
+            self.slow.leave(slow);
+        }
+    }
+}
