@@ -23,6 +23,8 @@ use super::options::Limits;
 mod answer;
 mod count;
 mod idle;
+#[cfg(test)]
+mod model;
 mod queue;
 
 pub(crate) use answer::{

@@ -60,6 +60,11 @@ impl Worker {
         thread_local!(static MARK: u8 = const { 0 });
         MARK.with(|mark| Self(std::ptr::from_ref(mark).addr()))
     }
+
+    #[cfg(test)]
+    pub(super) fn numbered(number: usize) -> Self {
+        Self(number)
+    }
 }
 
 #[cfg(test)]
