@@ -230,6 +230,7 @@ impl Session {
             let (pool, pid, held) = (&self.inner.options.name, live.session.pid, returned.held);
             let at = returned.at;
             tracing::info!(
+                target: "db_core::conn",
                 pool,
                 pid,
                 ?held,
