@@ -14,7 +14,7 @@ use crate::{AcquireError, Backoff, Class, Error, Repeat, StatementError};
 /// ([`Error::CommitUnknown`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TxRetry {
-    /// Repetitions after the first attempt [3].
+    /// Repetitions after the first attempt (default 3).
     pub retries: u32,
     /// The first pause [1 s]. Each further one is twice as long, and made up to twice as long again by chance, so that those
     /// who failed together do not come back together.
