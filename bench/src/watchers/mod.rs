@@ -1,7 +1,7 @@
 //! Those who watch one log while it is written, beside those who each ask by themselves.
 //!
 //! A writer appends 10 events every 10 ms, in one statement, and says so on the bus after the commit. `ours` is followed by
-//! streams of an `EventLogs`. `polls` is what one makes by hand: a row for each event, a pool of sqlx's, and each watcher looks at
+//! streams of `EventLogs`. `polls` is what one makes by hand: a row for each event, a pool of sqlx's, and each watcher looks at
 //! what comes after its cursor whenever it is woken; wake-ups that wait together are one. Its writer has a session beside that
 //! pool, or it would have to wait among them. Both are woken by the same bus.
 //!

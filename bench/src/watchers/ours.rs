@@ -1,4 +1,4 @@
-//! An `EventLogs`, with the shipped defaults.
+//! `EventLogs`, with the shipped defaults.
 
 use anyhow::{Context, ensure};
 use db_core::{Config, Pool, PoolOptions};

@@ -49,7 +49,7 @@ async fn watch(opened: &Opened, args: WatchArgs) -> anyhow::Result<u8> {
              `buildwatch watch {id} --from {last}` prints what comes after them",
             id = args.id
         ),
-        Some(Error::Removed(_)) => anyhow::anyhow!("the output of build {} was removed", args.id),
+        Some(Error::Removed { .. }) => anyhow::anyhow!("the output of build {} was removed", args.id),
         _ => error,
     })?;
     if !printed.is_whole {

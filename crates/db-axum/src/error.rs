@@ -9,29 +9,33 @@ use db_layer::db_core::{self, Class, Repeat};
 use db_layer::{db_events, encryption::EncryptionError};
 use serde_json::json;
 
-/// Not 503, nor 504: clients and proxies send a request again for those, and it would be done twice.
+/// The detail of an answer to a request that may have been carried out. Its status is not 503 or 504: clients and proxies repeat a
+/// request after those, and it would be done twice.
 const MAY_BE_DONE: &str =
-    "It is not known whether the request was carried out. Look before you send it again.";
+    "It is not known whether the request was carried out. Check before you send it again.";
 
-/// What went wrong in a handler, as the answer it deserves.
+/// An error in a handler, as an HTTP answer.
 ///
-/// The body is Problem Details (RFC 9457): the status, its title, and a detail only where it was written for the
-/// client. What the database said goes to the log, at `error` for 500, `warn` for 503 and 504, and `debug` for the others.
+/// The body is Problem Details (RFC 9457): the status, its title, and a detail only if it was written for the client. The
+/// database's error goes to the log, at `error` for 500, `warn` for 503 and 504, and `debug` for the others.
 ///
-/// | what the handler met | status |
+/// | error | status |
 /// |---|---|
-/// | no row where there must be one | 404 |
-/// | a unique or exclusion constraint; another constraint | 409; 422 |
-/// | a bound value that does not fit ([`Class::Value`]) | 400 |
-/// | another error of class 22, such as a division by zero, or a literal of the statement's own text that does not fit | 500 |
-/// | no connection, a lost one, a conflict, a server out of disk space or memory, one that takes no writes any more | 503 |
-/// | a limit of time | 504 |
-/// | a commit whose answer was lost ([`CommitUnknown`](db_core::Error::CommitUnknown)) | 500, and the detail that it may be done |
-/// | anything else: it is the handler's | 500 |
+/// | a row was expected, and none was found | 404 |
+/// | a unique or exclusion constraint was violated; another constraint was | 409; 422 |
+/// | a bound value does not fit ([`Class::Value`]) | 400 |
+/// | another error of class 22, such as a division by zero, or a literal in the statement's text that does not fit | 500 |
+/// | no connection, a lost connection, a conflict, a server that is out of disk space or memory, or takes no writes any more | 503 |
+/// | a time limit has passed | 504 |
+/// | a commit whose answer was lost ([`CommitUnknown`](db_core::Error::CommitUnknown)) | 500, with the detail that it may be done |
+/// | an event log is unknown; was removed | 404; 410 |
+/// | an event log is finished, has another writer, or was rewound; a sequence number is used | 409 |
+/// | events are too many or too large; have a kind or data that cannot be stored | 413; 400 |
+/// | any other error, which is the handler's | 500 |
 ///
-/// 503 has `Retry-After` where nothing was done, and none where a statement may have been done. A value that does not fit is
-/// taken for the client's by its SQLSTATE, when it was found as the statement ran: a handler that casts what it has stored
-/// itself should check it first.
+/// 503 has `Retry-After` if nothing was done, and none if a statement may have been executed. A value that does not fit is taken for
+/// the client's by its SQLSTATE, if the server found it while the statement ran: a handler that casts values of its own should check
+/// them first.
 #[derive(Debug)]
 pub struct Error {
     status: StatusCode,
@@ -40,7 +44,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// An answer of the handler's own, with a sentence for the client.
+    /// An answer with a status, and with a sentence for the client.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: Some(detail.into()), retry_after: None }
     }
@@ -77,11 +81,11 @@ impl From<db_core::Error> for Error {
             Class::NotReached | Class::Lost | Class::Conflict | Class::Resources => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            // Its server takes no writes, and another one will; or it is read-only by choice, and the handler should know.
+            // The server takes no writes any more, and another one will. Otherwise it is read-only by choice: the handler's error.
             Class::ReadOnly if error.repeat() == Repeat::Later => StatusCode::SERVICE_UNAVAILABLE,
             Class::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Class::Constraint => match error.sqlstate().as_deref() {
-                // Unique and exclusion constraints: the same request may do with other data.
+                // Unique and exclusion constraints: a request with other data may succeed.
                 Some("23505" | "23P01") => StatusCode::CONFLICT,
                 _ => StatusCode::UNPROCESSABLE_ENTITY,
             },
@@ -92,7 +96,7 @@ impl From<db_core::Error> for Error {
         if matches!(error, db_core::Error::CommitUnknown(_)) {
             answer.detail = Some(MAY_BE_DONE.to_owned());
         }
-        // The header knows whole seconds only (RFC 9110, section 10.2.3). None for what may have been done.
+        // The header takes whole seconds only (RFC 9110, section 10.2.3).
         let seconds = |after: Duration| u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
         answer.retry_after = answer.retry_after.and(error.retry_after()).map(seconds);
         answer
@@ -115,7 +119,7 @@ impl From<db_events::Error> for Error {
     fn from(error: db_events::Error) -> Self {
         match error {
             db_events::Error::UnknownLog(_) => Self::of(StatusCode::NOT_FOUND, &error),
-            db_events::Error::Removed(_) => Self::of(StatusCode::GONE, &error),
+            db_events::Error::Removed { .. } => Self::of(StatusCode::GONE, &error),
             db_events::Error::Finished { .. }
             | db_events::Error::Conflict { .. }
             | db_events::Error::SequenceReused { .. }

@@ -16,9 +16,9 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// The two routes.
 ///
-/// `/health/live` answers 200 while the process serves requests, and does not ask the database: a database that is away
-/// is not mended by restarting its clients. `/health/ready` answers 200 when the database answers within 2 s, and 503
-/// otherwise, with the pools and the bus as JSON.
+/// `/health/live` answers 200 while the process serves requests, and does not ask the database: restarting the clients of a
+/// database that is away does not help. `/health/ready` answers 200 if the database answers within 2 s, and 503 otherwise, with
+/// the pools and the bus as JSON.
 pub fn routes(db: Db) -> Router {
     Router::new().route("/health/live", get(live)).route("/health/ready", get(ready)).with_state(db)
 }
@@ -34,7 +34,7 @@ async fn ready(State(db): State<Db>) -> (StatusCode, Json<Value>) {
         DatabaseHealth::Answers { within } => json!({ "latency_ms": within.as_secs_f64() * 1000.0 }),
         DatabaseHealth::Fails { reason } => {
             tracing::warn!(%reason, "not ready");
-            // The reason names hosts and roles, which are nobody's business over HTTP.
+            // The reason names hosts and roles, which HTTP clients must not see.
             json!({ "latency_ms": null })
         }
     };
@@ -48,7 +48,7 @@ async fn ready(State(db): State<Db>) -> (StatusCode, Json<Value>) {
 }
 
 fn bus(state: &BusState) -> Value {
-    // A clock that was set back in between has nothing to say.
+    // None if the clock was set back in between.
     let seconds =
         |since: Option<SystemTime>| since.and_then(|since| since.elapsed().ok()).map(|ago| ago.as_secs());
     json!({

@@ -1,4 +1,4 @@
-//! What axum handlers need of a database.
+//! Database errors, event streams and health, for axum handlers.
 //!
 //! ```
 //! use axum::Json;
@@ -26,10 +26,10 @@
 //! # });
 //! ```
 //!
-//! * [`Error`] becomes an answer: 404 for a row that is not there, 409 for a unique constraint, 503 with `Retry-After`
-//!   when the database is away, and so on; the text is the status's own, the log has the rest.
-//! * [`sse`] answers with an event log, live, resumed by `Last-Event-ID`.
-//! * [`health`] is `/health/live` and `/health/ready`.
+//! * [`Error`] becomes an answer: 404 for a row that is not there, 409 for a unique constraint, 503 with `Retry-After` if the
+//!   database is away, and so on. The answer has the status's title, and the log has the details.
+//! * [`sse`] answers with an event log as server-sent events, live, resumed by `Last-Event-ID`.
+//! * [`health`] has `/health/live` and `/health/ready`.
 //!
 //! # Features
 //!
@@ -41,10 +41,10 @@ pub mod sse;
 
 pub use error::Error;
 
-/// What a handler returns.
+/// The result of a handler.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The examples of the README and the guide, which must compile.
+/// The examples of the README and the guide.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/guide.md")]

@@ -1,148 +1,132 @@
 //! An event log as server-sent events.
 //!
-//! The form is that of the HTML standard, "Server-sent events": each event of the log is one message whose `event` is its type and
-//! whose `data` is its data. Its `id` is the event's number and the mark of its batch ([`db_events::Mark`]), such as `10-k3f9`. A
-//! browser's `EventSource` resumes by itself with `Last-Event-ID`; anybody else may say `?from=ID`. Both mean "after this event". A
-//! number alone, such as `10`, is heard, too; with the mark, a client that comes back after the server has lost the end
-//! of the log is told so, instead of being sent what follows others' events.
+//! The form is that of the HTML standard, "Server-sent events": each event of the log is one message, whose `event` is the event's
+//! kind and whose `data` is its data. The message's `id` is the event's id and mark ([`db_events::Mark`]), such as `10-k3f9`. A
+//! browser's `EventSource` resumes by itself with the header `Last-Event-ID`.
 //!
-//! The answer ends with a message of the type `stream-end`, and the reason as data:
+//! | the client sends | it gets |
+//! |---|---|
+//! | nothing | all events |
+//! | `Last-Event-ID: 10-k3f9` | the events after that one |
+//! | `?from=10-k3f9` | the same, unless there is a `Last-Event-ID`, which is newer |
+//! | `?last=100` | the last 100 events and all later ones, unless there is a `Last-Event-ID` |
+//! | `?kinds=line,end` | only events of these kinds; with `last`, of the last 100 events |
 //!
-//! | reason | | what the client does |
+//! An id without a mark, such as `10`, works, too. With the mark, a client that comes back after the server has lost the end of the
+//! log gets `rewound`; without it, the client gets the events that have the next ids now.
+//!
+//! A client that selects kinds is sent the id of the last event that was read, without data, after 15 s in which no event was
+//! selected: it does not have to read the others again when it resumes. A kind with a comma in its name cannot be selected.
+//!
+//! The answer ends with a message of the type `stream-end`, whose data is the reason:
+//!
+//! | reason | meaning | the client should |
 //! |---|---|---|
-//! | `finished` | the log is | nothing; an `EventSource` that asks again is answered 204, and stays away |
-//! | `closing` | the service shuts down | connects again, and resumes |
-//! | `failed` | the log cannot be read now | connects again, and resumes or is answered with a status |
-//! | `removed` | the log was, or what comes next in it | nothing; one that asks again is answered 410 or told the same |
-//! | `rewound` | events that the client names are not there any more, or others are in their place | forgets what comes after the `id` of this message, and resumes there |
+//! | `finished` | the log is finished | stop. An `EventSource` that connects again is answered 204, and stops |
+//! | `closing` | the service shuts down | connect again, and resume |
+//! | `failed` | the log cannot be read at the moment | connect again, and resume or be answered with a status |
+//! | `removed` | the log, or the next events in it, were removed | stop if the message has no `id`: the log is gone, and a new request is answered 410. Else resume after that `id`: the next event is the first that is left |
+//! | `rewound` | events that the client has seen are not there any more, or other events have their ids | forget the events after the `id` of this message, and resume there |
 //!
-//! Only `rewound` has an `id`: that of the last event that is known to be the one that was seen, or `0`. A browser resumes with it by
-//! itself. No event of a log has the type `stream-end` ([`db_events::NewEvent::RESERVED_KINDS`]); one that is stored all the
-//! same is sent without a type.
+//! A browser resumes with these ids by itself. No event of a log is of the kind `stream-end`
+//! ([`db_events::NewEvent::RESERVED_KINDS`]); if one is stored all the same, it is sent without its kind.
 //!
-//! Of an answer that its client does not read, 64 KiB are held at most, and no page of the log after one second: the answer goes
-//! back to the log when there is room again. When the service shuts down, an answer that cannot be written within one second
-//! more ends with an error, which closes the connection.
+//! For a client that does not read, the answer holds 64 KiB at most, and no page of the log after 1 s: it reads the log again when
+//! there is room. When the service shuts down, an answer that cannot be written within 1 s ends with an error, which closes the
+//! connection; so does an answer that has to end in the middle of an event.
 
 mod room;
+mod selection;
 mod text;
 
 use std::io;
 use std::mem::take;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_stream::stream;
 use axum::body::Body;
-use axum::extract::{FromRequestParts, Query};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use db_layer::db_events::{self, Mark};
+use db_layer::db_events;
 use db_layer::{Db, EventStream, LogId};
-use serde::Deserialize;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::Error;
 use room::{PIECE, Room};
+use selection::Start;
+pub use selection::{Cursor, Selection};
 use text::{Part, Text};
 
-/// After this long without an event, a comment is sent, so that nobody on the way takes the line for dead.
+/// After this long without output, a comment is sent, so that no proxy on the way closes the connection as idle.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// How soon a browser connects again when the line was lost.
+/// How soon a browser connects again after the connection was lost.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How soon it does when the service has said goodbye.
+/// How soon a browser connects again after the service has ended the answer.
 const SOON: Duration = Duration::from_millis(200);
 
-/// A client that takes nothing for this long holds no page.
+/// A client that takes no output for this long holds no page.
 const STALLED: Duration = Duration::from_secs(1);
 
-/// How often a client may stall before only small pages are read for it, and how large those are, in bytes of text.
+/// The number of stalls after which only small pages are read for a client, and the size of those in bytes of text.
 const STALLS: u32 = 3;
 const SMALL: u32 = 64 << 10;
 
-/// How long a client has to read the last of its answer when the service shuts down.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long a client has to read the end of its answer when the service shuts down.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// The event after which a client wants to go on, and the mark of its batch if the client has it: `Last-Event-ID`, else `?from=`,
-/// else 0 for all.
+/// Answers with the selected events of a log, live, until the log is finished or the service shuts down. `selection` is a
+/// [`Selection`], or a [`Cursor`] for all events after it.
 ///
-/// As an extractor it answers 400 to anything that is not a number, or a number and a mark as in `10-k3f9`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Cursor(pub i64, pub Option<Mark>);
-
-impl Cursor {
-    fn parse(text: &str) -> Option<Self> {
-        let (id, mark) = match text.split_once('-') {
-            Some((id, mark)) => (id, Some(Mark::parse(mark)?)),
-            None => (text, None),
-        };
-        let is_plain = id.bytes().all(|byte| byte.is_ascii_digit());
-        if is_plain { id.parse().ok().map(|id| Self(id, mark)) } else { None }
-    }
-}
-
-impl From<i64> for Cursor {
-    fn from(id: i64) -> Self {
-        Self(id, None)
-    }
-}
-
-#[derive(Deserialize)]
-struct CursorQuery {
-    from: Option<String>,
-}
-
-impl<S: Sync> FromRequestParts<S> for Cursor {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
-        let bad = |what| {
-            Error::new(StatusCode::BAD_REQUEST, format!("{what} must be the id of an event: 10 or 10-k3f9"))
-        };
-        let header = parts.headers.get(HeaderName::from_static("last-event-id"));
-        // The header is newer than the address: a browser that connects again repeats the address.
-        if let Some(id) = header.filter(|id| !id.is_empty()) {
-            let cursor = id.to_str().ok().and_then(|id| Self::parse(id.trim()));
-            return cursor.ok_or_else(|| bad("Last-Event-ID"));
-        }
-        let Query(query) = Query::<CursorQuery>::try_from_uri(&parts.uri).map_err(|_| bad("from"))?;
-        query.from.map_or(Ok(Self::default()), |from| Self::parse(&from).ok_or_else(|| bad("from")))
-    }
-}
-
-/// Answers with the events of a log after `from`, live, until the log is finished or the service shuts down.
-///
-/// A client that has seen the end of a finished log is answered 204, which tells an `EventSource` to stay away. One that names an
-/// event that is not there, or not the one that it has seen, is told so by the answer's end.
+/// A client that has seen the last event of a finished log is answered 204, which makes an `EventSource` stop. If the client's
+/// cursor is beyond the end of the log, or its event is not there any more, the end of the answer says so.
 ///
 /// # Errors
 ///
-/// 404 for an unknown log and 410 for one that was removed; 503 when the database is away at the start. One that goes away later is waited for.
-pub async fn events(db: &Db, log: LogId, from: Cursor) -> Result<Response, Error> {
-    let Cursor(after, mark) = from;
+/// 404 for an unknown log and 410 for one that was removed; 503 if the database is away at the start. If the database is away
+/// later, the answer waits.
+pub async fn events(db: &Db, log: LogId, selection: impl Into<Selection>) -> Result<Response, Error> {
+    let Selection { start, kinds } = selection.into();
     let head = db.events().head(log).await?;
+    let (from, known) = match start {
+        Start::After(cursor) => (cursor, Some(cursor.0)),
+        Start::Last(count) => (db.events().stream_last(log, count).await?.cursor().into(), None),
+    };
+    let Cursor(after, mark) = from;
     if head.is_finished && after == head.last && mark.is_none_or(|mark| head.mark == Some(mark)) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
 
-    let (db, closing) = (db.clone(), db.closing());
-    let body = stream! {
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        // Makes nginx pass events on at once.
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    Ok((headers, body(db.clone(), log, kinds, from, known)).into_response())
+}
+
+/// The messages of an answer. `known` is the last event whose id the client has.
+fn body(db: Db, log: LogId, kinds: Option<Arc<[String]>>, from: Cursor, mut known: Option<i64>) -> Body {
+    Body::from_stream(stream! {
+        let closing = db.closing();
         let room = Room::new();
         let late = async || {
             closing.cancelled().await;
-            sleep(GOODBYE).await;
+            sleep(LAST_WORDS).await;
         };
         yield Ok(room.take().await.fill(format!("retry: {}\n\n", RETRY.as_millis())));
-        // Where the log is read from, and what was written of the event after that.
+        let mut heartbeat = Instant::now() + HEARTBEAT;
+        // The last event that was read and written or skipped, and how much of the event after it was written.
         let (mut cursor, mut part, mut stalls) = (from, Part::default(), 0);
-        let last = 'answer: loop {
+        let end = 'answer: loop {
             let has_room = tokio::select! {
-                // Somebody else may be there sooner than this one again.
-                () = closing.cancelled() => break end("closing", None, Some(SOON)),
+                // Another client may be connected sooner than this one again.
+                () = closing.cancelled() => break End::CLOSING,
                 place = room.take() => place,
             };
             drop(has_room);
@@ -152,64 +136,73 @@ pub async fn events(db: &Db, log: LogId, from: Cursor) -> Result<Response, Error
             }
             loop {
                 let batch = {
-                    // It goes on while heartbeats are sent: a query that is slower than those would never end otherwise.
+                    // Not dropped for a heartbeat: a query that is slower than those would never end.
                     let mut next = pin!(events.next_batch());
                     loop {
                         tokio::select! {
-                            () = closing.cancelled() => break 'answer end("closing", None, Some(SOON)),
+                            () = closing.cancelled() => break 'answer End::CLOSING,
                             batch = &mut next => break batch,
-                            () = sleep(HEARTBEAT) => {}
+                            () = sleep_until(heartbeat) => {}
                         }
-                        // Whoever does not read hears nothing of it.
-                        if let Some(place) = room.try_take() {
-                            yield Ok(place.fill(":\n\n"));
+                        heartbeat = Instant::now() + HEARTBEAT;
+                        // Not in the middle of an event, which the heartbeat would end. A client that does not read gets none.
+                        if !part.is_begun() && let Some(place) = room.try_take() {
+                            yield Ok(place.fill(match unknown(cursor, known) {
+                                Some(cursor) => format!("id: {cursor}\n\n"),
+                                None => ":\n\n".to_owned(),
+                            }));
+                            known = Some(cursor.0);
                         }
                     }
                 };
                 let mut text = match batch {
-                    Ok(Some(batch)) => Text::new(batch, cursor, take(&mut part)),
-                    Ok(None) => break 'answer end("finished", None, None),
-                    Err(error) => break 'answer end_by(log, &error),
+                    Ok(Some(batch)) => Text::new(batch, kinds.clone(), cursor, take(&mut part)),
+                    Ok(None) => break 'answer End::FINISHED,
+                    Err(error) => break 'answer End::of(log, &error),
                 };
                 while !text.is_done() {
                     let place = tokio::select! {
-                        () = closing.cancelled() => break 'answer end("closing", None, Some(SOON)),
-                        place = timeout(STALLED, room.take()) => place,
+                        () = closing.cancelled() => None,
+                        place = timeout(STALLED, room.take()) => Some(place),
                     };
-                    let Ok(place) = place else {
+                    let Some(Ok(place)) = place else {
+                        known = text.written().or(known);
                         (cursor, part) = text.place();
+                        if place.is_none() {
+                            break 'answer End::CLOSING;
+                        }
                         stalls += 1;
                         continue 'answer;
                     };
                     yield Ok(place.fill(text.next(PIECE)));
+                    heartbeat = Instant::now() + HEARTBEAT;
                 }
+                known = text.written().or(known);
                 (cursor, part) = text.place();
             }
         };
-        let place = tokio::select! {
-            place = room.take() => Some(place),
-            () = late() => None,
+        // Nothing can be said in the middle of an event: the client would take it for the event's end.
+        let place = if part.is_begun() {
+            None
+        } else {
+            tokio::select! {
+                place = room.take() => Some(place),
+                () = late() => None,
+            }
         };
         let is_said = place.is_some();
         if let Some(place) = place {
-            yield Ok(place.fill(last));
+            yield Ok(place.fill(end.message(unknown(cursor, known))));
         }
-        // Not the end of the answer before it is written: hyper would wait for that without a limit.
+        // The answer ends after its last message is written, and not before: hyper would wait for that without a limit.
         let is_written = is_said && tokio::select! {
             () = room.empty() => true,
             () = late() => false,
         };
         if !is_written {
-            yield Err(io::Error::new(io::ErrorKind::TimedOut, "the client did not read its answer before the service closed"));
+            yield Err(io::Error::new(io::ErrorKind::TimedOut, "the end of the answer was not written"));
         }
-    };
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        // Tells nginx not to hold events back.
-        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ];
-    Ok((headers, Body::from_stream(body)).into_response())
+    })
 }
 
 fn stream_of(db: &Db, log: LogId, Cursor(after, mark): Cursor) -> EventStream {
@@ -219,28 +212,47 @@ fn stream_of(db: &Db, log: LogId, Cursor(after, mark): Cursor) -> EventStream {
     }
 }
 
-/// The last message of an answer. Without an id, a client that resumes does so after the last event that it was sent.
-fn end(reason: &str, id: Option<i64>, retry: Option<Duration>) -> String {
-    let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
-    let retry = retry.map(|retry| format!("retry: {}\n", retry.as_millis())).unwrap_or_default();
-    format!("{id}{retry}event: stream-end\ndata: {reason}\n\n")
+/// The cursor, if the client was not sent its id: it does not want the events before the cursor.
+fn unknown(cursor: Cursor, known: Option<i64>) -> Option<Cursor> {
+    (known != Some(cursor.0)).then_some(cursor)
 }
 
-/// The last message of an answer that an error ends.
-fn end_by(log: LogId, error: &db_events::Error) -> String {
-    match error {
-        db_events::Error::Removed(_) | db_events::Error::UnknownLog(_) => {
-            tracing::info!(%log, %error, "event stream ended");
-            end("removed", None, None)
-        }
-        db_events::Error::Rewound { last, .. } => {
-            tracing::warn!(%log, %error, "event stream ended");
-            end("rewound", Some(*last), None)
-        }
-        error => {
+/// Why an answer ends.
+struct End {
+    reason: &'static str,
+    /// The event after which the client should resume; none for the last event that it was sent.
+    resume: Option<i64>,
+    retry: Option<Duration>,
+}
+
+impl End {
+    const FINISHED: Self = Self { reason: "finished", resume: None, retry: None };
+    const CLOSING: Self = Self { reason: "closing", resume: None, retry: Some(SOON) };
+
+    fn of(log: LogId, error: &db_events::Error) -> Self {
+        let (reason, resume) = match error {
+            db_events::Error::Removed { first, .. } => ("removed", first.map(|first| first - 1)),
+            db_events::Error::UnknownLog(_) => ("removed", None),
+            db_events::Error::Rewound { last, .. } => ("rewound", Some(*last)),
             // The client connects again and is answered with a status.
-            tracing::error!(%log, %error, "event stream ended");
-            end("failed", None, None)
+            _ => ("failed", None),
+        };
+        match reason {
+            "removed" => tracing::info!(%log, %error, "event stream ended"),
+            "rewound" => tracing::warn!(%log, %error, "event stream ended"),
+            _ => tracing::error!(%log, %error, "event stream ended"),
         }
+        Self { reason, resume, retry: None }
+    }
+
+    /// The last message of the answer. `cursor` is the last event that was read, if the client was not sent its id.
+    fn message(&self, cursor: Option<Cursor>) -> String {
+        let id = match (self.resume, cursor) {
+            (Some(id), _) => format!("id: {id}\n"),
+            (None, Some(cursor)) if self.reason != "removed" => format!("id: {cursor}\n"),
+            (None, _) => String::new(),
+        };
+        let retry = self.retry.map(|retry| format!("retry: {}\n", retry.as_millis())).unwrap_or_default();
+        format!("{id}{retry}event: stream-end\ndata: {}\n\n", self.reason)
     }
 }

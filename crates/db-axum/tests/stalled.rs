@@ -1,4 +1,4 @@
-//! What clients cost that ask for a log and do not read. A program of its own, for its allocator counts.
+//! The memory of clients that ask for a log and do not read. A program of its own, since its allocator counts.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -29,7 +29,7 @@ async fn open(db: &TestDb) -> Db {
     db_layer::open(Options::new(config).migrations(migrations)).await.expect("an open database")
 }
 
-/// A log of so many batches of so many events of so many bytes.
+/// A log of `batches` batches of `events` events of `bytes` bytes.
 async fn filled(db: &TestDb, layer: &Db, batches: i64, events: i64, bytes: i64) -> LogId {
     let log = layer.events().create().await.expect("a log");
     sqlx::query(
@@ -74,7 +74,7 @@ async fn stall(address: SocketAddr, from: i64) -> TcpStream {
     socket
 }
 
-/// Lets so many clients stall, and tells what each takes, and what is left of all when they have gone.
+/// Lets clients stall. Returns the memory that each takes, and the memory that is left after they have gone.
 async fn cost(layer: &Db, log: LogId, clients: usize, apart: i64) {
     const EACH: usize = 256 << 10;
     let (address, _server) = serve(layer, log).await;

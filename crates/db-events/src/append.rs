@@ -1,225 +1,215 @@
-//! The one statement that appends.
+//! Appending to a log: by itself, inside a transaction, again after a lost answer.
 
-use std::borrow::Cow;
+mod appender;
+mod statement;
+mod writer;
+
 use std::ops::RangeInclusive;
-use std::time::Duration;
 
-use sqlx::{Executor, Postgres};
-use tokio::time::timeout;
+use db_core::Session;
+use tokio::time::sleep;
 
-use crate::{Error, LogId, NewEvent, WriterId};
+pub use appender::Appender;
+pub(crate) use statement::{MAX_BYTES, MAX_EVENTS, WHAT};
+pub use writer::Writer;
 
-/// The most events in one append.
-pub(crate) const MAX_EVENTS: usize = 10_000;
-/// The most text in one append.
-pub(crate) const MAX_BYTES: usize = 16 << 20;
-/// How long one statement may take, the wait for a connection aside.
-pub(crate) const STATEMENT_LIMIT: Duration = Duration::from_secs(30);
+use crate::limits::{LONGEST_APPEND_PAUSE, pauses};
+use crate::{Error, EventLogs, LogId, NewEvent, WriterId};
+use statement::{Attempt, Batch, Outcome, append};
 
-/// What is being done, in errors.
-pub(crate) const WHAT: &str = "append to an event log";
-
-/// A checked batch, in the form in which it is sent.
-pub(crate) struct Batch<'a> {
-    types: Vec<&'a str>,
-    data: Vec<&'a str>,
-    /// None if all are the first.
-    versions: Option<Vec<i16>>,
-    bytes: usize,
-    finishes: bool,
-    /// Whose batch it is, and which.
-    source: Option<(WriterId, i64)>,
-}
-
-impl<'a> Batch<'a> {
-    pub(crate) fn new(events: &'a [NewEvent], finishes: bool) -> Result<Self, Error> {
-        let bytes = events.iter().map(NewEvent::bytes).sum();
-        if !(1..=MAX_EVENTS).contains(&events.len()) || bytes > MAX_BYTES {
-            return Err(Error::Size { events: events.len(), bytes });
-        }
-        for event in events {
-            event.check()?;
-        }
-        let first: &str = &events[0].kind;
-        let types = if events.iter().all(|event| event.kind == first) {
-            vec![first]
-        } else {
-            events.iter().map(|event| Cow::as_ref(&event.kind)).collect()
-        };
-        let data = events.iter().map(|event| event.data.as_str()).collect();
-        let versions = versions(events);
-        Ok(Self { types, data, versions, bytes, finishes, source: None })
+impl EventLogs {
+    /// Appends events after the last event of a log, all of them or none. Returns their ids.
+    ///
+    /// One statement and one round trip. If another writer was quicker, the statement is sent again. If the future is dropped,
+    /// all of the events are stored or none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownLog`], [`Error::Finished`], and the errors for events that cannot be stored: nothing is stored. After
+    /// [`Error::TimedOut`], a lost connection or a limit of the pool's, the events may be stored or not: use
+    /// [`append_once`](Self::append_once), a [`Writer`] or an [`Appender`] if they must be stored once.
+    pub async fn append(&self, log: LogId, events: &[NewEvent]) -> Result<RangeInclusive<i64>, Error> {
+        self.append_batch(log, None, &Batch::new(events, false)?).await
     }
 
-    /// The same from a writer who may send it again.
-    pub(crate) fn from(self, writer: WriterId, sequence: i64) -> Self {
-        Self { source: Some((writer, sequence)), ..self }
-    }
-
-    /// Whether this is what is stored after event `last`.
-    pub(crate) async fn is_stored<'c>(
+    /// Appends events in a transaction: they are stored when it commits, and not if it rolls back. Returns the ids that they have
+    /// if it commits. The followers of the log are woken after the commit, also when its answer was lost. `db` is a
+    /// [`Tx`](db_core::Tx), a savepoint, or what a helper function takes for either.
+    ///
+    /// ```no_run
+    /// # async fn run(db: db_core::Pool, events: db_events::EventLogs) -> Result<(), db_events::Error> {
+    /// use db_events::NewEvent;
+    ///
+    /// # let db = db.handle();
+    /// db.tx(async |tx| {
+    ///     sqlx::query("insert into orders (item) values ('tea')").execute(&mut *tx).await?;
+    ///     let log = events.create_in(tx).await?;
+    ///     events.append_in(tx, log, &[NewEvent::new("ordered", "tea")]).await?;
+    ///     Ok::<_, db_events::Error>(())
+    /// })
+    /// .await
+    /// # }
+    /// ```
+    ///
+    /// **Append last.** Until the transaction ends, every other writer of the log waits: for at most 30 s or the limit of its pool,
+    /// then its append fails and nothing of it is stored. Whatever the transaction does after the append, it does at their
+    /// expense.
+    ///
+    /// **Two logs in the order of their ids.** Two transactions that append to the same two logs in opposite orders wait for each
+    /// other. The server ends one of them with a deadlock (SQLSTATE 40P01), after 1 s by default.
+    ///
+    /// In a transaction that keeps its snapshot (`repeatable read`, `serializable`), an append that loses a race against another
+    /// writer fails with SQLSTATE 40001, and the transaction with it: use `tx_retry`. In the default isolation the append is
+    /// repeated in the transaction.
+    ///
+    /// If the future is dropped, the events may be part of the transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`append`](Self::append). After [`Error::UnknownLog`], [`Error::Finished`] and the errors for events that cannot be
+    /// stored, the transaction can go on.
+    pub async fn append_in(
         &self,
-        executor: impl Executor<'c, Database = Postgres>,
+        db: &mut Session,
         log: LogId,
-        last: i64,
-    ) -> Result<bool, Error> {
-        sqlx::query_scalar(
-            "select exists (
-                 select
-                 from event_log_batches
-                 where log = $1 and first = $2 + 1 and types = $3 and data = $4
-                     and is_final = $5 and versions is not distinct from $6
-             )",
-        )
-        .bind(log.0)
-        .bind(last)
-        .bind(&self.types)
-        .bind(&self.data)
-        .bind(self.finishes)
-        .bind(&self.versions)
-        .fetch_one(executor)
-        .await
-        .map_err(Error::database(WHAT))
+        events: &[NewEvent],
+    ) -> Result<RangeInclusive<i64>, Error> {
+        self.append_batch_in(db, log, &Batch::new(events, false)?).await
     }
 
-    /// Whose batch it is, and which.
-    pub(crate) fn source(&self) -> Option<(WriterId, i64)> {
-        self.source
+    /// Appends a batch that may have been sent before, such as one whose answer was lost: however often the same events are sent
+    /// under the same sequence number of a writer, they are stored once, and their ids are returned.
+    ///
+    /// A batch that was [trimmed](Self::trim) away is forgotten: sent again, it is stored again.
+    ///
+    /// # Errors
+    ///
+    /// As [`append`](Self::append). If it is unknown whether the batch is stored, send it again. [`Error::SequenceReused`] if other
+    /// events are stored under the writer's sequence number.
+    pub async fn append_once(
+        &self,
+        log: LogId,
+        (writer, sequence): (WriterId, i64),
+        events: &[NewEvent],
+    ) -> Result<RangeInclusive<i64>, Error> {
+        self.append_batch(log, None, &Batch::new(events, false)?.of(writer, sequence)).await
     }
 
-    pub(crate) fn len(&self) -> i64 {
-        i64::try_from(self.data.len()).expect("at most MAX_EVENTS")
+    /// Appends the last events of a log, at least one. Nothing can be appended afterwards, and streams of the log end.
+    ///
+    /// # Errors
+    ///
+    /// As [`append`](Self::append).
+    pub async fn finish(&self, log: LogId, events: &[NewEvent]) -> Result<RangeInclusive<i64>, Error> {
+        self.append_batch(log, None, &Batch::new(events, true)?).await
     }
-}
 
-/// One version for all, or one for each.
-fn versions(events: &[NewEvent]) -> Option<Vec<i16>> {
-    let first = events[0].version;
-    if events.iter().any(|event| event.version != first) {
-        return Some(events.iter().map(|event| event.version).collect());
+    /// Appends the last events of a log in a transaction. See [`append_in`](Self::append_in).
+    ///
+    /// # Errors
+    ///
+    /// As [`append_in`](Self::append_in).
+    pub async fn finish_in(
+        &self,
+        db: &mut Session,
+        log: LogId,
+        events: &[NewEvent],
+    ) -> Result<RangeInclusive<i64>, Error> {
+        self.append_batch_in(db, log, &Batch::new(events, true)?).await
     }
-    (first != 1).then(|| vec![first])
-}
 
-/// What became of an attempt to append.
-pub(crate) enum Outcome {
-    Stored(RangeInclusive<i64>),
-    /// A batch of the same writer and number was there before, and nothing is stored: [`Batch::is_stored`] tells whether that is
-    /// this one.
-    SequenceReused(RangeInclusive<i64>),
-    /// Another writer was quicker: the tail has moved on, and nothing is stored. A transaction around the statement may be
-    /// lost.
-    Raced,
-}
+    /// A writer that knows where the log ends because no other writer appends to the log. `last` is the log's last event, 0 for a
+    /// new log.
+    #[must_use]
+    pub fn writer(&self, log: LogId, last: i64) -> Writer {
+        Writer::new(self.clone(), log, last)
+    }
 
-/// How an attempt meets other writers.
-#[derive(Clone, Copy)]
-pub(crate) enum Attempt {
-    /// As if there were none.
-    AtOnce,
-    /// One after the other of those that have lost a race.
-    InTurn,
-}
+    /// An appender, which gathers events that come one by one into batches. Its task ends with its last handle.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn appender(&self, log: LogId) -> Appender {
+        Appender::new(self.clone(), log)
+    }
 
-/// The statement without what only some attempts need: a text for each attempt costs the server less than a parameter.
-macro_rules! statement {
-    ($turn:literal, $in_turn:literal) => {
-        concat!(
-            "with tail as (
-                 select coalesce(batch.last, 0) as last, coalesce(batch.is_final, false) as is_final
-                 from event_logs
-                 left join lateral (
-                     select last, is_final
-                     from event_log_batches
-                     where log = event_logs.id
-                     order by first desc
-                     limit 1
-                 ) as batch on true
-                 where event_logs.id = $1
-             ), before as (
-                 select first, last from event_log_batches where log = $1 and writer = $9 and sequence = $10
-             )",
-            $turn,
-            ", stored as (
-                 insert into event_log_batches (log, first, last, bytes, types, data, is_final, versions, writer, sequence)
-                 select $1, tail.last + 1, tail.last + $2, $3, $4, $5, $6, $8, $9, $10
-                 from tail
-                 where not tail.is_final and ($7 is null or tail.last = $7) and not exists (select from before)",
-            $in_turn,
-            "    on conflict do nothing
-                 returning first, last
-             )
-             select tail.last, tail.is_final, coalesce(stored.first, before.first), coalesce(stored.last, before.last),
-                 before.first is not null
-             from tail
-             left join stored on true
-             left join before on true"
-        )
-    };
-}
-
-/// Appends a batch after the log's last event, which must be `after` if that is given.
-///
-/// To lose a race is no error for the server: a violated constraint would cost a dead row, an entry in each index and a line of
-/// the server's log. The loser inserts nothing instead. Where another transaction is inserting the same row, the statement waits
-/// for its end, inserts if it was rolled back, and else does nothing. What was committed after our statement began is not in its
-/// snapshot, so nothing that it returns explains why it did nothing: the next attempt sees it. A transaction that keeps its
-/// snapshot is told of such a row by 40001.
-///
-/// All losers wake when the winner commits. Where two of them insert at the same moment, the server takes one row out again, which
-/// is a dead row, too. So they come one after the other, by a lock of the transaction that only they take: its key is the table and
-/// a hash of the log. Whatever it lets through, the primary key decides.
-pub(crate) async fn append<'c>(
-    executor: impl Executor<'c, Database = Postgres>,
-    log: LogId,
-    after: Option<i64>,
-    batch: &Batch<'_>,
-    attempt: Attempt,
-) -> Result<Outcome, Error> {
-    let text = match attempt {
-        Attempt::AtOnce => statement!("", ""),
-        Attempt::InTurn => statement!(
-            ", turn as materialized (
-                 select pg_advisory_xact_lock('event_log_batches'::regclass::oid::int, hashint8($1))
-             )",
-            " and exists (select from turn)"
-        ),
-    };
-    let statement = sqlx::query_as::<_, (i64, bool, Option<i64>, Option<i64>, bool)>(text)
-        .bind(log.0)
-        .bind(batch.len())
-        .bind(i32::try_from(batch.bytes).expect("at most MAX_BYTES"))
-        .bind(&batch.types)
-        .bind(&batch.data)
-        .bind(batch.finishes)
-        .bind(after)
-        .bind(&batch.versions)
-        .bind(batch.source.map(|(WriterId(writer), _)| writer))
-        .bind(batch.source.map(|(_, sequence)| sequence))
-        .fetch_optional(executor);
-
-    let row = match timeout(STATEMENT_LIMIT, statement).await {
-        Err(_) => {
-            return Err(Error::TimedOut { what: WHAT, seconds: STATEMENT_LIMIT.as_secs() });
+    /// Appends a batch after event `after` if that is given, else after the last one.
+    async fn append_batch(
+        &self,
+        log: LogId,
+        after: Option<i64>,
+        batch: &Batch<'_>,
+    ) -> Result<RangeInclusive<i64>, Error> {
+        let mut attempt = Attempt::AtOnce;
+        loop {
+            // Acquired here, so that the wait for a connection has the pool's limit and the statement its own.
+            let mut conn = self.handle().acquire().await.map_err(|error| Error::of(error.into()))?;
+            // If this future is dropped, the batch may be stored all the same.
+            let events = self.clone();
+            conn.if_cut_off(move || events.wake(log));
+            match append(&mut conn, log, after, batch, attempt).await {
+                Ok(Outcome::Stored(ids)) => {
+                    self.wake(log);
+                    return Ok(ids);
+                }
+                Ok(Outcome::SequenceUsed(ids)) => {
+                    let ids = batch.recognize(&mut conn, log, ids).await?;
+                    // The answer was lost, and with it, perhaps, the notification.
+                    self.wake(log);
+                    return Ok(ids);
+                }
+                // The quicker writer has committed, so this ends: each time around, some writer has stored a batch.
+                Ok(Outcome::Raced) => attempt = Attempt::InTurn,
+                Err(error) if error.is_serialization_failure() => attempt = Attempt::InTurn,
+                Err(error) => {
+                    if error.is_ambiguous() {
+                        self.wake(log);
+                    }
+                    return Err(error);
+                }
+            }
         }
-        Ok(Err(error)) => {
-            let cause = db_core::Error::from(error);
-            return if cause.sqlstate().as_deref() == Some("40001") {
-                Ok(Outcome::Raced)
-            } else {
-                Err(Error::Database { what: WHAT, cause })
-            };
+    }
+
+    async fn append_batch_in(
+        &self,
+        db: &mut Session,
+        log: LogId,
+        batch: &Batch<'_>,
+    ) -> Result<RangeInclusive<i64>, Error> {
+        // Before the statement: if this future is dropped, the transaction may commit the batch all the same.
+        self.wake_after(db, log);
+        let mut attempt = Attempt::AtOnce;
+        let ids = loop {
+            match append(&mut *db, log, None, batch, attempt).await? {
+                Outcome::Stored(ids) => break ids,
+                Outcome::SequenceUsed(ids) => break batch.recognize(&mut *db, log, ids).await?,
+                Outcome::Raced => attempt = Attempt::InTurn,
+            }
+        };
+        // Outside of a transaction, the first call has woken the followers before the append.
+        self.wake_after(db, log);
+        Ok(ids)
+    }
+
+    /// Stores a batch that has a writer and a sequence number, once, however long that takes.
+    async fn store(
+        &self,
+        log: LogId,
+        after: Option<i64>,
+        batch: &Batch<'_>,
+    ) -> Result<RangeInclusive<i64>, Error> {
+        let mut backoff = pauses(LONGEST_APPEND_PAUSE);
+        loop {
+            match self.append_batch(log, after, batch).await {
+                Err(error) if error.may_pass() => {
+                    tracing::warn!(%log, %error, "append failed, will be repeated");
+                    sleep(backoff.pause()).await;
+                }
+                result => return result,
+            }
         }
-        Ok(Ok(row)) => row,
-    };
-    match row {
-        None => Err(Error::UnknownLog(log)),
-        Some((_, _, Some(first), Some(last), false)) => Ok(Outcome::Stored(first..=last)),
-        Some((_, _, Some(first), Some(last), true)) => Ok(Outcome::SequenceReused(first..=last)),
-        Some((last, true, ..)) => Err(Error::Finished { log, last }),
-        Some((last, false, ..)) => match after {
-            Some(expected) if expected != last => Err(Error::Conflict { log, expected, last }),
-            _ => Ok(Outcome::Raced),
-        },
     }
 }

@@ -1,9 +1,10 @@
-//! What can go wrong with event logs.
+//! Errors of event logs.
 
 use std::sync::Arc;
 
 use db_core::Class;
 
+use crate::append::{MAX_BYTES, MAX_EVENTS, WHAT};
 use crate::{LogId, WriterId};
 
 /// Why an append or a read failed.
@@ -13,22 +14,28 @@ pub enum Error {
     /// There is no such log.
     #[error("there is no event log {0}")]
     UnknownLog(LogId),
-    /// There was such a log, perhaps, and there is none any more; or what comes next in it was removed.
-    #[error("event log {0} was removed")]
-    Removed(LogId),
-    /// Events that were seen are not there any more, or others are in their place: a standby that had not received them was
-    /// promoted, or a backup was restored. Or there never were as many.
+    /// The log was removed, or its events after the cursor were: see [`EventLogs::remove`](crate::EventLogs::remove),
+    /// [`retain`](crate::EventLogs::retain) and [`trim`](crate::EventLogs::trim).
+    #[error("{}", removed(*log, *first))]
+    Removed {
+        /// The log.
+        log: LogId,
+        /// The first event after the cursor that is still there: read on after event `first - 1`. None if the log was removed.
+        first: Option<i64>,
+    },
+    /// Events that the reader has seen are not there any more, or other events have their ids: a standby that had not received
+    /// them was promoted, or a backup was restored. Or the reader's cursor is beyond the end of the log.
     #[error(
-        "event log {log} was rewound: of what was seen of it, only what comes up to event {last} is known to be there"
+        "event log {log} was rewound: of the events that were read, those up to {last} are known to be unchanged"
     )]
     Rewound {
         /// The log.
         log: LogId,
-        /// The last event that is known to be the one that was seen; 0 if none is. Read on after it: what comes then may have
-        /// been seen before.
+        /// The last event that is known to be the one that was seen; 0 for none. Read on after it: events after it may be ones that
+        /// the reader has seen.
         last: i64,
     },
-    /// The log is finished; nothing was stored.
+    /// The log is finished. Nothing was stored.
     #[error("event log {log} is finished with event {last}")]
     Finished {
         /// The log.
@@ -36,59 +43,59 @@ pub enum Error {
         /// Its last event.
         last: i64,
     },
-    /// Somebody else appended to a log that was taken to end elsewhere; nothing was stored.
-    #[error("event log {log} was taken to end with event {expected}, but ends with {last}")]
+    /// The log does not end where its [`Writer`](crate::Writer) expected: another writer has appended. Nothing was stored.
+    #[error("event log {log} was expected to end with event {expected}, but ends with {last}")]
     Conflict {
         /// The log.
         log: LogId,
-        /// The event that was taken to be the last.
+        /// The event that was expected to be the last.
         expected: i64,
         /// The last event.
         last: i64,
     },
-    /// More was to be appended at once than one batch takes; nothing was stored.
-    #[error("one append takes 1 to {} events and {} MiB, not {events} events and {bytes} bytes", crate::append::MAX_EVENTS, crate::append::MAX_BYTES >> 20)]
+    /// The append holds no event, or more than one batch takes. Nothing was stored.
+    #[error("one append takes 1 to {MAX_EVENTS} events and {} MiB, not {events} events and {bytes} bytes", MAX_BYTES >> 20)]
     Size {
-        /// How many events it was.
+        /// Events in the append.
         events: usize,
-        /// How much text they hold.
+        /// Bytes of their text.
         bytes: usize,
     },
-    /// An event's type is not a short plain text; nothing was stored.
-    #[error("an event's type has 1 to 64 bytes and no control characters")]
+    /// An event's kind is empty, too long, or has control characters. Nothing was stored.
+    #[error("an event's kind must have 1 to 64 bytes and no control characters")]
     BadKind,
-    /// An event's type is one of [`NewEvent::RESERVED_KINDS`](crate::NewEvent::RESERVED_KINDS); nothing was stored.
+    /// An event's kind is one of [`NewEvent::RESERVED_KINDS`](crate::NewEvent::RESERVED_KINDS). Nothing was stored.
     #[error(
-        "an event cannot have the type `{0}`, which has a meaning of its own in a stream of server-sent events"
+        "an event cannot be of kind `{0}`, which has a meaning of its own in a stream of server-sent events"
     )]
     ReservedKind(&'static str),
-    /// The writer has stored another batch under this number; nothing was stored now.
-    #[error("writer {writer} has stored another batch of event log {log} as its number {sequence}, from event {first} on", writer = writer.0)]
+    /// Other events are stored under the writer's sequence number. Nothing was stored now.
+    #[error("sequence number {sequence} of writer {writer} stands for other events of event log {log}, stored from event {first} on", writer = writer.0)]
     SequenceReused {
         /// The log.
         log: LogId,
-        /// Who has stored it.
+        /// The writer.
         writer: WriterId,
-        /// Its number for both batches.
+        /// The sequence number of both batches.
         sequence: i64,
         /// The first event of the batch that is stored.
         first: i64,
     },
-    /// An event's data contains a NUL, which PostgreSQL's text cannot hold; nothing was stored.
+    /// An event's data contains a NUL, which PostgreSQL's text cannot hold. Nothing was stored.
     #[error("an event's data must not contain a NUL character (JSON writes it as \\u0000)")]
     Nul,
-    /// An [`Appender`](crate::Appender) has ended. What was not acknowledged may be stored or not.
-    #[error("nothing more is appended to event log {log}: {}", cause.as_ref().map_or("the appender has ended".to_owned(), ToString::to_string))]
+    /// The [`Appender`](crate::Appender) takes no more events. Events that were not acknowledged may be stored or not.
+    #[error("the appender to event log {log} is closed: {}", cause.as_ref().map_or("its task has ended".to_owned(), ToString::to_string))]
     AppenderClosed {
         /// The log.
         log: LogId,
-        /// Why, if it is not only that nobody used it any more.
+        /// The error that has closed it. None if its runtime has ended.
         cause: Option<Arc<Error>>,
     },
     /// The database did not answer within the limit. An append may be stored or not.
     #[error("{what}: no answer from the database within {seconds} s")]
     TimedOut {
-        /// What was being done.
+        /// The operation.
         what: &'static str,
         /// The limit.
         seconds: u64,
@@ -96,34 +103,42 @@ pub enum Error {
     /// The database failed.
     #[error("{what}: {cause}")]
     Database {
-        /// What was being done.
+        /// The operation.
         what: &'static str,
-        /// What it met. [`Class::Lost`] and [`Class::TimedOut`] leave open whether an append is stored.
+        /// The cause. After [`Class::Lost`] and [`Class::TimedOut`], an append may be stored or not.
         cause: db_core::Error,
     },
 }
 
+fn removed(log: LogId, first: Option<i64>) -> String {
+    match first {
+        Some(first) => format!("events of event log {log} were removed: the next that is left is {first}"),
+        None => format!("event log {log} was removed"),
+    }
+}
+
+/// For closures of transactions that append: their other statements fail with this, too.
 impl From<db_core::Error> for Error {
     fn from(cause: db_core::Error) -> Self {
-        Self::of(cause)
+        Self::Database { what: "a transaction", cause }
     }
 }
 
 impl From<sqlx::Error> for Error {
-    /// For `?` in a closure that runs statements beside what it does with logs.
+    /// For `?` in closures of transactions that run other statements, too.
     fn from(cause: sqlx::Error) -> Self {
         Self::database("run a statement beside an event log")(cause)
     }
 }
 
 impl Error {
-    /// Whether the pool was closed: nothing is read or appended any more.
+    /// Whether the pool was closed: every later append and read fails, too.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Database { cause: db_core::Error::Acquire(refused), .. } if refused.is_closed())
     }
 
-    /// Whether waiting may mend it.
+    /// Whether a later attempt may succeed.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -133,19 +148,34 @@ impl Error {
         }
     }
 
-    /// The same for one who has to go on: also when it is the server that is in a bad way, and not what it was asked to do. It may
-    /// take no writes for a while (25006), have no room left (class 53), or fail by itself (classes 58 and XX).
+    /// Whether the transaction lost a conflict with another one (SQLSTATE 40001).
+    pub(crate) fn is_serialization_failure(&self) -> bool {
+        self.has_sqlstate("40001")
+    }
+
+    /// Whether a foreign key refers to the row that was to be removed (SQLSTATE 23503).
+    pub(crate) fn is_referred_to(&self) -> bool {
+        self.has_sqlstate("23503")
+    }
+
+    fn has_sqlstate(&self, code: &str) -> bool {
+        matches!(self, Self::Database { cause, .. } if cause.sqlstate().as_deref() == Some(code))
+    }
+
+    /// As [`is_transient`](Self::is_transient), for callers that must go on: also if the server is in a bad state. A server may be
+    /// read-only for a while (25006), out of disk space or memory (class 53), or fail internally (classes 58 and XX).
     pub(crate) fn may_be_mended(&self) -> bool {
         self.is_transient() || matches!(self, Self::Database { cause, .. } if is_of_the_server(cause))
     }
 
-    /// The same for one who asks again whatever became of it: also when a limit of the pool's was shorter than ours.
+    /// As [`may_be_mended`](Self::may_be_mended), for callers that may repeat whatever has become of the attempt: also if a limit of
+    /// the pool was shorter than ours.
     pub(crate) fn may_pass(&self) -> bool {
         let is_late = matches!(self, Self::Database { cause, .. } if cause.class() == Class::TimedOut);
         self.may_be_mended() || is_late
     }
 
-    /// Whether the statement may have been done all the same.
+    /// Whether the statement may have been executed all the same.
     pub(crate) fn is_ambiguous(&self) -> bool {
         match self {
             Self::TimedOut { .. } => true,
@@ -158,14 +188,9 @@ impl Error {
         }
     }
 
-    /// Whether a foreign key of somebody else's refers to what was to be removed (SQLSTATE 23503).
-    pub(crate) fn is_referred_to(&self) -> bool {
-        matches!(self, Self::Database { cause, .. } if cause.sqlstate().as_deref() == Some("23503"))
-    }
-
-    /// What an append met before or around its statement.
+    /// An error before or around the statement that appends.
     pub(crate) fn of(cause: db_core::Error) -> Self {
-        Self::Database { what: crate::append::WHAT, cause }
+        Self::Database { what: WHAT, cause }
     }
 
     pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
@@ -180,7 +205,7 @@ fn is_of_the_server(cause: &db_core::Error) -> bool {
         || is_internal(cause)
 }
 
-/// Whether something failed in the server itself, at whatever point of the statement or of its commit.
+/// Whether the server failed internally, at whatever point of the statement or of its commit.
 fn is_internal(cause: &db_core::Error) -> bool {
     cause.sqlstate().is_some_and(|code| code.starts_with("58") || code.starts_with("XX"))
 }

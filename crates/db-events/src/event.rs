@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::{Error, Mark};
 
-/// The number of a log.
+/// A log, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LogId(pub i64);
 
@@ -19,17 +19,17 @@ impl fmt::Display for LogId {
     }
 }
 
-/// Somebody who appends, and may have to send a batch again: any number that nobody else has.
+/// A writer that may have to send a batch again, by a number of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WriterId(pub i64);
 
 impl WriterId {
-    /// A random one, of the operating system's randomness: a generator that two processes seed alike would make one writer of
-    /// two. A writer that has to send a batch again after a restart keeps its number.
+    /// A random number from the operating system: two processes that seed a generator alike would be one writer. A writer that may
+    /// have to send a batch again after a restart must keep its number.
     ///
     /// # Panics
     ///
-    /// When the operating system has no randomness.
+    /// If the operating system has no randomness.
     #[must_use]
     pub fn random() -> Self {
         let number = getrandom::u64().expect("the operating system gives random numbers");
@@ -46,24 +46,24 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// The most bytes of an event's type.
+    /// The most bytes of an event's kind.
     pub const MAX_KIND_BYTES: usize = 64;
 
-    /// Types that no event can have: a client of a stream of server-sent events would take it for the end of the stream
-    /// (`stream-end`), or for what a browser's `EventSource` says of its connection (`error`, `open`).
+    /// Kinds that no event can have. A client of a stream of server-sent events would take such an event for the end of the stream
+    /// (`stream-end`), or for an event of its own connection (`error` and `open` of a browser's `EventSource`).
     pub const RESERVED_KINDS: [&str; 3] = ["error", "open", "stream-end"];
 
-    /// An event of a type (1 to 64 bytes, no control characters, since it travels in a line of SSE, and none of
-    /// [`RESERVED_KINDS`](Self::RESERVED_KINDS)) with data: any text without NUL, usually JSON.
+    /// An event of a kind, with data: any text without NUL, usually JSON. The kind has 1 to 64 bytes and no control characters, since
+    /// it is a line of SSE, and is none of [`RESERVED_KINDS`](Self::RESERVED_KINDS).
     pub fn new(kind: impl Into<Cow<'static, str>>, data: impl Into<String>) -> Self {
         Self { kind: kind.into(), data: data.into(), version: 1 }
     }
 
-    /// The same with data in JSON.
+    /// An event of a kind, with data in JSON.
     ///
     /// # Errors
     ///
-    /// What does not go into JSON, such as a map whose keys are no texts.
+    /// If `data` cannot be written as JSON, such as a map whose keys are not strings.
     pub fn json(
         kind: impl Into<Cow<'static, str>>,
         data: &(impl Serialize + ?Sized),
@@ -71,13 +71,13 @@ impl NewEvent {
         Ok(Self::new(kind, serde_json::to_string(data)?))
     }
 
-    /// Says which version of its type the data is, 1 unless it is said, so that readers can tell old events from new ones.
+    /// Sets the version of the kind's data [1], by which readers tell old events from new ones.
     #[must_use]
     pub fn version(self, version: i16) -> Self {
         Self { version, ..self }
     }
 
-    /// Its type.
+    /// Its kind.
     #[must_use]
     pub fn kind(&self) -> &str {
         &self.kind
@@ -89,7 +89,7 @@ impl NewEvent {
         &self.data
     }
 
-    /// How much text it holds.
+    /// The bytes of its text.
     pub(crate) fn bytes(&self) -> usize {
         self.kind.len() + self.data.len()
     }
@@ -111,26 +111,26 @@ impl NewEvent {
 /// An event as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Its number in the log, from 1 without holes.
+    /// Its number in the log: 1, 2, 3, … without holes.
     pub id: i64,
-    /// Its type.
+    /// Its kind.
     pub kind: Arc<str>,
-    /// The version of its type, 1 unless the writer has said otherwise.
+    /// The version of the kind's data.
     pub version: i16,
     /// Its data, as appended.
     pub data: String,
-    /// When it was appended, by the database's clock.
+    /// When it was appended, by the database's clock: the start of the transaction that has appended it.
     pub at: OffsetDateTime,
-    /// The mark of its batch: keep it beside the number to resume after this event.
+    /// The mark of its batch. Keep it beside the id to [resume](crate::EventLogs::resume) after this event.
     pub mark: Mark,
 }
 
 impl Event {
-    /// The data, read as JSON.
+    /// Reads the data as JSON.
     ///
     /// # Errors
     ///
-    /// Data that is not such JSON.
+    /// If the data is not JSON, or not JSON of a `T`.
     pub fn json<'e, T: Deserialize<'e>>(&'e self) -> Result<T, serde_json::Error> {
         serde_json::from_str(&self.data)
     }

@@ -29,100 +29,101 @@
 //!
 //! # Ids
 //!
-//! The events of a log are numbered 1, 2, 3, … without holes, in the order of their commits. A reader that has seen
-//! event `n` has seen all events up to `n`, and resumes with `n` as its cursor: no event is skipped or seen twice.
+//! The events of a log have the ids 1, 2, 3, … without holes, in the order of their commits. A reader that has seen event `n` has
+//! seen all events up to `n`, and resumes with `n` as its cursor: it skips no event and sees none twice.
 //!
-//! # When a log is not what it was
+//! # Ways to append
 //!
-//! A reader is told, and skips nothing:
+//! | to append | use |
+//! |---|---|
+//! | a batch | [`EventLogs::append`] |
+//! | a batch together with other rows | [`EventLogs::append_in`], in your transaction |
+//! | a batch that may have to be sent again | [`EventLogs::append_once`], with a writer and a sequence number |
+//! | batches of a log that only you append to | [`Writer`], which sends a batch again by itself |
+//! | events that come one by one | [`Appender`], which gathers them into batches and sends those again by itself |
 //!
-//! * [`Error::Removed`]: the log was removed, or what comes next in it. Whoever takes a page checks that it begins right after the
-//!   cursor, so a reader in the middle of a log that [`retain`](EventLogs::retain) removes does not see its last events as if they
-//!   were the next. A log whose beginning was removed can be read from where it begins now.
-//! * [`Error::Rewound`]: events that were seen are not there any more, or others are in their place. This happens when a standby
-//!   that had not received everything is promoted, when a backup is restored, or when a server that runs with
-//!   `synchronous_commit = off` crashes. The error has the last event that still holds; read on after it. A cursor
-//!   beyond the end of its log is told the same.
+//! A batch that is sent again is recognized by its writer and its sequence number, and stored once.
 //!
-//! Numbers alone do not tell others' events from those that were seen. Each event has the [`Mark`] of its batch, a short hash of what
-//! only that batch has; a stream checks it with each page, and remembers some of those before. Keep [`Event::mark`] beside the
-//! number and come back with [`EventLogs::resume`], and the same is checked after a restart. A number alone is taken at its word.
+//! # When events are gone
 //!
-//! # How it is stored
+//! A reader gets an error, and skips no event silently:
 //!
-//! One append is one statement, one round trip and one row, however many events it carries. The statement continues
-//! from the log's last row. Of two writers that continue from the same one, the primary key lets one insert; the other inserts
-//! nothing, which is no error of the server's and leaves no dead row, and tries again. No counter is updated, so a long snapshot elsewhere does not slow the appends down. A log is
-//! finished by its last row saying so: nothing can follow it.
+//! * [`Error::Removed`]: the log, or the next events after the cursor, were removed by [`remove`](EventLogs::remove),
+//!   [`retain`](EventLogs::retain) or [`trim`](EventLogs::trim). The error has the first event that is left: read on from there.
+//! * [`Error::Rewound`]: events that were seen are not there any more, or other events have their ids. This happens when a standby
+//!   that had not received all events is promoted, when a backup is restored, or when a server with `synchronous_commit = off`
+//!   crashes. The error has the last event that is unchanged: read on after it. A cursor beyond the end of its log gets the same
+//!   error.
 //!
-//! A log that is removed while it is not finished gets a last row without events, and with a size of 0, until it is gone: by it, an
-//! append that had begun before finds that it cannot be stored.
+//! Each page is checked: it must begin right after the cursor, and the event at the cursor must be the one that was seen. For that,
+//! each event has the [`Mark`] of its batch, a short hash. A stream remembers the marks of some of the batches that it has returned.
+//! Store [`Event::mark`] beside the id and come back with [`EventLogs::resume`], and the check holds across restarts. An id without a
+//! mark is taken to stand for the event that has it now.
 //!
-//! Two tables and a view, in [`SCHEMA`]; copy its files into your `migrations/`.
+//! # Storage
 //!
-//! # How it is followed
+//! One append is one statement, one round trip and one row, however many events it has. The statement continues the ids of the
+//! log's last row. If two writers continue from the same row, the primary key lets one of them insert; the other one inserts nothing,
+//! which is no error for the server and leaves no dead row, and tries again. No counter is updated, so an old snapshot elsewhere does
+//! not slow appends down. The last row of a finished log says that nothing can follow.
 //!
-//! A stream reads pages until it is at the end. Then it joins the log's one reader in this process, which waits for
-//! notifications of the [`Bus`](db_notify::Bus) and passes on what it reads: a thousand streams of one log cost one query for
-//! each append. Who is too slow for that goes back to pages, and joins again; nobody waits for anybody. The reader begins with
-//! the first stream that has caught up, and ends with the last one.
+//! When a log is removed before it is finished, it gets a last row without events and of size 0 until it is gone. An append that
+//! had begun before the removal meets that row, and fails.
 //!
-//! Those who read pages have a quarter of the pool at most ([`EventOptions`]), so that appends do not queue behind them, and those
-//! who want the same page at the same time read it once.
+//! [`SCHEMA`] has two tables and a view. Copy its files into your `migrations/`.
 //!
-//! A notification that is lost delays the streams until the next look, at most [`POLL_FLOOR`] later; no event is lost. One
-//! query looks at all logs that are followed in a process, now and then and after each gap of the bus, and wakes the readers of
-//! those that have moved. An append to a log that nobody follows notifies nobody
-//! ([`WatchedTopics`](db_notify::WatchedTopics)).
+//! # Following
+//!
+//! A stream reads pages until it is at the end of the log. Then it joins the log's reader in this process, which waits for
+//! notifications of the [`Bus`](db_notify::Bus) and publishes each page to all streams of the log: a thousand streams of one log
+//! cost one query for each append. A stream that is too slow for the reader goes back to pages and joins again; it delays no other
+//! stream. The reader starts with the first stream that is at the end, and ends with the last one.
+//!
+//! Streams that catch up use a quarter of the pool at most ([`EventOptions`]), so that appends do not queue behind them. Streams that
+//! read the same page at the same time share one query.
+//!
+//! A lost notification delays streams by at most [`POLL_FLOOR`]; no event is lost. One query polls the ends of all logs that are
+//! followed in the process, at least that often and after each gap of the bus, and wakes the readers of logs that have grown. An
+//! append to a log that no process follows sends no notification ([`WatchedTopics`](db_notify::WatchedTopics)).
 //!
 //! # Features
 //!
 //! This crate has no cargo features.
 
 mod append;
-mod appender;
-mod catching_up;
 mod error;
 mod event;
-mod fanout;
-mod head;
-mod history;
-mod log;
+mod follow;
+mod limits;
+mod logs;
 mod mark;
-mod page;
-mod reader;
-mod registry;
+mod read;
+mod remove;
+mod topics;
 
-mod retention;
-mod seen;
-mod stream;
-mod writer;
-
-pub use appender::Appender;
-pub use catching_up::EventOptions;
+pub use append::{Appender, Writer};
 pub use error::Error;
 pub use event::{Event, LogId, NewEvent, WriterId};
-pub use head::Head;
-pub use history::{History, Selection};
-pub use log::{EventLogs, EventsState, LogTopics};
+pub use follow::{EventOptions, EventStream};
+pub use limits::POLL_FLOOR;
+pub use logs::{EventLogs, EventsState};
 pub use mark::Mark;
-pub use page::{Events, IntoIter};
-pub use retention::{Removed, Retention};
-pub use stream::{EventStream, POLL_FLOOR};
-pub use writer::Writer;
+pub use read::{Events, Head, History, IntoIter, Selection};
+pub use remove::{Removed, Retention, Trim};
+pub use topics::LogTopics;
 
-/// The crate's tables, as one migration.
+/// The tables of this crate, as one migration.
 pub struct Schema {
     /// The name of the migration's files, without a version.
     pub name: &'static str,
     /// Makes the tables.
     pub up: &'static str,
-    /// Removes them, with all events.
+    /// Removes the tables, with all events.
     pub down: &'static str,
 }
 
-/// The migrations that make the crate's tables, in their order. A service copies each into its `migrations/`, under a
-/// version of its own, so that the `sqlx` CLI sees one history.
+/// The migrations that make the crate's tables, in their order. Copy each into your `migrations/` under a version of your own, so
+/// that the `sqlx` CLI sees one history.
 pub const SCHEMA: &[Schema] = &[
     Schema {
         name: "event_logs",

@@ -1,4 +1,4 @@
-//! Which batch an event was in when it was seen.
+//! The mark by which a reader recognizes a batch.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use time::OffsetDateTime;
 /// The digits of a mark as text.
 const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
-/// Tells the batch that an event was appended in from any other one: a short hash of the batch's first event, its time, its
-/// writer and its writer's number for it.
+/// Identifies the batch in which an event was appended: a short hash of the batch's first id, its time, its writer and its sequence
+/// number.
 ///
-/// The number of an event alone does not tell which event it is: a server that has lost the end of a log (a standby that had not
-/// received it was promoted, a backup was restored) gives the same numbers to other events. A reader that keeps the mark of its
-/// last event beside the number is told of that ([`Error::Rewound`](crate::Error::Rewound)).
+/// An event's id alone does not identify the event. A server that has lost the end of a log (a standby that had not received it
+/// was promoted, a backup was restored) gives the same ids to other events. A reader that keeps the mark of its last event beside
+/// the id is told: [`Error::Rewound`](crate::Error::Rewound).
 ///
-/// As text it has up to seven digits and small letters. It is the same in all processes and versions.
+/// As text, a mark has one to seven digits and small letters. It is the same in all processes and versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mark(u32);
 
@@ -29,7 +29,7 @@ impl Mark {
         Self(u32::from_be_bytes([a, b, c, d]))
     }
 
-    /// Reads a mark as it is written; none if it is no such text.
+    /// Parses a mark as [`Display`](fmt::Display) writes it. None if the text is no mark.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let is_plain = text.bytes().all(|byte| DIGITS.contains(&byte));
@@ -71,7 +71,7 @@ mod tests {
     const AT: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
     #[test]
-    fn a_mark_differs_with_everything_that_it_is_made_of() {
+    fn a_mark_differs_if_any_of_its_inputs_differs() {
         let later = AT + Duration::microseconds(1);
         let marks = [
             Mark::of(1, AT, None),
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_the_same_in_all_versions_since_clients_keep_it() {
+    fn a_mark_is_the_same_in_all_versions_since_clients_store_it() {
         let at = OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time");
 
         assert_eq!(Mark::of(6, at, None).to_string(), "tzl9w9");
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_read_as_it_is_written_and_nothing_else_is() {
+    fn a_mark_parses_as_it_is_written_and_other_texts_do_not() {
         for number in [0, 1, 35, 36, 0x00c0_ffee, u32::MAX] {
             let text = Mark(number).to_string();
             assert!(text.len() <= 7, "{text}");

@@ -152,7 +152,7 @@ pub fn note(text: &str) {
 
 fn say(what: &str, text: &str) {
     let mut stdout = std::io::stdout().lock();
-    // In one piece. That nobody listens any more is seen by the orders, which end.
+    // In one piece. If the parent has gone, the orders end, too.
     stdout.write_all(format!("\n{what}{text}\n").as_bytes()).ok();
     stdout.flush().ok();
 }

@@ -9,7 +9,7 @@ use db_embedded::Server;
 use db_testkit::until;
 use sqlx::{Connection, PgConnection};
 
-/// The port of the one whose address everybody knows, and that of the other one until it takes over. They only name the sockets,
+/// The port of the server that clients use, and that of the standby until it takes over. They only name the sockets,
 /// which are in a folder of their own.
 const KNOWN: u16 = 5432;
 const HIDDEN: u16 = 5433;
@@ -202,7 +202,7 @@ impl Pair {
     fn command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.programs.join(name));
         command.args(arguments).current_dir("/").env_clear().env("LC_ALL", "C").env("PATH", &self.programs);
-        // The server that `pg_ctl` starts keeps what it inherits, and nobody waits for its end.
+        // The server that `pg_ctl` starts keeps the files that it inherits, and no process waits for its end.
         command.stdin(Stdio::null());
         if name == "pg_ctl" {
             command.stdout(Stdio::null());

@@ -12,7 +12,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
-use db_axum::sse::{self, Cursor};
+use db_axum::sse::{self, Selection};
 use db_axum::{Error, Result};
 use db_layer::LogId;
 use serde::Deserialize;
@@ -104,7 +104,7 @@ async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Bui
     build.map(Json).ok_or_else(missing)
 }
 
-async fn events(State(app): State<App>, Path(id): Path<String>, cursor: Cursor) -> Result<Response> {
+async fn events(State(app): State<App>, Path(id): Path<String>, selection: Selection) -> Result<Response> {
     let log = log_of(&app, &id).await?;
     // For as long as the answer lasts.
     let Ok(permit) = Arc::clone(&app.streams).try_acquire_owned() else {
@@ -112,7 +112,7 @@ async fn events(State(app): State<App>, Path(id): Path<String>, cursor: Cursor) 
         let error = Error::new(StatusCode::SERVICE_UNAVAILABLE, detail);
         return Ok(([(RETRY_AFTER, "5")], error).into_response());
     };
-    let answer = sse::events(&app.db, log, cursor).await?;
+    let answer = sse::events(&app.db, log, selection).await?;
     Ok(answer.map(|body| holding(body, permit)))
 }
 

@@ -1,18 +1,18 @@
-//! What a client may leave unread.
+//! How much of an answer may wait to be read by its client.
 
 use std::sync::Arc;
 
 use axum::body::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// About how much of an answer is made at once.
+/// About the size of a piece of an answer, in bytes.
 pub(super) const PIECE: usize = 16 << 10;
 
-/// How many pieces may wait to be written to a client's socket. Fewer than hyper takes before it stops asking for more (16, or
-/// 400 kB), so that an answer is asked, and can end, while its client does not read.
+/// The most pieces that may wait to be written to a client's socket. Fewer than hyper takes before it stops polling the answer (16,
+/// or 400 kB), so that the answer is polled, and can end, while its client does not read.
 const PIECES: usize = 4;
 
-/// The room for what was made and is not written yet.
+/// The room for pieces that are not written yet.
 pub(super) struct Room(Arc<Semaphore>);
 
 impl Room {
@@ -22,22 +22,22 @@ impl Room {
 
     /// Waits until there is room for a piece. Cancel safe.
     pub(super) async fn take(&self) -> Place {
-        Place(Arc::clone(&self.0).acquire_owned().await.expect("nobody closes it"))
+        Place(Arc::clone(&self.0).acquire_owned().await.expect("the semaphore is never closed"))
     }
 
-    /// Room for a piece, if there is any now.
+    /// Takes room for a piece, if there is any now.
     pub(super) fn try_take(&self) -> Option<Place> {
         Arc::clone(&self.0).try_acquire_owned().ok().map(Place)
     }
 
-    /// Waits until everything is written. Cancel safe.
+    /// Waits until all pieces are written. Cancel safe.
     pub(super) async fn empty(&self) {
         let pieces = u32::try_from(PIECES).expect("a small number");
-        let _all = self.0.acquire_many(pieces).await.expect("nobody closes it");
+        let _all = self.0.acquire_many(pieces).await.expect("the semaphore is never closed");
     }
 }
 
-/// Room for a piece. It is given back when the piece was written, or is dropped.
+/// Room for a piece. Given back when the piece is written or dropped.
 pub(super) struct Place(OwnedSemaphorePermit);
 
 impl Place {

@@ -1,67 +1,91 @@
 //! Events in the form of the standard, piece by piece.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
 
-use db_layer::{Events, NewEvent};
+use db_layer::{Event, Events, NewEvent};
 
 use super::Cursor;
 
 /// A page of events, and how far it was written.
 pub(super) struct Text {
     events: Events,
+    /// The kinds that are written; None for all.
+    kinds: Option<Arc<[String]>>,
     /// The event before them.
     before: Cursor,
+    /// The events that were written or skipped.
     number: usize,
+    /// The last event that was written.
+    written: Option<i64>,
     part: Part,
 }
 
-/// How much of one event was written.
+/// How much of an event was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Part {
-    /// The lines before its data.
+    /// Whether the lines before its data were written.
     has_head: bool,
-    /// Bytes of its data.
+    /// The bytes of its data that were written.
     data: usize,
-    /// Whether a line of it was begun and not ended.
+    /// Whether a line of its data was begun and not ended.
     in_line: bool,
 }
 
 impl Text {
-    /// A page of whose first event a part was written before.
-    pub(super) fn new(events: Events, before: Cursor, part: Part) -> Self {
-        Self { events, before, number: 0, part }
+    /// A page of which a part of the first event to be written was written before.
+    pub(super) fn new(events: Events, kinds: Option<Arc<[String]>>, before: Cursor, part: Part) -> Self {
+        let mut text = Self { events, kinds, before, number: 0, written: None, part };
+        text.skip();
+        text
+    }
+
+    /// Skips events of other kinds, up to one that is to be written.
+    fn skip(&mut self) {
+        let Some(kinds) = &self.kinds else { return };
+        let is_wanted = |event: &Event| kinds.iter().any(|kind| **kind == *event.kind);
+        while self.events.get(self.number).is_some_and(|event| !is_wanted(event)) {
+            self.number += 1;
+        }
     }
 
     pub(super) fn is_done(&self) -> bool {
         self.number == self.events.len()
     }
 
-    /// The event up to which all was written, and how much of the next one.
+    /// The last event that was written.
+    pub(super) fn written(&self) -> Option<i64> {
+        self.written
+    }
+
+    /// The last event that was written or skipped, and how much of the event after it was written.
     pub(super) fn place(&self) -> (Cursor, Part) {
         let last = self.events[..self.number].last().map(|event| Cursor(event.id, Some(event.mark)));
         (last.unwrap_or(self.before), self.part)
     }
 
-    /// The next piece: `most` bytes, or some more to end a line. Empty when all is written.
+    /// The next piece: `most` bytes, or some more to end a line. Empty when all events are written.
     pub(super) fn next(&mut self, most: usize) -> String {
         let mut text = String::with_capacity(self.about(most));
         while text.len() < most
             && let Some(event) = self.events.get(self.number)
         {
-            // One that was stored before such types were refused must not pass for the end.
+            // An event that was stored before these kinds were refused must not pass for the end.
             let is_reserved = NewEvent::RESERVED_KINDS.contains(&&*event.kind);
             let (before, kind, after) =
                 if is_reserved { ("", "", "") } else { ("event: ", &*event.kind, "\n") };
             let head = format_args!("id: {}-{}\n{before}{kind}{after}", event.id, event.mark);
             if self.part.write(head, &event.data, most, &mut text) {
+                self.written = Some(event.id);
                 self.number += 1;
                 self.part = Part::default();
+                self.skip();
             }
         }
         text
     }
 
-    /// How large the next piece will be.
+    /// The size of the next piece, at most.
     fn about(&self, most: usize) -> usize {
         let mut bytes = 0;
         for event in &self.events[self.number..] {
@@ -75,7 +99,12 @@ impl Text {
 }
 
 impl Part {
-    /// Writes an event until the text has `most` bytes; tells whether it is written whole.
+    /// Whether a part was written, and not the whole event.
+    pub(super) fn is_begun(self) -> bool {
+        self.has_head
+    }
+
+    /// Writes an event until the text has `most` bytes. Returns whether the event is written whole.
     fn write(&mut self, head: fmt::Arguments<'_>, data: &str, most: usize, text: &mut String) -> bool {
         if !self.has_head {
             text.write_fmt(head).expect("writing to a string");
@@ -91,7 +120,7 @@ impl Part {
             }
             let rest = data.get(self.data..).unwrap_or_default();
             let fits = &rest[..rest.floor_char_boundary(most.saturating_sub(text.len()))];
-            // The standard ends a line with any of CR, LF and CRLF. JSON has none of them.
+            // In the standard, CR, LF and CRLF end a line. JSON has none of them.
             if let Some(end) = fits.find(['\r', '\n']) {
                 text.push_str(&fits[..end]);
                 text.push('\n');
@@ -116,7 +145,7 @@ mod tests {
 
     const HEAD: &str = "id: 7\nevent: line\n";
 
-    /// The whole event at once, as the standard has it.
+    /// The whole event, in the form of the standard.
     fn whole(data: &str) -> String {
         let lines = data.split("\r\n").flat_map(|part| part.split(['\r', '\n']));
         let lines: String = lines.flat_map(|line| ["data: ", line, "\n"]).collect();
@@ -139,7 +168,7 @@ mod tests {
             for most in 1..80 {
                 let (mut all, mut part) = (String::new(), Part::default());
                 loop {
-                    // Whoever has stalled begins again with a copy of it.
+                    // An answer that has stalled goes on with a copy.
                     let mut again = part;
                     let mut piece = String::new();
                     let is_whole = again.write(format_args!("{HEAD}"), data, most, &mut piece);

@@ -9,13 +9,14 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::get;
 use db_axum::sse::{self, Cursor};
-use db_layer::db_events::{Mark, Selection};
+use db_layer::db_events::{Mark, Selection, Trim};
 use db_layer::{Db, LogId, NewEvent};
 use db_testkit::{TestDb, until};
 use futures_util::StreamExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -24,8 +25,12 @@ use crate::support::{PATIENCE, Served, client, open, serve};
 /// More than sockets take: far more than the kernel's largest buffers of both sides.
 const MEGABYTES: usize = 32;
 
-async fn events(State(db): State<Db>, Path(log): Path<i64>, cursor: Cursor) -> db_axum::Result<Response> {
-    sse::events(&db, LogId(log), cursor).await
+async fn events(
+    State(db): State<Db>,
+    Path(log): Path<i64>,
+    selection: sse::Selection,
+) -> db_axum::Result<Response> {
+    sse::events(&db, LogId(log), selection).await
 }
 
 async fn served(db: &Db) -> Served {
@@ -47,7 +52,7 @@ async fn marks(db: &Db, log: LogId) -> Vec<Mark> {
     all.iter().map(|event| event.mark).collect()
 }
 
-/// So many batches of one event, of a log that is not finished.
+/// A log of `count` batches of one event, not finished.
 async fn log_of(db: &TestDb, layer: &Db, count: i64) -> LogId {
     let log = layer.events().create().await.expect("a log");
     batches(db, log, (1, count)).await;
@@ -70,7 +75,7 @@ async fn lose_after(db: &TestDb, log: LogId, last: i64) {
 }
 
 #[db_testkit::test]
-async fn a_client_from_beyond_the_end_is_told_where_it_is(db: TestDb) {
+async fn a_client_from_beyond_the_end_gets_the_id_of_the_end(db: TestDb) {
     let layer = open(&db).await;
     let served = served(&layer).await;
     let log = log_of(&db, &layer, 3).await;
@@ -84,7 +89,7 @@ async fn a_client_from_beyond_the_end_is_told_where_it_is(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_browser_that_comes_back_after_the_end_of_a_log_was_lost_is_told_and_resumes(db: TestDb) {
+async fn a_browser_that_comes_back_after_the_end_of_a_log_was_lost_gets_rewound_and_resumes(db: TestDb) {
     let layer = open(&db).await;
     let served = served(&layer).await;
     let log = log_of(&db, &layer, 10).await;
@@ -112,7 +117,7 @@ async fn a_browser_that_comes_back_after_the_end_of_a_log_was_lost_is_told_and_r
 }
 
 #[db_testkit::test]
-async fn a_client_that_follows_is_told_of_a_log_that_is_rewound_or_removed(db: TestDb) {
+async fn a_live_client_gets_rewound_or_removed(db: TestDb) {
     let layer = open(&db).await;
     let served = served(&layer).await;
     for (rewinds, end) in [
@@ -246,6 +251,161 @@ async fn a_client_resumes_after_the_event_it_names(db: TestDb) {
     assert_eq!(ids(format!("{log}"), None).await.0, 410);
 }
 
+/// The ids in an answer: of events, and of the message that ends it.
+fn ids(text: &str) -> (Vec<&str>, Option<&str>) {
+    let mut messages: Vec<&str> = text.split_terminator("\n\n").collect();
+    let end = messages.pop().filter(|end| end.contains("event: stream-end")).expect("an end");
+    (messages.iter().filter_map(|message| line(message, "id: ")).collect(), line(end, "id: "))
+}
+
+fn line<'m>(message: &'m str, name: &str) -> Option<&'m str> {
+    message.lines().find_map(|line| line.strip_prefix(name))
+}
+
+#[db_testkit::test]
+async fn a_client_selects_kinds_and_the_last_events(db: TestDb) {
+    let layer = open(&db).await;
+    let served = served(&layer).await;
+    let log = layer.events().create().await.expect("a log");
+    let event = |kind: &'static str| NewEvent::new(kind, "");
+    layer.events().append(log, &[event("line"), event("error, kind of")]).await.expect("appended");
+    layer.events().finish(log, &[event("line"), event("warning"), event("line")]).await.expect("finished");
+    let marks = marks(&layer, log).await;
+    let id = |id: usize| format!("{id}-{}", marks[id - 1]);
+
+    for (query, header, seen, end) in [
+        ("kinds=line", None, vec![1, 3, 5], None),
+        ("kinds=warning", None, vec![4], Some(5)),
+        ("kinds=warning,line", None, vec![1, 3, 4, 5], None),
+        ("kinds=nothing", None, vec![], Some(5)),
+        ("last=2", None, vec![4, 5], None),
+        ("last=100", None, vec![1, 2, 3, 4, 5], None),
+        ("last=3&kinds=warning", None, vec![4], Some(5)),
+        ("kinds=line&from=1", None, vec![3, 5], None),
+        // A browser that connects again repeats the address.
+        ("last=1", Some("2"), vec![3, 4, 5], None),
+        ("last=1&kinds=warning", Some("3"), vec![4], Some(5)),
+    ] {
+        let (status, text) = body(&served, &format!("{log}?{query}"), header).await;
+
+        let (events, last) = ids(&text);
+        assert_eq!(status, 200, "{query}");
+        assert_eq!(events, seen.iter().map(|n| id(*n)).collect::<Vec<_>>(), "{query} {header:?}: {text}");
+        assert_eq!(last, end.map(id).as_deref(), "{query} {header:?}: {text}");
+    }
+    // A browser comes back with the id of the end, and stops.
+    assert_eq!(body(&served, &format!("{log}?kinds=warning"), Some(&id(5))).await.0, 204);
+    assert_eq!(body(&served, &format!("{log}?last=0"), None).await.0, 204);
+}
+
+#[db_testkit::test]
+async fn selections_that_make_no_sense_are_refused(db: TestDb) {
+    let layer = open(&db).await;
+    let served = served(&layer).await;
+    let log = log_of(&db, &layer, 3).await;
+    let too_long = format!("kinds={}", "x".repeat(65));
+    let too_many = format!("kinds={}", vec!["x"; 33].join(","));
+
+    for query in [
+        "last=",
+        "last=-1",
+        "last=%2B1",
+        "last=1.0",
+        "last=x",
+        "last=4294967296",
+        "last=1&last=2",
+        "from=1&last=1",
+        "from=1&from=2",
+        "kinds=",
+        "kinds=a,",
+        "kinds=,a",
+        "kinds=a,,b",
+        "kinds=a%0Ab",
+        "kinds=a%00",
+        "kinds=a&kinds=b",
+        &too_long,
+        &too_many,
+    ] {
+        for header in [None, Some("2")] {
+            let (status, text) = body(&served, &format!("{log}?{query}"), header).await;
+            assert_eq!(status, 400, "{query}: {text}");
+            assert!(text.contains("must be") || text.contains("exclude each other"), "{query}: {text}");
+        }
+    }
+}
+
+#[db_testkit::test]
+async fn a_client_below_the_first_event_of_a_trimmed_log_gets_removed_and_resumes_there(db: TestDb) {
+    let layer = open(&db).await;
+    let served = served(&layer).await;
+    let log = log_of(&db, &layer, 10).await;
+    layer.events().finish(log, &[NewEvent::new("n", "11")]).await.expect("finished");
+    layer.events().trim(log, &Trim::keep_last(4)).await.expect("trimmed");
+    let told = "retry: 1000\n\nid: 7\nevent: stream-end\ndata: removed\n\n";
+
+    for last in [None, Some("3"), Some("6")] {
+        assert_eq!(body(&served, &log.to_string(), last).await, (200, told.to_owned()), "{last:?}");
+    }
+    let (_, text) = body(&served, &log.to_string(), Some("7")).await;
+    assert_eq!(ids(&text).0.len(), 4, "{text}");
+    let (_, text) = body(&served, &format!("{log}?last=100"), None).await;
+    assert_eq!(ids(&text).0.len(), 4, "{text}");
+}
+
+#[db_testkit::test]
+async fn a_client_is_sent_the_ids_of_events_that_it_has_not_selected(db: TestDb) {
+    let layer = open(&db).await;
+    let log = layer.events().create().await.expect("a log");
+    let selection = sse::Selection::last(0).kinds(["rare"]);
+    let answer = sse::events(&layer, log, selection).await.expect("an answer");
+    let mut chunks = answer.into_body().into_data_stream();
+    let mut next = async || {
+        let chunk =
+            timeout(2 * PATIENCE, chunks.next()).await.expect("in time").expect("more").expect("no error");
+        String::from_utf8(chunk.to_vec()).expect("text")
+    };
+    assert_eq!(next().await, "retry: 1000\n\n");
+
+    layer
+        .events()
+        .append(log, &[NewEvent::new("line", ""), NewEvent::new("line", "")])
+        .await
+        .expect("appended");
+
+    let mark = marks(&layer, log).await[1];
+    assert_eq!(next().await, format!("id: 2-{mark}\n\n"));
+    layer.events().append(log, &[NewEvent::new("rare", "")]).await.expect("appended");
+    assert!(next().await.ends_with("event: rare\ndata: \n\n"));
+    layer.closing().cancel();
+    assert_eq!(next().await, "retry: 200\nevent: stream-end\ndata: closing\n\n", "it has the id");
+}
+
+#[db_testkit::test]
+async fn an_answer_that_ends_in_the_middle_of_an_event_does_not_end_the_event(db: TestDb) {
+    let layer = open(&db).await;
+    let log = layer.events().create().await.expect("a log");
+    layer.events().append(log, &[NewEvent::new("line", "x".repeat(8 << 20))]).await.expect("appended");
+    let answer = sse::events(&layer, log, Cursor::default()).await.expect("an answer");
+    let mut chunks = answer.into_body().into_data_stream();
+    let mut text = String::new();
+    while text.len() < 64 << 10 {
+        let chunk =
+            timeout(PATIENCE, chunks.next()).await.expect("in time").expect("more").expect("no error");
+        text += std::str::from_utf8(&chunk).expect("text");
+    }
+
+    layer.closing().cancel();
+
+    let error = loop {
+        match timeout(PATIENCE, chunks.next()).await.expect("in time").expect("more, or an error") {
+            Ok(chunk) => text += std::str::from_utf8(&chunk).expect("text"),
+            Err(error) => break error,
+        }
+    };
+    assert!(text.ends_with('x') && !text.contains("stream-end"), "the client takes the event for whole");
+    assert!(error.to_string().contains("not written"), "{error}");
+}
+
 #[db_testkit::test]
 async fn events_arrive_while_they_are_appended_and_the_beginning_of_a_shutdown_ends_the_answer(db: TestDb) {
     let layer = open(&db).await;
@@ -275,7 +435,7 @@ async fn events_arrive_while_they_are_appended_and_the_beginning_of_a_shutdown_e
     assert!(timeout(PATIENCE, chunks.next()).await.expect("in time").is_none(), "the answer has ended");
 }
 
-/// `curl` as somebody would call it, with what it prints, line by line. It is killed when this is dropped.
+/// `curl`, with its output line by line. It is killed when this value is dropped.
 struct Curl {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -359,7 +519,7 @@ async fn for_a_client_that_does_not_read_no_more_is_read_than_its_socket_takes(d
         answer.len()
     };
 
-    // Whoever reads has everything, while a neighbour only looks on.
+    // A client that reads gets everything, while another one does not read.
     let mut idle = ask().await;
     let mut first = [0];
     idle.read_exact(&mut first).await.expect("it is answered");
@@ -434,7 +594,8 @@ async fn clients_that_do_not_read_do_not_hold_up_a_shutdown(db: TestDb) {
     for log in [finished, open, finished, open] {
         idle.push(stall(address, log).await);
     }
-    // One that reads is told.
+    // A client that reads, and waits for more, is told.
+    let (bytes, mut seen) = watch::channel(0);
     let mut reading = TcpStream::connect(address).await.expect("connected");
     let request = format!("GET /{open} HTTP/1.1\r\nHost: {address}\r\n\r\n");
     reading.write_all(request.as_bytes()).await.expect("asked");
@@ -447,6 +608,7 @@ async fn clients_that_do_not_read_do_not_hold_up_a_shutdown(db: TestDb) {
                 return String::from_utf8(tail).expect("text");
             }
             tail.extend_from_slice(&chunk[..read]);
+            bytes.send_modify(|bytes| *bytes += read);
             tail.drain(..tail.len().saturating_sub(80));
         }
     });
@@ -456,6 +618,9 @@ async fn clients_that_do_not_read_do_not_hold_up_a_shutdown(db: TestDb) {
         layer.events().state().pages == before
     })
     .await;
+
+    let all = seen.wait_for(|bytes| *bytes > (MEGABYTES / 2 + 15) << 20);
+    timeout(PATIENCE, all).await.expect("in time").expect("it reads");
 
     layer.closing().cancel();
 

@@ -80,7 +80,7 @@ async fn what_is_appended_one_by_one_is_stored_in_order_and_in_few_batches(db: T
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn many_who_append_get_the_ids_of_their_own_events(db: TestDb) {
+async fn many_callers_of_an_appender_get_the_ids_of_their_own_events(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let appender = events.appender(log);
@@ -132,7 +132,7 @@ async fn nothing_is_acknowledged_before_it_is_stored_and_a_lost_answer_doubles_n
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn who_appends_faster_than_the_database_stores_has_to_wait(db: TestDb) {
+async fn callers_that_append_faster_than_the_database_stores_wait(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let appender = events.appender(log);
@@ -154,7 +154,7 @@ async fn who_appends_faster_than_the_database_stores_has_to_wait(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn an_appender_to_a_log_that_takes_nothing_says_why_to_everybody(db: TestDb) {
+async fn an_appender_to_a_finished_log_gives_all_callers_the_reason(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let appender = events.appender(log);
@@ -202,7 +202,45 @@ async fn an_event_keeps_its_version_and_its_json(db: TestDb) {
     assert_eq!(seen, versions);
 }
 
-/// The next appends are refused with this code, so many times.
+#[db_testkit::test(migrations = "../../migrations")]
+async fn an_appender_finishes_its_log_after_all_that_was_handed_over_and_takes_nothing_more(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
+    let direct = Config::from_url(&db.direct_url()).expect("an address");
+    let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
+    let events = EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus);
+    let log = events.create().await.expect("a log");
+    let appender = events.appender(log);
+    let stream = events.stream(log, 0);
+    let reading = tokio::spawn(read_to_end(stream));
+    let mut appending = JoinSet::new();
+    for n in 1..=100 {
+        appender.push(NewEvent::new("n", n.to_string())).await.expect("handed over");
+    }
+    // The answer to the batch that finishes the log is lost: it is sent again, and stored once.
+    proxy.cut_answer_to("the last event");
+
+    let last = timeout(PATIENCE, appender.finish(NewEvent::new("end", "the last event"))).await;
+
+    assert_eq!(last.expect("in time").expect("finished"), 101);
+    for late in [NewEvent::new("n", "102"), NewEvent::new("n", "103")] {
+        let appender = appender.clone();
+        appending.spawn(async move { appender.append(late).await });
+    }
+    for late in appending.join_all().await {
+        assert!(
+            matches!(&late, Err(Error::AppenderClosed { cause: Some(cause), .. }) if matches!(**cause, Error::Finished { last: 101, .. })),
+            "{late:?}"
+        );
+    }
+    assert!(matches!(appender.finish(NewEvent::new("end", "")).await, Err(Error::AppenderClosed { .. })));
+    let all = timeout(PATIENCE, reading).await.expect("the stream has ended").expect("no panic");
+    assert_dense(&all, 1);
+    assert_eq!((all.len(), &*all[99].data, &*all[100].kind), (101, "100", "end"));
+    assert!(events.head(log).await.expect("a head").is_finished);
+}
+
+/// Refuses the next appends with an SQLSTATE, `times` times.
 async fn refuse(db: &TestDb, code: &str, times: i64) {
     let refuse = format!(
         "drop sequence if exists refusals;
@@ -220,7 +258,7 @@ async fn refuse(db: &TestDb, code: &str, times: i64) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn whoever_appends_waits_for_a_server_that_is_in_a_bad_way_and_goes_on(db: TestDb) {
+async fn appenders_and_writers_wait_for_a_server_in_a_bad_state_and_go_on(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let appender = events.appender(log);

@@ -167,5 +167,5 @@ async fn a_log_made_in_a_transaction_goes_with_it(db: TestDb) {
     let log = events.create_in(&mut tx).await.expect("a log");
     tx.rollback().await.expect("rolled back");
 
-    assert!(matches!(events.head(log).await, Err(Error::Removed(_))));
+    assert!(matches!(events.head(log).await, Err(Error::Removed { .. })));
 }

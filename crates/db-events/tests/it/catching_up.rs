@@ -19,7 +19,7 @@ async fn events_of(db: &TestDb, options: EventOptions) -> (EventLogs, Pool) {
     (EventLogs::with_options(pool.clone(), &bus, &LogTopics::default(), options), pool)
 }
 
-/// A finished log of so many pages.
+/// A finished log of `pages` pages.
 async fn filled(events: &EventLogs, pages: usize) -> LogId {
     let log = events.create().await.expect("a log");
     let megabyte: Vec<NewEvent> = (0..16).map(|_| NewEvent::new("line", "x".repeat(1 << 16))).collect();
@@ -44,13 +44,14 @@ fn read(events: &EventLogs, log: LogId) -> JoinHandle<usize> {
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn streams_that_catch_up_leave_most_of_the_pool_to_others(db: TestDb) {
-    for (options, places) in [(None, 2), (Some(3), 3), (Some(0), 1)] {
-        let (events, pool) = events_of(&db, EventOptions { catching_up: options }).await;
+    let default = EventOptions::default();
+    for (options, places) in [(default, 2), (default.max_page_reads(3), 3), (default.max_page_reads(0), 1)] {
+        let (events, pool) = events_of(&db, options).await;
         let mut logs = Vec::new();
         for _ in 0..20 {
             logs.push(filled(&events, 1).await);
         }
-        // Nobody reads a page for a while.
+        // No page can be read for a while.
         let mut blocker = db.pool().begin().await.expect("begun");
         sqlx::query("lock table event_log_batches").execute(&mut *blocker).await.expect("locked");
         let mut readers: Vec<_> = logs.iter().cycle().take(200).map(|log| read(&events, *log)).collect();
@@ -61,7 +62,7 @@ async fn streams_that_catch_up_leave_most_of_the_pool_to_others(db: TestDb) {
         created.expect("a log");
         let stats = pool.stats();
         assert_eq!((stats.in_use, stats.waiting), (places, 0), "{stats:?}");
-        // Those who read for others may go away.
+        // Streams that read pages for others may go away.
         for gone in readers.drain(..60) {
             gone.abort();
         }
@@ -90,7 +91,7 @@ async fn streams_that_want_the_same_page_at_once_read_it_once(db: TestDb) {
         let count = timeout(PATIENCE, reader).await.expect("in time").expect("no panic");
         assert_eq!(count, 16 * PAGES + 1);
     }
-    // The last page is each stream's own; of the others, some are read again by those who come later.
+    // Each stream reads the last page itself; streams that come later read some of the others again.
     let state = events.state();
     assert!(state.pages < 3 * STREAMS, "{state:?}");
 }
@@ -110,9 +111,9 @@ async fn a_stream_may_ask_for_small_pages(db: TestDb) {
     assert_eq!(ids, (4..=33).collect::<Vec<_>>());
 }
 
-/// What streams, histories, appends and one who only looks do at the same time is all done.
+/// Streams, histories, appends and reads of the head at the same time all succeed.
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_pool_of_one_connection_serves_everybody(db: TestDb) {
+async fn a_pool_of_one_connection_serves_streams_histories_and_appends(db: TestDb) {
     let config = Config::from_url(&db.url()).expect("an address");
     let direct = Config::from_url(&db.direct_url()).expect("an address");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");

@@ -3,6 +3,7 @@
 //! `cargo test` runs a short one. `CHECKER_SECONDS=180 cargo test -p db-events --test it -- --nocapture checker` runs one for three
 //! minutes, and prints what it has done.
 
+mod brief;
 mod child;
 mod judge;
 
@@ -17,14 +18,15 @@ use harness::{Process, told};
 use tokio::time::timeout;
 
 use crate::support::{PATIENCE, run};
+use brief::Briefs;
 use child::Child;
 use judge::{Judge, Memory, kind};
 
-/// For how long it goes on.
+/// The environment variable with the time of a long run.
 const SECONDS: &str = "CHECKER_SECONDS";
 
-/// It ends after so many faults and so many events.
-const FAULTS: usize = 14;
+/// The run ends after this many faults and this many events.
+const FAULTS: usize = 15;
 const EVENTS: i64 = 3000;
 
 /// Logs to which all write.
@@ -56,7 +58,7 @@ enum Fault {
     Request,
     /// `SIGKILL` to a process, and another one takes its place.
     Kill,
-    /// Nothing passes, nothing can be dialled, and nobody is told, until it is noticed. Meanwhile, another process is killed.
+    /// Nothing passes and nothing can be dialled, without an error, until the process notices. Meanwhile, another process is killed.
     BlackHole,
     /// What is open falls silent until it is noticed.
     Freeze,
@@ -64,11 +66,13 @@ enum Fault {
     Flood,
     /// The server stops, and starts.
     Restart,
+    /// The server forgets the last batches of a brief log.
+    LostTail,
 }
 
 impl Fault {
     fn of(number: usize) -> Self {
-        match number % 12 {
+        match number % 13 {
             0 | 6 => Self::Backends,
             1 | 8 => Self::Reset,
             2 | 9 => Self::Answer,
@@ -77,6 +81,7 @@ impl Fault {
             5 => Self::BlackHole,
             7 => Self::Request,
             10 => Self::Restart,
+            12 => Self::LostTail,
             _ => Self::Freeze,
         }
     }
@@ -96,6 +101,7 @@ struct Checker {
     shared: Vec<LogId>,
     owned: Vec<LogId>,
     slots: Vec<Slot>,
+    briefs: Briefs,
     judge: Judge,
     restarted: Instant,
     faults: BTreeMap<Fault, usize>,
@@ -107,6 +113,14 @@ impl Checker {
         let count = i64::try_from(SHARED + SLOTS).expect("few");
         let make = "insert into event_logs select from generate_series(1, $1) returning id";
         let logs: Vec<i64> = sqlx::query_scalar(make).bind(count).fetch_all(&db.pool()).await.expect("logs");
+        // Those that are compared in the end are kept, finished or not, by a foreign key.
+        sqlx::raw_sql("create table kept (log bigint primary key references event_logs (id))")
+            .execute(&db.pool())
+            .await
+            .expect("made");
+        let keep = "insert into kept select id from event_logs";
+        sqlx::query(keep).execute(&db.pool()).await.expect("kept");
+        let briefs = Briefs::begin(&db).await;
         let mut shared: Vec<LogId> = logs.into_iter().map(LogId).collect();
         let owned = shared.split_off(SHARED);
         let mut checker = Self {
@@ -115,6 +129,7 @@ impl Checker {
             shared,
             owned,
             slots: Vec::new(),
+            briefs,
             judge: Judge::default(),
             restarted: Instant::now(),
             faults: BTreeMap::new(),
@@ -136,7 +151,7 @@ impl Checker {
         process
     }
 
-    async fn inflict(&mut self, number: usize) {
+    async fn inflict(&mut self, number: usize, brief: LogId) {
         let mut fault = Fault::of(number);
         if fault == Fault::Restart && self.restarted.elapsed() < BETWEEN_RESTARTS && number > FAULTS {
             fault = Fault::Backends;
@@ -173,11 +188,40 @@ impl Checker {
                 let coalesced: u64 = self.slots[any].process.ask("flood").await.parse().expect("a number");
                 *self.judge.counts.entry("flooded".to_owned()).or_default() += coalesced;
             }
+            Fault::LostTail => {
+                // A trim would remove the place of the loss from the log.
+                self.briefs.trim(false);
+                let last = self.briefs.append().await;
+                self.all(&format!("brief-reach {brief}:{last}"), |_| true).await;
+                self.briefs.lose_tail(&self.db).await;
+                // More events than were lost, with the same ids.
+                let last = self.briefs.append().await;
+                self.all(&format!("brief-reach {brief}:{last}"), |_| true).await;
+                self.briefs.trim(true);
+            }
             Fault::Restart => {
                 self.server.restart(Stop::Fast).await.expect("restarted");
                 self.restarted = Instant::now();
             }
         }
+    }
+
+    /// Begins a brief log, which all processes watch.
+    async fn begin_brief(&mut self, number: usize) -> LogId {
+        let log = self.briefs.create().await;
+        if number.is_multiple_of(3) {
+            self.briefs.hold(&self.db).await;
+        }
+        self.all(&format!("brief {log}"), |_| true).await;
+        self.briefs.append().await;
+        log
+    }
+
+    /// Finishes the brief log. From then on it is removed, unless it is held.
+    async fn end_brief(&mut self) {
+        self.briefs.append().await;
+        let (log, held) = self.briefs.finish().await;
+        self.judge.brief.insert(log.0, held);
     }
 
     /// Kills a process at whatever it is doing; the one that takes its place goes on with what it had begun.
@@ -189,7 +233,7 @@ impl Checker {
         self.slots.insert(slot, Slot { process, proxy, memory, generation });
     }
 
-    /// Everybody stores something new, and sees something new in each log; one of them perhaps does not.
+    /// Each process stores new events, and sees new events in each log; `lost` does not have to.
     async fn progress(&mut self, lost: Option<usize>) {
         let mut grow = self.shared.clone();
         grow.extend(
@@ -198,11 +242,11 @@ impl Checker {
         self.all(&format!("progress {}", list(&grow)), |slot| Some(slot) != lost).await;
     }
 
-    /// While nobody writes, everybody who watches sees all that is stored: nothing that comes later tells them.
+    /// While no task writes, all watchers see all events that are stored, without the help of later ones.
     async fn rest(&mut self) -> i64 {
         self.all("pause", |_| true).await;
         let heads: Vec<(i64, i64)> = sqlx::query_as(
-            "select id, coalesce(max(last), 0) from event_logs left join event_log_batches on log = id group by id",
+            "select kept.log, coalesce(max(last), 0) from kept left join event_log_batches using (log) group by kept.log",
         )
         .fetch_all(&self.db.pool())
         .await
@@ -243,6 +287,9 @@ impl Checker {
         }
         self.all("drain", |_| true).await;
         self.judge.compare(&self.db).await;
+        for (name, count) in self.briefs.end().await {
+            self.judge.counts.insert(name.to_owned(), count);
+        }
         for (fault, count) in self.faults {
             self.judge.counts.insert(format!("fault-{fault:?}"), count as u64);
         }
@@ -272,7 +319,9 @@ async fn every_watcher_sees_every_event_once_and_in_order_whatever_happens() {
     let (mut number, mut events) = (0, 0);
     while number < FAULTS || events < EVENTS || wanted.is_some_and(|wanted| begun.elapsed() < wanted) {
         checker.progress(None).await;
-        checker.inflict(number).await;
+        let brief = checker.begin_brief(number).await;
+        checker.inflict(number, brief).await;
+        checker.end_brief().await;
         events = checker.rest().await;
         number += 1;
     }
@@ -283,7 +332,22 @@ async fn every_watcher_sees_every_event_once_and_in_order_whatever_happens() {
         println!("{count:>9} {name}");
     }
     // Otherwise nothing was shown.
-    for name in ["sent-again", "unknown-stored", "resumed", "came-late", "overtaken", "flooded"] {
+    for name in [
+        "sent-again",
+        "unknown-stored",
+        "resumed",
+        "came-late",
+        "overtaken",
+        "flooded",
+        "fault-LostTail",
+        "told-rewound",
+        "told-trimmed",
+        "told-removed",
+        "told-finished",
+        "retained-logs",
+        "trimmed-batches",
+        "retained-and-kept",
+    ] {
         assert!(judge.counts.get(name).is_some_and(|count| *count > 0), "{name}: {:?}", judge.counts);
     }
 }

@@ -10,10 +10,10 @@ use crate::support::{
     PATIENCE, append_by_hand, batches_by_hand, ended, events, lose_after, next_ids, numbered, trim,
 };
 
-/// More batches than two pages look at.
+/// More batches than two pages have.
 const LONG: i64 = 2500;
 
-/// A stream that has seen the first events of a log, so many, each in a batch of its own, and waits for more.
+/// A stream that has seen the first events of a log, each in a batch of its own, and waits for more.
 async fn follower(db: &TestDb, events: &EventLogs, seen: i64) -> (LogId, EventStream) {
     let log = events.create().await.expect("a log");
     batches_by_hand(db, log, (1, seen), false).await;
@@ -34,25 +34,25 @@ async fn half_removed(db: &TestDb, events: &EventLogs) -> (LogId, EventStream) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_stream_in_the_middle_of_a_log_that_is_removed_is_told_and_jumps_over_nothing(db: TestDb) {
+async fn a_stream_in_the_middle_of_a_log_that_is_removed_gets_an_error_and_skips_nothing(db: TestDb) {
     let events = events(&db).await;
     let (log, mut stream) = half_removed(&db, &events).await;
 
     for _ in 0..2 {
         let told = ended(&mut stream).await;
-        assert!(matches!(told, Error::Removed(which) if which == log), "{told:?}");
+        assert!(matches!(told, Error::Removed { log: which, .. } if which == log), "{told:?}");
     }
     assert_eq!(stream.cursor(), 1000, "what was seen stays so");
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_stream_that_begins_while_a_log_is_removed_is_told(db: TestDb) {
+async fn a_stream_that_begins_while_a_log_is_removed_gets_an_error(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     batches_by_hand(&db, log, (1, LONG), true).await;
     let mut middle = events.stream(log, 0);
     assert_eq!(next_ids(&mut middle).await.len(), 1000);
-    let slowly = Retention { pause: Duration::from_hours(1), ..Retention::older_than(Duration::ZERO) };
+    let slowly = Retention::older_than(Duration::ZERO).pause(Duration::from_hours(1));
     let removing = tokio::spawn({
         let events = events.clone();
         async move { events.retain(&slowly).await }
@@ -61,10 +61,10 @@ async fn a_stream_that_begins_while_a_log_is_removed_is_told(db: TestDb) {
 
     let told = ended(&mut events.stream(log, 0)).await;
 
-    assert!(matches!(told, Error::Removed(which) if which == log), "{told:?}");
-    // What one had seen who was in the middle is gone, so nobody can tell whether what is left continues it.
+    assert!(matches!(told, Error::Removed { log: which, .. } if which == log), "{told:?}");
+    // The last event that this stream has seen is gone, so nothing shows that the next one continues it.
     let told = ended(&mut middle).await;
-    assert!(matches!(told, Error::Removed(which) if which == log), "{told:?}");
+    assert!(matches!(told, Error::Removed { log: which, .. } if which == log), "{told:?}");
     removing.abort();
 }
 
@@ -91,7 +91,10 @@ async fn a_history_of_a_log_that_is_removed_meanwhile_is_an_error_and_not_half_o
 
         let told = history.next_batch().await;
 
-        assert!(matches!(told, Err(Error::Removed(which)) if which == log), "{kinds:?}: {told:?}");
+        assert!(
+            matches!(told, Err(Error::Removed { log: which, .. }) if which == log),
+            "{kinds:?}: {told:?}"
+        );
     }
 }
 
@@ -114,14 +117,14 @@ async fn a_history_of_a_log_that_is_rewound_meanwhile_is_an_error(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_cursor_below_what_remains_of_a_log_is_told_and_one_at_its_edge_goes_on(db: TestDb) {
+async fn a_cursor_below_the_first_event_gets_an_error_and_a_cursor_right_before_it_goes_on(db: TestDb) {
     let events = events(&db).await;
     let (log, mut waiting) = follower(&db, &events, 10).await;
     trim(&db, log, 5).await;
 
     for cursor in [0, 3, 4] {
         let told = ended(&mut events.stream(log, cursor)).await;
-        assert!(matches!(told, Error::Removed(which) if which == log), "{cursor}: {told:?}");
+        assert!(matches!(told, Error::Removed { log: which, .. } if which == log), "{cursor}: {told:?}");
     }
     for cursor in [5, 6, 9] {
         let ids = next_ids(&mut events.stream(log, cursor)).await;
@@ -142,13 +145,13 @@ async fn a_hole_in_a_log_ends_a_stream_after_what_comes_before_it(db: TestDb) {
     assert_eq!(next_ids(&mut stream).await, [1, 2, 3]);
     let told = ended(&mut stream).await;
 
-    assert!(matches!(told, Error::Removed(which) if which == log), "{told:?}");
+    assert!(matches!(told, Error::Removed { log: which, .. } if which == log), "{told:?}");
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn who_follows_a_log_that_is_rewound_is_told_what_still_holds(db: TestDb) {
+async fn followers_of_a_log_that_is_rewound_get_the_last_unchanged_event(db: TestDb) {
     let events = events(&db).await;
-    // As many as before in the end, fewer, more, or none at all, before anybody looks.
+    // In the end as many events as before, fewer, more, or none at all, before the next page is read.
     for again in [0, 1, 5, 9] {
         let (log, mut stream) = follower(&db, &events, 10).await;
         let (mut beside, mut late) = (events.stream(log, 0), events.stream(log, 8));
@@ -156,7 +159,7 @@ async fn who_follows_a_log_that_is_rewound_is_told_what_still_holds(db: TestDb) 
         assert_eq!(next_ids(&mut late).await, [9, 10]);
         lose_after(&db, log, 5).await;
         batches_by_hand(&db, log, (6, 5 + again), false).await;
-        // Somebody appends as always.
+        // A writer appends as always.
         events.append(log, &numbered(6 + again, 1)).await.expect("appended");
 
         for stream in [&mut stream, &mut beside] {
@@ -175,7 +178,7 @@ async fn who_follows_a_log_that_is_rewound_is_told_what_still_holds(db: TestDb) 
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn who_waits_for_more_of_a_log_is_told_of_its_rewinding_though_nobody_notifies(db: TestDb) {
+async fn waiting_streams_find_out_that_a_log_was_rewound_without_a_notification(db: TestDb) {
     let events = events(&db).await;
     let mut waiting = Vec::new();
     for again in [0, 3, 5, 7] {
@@ -203,7 +206,7 @@ async fn who_waits_for_more_of_a_log_is_told_of_its_rewinding_though_nobody_noti
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn who_comes_after_a_log_was_rewound_follows_it_beside_those_who_are_told(db: TestDb) {
+async fn new_streams_follow_a_rewound_log_beside_old_ones_that_get_an_error(db: TestDb) {
     let events = events(&db).await;
     let (log, mut before) = follower(&db, &events, 12).await;
     let task = tokio::spawn(async move { before.next_batch().await });
@@ -224,7 +227,7 @@ async fn who_comes_after_a_log_was_rewound_follows_it_beside_those_who_are_told(
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_reader_that_comes_back_with_a_mark_is_told_and_one_with_a_number_alone_is_not(db: TestDb) {
+async fn a_reader_that_resumes_with_a_mark_gets_an_error_and_one_with_an_id_alone_does_not(db: TestDb) {
     let events = events(&db).await;
     let (log, stream) = follower(&db, &events, 10).await;
     let mark = stream.mark().expect("the tenth event's");
@@ -272,7 +275,7 @@ async fn a_mark_of_another_log_or_of_one_that_had_the_number_before_is_noticed(d
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_mark_is_that_of_the_whole_batch_wherever_a_page_is_cut(db: TestDb) {
+async fn all_events_of_a_batch_have_one_mark_wherever_a_page_is_cut(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     // Each batch is larger than a page.

@@ -165,7 +165,7 @@ async fn a_lost_notification_delays_a_follower_by_no_more_than_the_floor(db: Tes
     let waiting = tokio::spawn(async move { stream.next_batch().await });
     until_waiting(&events, 0).await;
 
-    // Appended by hand: nobody notifies.
+    // Appended by hand: no notification is sent.
     sqlx::query("insert into event_log_batches values ($1, 1, 1, 1, '{n}', '{1}', false)")
         .bind(log.0)
         .execute(&db.pool())

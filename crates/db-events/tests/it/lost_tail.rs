@@ -26,7 +26,7 @@ async fn told(mut stream: EventStream) -> Error {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_follows_a_log_whose_tail_was_lost_with_the_primary_is_told_what_still_holds() {
+async fn followers_of_a_log_whose_tail_was_lost_with_the_primary_get_the_last_unchanged_event() {
     let pair = Pair::start().await;
     let mut setup = sqlx::PgConnection::connect(&pair.url()).await.expect("a connection");
     for schema in SCHEMA {
@@ -50,7 +50,7 @@ async fn who_follows_a_log_whose_tail_was_lost_with_the_primary_is_told_what_sti
     let waiting = [tokio::spawn(told(first)), tokio::spawn(told(second))];
 
     let pair = pair.fail_over().await;
-    // Somebody goes on, and soon the log is longer than it was.
+    // Another writer goes on, and soon the log is longer than it was.
     let other = open(&pair.url()).await;
     let again: Vec<NewEvent> = (6..=12).map(|n| NewEvent::new("again", n.to_string())).collect();
     assert_eq!(other.append(log, &again).await.expect("appended"), 6..=12);

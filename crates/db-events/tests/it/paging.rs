@@ -155,7 +155,7 @@ async fn a_log_is_removed_without_being_read_again_for_each_chunk(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     fill(&db, log, MANY).await;
-    // As long as somebody may see what was removed, it stays where it was.
+    // As long as a snapshot may see removed rows, they stay where they were.
     let mut old = db.pool().begin().await.expect("begun");
     sqlx::query("set transaction isolation level repeatable read").execute(&mut *old).await.expect("set");
     sqlx::query("select from event_logs").execute(&mut *old).await.expect("a snapshot");

@@ -1,4 +1,4 @@
-//! Removing a log that somebody appends to.
+//! Removing a log while appends to it are under way.
 
 use db_events::{Error, EventLogs, LogId};
 use db_testkit::{TestDb, until};
@@ -6,7 +6,7 @@ use sqlx::{Postgres, Transaction};
 
 use crate::support::{answer, append_and_stay_open, append_by_hand, ended, events, next_batch, numbered};
 
-/// Somebody's append to a log with one event, in a transaction that stays open.
+/// An append by hand to a log with one event, in a transaction that stays open.
 async fn open_append(db: &TestDb, log: LogId) -> Transaction<'static, Postgres> {
     append_and_stay_open(db, log, (2, 2)).await
 }
@@ -107,11 +107,11 @@ async fn the_fence_of_a_log_that_was_half_removed_is_no_event_and_is_removed_by_
 
     for cursor in [1, 2] {
         let told = ended(&mut events.stream(log, cursor)).await;
-        assert!(matches!(told, Error::Removed(_)), "{cursor}: {told:?}");
+        assert!(matches!(told, Error::Removed { .. }), "{cursor}: {told:?}");
     }
     events.append(log, &numbered(2, 1)).await.expect_err("it is gone");
     let told = ended(&mut stream).await;
-    assert!(matches!(told, Error::Removed(_)), "{told:?}");
+    assert!(matches!(told, Error::Removed { .. }), "{told:?}");
     let seen: i32 = answer(&db, "select count(*)::int from event_log_events").await;
     assert_eq!(seen, 1, "people with a SQL prompt do not see it either");
 

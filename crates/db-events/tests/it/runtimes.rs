@@ -1,4 +1,4 @@
-//! Runtimes that end before those who follow do.
+//! Runtimes that end before the followers do.
 
 use std::thread;
 
@@ -15,7 +15,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Ends it, while somebody may be at work in it.
+/// Ends it, while tasks may run on it.
 async fn end(runtime: Runtime) {
     tokio::task::spawn_blocking(move || drop(runtime)).await.expect("ended");
 }
@@ -56,7 +56,7 @@ async fn a_log_first_followed_on_a_runtime_that_ends_is_followed_on(db: TestDb) 
     let mut stream = events.stream(log, 0);
     wait_in(&mut stream, &events).await;
 
-    // Nobody drives it now.
+    // No thread drives it now.
     events.append(log, &numbered(1, 1)).await.expect("appended");
     assert_eq!(next_batch(&mut stream).await.expect("more")[0].id, 1);
 
@@ -80,7 +80,7 @@ async fn streams_go_on_when_the_runtime_of_their_bus_has_ended(db: TestDb) {
     let events = EventLogs::new(pool, &bus);
     let log = events.create().await.expect("a log");
     let mut stream = events.stream(log, 0);
-    // It joins where nobody drives the tasks.
+    // It joins on a runtime that no thread drives.
     wait_in(&mut stream, &events).await;
 
     end(elsewhere).await;
@@ -93,7 +93,7 @@ async fn streams_go_on_when_the_runtime_of_their_bus_has_ended(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn an_appender_whose_runtime_has_ended_says_so(db: TestDb) {
+async fn an_appender_whose_runtime_has_ended_is_closed(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let (appender, elsewhere) = {

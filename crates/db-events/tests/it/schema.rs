@@ -1,4 +1,4 @@
-//! The tables, for those who copy them and those who look at them.
+//! The tables: their copies, and the view for SQL prompts.
 
 use std::path::Path;
 

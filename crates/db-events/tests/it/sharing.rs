@@ -1,4 +1,4 @@
-//! One reader for all who follow a log in a process.
+//! One reader for all followers of a log in a process.
 
 use db_events::{Error, Event, EventLogs, EventStream, POLL_FLOOR};
 use db_testkit::{Proxy, TestDb, until};
@@ -46,13 +46,13 @@ async fn a_hundred_followers_cost_one_query_for_each_append(db: TestDb) {
         let seen: Vec<i64> = std::iter::from_fn(|| ids.try_recv().ok()).collect();
         assert_eq!(seen, (1..=22).collect::<Vec<_>>());
     }
-    // One for each append, and perhaps one that found nothing new for each of them and each look.
+    // One page for each append, and perhaps one without events for each append and each poll.
     let state = events.state();
     assert!(state.pages <= 2 * FOLLOWERS + 2 * 21 + state.head_polls, "{state:?}");
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn who_is_too_slow_goes_back_to_pages_and_misses_nothing(db: TestDb) {
+async fn a_stream_that_is_too_slow_goes_back_to_pages_and_misses_nothing(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let (mut slow, mut quick) = (events.stream(log, 0), events.stream(log, 0));
@@ -73,7 +73,7 @@ async fn who_is_too_slow_goes_back_to_pages_and_misses_nothing(db: TestDb) {
     assert_dense(&seen, 2);
     assert!(events.state().pages > pages, "it has read by itself");
 
-    // And then it follows like everybody.
+    // And then it follows like the others.
     let pages = events.state().pages;
     for n in 201..=220 {
         events.append(log, &numbered(n, 1)).await.expect("appended");
@@ -151,7 +151,7 @@ async fn a_log_that_is_removed_while_it_is_followed_ends_its_streams_with_the_re
 
     while let Some(ended) = timeout(PATIENCE, streams.join_next()).await.expect("in time") {
         let ended = ended.expect("no panic");
-        assert!(matches!(ended, Err(Error::Removed(removed)) if removed == log), "{ended:?}");
+        assert!(matches!(ended, Err(Error::Removed { log: removed, .. }) if removed == log), "{ended:?}");
     }
 }
 
@@ -190,7 +190,7 @@ async fn streams_of_a_pool_that_is_closed_end_with_the_reason(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn an_append_whose_answer_was_lost_wakes_those_who_follow(db: TestDb) {
+async fn an_append_whose_answer_was_lost_wakes_followers(db: TestDb) {
     let reading = events(&db).await;
     let log = reading.create().await.expect("a log");
     let (_, mut ids) = follow(reading.stream(log, 0));

@@ -22,7 +22,7 @@ pub(crate) async fn events_and_bus(db: &TestDb) -> (EventLogs, Bus) {
     (EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus), bus)
 }
 
-/// So many events, which say which they are.
+/// `count` events, whose data are numbers from `from` on.
 pub(crate) fn numbered(from: i64, count: i64) -> Vec<NewEvent> {
     (from..from + count).map(|n| NewEvent::new("n", n.to_string())).collect()
 }
@@ -100,7 +100,7 @@ pub(crate) async fn trim(db: &TestDb, log: LogId, last: i64) {
 
 pub(crate) const NO_LOG: LogId = LogId(i64::MAX);
 
-/// So that nobody is notified.
+/// Appends an event, and sends no notification.
 pub(crate) async fn append_by_hand(db: &TestDb, log: LogId, id: i64) {
     sqlx::query("insert into event_log_batches values ($1, $2, $2, 1, '{n}', '{by hand}', false)")
         .bind(log.0)
@@ -110,7 +110,7 @@ pub(crate) async fn append_by_hand(db: &TestDb, log: LogId, id: i64) {
         .expect("appended");
 }
 
-/// Somebody's append of a batch, by hand, in a transaction that stays open.
+/// An append of a batch by hand, in a transaction that stays open.
 pub(crate) async fn append_and_stay_open(
     db: &TestDb,
     log: LogId,
@@ -130,7 +130,7 @@ pub(crate) async fn append_and_stay_open(
     open
 }
 
-/// Waits until a session of ours waits for another one's transaction.
+/// Waits until a session of the backend pool waits for another session's transaction.
 pub(crate) async fn until_one_waits(db: &TestDb) {
     let waiting = "select pid from pg_stat_activity
         where datname = current_database() and application_name = 'backend' and wait_event_type = 'Lock'";

@@ -54,7 +54,7 @@ async fn watch(events: EventLogs, log: LogId, resumes: bool, told: Arc<AtomicU64
                 seen.truncate(last);
                 stream = from(&events, log, seen.last());
             }
-            Err(Error::Removed(_)) => return None,
+            Err(Error::Removed { .. }) => return None,
             Err(error) => panic!("log {log}: {error:?}"),
         }
         if resumes && fastrand::bool() {
@@ -68,7 +68,7 @@ fn from(events: &EventLogs, log: LogId, last: Option<&Event>) -> db_events::Even
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn every_watcher_has_seen_every_event_once_and_in_order_or_was_told(db: TestDb) {
+async fn every_watcher_sees_every_event_once_and_in_order_or_gets_an_error(db: TestDb) {
     let db = Arc::new(db);
     let (writer, reader) = (events(&db).await, events(&db).await);
     let told = Arc::new(AtomicU64::new(0));
@@ -84,7 +84,7 @@ async fn every_watcher_has_seen_every_event_once_and_in_order_or_was_told(db: Te
     }
     let mut retaining = JoinSet::new();
     retaining.spawn(async move {
-        let at_once = Retention { pause: Duration::ZERO, ..Retention::older_than(Duration::ZERO) };
+        let at_once = Retention::older_than(Duration::ZERO).pause(Duration::ZERO);
         loop {
             writer.retain(&at_once).await.expect("retained");
             tokio::time::sleep(Duration::from_millis(5)).await;

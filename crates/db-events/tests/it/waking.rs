@@ -1,4 +1,4 @@
-//! Who is woken by an append that nobody saw the end of.
+//! An append whose future was dropped wakes the followers, too.
 
 use db_core::{Config, Pool, PoolOptions};
 use db_events::{EventLogs, LogId};
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::support::{PATIENCE, numbered};
 
-/// A writer that is in doubt about who watches, so that it notifies of everything, and a bus of somebody else's.
+/// A writer that does not know yet which logs are watched, so that it notifies of all, and a bus of another process.
 async fn writer_and_bus(db: &TestDb) -> (EventLogs, Bus) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
@@ -57,7 +57,7 @@ where
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn an_append_that_is_dropped_at_any_poll_wakes_those_who_follow_if_it_was_stored(db: TestDb) {
+async fn an_append_that_is_dropped_at_any_poll_wakes_followers_if_it_was_stored(db: TestDb) {
     let append = async |events: EventLogs, log| {
         events.append(log, &numbered(1, 1)).await.expect("appended");
     };
@@ -65,7 +65,7 @@ async fn an_append_that_is_dropped_at_any_poll_wakes_those_who_follow_if_it_was_
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_finish_that_is_dropped_at_any_poll_wakes_those_who_follow_if_it_was_stored(db: TestDb) {
+async fn a_finish_that_is_dropped_at_any_poll_wakes_followers_if_it_was_stored(db: TestDb) {
     let finish = async |events: EventLogs, log| {
         let finish = events.writer(log, 0);
         finish.finish_with(&numbered(1, 1), |_| async { Ok(()) }.boxed()).await.expect("finished");

@@ -27,7 +27,7 @@ async fn logs_by_hand(db: &TestDb, count: usize) -> Vec<LogId> {
     made.expect("logs").into_iter().map(LogId).collect()
 }
 
-/// In a process of its own, whose memory is nobody else's: opens as many streams as it is told, each in a task that waits.
+/// In a process of its own, whose memory can be measured: opens as many streams as it is ordered to, each in a task that waits.
 #[test]
 fn a_process_that_watches() {
     let Some((address, mut orders)) = told() else { return };
@@ -73,7 +73,7 @@ async fn five_thousand_watchers_of_a_log_take_at_most_20_kib_each(db: TestDb) {
     let log = logs_by_hand(&db, 1).await[0];
     append_by_hand(&db, log, 1).await;
     let mut process = Process::start("watchers::a_process_that_watches", &db.url());
-    // First so many that all connections are open, and all that is made once is there.
+    // The first streams open all connections, and make all that is made once.
     let warm = process.ask(&format!("{log} 200")).await;
 
     let full = process.ask(&format!("{log} {MANY}")).await;
@@ -85,7 +85,7 @@ async fn five_thousand_watchers_of_a_log_take_at_most_20_kib_each(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn five_thousand_idle_logs_cost_one_query_for_each_look_and_no_page(db: TestDb) {
+async fn five_thousand_idle_logs_cost_one_query_for_each_poll_and_no_page(db: TestDb) {
     let events = events(&db).await;
     let mut tasks: JoinSet<()> = JoinSet::new();
     let logs = logs_by_hand(&db, MANY).await;
@@ -128,7 +128,7 @@ async fn until_all(db: &TestDb, holds: impl Fn() -> bool) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_watcher_from_beyond_the_end_is_told_and_does_not_keep_the_others_from_following(db: TestDb) {
+async fn a_watcher_from_beyond_the_end_gets_an_error_and_the_others_follow(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     events.append(log, &numbered(1, 3)).await.expect("appended");
@@ -227,7 +227,7 @@ async fn two_handles_of_their_own_in_a_process_have_readers_of_their_own(db: Tes
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_stream_that_is_never_polled_reads_nothing_and_holds_nobody_up(db: TestDb) {
+async fn a_stream_that_is_never_polled_reads_nothing_and_delays_no_other_stream(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let idle = events.stream(log, 0);
@@ -250,7 +250,7 @@ async fn a_stream_that_is_never_polled_reads_nothing_and_holds_nobody_up(db: Tes
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn streams_outlive_the_handle_and_still_look_by_themselves(db: TestDb) {
+async fn streams_outlive_the_handle_and_still_poll(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     events.append(log, &numbered(1, 1)).await.expect("appended");
@@ -259,7 +259,7 @@ async fn streams_outlive_the_handle_and_still_look_by_themselves(db: TestDb) {
 
     drop(events);
 
-    // Nobody notifies: the look finds them.
+    // No notification is sent: the poll finds the events.
     for id in 2..=3 {
         append_by_hand(&db, log, id).await;
         assert_eq!(next_batch(&mut stream).await.expect("more")[0].id, id);
@@ -269,7 +269,7 @@ async fn streams_outlive_the_handle_and_still_look_by_themselves(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn each_lost_link_is_followed_by_a_look_long_before_the_floor(db: TestDb) {
+async fn each_lost_link_is_followed_by_a_poll_long_before_the_floor(db: TestDb) {
     const LOSSES: i64 = 5;
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
@@ -291,7 +291,7 @@ async fn each_lost_link_is_followed_by_a_look_long_before_the_floor(db: TestDb) 
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_look_that_is_dropped_at_any_poll_loses_and_doubles_nothing(db: TestDb) {
+async fn a_next_batch_that_is_dropped_at_any_poll_loses_and_doubles_nothing(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let (mut backlog, mut live): (EventStream, EventStream) = (events.stream(log, 0), events.stream(log, 0));
@@ -384,7 +384,7 @@ async fn an_appender_that_is_dropped_at_any_poll_stores_each_event_once_or_not_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_away_for_a_while_costs_those_who_follow_nothing() {
+async fn a_server_that_is_away_for_a_while_costs_followers_no_event() {
     let server = TestServer::throwaway().await.expect("a server");
     let db = server.create("../../migrations").await.expect("a database");
     let events = events(&db).await;

@@ -1,4 +1,4 @@
-//! NOTIFY is for those who follow.
+//! An append notifies if its log is followed.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::support::{next_batch, numbered};
 
-/// The event logs of a process that is sure of who follows what, and its bus.
+/// The event logs of a process that knows which logs are followed, and its bus.
 async fn process(db: &TestDb) -> (EventLogs, Bus) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
@@ -24,7 +24,7 @@ async fn process(db: &TestDb) -> (EventLogs, Bus) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn an_append_to_a_log_that_nobody_follows_notifies_nobody(db: TestDb) {
+async fn an_append_to_a_log_without_followers_sends_no_notification(db: TestDb) {
     let (writer, bus) = process(&db).await;
     let log = writer.create().await.expect("a log");
     let sent = bus.state().sent;
@@ -38,7 +38,7 @@ async fn an_append_to_a_log_that_nobody_follows_notifies_nobody(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn who_begins_to_follow_is_woken_from_the_first_append_on(db: TestDb) {
+async fn a_new_follower_is_woken_from_the_first_append_on(db: TestDb) {
     let (writer, _bus) = process(&db).await;
     let (reader, _other) = process(&db).await;
     let log = writer.create().await.expect("a log");

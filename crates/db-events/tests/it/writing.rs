@@ -1,13 +1,15 @@
-//! A log's only writer, whose connections are lost.
+//! The only writer of a log, whose connections are lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use db_events::{Error, NewEvent};
-use db_testkit::TestDb;
+use db_core::{Config, Pool, PoolOptions};
+use db_events::{Error, EventLogs, NewEvent};
+use db_notify::{Bus, BusOptions};
+use db_testkit::{Proxy, TestDb, poll_then_drop};
 
-use crate::support::{answer, assert_dense, events, numbered, read_to_end};
+use crate::support::{PATIENCE, answer, assert_dense, events, numbered, read_to_end};
 
 const KILL: &str = "select pg_terminate_backend(pid) from pg_stat_activity
                     where datname = current_database() and application_name = 'backend'";
@@ -103,7 +105,7 @@ async fn a_second_writer_is_noticed_and_stores_nothing(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn a_batch_of_somebody_elses_is_not_taken_for_ones_own(db: TestDb) {
+async fn a_batch_of_another_writer_is_not_taken_for_an_own_one(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let mut writer = events.writer(log, 0);
@@ -188,4 +190,52 @@ async fn finishing_and_what_is_done_with_it_happen_together_or_not_at_all(db: Te
         .await;
     assert!(matches!(conflict, Err(Error::Conflict { .. })), "{conflict:?}");
     assert_eq!(state(other).await, None);
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn a_finish_whose_commit_has_lost_its_answer_does_nothing_twice(db: TestDb) {
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
+    let direct = Config::from_url(&db.direct_url()).expect("an address");
+    let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
+    let events = EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus);
+    sqlx::raw_sql("create table job (log bigint primary key)").execute(&db.pool()).await.expect("a table");
+    let log = events.create().await.expect("a log");
+    let runs = AtomicU64::new(0);
+    let end = [NewEvent::new("end", "")];
+
+    proxy.cut_answer_to("COMMIT");
+    let finish = events.writer(log, 0).finish_with(&end, |tx| {
+        runs.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async move {
+            // A second run would violate the primary key.
+            sqlx::query("insert into job values ($1)").bind(log.0).execute(tx).await?;
+            Ok(())
+        })
+    });
+    tokio::time::timeout(PATIENCE, finish).await.expect("in time").expect("finished");
+
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
+    assert_eq!(read_to_end(events.stream(log, 0)).await.len(), 1);
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn a_batch_whose_future_was_dropped_is_stored_once_if_it_is_appended_again(db: TestDb) {
+    let events = events(&db).await;
+    for polls in 0.. {
+        let log = events.create().await.expect("a log");
+        let mut writer = events.writer(log, 0);
+        let is_done = poll_then_drop(writer.append(&numbered(1, 2)), polls).await.is_some();
+
+        if !is_done {
+            writer.append(&numbered(1, 2)).await.expect("appended");
+        }
+
+        assert_eq!(writer.last(), 2, "dropped after {polls} polls");
+        writer.finish(&numbered(3, 1)).await.expect("finished");
+        assert_eq!(read_to_end(events.stream(log, 0)).await.len(), 3, "dropped after {polls} polls");
+        if is_done {
+            break;
+        }
+    }
 }

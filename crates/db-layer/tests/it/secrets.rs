@@ -682,6 +682,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Signals", "words"),
     ("State", "of a version"),
     ("Status", "versions and names of files"),
+    ("Trim", "numbers"),
     ("Trouble", "a word"),
     ("WatchOptions", "a number"),
     ("WriterId", "a number"),

@@ -15,12 +15,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::brief::{self, HABITS, Habit, Told};
 use super::judge::{digest, kind};
 
 /// No wait of such a process is longer than this.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Who is so many batches behind was overtaken: only 16 wait for anybody.
+/// A stream that is this many batches behind was overtaken: the reader keeps 16 pages.
 const FAR_BEHIND: u64 = 20;
 
 /// More than a bus keeps.
@@ -29,12 +30,12 @@ const FLOOD: usize = 4000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Writing,
-    /// Nobody writes, and nobody who watches goes away: who is behind now stays so.
+    /// No task writes, and no watcher leaves: a watcher that is behind now stays behind.
     Resting,
     Ending,
 }
 
-/// How somebody watches.
+/// How a task watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// From the beginning to the end.
@@ -49,7 +50,7 @@ enum Way {
 
 const WAYS: [Way; 5] = [Way::Live, Way::Live, Way::Slow, Way::Cut, Way::Late];
 
-/// How somebody writes, and what it has to know for that.
+/// How a task writes, and what it has to know for that.
 enum Hand {
     Plain,
     Once {
@@ -75,11 +76,11 @@ impl Hand {
 /// What is known of a log in this process.
 struct Seen {
     log: LogId,
-    /// The digest after each event, in the order of their ids; whoever sees an event first adds it, all others compare.
+    /// The digest after each event, in the order of their ids. The watcher that sees an event first adds it; all others compare.
     digests: Mutex<Vec<u64>>,
     /// How many batches one that is live has got.
     batches: AtomicU64,
-    /// Where those who watch it are.
+    /// Where its watchers are.
     places: Mutex<Vec<(Way, Arc<AtomicI64>)>>,
 }
 
@@ -119,7 +120,7 @@ impl Seen {
         note(&format!("saw {} {count} {}", self.log, digests[count]));
     }
 
-    /// A place for one who watches, and whether its batches are those that are counted.
+    /// A place for a watcher, and whether its batches are the ones that are counted.
     fn place(&self, way: Way) -> (Arc<AtomicI64>, bool) {
         let place = Arc::new(AtomicI64::new(0));
         let mut places = self.places.lock().expect("no panic");
@@ -153,10 +154,13 @@ pub(super) struct Child {
     slot: i64,
     seen: HashMap<LogId, Arc<Seen>>,
     phase: watch::Sender<Phase>,
-    /// What each who writes has done.
+    /// The steps that each writing task has done.
     steps: Vec<AtomicU64>,
     resting: AtomicUsize,
     counts: Counts,
+    /// Where the steady watchers of brief logs are.
+    brief: Mutex<HashMap<LogId, Arc<AtomicI64>>>,
+    told: Arc<Told>,
 }
 
 impl Child {
@@ -204,6 +208,8 @@ impl Child {
             steps: hands.iter().map(|_| AtomicU64::new(0)).collect(),
             resting: AtomicUsize::new(0),
             counts: Counts::default(),
+            brief: Mutex::default(),
+            told: Arc::default(),
         });
         let mut watching = JoinSet::new();
         for seen in child.seen.values() {
@@ -263,6 +269,20 @@ impl Child {
                 self.phase.send_replace(Phase::Writing);
                 answer("going");
             }
+            ("brief", log) => {
+                self.watch_brief(LogId(log.parse().expect("a log")), watching);
+                answer("watching");
+            }
+            ("brief-reach", heads) => {
+                self.until("the steady watchers of a brief log have seen all of it", || {
+                    let places = self.brief.lock().expect("no panic");
+                    pairs(heads).iter().all(|(log, head)| {
+                        places.get(log).is_none_or(|place| place.load(Ordering::Relaxed) >= *head)
+                    })
+                })
+                .await;
+                answer("reached");
+            }
             ("lost", "") => {
                 self.until("the link is known to be lost", || !self.bus.state().is_connected()).await;
                 answer("lost");
@@ -296,6 +316,16 @@ impl Child {
                 answer("drained");
             }
             _ => panic!("{order}"),
+        }
+    }
+
+    fn watch_brief(&self, log: LogId, watching: &mut JoinSet<()>) {
+        for habit in HABITS {
+            let place = Arc::<AtomicI64>::default();
+            if habit == Habit::Stays {
+                self.brief.lock().expect("no panic").insert(log, Arc::clone(&place));
+            }
+            watching.spawn(brief::watch(self.events.clone(), log, habit, place, Arc::clone(&self.told)));
         }
     }
 
@@ -336,6 +366,10 @@ impl Child {
             ("came-late", late),
             ("overtaken", overtaken),
             ("cancelled-appends", dropped_appends),
+            ("told-rewound", &self.told.rewound),
+            ("told-trimmed", &self.told.trimmed),
+            ("told-removed", &self.told.removed),
+            ("told-finished", &self.told.finished),
         ] {
             note(&format!("count {name} {}", count.load(Ordering::Relaxed)));
         }
@@ -368,7 +402,7 @@ impl Child {
                 Some(writer) => writer,
                 None => self.events.writer(log, self.head(log).await),
             };
-            // What a process that was killed has sent before may come as late as this; nobody kills this one.
+            // An append of a process that was killed may come as late as this; this process is not killed.
             let last = writer.last();
             writer.append(&batch).await.expect("the only writer");
             note(&format!("ack {key} {}", last + 1));
@@ -439,7 +473,7 @@ impl Child {
         let last = writer.last();
         let batch = new_batch(log, key, fastrand::usize(1..5));
         match self.perhaps_cut(writer.append(&batch)).await {
-            // Who drops the future drops the writer, too.
+            // A writer whose future was dropped is dropped, too.
             None => return,
             Some(Ok(())) => note(&format!("ack {key} {}", last + 1)),
             // What an earlier one has sent was stored after this one has looked where the log ends.
@@ -474,7 +508,7 @@ impl Child {
             keys.push(key);
         }
         let last = appender.flush().await.expect("stored");
-        // Nobody else uses this appender.
+        // No other task uses this appender.
         let last_key = keys.pop().expect("at least one");
         note(&format!("ack {last_key} {last}"));
         for key in keys {
@@ -574,7 +608,7 @@ fn is_open(error: &Error) -> bool {
     }
 }
 
-/// A batch whose events say which they are; it is noted that somebody is about to append it.
+/// A batch of numbered events. Notes that it is about to be appended.
 fn new_batch(log: LogId, key: &str, count: usize) -> Vec<NewEvent> {
     note(&format!("try {log} {key} {count}"));
     (0..count).map(|number| NewEvent::new(kind(key, number), format!("{key}.{number}"))).collect()

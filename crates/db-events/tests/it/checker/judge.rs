@@ -1,4 +1,4 @@
-//! What is stored, compared with what those who wrote and those who watched have noted.
+//! The stored events, compared with the notes of all writers and watchers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,7 +17,7 @@ pub(super) fn digest(before: u64, id: i64, kind: &str, data: &str) -> u64 {
     hasher.finish()
 }
 
-/// A batch that somebody has tried to append.
+/// A batch that a task has tried to append.
 #[derive(Debug, Default)]
 struct Batch {
     log: i64,
@@ -41,6 +41,10 @@ pub(super) struct Judge {
     batches: HashMap<String, Batch>,
     /// What was seen of a log: up to which event, and with which digest.
     seen: Vec<(i64, usize, u64)>,
+    /// What the brief logs held at their ends.
+    pub(super) brief: HashMap<i64, Vec<String>>,
+    /// Of which brief log a watcher has seen the end, from which event on, and with which digest.
+    ended: Vec<(i64, i64, u64)>,
     pub(super) counts: BTreeMap<String, u64>,
 }
 
@@ -87,6 +91,11 @@ impl Judge {
                     count.parse().expect("a count"),
                     digest.parse().expect("a digest"),
                 )),
+                ["ended", log, from, digest] => self.ended.push((
+                    log.parse().expect("a log"),
+                    from.parse().expect("an id"),
+                    digest.parse().expect("a digest"),
+                )),
                 ["count", name, number] => {
                     *self.counts.entry(name.to_owned()).or_default() +=
                         number.parse::<u64>().expect("a number");
@@ -98,11 +107,12 @@ impl Judge {
 
     /// Compares all of it with what is stored, which is read without the code that is tested.
     pub(super) async fn compare(&mut self, db: &TestDb) {
-        let rows: Vec<(i64, i64, String, String)> =
-            sqlx::query_as("select log, id, type, data from event_log_events order by log, id")
-                .fetch_all(&db.pool())
-                .await
-                .expect("what is stored");
+        let rows: Vec<(i64, i64, String, String)> = sqlx::query_as(
+            "select log, id, type, data from event_log_events join kept using (log) order by log, id",
+        )
+        .fetch_all(&db.pool())
+        .await
+        .expect("what is stored");
         // Of each batch: where its first events are.
         let mut places: HashMap<&str, Vec<(i64, i64)>> = HashMap::new();
         let mut digests: HashMap<i64, Vec<u64>> = HashMap::new();
@@ -113,7 +123,7 @@ impl Judge {
             digests.push(digest(digests[digests.len() - 1], *id, stored_kind, data));
             let (key, number) = data.rsplit_once('.').expect("a batch and a number");
             let number: usize = number.parse().expect("a number");
-            let Some(batch) = self.batches.get(key) else { panic!("nobody has appended {data}") };
+            let Some(batch) = self.batches.get(key) else { panic!("no task has appended {data}") };
             assert_eq!((batch.log, stored_kind.as_str()), (*log, kind(key, number)), "{data}");
             if let Some((whose, next, _)) = open {
                 assert_eq!((key, number), (whose, next), "a batch is not whole");
@@ -143,7 +153,12 @@ impl Judge {
         }
         for (log, count, digest) in &self.seen {
             let is_same = digests.get(log).and_then(|digests| digests.get(*count)) == Some(digest);
-            assert!(is_same || *count == 0, "somebody has seen other events in log {log} up to {count}");
+            assert!(is_same || *count == 0, "a watcher has seen other events in log {log} up to {count}");
+        }
+        for (log, from, seen) in &self.ended {
+            let held = (1..).zip(&self.brief[log]).skip_while(|(id, _)| id < from);
+            let all = held.fold(0, |before, (id, data)| digest(before, id, "n", data));
+            assert_eq!(all, *seen, "a watcher has seen other events in brief log {log} from {from} on");
         }
         self.counts.insert("events".to_owned(), rows.len() as u64);
         self.counts.insert("batches".to_owned(), self.batches.len() as u64);

@@ -1,59 +1,84 @@
-//! Reading from a cursor, and following to the end.
+//! A stream: the events after a cursor, followed to the end of the log.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_stream::try_stream;
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::Stream;
+use tokio::time::sleep;
 
-use crate::fanout::{Follower, Next};
-use crate::page::{Continuity, Events, PAGE_BYTES, Wanted};
-use crate::reader::{self, Reader};
-use crate::seen::Seen;
+use super::fanout::{Follower, Next};
+use super::reader::{self, Reader};
+use crate::limits::{POLL_FLOOR, pauses};
+use crate::read::{Continuity, Events, PAGE_BYTES, Seen, Wanted};
 use crate::{Error, Event, EventLogs, LogId, Mark};
-
-/// The longest time between two looks at a log that is followed; a lost notification costs at most this delay.
-pub const POLL_FLOOR: Duration = Duration::from_secs(5);
 
 /// The events of a log after a cursor, live, until the log is finished.
 ///
-/// What is there already comes by pages, a query each. At the end of a log that is not finished, the stream joins the log's one
-/// reader in this process: however many follow a log, one query reads what is new. A stream that is too slow for that goes back to
-/// pages, and joins again; nobody waits for it.
+/// Events that are stored already are read by pages, with one query each. At the end of a log that is not finished, the stream
+/// joins the log's reader in this process: one query reads new events for all streams of the log. A stream that is too slow for
+/// the reader goes back to pages, and joins again later; it delays no other stream.
 ///
-/// A database that is away is waited for: only what waiting cannot mend is an error.
+/// While the database is away, the stream waits. An error is one that waiting cannot mend.
 ///
-/// **Nothing is skipped without a word.** Each page continues what was returned before, or the stream ends with an error: events
-/// after the cursor were removed ([`Error::Removed`]), or those that were returned are not there any more, or others are in their
-/// place ([`Error::Rewound`]). It remembers the marks of some of the batches that it has returned, and so can say up to
-/// where they are the same.
+/// **No event is skipped silently.** Each page continues the events that were returned before, or the stream ends with an error:
+/// [`Error::Removed`] if events after the cursor were removed, [`Error::Rewound`] if events that were returned are not there any
+/// more, or other events have their ids. The stream remembers the marks of some of the batches that it has returned, and from them
+/// derives the last event that is unchanged.
 pub struct EventStream {
     events: EventLogs,
     log: LogId,
     cursor: i64,
-    /// The cursor's batch, once it is known, and some before it.
+    /// The batch of the cursor, once it is known, and some batches before it.
     seen: Seen,
-    /// At which size a page that it reads is full.
+    /// The size at which a page that the stream reads is full.
     page_bytes: i64,
     joined: Option<Joined>,
     is_finished: bool,
 }
 
-/// A place among those who follow a log.
+/// A subscription to the log's reader.
 struct Joined {
     reader: Arc<Reader>,
-    /// Everything that is passed on after this place was taken, before the first look.
+    /// Receives all pages that the reader has published since the stream subscribed, which was before the stream's last page.
     follower: Follower,
-    /// All that was there has been seen: what is passed on is what comes next.
+    /// Whether the stream has read all events up to those that the follower receives.
     is_live: bool,
 }
 
+impl EventLogs {
+    /// The events after event `after` (0 for all), and all later ones, until the log is finished. The stream ends with
+    /// [`Error::Rewound`] if `after` is beyond the end of the log, and with [`Error::Removed`] if events after `after` were removed.
+    ///
+    /// An id alone is taken to stand for the event that has it now; with its mark, [`resume`](Self::resume) makes sure.
+    #[must_use]
+    pub fn stream(&self, log: LogId, after: i64) -> EventStream {
+        EventStream::new(self.clone(), log, after, None)
+    }
+
+    /// As [`stream`](Self::stream), for a reader that has the mark of event `after` ([`Event::mark`], [`EventStream::mark`]): the
+    /// stream also ends with [`Error::Rewound`] if that event is not the one that was seen.
+    #[must_use]
+    pub fn resume(&self, log: LogId, after: i64, mark: Mark) -> EventStream {
+        EventStream::new(self.clone(), log, after, Some(mark))
+    }
+
+    /// The last `count` events of a log, and all later ones. Events that were [trimmed](Self::trim) are not missed.
+    ///
+    /// # Errors
+    ///
+    /// As [`head`](Self::head).
+    pub async fn stream_last(&self, log: LogId, count: u32) -> Result<EventStream, Error> {
+        let last = self.head(log).await?.last;
+        let first = self.first_after(log, 0).await?.unwrap_or(1);
+        Ok(self.stream(log, last.saturating_sub(count.into()).max(first - 1)))
+    }
+}
+
 impl EventStream {
-    pub(crate) fn new(events: EventLogs, log: LogId, after: i64, mark: Option<Mark>) -> Self {
+    fn new(events: EventLogs, log: LogId, after: i64, mark: Option<Mark>) -> Self {
         let cursor = after.clamp(0, i64::MAX - 1);
-        // Before the first event there is nothing to be lost.
+        // Before the first event, no event can be lost.
         let seen = mark.filter(|_| cursor > 0).map(|mark| Seen::at(cursor, mark)).unwrap_or_default();
         Self { events, log, cursor, seen, page_bytes: PAGE_BYTES, joined: None, is_finished: false }
     }
@@ -64,28 +89,28 @@ impl EventStream {
         self.cursor
     }
 
-    /// The same stream with pages of another size than 1 MiB, for one who is to hold little at once: a page that this stream reads by
-    /// itself has less than three times that many bytes of text, or one event. What it is passed on while it follows live may be more.
+    /// Sets the size of pages [1 MiB, which is the most], for callers that must hold little memory. A page that the stream reads
+    /// has less than three times that many bytes of text, or one event. Pages that it receives from the log's reader may be larger.
     #[must_use]
     pub fn page_bytes(self, bytes: u32) -> Self {
         Self { page_bytes: i64::from(bytes).clamp(1, PAGE_BYTES), ..self }
     }
 
-    /// The mark of the last event that was returned, to [resume](EventLogs::resume) with; none if nothing is known of it yet.
+    /// The mark of the last event that was returned, to [resume](EventLogs::resume) with; none if the stream does not know it yet.
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
         self.seen.mark(self.cursor)
     }
 
-    /// The next events, at least one, in order; `None` once the log is finished and all was returned.
+    /// The next events, at least one, in order; `None` once the log is finished and all events were returned.
     ///
     /// Cancel safe: the cursor moves only when events are returned.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownLog`], [`Error::Removed`], [`Error::Rewound`], or what waiting cannot mend.
+    /// [`Error::UnknownLog`], [`Error::Removed`], [`Error::Rewound`], and errors that waiting cannot mend.
     pub async fn next_batch(&mut self) -> Result<Option<Events>, Error> {
-        let mut pauses = backoff();
+        let mut backoff = pauses(POLL_FLOOR);
         while !self.is_finished {
             let found = match self.published().await {
                 Some(events) => Ok(Some(events)),
@@ -98,10 +123,10 @@ impl EventStream {
                     self.cursor = events.last_id();
                     return Ok(Some(events));
                 }
-                Ok(None) => pauses = backoff(),
+                Ok(None) => backoff = pauses(POLL_FLOOR),
                 Err(error) if error.may_pass() => {
-                    tracing::warn!(log = %self.log, %error, "cannot read events yet");
-                    tokio::time::sleep(pauses.next().unwrap_or(POLL_FLOOR)).await;
+                    tracing::warn!(log = %self.log, %error, "cannot read an event log, will be repeated");
+                    sleep(backoff.pause()).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -109,7 +134,7 @@ impl EventStream {
         Ok(None)
     }
 
-    /// The same, one event at a time, as a [`Stream`].
+    /// The stream, one event at a time, as a [`Stream`].
     pub fn events(mut self) -> impl Stream<Item = Result<Event, Error>> + Send {
         try_stream! {
             while let Some(batch) = self.next_batch().await? {
@@ -120,13 +145,13 @@ impl EventStream {
         }
     }
 
-    /// What the log's reader has read; none if the stream has to look by itself.
+    /// The next events that the log's reader publishes; none if the stream must read a page by itself.
     async fn published(&mut self) -> Option<Events> {
         let mark = self.mark();
         loop {
             let joined = self.joined.as_mut().filter(|joined| joined.is_live)?;
             match joined.follower.next().await {
-                // The look tells whether that is because of this stream or because of the log.
+                // A page shows whether the stream or the log is the cause.
                 Next::Page { events, .. } if !events.continue_after(self.cursor, mark) => {
                     joined.is_live = false;
                     return None;
@@ -142,7 +167,7 @@ impl EventStream {
                     joined.is_live = false;
                     return None;
                 }
-                // The log is finished, gone, or cannot be read: a look tells.
+                // The log is finished, gone, or cannot be read: a page shows which.
                 Next::Ended => {
                     self.joined = None;
                     return None;
@@ -151,15 +176,15 @@ impl EventStream {
         }
     }
 
-    /// One page after the cursor; none at the end, which may be the log's, or where it joins those who follow.
+    /// Reads one page after the cursor. None at the end of the log, where the stream subscribes to the reader, or follows it.
     async fn read_page(&mut self) -> Result<Option<Events>, Error> {
-        let shared = self.events.shared();
+        let registry = self.events.registry();
         let wanted = Wanted { bytes: self.page_bytes, ..Wanted::after(self.cursor) };
-        let read = || reader::page(shared, self.log, wanted);
-        let page = shared.catching_up().page(self.log, wanted, read).await?;
+        let read = || reader::page(registry, self.log, wanted);
+        let page = registry.page_reads().page(self.log, wanted, read).await?;
         let continuity = page.continuity(self.cursor, self.mark());
         match continuity {
-            Continuity::Removed => return Err(Error::Removed(self.log)),
+            Continuity::Removed => return Err(self.events.removed(self.log, self.cursor).await?),
             Continuity::Rewound => return Err(self.events.rewound(self.log, &self.seen).await?),
             Continuity::Continues | Continuity::AtEnd => {}
             Continuity::NoTrace => {
@@ -167,7 +192,7 @@ impl EventStream {
                 if head.last < self.cursor {
                     return Err(self.events.rewound(self.log, &self.seen).await?);
                 }
-                // Otherwise something came between the two queries.
+                // Otherwise events came between the two queries.
                 if head.last == 0 {
                     self.follow_from(0, None);
                 }
@@ -187,17 +212,19 @@ impl EventStream {
         Ok(page.events)
     }
 
-    /// The log was seen to end with event `end`. A stream that had joined before that look follows from here on. One
-    /// that had not joins now, and looks once more, since there may be something that was passed on in between; whoever only reads
-    /// a log that is finished needs no place, and nobody is told of one.
+    /// Follows the log's reader, after a page that has shown that the log ends with event `end`.
+    ///
+    /// If the stream has not subscribed yet, it subscribes, and must then read one more page: an append may have been published
+    /// between the last page and the subscription. A finished log needs no subscription.
     fn follow_from(&mut self, end: i64, mark: Option<Mark>) {
         if self.is_finished {
             self.joined = None;
         } else if let Some(joined) = &mut self.joined {
-            // A reader that has begun further on did so after that look, with what another stream has seen.
-            joined.is_live = joined.reader.start_at(end, mark, self.events.shared()) <= end;
+            // A reader that has started further on was started after that page, by another stream that had seen more.
+            joined.is_live = joined.reader.start_at(end, mark, self.events.registry()) <= end;
             if !joined.is_live && end == self.cursor {
-                // And yet there is nothing: the log was rewound, or removed. The reader finds out, and ends.
+                // The other stream had seen events that are not there: the log was rewound, or removed. The reader finds out, and
+                // ends.
                 joined.reader.live().wake();
                 self.joined = None;
             }
@@ -213,7 +240,7 @@ impl EventStream {
     }
 }
 
-/// Where it is, and not what it has read.
+/// Shows the position, and no event.
 impl fmt::Debug for EventStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EventStream")
@@ -222,13 +249,4 @@ impl fmt::Debug for EventStream {
             .field("is_live", &self.joined.as_ref().is_some_and(|joined| joined.is_live))
             .finish_non_exhaustive()
     }
-}
-
-pub(crate) fn backoff() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(POLL_FLOOR)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }

@@ -1,10 +1,10 @@
-//! What is stored, without waiting for more.
+//! The events that are stored, without waiting for more.
 
-use crate::page::{Continuity, Page, Wanted};
-use crate::seen::Seen;
-use crate::{Error, Event, EventLogs, Head, LogId};
+use super::page::{Continuity, Page, Wanted};
+use super::seen::Seen;
+use crate::{Error, Event, EventLogs, LogId};
 
-/// Which events of a log are wanted. All of them, unless something else is said.
+/// Which events of a log to read [all].
 ///
 /// ```
 /// use db_events::Selection;
@@ -20,25 +20,25 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Only what comes after an event.
+    /// Only the events after an event.
     #[must_use]
     pub fn after(self, id: i64) -> Self {
         Self { after: id.max(0), ..self }
     }
 
-    /// Only what comes up to an event, with it.
+    /// Only the events up to an event, inclusive.
     #[must_use]
     pub fn until(self, id: i64) -> Self {
         Self { until: Some(id), ..self }
     }
 
-    /// Only the last ones of them, counted before types are looked at.
+    /// Only the last `count` of them, counted before kinds are selected. Events that were [trimmed](EventLogs::trim) are not missed.
     #[must_use]
     pub fn last(self, count: u32) -> Self {
         Self { last: Some(count), ..self }
     }
 
-    /// Only those of some types. Batches without any of them are not read.
+    /// Only events of these kinds. Batches without any of them are not read.
     #[must_use]
     pub fn kinds(self, kinds: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self { kinds: Some(kinds.into_iter().map(Into::into).collect()), ..self }
@@ -49,7 +49,7 @@ impl Selection {
     }
 }
 
-/// The events of a log that were there when it was first asked for them, by pages.
+/// The events that a log has at the first call, by pages.
 #[derive(Debug)]
 pub struct History {
     events: EventLogs,
@@ -57,43 +57,48 @@ pub struct History {
     selection: Selection,
     /// None before the first page.
     range: Option<Range>,
-    /// What was read, to find out whether the rest continues it.
+    /// The batches that were read, to find out whether the rest continues them.
     seen: Seen,
 }
 
-/// What is still to be read.
+/// The events that are still to be read.
 #[derive(Debug, Clone, Copy)]
 struct Range {
     after: i64,
     until: i64,
 }
 
-impl History {
-    pub(crate) fn new(events: EventLogs, log: LogId, selection: Selection) -> Self {
-        Self { events, log, selection, range: None, seen: Seen::default() }
+impl EventLogs {
+    /// Some or all of the events that a log has now.
+    #[must_use]
+    pub fn history(&self, log: LogId, selection: Selection) -> History {
+        History { events: self.clone(), log, selection, range: None, seen: Seen::default() }
     }
+}
 
-    /// The next events that are wanted, at least one, in order; `None` when there are no more. Cancel safe.
+impl History {
+    /// The next selected events, at least one, in order; `None` when there are no more. Cancel safe.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownLog`]; [`Error::Removed`] and [`Error::Rewound`], when what is left to be read, or what was read, is not
-    /// there any more; [`Error::Database`] and [`Error::TimedOut`]: ask again, and it goes on where it was.
+    /// [`Error::UnknownLog`]. [`Error::Removed`] if events that are still to be read were removed, and [`Error::Rewound`] if events
+    /// that were read, or expected, are not there any more. After [`Error::Database`] and [`Error::TimedOut`], call again, and the
+    /// history goes on.
     pub async fn next_batch(&mut self) -> Result<Option<Vec<Event>>, Error> {
         let mut range = match self.range {
             Some(range) => range,
-            None => self.begin(self.events.head(self.log).await?),
+            None => self.begin().await?,
         };
         self.range = Some(range);
         while range.after < range.until {
             let kinds = self.selection.kinds.as_deref();
             let wanted = Wanted { until: range.until, kinds, ..Wanted::after(range.after) };
-            let shared = self.events.shared();
-            let permit = shared.catching_up().permit().await?;
-            let page = Page::read(shared.pool(), self.log, wanted).await?;
+            let registry = self.events.registry();
+            let permit = registry.page_reads().permit().await?;
+            let page = Page::read(registry.pool(), self.log, wanted).await?;
             drop(permit);
             self.check(&page, range).await?;
-            // Without another await, so that a future that is dropped has read nothing.
+            // No await from here to the return: a future that is dropped has not moved the range.
             if let Some(events) = &page.events {
                 self.seen.take(events);
             }
@@ -108,11 +113,11 @@ impl History {
         Ok(None)
     }
 
-    /// Whether a page continues what was read, and has all that there was to be read.
+    /// Whether a page continues the events that were read, and has all events up to the end of the range.
     async fn check(&self, page: &Page, range: Range) -> Result<(), Error> {
         let is_whole = page.is_full || page.seen >= range.until;
         match page.continuity(range.after, self.seen.mark(range.after)) {
-            Continuity::Removed => return Err(Error::Removed(self.log)),
+            Continuity::Removed => return Err(self.events.removed(self.log, range.after).await?),
             Continuity::Rewound => return Err(self.events.rewound(self.log, &self.seen).await?),
             Continuity::Continues | Continuity::AtEnd | Continuity::NoTrace
                 if is_whole && self.selection.kinds.is_none() =>
@@ -121,15 +126,19 @@ impl History {
             }
             Continuity::Continues | Continuity::AtEnd | Continuity::NoTrace => {}
         }
-        // Batches that have none of the types are not in the page. A log that is removed is gone before they are.
+        // A page of some kinds has holes where batches without them are, so the log's ends are compared instead. A log that is removed
+        // is gone before its batches are.
         let head = self.events.head(self.log).await?;
         if self.selection.kinds.is_none() || head.last < range.until {
             return Err(self.events.rewound(self.log, &self.seen).await?);
         }
-        Ok(())
+        match self.events.first_after(self.log, 0).await? {
+            Some(first) if first <= range.after + 1 => Ok(()),
+            first => Err(Error::Removed { log: self.log, first }),
+        }
     }
 
-    /// All of it at once.
+    /// Reads all of it.
     ///
     /// # Errors
     ///
@@ -142,10 +151,17 @@ impl History {
         Ok(all)
     }
 
-    fn begin(&self, head: Head) -> Range {
+    async fn begin(&self) -> Result<Range, Error> {
         let Selection { after, until, last, .. } = self.selection;
+        let head = self.events.head(self.log).await?;
         let until = until.map_or(head.last, |until| until.min(head.last));
-        let after = last.map_or(after, |last| after.max(until - i64::from(last)));
-        Range { after, until }
+        let after = match last {
+            Some(count) => {
+                let first = self.events.first_after(self.log, 0).await?.unwrap_or(1);
+                after.max(until - i64::from(count)).max(first - 1)
+            }
+            None => after,
+        };
+        Ok(Range { after, until })
     }
 }

@@ -1,4 +1,4 @@
-//! What is read at once.
+//! A page: the events that one query reads, and whether they continue what was read before.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -9,29 +9,29 @@ use db_core::Pool;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
-use crate::append::STATEMENT_LIMIT;
+use crate::limits::STATEMENT_LIMIT;
 use crate::{Error, Event, LogId, Mark};
 
-/// How much a page holds, in bytes of text, but for its last batch. An event counts as [`LEAST`] at least.
+/// The bytes of text at which a page is full. Its last batch may exceed them. An event counts as [`LEAST`] bytes at least.
 pub(crate) const PAGE_BYTES: i64 = 1 << 20;
-/// How many batches a page looks at.
+/// The most batches in a page.
 const PAGE_BATCHES: i32 = 1000;
-/// About what an event takes in a reader's memory if it has no text: its fields, and some of what it was decoded from.
+/// About the memory of an event without text, in bytes: its fields, and a part of the row that it was decoded from.
 const LEAST: i32 = 128;
 
 /// The most bytes of text in a batch that a connection keeps room for in its buffer.
 const LARGE: i32 = 256 << 10;
 
-/// Reading, in errors.
+/// The name of the operation, in errors.
 pub(crate) const WHAT: &str = "read an event log";
 
-/// Events of a log in their order, without holes, at least one. Cheap to clone: all who follow a log share them.
+/// Consecutive events of a log, at least one. Cheap to clone: all followers of a log share them.
 #[derive(Clone)]
 pub struct Events {
     all: Arc<[Event]>,
-    /// What comes before was seen already.
+    /// The index of the first event that the reader has not seen.
     from: usize,
-    /// The mark of the event before all of them, where it was looked at.
+    /// The mark of the event before all of them, if the query has read that event.
     before: Option<Mark>,
 }
 
@@ -40,14 +40,14 @@ impl Events {
         Self { all: events.into(), from: 0, before }
     }
 
-    /// The last event's number.
+    /// The last event's id.
     #[must_use]
     pub fn last_id(&self) -> i64 {
         self.last().map_or(0, |event| event.id)
     }
 
-    /// Whether one who has seen an event, with that mark if it is known, misses nothing before these, and has seen what comes before
-    /// them.
+    /// Whether these events continue a log that was read up to `cursor`: none is missing in between, and the event at `cursor` has
+    /// the mark that the reader knows, if it knows one.
     pub(crate) fn continue_after(&self, cursor: i64, mark: Option<Mark>) -> bool {
         let Some(first) = self.all.first().map(|event| event.id) else { return true };
         let there = if cursor + 1 == first {
@@ -60,7 +60,7 @@ impl Events {
         first <= cursor + 1 && !is_other
     }
 
-    /// Those after an event; none if there are none.
+    /// The events after `cursor`, if there are any.
     pub(crate) fn after(mut self, cursor: i64) -> Option<Self> {
         self.from += self.iter().take_while(|event| event.id <= cursor).count();
         (!self.is_empty()).then_some(self)
@@ -101,7 +101,7 @@ impl fmt::Debug for Events {
     }
 }
 
-/// Copies each.
+/// Clones each event.
 impl IntoIterator for Events {
     type Item = Event;
     type IntoIter = IntoIter;
@@ -131,55 +131,55 @@ impl Iterator for IntoIter {
 
 impl ExactSizeIterator for IntoIter {}
 
-/// Where a cursor is in its log, as a page after it tells.
+/// Whether the page after a cursor continues what was read up to the cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Continuity {
-    /// Before the page's events.
+    /// The page's events come next.
     Continues,
-    /// At the log's end.
+    /// The cursor is at the log's end.
     AtEnd,
-    /// Before something that was removed.
+    /// Events after the cursor were removed.
     Removed,
-    /// Behind events that are not those that were seen.
+    /// The event at the cursor is not the one that was seen.
     Rewound,
-    /// There is nothing after it, and not the event itself: the log is empty, gone, or ends before it.
+    /// Neither the event at the cursor nor one after it is there: the log is empty, gone, or ends before the cursor.
     NoTrace,
 }
 
-/// The batch that holds the event after which a page was read.
+/// The batch that holds the cursor after which a page was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Anchor {
     pub(crate) mark: Mark,
     last: i64,
 }
 
-/// What a look at a log found after a cursor.
+/// The events after a cursor.
 #[derive(Debug, Clone)]
 pub(crate) struct Page {
-    /// None if there is none, as before the first event.
+    /// None if no batch holds the cursor, as before the first event.
     pub(crate) anchor: Option<Anchor>,
-    /// What comes next was removed.
-    is_broken: bool,
-    /// None at the end.
+    /// Whether the next batch that is there does not begin right after the cursor.
+    has_hole: bool,
+    /// None if there are none.
     pub(crate) events: Option<Events>,
-    /// Whether the log ends with them.
+    /// Whether the log is finished with these events.
     pub(crate) is_finished: bool,
-    /// Whether there may be more.
+    /// Whether there may be more events.
     pub(crate) is_full: bool,
-    /// The last event that was looked at.
+    /// The last event that the query has read.
     pub(crate) seen: i64,
 }
 
-/// A batch, or a part of one that is larger than a page.
+/// A batch, or a part of a batch that is larger than two pages.
 #[derive(Debug, sqlx::FromRow)]
 struct Row {
     first: i64,
     last: i64,
     bytes: i32,
-    /// How many events of the batch come before those that are here.
+    /// The number of events of the batch that come before the part.
     skipped: i32,
     cost: i32,
-    /// What a batch holds that has events after the cursor.
+    /// None for a batch without events after the cursor.
     types: Option<Vec<String>>,
     data: Option<Vec<String>>,
     versions: Option<Vec<i16>>,
@@ -194,48 +194,48 @@ impl Row {
         Mark::of(self.first, self.at, self.writer.zip(self.sequence))
     }
 
-    /// Whether it is so large that the connection on which it came should not keep room for another one.
+    /// Whether the batch is so large that its connection should not keep room for another one.
     fn is_large(&self) -> bool {
         self.data.is_some() && self.bytes > LARGE
     }
 
-    /// Whether this is no batch, and only says that the log is being removed.
+    /// Whether this row is no batch, but the sign that the log is being removed.
     fn is_fence(&self) -> bool {
         self.bytes == 0
     }
 }
 
-/// Which events a page is to hold.
+/// The events that a page is to hold.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted<'a> {
     pub(crate) after: i64,
     pub(crate) until: i64,
-    /// Only batches that have events of these types; all if there are none.
+    /// Only batches that have events of these kinds; None for all.
     pub(crate) kinds: Option<&'a [String]>,
-    /// At which size the page is full.
+    /// The size at which the page is full.
     pub(crate) bytes: i64,
 }
 
 impl Wanted<'_> {
-    /// All that comes after an event.
+    /// All events after an event.
     pub(crate) fn after(after: i64) -> Self {
         Self { after, until: i64::MAX, kinds: None, bytes: PAGE_BYTES }
     }
 }
 
 impl Page {
-    /// Reads a page. One query, and one round trip.
+    /// Reads a page, with one query and one round trip.
     ///
-    /// The plan is a scan of the primary key that ends with the page, whatever the planner knows of the table: nothing after a restore,
-    /// or that of long ago. Hence each value is hidden from it in a `(select $1)`, which also spares it planning anew each time; the
-    /// limit, too, so that it reckons with a tenth of what it expects and not with all of it; and the range is one of rows,
-    /// `(log, first)`, of which it expects a ninth of the table, while of a log that it does not know it expects next to nothing,
-    /// and then reads and sorts all that the log has.
+    /// The plan must be a scan of the primary key that ends with the page, even if the planner has no statistics of the table, as after
+    /// a restore, or old ones. Therefore each value is hidden from the planner in a `(select $1)`, so that the generic plan is as good
+    /// as any and is kept. The limit is hidden, too: the planner then expects a tenth of the rows instead of all. And the range is one of
+    /// rows, `(log, first)`, of which the planner expects a ninth of the table; of a log that it does not know it would expect next to
+    /// no rows, and read and sort all of them.
     ///
-    /// What a batch counts for is an `int`: a sum of `bigint` is `numeric`, which takes a page of many batches half as long again.
+    /// The cost of a batch is an `int`: a sum of `bigint` is `numeric`, with which a page of many batches takes half as long again.
     ///
-    /// Of a batch that is larger than two pages, only a part is sent. The batch that holds the cursor comes along without its data, or else
-    /// nobody could tell whether what follows continues what was seen.
+    /// Of a batch that is larger than two pages, only a part is sent. The batch that holds the cursor is sent without its data: its
+    /// mark shows whether the page continues what was seen.
     pub(crate) async fn read(pool: &Pool, log: LogId, wanted: Wanted<'_>) -> Result<Self, Error> {
         let query = sqlx::query_as(
             "select first, last, bytes, part.skipped, cost, is_final, at, writer, sequence,
@@ -302,7 +302,7 @@ impl Page {
         }
     }
 
-    /// A page of these rows, up to the first that does not continue the one before, if they are all that there are.
+    /// A page of these rows, up to the first row that does not continue the row before. Rows of some kinds only may have holes.
     fn of(rows: Vec<Row>, Wanted { after, until, kinds, bytes }: Wanted<'_>) -> Self {
         let (mut cost, mut batches, mut count) = (0, 0, 0);
         for row in rows.iter().filter(|row| row.last > after) {
@@ -312,7 +312,7 @@ impl Page {
         }
         let mut page = Self {
             anchor: None,
-            is_broken: false,
+            has_hole: false,
             events: None,
             is_finished: false,
             is_full: cost >= bytes || batches >= PAGE_BATCHES,
@@ -321,7 +321,7 @@ impl Page {
         let mut events = Vec::with_capacity(count);
         for row in rows {
             if row.is_fence() || kinds.is_none() && row.first > page.seen + 1 {
-                page.is_broken = events.is_empty();
+                page.has_hole = events.is_empty();
                 page.is_full = true;
                 page.is_finished = false;
                 break;
@@ -352,15 +352,16 @@ impl Page {
         page
     }
 
-    /// Where one is who has read up to the event after which this page was read, and knows its mark or not.
+    /// Whether this page, which was read after event `after`, continues what a reader has seen up to that event. `mark` is the event's
+    /// mark, if the reader knows it.
     pub(crate) fn continuity(&self, after: i64, mark: Option<Mark>) -> Continuity {
         let there = self.anchor.map(|anchor| anchor.mark);
         if there.zip(mark).is_some_and(|(there, seen)| there != seen) {
             return Continuity::Rewound;
         }
         match (&self.events, self.anchor) {
-            _ if self.is_broken => Continuity::Removed,
-            // What was seen is gone, so nobody can tell whether this continues it.
+            _ if self.has_hole => Continuity::Removed,
+            // The event that was seen is gone, so nothing shows that the page continues it.
             (Some(_), None) if mark.is_some() => Continuity::Removed,
             (Some(_), _) => Continuity::Continues,
             (None, Some(anchor)) if anchor.last == after => Continuity::AtEnd,
@@ -400,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_tells_where_its_cursor_is() {
+    fn a_page_shows_whether_it_continues_its_cursor() {
         let mark = row(1).mark();
         let other = row(3).mark();
         let fence = || Row { bytes: 0, last: 3, types: None, data: None, is_final: true, ..row(3) };
@@ -417,7 +418,7 @@ mod tests {
             (vec![row(1)], 2, Some(other), Continuity::Rewound),
             (vec![row(1), row(3)], 2, Some(mark), Continuity::Continues),
             (vec![row(1), row(3)], 2, Some(other), Continuity::Rewound),
-            // What comes before the cursor was removed, and nothing after it.
+            // Events up to the cursor were removed, and none after it.
             (vec![row(3)], 2, None, Continuity::Continues),
             (vec![row(3)], 2, Some(mark), Continuity::Removed),
             (vec![row(3)], 0, None, Continuity::Removed),
@@ -442,14 +443,14 @@ mod tests {
         assert_eq!((ids(&whole), whole.is_finished, whole.is_full), (vec![1, 2, 3, 4, 5, 6], true, false));
         assert_eq!((ids(&cut), cut.is_finished, cut.is_full), (vec![1, 2], false, true));
         assert_eq!((cut.seen, cut.continuity(0, None)), (2, Continuity::Continues));
-        // Of one type only, the others are not there.
+        // A page of one kind has only the batches with that kind.
         let kinds = ["n".to_owned()];
         let some = Page::of(vec![row(1), end()], Wanted { kinds: Some(&kinds), ..Wanted::after(0) });
         assert_eq!((ids(&some), some.is_finished), (vec![1, 2, 5, 6], true));
     }
 
     #[test]
-    fn passed_on_events_continue_what_was_seen_or_not() {
+    fn published_events_continue_what_was_seen_or_not() {
         let events = page([row(1), row(3), row(5)], 2).events.expect("events");
         let (before, within) = (row(1).mark(), row(3).mark());
 
@@ -464,7 +465,7 @@ mod tests {
             (4, Some(within), true),
             (6, Some(row(5).mark()), true),
             (6, Some(before), false),
-            // All of them were seen.
+            // The reader has seen all of them.
             (7, Some(before), true),
         ] {
             assert_eq!(events.continue_after(cursor, mark), continues, "{cursor} {mark:?}");

@@ -1,67 +1,73 @@
-//! Removing what is old.
+//! Removing whole logs.
 
 use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::time::sleep;
 
-use crate::log::limited;
+use super::{CHUNK, PAUSE};
+use crate::limits::limited;
 use crate::{Error, EventLogs, LogId};
 
-/// How many batches one statement removes.
-const CHUNK: i64 = 1000;
-
-/// Removing, in errors.
+/// The name of the operation, in errors.
 const WHAT: &str = "remove an event log";
 
-/// How often it is looked whether all who were writing when a log was removed have ended, and how long to wait in between.
+/// The most checks whether the transactions have ended that were open when a log was removed, and the pause between them.
 const FENCE_TRIES: usize = 50;
 const FENCE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Which logs are removed, and how gently.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Retention {
-    /// How long ago a log must have been finished, by the database's clock. One that is not finished is never removed.
+    /// How long ago a log must have been finished, by the database's clock. A log that is not finished is never removed.
     pub older_than: Duration,
-    /// How long to wait after each statement that removes [20 ms]: writers and readers have the database meanwhile.
+    /// The pause after each statement that removes up to 1000 batches [20 ms]. Writers and readers have the database meanwhile.
     pub pause: Duration,
 }
 
 impl Retention {
-    /// Removes what was finished longer ago than that.
+    /// Removes logs that were finished longer than `age` ago.
     #[must_use]
     pub fn older_than(age: Duration) -> Self {
-        Self { older_than: age, pause: Duration::from_millis(20) }
+        Self { older_than: age, pause: PAUSE }
+    }
+
+    /// Sets [`pause`](Self::pause).
+    #[must_use]
+    pub fn pause(self, pause: Duration) -> Self {
+        Self { pause, ..self }
     }
 }
 
-/// What was removed.
+/// What a retention has removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Removed {
-    /// Logs that are gone.
+    /// Logs that were removed.
     pub logs: u64,
-    /// Batches that they had.
+    /// Batches of these logs.
     pub batches: u64,
-    /// Logs that are old enough, and that something else refers to by a foreign key: whoever owns that removes it first.
+    /// Logs that were old enough and were kept, because a foreign key refers to them. Remove the rows that refer to them first.
     pub kept: u64,
 }
 
-/// Where the search is.
-type Place = (OffsetDateTime, i64);
+/// A finished log, by the time of its end.
+type Finished = (OffsetDateTime, i64);
 
 impl EventLogs {
-    /// Removes logs that were finished long ago, one after the other, by statements that remove some at a time. Whoever follows
-    /// one is told that it is gone.
+    /// Removes logs that were finished long ago, one after the other, by statements that remove some batches at a time. Streams of
+    /// such a log end with [`Error::Removed`].
     ///
-    /// Several may do so at once, and dropping the future leaves a log that is gone with some of its batches: the next time
-    /// removes them.
+    /// Several processes may do so at once. If the future is dropped, a log may be gone while some of its batches are left: the next
+    /// call removes them.
     ///
     /// # Errors
     ///
-    /// [`Error::Database`] and [`Error::TimedOut`]; what was removed stays so.
+    /// [`Error::Database`] and [`Error::TimedOut`]. Logs that were removed stay removed.
     pub async fn retain(&self, retention: &Retention) -> Result<Removed, Error> {
         let mut removed = Removed::default();
-        let mut place: Place = (OffsetDateTime::UNIX_EPOCH, 0);
+        let mut place: Finished = (OffsetDateTime::UNIX_EPOCH, 0);
         while let Some(next) = self.finished_after(place, retention.older_than).await? {
             place = next;
             match self.remove_log(LogId(next.1), retention.pause).await {
@@ -76,20 +82,19 @@ impl EventLogs {
         Ok(removed)
     }
 
-    /// Removes a log, finished or not, with all of its events; that there is none is no error. An append that is under way is stored
-    /// before it, and goes with the log, or fails. A row of somebody else's that
-    /// refers to it is removed first, by its owner.
+    /// Removes a log, finished or not, with all of its events. It is no error if there is no such log. An append that is under way
+    /// is stored first and removed with the log, or fails. Rows that refer to the log must be removed first.
     ///
     /// # Errors
     ///
-    /// [`Error::Database`], and then nothing is removed if a row refers to the log. [`Error::TimedOut`] while somebody's transaction
-    /// that has appended to the log is open.
+    /// [`Error::Database`]: if a row refers to the log, nothing is removed. [`Error::TimedOut`] while another transaction that has
+    /// appended to the log is open.
     pub async fn remove(&self, log: LogId) -> Result<(), Error> {
         self.remove_log(log, Duration::ZERO).await.map(drop)
     }
 
-    /// The log that ended next after a place, if that is long enough ago.
-    async fn finished_after(&self, (at, log): Place, age: Duration) -> Result<Option<Place>, Error> {
+    /// The log that was finished next after another one, if that is long enough ago.
+    async fn finished_after(&self, (at, log): Finished, age: Duration) -> Result<Option<Finished>, Error> {
         let seconds = age.as_secs_f64();
         let find = sqlx::query_as(
             "select at, log
@@ -102,17 +107,19 @@ impl EventLogs {
         .bind(log)
         .bind(seconds)
         .fetch_optional(self.handle());
-        limited("look for old event logs", find).await
+        limited("find old event logs", find).await
     }
 
-    /// An append that waits for another one's end has looked at the log before it was gone. It meets the fence, a last row that
-    /// is no batch, where it wanted to insert: it waits for it, fails, and does not find the log when it tries again. Likewise,
-    /// the fence waits for an append whose transaction is open, and then comes after it.
+    /// Removes a log behind a fence, which is a last row that is no batch.
+    ///
+    /// The snapshot of an append that waits for another append's end is older than the removal. Where it wants to insert, it meets
+    /// the fence: it waits for the fence's transaction, inserts nothing, and does not find the log in its next attempt. Likewise, the
+    /// fence waits for an append whose transaction is open, and then comes after it.
     async fn remove_log(&self, log: LogId, pause: Duration) -> Result<u64, Error> {
         let fence = self.fence(log).await?;
-        // Those who follow find out.
+        // Followers find out that the log is gone.
         self.wake(log);
-        // An append that had looked before wakes with the one that it waited for, and must find that one's row.
+        // An append with an older snapshot must still find the row of the append that it has waited for.
         if fence.is_some() && !self.appends_have_ended().await? {
             return Ok(0);
         }
@@ -125,8 +132,8 @@ impl EventLogs {
         Ok(batches)
     }
 
-    /// Has the log gone at once for everybody, or not at all if something refers to it, and ends it with a fence unless it was finished.
-    /// Returns the fence's number.
+    /// Removes the log's row, after which it is gone for all processes, and puts a fence behind its last batch unless the log was
+    /// finished. Returns the fence's id. Nothing is done if a foreign key refers to the log.
     async fn fence(&self, log: LogId) -> Result<Option<i64>, Error> {
         loop {
             let gone = sqlx::query_scalar(
@@ -147,14 +154,14 @@ impl EventLogs {
             .bind(log.0)
             .fetch_optional(self.handle());
             match limited(WHAT, gone).await {
-                // An append was quicker, so this ends: each turn somebody gets on.
+                // An append was quicker, so this ends: each time around, some append was stored.
                 Err(Error::Database { cause, .. }) if cause.is_unique_violation() => {}
                 other => return other,
             }
         }
     }
 
-    /// The transactions that may have looked at a log before it was gone, and append to it now: they hold a lock of the table.
+    /// The open transactions that may append to a log that was removed after their snapshot: they hold a lock of the table.
     async fn writing(&self) -> Result<Vec<String>, Error> {
         let writing = sqlx::query_scalar(
             "select distinct virtualtransaction
@@ -168,8 +175,8 @@ impl EventLogs {
         limited(WHAT, writing).await
     }
 
-    /// Waits for those who may append to a log that has just gone. If that takes too long, the batches stay, and `retain` finds them
-    /// by the fence.
+    /// Waits for the transactions that may append to a log that was just removed. If that takes too long, the batches stay, and
+    /// `retain` finds them by the fence.
     async fn appends_have_ended(&self) -> Result<bool, Error> {
         let writing = self.writing().await?;
         for _ in 0..FENCE_TRIES {
@@ -182,11 +189,11 @@ impl EventLogs {
         Ok(false)
     }
 
-    /// Removes the next batches after one that begins with event `after`; returns how many, and with which event the last one
-    /// began. The final one goes at the end: by it, a log that is half removed is found again.
+    /// Removes the next batches after the one that begins with event `after`. Returns how many, and the first event of the last one.
+    /// The final batch goes last: by it, a log that is half removed is found again.
     ///
-    /// The chunk is a range of the primary key, for the same reasons as [a page](crate::page::Page::read), and its rows are found by
-    /// their places: what was removed before is not looked at again, and nothing is looked for.
+    /// The chunk is a range of the primary key, for the same reasons as [a page](crate::read::Page::read), and its rows are deleted
+    /// by their physical places: rows that were removed before are not scanned again.
     async fn remove_chunk(&self, log: LogId, after: i64) -> Result<Option<(u64, i64)>, Error> {
         let remove = sqlx::query_as::<_, (i64, Option<i64>)>(
             "with chunk as materialized (

@@ -1,37 +1,37 @@
-//! What a reader has seen of a log, to find out later what still holds of it.
+//! The batches that a reader has seen, by which it finds out later which of its events are unchanged.
 
 use sqlx::{Executor, Postgres};
 use time::OffsetDateTime;
 
 use crate::{Event, LogId, Mark};
 
-/// How many of the newest batches are all remembered.
+/// The number of newest batches that are all remembered.
 const NEWEST: u64 = 32;
-/// How many are remembered of each span of older ones that is twice as long as the one after it.
+/// The number of batches that are remembered of each older span; each span is twice as long as the next newer one.
 const SOME: u64 = 4;
-/// How many come before it is looked which are old enough to be forgotten.
+/// The number of batches between two times that old ones are forgotten.
 const BETWEEN: u64 = 16;
 
-/// The last events of batches that were seen, with their marks: the newest ones all, of older ones the fewer the older they are, so that
-/// a hundred say something of a million. A log is only appended to, so while one of them is there, everything before it is.
+/// The last events of batches that were seen, with their marks: of all of the newest batches, and of ever fewer of the older ones, so
+/// that a hundred represent a million. A log is only appended to: while one of these batches is there, so are all before it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
     ends: Vec<End>,
-    /// How many batches there were.
+    /// The number of batches that were seen.
     count: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct End {
-    /// Which batch it is of those that were seen.
+    /// The batch's place among those that were seen.
     number: u64,
     id: i64,
     mark: Mark,
 }
 
-/// An event that was seen, and the batch that holds its number now.
+/// An event that was seen, and the batch that holds its id now.
 #[derive(sqlx::FromRow)]
-struct There {
+struct Stored {
     id: i64,
     first: i64,
     at: OffsetDateTime,
@@ -50,12 +50,12 @@ impl Seen {
         self.ends.is_empty()
     }
 
-    /// The mark of an event that is the last one that was seen.
+    /// The mark of event `id`, if that is the last one that was seen.
     pub(crate) fn mark(&self, id: i64) -> Option<Mark> {
         self.ends.last().filter(|end| end.id == id).map(|end| end.mark)
     }
 
-    /// Events that come after all that was seen.
+    /// Remembers events that come after all that were seen.
     pub(crate) fn take(&mut self, events: &[Event]) {
         for two in events.windows(2) {
             if two[0].mark != two[1].mark {
@@ -69,7 +69,7 @@ impl Seen {
 
     pub(crate) fn push(&mut self, id: i64, mark: Mark) {
         if let Some(last) = self.ends.last_mut().filter(|last| last.mark == mark) {
-            // More of the same batch.
+            // A further event of the same batch.
             last.id = id;
             return;
         }
@@ -81,14 +81,14 @@ impl Seen {
         }
     }
 
-    /// The last event of those that are remembered that is still in the same batch; 0 if none is.
-    pub(crate) async fn still_there<'c>(
+    /// The last remembered event that is still in the same batch; 0 if none is.
+    pub(crate) async fn last_unchanged<'c>(
         &self,
         executor: impl Executor<'c, Database = Postgres>,
         log: LogId,
     ) -> Result<i64, sqlx::Error> {
         let ids: Vec<i64> = self.ends.iter().map(|end| end.id).collect();
-        let rows: Vec<There> = sqlx::query_as(
+        let rows: Vec<Stored> = sqlx::query_as(
             "select seen.id, batch.first, batch.at, batch.writer, batch.sequence
              from unnest($2) as seen (id)
              cross join lateral (
@@ -104,15 +104,15 @@ impl Seen {
         .bind(&ids)
         .fetch_all(executor)
         .await?;
-        let is_same = |there: &There| {
-            let mark = Mark::of(there.first, there.at, there.writer.zip(there.sequence));
-            self.ends.iter().any(|end| (end.id, end.mark) == (there.id, mark))
+        let is_same = |stored: &Stored| {
+            let mark = Mark::of(stored.first, stored.at, stored.writer.zip(stored.sequence));
+            self.ends.iter().any(|end| (end.id, end.mark) == (stored.id, mark))
         };
-        Ok(rows.iter().filter(|there| is_same(there)).map(|there| there.id).max().unwrap_or(0))
+        Ok(rows.iter().filter(|stored| is_same(stored)).map(|stored| stored.id).max().unwrap_or(0))
     }
 }
 
-/// Whether a batch is remembered when so many have come after it. One that is not never is again.
+/// Whether a batch is remembered when `later` batches have come after it. Once false, it stays false.
 fn is_kept(number: u64, later: u64) -> bool {
     later < NEWEST || number.is_multiple_of(1 << (later / SOME).ilog2())
 }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn of_each_batch_its_last_event_is_remembered() {
+    fn the_last_event_of_each_batch_is_remembered() {
         let mut seen = Seen::default();
 
         seen.take(&[event(1, 1), event(2, 2), event(3, 2)]);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_batches_are_all_remembered_and_the_older_ones_the_fewer_the_older_they_are() {
+    fn all_of_the_newest_batches_are_remembered_and_ever_fewer_of_the_older_ones() {
         const COUNT: i64 = 100_000;
         let mut seen = Seen::default();
 
@@ -155,7 +155,7 @@ mod tests {
 
         let newest: Vec<i64> = seen.ends.iter().rev().take(32).map(|end| end.id).collect();
         assert_eq!(newest, (COUNT - 31..=COUNT).rev().collect::<Vec<_>>());
-        // However far back, something is remembered that is not much further back.
+        // At each distance, a batch is remembered that is at most one and a half times as far back.
         let mut back = 1;
         while back < COUNT / 2 {
             let last = seen.ends.iter().rev().map(|end| COUNT - end.id).find(|there| *there >= back);

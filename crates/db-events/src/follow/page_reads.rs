@@ -1,4 +1,4 @@
-//! How those who have to catch up share the pool with those who write, and their pages with each other.
+//! Page reads: how many may run at once, and how equal ones share a page.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -6,47 +6,56 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use crate::append::STATEMENT_LIMIT;
-use crate::page::{Page, WHAT, Wanted};
+use crate::limits::STATEMENT_LIMIT;
+use crate::read::{Page, WHAT, Wanted};
 use crate::{Error, LogId};
 
 /// How event logs use their pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct EventOptions {
-    /// How many connections of the pool may read pages at once for streams that catch up and for histories, at least one. `None`, the
-    /// default, is a quarter of the pool. The rest stays free for appends, however many streams catch up.
-    pub catching_up: Option<u32>,
+    /// Connections of the pool that may read pages at once, for streams that catch up and for histories [a quarter of the pool, at
+    /// least 1]. The other connections stay free for appends, however many streams catch up.
+    pub max_page_reads: Option<u32>,
 }
 
-/// Which page it is: of which log, after which event, of which size.
+impl EventOptions {
+    /// Sets [`max_page_reads`](Self::max_page_reads).
+    #[must_use]
+    pub fn max_page_reads(self, max: u32) -> Self {
+        Self { max_page_reads: Some(max) }
+    }
+}
+
+/// A page, by its log, its cursor and its size.
 type Key = (LogId, i64, i64);
 
-/// The permits of those who read pages, and the pages that are being read.
-pub(crate) struct CatchingUp {
+/// The permits for page reads, and the pages that are being read.
+pub(crate) struct PageReads {
     permits: Semaphore,
     under_way: Mutex<HashMap<Key, Weak<OnceCell<Page>>>>,
 }
 
-impl CatchingUp {
+impl PageReads {
     pub(crate) fn new(pool: &db_core::Pool, options: EventOptions) -> Self {
-        let permits = options.catching_up.unwrap_or(pool.stats().max / 4).max(1);
+        let permits = options.max_page_reads.unwrap_or(pool.stats().max / 4).max(1);
         let permits = usize::try_from(permits).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self { permits: Semaphore::new(permits), under_way: Mutex::default() }
     }
 
-    /// Waits for a place, in order of arrival. Each reader before has a limit, so this is not for ever.
+    /// Waits for a permit, in order of arrival.
     pub(crate) async fn permit(&self) -> Result<SemaphorePermit<'_>, Error> {
         match timeout(STATEMENT_LIMIT, self.permits.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
-            // Nobody closes it.
+            // The semaphore is never closed.
             Ok(Err(_)) | Err(_) => Err(Error::TimedOut { what: WHAT, seconds: STATEMENT_LIMIT.as_secs() }),
         }
     }
 
-    /// A page of all that comes after an event, read by `read`, or by another stream that asks for the same page now.
+    /// A page, read by `read`, or by another stream that reads the same page now.
     ///
-    /// A page with which the log ended is not shared. Whoever gets it concludes what comes next, and for that the look has to begin
-    /// after the stream took its place among those who follow.
+    /// A page with which the log ended is not shared. The stream follows the log from that page on, and misses nothing only if the query
+    /// has begun after the stream subscribed.
     pub(crate) async fn page<F>(
         &self,
         log: LogId,
@@ -60,7 +69,7 @@ impl CatchingUp {
             let _permit = self.permit().await?;
             read().await
         };
-        let shared = Shared::join(self, (log, wanted.after, wanted.bytes));
+        let shared = SharedPage::join(self, (log, wanted.after, wanted.bytes));
         let mut is_own = false;
         let page = shared
             .cell()
@@ -79,19 +88,19 @@ impl CatchingUp {
     }
 }
 
-/// A page that several may wait for: one of them reads it, and if that one fails or is dropped, the next.
-struct Shared<'a> {
-    home: &'a CatchingUp,
+/// A page that several streams wait for. One of them reads it; if that one fails or is dropped, the next one does.
+struct SharedPage<'a> {
+    home: &'a PageReads,
     key: Key,
-    /// None only while it is dropped.
+    /// None only during the drop.
     cell: Option<Arc<OnceCell<Page>>>,
 }
 
-impl<'a> Shared<'a> {
-    fn join(home: &'a CatchingUp, key: Key) -> Self {
+impl<'a> SharedPage<'a> {
+    fn join(home: &'a PageReads, key: Key) -> Self {
         let mut under_way = home.lock();
-        let there = under_way.get(&key).and_then(Weak::upgrade);
-        let cell = there.unwrap_or_else(|| {
+        let existing = under_way.get(&key).and_then(Weak::upgrade);
+        let cell = existing.unwrap_or_else(|| {
             let cell = Arc::default();
             under_way.insert(key, Arc::downgrade(&cell));
             cell
@@ -100,11 +109,11 @@ impl<'a> Shared<'a> {
     }
 
     fn cell(&self) -> &OnceCell<Page> {
-        self.cell.as_ref().expect("it is there until the drop")
+        self.cell.as_ref().expect("the cell is there until the drop")
     }
 }
 
-impl Drop for Shared<'_> {
+impl Drop for SharedPage<'_> {
     fn drop(&mut self) {
         let mut under_way = self.home.lock();
         self.cell = None;

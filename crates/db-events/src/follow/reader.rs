@@ -1,4 +1,4 @@
-//! The one who reads a log for all in this process who follow it.
+//! The reader of a log, which reads for all followers of the log in this process.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -9,39 +9,39 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::fanout::{Fanout, Follower};
-use crate::page::{Continuity, Events, Page, Wanted};
-use crate::registry::Shared;
-use crate::stream::backoff;
-use crate::{LogId, Mark, POLL_FLOOR};
+use super::fanout::{Fanout, Follower};
+use super::registry::Registry;
+use crate::limits::{POLL_FLOOR, pauses};
+use crate::read::{Continuity, Events, Page, Wanted};
+use crate::{LogId, Mark};
 
-/// Some log's reader. It reads from when the first stream has caught up until the last one is dropped.
+/// The reader of a log. Its task reads from when the first stream has caught up until the last stream is dropped.
 pub(crate) struct Reader {
     live: Arc<Live>,
-    /// Made before anybody's first look, so that no append falls between a look and the wait after it.
+    /// Made before the first page is read, so that no append falls between that page and the wait after it.
     watch: Mutex<Option<Watch>>,
     /// Dropped with the reader, which ends the task.
     task: OnceLock<JoinSet<()>>,
-    /// Where it is found; forgotten when it is dropped.
-    home: Weak<Shared>,
-    /// Where the task runs.
+    /// The registry that has this reader, and forgets it when it is dropped.
+    registry: Weak<Registry>,
+    /// The runtime of the task.
     runtime: Handle,
 }
 
-/// What the reader's task shares with those who follow.
+/// The state that the reader's task shares with the followers.
 pub(crate) struct Live {
     pub(crate) log: LogId,
-    /// The event after which it has begun to read; none before.
+    /// The event after which the reader has started; none before.
     start: OnceLock<i64>,
-    /// The last event that was passed on, and its mark.
+    /// The last event that was published.
     tail: Mutex<Tail>,
-    /// There is more than what was passed on, or the log is gone.
+    /// Notified when there are events that were not published, or the log is gone.
     woken: Notify,
-    /// None once the reader has ended: then everybody looks, and sees why.
+    /// None once the reader has ended: then each stream reads a page, and meets the reason.
     fanout: Mutex<Option<Fanout>>,
 }
 
-/// Where a reader is.
+/// How far a reader has read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Tail {
     pub(crate) id: i64,
@@ -50,7 +50,7 @@ pub(crate) struct Tail {
 }
 
 impl Reader {
-    pub(crate) fn new(log: LogId, watch: Watch, home: Weak<Shared>, runtime: Handle) -> Self {
+    pub(crate) fn new(log: LogId, watch: Watch, registry: Weak<Registry>, runtime: Handle) -> Self {
         let live = Live {
             log,
             start: OnceLock::new(),
@@ -58,16 +58,22 @@ impl Reader {
             woken: Notify::new(),
             fanout: Mutex::new(Some(Fanout::new())),
         };
-        Self { live: Arc::new(live), watch: Mutex::new(Some(watch)), task: OnceLock::new(), home, runtime }
+        Self {
+            live: Arc::new(live),
+            watch: Mutex::new(Some(watch)),
+            task: OnceLock::new(),
+            registry,
+            runtime,
+        }
     }
 
     pub(crate) fn live(&self) -> &Arc<Live> {
         &self.live
     }
 
-    /// Has it read from `cursor` on, unless it has begun already. Tells where it has begun: who has seen less has to look once
-    /// more, and then misses nothing.
-    pub(crate) fn start_at(&self, cursor: i64, mark: Option<Mark>, shared: &Arc<Shared>) -> i64 {
+    /// Starts the reader at `cursor`, unless it has started. Returns where it started: a stream behind that position must read one
+    /// more page before it follows.
+    pub(crate) fn start_at(&self, cursor: i64, mark: Option<Mark>, registry: &Arc<Registry>) -> i64 {
         let start = *self.live.start.get_or_init(|| {
             self.live.set_tail(Tail { id: cursor, mark });
             cursor
@@ -75,13 +81,13 @@ impl Reader {
         self.task.get_or_init(|| {
             let mut task = JoinSet::new();
             if let Some(watch) = self.watch.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                let reading = ReaderTask {
+                let reader = ReaderTask {
                     live: Arc::clone(&self.live),
-                    shared: Arc::clone(shared),
+                    registry: Arc::clone(registry),
                     watch,
-                    bus_open: true,
+                    is_bus_open: true,
                 };
-                task.spawn_on(reading.run(), &self.runtime);
+                task.spawn_on(reader.run(), &self.runtime);
             }
             task
         });
@@ -91,22 +97,22 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some(home) = self.home.upgrade() {
-            home.forget(self.live.log);
+        if let Some(registry) = self.registry.upgrade() {
+            registry.forget(self.live.log);
         }
     }
 }
 
 impl Live {
-    /// What is passed on from now on; none if nothing ever will be.
+    /// Subscribes to the pages that are published from now on; none if the reader has ended.
     pub(crate) fn follow(&self) -> Option<Follower> {
         self.fanout().as_ref().map(Fanout::follow)
     }
 
-    /// The last event that was passed on; none before the reader has begun, and when it has ended.
+    /// The last event that was published; none before the reader has started, and after it has ended.
     pub(crate) fn tail(&self) -> Option<Tail> {
-        let has_begun = self.start.get().is_some() && self.fanout().is_some();
-        has_begun.then(|| self.position())
+        let is_reading = self.start.get().is_some() && self.fanout().is_some();
+        is_reading.then(|| self.position())
     }
 
     fn position(&self) -> Tail {
@@ -117,12 +123,12 @@ impl Live {
         *self.tail.lock().unwrap_or_else(PoisonError::into_inner) = tail;
     }
 
-    /// There is something to read.
+    /// Makes the reader read a page.
     pub(crate) fn wake(&self) {
         self.woken.notify_one();
     }
 
-    /// Nothing more is passed on. Whoever follows looks by itself, and meets the reason.
+    /// Ends publishing. Each stream then reads a page by itself, and meets the reason.
     pub(crate) fn end(&self) {
         self.fanout().take();
     }
@@ -139,83 +145,83 @@ impl Live {
     }
 }
 
-/// What the task owns.
+/// The reader's task.
 struct ReaderTask {
     live: Arc<Live>,
-    shared: Arc<Shared>,
+    registry: Arc<Registry>,
     watch: Watch,
-    bus_open: bool,
+    is_bus_open: bool,
 }
 
 impl Drop for ReaderTask {
-    /// However the task ends, also by a panic, or with its runtime before its first poll.
+    /// The task has ended, perhaps by a panic, or with its runtime before its first poll.
     fn drop(&mut self) {
         self.live.end();
     }
 }
 
 impl ReaderTask {
-    /// Reads what is new each time that there may be something, until the log is finished, cannot be read, or does not continue
-    /// what was passed on.
+    /// Publishes new events each time that there may be some, until the log is finished, cannot be read, or does not continue the
+    /// events that were published.
     async fn run(mut self) {
         loop {
-            self.woken().await;
-            match self.read().await {
+            self.wait().await;
+            match self.publish_all().await {
                 Ok(false) => {}
                 Ok(true) | Err(()) => break,
             }
         }
     }
 
-    /// Waits for a reason to look.
-    async fn woken(&mut self) {
+    /// Waits for a reason to read a page.
+    async fn wait(&mut self) {
         loop {
             let delivery = tokio::select! {
                 () = self.live.woken.notified() => return,
-                delivery = self.watch.recv(), if self.bus_open => delivery,
+                delivery = self.watch.recv(), if self.is_bus_open => delivery,
             };
             match delivery {
-                None => self.bus_open = false,
-                // What only this topic is told of.
+                None => self.is_bus_open = false,
+                // These concern this log only.
                 Some(Delivery::Notification(_)) => return,
                 Some(Delivery::Gap(gap))
                     if matches!(gap.reason, GapReason::Lagged | GapReason::Unannounced) =>
                 {
                     return;
                 }
-                // Of the rest everybody is told, and one query looks at all logs.
+                // Other gaps concern all logs: one query polls the heads of all of them.
                 Some(Delivery::Gap(_)) => {}
             }
         }
     }
 
-    /// Passes on all that there is. Tells whether the log has ended.
-    async fn read(&mut self) -> Result<bool, ()> {
+    /// Publishes all events that there are. Returns whether the log is finished.
+    async fn publish_all(&mut self) -> Result<bool, ()> {
         let log = &self.live.log;
-        let mut pauses = backoff();
+        let mut backoff = pauses(POLL_FLOOR);
         loop {
-            // What came before the look is seen by it.
+            // The page has the events of all notifications that came before it.
             while let Some(Some(_)) = self.watch.recv().now_or_never() {}
             let tail = self.live.position();
-            let page = match page(&self.shared, *log, Wanted::after(tail.id)).await {
+            let page = match page(&self.registry, *log, Wanted::after(tail.id)).await {
                 Ok(page) => page,
                 Err(error) if error.may_pass() => {
-                    tracing::warn!(%log, %error, "cannot read events yet");
-                    sleep(pauses.next().unwrap_or(POLL_FLOOR)).await;
+                    tracing::warn!(%log, %error, "cannot read an event log for its followers, will be repeated");
+                    sleep(backoff.pause()).await;
                     continue;
                 }
                 Err(error) => {
-                    tracing::warn!(%log, %error, "cannot follow an event log any more");
+                    tracing::warn!(%log, %error, "cannot read an event log for its followers");
                     return Err(());
                 }
             };
-            pauses = backoff();
+            backoff = pauses(POLL_FLOOR);
             match page.continuity(tail.id, tail.mark) {
                 Continuity::Continues | Continuity::AtEnd => {}
-                // An empty log, or one that is gone, which those who look after all logs find out.
+                // The log is empty, or gone: the poll of the heads finds out.
                 Continuity::NoTrace if tail.id == 0 => {}
                 continuity @ (Continuity::Removed | Continuity::Rewound | Continuity::NoTrace) => {
-                    tracing::warn!(%log, ?continuity, tail = tail.id, "an event log does not go on where it ended");
+                    tracing::warn!(%log, ?continuity, tail = tail.id, "an event log does not continue the events that were published");
                     return Err(());
                 }
             }
@@ -229,8 +235,8 @@ impl ReaderTask {
     }
 }
 
-/// A look, counted.
-pub(crate) async fn page(shared: &Shared, log: LogId, wanted: Wanted<'_>) -> Result<Page, crate::Error> {
-    shared.count_page();
-    Page::read(shared.pool(), log, wanted).await
+/// Reads a page, and counts it.
+pub(crate) async fn page(registry: &Registry, log: LogId, wanted: Wanted<'_>) -> Result<Page, crate::Error> {
+    registry.count_page();
+    Page::read(registry.pool(), log, wanted).await
 }

@@ -1,4 +1,4 @@
-//! What a reader passes on to those who follow, and what is kept for those who are slow.
+//! The pages that a reader publishes to its followers, and how many are kept for slow ones.
 
 use std::collections::VecDeque;
 use std::mem::size_of;
@@ -8,18 +8,18 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::Event;
-use crate::page::Events;
+use crate::read::Events;
 
-/// How many pages wait for those who are slow. Who is slower than that reads pages by itself.
+/// The most pages that are kept for slow followers. A follower that is further behind reads pages by itself.
 const KEPT: usize = 16;
-/// How many bytes such pages have together: some full ones, so that a burst does not send everybody back to pages. The newest may be
-/// larger alone.
+/// The most bytes of the pages that are kept: some full pages, so that a burst does not send all followers back to reading pages. The
+/// newest page is kept even if it is larger.
 const KEPT_BYTES: usize = 4 << 20;
 
-/// The reader's end. A page lives until everybody has taken it, or until there is too much after it.
+/// The publishing end. A page is kept until each follower has received it, or until the pages after it exceed a limit.
 pub(crate) struct Fanout {
     sender: broadcast::Sender<Published>,
-    /// What may still wait for somebody, oldest first, with its size.
+    /// The pages that some follower may still have to receive, oldest first, with their sizes.
     kept: VecDeque<(Weak<Slot>, usize)>,
 }
 
@@ -29,7 +29,7 @@ struct Published {
     is_finished: bool,
 }
 
-/// A page, until it is let go of.
+/// A page, until it is dropped for slow followers.
 struct Slot(Mutex<Option<Events>>);
 
 impl Slot {
@@ -43,7 +43,7 @@ impl Fanout {
         Self { sender: broadcast::channel(KEPT).0, kept: VecDeque::new() }
     }
 
-    /// Everything that is passed on from now on.
+    /// Subscribes to all pages that are published from now on.
     pub(crate) fn follow(&self) -> Follower {
         Follower(self.sender.subscribe())
     }
@@ -61,30 +61,30 @@ impl Fanout {
                 oldest.lock().take();
             }
         }
-        // That nobody follows just now is no error.
+        // It is no error that there is no follower at the moment.
         let _: Result<_, _> = self.sender.send(Published { slot, is_finished });
     }
 }
 
-/// The end of one who follows.
+/// The receiving end.
 pub(crate) struct Follower(broadcast::Receiver<Published>);
 
-/// What comes next for one who follows.
+/// What a follower receives.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Page {
         events: Events,
-        /// Whether the log ends with them.
+        /// Whether the log is finished with these events.
         is_finished: bool,
     },
-    /// Some of it was let go of. What comes from now on comes after what a look will find.
+    /// Pages were dropped for this follower. Read pages from the database until the stream has caught up, then continue here.
     TooSlow,
-    /// Nothing is passed on any more.
+    /// Nothing will be published any more.
     Ended,
 }
 
 impl Follower {
-    /// Waits for it. Cancel safe.
+    /// Waits for the next page. Cancel safe.
     pub(crate) async fn next(&mut self) -> Next {
         match self.0.recv().await {
             Ok(Published { slot, is_finished }) => {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_everybody_has_taken_is_not_kept() {
+    async fn a_page_that_all_followers_have_received_is_not_kept() {
         let mut fanout = Fanout::new();
         let (mut one, mut other) = (fanout.follow(), fanout.follow());
 
@@ -136,13 +136,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn for_one_who_takes_nothing_no_more_is_kept_than_so_many_bytes() {
+    async fn at_most_four_mebibytes_are_kept_for_a_follower_that_receives_nothing() {
         let mut fanout = Fanout::new();
         let mut stuck = fanout.follow();
         for id in 1..=5 {
             fanout.publish(page(id, KEPT_BYTES / 2), false);
         }
-        assert_eq!(alive(&fanout), 1, "with what an event takes besides its text, two are too much");
+        assert_eq!(
+            alive(&fanout),
+            1,
+            "with the size of an event besides its text, two pages exceed the limit"
+        );
 
         assert_eq!(stuck.next().await, Next::TooSlow);
 
@@ -153,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn for_one_who_takes_nothing_no_more_is_kept_than_so_many_pages() {
+    async fn at_most_sixteen_pages_are_kept_for_a_follower_that_receives_nothing() {
         let mut fanout = Fanout::new();
         let mut stuck = fanout.follow();
 
