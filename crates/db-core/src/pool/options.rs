@@ -28,7 +28,7 @@ pub struct PoolOptions {
     pub max: u32,
     /// The most connections that stay open while idle; further ones are closed as they come back. `None` is `max`.
     pub max_idle: Option<u32>,
-    /// Idle connections to keep open [0]: dialled ahead of demand, and exempt from `idle_timeout`.
+    /// Idle connections to keep open (default 0): dialled ahead of demand, and exempt from `idle_timeout`.
     pub min_idle: u32,
     /// The most callers that may wait for others to give a connection back. A further caller is refused at once, with an error that
     /// says [when to try again](crate::Error::retry_after). `None`, the default, lets each caller wait for
@@ -68,7 +68,7 @@ pub struct PoolOptions {
     /// A connection that is held for longer than this is logged and counted as leaked. A
     /// [handle](crate::Handle::leak_after) may have a limit of its own.
     pub leak_after: Duration,
-    /// Connections of `max` that are reserved for [`Pool::sqlx`](crate::Pool::sqlx) once it is first called [2]: at least 1, at most
+    /// Connections of `max` that are reserved for [`Pool::sqlx`](crate::Pool::sqlx) once it is first called (default 2): at least 1, at most
     /// `max - 1`. A pool of 1 has one more connection then.
     pub sqlx_reserve: u32,
 }
