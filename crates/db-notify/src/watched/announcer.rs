@@ -326,6 +326,7 @@ mod tests {
         for (after, is_late) in [(RENEWAL * 2, false), (RENEWAL * 2 + MOMENT, true)] {
             let mut process = Process::new();
             process.watch("a");
+            process.now += RENEWAL;
             let composed = process.now;
             assert!(process.renew().is_some());
             process.now += RENEWAL;
