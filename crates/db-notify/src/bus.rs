@@ -15,7 +15,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::deliver::{Counts, GapReason, Subscription};
 use crate::error::{NotifyError, NotifyInError, OpenError};
-use crate::link::{Link, PostgresLink};
+use crate::link::Link;
+use crate::link::postgres::PostgresLink;
 use crate::listen::{self, LISTEN_TIMEOUT, Listening, Sessions, Unreadable};
 use crate::options::BusOptions;
 use crate::send::{self, Notifier};

@@ -133,8 +133,8 @@ pub use deliver::{Delivery, Gap, GapReason, Notification, NotificationSource, Su
 pub use error::{BusOptionsError, NameError, NotifyError, NotifyInError, OpenError};
 pub use in_tx::{BusExt, NotifyAfterCommit};
 #[cfg(feature = "memory")]
-pub use link::{MemoryLink, MemoryListener, MemorySender};
-pub use link::{PostgresLink, PostgresListener, PostgresSender};
+pub use link::memory::{MemoryLink, MemoryListener, MemorySender};
+pub use link::postgres::{PostgresLink, PostgresListener, PostgresSender};
 pub use name::{Channel, Topic};
 pub use options::BusOptions;
 pub use state::{BusState, Trouble};

@@ -1,11 +1,11 @@
 //! The link between a bus and the place where notifications are exchanged.
 //!
-//! There are two links: [`PostgresLink`], and `MemoryLink` (feature `memory`) for tests of programs that use a bus. One conformance
-//! suite checks the promises of this module on both.
+//! There are two links: [`PostgresLink`](crate::PostgresLink), and `MemoryLink` (feature `memory`) for tests of programs that use a
+//! bus. One conformance suite checks the promises of this module on both.
 
 #[cfg(feature = "memory")]
-mod memory;
-mod postgres;
+pub(crate) mod memory;
+pub(crate) mod postgres;
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -17,9 +17,6 @@ use sqlx::postgres::PgNotification;
 use tokio::time::timeout;
 
 use crate::Channel;
-#[cfg(feature = "memory")]
-pub use memory::{MemoryLink, MemoryListener, MemorySender};
-pub use postgres::{PostgresLink, PostgresListener, PostgresSender};
 
 /// Opens sessions at a place where notifications are exchanged. Its text form names the place, without secrets.
 pub trait Link: Clone + fmt::Display + Send + Sync + 'static {
