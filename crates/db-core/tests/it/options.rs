@@ -542,7 +542,13 @@ async fn a_row_that_takes_too_long_ends_a_stream(db: TestDb) {
     let mut rows = sqlx::query(sql).fetch(pool.handle());
 
     assert!(rows.try_next().await.expect("the first row").is_some());
-    let error = Error::from(rows.try_next().await.expect_err("the second"));
+    // PostgreSQL 18 sends all of the second row before it works on the third, older ones keep back its end.
+    let error = loop {
+        match rows.try_next().await {
+            Ok(row) => assert!(row.is_some(), "the statement takes a minute"),
+            Err(error) => break Error::from(error),
+        }
+    };
 
     assert!(matches!(&error, Error::Deadline(_)), "{error:?}");
     drop(rows);
