@@ -37,10 +37,8 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report
         let config = database.config()?;
         let _inside = runtime.enter();
         let api = Arc::new(Select(Ours::new(&config, CONNECTIONS)));
-        let backend = Pool::new(
-            &config,
-            PoolOptions { max: HOLDERS, acquire_timeout: Duration::from_mins(5), ..PoolOptions::backend() },
-        );
+        let backend =
+            Pool::new(&config, PoolOptions::backend().max(HOLDERS).acquire_timeout(Duration::from_mins(5)));
         let arms = [
             arm(runtime, "isolation.idle", &api, None),
             arm(runtime, "isolation.saturated", &api, Some(backend)),

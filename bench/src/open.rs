@@ -88,11 +88,9 @@ async fn round(config: &Config, ours_first: bool) -> anyhow::Result<Round> {
 async fn ours(config: &Config) -> anyhow::Result<f64> {
     // The files are read when a program starts, or when it is built.
     let migrations = Migrations::from_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations")).await?;
-    let options = Options {
-        api: PoolOptions { min_idle: READY, ..PoolOptions::api() },
-        backend: PoolOptions { min_idle: READY, ..PoolOptions::backend() },
-        ..Options::new(config.clone())
-    };
+    let options = Options::new(config.clone())
+        .api(PoolOptions::api().min_idle(READY))
+        .backend(PoolOptions::backend().min_idle(READY));
     let options = options.migrations(migrations).namespace("bench");
 
     let began = Instant::now();

@@ -20,7 +20,7 @@ pub(crate) fn measure(runtime: &Runtime, database: &Database, rounds: usize) -> 
     let config = database.config()?;
     let _inside = runtime.enter();
     let on = Pool::new(&config, PoolOptions::api());
-    let off = Pool::new(&config, PoolOptions { tracker: Tracking::Off, ..PoolOptions::api() });
+    let off = Pool::new(&config, PoolOptions::api().tracker(Tracking::Off));
     // On a worker thread, as everybody's tasks are.
     let measured = runtime.spawn(async move {
         let mut measured = Vec::new();

@@ -132,7 +132,7 @@ impl<'a> Bench<'a> {
         runtime.block_on(inserts::make_table(&config))?;
         let bus = Arc::new(runtime.block_on(Bus::open(&config, BusOptions::default()))?);
         let pool = |connections| {
-            let options = PoolOptions { max: connections, ..PoolOptions::api() };
+            let options = PoolOptions::api().max(connections);
             (connections, Pool::new(&config, options))
         };
         let writers = CONNECTIONS.map(pool).into();

@@ -10,7 +10,7 @@ pub(crate) struct Ours(Pool);
 impl Ours {
     /// The shipped defaults, but for the size. Must be called inside a runtime.
     pub(crate) fn new(config: &Config, connections: u32) -> Self {
-        Self(Pool::new(config, PoolOptions { max: connections, ..PoolOptions::api() }))
+        Self(Pool::new(config, PoolOptions::api().max(connections)))
     }
 }
 

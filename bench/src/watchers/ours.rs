@@ -18,7 +18,7 @@ pub(super) struct Ours {
 impl Ours {
     pub(super) async fn open(config: &Config) -> anyhow::Result<Self> {
         let bus = Bus::open(config, BusOptions::default()).await?;
-        let pool = Pool::new(config, PoolOptions { max: CONNECTIONS, ..PoolOptions::backend() });
+        let pool = Pool::new(config, PoolOptions::backend().max(CONNECTIONS));
         Ok(Self { events: EventLogs::new(pool, &bus), bus })
     }
 

@@ -25,6 +25,7 @@ mod tls;
 
 pub(crate) use self::address::parts;
 pub(crate) use self::environment::LIBPQ;
+pub(crate) use self::session::set_already;
 pub(crate) use self::tls::is_pem;
 
 /// The address of a database and how to log in to it.
@@ -262,6 +263,46 @@ impl Config {
     pub fn with_application_name(mut self, name: &str) -> Self {
         self.application_name.get_or_insert_with(|| name.to_owned());
         self
+    }
+
+    /// The same address with this `sslmode`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when the mode is at odds with what else the address says of TLS.
+    pub fn with_tls_mode(mut self, mode: PgSslMode) -> Result<Self, ConfigError> {
+        self.tls.use_mode(mode);
+        self.with_checked_tls()
+    }
+
+    /// The same address, whose server is verified by this authority: a certificate as PEM, or the path of a file that holds one.
+    /// It stands for `sslrootcert`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when there is no certificate, or the mode of the address does not verify.
+    pub fn with_root_certificate(mut self, pem: &str) -> Result<Self, ConfigError> {
+        self.set("sslrootcert", pem)?;
+        self.with_checked_tls()
+    }
+
+    /// The same address, where the client proves who it is by this certificate and its key: PEM, or the paths of files that
+    /// hold it. They stand for `sslcert` and `sslkey`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] when a file cannot be read.
+    pub fn with_client_certificate(mut self, pem: &str, key: &SecretString) -> Result<Self, ConfigError> {
+        self.set("sslcert", pem)?;
+        self.set("sslkey", key.expose_secret())?;
+        self.with_checked_tls()
+    }
+
+    fn with_checked_tls(mut self) -> Result<Self, ConfigError> {
+        self.tls.checked(self.place())?;
+        // The way that worked was found for what the address said before.
+        self.fell_back = Arc::default();
+        Ok(self)
     }
 
     /// The same address, with that in between.

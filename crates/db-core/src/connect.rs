@@ -4,16 +4,18 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
+use derive_setters::Setters;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::timeout;
 
-use crate::class::is_refusal;
+use crate::class::{Verdict, is_refusal};
 use crate::pooler::follows_statements;
-use crate::{Backoff, Class, Config, Pooler, error};
+use crate::{Backoff, Class, Config, Pooler, Repeat, error};
 
 /// How long to wait for a server, and how often to try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Setters)]
+#[non_exhaustive]
 pub struct ConnectRetry {
     /// No attempt begins after this time [30 s], and none but the first goes on longer. Zero means one attempt.
     pub deadline: Duration,
@@ -231,6 +233,14 @@ pub enum ConnectFailure {
     /// There is a pooler in between that was not reckoned with, or that cannot do what is needed.
     #[error("{0}")]
     Pooler(String),
+    /// What [`PoolOptions::after_connect`](crate::PoolOptions::after_connect) runs on each new connection failed.
+    #[error("a new connection could not be prepared: after_connect failed: {said}")]
+    AfterConnect {
+        /// What the server or the driver said.
+        said: String,
+        /// Whether it would fail again in the same way.
+        is_final: bool,
+    },
     /// No answer within the limit of one attempt.
     #[error("no answer within {:.1} s", .0.as_secs_f64())]
     TimedOut(Duration),
@@ -252,6 +262,23 @@ impl ConnectFailure {
                 | Self::Tls(_)
                 | Self::Forbidden(_)
                 | Self::Pooler(_)
+                | Self::AfterConnect { is_final: true, .. }
+        )
+    }
+
+    pub(crate) fn of_preparing(source: &sqlx::Error) -> Self {
+        let said = match source.as_database_error().and_then(sqlx::error::DatabaseError::code) {
+            Some(code) => format!("{} ({code})", error::said(source)),
+            None => error::said(source),
+        };
+        Self::AfterConnect { said, is_final: Verdict::of_statement(source).repeat == Repeat::Never }
+    }
+
+    pub(crate) fn cannot_prepare() -> Self {
+        Self::Pooler(
+            "after_connect prepares a session, and behind the pooler in between a session is everybody's: leave after_connect \
+             out, or use the server's own address"
+                .to_owned(),
         )
     }
 

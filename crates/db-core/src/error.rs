@@ -117,7 +117,35 @@ impl Error {
     /// Whether a unique constraint was not met (23505).
     #[must_use]
     pub fn is_unique_violation(&self) -> bool {
-        self.sqlstate().is_some_and(|code| code == "23505")
+        self.has_code("23505")
+    }
+
+    /// Whether a foreign key was not met (23503): a row refers to one that is not there, or is referred to by others.
+    #[must_use]
+    pub fn is_foreign_key_violation(&self) -> bool {
+        self.has_code("23503")
+    }
+
+    /// Whether a check constraint was not met (23514).
+    #[must_use]
+    pub fn is_check_violation(&self) -> bool {
+        self.has_code("23514")
+    }
+
+    /// Whether a column that must have a value got none (23502).
+    #[must_use]
+    pub fn is_not_null_violation(&self) -> bool {
+        self.has_code("23502")
+    }
+
+    /// Whether an exclusion constraint was not met (23P01), such as two bookings of one room that overlap.
+    #[must_use]
+    pub fn is_exclusion_violation(&self) -> bool {
+        self.has_code("23P01")
+    }
+
+    fn has_code(&self, code: &str) -> bool {
+        self.sqlstate().is_some_and(|found| found == code)
     }
 
     /// Whether a query that had to return a row returned none.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use derive_setters::Setters;
+
 use crate::error::AcquirePhase;
 use crate::{AcquireError, Backoff, Class, Error, Repeat, StatementError};
 
@@ -12,7 +14,8 @@ use crate::{AcquireError, Backoff, Class, Error, Repeat, StatementError};
 /// 53200) and for one that takes no writes any more (25006); no for mistakes (42601), constraints (23505), limits of time,
 /// a pool whose connections are all taken, which more requests only make fuller, and a commit that may be done
 /// ([`Error::CommitUnknown`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Setters)]
+#[non_exhaustive]
 pub struct TxRetry {
     /// Repetitions after the first attempt (default 3).
     pub retries: u32,

@@ -27,7 +27,7 @@ impl RetryBudget {
     /// The same retry with the time that is left as its deadline, for a step that retries by itself.
     #[must_use]
     pub fn left(&self) -> ConnectRetry {
-        ConnectRetry { deadline: self.retry.deadline.saturating_sub(self.began.elapsed()), ..self.retry }
+        self.retry.deadline(self.retry.deadline.saturating_sub(self.began.elapsed()))
     }
 
     /// Logs what a step met, and pauses before it is tried again. Says whether it may be: not when the time is up.

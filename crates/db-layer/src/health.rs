@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 /// How all parts of a database stand at one moment.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Health {
     /// The database itself, asked through the API pool.
     pub database: DatabaseHealth,

@@ -8,6 +8,7 @@ use db_core::{Class, Config, ConnectRetry, Pool, PoolOptions, Pooler, RetryBudge
 use db_events::{EventLogs, EventOptions, LogTopics};
 use db_migrate::Migrations;
 use db_notify::{Bus, BusOptions};
+use derive_setters::Setters;
 use futures_util::TryFutureExt;
 use futures_util::future::try_join_all;
 use sqlx::{Connection, PgConnection};
@@ -23,7 +24,8 @@ const ROOM_LIMIT: Duration = Duration::from_secs(5);
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What to open, and how.
-#[derive(Debug)]
+#[derive(Debug, Setters)]
+#[non_exhaustive]
 pub struct Options {
     /// Where the database is.
     pub database: Config,
@@ -35,11 +37,13 @@ pub struct Options {
     /// pooler it is the pooler that counts.
     pub instances: u32,
     /// Whether to connect to nothing before somebody uses it; off by default. See [`Options::lazy`].
+    #[setters(skip)]
     pub lazy: bool,
     /// How long to wait for the server [30 s], for all steps of opening together. A migration that is under way then is not
     /// ended.
     pub wait: ConnectRetry,
     /// What to migrate to; nothing by default.
+    #[setters(skip)]
     pub migrations: Option<Migrations>,
     /// The pool for web requests [10 connections].
     pub api: PoolOptions,
@@ -54,6 +58,7 @@ pub struct Options {
     /// How event logs share the pool for background work between appends and those who catch up.
     pub events: EventOptions,
     /// The keys that columns are sealed under; none by default.
+    #[setters(skip)]
     pub keyring: Option<Keyring>,
 }
 
@@ -99,7 +104,7 @@ impl Options {
         self
     }
 
-    /// Adds a pool for work of another kind, such as `PoolOptions { max: 2, ..PoolOptions::named("gc") }`. A later one of
+    /// Adds a pool for work of another kind, such as `PoolOptions::named("gc").max(2)`. A later one of
     /// the same name replaces it.
     #[must_use]
     pub fn pool(mut self, pool: PoolOptions) -> Self {

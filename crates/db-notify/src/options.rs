@@ -3,14 +3,18 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use derive_setters::Setters;
+
 use crate::Channel;
 use crate::error::BusOptionsError;
 
 /// The options of a bus.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Setters)]
+#[non_exhaustive]
 pub struct BusOptions {
     /// The namespace of the topics (default `default`): buses of the same namespace exchange notifications. It becomes part of the name of
     /// a channel: 1 to 53 bytes, no NUL.
+    #[setters(into)]
     pub namespace: String,
     /// The interval between two heartbeats of the listening session (default 15 s, at most 1 day). The server pings its ends of both
     /// sessions after a silence of that length.
@@ -65,7 +69,7 @@ impl BusOptions {
         Channel::new(format!("db_notify.{}", self.namespace)).map_err(|_| BusOptionsError::Namespace)
     }
 
-    pub(crate) fn queue(&self) -> usize {
+    pub(crate) fn queue_limit(&self) -> usize {
         if self.queue == 0 { Self::QUEUE } else { self.queue }
     }
 }
@@ -76,20 +80,20 @@ mod tests {
 
     #[test]
     fn the_queue_holds_a_thousand_to_a_million_or_the_default() {
-        let of = |queue| BusOptions { queue, ..BusOptions::default() };
+        let of = |queue| BusOptions::default().queue(queue);
         for bad in [1, 999, 1_000_001, usize::MAX] {
             assert_eq!(of(bad).check(), Err(BusOptionsError::Queue(bad)));
         }
         for (good, holds) in [(0, 10_000), (1_000, 1_000), (1_000_000, 1_000_000)] {
             let options = of(good);
             assert!(options.check().is_ok());
-            assert_eq!(options.queue(), holds);
+            assert_eq!(options.queue_limit(), holds);
         }
     }
 
     #[test]
     fn a_namespace_fits_into_the_name_of_a_channel() {
-        let of = |namespace: &str| BusOptions { namespace: namespace.to_owned(), ..BusOptions::default() };
+        let of = |namespace: &str| BusOptions::default().namespace(namespace.to_owned());
         for bad in ["", "a\0b", &"x".repeat(54)] {
             assert_eq!(of(bad).check(), Err(BusOptionsError::Namespace));
         }
@@ -100,12 +104,12 @@ mod tests {
     #[test]
     fn a_duration_is_longer_than_nothing_and_at_most_a_day() {
         for bad in [Duration::ZERO, Duration::MAX] {
-            let heartbeat = BusOptions { heartbeat: bad, ..BusOptions::default() };
+            let heartbeat = BusOptions::default().heartbeat(bad);
             assert_eq!(heartbeat.check(), Err(BusOptionsError::Time("heartbeat")));
-            let answer = BusOptions { answer: bad, ..BusOptions::default() };
+            let answer = BusOptions::default().answer(bad);
             assert_eq!(answer.check(), Err(BusOptionsError::Time("answer")));
         }
-        let pace = BusOptions { pace: Duration::MAX, ..BusOptions::default() };
+        let pace = BusOptions::default().pace(Duration::MAX);
         assert_eq!(pace.check(), Err(BusOptionsError::Time("pace")));
     }
 }

@@ -29,7 +29,7 @@ impl BusShared {
         let counters = Arc::<Counters>::default();
         Self {
             routes: Arc::new(Routes::new(Arc::clone(&counters))),
-            outbox: Outbox::new(options.queue(), Arc::clone(&counters)),
+            outbox: Outbox::new(options.queue_limit(), Arc::clone(&counters)),
             closing: CancellationToken::new(),
             condition: Condition::default(),
             counters,

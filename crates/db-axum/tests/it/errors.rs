@@ -218,12 +218,8 @@ async fn a_refused_write_is_503_where_the_host_became_a_standby_and_500_where_th
     .await
     .expect("a table and a role");
     setup.close().await.expect("closed");
-    let pool = |address: &str| {
-        Pool::new(
-            &Config::from_url(address).expect("an address"),
-            PoolOptions { max: 2, ..PoolOptions::api() },
-        )
-    };
+    let pool =
+        |address: &str| Pool::new(&Config::from_url(address).expect("an address"), PoolOptions::api().max(2));
     let (writes, reads) = (pool(&pair.url()), pool(&pair.url().replace("//postgres@", "//reader@")));
     let routes = Router::new().route("/", post(order));
     let served =

@@ -25,7 +25,7 @@ impl Asked {
         let max = self.connections.map_or(options.max, |most| options.max.min(most));
         let acquire_timeout = self.wait.unwrap_or(options.acquire_timeout);
         let keepalive = self.keepalive.unwrap_or(options.keepalive);
-        PoolOptions { max, acquire_timeout, keepalive, ..options }
+        options.max(max).acquire_timeout(acquire_timeout).keepalive(keepalive)
     }
 }
 

@@ -37,6 +37,12 @@ const SAID_ALREADY: [(&str, &str); 11] = [
     ("timezone", "the driver says timezone itself, and reads times in UTC"),
 ];
 
+/// Why a session cannot be given a setting of this name, if it cannot.
+pub(crate) fn set_already(name: &str) -> Option<&'static str> {
+    let name = name.replace('-', "_").to_ascii_lowercase();
+    SAID_ALREADY.iter().find(|(said, _)| *said == name).map(|(_, reason)| *reason)
+}
+
 impl Session {
     /// Takes one of the server's settings that is a parameter of its own.
     pub(super) fn set(&mut self, setting: &'static str, value: &str) -> Result<(), ConfigError> {
@@ -81,7 +87,7 @@ impl Session {
         if !is_name(&name) {
             return Err(ConfigError::Parameter { parameter: "options", expected: EXPECTED });
         }
-        if let Some((_, reason)) = SAID_ALREADY.iter().find(|(said, _)| *said == name) {
+        if let Some(reason) = set_already(&name) {
             return Err(ConfigError::Refused { parameter: "options", reason });
         }
         match self.settings.iter().find(|(other, _)| *other == name) {

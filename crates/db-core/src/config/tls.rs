@@ -62,6 +62,10 @@ impl fmt::Debug for Pem {
 }
 
 impl Tls {
+    pub(super) fn use_mode(&mut self, mode: PgSslMode) {
+        self.mode = Some(mode);
+    }
+
     pub(super) fn has_authority(&self) -> bool {
         self.root_cert.is_some()
     }

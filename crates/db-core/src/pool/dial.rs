@@ -20,7 +20,7 @@ use crate::question::Numbers;
 use crate::role::{Role, question};
 use crate::sql::Known;
 use crate::tracker::Session;
-use crate::{Backoff, Config, Pooler};
+use crate::{Backoff, Config, Pooler, config};
 
 /// One attempt ends after this time.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -160,7 +160,10 @@ impl Drop for Dial {
 /// proxy accepts logins while the server behind it is down.
 async fn open(driver: &Driver) -> Result<(PgConnection, Session, Role), ConnectFailure> {
     let failed = |error| ConnectFailure::of(&error, &driver.config);
-    let session = session_options(&driver.config, &driver.options);
+    let session = session_options(&driver.config, &driver.options)?;
+    if driver.is_pooled() && driver.options.after_connect.is_some() {
+        return Err(ConnectFailure::cannot_prepare());
+    }
     let mut raw = each_way(&driver.config, session).await.map_err(failed)?;
     let (session, role) = match driver.config.pooler() {
         Pooler::None => identity(&mut raw).await.map_err(failed)?,
@@ -169,6 +172,9 @@ async fn open(driver: &Driver) -> Result<(PgConnection, Session, Role), ConnectF
             (Session::unknown(), Role::ask(&mut raw).await.map_err(failed)?)
         }
     };
+    if let Some(after_connect) = &driver.options.after_connect {
+        after_connect.run(&mut raw).await.map_err(|error| ConnectFailure::of_preparing(&error))?;
+    }
     Ok((raw, session, role))
 }
 
@@ -200,16 +206,32 @@ async fn look_through(driver: &Driver, raw: &mut PgConnection) -> Result<(), Con
     Ok(())
 }
 
-/// The settings of each session of the pool. As startup options, they survive `DISCARD ALL` and cost no round trip. They are in
-/// PostgreSQL's manual, chapter 20.11 "Client Connection Defaults".
-fn session_options(config: &Config, options: &PoolOptions) -> PgConnectOptions {
-    // Our own log names the pool and the line, so sqlx's is off.
-    let session = config.clone().with_application_name(&options.name).as_sqlx().disable_statement_logging();
-    if config.pooler() == Pooler::Transaction {
-        // Other clients share the pooler's sessions.
-        return session;
+/// The settings of each session of the pool. As startup options, they survive `DISCARD ALL` and cost no round trip. Those of our
+/// own are in PostgreSQL's manual, chapter 20.11 "Client Connection Defaults".
+fn session_options(config: &Config, options: &PoolOptions) -> Result<PgConnectOptions, ConnectFailure> {
+    let mut session = config
+        .clone()
+        .with_application_name(&options.name)
+        .as_sqlx()
+        // Without a cache, the driver would never close what it has prepared.
+        .statement_cache_capacity(options.statement_cache.max(1))
+        // Our own log names the pool and the line, so sqlx's is off.
+        .disable_statement_logging();
+    // Other clients share the sessions of a pooler.
+    let is_shared = config.pooler() == Pooler::Transaction;
+    if !is_shared {
+        session = with_keepalive(session, options.keepalive).options([options.idle_in_transaction()]);
     }
-    with_keepalive(session, options.keepalive).options([options.idle_in_transaction()])
+    for (name, value) in options.session.iter() {
+        if name.eq_ignore_ascii_case("application_name") {
+            session = session.application_name(value);
+        } else if let Some(reason) = config::set_already(name) {
+            return Err(ConnectFailure::Refused(format!("PoolOptions::set(\"{name}\", …): {reason}")));
+        } else if !is_shared {
+            session = session.options([(name, value)]);
+        }
+    }
+    Ok(session)
 }
 
 /// Up to a tenth shorter: connections that were opened together are not closed together.

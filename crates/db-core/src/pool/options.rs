@@ -1,6 +1,12 @@
 //! What a pool is for, and how large it may grow.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+
+use derive_setters::Setters;
+use futures_util::future::BoxFuture;
+use sqlx::postgres::PgConnection;
 
 use super::state::EXTRA;
 use crate::Tracking;
@@ -12,17 +18,19 @@ const GRACE: Duration = Duration::from_secs(10);
 /// What a pool is for, and how large it may grow.
 ///
 /// A service has two pools, [`PoolOptions::api`] and [`PoolOptions::backend`], so that background work cannot take the connections
-/// that web requests need. Further pools begin with [`PoolOptions::named`].
+/// that web requests need. Further pools begin with [`PoolOptions::named`]. Each option has a setter of its name.
 ///
 /// ```
 /// use db_core::PoolOptions;
 ///
-/// let gc = PoolOptions { max: 2, ..PoolOptions::named("gc") };
+/// let gc = PoolOptions::named("gc").max(2).set("search_path", "app, public");
 /// assert_eq!(gc.name, "gc");
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Setters)]
+#[non_exhaustive]
 pub struct PoolOptions {
     /// The pool's name in errors, logs and `pg_stat_activity`.
+    #[setters(into)]
     pub name: String,
     /// The most connections in use or idle. Zero counts as 1. Cut-off statements may add up to four for a moment: see [`Pool::max_sessions`](crate::Pool::max_sessions).
     pub max: u32,
@@ -71,6 +79,59 @@ pub struct PoolOptions {
     /// Connections of `max` that are reserved for [`Pool::sqlx`](crate::Pool::sqlx) once it is first called (default 2): at least 1, at most
     /// `max - 1`. A pool of 1 has one more connection then.
     pub sqlx_reserve: u32,
+    /// The most prepared statements that a connection keeps (default 100). Each takes memory at the server. A new statement
+    /// replaces the one that was not used for longest. Zero counts as 1.
+    pub statement_cache: usize,
+    #[setters(skip)]
+    pub(crate) session: SessionSettings,
+    #[setters(skip)]
+    pub(crate) after_connect: Option<AfterConnect>,
+}
+
+/// What each session of a pool is told. `Debug` shows no value.
+#[derive(Clone, Default)]
+pub(crate) struct SessionSettings(Vec<(String, String)>);
+
+impl SessionSettings {
+    /// The settings in the order in which they were first named.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        match self.0.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
+            Some((_, known)) => value.clone_into(known),
+            None => self.0.push((name.to_owned(), value.to_owned())),
+        }
+    }
+}
+
+impl fmt::Debug for SessionSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("None");
+        }
+        f.debug_list().entries(self.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+/// Prepares a connection.
+type Prepare = dyn for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), sqlx::Error>> + Send + Sync;
+
+/// What is run on each new connection: see [`PoolOptions::after_connect`].
+#[derive(Clone)]
+pub(crate) struct AfterConnect(Arc<Prepare>);
+
+impl AfterConnect {
+    pub(crate) async fn run(&self, raw: &mut PgConnection) -> Result<(), sqlx::Error> {
+        (self.0)(raw).await
+    }
+}
+
+impl fmt::Debug for AfterConnect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AfterConnect")
+    }
 }
 
 /// What happens to a connection that does not come back as it was handed out.
@@ -117,6 +178,9 @@ impl PoolOptions {
             tracker: Tracking::default(),
             leak_after: Duration::from_mins(1),
             sqlx_reserve: 2,
+            statement_cache: 100,
+            session: SessionSettings::default(),
+            after_connect: None,
         }
     }
 
@@ -140,6 +204,49 @@ impl PoolOptions {
     #[must_use]
     pub fn named(name: &str) -> Self {
         Self { name: name.to_owned(), ..Self::backend() }
+    }
+
+    /// Gives each session of the pool a setting, such as `search_path` or `work_mem`. A later value of the same name replaces the
+    /// first. `application_name` replaces the pool's [name](Self::name) there.
+    ///
+    /// The server hears the settings with the login, so they cost no round trip, and `RESET` and `DISCARD ALL` return to them.
+    /// Behind a pooler in transaction mode, a session is everybody's: there, settings are sent with each `BEGIN` and hold for
+    /// that transaction; a statement outside of a transaction does not have them.
+    ///
+    /// A setting that the server does not know, or that the driver or the pool sets itself (`timezone`, `datestyle`), is refused
+    /// when the pool dials: see [`ConnectFailure::Refused`](crate::ConnectFailure::Refused).
+    #[must_use]
+    pub fn set(mut self, name: &str, value: &str) -> Self {
+        self.session.set(name, value);
+        self
+    }
+
+    /// Runs `prepare` on each connection before its first use, and again after each `DISCARD ALL`: for what no setting can do, such
+    /// as a temporary table or `LOAD`. For settings, [`Self::set`] costs no round trip.
+    ///
+    /// It has the time that one attempt to connect has. When it fails, the connection is closed, and callers are told as of any
+    /// other [failure to connect](crate::ConnectFailure::AfterConnect). Behind a pooler in transaction mode it is refused: the
+    /// session that it prepared would be another's.
+    ///
+    /// ```
+    /// use db_core::PoolOptions;
+    /// use sqlx::Executor;
+    ///
+    /// let options = PoolOptions::backend().after_connect(|conn| {
+    ///     Box::pin(async move {
+    ///         conn.execute("create temp table seen (id bigint primary key)").await?;
+    ///         Ok(())
+    ///     })
+    /// });
+    /// # drop(options);
+    /// ```
+    #[must_use]
+    pub fn after_connect<F>(mut self, prepare: F) -> Self
+    where
+        F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), sqlx::Error>> + Send + Sync + 'static,
+    {
+        self.after_connect = Some(AfterConnect(Arc::new(prepare)));
+        self
     }
 
     /// The number of connections that keeps a server busy: twice its cores plus its disks. A starting point for the `max` of all pools
@@ -178,8 +285,14 @@ impl PoolOptions {
 
     /// The settings that go with each `BEGIN` of a transaction with this limit, where a pooler is in between: settings cannot be given
     /// when a session begins, and statements cannot be cancelled.
-    pub(crate) fn for_each_transaction(&self, limit: Duration) -> [(&'static str, String); 2] {
-        [("statement_timeout", milliseconds(self.statement_timeout.min(limit))), self.idle_in_transaction()]
+    pub(crate) fn for_each_transaction(&self, limit: Duration) -> Vec<(&str, String)> {
+        let limits = [
+            ("statement_timeout", milliseconds(self.statement_timeout.min(limit))),
+            self.idle_in_transaction(),
+        ];
+        // The driver has said the name of the program, which a pooler passes on.
+        let settings = self.session.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("application_name"));
+        limits.into_iter().chain(settings.map(|(name, value)| (name, value.to_owned()))).collect()
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -192,8 +305,10 @@ impl PoolOptions {
     }
 }
 
-/// The limits of a pool that may be changed while it runs, with [`Pool::set_limits`](crate::Pool::set_limits).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The limits of a pool that may be changed while it runs, with [`Pool::set_limits`](crate::Pool::set_limits). They are made of
+/// those [in force](crate::Pool::limits).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Setters)]
+#[non_exhaustive]
 pub struct Limits {
     /// See [`PoolOptions::max`].
     pub max: u32,

@@ -200,7 +200,7 @@ mod tests {
     #[db_testkit::test]
     async fn a_repair_that_takes_long_lets_the_next_caller_in_at_once(db: TestDb) {
         let config = Config::from_url(&db.url()).expect("an address");
-        let options = PoolOptions { max: 1, ..PoolOptions::api() };
+        let options = PoolOptions::api().max(1);
         // Without a keeper, which would let the caller in later.
         let driver = Arc::new(Driver::new(config, options));
         let alive = driver.ended.clone().drop_guard();

@@ -118,6 +118,9 @@ pub(super) async fn reset(
         // The server has forgotten the prepared statements.
         live.raw.clear_cached_statements().await?;
         live.cut_off = 0;
+        if let Some(after_connect) = &driver.options.after_connect {
+            after_connect.run(&mut live.raw).await?;
+        }
     } else if live.cut_off >= CUT_OFF {
         forget_statements(live).await?;
     }

@@ -43,7 +43,7 @@ pub fn backend(reader: &mut Reader<'_>) -> PoolOptions {
 
 fn sized(reader: &mut Reader<'_>, setting: &'static Setting, options: PoolOptions) -> PoolOptions {
     match reader.number(setting, 1..=MOST) {
-        Some(max) => PoolOptions { max, ..options },
+        Some(max) => options.max(max),
         None => options,
     }
 }

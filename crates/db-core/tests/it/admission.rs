@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use db_core::{AcquireError, AcquirePhase, Conn, Error, Limits, Pool, PoolOptions};
+use db_core::{AcquireError, AcquirePhase, Conn, Error, Pool, PoolOptions};
 use db_testkit::{TestDb, until};
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
@@ -11,12 +11,8 @@ use crate::support::{PATIENCE, config};
 
 /// A pool of two, in which so many may wait.
 fn pool(db: &TestDb, max_waiting: u32) -> Pool {
-    let options = PoolOptions {
-        max: 2,
-        max_waiting: Some(max_waiting),
-        acquire_timeout: PATIENCE,
-        ..PoolOptions::named("admission")
-    };
+    let options =
+        PoolOptions::named("admission").max(2).max_waiting(Some(max_waiting)).acquire_timeout(PATIENCE);
     Pool::new(&config(db), options)
 }
 
@@ -102,9 +98,9 @@ async fn how_many_may_wait_can_be_changed_while_they_do(db: TestDb) {
     let held = [take(&pool).await, take(&pool).await];
     turned_away(&pool);
 
-    pool.set_limits(Limits { max_waiting: None, ..pool.limits() });
+    pool.set_limits(pool.limits().max_waiting(None));
     let waiting = [wait(&pool).await, wait(&pool).await, wait(&pool).await];
-    pool.set_limits(Limits { max_waiting: Some(1), ..pool.limits() });
+    pool.set_limits(pool.limits().max_waiting(Some(1)));
 
     turned_away(&pool);
     drop(held);

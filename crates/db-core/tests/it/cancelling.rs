@@ -575,7 +575,7 @@ async fn copy_out(raw: &mut PgConnection) {
 #[db_testkit::test]
 async fn hundreds_of_statements_cut_off_while_they_are_prepared_leave_few_behind(db: TestDb) {
     for reset in [Reset::Rollback, Reset::Keep] {
-        let options = PoolOptions { max: 1, acquire_timeout: PATIENCE, reset, ..PoolOptions::api() };
+        let options = PoolOptions::api().max(1).acquire_timeout(PATIENCE).reset(reset);
         let pool = Pool::new(&config(&db), options);
         let left = async |conn: &mut Conn| -> i64 {
             sqlx::query_scalar("select count(*) from pg_prepared_statements")
@@ -702,8 +702,7 @@ async fn a_dropped_statement_is_cancelled_on_the_server(db: TestDb) {
 async fn ten_thousand_dropped_statements_cancel_nobody_elses_and_pile_up_no_sessions(db: TestDb) {
     const DROPPERS: u32 = 6;
     const OTHERS: u32 = 4;
-    let options =
-        PoolOptions { name: "test".into(), max: 8, acquire_timeout: PATIENCE, ..PoolOptions::api() };
+    let options = PoolOptions::api().name("test").max(8).acquire_timeout(PATIENCE);
     let pool = Pool::new(&config(&db), options);
     let over = Arc::new(AtomicBool::new(false));
     let dropped = Arc::new(AtomicU32::new(0));

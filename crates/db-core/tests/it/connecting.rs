@@ -9,16 +9,17 @@ use sqlx::Connection;
 use crate::support::{Guarded, config};
 
 /// Long enough to notice that somebody waits where he should not.
-const LONG: ConnectRetry = ConnectRetry {
-    deadline: Duration::from_mins(1),
-    attempt: Duration::from_secs(5),
-    min_pause: Duration::from_millis(20),
-    max_pause: Duration::from_millis(100),
-};
+fn long() -> ConnectRetry {
+    ConnectRetry::default()
+        .deadline(Duration::from_mins(1))
+        .attempt(Duration::from_secs(5))
+        .min_pause(Duration::from_millis(20))
+        .max_pause(Duration::from_millis(100))
+}
 
 async fn fails_at_once(config: &Config) -> String {
     let started = Instant::now();
-    let error = connect(config, LONG).await.expect_err("it cannot connect");
+    let error = connect(config, long()).await.expect_err("it cannot connect");
     assert!(started.elapsed() < Duration::from_secs(20), "waited {:?} for {error}", started.elapsed());
     assert!(error.failure().is_final() && error.attempts() == 1, "{error:?}");
     assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
@@ -52,7 +53,7 @@ async fn a_server_that_comes_later_is_waited_for(_db: TestDb) {
     let config = Config::from_url(&format!("postgres://postgres@/postgres?host={}", socket.display()))
         .expect("an address");
 
-    let waiting = tokio::spawn(async move { connect(&config, LONG).await });
+    let waiting = tokio::spawn(async move { connect(&config, long()).await });
     let server = tokio::task::spawn_blocking(|| db_embedded_start(data)).await.expect("no panic");
     let connection = waiting.await.expect("no panic").expect("connected");
 
@@ -73,7 +74,7 @@ fn db_embedded_start(data: std::path::PathBuf) -> db_embedded::Server {
 #[tokio::test]
 async fn nobody_there_is_given_up_at_the_deadline_with_the_count_of_attempts() {
     let nobody = Config::from_url("postgres://app:hunter2@127.0.0.1:1/shop").expect("an address");
-    let retry = ConnectRetry { deadline: Duration::from_millis(400), ..LONG };
+    let retry = long().deadline(Duration::from_millis(400));
     let started = Instant::now();
 
     let error = connect(&nobody, retry).await.expect_err("nobody listens");
@@ -91,7 +92,7 @@ async fn a_server_that_says_nothing_is_given_up_at_the_limit_of_an_attempt() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let port = silent.local_addr().expect("an address").port();
     let config = Config::from_url(&format!("postgres://app@127.0.0.1:{port}/shop")).expect("an address");
-    let retry = ConnectRetry { deadline: Duration::ZERO, attempt: Duration::from_millis(200), ..LONG };
+    let retry = long().deadline(Duration::ZERO).attempt(Duration::from_millis(200));
 
     let error = connect(&config, retry).await.expect_err("no answer");
 
@@ -115,9 +116,9 @@ async fn a_password_that_scram_cannot_say_is_refused_before_anybody_is_asked() {
     let unsayable = Config::from_url(&format!("postgres://{}@db/shop", "%F0%9F%A6%80")).expect("no password");
     assert_eq!(unsayable.user(), "🦀");
     let none_given = server.config("%F0%9F%A6%80");
-    let error = connect(&none_given, LONG).await.expect_err("there is no such role");
+    let error = connect(&none_given, long()).await.expect_err("there is no such role");
     assert!(error.failure().is_final() && !error.to_string().contains("TLS"), "{error}");
-    connect(&good, LONG).await.expect("the right one").close().await.expect("closed");
+    connect(&good, long()).await.expect("the right one").close().await.expect("closed");
 }
 
 fn percent_encoded(text: &str) -> String {
@@ -127,8 +128,8 @@ fn percent_encoded(text: &str) -> String {
 #[tokio::test]
 async fn the_last_step_of_a_patience_tells_of_all_attempts_and_of_the_whole_wait() {
     let nobody = Config::from_url("postgres://app@127.0.0.1:1/shop").expect("an address");
-    let retry = ConnectRetry { deadline: Duration::from_millis(400), ..LONG };
-    let mut budget = RetryBudget::new(LONG);
+    let retry = long().deadline(Duration::from_millis(400));
+    let mut budget = RetryBudget::new(long());
     let (mut attempts, mut waited) = (0, Duration::ZERO);
     let mut last = None;
     for _ in 0..2 {

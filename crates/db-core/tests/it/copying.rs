@@ -255,12 +255,8 @@ async fn a_copy_may_be_dropped_at_each_point(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_copy_that_the_server_does_not_answer_ends_at_its_limit_and_so_does_its_session(db: TestDb) {
-    let options = PoolOptions {
-        max: 1,
-        acquire_timeout: PATIENCE,
-        statement_timeout: Duration::from_millis(200),
-        ..PoolOptions::api()
-    };
+    let options =
+        PoolOptions::api().max(1).acquire_timeout(PATIENCE).statement_timeout(Duration::from_millis(200));
     let pool = Pool::new(&config(&db), options);
 
     let mut rows = pool.handle().copy_out("copy (select pg_sleep(600)) to stdout");

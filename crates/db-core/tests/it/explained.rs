@@ -8,7 +8,7 @@ use db_testkit::{Proxy, Session, TestDb, until};
 use crate::support::{Guarded, PATIENCE, config};
 
 fn pool(config: &Config, acquire_timeout: Duration) -> Pool {
-    let options = PoolOptions { name: "shop".to_owned(), max: 1, acquire_timeout, ..PoolOptions::api() };
+    let options = PoolOptions::api().name("shop").max(1).acquire_timeout(acquire_timeout);
     Pool::new(config, options)
 }
 
@@ -101,13 +101,11 @@ async fn where_nothing_answers_the_error_says_for_how_long(db: TestDb) {
 #[db_testkit::test]
 async fn where_no_connection_gives_a_sign_of_life_the_error_says_so(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
-    let options = PoolOptions {
-        name: "shop".to_owned(),
-        max: 1,
-        acquire_timeout: Duration::from_millis(250),
-        ping_after: Duration::ZERO,
-        ..PoolOptions::api()
-    };
+    let options = PoolOptions::api()
+        .name("shop")
+        .max(1)
+        .acquire_timeout(Duration::from_millis(250))
+        .ping_after(Duration::ZERO);
     let pool = Pool::new(&through(&proxy), options);
     // The first one may take longer on a machine that has much to do.
     until("one is open", async || pool.handle().acquire().await.is_ok()).await;

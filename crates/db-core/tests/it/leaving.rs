@@ -22,7 +22,7 @@ const LEFT: &str = "select concat_ws(', ', \
 
 /// One session, which stays the same one.
 fn pool_of_one(db: &TestDb) -> Pool {
-    let options = PoolOptions { max: 1, acquire_timeout: PATIENCE, ..PoolOptions::api() };
+    let options = PoolOptions::api().max(1).acquire_timeout(PATIENCE);
     Pool::new(&config(db), options)
 }
 

@@ -232,7 +232,7 @@ impl Ground {
     }
 
     fn with(mut self, reset: Reset) -> Self {
-        let options = PoolOptions { max: 1, acquire_timeout: PATIENCE, reset, ..PoolOptions::api() };
+        let options = PoolOptions::api().max(1).acquire_timeout(PATIENCE).reset(reset);
         self.pool = Pool::new(&config(&self.db), options);
         self
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use db_core::{Limits, Pool, PoolOptions};
+use db_core::{Pool, PoolOptions};
 use db_testkit::{TestDb, until};
 
 use crate::support::{of_connections, patient_pool, take};
@@ -19,7 +19,7 @@ async fn a_higher_limit_lets_those_in_who_wait(db: TestDb) {
         .collect();
     until("they wait", async || pool.stats().waiting == 2).await;
 
-    pool.set_limits(Limits { max: 3, ..pool.limits() });
+    pool.set_limits(pool.limits().max(3));
     let stats = pool.stats();
     assert_eq!(stats.dialling + stats.open, 3, "at once");
 
@@ -36,7 +36,7 @@ async fn a_lower_limit_closes_idle_connections(db: TestDb) {
     drop(take(&pool, 4).await);
     assert_eq!(pool.stats().idle, 4);
 
-    pool.set_limits(Limits { max: 1, ..pool.limits() });
+    pool.set_limits(pool.limits().max(1));
 
     assert_eq!(pool.stats().idle, 1, "at once");
     db.until_sessions("one is left", |all| of_connections(all) == 1).await;
@@ -48,7 +48,7 @@ async fn a_lower_limit_closes_connections_as_they_come_back(db: TestDb) {
     let pool = patient_pool(&db, 3);
     let held = take(&pool, 3).await;
 
-    pool.set_limits(Limits { max: 1, ..pool.limits() });
+    pool.set_limits(pool.limits().max(1));
     assert_eq!(pool.stats().in_use, 3, "nobody loses what he holds");
     drop(held);
 
@@ -60,7 +60,7 @@ async fn a_lower_limit_closes_connections_as_they_come_back(db: TestDb) {
 async fn nobody_is_let_in_above_a_lower_limit(db: TestDb) {
     let pool = patient_pool(&db, 2);
     let mut held = take(&pool, 2).await;
-    pool.set_limits(Limits { max: 1, ..pool.limits() });
+    pool.set_limits(pool.limits().max(1));
     let handle = pool.handle();
     let waiter = tokio::spawn(async move { handle.acquire().await.expect("a connection").pid() });
     until("it waits", async || pool.stats().waiting == 1).await;
@@ -79,7 +79,7 @@ async fn a_higher_min_idle_opens_ahead_at_once(db: TestDb) {
     let pool = patient_pool(&db, 5);
     until("it began with none", async || pool.stats().open == 0).await;
 
-    pool.set_limits(Limits { min_idle: 3, ..pool.limits() });
+    pool.set_limits(pool.limits().min_idle(3));
 
     assert_eq!(pool.stats().dialling + pool.stats().open, 3, "at once");
     db.until_sessions("three", |all| of_connections(all) == 3).await;
@@ -90,18 +90,20 @@ async fn a_lower_max_idle_closes_idle_connections(db: TestDb) {
     let pool = patient_pool(&db, 4);
     drop(take(&pool, 4).await);
 
-    pool.set_limits(Limits { max_idle: Some(2), ..pool.limits() });
+    pool.set_limits(pool.limits().max_idle(Some(2)));
 
     assert_eq!(pool.stats().idle, 2, "at once");
     db.until_sessions("two are left", |all| of_connections(all) == 2).await;
-    assert_eq!(pool.limits(), Limits { max: 4, max_idle: Some(2), min_idle: 0, max_waiting: None });
+    let limits = pool.limits();
+    assert_eq!((limits.max, limits.max_idle, limits.min_idle, limits.max_waiting), (4, Some(2), 0, None));
 }
 
 #[db_testkit::test]
 async fn a_pool_begins_with_the_limits_of_its_options(db: TestDb) {
-    let options = PoolOptions { max: 7, max_idle: Some(3), min_idle: 1, ..PoolOptions::api() };
+    let options = PoolOptions::api().max(7).max_idle(Some(3)).min_idle(1);
     let pool = Pool::new(&crate::support::config(&db), options);
 
-    assert_eq!(pool.limits(), Limits { max: 7, max_idle: Some(3), min_idle: 1, max_waiting: None });
+    let limits = pool.limits();
+    assert_eq!((limits.max, limits.max_idle, limits.min_idle, limits.max_waiting), (7, Some(3), 1, None));
     assert!(pool.close(Duration::from_secs(10)).await.is_clean());
 }

@@ -16,6 +16,7 @@ mod limits;
 mod mistakes;
 mod options;
 mod pools;
+mod preparing;
 mod queue;
 mod refused;
 mod retrying;

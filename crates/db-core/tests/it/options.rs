@@ -19,18 +19,16 @@ const NEVER: Duration = Duration::from_hours(1);
 
 /// An option that is tested is short; the others never come into play.
 fn calm() -> PoolOptions {
-    PoolOptions {
-        name: "calm".to_owned(),
-        max: 4,
-        acquire_timeout: PATIENCE,
-        idle_timeout: NEVER,
-        max_lifetime: NEVER,
-        ping_after: NEVER,
-        keepalive: NEVER,
-        leak_after: NEVER,
-        statement_timeout: PATIENCE,
-        ..PoolOptions::api()
-    }
+    PoolOptions::api()
+        .name("calm")
+        .max(4)
+        .acquire_timeout(PATIENCE)
+        .idle_timeout(NEVER)
+        .max_lifetime(NEVER)
+        .ping_after(NEVER)
+        .keepalive(NEVER)
+        .leak_after(NEVER)
+        .statement_timeout(PATIENCE)
 }
 
 fn pool(db: &TestDb, options: PoolOptions) -> Pool {
@@ -75,7 +73,7 @@ async fn rows(db: &TestDb) -> i64 {
 
 #[db_testkit::test]
 async fn a_pools_name_is_that_of_its_sessions(db: TestDb) {
-    let pool = pool(&db, PoolOptions { name: "orders".to_owned(), ..calm() });
+    let pool = pool(&db, calm().name("orders"));
     let _held = pool.handle().acquire().await.expect("a connection");
     let _theirs = pool.sqlx().acquire().await.expect("a connection of sqlx's pool");
 
@@ -89,7 +87,7 @@ async fn a_pools_name_is_that_of_its_sessions(db: TestDb) {
 
 #[db_testkit::test]
 async fn no_more_than_max_sessions_are_opened_whoever_waits(db: TestDb) {
-    let pool = pool(&db, PoolOptions { max: 2, ..calm() });
+    let pool = pool(&db, calm().max(2));
     let held = [pool.handle().acquire().await, pool.handle().acquire().await];
     let waiting: Vec<_> = (0..5)
         .map(|_| {
@@ -110,14 +108,14 @@ async fn no_more_than_max_sessions_are_opened_whoever_waits(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_max_of_zero_counts_as_one(db: TestDb) {
-    let pool = pool(&db, PoolOptions { max: 0, ..calm() });
+    let pool = pool(&db, calm().max(0));
 
     pid(&pool).await;
 }
 
 #[db_testkit::test]
 async fn connections_above_max_idle_are_closed_as_they_come_back(db: TestDb) {
-    let pool = pool(&db, PoolOptions { max_idle: Some(1), ..calm() });
+    let pool = pool(&db, calm().max_idle(Some(1)));
 
     open(&pool, 4).await;
 
@@ -127,7 +125,7 @@ async fn connections_above_max_idle_are_closed_as_they_come_back(db: TestDb) {
 
 #[db_testkit::test]
 async fn min_idle_connections_are_opened_before_anybody_asks(db: TestDb) {
-    let pool = pool(&db, PoolOptions { min_idle: 2, ..calm() });
+    let pool = pool(&db, calm().min_idle(2));
 
     db.until_sessions("two", |all| of_connections(all) == 2).await;
     until("two are ready", async || pool.stats().idle == 2).await;
@@ -145,7 +143,7 @@ async fn who_dials_for_min_idle_ends_with_the_last_handle(db: TestDb) {
         fault(&proxy);
         // An attempt takes three quarters of what a caller waits.
         let acquire_timeout = Duration::from_millis(800);
-        let pool = through(&proxy, PoolOptions { min_idle: 1, acquire_timeout, ..calm() });
+        let pool = through(&proxy, calm().min_idle(1).acquire_timeout(acquire_timeout));
         // It lies where the dials hold on to, too.
         let attached = Arc::new(());
         let there = Arc::downgrade(&attached);
@@ -166,12 +164,12 @@ async fn who_dials_for_min_idle_ends_with_the_last_handle(db: TestDb) {
 #[db_testkit::test]
 async fn min_idle_connections_outlast_the_idle_timeout(db: TestDb) {
     let idle_timeout = Duration::from_millis(50);
-    let kept = pool(&db, PoolOptions { min_idle: 2, idle_timeout, ..calm() });
+    let kept = pool(&db, calm().min_idle(2).idle_timeout(idle_timeout));
     let before = open(&kept, 4).await;
     until("the spare ones are closed", async || kept.stats().open == 2).await;
 
     // One that was given back later, and has idled for too long by now.
-    let witness = pool(&db, PoolOptions { idle_timeout, ..calm() });
+    let witness = pool(&db, calm().idle_timeout(idle_timeout));
     open(&witness, 1).await;
     until("its time is up", async || witness.stats().open == 0).await;
 
@@ -183,7 +181,7 @@ async fn min_idle_connections_outlast_the_idle_timeout(db: TestDb) {
 #[db_testkit::test]
 async fn a_caller_waits_for_the_acquire_timeout(db: TestDb) {
     let acquire_timeout = Duration::from_millis(100);
-    let pool = pool(&db, PoolOptions { max: 1, acquire_timeout, ..calm() });
+    let pool = pool(&db, calm().max(1).acquire_timeout(acquire_timeout));
     let _held = pool.handle().acquire().await.expect("the only connection");
     let asked = Instant::now();
 
@@ -197,7 +195,7 @@ async fn a_caller_waits_for_the_acquire_timeout(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_connection_that_idles_for_too_long_is_closed(db: TestDb) {
-    let pool = pool(&db, PoolOptions { idle_timeout: Duration::from_millis(50), ..calm() });
+    let pool = pool(&db, calm().idle_timeout(Duration::from_millis(50)));
 
     open(&pool, 2).await;
 
@@ -209,7 +207,7 @@ async fn a_connection_that_idles_for_too_long_is_closed(db: TestDb) {
 async fn a_connection_that_had_to_be_repaired_idles_from_then_on(db: TestDb) {
     let idle_timeout = Duration::from_secs(2);
     let leak_after = Duration::from_millis(100);
-    let pool = pool(&db, PoolOptions { idle_timeout, leak_after, ..calm() });
+    let pool = pool(&db, calm().idle_timeout(idle_timeout).leak_after(leak_after));
     let mut repaired = pool.handle().acquire().await.expect("a connection");
     let other = pool.handle().acquire().await.expect("a connection");
     let first = repaired.pid();
@@ -230,7 +228,7 @@ async fn a_connection_that_had_to_be_repaired_idles_from_then_on(db: TestDb) {
 #[db_testkit::test]
 async fn a_connection_that_is_too_old_is_not_handed_on(db: TestDb) {
     let max_lifetime = Duration::from_millis(100);
-    let pool = pool(&db, PoolOptions { max: 1, max_lifetime, ..calm() });
+    let pool = pool(&db, calm().max(1).max_lifetime(max_lifetime));
     let old = pool.handle().acquire().await.expect("a connection");
     let first = old.pid();
     let handle = pool.handle();
@@ -246,7 +244,7 @@ async fn a_connection_that_is_too_old_is_not_handed_on(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_connection_that_is_too_old_is_closed_when_nobody_asks(db: TestDb) {
-    let pool = pool(&db, PoolOptions { max_lifetime: Duration::from_millis(100), ..calm() });
+    let pool = pool(&db, calm().max_lifetime(Duration::from_millis(100)));
 
     open(&pool, 2).await;
 
@@ -255,7 +253,7 @@ async fn a_connection_that_is_too_old_is_closed_when_nobody_asks(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_connection_is_never_closed_under_its_user_for_being_old(db: TestDb) {
-    let pool = pool(&db, PoolOptions { max: 2, max_lifetime: Duration::from_millis(50), ..calm() });
+    let pool = pool(&db, calm().max(2).max_lifetime(Duration::from_millis(50)));
     let mut held = pool.handle().acquire().await.expect("a connection");
     let other = pid(&pool).await;
     db.until_sessions("the other is too old", |all| all.iter().all(|session| session.pid != other)).await;
@@ -265,7 +263,7 @@ async fn a_connection_is_never_closed_under_its_user_for_being_old(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_connection_is_closed_after_max_uses(db: TestDb) {
-    let pool = pool(&db, PoolOptions { max: 1, max_uses: Some(3), ..calm() });
+    let pool = pool(&db, calm().max(1).max_uses(Some(3)));
 
     let uses = [pid(&pool).await, pid(&pool).await, pid(&pool).await, pid(&pool).await];
 
@@ -274,7 +272,7 @@ async fn a_connection_is_closed_after_max_uses(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_use_counts_even_if_it_had_to_be_repaired(db: TestDb) {
-    let options = PoolOptions { max: 1, max_uses: Some(2), reset: Reset::DiscardAll, ..calm() };
+    let options = calm().max(1).max_uses(Some(2)).reset(Reset::DiscardAll);
     let pool = pool(&db, options);
 
     let uses = [pid(&pool).await, pid(&pool).await, pid(&pool).await];
@@ -284,10 +282,7 @@ async fn a_use_counts_even_if_it_had_to_be_repaired(db: TestDb) {
 
 #[db_testkit::test]
 async fn limits_of_zero_leave_each_connection_one_use(db: TestDb) {
-    for options in [
-        PoolOptions { max: 1, max_uses: Some(0), ..calm() },
-        PoolOptions { max: 1, max_lifetime: Duration::ZERO, ..calm() },
-    ] {
+    for options in [calm().max(1).max_uses(Some(0)), calm().max(1).max_lifetime(Duration::ZERO)] {
         let pool = pool(&db, options);
 
         assert_ne!(pid(&pool).await, pid(&pool).await);
@@ -298,7 +293,7 @@ async fn limits_of_zero_leave_each_connection_one_use(db: TestDb) {
 #[db_testkit::test]
 async fn a_dead_connection_that_idled_for_longer_than_ping_after_is_not_handed_out(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
-    let pool = through(&proxy, PoolOptions { max: 1, ping_after: Duration::ZERO, ..calm() });
+    let pool = through(&proxy, calm().max(1).ping_after(Duration::ZERO));
     let dead = pid(&pool).await;
     proxy.half_open();
 
@@ -312,7 +307,7 @@ async fn a_dead_connection_that_idled_for_longer_than_ping_after_is_not_handed_o
 #[db_testkit::test]
 async fn a_connection_that_idled_for_less_than_ping_after_is_not_asked(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
-    let pool = through(&proxy, PoolOptions { max: 1, ping_after: NEVER, ..calm() });
+    let pool = through(&proxy, calm().max(1).ping_after(NEVER));
     let first = pid(&pool).await;
     proxy.freeze();
 
@@ -325,7 +320,7 @@ async fn a_connection_that_idled_for_less_than_ping_after_is_not_asked(db: TestD
 async fn a_connection_that_nobody_used_gave_no_sign_of_life_by_coming_back(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let ping_after = Duration::from_millis(200);
-    let pool = through(&proxy, PoolOptions { max: 1, ping_after, ..calm() });
+    let pool = through(&proxy, calm().max(1).ping_after(ping_after));
     let unused = pool.handle().acquire().await.expect("a connection");
     let dead = unused.pid();
     until("nothing is heard of it for long", async || pool.holders()[0].held > ping_after).await;
@@ -342,7 +337,7 @@ async fn an_answer_is_a_sign_of_life(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     // Longer than giving a connection back and taking it again, on a machine that has much to do.
     let ping_after = Duration::from_secs(3);
-    let pool = through(&proxy, PoolOptions { max: 1, ping_after, ..calm() });
+    let pool = through(&proxy, calm().max(1).ping_after(ping_after));
     let mut used = pool.handle().acquire().await.expect("a connection");
     let first = used.pid();
     until("nothing is heard of it for long", async || pool.holders()[0].held > ping_after).await;
@@ -359,7 +354,7 @@ async fn an_answer_is_a_sign_of_life(db: TestDb) {
 #[db_testkit::test]
 async fn keepalive_finds_and_replaces_a_dead_connection_with_nobody_asking(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
-    let options = PoolOptions { min_idle: 1, keepalive: Duration::from_millis(100), ..calm() };
+    let options = calm().min_idle(1).keepalive(Duration::from_millis(100));
     let pool = through(&proxy, options);
     until("one is ready", async || pool.stats().idle == 1).await;
     proxy.half_open();
@@ -374,7 +369,7 @@ async fn keepalive_finds_and_replaces_a_dead_connection_with_nobody_asking(db: T
 #[db_testkit::test]
 async fn keepalive_leaves_a_connection_that_answers_where_it_is(db: TestDb) {
     let keepalive = Duration::from_millis(50);
-    let pool = pool(&db, PoolOptions { min_idle: 1, keepalive, ..calm() });
+    let pool = pool(&db, calm().min_idle(1).keepalive(keepalive));
     until("one is ready", async || pool.stats().idle == 1).await;
     let first = pid(&pool).await;
     let asked = async || {
@@ -394,7 +389,7 @@ async fn keepalive_leaves_a_connection_that_answers_where_it_is(db: TestDb) {
 
 #[db_testkit::test]
 async fn the_server_is_told_to_keep_its_end_of_the_link_alive(db: TestDb) {
-    let pool = pool(&db, PoolOptions { keepalive: Duration::from_secs(45), ..calm() });
+    let pool = pool(&db, calm().keepalive(Duration::from_secs(45)));
 
     for (name, value) in [
         ("tcp_keepalives_idle", "45"),
@@ -409,7 +404,7 @@ async fn the_server_is_told_to_keep_its_end_of_the_link_alive(db: TestDb) {
 #[db_testkit::test]
 async fn reset_rollback_undoes_what_text_began_and_what_it_changed(db: TestDb) {
     table(&db).await;
-    let pool = pool(&db, PoolOptions { max: 1, reset: Reset::Rollback, ..calm() });
+    let pool = pool(&db, calm().max(1).reset(Reset::Rollback));
     let first = leave_open(&pool).await;
     assert_eq!((pid(&pool).await, rows(&db).await), (first, 0));
 
@@ -421,7 +416,7 @@ async fn reset_rollback_undoes_what_text_began_and_what_it_changed(db: TestDb) {
 #[db_testkit::test]
 async fn reset_commit_stores_what_text_began(db: TestDb) {
     table(&db).await;
-    let pool = pool(&db, PoolOptions { max: 1, reset: Reset::Commit, ..calm() });
+    let pool = pool(&db, calm().max(1).reset(Reset::Commit));
     let first = leave_open(&pool).await;
     assert_eq!((pid(&pool).await, rows(&db).await), (first, 1));
 
@@ -432,7 +427,7 @@ async fn reset_commit_stores_what_text_began(db: TestDb) {
 #[db_testkit::test]
 async fn reset_commit_stores_nothing_of_what_failed_was_cut_off_or_was_not_begun_by_text(db: TestDb) {
     table(&db).await;
-    let pool = pool(&db, PoolOptions { max: 1, reset: Reset::Commit, ..calm() });
+    let pool = pool(&db, calm().max(1).reset(Reset::Commit));
 
     let mut conn = pool.handle().acquire().await.expect("a connection");
     insert_in_open(&mut conn).await;
@@ -461,7 +456,7 @@ async fn reset_commit_stores_nothing_of_what_failed_was_cut_off_or_was_not_begun
 #[db_testkit::test]
 async fn reset_keep_leaves_settings_to_the_next_user_and_no_transaction(db: TestDb) {
     table(&db).await;
-    let pool = pool(&db, PoolOptions { max: 1, reset: Reset::Keep, ..calm() });
+    let pool = pool(&db, calm().max(1).reset(Reset::Keep));
     let first = leave_open(&pool).await;
     assert_eq!((pid(&pool).await, rows(&db).await), (first, 0));
 
@@ -472,7 +467,7 @@ async fn reset_keep_leaves_settings_to_the_next_user_and_no_transaction(db: Test
 #[db_testkit::test]
 async fn reset_discard_all_undoes_what_no_text_shows(db: TestDb) {
     table(&db).await;
-    let pool = pool(&db, PoolOptions { max: 1, reset: Reset::DiscardAll, ..calm() });
+    let pool = pool(&db, calm().max(1).reset(Reset::DiscardAll));
     let first = leave_open(&pool).await;
     assert_eq!((pid(&pool).await, rows(&db).await), (first, 0));
 
@@ -498,7 +493,7 @@ async fn insert_in_open(conn: &mut db_core::Conn) {
 
 #[db_testkit::test]
 async fn a_statement_that_takes_too_long_fails_and_is_cancelled_on_the_server(db: TestDb) {
-    let options = PoolOptions { max: 1, statement_timeout: Duration::from_millis(300), ..calm() };
+    let options = calm().max(1).statement_timeout(Duration::from_millis(300));
     let pool = pool(&db, options);
     let first = pid(&pool).await;
 
@@ -516,7 +511,7 @@ async fn a_statement_that_takes_too_long_fails_and_is_cancelled_on_the_server(db
 #[db_testkit::test]
 async fn the_limit_of_a_statement_is_for_each_row_and_not_for_all_of_them(db: TestDb) {
     let limit = Duration::from_millis(1500);
-    let pool = pool(&db, PoolOptions { statement_timeout: limit, ..calm() });
+    let pool = pool(&db, calm().statement_timeout(limit));
     // The server sends a row at once when it fills its buffer of 8 kB.
     let sql = "select n, repeat('x', 20000), pg_sleep(0.2) from generate_series(1, 10) n";
     let mut conn = pool.handle().acquire().await.expect("a connection");
@@ -535,7 +530,7 @@ async fn the_limit_of_a_statement_is_for_each_row_and_not_for_all_of_them(db: Te
 
 #[db_testkit::test]
 async fn a_row_that_takes_too_long_ends_a_stream(db: TestDb) {
-    let options = PoolOptions { max: 1, statement_timeout: Duration::from_millis(1500), ..calm() };
+    let options = calm().max(1).statement_timeout(Duration::from_millis(1500));
     let pool = pool(&db, options);
     let sql =
         "select n, repeat('x', 20000), case n when 3 then pg_sleep(60) end from generate_series(1, 3) n";
@@ -564,7 +559,7 @@ async fn the_work_of_a_transaction_that_takes_too_long_is_dropped_and_rolled_bac
         }
     }
     table(&db).await;
-    let pool = pool(&db, PoolOptions { max: 1, tx_timeout: Duration::from_millis(500), ..calm() });
+    let pool = pool(&db, calm().max(1).tx_timeout(Duration::from_millis(500)));
     let dropped = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&dropped);
 
@@ -585,7 +580,7 @@ async fn the_work_of_a_transaction_that_takes_too_long_is_dropped_and_rolled_bac
 #[db_testkit::test]
 async fn statements_of_a_transaction_that_takes_too_long_fail(db: TestDb) {
     table(&db).await;
-    let pool = pool(&db, PoolOptions { max: 1, tx_timeout: Duration::from_secs(1), ..calm() });
+    let pool = pool(&db, calm().max(1).tx_timeout(Duration::from_secs(1)));
     let mut tx = pool.handle().begin().await.expect("begun");
     sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
 
@@ -601,7 +596,7 @@ async fn statements_of_a_transaction_that_takes_too_long_fail(db: TestDb) {
 
 #[db_testkit::test]
 async fn the_server_ends_a_transaction_that_idles_ten_seconds_after_its_limit(db: TestDb) {
-    let pool = pool(&db, PoolOptions { tx_timeout: Duration::from_millis(45_500), ..calm() });
+    let pool = pool(&db, calm().tx_timeout(Duration::from_millis(45_500)));
 
     assert_eq!(setting(&pool, "idle_in_transaction_session_timeout").await, "55500");
     sqlx::query("discard all").execute(pool.handle()).await.expect("discarded");
@@ -616,7 +611,7 @@ async fn the_server_ends_a_transaction_that_idles_ten_seconds_after_its_limit(db
 async fn each_statement_is_logged_with_what_came_of_it_and_without_values(db: TestDb) {
     table(&db).await;
     let events = Events::of("logged");
-    let options = PoolOptions { name: "logged".to_owned(), slow_statement: NEVER, ..calm() };
+    let options = calm().name("logged").slow_statement(NEVER);
     let pool = pool(&db, options);
     let (line, handle) = (line!(), pool.handle());
 
@@ -659,7 +654,7 @@ async fn each_statement_is_logged_with_what_came_of_it_and_without_values(db: Te
 async fn only_slow_statements_are_logged_as_warnings(db: TestDb) {
     let events = Events::of("slow");
     let slow_statement = Duration::from_millis(400);
-    let pool = pool(&db, PoolOptions { name: "slow".to_owned(), slow_statement, ..calm() });
+    let pool = pool(&db, calm().name("slow").slow_statement(slow_statement));
     pool.ping().await.expect("connected");
 
     sqlx::query("select 1, pg_sleep(0.4)").execute(pool.handle()).await.expect("slow");
@@ -673,16 +668,10 @@ async fn only_slow_statements_are_logged_as_warnings(db: TestDb) {
 #[db_testkit::test]
 async fn without_a_tracker_nobody_is_named_and_nothing_leaks(db: TestDb) {
     let events = Events::of("untracked");
-    let options = PoolOptions { name: "untracked".to_owned(), leak_after: Duration::ZERO, max: 1, ..calm() };
-    let untracked = pool(
-        &db,
-        PoolOptions {
-            tracker: Tracking::Off,
-            acquire_timeout: Duration::from_millis(300),
-            ..options.clone()
-        },
-    );
-    let tracked = pool(&db, PoolOptions { name: "tracked".to_owned(), ..options });
+    let options = calm().name("untracked").leak_after(Duration::ZERO).max(1);
+    let untracked =
+        pool(&db, options.clone().tracker(Tracking::Off).acquire_timeout(Duration::from_millis(300)));
+    let tracked = pool(&db, options.name("tracked"));
     let _held = untracked.handle().acquire().await.expect("a connection");
     let _leaks = tracked.handle().acquire().await.expect("a connection");
     until("the other leaks", async || tracked.stats().totals.leaked == 1).await;
@@ -698,8 +687,8 @@ async fn without_a_tracker_nobody_is_named_and_nothing_leaks(db: TestDb) {
 
 #[db_testkit::test]
 async fn stacks_are_remembered_where_they_are_asked_for(db: TestDb) {
-    let stacks = pool(&db, PoolOptions { tracker: Tracking::Stacks, ..calm() });
-    let lines = pool(&db, PoolOptions { tracker: Tracking::Lines, ..calm() });
+    let stacks = pool(&db, calm().tracker(Tracking::Stacks));
+    let lines = pool(&db, calm().tracker(Tracking::Lines));
     let _held = [stacks.handle().acquire().await, lines.handle().acquire().await];
 
     let holder = &stacks.holders()[0];
@@ -712,7 +701,7 @@ async fn stacks_are_remembered_where_they_are_asked_for(db: TestDb) {
 async fn a_connection_that_is_held_for_too_long_is_named_and_counted_once(db: TestDb) {
     let events = Events::of("leaking");
     let leak_after = Duration::from_millis(50);
-    let pool = pool(&db, PoolOptions { name: "leaking".to_owned(), leak_after, ..calm() });
+    let pool = pool(&db, calm().name("leaking").leak_after(leak_after));
     let (line, handle) = (line!(), pool.handle());
     let mut held = handle.acquire().await.expect("a connection");
     sqlx::query("select 1").execute(&mut held).await.expect("used");
@@ -736,7 +725,7 @@ async fn a_connection_that_is_held_for_too_long_is_named_and_counted_once(db: Te
 
 #[db_testkit::test]
 async fn a_handle_has_a_threshold_of_its_own(db: TestDb) {
-    let strict = pool(&db, PoolOptions { leak_after: Duration::from_millis(50), ..calm() });
+    let strict = pool(&db, calm().leak_after(Duration::from_millis(50)));
     let _long = strict.handle().leak_after(NEVER).acquire().await.expect("a connection");
     let _leaks = strict.handle().acquire().await.expect("a connection");
     until("the other leaks", async || strict.stats().totals.leaked == 1).await;
@@ -752,7 +741,7 @@ async fn a_handle_has_a_threshold_of_its_own(db: TestDb) {
 #[db_testkit::test]
 async fn sqlx_reserve_parts_the_pool_so_that_neither_half_waits_for_the_other(db: TestDb) {
     let acquire_timeout = Duration::from_millis(500);
-    let pool = pool(&db, PoolOptions { max: 5, sqlx_reserve: 3, acquire_timeout, ..calm() });
+    let pool = pool(&db, calm().max(5).sqlx_reserve(3).acquire_timeout(acquire_timeout));
     // Until it is called, all of them are ours.
     assert_eq!(open(&pool, 5).await.len(), 5);
     assert_eq!(pool.sqlx().options().get_max_connections(), 3);
@@ -774,7 +763,7 @@ async fn sqlx_reserve_parts_the_pool_so_that_neither_half_waits_for_the_other(db
 
 #[db_testkit::test]
 async fn a_pool_of_one_has_one_more_for_sqlx(db: TestDb) {
-    let pool = pool(&db, PoolOptions { max: 1, ..calm() });
+    let pool = pool(&db, calm().max(1));
     let _theirs = pool.sqlx().acquire().await.expect("theirs");
     let _ours = pool.handle().acquire().await.expect("ours");
 

@@ -72,7 +72,7 @@ async fn the_same_error_comes_out_of_a_query(db: TestDb) {
 #[db_testkit::test]
 async fn a_pool_that_cannot_connect_says_why(db: TestDb) {
     let nowhere = config(&db).with_database("no_such_database");
-    let options = PoolOptions { acquire_timeout: Duration::from_millis(300), ..PoolOptions::api() };
+    let options = PoolOptions::api().acquire_timeout(Duration::from_millis(300));
 
     let error = Pool::new(&nowhere, options).handle().acquire().await.expect_err("no such database");
 
@@ -82,7 +82,7 @@ async fn a_pool_that_cannot_connect_says_why(db: TestDb) {
 #[db_testkit::test]
 async fn a_pool_without_a_server_says_so_within_its_limit(_db: TestDb) {
     let nobody = Config::from_url("postgres://app@127.0.0.1:1/shop").expect("an address");
-    let options = PoolOptions { acquire_timeout: Duration::from_millis(300), ..PoolOptions::api() };
+    let options = PoolOptions::api().acquire_timeout(Duration::from_millis(300));
     let started = Instant::now();
 
     let error = Pool::new(&nobody, options).handle().acquire().await.expect_err("nobody listens");
@@ -137,7 +137,7 @@ async fn a_pool_that_closes_gives_sqlx_none_that_is_open(db: TestDb) {
 
 #[db_testkit::test]
 async fn an_idle_connection_that_was_killed_is_replaced_without_an_error(db: TestDb) {
-    let options = PoolOptions { max: 1, ping_after: Duration::ZERO, ..PoolOptions::api() };
+    let options = PoolOptions::api().max(1).ping_after(Duration::ZERO);
     let pool = Pool::new(&config(&db), options);
     let pid = backend(&pool).await;
     sqlx::query("select pg_terminate_backend($1, 5000)").bind(pid).execute(&db.pool()).await.expect("killed");
@@ -229,19 +229,17 @@ async fn backend(pool: &Pool) -> i32 {
 
 #[db_testkit::test]
 async fn limits_as_long_as_can_be_are_no_limits(db: TestDb) {
-    let options = PoolOptions {
-        max: u32::MAX,
-        acquire_timeout: Duration::MAX,
-        idle_timeout: Duration::MAX,
-        max_lifetime: Duration::MAX,
-        ping_after: Duration::MAX,
-        keepalive: Duration::MAX,
-        statement_timeout: Duration::MAX,
-        tx_timeout: Duration::MAX,
-        slow_statement: Duration::MAX,
-        leak_after: Duration::MAX,
-        ..PoolOptions::api()
-    };
+    let options = PoolOptions::api()
+        .max(u32::MAX)
+        .acquire_timeout(Duration::MAX)
+        .idle_timeout(Duration::MAX)
+        .max_lifetime(Duration::MAX)
+        .ping_after(Duration::MAX)
+        .keepalive(Duration::MAX)
+        .statement_timeout(Duration::MAX)
+        .tx_timeout(Duration::MAX)
+        .slow_statement(Duration::MAX)
+        .leak_after(Duration::MAX);
     let pool = Pool::new(&config(&db), options);
 
     // Without a limit, nothing else would end the wait for a dial that has panicked.

@@ -86,7 +86,7 @@ async fn a_connection_on_its_way_to_who_has_gone_goes_to_the_next(db: TestDb) {
 async fn callers_that_go_away_at_any_moment_lose_no_connection(db: TestDb) {
     const MAX: usize = 2;
     for ping_after in [Duration::from_hours(1), Duration::ZERO] {
-        let options = PoolOptions { max: 2, acquire_timeout: PATIENCE, ping_after, ..PoolOptions::api() };
+        let options = PoolOptions::api().max(2).acquire_timeout(PATIENCE).ping_after(ping_after);
         let pool = Pool::new(&config(&db), options);
         for polls in 0..50 {
             // With few polls they go in the moment in which the connections come.
@@ -158,7 +158,7 @@ async fn the_wait_in_the_queue_and_the_time_to_connect_are_told_apart(db: TestDb
     let each_way = Duration::from_millis(30);
     proxy.latency(each_way);
     let config = db_core::Config::from_url(&proxy.url()).expect("the proxy's address");
-    let options = PoolOptions { max: 1, acquire_timeout: PATIENCE, ..PoolOptions::api() };
+    let options = PoolOptions::api().max(1).acquire_timeout(PATIENCE);
     let pool = Pool::new(&config, options);
     let held = take(&pool, 1).await;
     let dialled = pool.stats().totals;

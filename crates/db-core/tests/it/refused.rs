@@ -38,12 +38,10 @@ async fn a_session_that_is_refused_for_good_is_not_waited_for_nor_dialled_again_
         // It looks after its connections every 20 ms.
         let pool = Pool::new(
             &config,
-            PoolOptions {
-                min_idle: 2,
-                acquire_timeout: PATIENCE,
-                leak_after: std::time::Duration::from_millis(80),
-                ..PoolOptions::api()
-            },
+            PoolOptions::api()
+                .min_idle(2)
+                .acquire_timeout(PATIENCE)
+                .leak_after(std::time::Duration::from_millis(80)),
         );
         let error = pool.handle().acquire().await.expect_err("refused");
         assert_eq!(error.phase(), AcquirePhase::Dial, "{error}");

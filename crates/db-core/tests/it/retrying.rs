@@ -16,12 +16,12 @@ const MANY: u32 = 1000;
 
 fn quick(retries: u32) -> TxRetry {
     let pause = Duration::from_millis(1);
-    TxRetry { retries, min_pause: pause, max_pause: 4 * pause, conflict_pause: pause }
+    TxRetry::default().retries(retries).min_pause(pause).max_pause(4 * pause).conflict_pause(pause)
 }
 
 fn impatient(config: &Config) -> Pool {
     let acquire_timeout = Duration::from_millis(100);
-    Pool::new(config, PoolOptions { max: 1, acquire_timeout, ..PoolOptions::api() })
+    Pool::new(config, PoolOptions::api().max(1).acquire_timeout(acquire_timeout))
 }
 
 async fn run(pool: &Pool, sql: &'static str) -> Result<(), Error> {

@@ -104,7 +104,7 @@ async fn a_role_that_only_reads_on_a_healthy_server_keeps_its_sessions() {
     .await
     .expect("a role");
     let config = guarded.config("app:right");
-    let pool = Pool::new(&config, PoolOptions { max: 3, acquire_timeout: PATIENCE, ..PoolOptions::api() });
+    let pool = Pool::new(&config, PoolOptions::api().max(3).acquire_timeout(PATIENCE));
     let before = pids(&pool, 3).await;
 
     for _ in 0..20 {

@@ -199,7 +199,7 @@ async fn a_transaction_that_met_a_changed_table_is_run_again(db: TestDb) {
 
 fn quick() -> TxRetry {
     let pause = Duration::from_millis(1);
-    TxRetry { retries: 3, min_pause: pause, max_pause: pause, conflict_pause: pause }
+    TxRetry::default().retries(3).min_pause(pause).max_pause(pause).conflict_pause(pause)
 }
 
 #[db_testkit::test]

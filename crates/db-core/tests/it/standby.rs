@@ -37,7 +37,7 @@ async fn writes_at_a_host_that_became_a_standby_are_refused_until_its_address_le
     setup.close().await.expect("closed");
     let proxy = Proxy::to_address(&pair.url()).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
-    let pool = Pool::new(&config, PoolOptions { max: MAX, acquire_timeout: PATIENCE, ..PoolOptions::api() });
+    let pool = Pool::new(&config, PoolOptions::api().max(MAX).acquire_timeout(PATIENCE));
     assert!(all_lead_to(&pool, false).await);
     write(&pool).await.expect("the primary takes it");
 

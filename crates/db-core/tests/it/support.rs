@@ -15,19 +15,13 @@ pub(crate) fn config(db: &TestDb) -> Config {
 /// A pool of so many connections, which waits for half a second.
 pub(crate) fn pool(db: &TestDb, max: u32) -> Pool {
     let acquire_timeout = Duration::from_millis(500);
-    Pool::new(
-        &config(db),
-        PoolOptions { name: "test".to_owned(), max, acquire_timeout, ..PoolOptions::api() },
-    )
+    Pool::new(&config(db), PoolOptions::api().name("test").max(max).acquire_timeout(acquire_timeout))
 }
 
 /// The same, with time enough for a pool whose connections are being replaced.
 pub(crate) fn patient_pool(db: &TestDb, max: u32) -> Pool {
     let acquire_timeout = PATIENCE;
-    Pool::new(
-        &config(db),
-        PoolOptions { name: "test".to_owned(), max, acquire_timeout, ..PoolOptions::api() },
-    )
+    Pool::new(&config(db), PoolOptions::api().name("test").max(max).acquire_timeout(acquire_timeout))
 }
 
 /// How many of these sessions are of a pool's connections: the one that cancels is not.

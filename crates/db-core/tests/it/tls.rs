@@ -9,6 +9,7 @@ use std::{fs, process};
 use db_core::{Config, ConnectError, ConnectFailure, ConnectRetry, Pool, PoolOptions, connect};
 use db_embedded::Server;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use sqlx::postgres::PgSslMode;
 use sqlx::{Connection, Executor, PgConnection};
 use tempfile::TempDir;
 
@@ -105,7 +106,7 @@ impl TlsServer {
         deadline: Duration,
     ) -> Result<PgConnection, ConnectError> {
         let config = self.config(host, parameters);
-        let retry = ConnectRetry { deadline, ..ConnectRetry::default() };
+        let retry = ConnectRetry::default().deadline(deadline);
         connect::connect(&config, retry).await
     }
 
@@ -145,7 +146,7 @@ impl TlsServer {
     /// A statement of a pool that is cut off is cancelled, and its connection kept.
     async fn cancels(&self, parameters: &str) {
         let statement_timeout = Duration::from_millis(50);
-        let options = PoolOptions { max: 1, statement_timeout, ..PoolOptions::api() };
+        let options = PoolOptions::api().max(1).statement_timeout(statement_timeout);
         let pool = Pool::new(&self.config(self.named, parameters), options);
         let slow = sqlx::query("select pg_sleep(60)").execute(pool.handle());
 
@@ -266,6 +267,21 @@ async fn a_client_shows_its_certificate_and_one_that_has_none_is_refused_at_once
     let as_text = format!("sslmode=require&sslcert={}&sslkey={}", inline(&certificate), inline(&key));
     assert!(server.is_encrypted(server.named, &as_text).await);
 
+    // By code, for programs whose certificates are in no file and in no address.
+    let plain = server.config(server.named, "sslmode=disable");
+    let text = |path: &str| fs::read_to_string(path).expect("a file");
+    let by_code = plain
+        .with_tls_mode(PgSslMode::VerifyFull)
+        .and_then(|config| config.with_root_certificate(&server.authority))
+        .and_then(|config| config.with_client_certificate(&text(&certificate), &text(&key).into()))
+        .expect("good");
+    let verified = connect::connect(&by_code, ConnectRetry::default().deadline(PATIENCE)).await;
+    verified.expect("connected").close().await.expect("closed");
+    let unknown = by_code.with_root_certificate(&authority().pem()).expect("good");
+    let retry = ConnectRetry::default().deadline(PATIENCE);
+    let error = connect::connect(&unknown, retry).await.expect_err("another authority");
+    assert!(is_tls(error.failure()), "{error}");
+
     let failure = server.refuses(server.named, "sslmode=require").await;
     assert!(matches!(&failure, ConnectFailure::LoginRefused { .. }), "{failure:?}");
     let failure = server
@@ -380,9 +396,7 @@ async fn a_socket_has_no_tls_whatever_the_mode() {
     for mode in ["require", "verify-full"] {
         let url = format!("{}&sslmode={mode}", server.server.url("postgres"));
         let config = Config::from_url(&url).expect("an address");
-        let connected =
-            connect::connect(&config, ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() })
-                .await;
+        let connected = connect::connect(&config, ConnectRetry::default().deadline(Duration::ZERO)).await;
         connected.expect(mode).close().await.expect("closed");
     }
 }

@@ -12,7 +12,7 @@ use crate::events::Events;
 use crate::support::{config, patient_pool};
 
 fn pool_of_one(db: &TestDb, name: &str, acquire_timeout: Duration) -> Pool {
-    let options = PoolOptions { name: name.to_owned(), max: 1, acquire_timeout, ..PoolOptions::api() };
+    let options = PoolOptions::api().name(name.to_owned()).max(1).acquire_timeout(acquire_timeout);
     Pool::new(&config(db), options)
 }
 
@@ -51,7 +51,7 @@ async fn a_holder_is_known_by_its_line_its_time_its_transaction_and_its_statemen
 #[db_testkit::test]
 async fn a_handle_s_statement_is_shown_while_it_runs_and_not_while_its_connection_is_in_doubt(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
-    let options = PoolOptions { max: 1, ping_after: Duration::ZERO, ..PoolOptions::api() };
+    let options = PoolOptions::api().max(1).ping_after(Duration::ZERO);
     let pool = Pool::new(&Config::from_url(&proxy.url()).expect("its address"), options);
     sqlx::query("select 1").execute(pool.handle()).await.expect("a connection");
     proxy.freeze();

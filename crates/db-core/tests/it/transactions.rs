@@ -446,7 +446,7 @@ async fn what_a_dropped_statement_failed_with_is_not_the_next_transactions_failu
 
 #[db_testkit::test]
 async fn a_statement_that_takes_too_long_in_a_closure_is_cancelled_and_not_waited_for(db: TestDb) {
-    let options = PoolOptions { max: 1, statement_timeout: Duration::from_millis(300), ..PoolOptions::api() };
+    let options = PoolOptions::api().max(1).statement_timeout(Duration::from_millis(300));
     let pool = Pool::new(&config(&db), options);
     let begun = std::time::Instant::now();
 

@@ -19,7 +19,7 @@ const TOO_MANY: usize = 70_000;
 
 fn quick() -> TxRetry {
     let pause = Duration::from_millis(1);
-    TxRetry { retries: 3, min_pause: pause, max_pause: pause, conflict_pause: pause }
+    TxRetry::default().retries(3).min_pause(pause).max_pause(pause).conflict_pause(pause)
 }
 
 type Question = Query<'static, Postgres, sqlx::postgres::PgArguments>;
@@ -228,7 +228,7 @@ async fn a_commit_that_may_be_done_is_not_done_again(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let pool = Pool::new(
         &Config::from_url(&proxy.url()).expect("the proxy's address"),
-        db_core::PoolOptions { max: 1, ..db_core::PoolOptions::api() },
+        db_core::PoolOptions::api().max(1),
     );
     proxy.cut_answer_to("COMMIT");
     let runs = Cell::new(0);
@@ -258,7 +258,7 @@ async fn a_statement_that_may_be_done_names_no_time_to_come_again(db: TestDb) {
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
     let proxy = Proxy::start(&db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
-    let pool = Pool::new(&config, db_core::PoolOptions { max: 1, ..db_core::PoolOptions::api() });
+    let pool = Pool::new(&config, db_core::PoolOptions::api().max(1));
     proxy.cut_answer_to("insert into t");
 
     let lost = sqlx::query("insert into t values (1)").execute(pool.handle()).await.expect_err("no answer");

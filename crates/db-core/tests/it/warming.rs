@@ -9,7 +9,7 @@ use db_testkit::{TestDb, TestServer, poll_then_drop};
 use crate::support::{Guarded, PATIENCE, config};
 
 fn pool(config: &Config, min_idle: u32) -> Pool {
-    Pool::new(config, PoolOptions { name: "warm".to_owned(), min_idle, ..PoolOptions::api() })
+    Pool::new(config, PoolOptions::api().name("warm").min_idle(min_idle))
 }
 
 #[db_testkit::test]
@@ -25,7 +25,7 @@ async fn what_a_pool_keeps_ready_is_there_when_it_is_warm(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_pool_is_warm_with_what_its_limits_let_it_have(db: TestDb) {
-    let small = PoolOptions { max: 2, min_idle: 5, ..PoolOptions::api() };
+    let small = PoolOptions::api().max(2).min_idle(5);
     let small = Pool::new(&config(&db), small);
 
     small.warm_up(PATIENCE).await.expect("warm");

@@ -15,7 +15,7 @@ async fn events_of(db: &TestDb, options: EventOptions) -> (EventLogs, Pool) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
-    let pool = Pool::new(&config, PoolOptions { max: POOL, ..PoolOptions::backend() });
+    let pool = Pool::new(&config, PoolOptions::backend().max(POOL));
     (EventLogs::with_options(pool.clone(), &bus, &LogTopics::default(), options), pool)
 }
 
@@ -117,7 +117,7 @@ async fn a_pool_of_one_connection_serves_streams_histories_and_appends(db: TestD
     let config = Config::from_url(&db.url()).expect("an address");
     let direct = Config::from_url(&db.direct_url()).expect("an address");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
-    let events = EventLogs::new(Pool::new(&config, PoolOptions { max: 1, ..PoolOptions::backend() }), &bus);
+    let events = EventLogs::new(Pool::new(&config, PoolOptions::backend().max(1)), &bus);
     let full = filled(&events, 3).await;
     let busy = events.create().await.expect("a log");
     let mut all = JoinSet::new();

@@ -186,7 +186,7 @@ async fn while_a_transaction_hangs_others_fail_at_their_deadline_and_nothing_is_
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     let hanging = pool(&db.url(), PoolOptions::api());
-    let impatient = PoolOptions { statement_timeout: Duration::from_millis(200), ..PoolOptions::backend() };
+    let impatient = PoolOptions::backend().statement_timeout(Duration::from_millis(200));
     let bus =
         Bus::open(&Config::from_url(&db.direct_url()).expect("an address"), BusOptions::default()).await;
     let hurried = EventLogs::new(pool(&db.url(), impatient), &bus.expect("a bus"));

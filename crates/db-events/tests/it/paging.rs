@@ -111,7 +111,7 @@ async fn no_plan_depends_on_what_is_known_of_the_tables() {
         let db = server.create("../../migrations").await.expect("a database");
         let config = Config::from_url(&db.direct_url()).expect("an address");
         let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
-        let pool = Pool::new(&config, PoolOptions { max: 1, ..PoolOptions::backend() });
+        let pool = Pool::new(&config, PoolOptions::backend().max(1));
         let events = EventLogs::new(pool, &bus);
         let [full, other] = [(); 2].map(|()| events.create());
         let (full, other) = (full.await.expect("a log"), other.await.expect("a log"));

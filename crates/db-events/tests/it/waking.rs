@@ -15,7 +15,7 @@ async fn writer_and_bus(db: &TestDb) -> (EventLogs, Bus) {
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
     let other = Bus::open(&direct, BusOptions::default()).await.expect("another bus");
-    let pool = Pool::new(&config, PoolOptions { max: 1, ..PoolOptions::backend() });
+    let pool = Pool::new(&config, PoolOptions::backend().max(1));
     (EventLogs::new(pool, &bus), other)
 }
 

@@ -153,7 +153,7 @@ async fn a_watcher_from_beyond_the_end_gets_an_error_and_the_others_follow(db: T
 async fn a_database_that_is_slower_than_the_pool_allows_ends_neither_a_stream_nor_an_appender(db: TestDb) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
-    let short = PoolOptions { statement_timeout: Duration::from_millis(200), ..PoolOptions::backend() };
+    let short = PoolOptions::backend().statement_timeout(Duration::from_millis(200));
     let events = EventLogs::new(Pool::new(&config, short), &bus);
     let log = events.create().await.expect("a log");
     let appender = events.appender(log);

@@ -15,7 +15,7 @@ async fn process(db: &TestDb) -> (EventLogs, Bus) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
-    let options = WatchOptions { renewal: Duration::from_millis(500) };
+    let options = WatchOptions::default().renewal(Duration::from_millis(500));
     let watched = Topic::new("watched").expect("a topic");
     let topics = LogTopics::new("build_events_", watched).expect("topics").options(options);
     let events = EventLogs::with_topics(Pool::new(&config, PoolOptions::backend()), &bus, &topics);

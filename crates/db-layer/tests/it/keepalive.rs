@@ -66,11 +66,11 @@ async fn each_long_connection_is_kept_alive_by_the_server() {
         let config = config.clone().with_application_name("migrations");
         async move { migrations.up(&config).await }
     });
-    let layer = db_layer::open(Options {
-        api: PoolOptions { keepalive: SILENCE, ..PoolOptions::api() },
-        bus: BusOptions { heartbeat: SILENCE, ..BusOptions::default() },
-        ..Options::new(config)
-    })
+    let layer = db_layer::open(
+        Options::new(config)
+            .api(PoolOptions::api().keepalive(SILENCE))
+            .bus(BusOptions::default().heartbeat(SILENCE)),
+    )
     .await
     .expect("opened");
     let shown: String = sqlx::query_scalar("select current_setting('tcp_keepalives_idle')")

@@ -20,7 +20,7 @@ async fn at_once(options: Options) -> Db {
 
 /// A pool that would open a connection ahead of any request, with a keeper that looks fifty times in a second.
 fn eager(name: &str) -> PoolOptions {
-    PoolOptions { min_idle: 1, keepalive: Duration::from_millis(80), ..PoolOptions::named(name) }
+    PoolOptions::named(name).min_idle(1).keepalive(Duration::from_millis(80))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -98,7 +98,7 @@ async fn many_first_users_share_one_bus_connection_and_open_no_more_than_they_ne
 async fn a_lazy_pool_keeps_its_idle_connections_once_it_was_used(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("an address");
-    let layer = at_once(Options::new(config).pool(PoolOptions { min_idle: 3, ..eager("gc") }).lazy()).await;
+    let layer = at_once(Options::new(config).pool(eager("gc").min_idle(3)).lazy()).await;
     let gc = layer.pool("gc").expect("a pool");
     gc.pool().set_limits(gc.pool().limits());
     assert_eq!(proxy.accepted(), 0);

@@ -160,7 +160,7 @@ async fn what_is_committed_during_a_shutdown_is_still_notified(db: TestDb) {
 
 #[db_testkit::test]
 async fn further_pools_are_found_by_their_names_and_closed_with_the_others(db: TestDb) {
-    let options = Options::new(config(&db)).pool(PoolOptions { max: 1, ..PoolOptions::named("gc") });
+    let options = Options::new(config(&db)).pool(PoolOptions::named("gc").max(1));
     let layer = db_layer::open(options).await.expect("opened");
     let gc = layer.pool("gc").expect("the pool that was asked for");
     assert!(layer.pool("worker").is_none());

@@ -15,12 +15,13 @@ use tokio::task::JoinHandle;
 use crate::{PATIENCE, config};
 
 /// Long enough for whatever comes, with short pauses, so that "as soon as" can be told.
-const LONG: ConnectRetry = ConnectRetry {
-    deadline: Duration::from_mins(1),
-    attempt: Duration::from_secs(10),
-    min_pause: Duration::from_millis(10),
-    max_pause: Duration::from_millis(100),
-};
+fn long() -> ConnectRetry {
+    ConnectRetry::default()
+        .deadline(Duration::from_mins(1))
+        .attempt(Duration::from_secs(10))
+        .min_pause(Duration::from_millis(10))
+        .max_pause(Duration::from_millis(100))
+}
 
 /// Each leaves a row, so that one which ran twice would leave two. The second waits for as long as there is a
 /// table `obstacle`, which outlives its server.
@@ -43,7 +44,7 @@ async fn migrations() -> Migrations {
 
 async fn options(config: &Config) -> Options {
     let migrations = migrations().await;
-    Options { wait: LONG, ..Options::new(config.clone()) }.migrations(migrations)
+    Options::new(config.clone()).wait(long()).migrations(migrations)
 }
 
 fn spawn(options: Options) -> JoinHandle<Result<Db, OpenError>> {
@@ -51,7 +52,7 @@ fn spawn(options: Options) -> JoinHandle<Result<Db, OpenError>> {
 }
 
 async fn joined(opening: JoinHandle<Result<Db, OpenError>>) -> Db {
-    let opened = tokio::time::timeout(LONG.deadline, opening).await.expect("in time");
+    let opened = tokio::time::timeout(long().deadline, opening).await.expect("in time");
     opened.expect("no panic").expect("opened")
 }
 
@@ -169,7 +170,7 @@ async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
         .setting("autovacuum", "off");
     let server = TestServer::start(builder).await.expect("a server");
     let db = server.empty().await.expect("a database");
-    let pool = PoolOptions { min_idle: 1, ..PoolOptions::named("gc") };
+    let pool = PoolOptions::named("gc").min_idle(1);
 
     // The first step.
     sqlx::raw_sql("create table obstacle ()").execute(&db.pool()).await.expect("an obstacle");
@@ -224,12 +225,9 @@ async fn a_link_that_is_cut_at_any_statement_costs_one_more_attempt(_db: TestDb)
             let db = TestDb::empty().await.expect("a database");
             let proxy = Proxy::start(&db).expect("a proxy");
             let through = Config::from_url(&proxy.url()).expect("an address");
-            let options = Options { direct: Some(through.clone()), ..options(&through).await };
-            let options = if text == "superuser_reserved_connections" {
-                Options { direct: None, ..options }
-            } else {
-                options
-            };
+            let options = options(&through).await.direct(Some(through.clone()));
+            let options =
+                if text == "superuser_reserved_connections" { options.direct(None) } else { options };
             if after {
                 proxy.cut_answer_to(text);
             } else {
@@ -253,13 +251,14 @@ async fn what_waiting_cannot_mend_ends_it_at_once_at_each_step(db: TestDb) {
 
     let first = db_layer::open(options(&nowhere).await).await;
     assert!(matches!(&first, Err(OpenError::Connect(error)) if is_unknown(error.failure())), "{first:?}");
-    let direct = Options { direct: Some(nowhere.clone()), ..options(&config(&db)).await };
+    let direct = options(&config(&db)).await.direct(Some(nowhere.clone()));
     let migrating = db_layer::open(direct).await;
     assert!(
         matches!(&migrating, Err(OpenError::Migrate(db_migrate::Error::Connect(error))) if is_unknown(error.failure())),
         "{migrating:?}"
     );
-    let direct = Options { direct: Some(nowhere), migrations: None, ..options(&config(&db)).await };
+    let mut direct = options(&config(&db)).await.direct(Some(nowhere));
+    direct.migrations = None;
     let listening = db_layer::open(direct).await;
     assert!(
         matches!(&listening, Err(OpenError::Bus(db_notify::OpenError::Listen { failure, .. })) if is_unknown(failure)),
@@ -275,9 +274,9 @@ async fn all_steps_have_one_deadline_together(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let gone = Config::from_url(&proxy.url()).expect("an address");
     proxy.refuse();
-    let wait = ConnectRetry { deadline: Duration::from_millis(300), ..LONG };
+    let wait = long().deadline(Duration::from_millis(300));
     for migrate in [true, false] {
-        let mut options = Options { wait, direct: Some(gone.clone()), ..options(&config(&db)).await };
+        let mut options = options(&config(&db)).await.wait(wait).direct(Some(gone.clone()));
         if !migrate {
             options.migrations = None;
         }
@@ -297,8 +296,8 @@ async fn all_steps_have_one_deadline_together(db: TestDb) {
 async fn a_later_step_has_no_more_time_than_an_earlier_one_has_left(db: TestDb) {
     let (first, second) = (Proxy::start(&db).expect("a proxy"), Proxy::start(&db).expect("a proxy"));
     let [through, direct] = [&first, &second].map(|it| Config::from_url(&it.url()).expect("an address"));
-    let wait = ConnectRetry { deadline: Duration::from_secs(4), ..LONG };
-    let options = Options { wait, direct: Some(direct), ..options(&through).await };
+    let wait = long().deadline(Duration::from_secs(4));
+    let options = options(&through).await.wait(wait).direct(Some(direct));
     first.refuse();
     second.refuse();
     let started = Instant::now();
@@ -326,7 +325,7 @@ async fn a_server_without_a_free_connection_is_waited_for() {
     }
 
     // More than fits is asked for only when it is used.
-    let opening = spawn(Options { instances: 0, ..options(&config(&db)).await });
+    let opening = spawn(options(&config(&db)).await.instances(0));
     until("there was no room", async || {
         log.lines_with(&["database not reached yet", db.name(), "too many clients"]).len() >= 2
     })
@@ -341,7 +340,7 @@ async fn a_server_without_a_free_connection_is_waited_for() {
 
 #[db_testkit::test]
 async fn dropped_wherever_it_waits_it_leaves_nothing_behind(db: TestDb) {
-    let pool = || PoolOptions { min_idle: 2, ..PoolOptions::named("gc") };
+    let pool = || PoolOptions::named("gc").min_idle(2);
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let before = tasks();
     let mut polls = 0;

@@ -272,12 +272,7 @@ impl Guarded {
         let guarded = Self { proxy, db, _server: server };
         let config = guarded.config(PASSWORD, "disable");
         until("the rule is in force", async || {
-            db_core::connect::connect(
-                &config,
-                ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() },
-            )
-            .await
-            .is_ok()
+            db_core::connect::connect(&config, ConnectRetry::default().deadline(Duration::ZERO)).await.is_ok()
         })
         .await;
         guarded
@@ -292,7 +287,7 @@ impl Guarded {
 }
 
 fn one_attempt() -> ConnectRetry {
-    ConnectRetry { deadline: Duration::from_millis(100), ..ConnectRetry::default() }
+    ConnectRetry::default().deadline(Duration::from_millis(100))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -304,7 +299,7 @@ async fn nothing_that_is_open_used_broken_or_logged_shows_a_secret() {
 
     let options = Options::new(server.config(PASSWORD, "disable"))
         .keyring(Keyring::new(&Key::from_bytes(KEY.as_bytes().to_vec()).expect("a key")))
-        .pool(PoolOptions { max: 1, acquire_timeout: Duration::from_secs(2), ..PoolOptions::named("one") });
+        .pool(PoolOptions::named("one").max(1).acquire_timeout(Duration::from_secs(2)));
     let layer = db_layer::open(options).await.expect("opened");
     failed_statements(&layer, &mut shown).await;
     lost_commits(&layer, &server, &mut shown).await;
@@ -335,7 +330,7 @@ async fn failures_to_open(server: &Guarded, shown: &mut Shown) {
         ("unknown database", server.config(PASSWORD, "disable").with_database("nowhere")),
         ("nobody there", refused),
     ] {
-        let options = || Options { wait: one_attempt(), ..Options::new(config.clone()) };
+        let options = || Options::new(config.clone()).wait(one_attempt());
         let error: OpenError = db_layer::open(options()).await.expect_err(name);
         if let OpenError::Connect(error) = &error {
             let failure: &ConnectFailure = error.failure();
@@ -344,21 +339,20 @@ async fn failures_to_open(server: &Guarded, shown: &mut Shown) {
         }
         shown.error(name, error);
         let good = server.config(PASSWORD, "disable");
-        let direct = Options { database: good, direct: Some(config.clone()), ..options() };
+        let direct = options().database(good).direct(Some(config.clone()));
         shown.error(name, db_layer::open(direct).await.expect_err(name));
         let migrations =
             db_layer::Migrations::from_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations"));
         let migrations = migrations.await.expect("migrations");
         shown.error(name, migrations.up_within(&config, one_attempt()).await.expect_err(name));
-        let pool = Pool::new(&config, PoolOptions { min_idle: 1, ..PoolOptions::api() });
+        let pool = Pool::new(&config, PoolOptions::api().min_idle(1));
         let cold: WarmUpError = pool.warm_up(Duration::from_millis(50)).await.expect_err(name);
         shown.error(name, cold);
-        let pooled = Options { database: config.clone().with_pooler(Pooler::Transaction), ..options() };
+        let pooled = options().database(config.clone().with_pooler(Pooler::Transaction));
         shown.error(name, db_layer::open(pooled).await.expect_err(name));
-        let lazy = db_layer::open(Options {
-            api: PoolOptions { acquire_timeout: Duration::from_millis(500), ..PoolOptions::api() },
-            ..options().lazy()
-        })
+        let lazy = db_layer::open(
+            options().lazy().api(PoolOptions::api().acquire_timeout(Duration::from_millis(500))),
+        )
         .await
         .expect("nobody is asked");
         let acquired: AcquireError = lazy.api().acquire().await.expect_err(name);
@@ -366,7 +360,7 @@ async fn failures_to_open(server: &Guarded, shown: &mut Shown) {
         debug!(shown; lazy, lazy.api(), lazy.api().pool());
         debug!(shown; lazy.health(Duration::from_millis(50)).await);
     }
-    let many = Options { instances: 1000, ..Options::new(server.config(PASSWORD, "disable")) };
+    let many = Options::new(server.config(PASSWORD, "disable")).instances(1000);
     shown.error("ConnectionBudgetExceeded", db_layer::open(many).await.expect_err("there is no room"));
     let named = Options::new(server.config(PASSWORD, "disable")).namespace("");
     shown.error("namespace", db_layer::open(named).await.expect_err("no name"));
@@ -550,7 +544,7 @@ async fn what_a_link_is_made_of(layer: &Db, server: &Guarded, shown: &mut Shown)
         WatchedTopics::new(layer.bus(), &Topic::new("w").expect("a topic"), &WatchOptions::default());
     let watch = watched.watch(&Topic::new("t").expect("a topic"), 1);
     debug!(shown; watched, watch, watched.state());
-    let options = BusOptions { queue: 1, ..BusOptions::default() };
+    let options = BusOptions::default().queue(1);
     shown.error(
         "BusOptionsError",
         Bus::open(&server.config(PASSWORD, "disable"), options).await.expect_err("too small"),

@@ -348,7 +348,7 @@ async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: Test
     .expect("an answer");
     let number = |text: &str| text.parse::<u32>().expect("a number");
     assert_eq!(exceeded.available(), number(&max) - number(&reserved), "what ordinary roles may have");
-    let too_large = Options { instances: 1, ..with("backend-max-conns", &max) };
+    let too_large = with("backend-max-conns", &max).instances(1);
     let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(too_large).await else {
         panic!("there is no room")
     };

@@ -16,12 +16,10 @@ async fn small(settings: &[(&str, &str)]) -> (TestServer, TestDb) {
 }
 
 fn sized(config: &Config, api: u32, backend: u32, instances: u32) -> Options {
-    Options {
-        instances,
-        api: PoolOptions { max: api, ..PoolOptions::api() },
-        backend: PoolOptions { max: backend, ..PoolOptions::backend() },
-        ..Options::new(config.clone())
-    }
+    Options::new(config.clone())
+        .instances(instances)
+        .api(PoolOptions::api().max(api))
+        .backend(PoolOptions::backend().max(backend))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

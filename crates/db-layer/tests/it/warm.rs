@@ -11,12 +11,10 @@ use db_testkit::{Proxy, TestDb, TestServer, until};
 use crate::{config, options};
 
 fn warm(options: Options, min_idle: u32) -> Options {
-    Options {
-        api: PoolOptions { min_idle, ..PoolOptions::api() },
-        backend: PoolOptions { min_idle, ..PoolOptions::backend() },
-        ..options
-    }
-    .pool(PoolOptions { max: 2, min_idle: 1, ..PoolOptions::named("gc") })
+    options
+        .api(PoolOptions::api().min_idle(min_idle))
+        .backend(PoolOptions::backend().min_idle(min_idle))
+        .pool(PoolOptions::named("gc").max(2).min_idle(1))
 }
 
 #[db_testkit::test]
@@ -37,13 +35,9 @@ async fn a_server_without_room_for_what_is_to_be_ready_fails_the_opening_and_lea
     let server =
         TestServer::start(Server::throwaway().setting("max_connections", "6")).await.expect("a server");
     let db = server.empty().await.expect("a database");
-    let wait = ConnectRetry {
-        deadline: Duration::from_secs(2),
-        attempt: Duration::from_secs(2),
-        ..ConnectRetry::default()
-    };
+    let wait = ConnectRetry::default().deadline(Duration::from_secs(2)).attempt(Duration::from_secs(2));
     // Or it would be refused before it is tried.
-    let large = Options { instances: 0, wait, ..warm(Options::new(config(&db)), 5) };
+    let large = warm(Options::new(config(&db)), 5).instances(0).wait(wait);
 
     let error = db_layer::open(large).await.expect_err("there is no room");
 
@@ -64,7 +58,7 @@ async fn opening_takes_one_session_beside_those_that_it_keeps(db: TestDb) {
     drop(db_layer::open(options(&db).await).await.expect("migrated"));
     let proxy = Proxy::start(&db).expect("a proxy");
     let through = db_layer::Config::from_url(&proxy.url()).expect("the proxy's address");
-    let again = warm(Options { database: through, ..options(&db).await }, 2);
+    let again = warm(options(&db).await.database(through), 2);
 
     let layer = db_layer::open(again).await.expect("opened");
 

@@ -236,7 +236,7 @@ async fn an_answer_that_does_not_come_is_not_waited_for_for_ever(db: TestDb) {
         .await
         .expect("locked");
 
-    let once = ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() };
+    let once = ConnectRetry::default().deadline(Duration::ZERO);
     let config = config(&db);
     let given_up = tokio::time::timeout(Duration::from_secs(20), migrations.up_within(&config, once));
     let error = given_up.await.expect("in time").expect_err("nobody answers");

@@ -42,6 +42,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use db_core::Session;
+use derive_setters::Setters;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -56,7 +57,8 @@ use crate::state::Counter;
 use crate::{Bus, NotifyError, Subscription, Topic};
 
 /// Options of [`WatchedTopics`]. All processes that share a map must use the same ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Setters)]
+#[non_exhaustive]
 pub struct WatchOptions {
     /// The interval at which each process announces again all that it watches (default 30 s, from 10 ms to 1 day; a value
     /// outside counts as the nearest one). A mark expires three intervals after its last renewal. A process that has just

@@ -26,7 +26,7 @@ async fn a_notifier_sends_after_its_session_was_lost(db: TestDb) {
 async fn the_heartbeat_notices_a_silent_session(_db: TestDb) {
     let server = db_testkit::TestServer::throwaway().await.expect("a server");
     let db = server.empty().await.expect("a database");
-    let options = BusOptions { heartbeat: Duration::from_millis(100), ..BusOptions::default() };
+    let options = BusOptions::default().heartbeat(Duration::from_millis(100));
     let bus = Bus::open(&config(&db), options).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("t"), 10);
     let pid: i32 = sqlx::query_scalar("select pid from pg_stat_activity where application_name = 'bus'")
@@ -111,7 +111,7 @@ async fn an_attempt_to_listen_has_the_connect_timeout_of_the_address() {
 #[db_testkit::test]
 async fn a_namespace_too_long_for_a_channel_is_refused(db: TestDb) {
     for namespace in [String::new(), "x".repeat(54), "a\0b".to_owned()] {
-        let options = BusOptions { namespace, ..BusOptions::default() };
+        let options = BusOptions::default().namespace(namespace);
         assert!(Bus::open(&config(&db), options).await.is_err());
     }
 }
@@ -121,7 +121,7 @@ async fn a_lazy_bus_listens_at_the_first_subscription_and_sends_before(db: TestD
     let heard = bus(&db).await;
     let mut orders = heard.subscribe(&topic("orders"), 10);
     let lazy = Bus::lazy(&config(&db), &BusOptions::default()).expect("a bus");
-    let namespace = BusOptions { namespace: String::new(), ..BusOptions::default() };
+    let namespace = BusOptions::default().namespace(String::new());
     assert!(matches!(
         Bus::lazy(&config(&db), &namespace),
         Err(db_notify::OpenError::Options(BusOptionsError::Namespace))
@@ -196,7 +196,7 @@ async fn a_lazy_bus_retries_and_can_be_closed_before_it_listens(db: TestDb) {
 #[tokio::test(start_paused = true)]
 async fn an_idle_bus_sends_at_once_and_a_busy_one_at_its_pace() {
     let pace = Duration::from_mins(10);
-    let options = BusOptions { pace, ..BusOptions::default() };
+    let options = BusOptions::default().pace(pace);
     let bus = Bus::with_link(MemoryLink::new(), options).await.expect("a bus");
     let begun = time::Instant::now();
     let sent = async || {
@@ -214,7 +214,7 @@ async fn an_idle_bus_sends_at_once_and_a_busy_one_at_its_pace() {
 #[tokio::test(start_paused = true)]
 async fn the_pace_grows_with_the_calls_of_a_batch() {
     let pace = Duration::from_mins(10);
-    let options = BusOptions { pace, ..BusOptions::default() };
+    let options = BusOptions::default().pace(pace);
     let bus = Bus::with_link(MemoryLink::new(), options).await.expect("a bus");
     let soon = Duration::from_secs(1);
 

@@ -535,7 +535,7 @@ async fn a_bus_receives_its_own_notifications_and_tells_topics_apart(place: impl
 
 async fn namespaces_are_separate(place: impl Place) {
     let ours = open(&place).await;
-    let options = BusOptions { namespace: "other's".to_owned(), ..BusOptions::default() };
+    let options = BusOptions::default().namespace("other's");
     let theirs = Bus::with_link(place.link(), options).await.expect("a bus");
     let mut subscription = ours.subscribe(&topic("t"), 10);
 
@@ -641,11 +641,7 @@ async fn a_statement_without_an_answer_is_sent_again(place: impl Place) {
 }
 
 async fn the_heartbeat_notices_a_silent_session(place: impl Place) {
-    let options = BusOptions {
-        heartbeat: Duration::from_millis(100),
-        answer: Duration::from_secs(1),
-        ..BusOptions::default()
-    };
+    let options = BusOptions::default().heartbeat(Duration::from_millis(100)).answer(Duration::from_secs(1));
     let bus = Bus::with_link(place.link(), options).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("t"), 10);
     until("it was asked", async || bus.state().last_heartbeat.is_some()).await;
@@ -696,7 +692,7 @@ async fn the_message_everything_is_one_gap_for_each_subscription(place: impl Pla
 }
 
 async fn past_its_size_the_outbox_sends_everything(place: impl Place) {
-    let options = BusOptions { queue: 1000, ..BusOptions::default() };
+    let options = BusOptions::default().queue(1000);
     let bus = Bus::with_link(place.link(), options).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("other"), 1);
     place.stop();

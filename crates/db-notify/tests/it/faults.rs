@@ -33,7 +33,7 @@ const DEADLINE: Duration = HEARTBEAT.saturating_add(ANSWER).saturating_add(DIAL)
 const TOPICS: usize = 10;
 
 fn options() -> BusOptions {
-    BusOptions { heartbeat: HEARTBEAT, answer: ANSWER, ..BusOptions::default() }
+    BusOptions::default().heartbeat(HEARTBEAT).answer(ANSWER)
 }
 
 /// The topics that the other process notifies, and that the process of the bus notifies.

@@ -11,7 +11,7 @@ use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 use crate::support::{bus, config, payload, topic};
 
 fn pool(db: &TestDb) -> Pool {
-    Pool::new(&config(db), PoolOptions { max: 2, ..PoolOptions::backend() })
+    Pool::new(&config(db), PoolOptions::backend().max(2))
 }
 
 /// A table, a pool behind a proxy, and a bus that is attached to the pool and not behind the proxy.
@@ -19,7 +19,7 @@ async fn cut_off(db: &TestDb) -> (Proxy, Pool, Bus) {
     execute(db, "create table orders (n int primary key)").await;
     let proxy = Proxy::start(db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
-    let pool = Pool::new(&config, PoolOptions { max: 2, ..PoolOptions::backend() });
+    let pool = Pool::new(&config, PoolOptions::backend().max(2));
     let bus = bus(db).await;
     pool.attach(Arc::new(bus.clone()));
     (proxy, pool, bus)

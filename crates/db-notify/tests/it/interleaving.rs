@@ -31,7 +31,7 @@ impl Two {
         let map = async |renewal: Duration| {
             let bus = Bus::with_link(link.clone(), BusOptions::default()).await.expect("a bus");
             let announcements = Topic::new("watched").expect("a topic");
-            WatchedTopics::new(&bus, &announcements, &WatchOptions { renewal })
+            WatchedTopics::new(&bus, &announcements, &WatchOptions::default().renewal(renewal))
         };
         // The watching process does not renew, since a renewal would wake watchers. The writing process is out of doubt soon,
         // and its marks outlast a pause of the machine.

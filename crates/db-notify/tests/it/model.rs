@@ -45,7 +45,7 @@ fn in_memory_all_that_was_sent_is_delivered_or_covered_by_a_gap() {
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.expect("a runtime").block_on(async {
             let memory = MemoryLink::new();
-            let options = BusOptions { heartbeat: Duration::from_secs(1), ..options() };
+            let options = options().heartbeat(Duration::from_secs(1));
             run(&memory, &options, case).await?;
             prop_assert_eq!(memory.sessions(), 0);
             Ok(())
@@ -66,7 +66,7 @@ fn on_postgresql_all_that_was_sent_is_delivered_or_covered_by_a_gap() {
         }
         runtime.block_on(async {
             let (heartbeat, answer) = (Duration::from_millis(100), Duration::from_secs(1));
-            run(&server, &BusOptions { heartbeat, answer, ..options() }, case).await?;
+            run(&server, &options().heartbeat(heartbeat).answer(answer), case).await?;
             server.until_sessions(0).await;
             Ok(())
         })
@@ -77,7 +77,7 @@ fn on_postgresql_all_that_was_sent_is_delivered_or_covered_by_a_gap() {
 }
 
 fn options() -> BusOptions {
-    BusOptions { queue: QUEUE, ..BusOptions::default() }
+    BusOptions::default().queue(QUEUE)
 }
 
 fn check(cases: u32, longest: usize, mut test: impl FnMut(&Case) -> Result<(), TestCaseError>) {

@@ -54,9 +54,9 @@ fn one_of_several() {
         let begin = orders.recv().await.expect("an order");
         let first = begin.strip_prefix("begin ").expect("the first order");
         let config = Config::from_url(&address).expect("an address");
-        let options = BusOptions { heartbeat: Duration::from_millis(200), ..BusOptions::default() };
+        let options = BusOptions::default().heartbeat(Duration::from_millis(200));
         let bus = Bus::open(&config, options).await.expect("a bus");
-        let map = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions { renewal: RENEWAL });
+        let map = WatchedTopics::new(&bus, &topic("watched"), &WatchOptions::default().renewal(RENEWAL));
         let notify = |name: &str| {
             let is_sent = map.notify(&topic(name)).expect("an open bus");
             answer(if is_sent { "sent" } else { "gated" });

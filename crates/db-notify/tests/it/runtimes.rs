@@ -25,7 +25,7 @@ async fn bus(memory: &MemoryLink) -> Bus {
 }
 
 fn map(bus: &Bus) -> WatchedTopics {
-    WatchedTopics::new(bus, &topic("watched"), &WatchOptions { renewal: Duration::from_millis(20) })
+    WatchedTopics::new(bus, &topic("watched"), &WatchOptions::default().renewal(Duration::from_millis(20)))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -146,7 +146,7 @@ async fn callers_that_gave_up_take_no_memory_while_the_server_is_away() {
 
 #[tokio::test(start_paused = true)]
 async fn a_notification_dropped_before_a_long_loss_was_noticed_is_recovered_after_it() {
-    let options = WatchOptions { renewal: Duration::from_secs(1) };
+    let options = WatchOptions::default().renewal(Duration::from_secs(1));
     let link = Moody::default();
     let map = async |bus: &Bus| {
         let map = WatchedTopics::new(bus, &topic("watched"), &options);
@@ -199,7 +199,7 @@ async fn a_server_that_does_not_tell_its_queue_usage_is_no_trouble(db: TestDb) {
     sqlx::raw_sql(fake).execute(&db.pool()).await.expect("made");
     let path = format!("alter database {} set search_path = fake, pg_catalog, public", db.name());
     sqlx::raw_sql(sqlx::AssertSqlSafe(path)).execute(&db.pool()).await.expect("set");
-    let options = BusOptions { heartbeat: Duration::from_millis(20), ..BusOptions::default() };
+    let options = BusOptions::default().heartbeat(Duration::from_millis(20));
     let config = Config::from_url(&db.url()).expect("an address");
     let bus = Bus::open(&config, options).await.expect("a bus");
 

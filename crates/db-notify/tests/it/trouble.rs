@@ -27,7 +27,7 @@ fn options(db: &TestDb) -> BusOptions {
     let heartbeat = Duration::from_millis(50);
     // On a busy machine, an answer may take longer.
     let answer = Duration::from_secs(10);
-    BusOptions { namespace: db.name().to_owned(), heartbeat, answer, ..BusOptions::default() }
+    BusOptions::default().namespace(db.name().to_owned()).heartbeat(heartbeat).answer(answer)
 }
 
 fn config(db: &TestDb) -> Config {
@@ -47,7 +47,7 @@ fn channel(name: &str) -> Channel {
 }
 
 fn pool(config: &Config) -> Pool {
-    Pool::new(config, PoolOptions { name: "test".to_owned(), max: 3, ..PoolOptions::api() })
+    Pool::new(config, PoolOptions::api().name("test").max(3))
 }
 
 async fn next(subscription: &mut Subscription) -> Delivery {
@@ -356,7 +356,7 @@ fn a_process_that_ends_at_its_commit() {
     run(async {
         let config = Config::from_url(&address).expect("an address");
         let namespace = orders.recv().await.expect("a namespace");
-        let options = BusOptions { namespace, ..BusOptions::default() };
+        let options = BusOptions::default().namespace(namespace);
         let bus = Bus::lazy(&config, &options).expect("a bus");
         let pool = pool(&config);
         let mut tx = pool.handle().begin().await.expect("begun");
@@ -417,7 +417,7 @@ async fn a_server_that_ends_idle_sessions_keeps_those_of_the_bus(db: TestDb) {
     let timeout_for_all = format!("alter database \"{name}\" set idle_session_timeout = '300ms'");
     sqlx::raw_sql(sqlx::AssertSqlSafe(timeout_for_all)).execute(&db.pool()).await.expect("set");
     let heartbeat = Duration::from_hours(1);
-    let bus = Bus::open(&config(&db), BusOptions { heartbeat, ..options(&db) }).await.expect("a bus");
+    let bus = Bus::open(&config(&db), options(&db).heartbeat(heartbeat)).await.expect("a bus");
     let mut subscription = bus.subscribe(&topic("t"), 10);
     bus.notify_with(&topic("t"), "before").await.expect("sent");
     assert_eq!(payload(&mut subscription).await, "before");
@@ -442,7 +442,7 @@ async fn a_statement_on_a_silent_session_is_sent_again_and_may_arrive_twice(db: 
     let proxy = Proxy::start(&db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
     let answer = Duration::from_secs(1);
-    let bus = Bus::open(&config, BusOptions { answer, heartbeat: Duration::from_hours(1), ..options(&db) });
+    let bus = Bus::open(&config, options(&db).answer(answer).heartbeat(Duration::from_hours(1)));
     let (bus, other) = (bus.await.expect("a bus"), open(&db).await);
     let mut subscription = other.subscribe(&topic("t"), 10);
     bus.notify_with(&topic("t"), "0").await.expect("sent");

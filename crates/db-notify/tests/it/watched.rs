@@ -27,7 +27,7 @@ fn topic(name: &str) -> Topic {
 }
 
 fn map_on(bus: &Bus, announcements: &str) -> WatchedTopics {
-    WatchedTopics::new(bus, &topic(announcements), &WatchOptions { renewal: RENEWAL })
+    WatchedTopics::new(bus, &topic(announcements), &WatchOptions::default().renewal(RENEWAL))
 }
 
 /// The bus and the map of a process.
@@ -469,7 +469,7 @@ async fn a_map_and_its_bus_live_as_long_as_a_watch() {
 #[db_testkit::test]
 async fn notify_after_notifies_only_after_a_commit(db: TestDb) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
-    let options = PoolOptions { name: "test".to_owned(), max: 2, ..PoolOptions::api() };
+    let options = PoolOptions::api().name("test").max(2);
     let pool = Pool::new(&config, options);
     let bus = Bus::open(&config, BusOptions::default()).await.expect("a bus");
     let map = map_on(&bus, "watched");

@@ -66,9 +66,7 @@ async fn a_pooler_that_cannot_do_it_fails_the_opening_with_the_reason(db: TestDb
     let bouncer = PgBouncer::builder().max_prepared_statements(0).start(&db).await.expect("a pooler");
     let through = Config::from_url(&bouncer.url()).expect("its address");
 
-    let error = db_layer::open(Options { direct: Some(direct(&db)), ..Options::new(through) })
-        .await
-        .expect_err("refused");
+    let error = db_layer::open(Options::new(through).direct(Some(direct(&db)))).await.expect_err("refused");
 
     let OpenError::Connect(error) = error else { panic!("{error}") };
     assert!(matches!(error.failure(), ConnectFailure::Pooler(_)), "{error}");

@@ -32,7 +32,7 @@ fn config(bouncer: &PgBouncer) -> Config {
 }
 
 fn options(max: u32) -> PoolOptions {
-    PoolOptions { name: "test".to_owned(), max, acquire_timeout: PATIENCE, ..PoolOptions::api() }
+    PoolOptions::api().name("test").max(max).acquire_timeout(PATIENCE)
 }
 
 fn pool(bouncer: &PgBouncer, max: u32) -> Pool {
@@ -44,7 +44,7 @@ async fn number(pool: &Pool, n: i32) -> Result<i32, Error> {
 }
 
 fn one_try() -> ConnectRetry {
-    ConnectRetry { deadline: Duration::ZERO, ..ConnectRetry::default() }
+    ConnectRetry::default().deadline(Duration::ZERO)
 }
 
 #[db_testkit::test]
@@ -247,11 +247,7 @@ async fn what_needs_a_session_of_its_own_is_not_sent(db: TestDb) {
 #[db_testkit::test]
 async fn each_transaction_tells_the_server_its_limits(db: TestDb) {
     let bouncer = following().start(&db).await.expect("a pooler");
-    let limits = PoolOptions {
-        statement_timeout: Duration::from_secs(7),
-        tx_timeout: Duration::from_secs(20),
-        ..options(1)
-    };
+    let limits = options(1).statement_timeout(Duration::from_secs(7)).tx_timeout(Duration::from_secs(20));
     let pool = Pool::new(&config(&bouncer), limits);
     let said = async |options: TxOptions| {
         pool.handle()
@@ -281,7 +277,7 @@ async fn each_transaction_tells_the_server_its_limits(db: TestDb) {
 async fn a_dropped_transaction_is_rolled_back_and_met_by_nobody(db: TestDb) {
     let bouncer = following().default_pool_size(1).start(&db).await.expect("a pooler");
     // With nothing to reset: that is not the pool's to do where sessions are everybody's.
-    let pool = Pool::new(&config(&bouncer), PoolOptions { reset: Reset::DiscardAll, ..options(1) });
+    let pool = Pool::new(&config(&bouncer), options(1).reset(Reset::DiscardAll));
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
     // Of another service, in the one session of the server.
     let other = self::pool(&bouncer, 1);
@@ -463,7 +459,7 @@ async fn a_server_that_is_down_behind_it_is_waited_for(_db: TestDb) {
     let down = Config::from_url(&bouncer.url()).expect("its address");
 
     server.stop(Stop::Immediate).await.expect("stopped");
-    let failure = connect(&down, ConnectRetry { attempt: Duration::from_secs(1), ..one_try() }).await;
+    let failure = connect(&down, one_try().attempt(Duration::from_secs(1))).await;
     assert!(failure.is_err(), "who is let in by the pooler has not reached the server");
     let opened = tokio::spawn(async move { connect(&down, ConnectRetry::default()).await.map(drop) });
     server.until_up().await.expect("up again");
@@ -511,4 +507,30 @@ async fn closing_waits_for_work_and_ends_nobody_elses_session(db: TestDb) {
     let after: HashSet<i32> =
         db.sessions().await.expect("sessions").iter().map(|session| session.pid).collect();
     assert!(before.is_subset(&after), "{before:?} {after:?}");
+}
+
+#[db_testkit::test]
+async fn each_transaction_has_the_settings_of_the_pool_and_what_comes_after_it_has_not(db: TestDb) {
+    let bouncer = following().start(&db).await.expect("a pooler");
+    let pool =
+        Pool::new(&config(&bouncer), options(1).set("app.note", "here").set("application_name", "shop 7"));
+    let outside = async || {
+        let asked = sqlx::query_scalar("select coalesce(current_setting('app.note', true), '')");
+        asked.fetch_one(pool.handle()).await.expect("asked")
+    };
+
+    for _ in 0..2 {
+        let inside = pool.handle().tx(async |tx| {
+            let note = sqlx::query_scalar("select current_setting('app.note')").fetch_one(&mut *tx).await?;
+            Ok::<String, Error>(note)
+        });
+        assert_eq!(inside.await.expect("the setting"), "here");
+        let note: String = outside().await;
+        assert_eq!(note, "");
+    }
+
+    let name =
+        sqlx::query_scalar("select current_setting('application_name')").fetch_one(pool.handle()).await;
+    let name: String = name.expect("a name");
+    assert_eq!(name, "shop 7");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use db_core::{Class, Config, Conn, Error, Pool, PoolOptions};
+use db_core::{Class, Config, Conn, Error, Pool};
 use db_testkit::{Proxy, Session, TestDb, TestServer, until};
 use futures_util::future::join_all;
 use futures_util::{FutureExt, TryStreamExt};
@@ -470,10 +470,8 @@ async fn where_the_runtime_of_a_pool_has_ended_nobody_waits_for_a_cancel(db: Tes
     let (pool, conn) = tokio::task::spawn_blocking(move || {
         let runtime = Runtime::new().expect("a runtime");
         runtime.block_on(async {
-            let pool = Pool::new(
-                &Config::from_url(&url).expect("an address"),
-                PoolOptions { statement_timeout: LONG, ..options(2) },
-            );
+            let pool =
+                Pool::new(&Config::from_url(&url).expect("an address"), options(2).statement_timeout(LONG));
             let mut conn = pool.handle().acquire().await.expect("a connection");
             assert!(sqlx::query(Gate::WAIT).execute(&mut conn).now_or_never().is_none());
             (pool, conn)

@@ -12,12 +12,13 @@ use tokio::time::timeout;
 use super::stage::{Gate, LONG, ends, hasty, options, recovers, rows, stage, table, until_at_rest};
 
 /// Tries again soon.
-const SOON: TxRetry = TxRetry {
-    retries: 3,
-    min_pause: Duration::from_millis(10),
-    max_pause: Duration::from_millis(50),
-    conflict_pause: Duration::from_millis(10),
-};
+fn soon() -> TxRetry {
+    TxRetry::default()
+        .retries(3)
+        .min_pause(Duration::from_millis(10))
+        .max_pause(Duration::from_millis(50))
+        .conflict_pause(Duration::from_millis(10))
+}
 
 /// Counts what is done after a commit.
 #[derive(Clone, Default)]
@@ -53,7 +54,7 @@ async fn insert(pool: &Pool, options: TxOptions, hooks: &Hooks) -> Result<(), Er
 /// The same, as often as it takes. Says how often that was.
 async fn insert_retrying(pool: &Pool, options: TxOptions, hooks: &Hooks) -> Result<u32, Error> {
     let attempts = &AtomicU32::new(0);
-    let work = pool.handle().tx_retry(options, SOON, || {
+    let work = pool.handle().tx_retry(options, soon(), || {
         let counted = hooks.clone();
         async move |tx| {
             attempts.fetch_add(1, Ordering::SeqCst);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{AcquirePhase, Class, Error, Pool, PoolOptions};
+use db_core::{AcquirePhase, Class, Error, Pool};
 use db_embedded::{Released, Server};
 use db_testkit::{Stop, TestDb, TestServer, until};
 
@@ -48,7 +48,7 @@ async fn one_terminated_session_costs_one_new_connection_and_the_others_are_kept
 #[db_testkit::test]
 async fn one_terminated_session_of_those_kept_ready_costs_one_new_connection(db: TestDb) {
     let keepalive = Duration::from_millis(500);
-    let pool = pool(&db.url(), PoolOptions { min_idle: 3, keepalive, ..options(10) });
+    let pool = pool(&db.url(), options(10).min_idle(3).keepalive(keepalive));
     until("they are ready", async || pool.stats().idle == 3).await;
     terminate(&db, db.sessions().await.expect("three")[0].pid).await;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use db_core::{AcquirePhase, Class, Error, PoolOptions};
+use db_core::{AcquirePhase, Class, Error};
 use db_testkit::{Proxy, Session, TestDb, until};
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
@@ -236,7 +236,7 @@ async fn one_half_open_connection_gives_all_others_away(db: TestDb) {
 #[db_testkit::test]
 async fn half_open_connections_are_found_and_replaced_before_anybody_asks(db: TestDb) {
     let keepalive = Duration::from_millis(500);
-    let (proxy, pool) = stage(&db, PoolOptions { min_idle: 4, keepalive, ..options(4) });
+    let (proxy, pool) = stage(&db, options(4).min_idle(4).keepalive(keepalive));
     until("they are ready", async || pool.stats().idle == 4).await;
 
     proxy.half_open();
@@ -475,7 +475,7 @@ async fn callers_who_go_on_asking_through_every_fault_get_right_answers_again(db
 #[db_testkit::test]
 async fn a_pool_that_is_full_of_work_takes_nothing_from_the_other(db: TestDb) {
     let (_proxy, backend) = stage(&db, options(4));
-    let (_other, api) = stage(&db, PoolOptions { name: "api".to_owned(), ..hasty(2, SHORT, SHORT) });
+    let (_other, api) = stage(&db, hasty(2, SHORT, SHORT).name("api"));
     let mut work = tokio::task::JoinSet::new();
     for _ in 0..204 {
         let handle = backend.handle();

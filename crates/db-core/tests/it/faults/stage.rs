@@ -28,19 +28,17 @@ pub(super) const CONTROL: &str = "tested control";
 
 /// A pool of so many connections, which asks each for a sign of life before it hands it out. Its deadlines are far away.
 pub(super) fn options(max: u32) -> PoolOptions {
-    PoolOptions {
-        name: NAME.to_owned(),
-        max,
-        ping_after: Duration::ZERO,
-        acquire_timeout: LONG,
-        statement_timeout: LONG,
-        ..PoolOptions::api()
-    }
+    PoolOptions::api()
+        .name(NAME.to_owned())
+        .max(max)
+        .ping_after(Duration::ZERO)
+        .acquire_timeout(LONG)
+        .statement_timeout(LONG)
 }
 
 /// The same, with so much time for a connection and for a statement.
 pub(super) fn hasty(max: u32, acquire: Duration, statement: Duration) -> PoolOptions {
-    PoolOptions { acquire_timeout: acquire, statement_timeout: statement, ..options(max) }
+    options(max).acquire_timeout(acquire).statement_timeout(statement)
 }
 
 /// A pool at this address.

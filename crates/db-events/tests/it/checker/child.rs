@@ -176,15 +176,14 @@ impl Child {
         let own = owned[usize::try_from(slot).expect("a slot")];
 
         let config = Config::from_url(address).expect("an address");
-        let options = BusOptions {
-            heartbeat: Duration::from_millis(200),
-            answer: Duration::from_millis(500),
-            queue: 1000,
-            ..BusOptions::default()
-        };
+        let options = BusOptions::default()
+            .heartbeat(Duration::from_millis(200))
+            .answer(Duration::from_millis(500))
+            .queue(1000);
         let bus = Bus::open(&config, options).await.expect("a bus");
-        let pool = Pool::new(&config, PoolOptions { max: 20, ..PoolOptions::backend() });
-        let topics = LogTopics::default().options(WatchOptions { renewal: Duration::from_millis(500) });
+        let pool = Pool::new(&config, PoolOptions::backend().max(20));
+        let topics =
+            LogTopics::default().options(WatchOptions::default().renewal(Duration::from_millis(500)));
         let events = EventLogs::with_topics(pool, &bus, &topics);
 
         let mut hands: Vec<(LogId, Hand)> = vec![(own, Hand::Only(None))];
