@@ -71,7 +71,7 @@ impl NewEvent {
         Ok(Self::new(kind, serde_json::to_string(data)?))
     }
 
-    /// Sets the version of the kind's data [1], by which readers tell old events from new ones.
+    /// Sets the version of the kind's data (default 1), by which readers tell old events from new ones.
     #[must_use]
     pub fn version(self, version: i16) -> Self {
         Self { version, ..self }

@@ -4,7 +4,7 @@ use super::page::{Continuity, Page, Wanted};
 use super::seen::Seen;
 use crate::{Error, Event, EventLogs, LogId};
 
-/// Which events of a log to read [all].
+/// Which events of a log to read; all of them by default.
 ///
 /// ```
 /// use db_events::Selection;
