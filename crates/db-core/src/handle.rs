@@ -29,8 +29,7 @@ impl Handle {
 
     /// One that belongs to no line: a trait's method cannot know who calls it.
     pub(crate) fn of(pool: &Pool) -> Self {
-        let asker = Asker { at: CallSite::unknown(), leak_after: pool.leak_after() };
-        Self { pool: pool.clone(), asker }
+        Self { pool: pool.clone(), asker: Asker::new(CallSite::unknown(), pool.options()) }
     }
 
     /// Takes a connection for one statement, which is to be sent at once.
@@ -59,6 +58,23 @@ impl Handle {
     pub fn leak_after(mut self, threshold: Duration) -> Self {
         self.asker.leak_after = threshold;
         self
+    }
+
+    /// Says how long this handle waits for a connection, in place of the pool's
+    /// [`acquire_timeout`](crate::PoolOptions::acquire_timeout).
+    #[must_use]
+    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
+        self.asker.acquire_timeout = timeout;
+        self
+    }
+
+    /// Takes a connection that is idle, and is `None` if there is none: it neither joins the queue nor has a connection dialled. As
+    /// by [`acquire`](Self::acquire), a connection that was idle for longer than [`ping_after`](crate::PoolOptions::ping_after) is
+    /// pinged first, for 0.3 s at most; if it does not answer, the next idle one is taken.
+    ///
+    /// Cancel safe.
+    pub fn try_acquire(&self) -> impl Future<Output = Option<Conn>> + Send + use<> {
+        self.pool.try_acquire(self.asker)
     }
 
     /// Takes a connection, waiting at most for the pool's acquire time-out. The future borrows nothing, so it may be spawned.

@@ -32,7 +32,7 @@ pub use options::{Limits, PoolOptions, Reset};
 pub use stats::{Stats, Totals};
 pub use warm::WarmUpError;
 
-pub(crate) use acquire::acquire;
+pub(crate) use acquire::{acquire, try_acquire};
 pub(crate) use cancel::{Cancel, Cancels};
 pub(crate) use driver::Driver;
 pub(crate) use live::{CheckedOut, Live};
@@ -112,8 +112,7 @@ impl Pool {
     #[must_use]
     #[track_caller]
     pub fn handle(&self) -> Handle {
-        let asker = Asker { at: CallSite::caller(), leak_after: self.leak_after() };
-        Handle::new(self.clone(), asker)
+        Handle::new(self.clone(), Asker::new(CallSite::caller(), self.options()))
     }
 
     /// The pool's name.
@@ -215,8 +214,19 @@ impl Pool {
         closing::close(&self.inner, deadline).await
     }
 
-    pub(crate) fn leak_after(&self) -> Duration {
-        self.inner.options.leak_after
+    /// Replaces all connections, gently: those that are idle are closed at once, those in use as they come back, and new ones are
+    /// dialled for `min_idle` and as callers need them. For what a session learns only when it begins: a role's new settings, an
+    /// address that leads elsewhere now, a server that is about to be replaced. Not the connections of [`Pool::sqlx`].
+    pub fn evict(&self) {
+        self.inner.evict();
+    }
+
+    pub(crate) fn options(&self) -> &PoolOptions {
+        &self.inner.options
+    }
+
+    pub(crate) fn try_acquire(&self, asker: Asker) -> impl Future<Output = Option<Conn>> + Send + use<> {
+        try_acquire(Arc::clone(&self.inner), asker)
     }
 
     pub(crate) fn acquire(

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sqlx::SqlStr;
 
 use crate::pool::Cancels;
-use crate::sql;
+use crate::{PoolOptions, sql};
 
 /// What a pool remembers of those who hold its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,6 +97,14 @@ impl fmt::Display for CallSite {
 pub(crate) struct Asker {
     pub(crate) at: CallSite,
     pub(crate) leak_after: Duration,
+    pub(crate) acquire_timeout: Duration,
+}
+
+impl Asker {
+    /// Asks as the options of its pool say.
+    pub(crate) fn new(at: CallSite, options: &PoolOptions) -> Self {
+        Self { at, leak_after: options.leak_after, acquire_timeout: options.acquire_timeout }
+    }
 }
 
 /// One session on the server, known from its first answer to its end.

@@ -55,6 +55,23 @@ pub(crate) async fn acquire(
     Box::pin(acquire_slow(inner, asker, started, next, statement)).await
 }
 
+/// Takes an idle connection, and neither waits for another caller nor has one dialled. One that has to be checked is, as by [`acquire`].
+pub(crate) async fn try_acquire(inner: Arc<Shared>, asker: Asker) -> Option<Conn> {
+    let started = Instant::now();
+    while let Some((out, standard)) = inner.take_idle() {
+        let mut conn = match lend(out, Arc::clone(&inner), asker, Instant::now(), standard, None) {
+            Ok(conn) => return Some(conn),
+            Err(conn) => conn,
+        };
+        let left = asker.acquire_timeout.saturating_sub(started.elapsed());
+        if conn.make_ready(standard, left).await {
+            conn.start_checkout(None);
+            return Some(conn);
+        }
+    }
+    None
+}
+
 /// Makes a loan of a connection. The loan comes as an error if the connection has to be checked first: then no statement runs on it
 /// yet.
 fn lend(
@@ -96,7 +113,7 @@ async fn acquire_slow(
     let inner = &inner;
     let give_up = |phase, failure| Err(explain(inner, asker, started, phase, failure));
     loop {
-        let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
+        let left = asker.acquire_timeout.saturating_sub(started.elapsed());
         // From here on, dropping the future gives the connection back, or sends it to repair.
         let (mut conn, standard) = match next {
             Next::Check(conn, standard) => (conn, standard),
@@ -126,13 +143,13 @@ async fn acquire_slow(
                 }
             }
         };
-        let left = inner.options.acquire_timeout.saturating_sub(started.elapsed());
+        let left = asker.acquire_timeout.saturating_sub(started.elapsed());
         if conn.make_ready(standard, left).await {
             conn.start_checkout(statement);
             return Ok(conn);
         }
         drop(conn);
-        if started.elapsed() >= inner.options.acquire_timeout {
+        if started.elapsed() >= asker.acquire_timeout {
             inner.core().totals.timed_out += 1;
             return give_up(AcquirePhase::Verify, None);
         }

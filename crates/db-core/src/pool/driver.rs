@@ -1,6 +1,7 @@
 //! The one lock of a pool, and the tasks that perform what its [state](super::state) asks for.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,8 @@ pub(crate) struct Driver {
     pub(crate) canceller: Option<Canceller>,
     /// Makes the pool's texts differ from those of other pools, where a pooler keeps what was prepared for all of them.
     pub(crate) mark: u64,
+    /// The state's count of stale types and evictions, for connections that come back. Whether one may be used again is decided under the lock.
+    types: AtomicU64,
     /// Set once a pooler in between is known to follow prepared statements.
     pub(crate) pooler_follows: OnceLock<()>,
     pub(crate) companions: Companions,
@@ -148,6 +151,7 @@ impl Driver {
             canceller: (config.pooler() == Pooler::None)
                 .then(|| Canceller::start(&config, &options.name, options.keepalive, &runtime)),
             mark: fastrand::u64(..),
+            types: AtomicU64::new(0),
             pooler_follows: OnceLock::new(),
             core: Mutex::new(Core {
                 state: PoolState::new(options.limits()),
@@ -280,8 +284,31 @@ impl Driver {
 
     /// Notes that a type was stale on a connection with this count: every connection that is as old is closed before its next use.
     pub(crate) fn types_are_stale(self: &Arc<Self>, types: u64) {
-        let actions = self.core().state.types_stale(types);
+        self.close_all_with(|state| state.types_stale(types));
+    }
+
+    /// Closes idle connections now, and those in use when they come back.
+    pub(super) fn evict(self: &Arc<Self>) {
+        self.close_all_with(PoolState::evict);
+    }
+
+    fn close_all_with(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut PoolState<Box<Live>, Waiter>) -> Actions<Box<Live>, Waiter>,
+    ) {
+        let mut core = self.core();
+        let actions = change(&mut core.state);
+        self.types.store(core.state.epochs().types, Ordering::Relaxed);
+        drop(core);
         self.perform(actions);
+    }
+
+    /// The connection given back last, if one is idle.
+    pub(super) fn take_idle(&self) -> Option<(CheckedOut, Standard)> {
+        let mut core = self.core();
+        let Take::Idle(live, checkout, standard) = core.state.take(Worker::here()) else { return None };
+        core.totals.acquired += 1;
+        Some((CheckedOut { live, checkout }, standard))
     }
 
     pub(super) fn set_limits(self: &Arc<Self>, limits: Limits) {
@@ -351,7 +378,9 @@ impl Driver {
     /// the other for nobody.
     pub(super) fn wear(&self, live: &Live, now: Instant) -> Wear {
         let is_used_up = || self.options.max_uses.is_some_and(|most| live.uses >= most);
-        if live.uses > 0 && (live.expires <= now || is_used_up()) { Wear::WornOut } else { Wear::Usable }
+        let is_evicted = live.types != self.types.load(Ordering::Relaxed);
+        let is_worn = live.uses > 0 && (live.expires <= now || is_used_up());
+        if is_worn || is_evicted { Wear::WornOut } else { Wear::Usable }
     }
 
     pub(crate) fn always_resets(&self) -> bool {

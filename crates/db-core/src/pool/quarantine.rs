@@ -205,7 +205,7 @@ mod tests {
         let driver = Arc::new(Driver::new(config, options));
         let alive = driver.ended.clone().drop_guard();
         let shared = Arc::new(Shared { driver, _alive: alive });
-        let asker = Asker { at: CallSite::caller(), leak_after: Duration::MAX };
+        let asker = Asker::new(CallSite::caller(), &shared.options);
         let mut conn = acquire(Arc::clone(&shared), asker, None).await.expect("a connection");
         let (live, state) = conn.parts();
         // What is waited for and not cancelled.

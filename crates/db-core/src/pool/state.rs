@@ -300,6 +300,11 @@ impl<C, W> PoolState<C, W> {
         if self.epochs.types != types {
             return Actions::default();
         }
+        self.evict()
+    }
+
+    /// Every connection that is there now is closed before its next use.
+    pub(crate) fn evict(&mut self) -> Actions<C, W> {
         self.epochs.types += 1;
         self.epochs.plans += 1;
         Actions { close: self.isolate_idle(usize::MAX), ..Actions::default() }

@@ -36,7 +36,7 @@ pub(super) async fn outcome(mut session: Session, number: Option<&str>) -> Outco
     let Some(number) = number else { return Outcome::Unknown };
     // With it, the pool lives on, even if this was the last that was left of it.
     let inner = Arc::clone(session.inner());
-    let asker = Asker { at: session.at, leak_after: inner.options.leak_after };
+    let asker = Asker::new(session.at, &inner.options);
     let process = Arc::clone(&session.live().session);
     // It may hold the only place in the pool; and it must never come back to it, since its session may be ended now.
     session.state.mark_lost();

@@ -26,6 +26,7 @@ mod sessions;
 mod stale;
 mod standby;
 mod support;
+mod taking;
 mod tls;
 mod tracking;
 mod transactions;

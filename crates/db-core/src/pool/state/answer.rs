@@ -13,7 +13,7 @@ pub(crate) struct Epochs {
     pub(crate) roles: u64,
     /// How often cached plans were found stale.
     pub(crate) plans: u64,
-    /// How often types were found stale. A connection with a lower count is closed before its next use. `plans` goes up with each.
+    /// How often types were found stale, or all connections evicted. A connection with a lower count is closed before its next use. `plans` goes up with each.
     pub(crate) types: u64,
 }
 
