@@ -92,7 +92,7 @@ impl Default for WatchOptions {
 /// // The writer: first store, then notify.
 /// let is_watched = builds.notify(&topic)?;
 /// watch.recv().await;
-/// # assert!(anybody);
+/// # assert!(is_watched);
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// # }).unwrap();
 /// ```

@@ -220,7 +220,7 @@ async fn what_needs_a_session_of_its_own_is_not_sent(db: TestDb) {
             assert_eq!(error.class(), Class::Other);
             assert!(error.to_string().starts_with("pool `test`: "), "{error}");
             assert!(
-                error.to_string().contains(instead) && error.to_string().contains("pooler.rs:"),
+                error.to_string().contains(instead) && error.to_string().contains("pools.rs:"),
                 "{error}"
             );
         };
