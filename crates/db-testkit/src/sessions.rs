@@ -38,7 +38,14 @@ impl Session {
         self.transaction_age.is_some() || self.state.starts_with("idle in transaction")
     }
 
-    /// Whether it is running a statement.
+    /// Whether its statement waits in `pg_sleep`.
+    #[must_use]
+    pub fn is_sleeping(&self) -> bool {
+        self.wait.as_deref() == Some("Timeout: PgSleep")
+    }
+
+    /// Whether it is running a statement, or preparing one: to see that a statement has begun, wait for what it waits for, such as
+    /// [`is_sleeping`](Self::is_sleeping).
     #[must_use]
     pub fn is_running(&self) -> bool {
         matches!(self.state.as_str(), "active" | "fastpath function call")

@@ -675,7 +675,7 @@ mod tests {
         let (earlier, session) = (Arc::new(Session::new(session.pid, earlier)), Arc::new(session));
         let sleeper =
             tokio::spawn(async move { sqlx::query("select pg_sleep(60)").execute(&mut connection).await });
-        db.until_sessions("it sleeps", |all| all.iter().any(db_testkit::Session::is_running)).await;
+        db.until_sessions("it sleeps", |all| all.iter().any(db_testkit::Session::is_sleeping)).await;
 
         assert_eq!(canceller.cancel(&earlier).await, Cancel::Gone);
         assert!(canceller.terminate(&earlier).await, "it has ended");

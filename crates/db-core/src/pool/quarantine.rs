@@ -213,7 +213,7 @@ mod tests {
         let sleep = live.raw.execute(sqlx::raw_sql("select pg_sleep(600)"));
         tokio::select! {
             _ = sleep => panic!("it sleeps for ten minutes"),
-            _ = db.until_sessions("it sleeps", |all| all.iter().any(db_testkit::Session::is_running)) => {}
+            _ = db.until_sessions("it sleeps", |all| all.iter().any(db_testkit::Session::is_sleeping)) => {}
         }
         let next = tokio::spawn(acquire(Arc::clone(&shared), asker, None));
         until("the next one waits", async || shared.core().stats().waiting == 1).await;

@@ -27,7 +27,7 @@ async fn in_the_queue_the_error_names_who_holds_what_and_shows_no_value(db: Test
     let mut tx = handle.begin().await.expect("begun");
     let sleep = sqlx::query("select pg_sleep(60), 'hunter2', $1::text").bind("hunter3").execute(&mut tx);
     let asking = async {
-        db.until_sessions("it runs", |all| all.iter().any(Session::is_running)).await;
+        db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)).await;
         refused(&pool).await
     };
 

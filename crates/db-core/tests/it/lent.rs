@@ -583,12 +583,12 @@ async fn a_statement_of_a_lent_connection_that_was_cut_off_is_cancelled(db: Test
     let mut conn = ground.conn().await;
     tokio::select! {
         _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx().await.expect("lent")) => unreachable!("it takes ten minutes"),
-        _ = ground.db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
+        _ = ground.db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)) => {}
     }
     assert!(is_answered(store(1).fetch_one(&mut conn).await, 1, "the next statement"));
     tokio::select! {
         _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx().await.expect("lent")) => unreachable!("it takes ten minutes"),
-        _ = ground.db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
+        _ = ground.db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)) => {}
     }
     drop(conn);
 

@@ -440,7 +440,7 @@ async fn reset_commit_stores_nothing_of_what_failed_was_cut_off_or_was_not_begun
     insert_in_open(&mut conn).await;
     tokio::select! {
         _ = sqlx::query("select pg_sleep(60)").execute(&mut conn) => unreachable!("it takes a minute"),
-        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
+        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)) => {}
     }
     drop(conn);
     pid(&pool).await;

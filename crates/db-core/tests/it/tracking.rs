@@ -25,7 +25,7 @@ async fn a_holder_is_known_by_its_line_its_time_its_transaction_and_its_statemen
     let sleep = sqlx::query("select pg_sleep(60), 'hunter2', $1::text").bind("hunter3").execute(&mut tx);
     tokio::select! {
         _ = sleep => unreachable!("it takes a minute"),
-        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
+        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)) => {}
     }
 
     let holders = pool.holders();
@@ -64,7 +64,7 @@ async fn a_handle_s_statement_is_shown_while_it_runs_and_not_while_its_connectio
     proxy.thaw();
     tokio::select! {
         _ = sleep => unreachable!("it takes a minute"),
-        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_running)) => {}
+        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)) => {}
     }
     let (statement, _) = pool.holders()[0].statement.clone().expect("a statement");
     assert_eq!(statement, "select pg_sleep(60)");

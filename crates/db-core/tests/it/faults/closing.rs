@@ -31,12 +31,12 @@ async fn a_statement_that_does_not_end_is_cancelled_and_its_line_is_named(db: Te
         |handle: db_core::Handle| async move { sqlx::query("select pg_sleep(60)").execute(handle).await };
     // The connection for cancelling is there already: half a second after the cancel, the session would be ended.
     let cut_off = tokio::spawn(sleep(pool.handle()));
-    db.until_sessions("it runs", |all| all.iter().any(db_testkit::Session::is_running)).await;
+    db.until_sessions("it runs", |all| all.iter().any(db_testkit::Session::is_sleeping)).await;
     cut_off.abort();
     until("it is cancelled", async || pool.stats().totals.repaired == 1).await;
     let (line, handle) = (line!(), pool.handle());
     let statement = tokio::spawn(sleep(handle));
-    db.until_sessions("it runs", |all| all.iter().any(db_testkit::Session::is_running)).await;
+    db.until_sessions("it runs", |all| all.iter().any(db_testkit::Session::is_sleeping)).await;
     let begun = Instant::now();
 
     let deadline = Duration::from_secs(4);

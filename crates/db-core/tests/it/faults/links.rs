@@ -257,7 +257,7 @@ async fn a_slow_link_loses_no_connection(db: TestDb) {
     // Repair goes back and forth several times.
     let handle = pool.handle();
     let cut_off = tokio::spawn(async move { sqlx::query("select pg_sleep(60)").execute(handle).await });
-    db.until_sessions("it runs", |all| all.iter().any(|it| it.is_running() && it.application_name == NAME))
+    db.until_sessions("it runs", |all| all.iter().any(|it| it.is_sleeping() && it.application_name == NAME))
         .await;
     cut_off.abort();
 
