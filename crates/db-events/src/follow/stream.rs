@@ -33,6 +33,8 @@ pub struct EventStream {
     seen: Seen,
     /// The size at which a page that the stream reads is full.
     page_bytes: i64,
+    /// The batches that the next page should look at, once a page was read.
+    page_batches: Option<i32>,
     joined: Option<Joined>,
     is_finished: bool,
 }
@@ -80,7 +82,16 @@ impl EventStream {
         let cursor = after.clamp(0, i64::MAX - 1);
         // Before the first event, no event can be lost.
         let seen = mark.filter(|_| cursor > 0).map(|mark| Seen::at(cursor, mark)).unwrap_or_default();
-        Self { events, log, cursor, seen, page_bytes: PAGE_BYTES, joined: None, is_finished: false }
+        Self {
+            events,
+            log,
+            cursor,
+            seen,
+            page_bytes: PAGE_BYTES,
+            page_batches: None,
+            joined: None,
+            is_finished: false,
+        }
     }
 
     /// The last event that was returned: the cursor to resume with.
@@ -179,9 +190,12 @@ impl EventStream {
     /// Reads one page after the cursor. None at the end of the log, where the stream subscribes to the reader, or follows it.
     async fn read_page(&mut self) -> Result<Option<Events>, Error> {
         let registry = self.events.registry();
-        let wanted = Wanted { bytes: self.page_bytes, ..Wanted::after(self.cursor) };
+        let all = Wanted::after(self.cursor);
+        let batches = self.page_batches.unwrap_or(all.batches);
+        let wanted = Wanted { bytes: self.page_bytes, batches, ..all };
         let read = || reader::page(registry, self.log, wanted);
         let page = registry.page_reads().page(self.log, wanted, read).await?;
+        self.page_batches = Some(page.next_batches);
         let continuity = page.continuity(self.cursor, self.mark());
         match continuity {
             Continuity::Removed => return Err(self.events.removed(self.log, self.cursor).await?),

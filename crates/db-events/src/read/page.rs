@@ -166,12 +166,19 @@ pub(crate) struct Page {
     pub(crate) is_finished: bool,
     /// Whether there may be more events.
     pub(crate) is_full: bool,
+    /// The batches that the query for the next page should [look at](Wanted::batches).
+    pub(crate) next_batches: i32,
     /// The last event that the query has read.
     pub(crate) seen: i64,
 }
 
+/// Batches of a log are often alike: after a page that was full of text, a few more than it had.
+fn next_batches(had: i32, was_full_of_text: bool) -> i32 {
+    if was_full_of_text { (had + had / 4 + 8).min(PAGE_BATCHES) } else { PAGE_BATCHES }
+}
+
 /// A batch, or a part of a batch that is larger than two pages.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Debug, Clone, sqlx::FromRow)]
 struct Row {
     first: i64,
     last: i64,
@@ -214,12 +221,15 @@ pub(crate) struct Wanted<'a> {
     pub(crate) kinds: Option<&'a [String]>,
     /// The size at which the page is full.
     pub(crate) bytes: i64,
+    /// The most batches that the query looks at. The server adds up the sizes of all of them, also of those that the page has no room
+    /// for.
+    pub(crate) batches: i32,
 }
 
 impl Wanted<'_> {
     /// All events after an event.
     pub(crate) fn after(after: i64) -> Self {
-        Self { after, until: i64::MAX, kinds: None, bytes: PAGE_BYTES }
+        Self { after, until: i64::MAX, kinds: None, bytes: PAGE_BYTES, batches: PAGE_BATCHES }
     }
 }
 
@@ -280,7 +290,7 @@ impl Page {
         )
         .bind(log.0)
         .bind(wanted.after)
-        .bind(PAGE_BATCHES + i32::from(wanted.after > 0))
+        .bind(wanted.batches + i32::from(wanted.after > 0))
         .bind(wanted.bytes)
         .bind(wanted.until)
         .bind(wanted.kinds)
@@ -303,7 +313,8 @@ impl Page {
     }
 
     /// A page of these rows, up to the first row that does not continue the row before. Rows of some kinds only may have holes.
-    fn of(rows: Vec<Row>, Wanted { after, until, kinds, bytes }: Wanted<'_>) -> Self {
+    fn of(rows: Vec<Row>, wanted: Wanted<'_>) -> Self {
+        let Wanted { after, until, kinds, bytes, batches: most } = wanted;
         let (mut cost, mut batches, mut count) = (0, 0, 0);
         for row in rows.iter().filter(|row| row.last > after) {
             cost += i64::from(row.cost);
@@ -315,7 +326,8 @@ impl Page {
             has_hole: false,
             events: None,
             is_finished: false,
-            is_full: cost >= bytes || batches >= PAGE_BATCHES,
+            is_full: cost >= bytes || batches >= most,
+            next_batches: next_batches(batches, cost >= bytes),
             seen: after,
         };
         let mut events = Vec::with_capacity(count);
@@ -431,6 +443,20 @@ mod tests {
             let shown = format!("{rows:?} after {after}, {known:?}");
             assert_eq!(page(rows, after).continuity(after, known), expected, "{shown}");
         }
+    }
+
+    #[test]
+    fn a_page_is_full_at_its_size_and_at_its_number_of_batches() {
+        let rows = || [row(1), row(3), row(5)];
+        let page = |bytes, batches| {
+            let page = Page::of(rows().to_vec(), Wanted { bytes, batches, ..Wanted::after(0) });
+            (page.is_full, page.next_batches)
+        };
+
+        assert_eq!(page(13, 4), (false, PAGE_BATCHES));
+        assert_eq!(page(12, 4), (true, 3 + 8), "of text");
+        assert_eq!(page(13, 3), (true, PAGE_BATCHES), "of batches, and text may fit in");
+        assert_eq!(next_batches(PAGE_BATCHES, true), PAGE_BATCHES);
     }
 
     #[test]
