@@ -224,7 +224,7 @@ impl PoolOptions {
     /// Runs `prepare` on each connection before its first use, and again after each `DISCARD ALL`: for what no setting can do, such
     /// as a temporary table or `LOAD`. For settings, [`Self::set`] costs no round trip.
     ///
-    /// It has the time that one attempt to connect has. When it fails, the connection is closed, and callers are told as of any
+    /// It has the time that one attempt to connect has, and after a `DISCARD ALL` that of the repair, 2 s. When it fails, the connection is closed, and callers are told as of any
     /// other [failure to connect](crate::ConnectFailure::AfterConnect). Behind a pooler in transaction mode it is refused: the
     /// session that it prepared would be another's.
     ///

@@ -6,7 +6,7 @@ use super::super::{Setting, SettingSource, Values, keys};
 use super::parts::{DIRECT, OPTIONS, PAIR, PAIR_PARAMETERS, PARTS, PASSWORD, URL, USER, is_pair, is_place};
 use crate::config::parts;
 
-/// Whether anybody says something of where the database is, be it enough or not.
+/// Whether any database setting was given, complete or not.
 #[must_use]
 pub fn names_a_database(values: &Values) -> bool {
     let is_said = |part: &Setting| values.is_given(part.name) && !is_of_image(values, part);
