@@ -12,7 +12,7 @@ t CRATE NAME="" *ARGS:
 
 # What can be said of the code without running it.
 check:
-    .ci/run format clippy alone docs arrows words
+    .ci/run format clippy alone docs arrows links words
 
 # The tests: on compose PostgreSQL where Docker runs, else on a server of their own.
 test *ARGS:
