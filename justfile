@@ -2,19 +2,19 @@
 default:
     @just --list
 
-# The page with one build running.
+# Serves the page with one running build.
 run:
     cargo run -p buildwatch
 
-# One test of a crate, or those whose path begins with NAME: `just t db-core cancelling:: --nocapture`.
+# Runs the integration tests of a crate whose path begins with NAME: `just t db-core cancelling:: --nocapture`.
 t CRATE NAME="" *ARGS:
     cargo test -p {{ CRATE }} --test it -- {{ NAME }} {{ ARGS }}
 
-# What can be said of the code without running it.
+# Runs the checks that need no database.
 check:
     .ci/run format clippy alone docs arrows links words
 
-# The tests: on compose PostgreSQL where Docker runs, else on a server of their own.
+# Runs all tests: on compose PostgreSQL where Docker runs, else on a server of their own.
 test *ARGS:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -25,7 +25,7 @@ test *ARGS:
     fi
     cargo test {{ ARGS }}
 
-# The tests on each PostgreSQL that is supported, or on those that are named.
+# Runs all tests on each supported PostgreSQL, or on the named versions: `just matrix 14 18`.
 matrix *MAJORS="14 15 16 17 18":
     #!/usr/bin/env bash
     set -euo pipefail
@@ -34,19 +34,19 @@ matrix *MAJORS="14 15 16 17 18":
         env -u DATABASE_URL DB_EMBEDDED_PGBIN="$programs" cargo test
     done
 
-# Writes the libraries' public API to dev/api/, and prints what is different now.
+# Writes the libraries' public API to dev/api/, and prints the difference.
 api:
     cargo run -q -p api
 
-# What decides whether a change may land, or some of its steps (`.ci/run --list`).
+# Runs every step of CI, or the named steps (`.ci/run --list`).
 ci *STEPS:
     .ci/run {{ STEPS }}
 
-# Writes .sqlx/ anew, from a fresh database.
+# Writes .sqlx/ from a fresh database.
 prepare:
     cargo run -q -p db-embedded --example with_postgres -- sh -c 'cargo sqlx migrate run && cargo sqlx prepare --workspace -- -p buildwatch'
 
-# A topic of the benchmarks, beside the peers.
+# Runs a topic of the benchmarks, beside other libraries.
 bench TOPIC *ARGS:
     cargo build --release -p buildwatch -p bench
     cargo run --release -p bench -- {{ TOPIC }} {{ ARGS }}

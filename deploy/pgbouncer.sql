@@ -1,6 +1,6 @@
--- What pgbouncer.ini relies on. To be run by a superuser in the database `auth_dbname`; then: \password pgbouncer
+-- pgbouncer.ini needs this. Run it as a superuser in the database `auth_dbname`; then: \password pgbouncer
 
--- Its whole right is to be told one role's verifier. With SCRAM, that is not enough to log in anywhere.
+-- The only right of this role is to read the verifier of one role at a time. With SCRAM, a verifier is not enough to log in.
 create role pgbouncer login connection limit 10;
 create schema pgbouncer;
 grant usage on schema pgbouncer to pgbouncer;
@@ -15,10 +15,10 @@ create function pgbouncer.login(role text) returns table (name text, password te
 revoke execute on function pgbouncer.login from public;
 grant execute on function pgbouncer.login to pgbouncer;
 
--- For each role that logs in through PgBouncer. These are its defaults in every session, and RESET leads back to them.
+-- For each role that logs in through PgBouncer. These are the role's defaults in every session, and RESET returns to them.
 --
--- Ends what nobody can cancel. The longest statement that is not a mistake needs less.
+-- Ends a statement that the library cannot cancel behind a pooler. Set it to more than the longest intended statement needs.
 alter role app set statement_timeout = '30s';
--- When a client goes in the middle of a statement, PgBouncer closes the session. A server that is busy does not
--- notice, unless it looks (PostgreSQL 14 or later, on Linux, macOS and the BSDs).
+-- When a client leaves in the middle of a statement, PgBouncer closes the session. A busy server process notices that only with
+-- this setting (PostgreSQL 14 or later, on Linux, macOS and the BSDs).
 alter role app set client_connection_check_interval = '2s';
