@@ -1,7 +1,7 @@
-//! Operations that begin at fixed times, whether or not the earlier ones have ended: an open loop.
+//! Operations that start at fixed times, whether or not the earlier ones have ended: an open loop.
 //!
-//! Tasks that wait for an answer before they ask again ask less of a pool that is slow. Requests of a service do not: they come when
-//! their clients send them, and each that waits is a request that took longer.
+//! In a closed loop, tasks wait for an answer before they send the next request, so a slow pool gets fewer requests. Requests to a
+//! service arrive whenever clients send them, and each one that waits takes longer.
 
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use crate::latency::{Latency, nanoseconds};
 use crate::load::{PATIENCE, Slice, WARM_UP, Work};
 
-/// How often an operation begins, and for how long.
+/// The rate at which operations start, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrivals {
     pub(crate) per_second: f64,
@@ -21,8 +21,8 @@ pub(crate) struct Arrivals {
 }
 
 impl Arrivals {
-    /// Spawns a task for each operation when the operation is due, and times each from then until its end. The calling thread, which
-    /// is none of the runtime's workers, does nothing else: when it is late, what it is late by counts.
+    /// Spawns a task for each operation when it is due, and times it from then until its end. The calling thread, which is not a worker
+    /// of the runtime, does nothing else; its own delay counts as latency.
     pub(crate) fn run(self, runtime: &Runtime, work: &Arc<impl Work>) -> anyhow::Result<Slice> {
         ensure!(self.per_second.is_normal() && self.per_second > 0.0, "{} a second", self.per_second);
         let apart = Duration::from_secs_f64(self.per_second.recip()).max(Duration::from_nanos(1));
@@ -41,7 +41,7 @@ impl Arrivals {
             runtime.spawn(async move {
                 let result = work.once(0, n.into()).await;
                 let latency = result.map(|()| (n, nanoseconds(due.elapsed())));
-                // The receiver is there until the last operation has ended, or was given up.
+                // The receiver lives until the last operation has ended or timed out.
                 let _: Result<_, _> = done.send(latency);
             });
         }
@@ -75,7 +75,7 @@ mod tests {
         runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
     }
 
-    /// Ends only together with others.
+    /// Ends only when all operations have started.
     struct Together(Barrier);
 
     impl Work for Together {
@@ -86,17 +86,17 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_begins_when_it_is_due_though_the_earlier_ones_have_not_ended() {
-        // All of them: 50 that do not count, and 50 that do.
+    fn an_operation_starts_when_it_is_due_even_if_earlier_ones_have_not_ended() {
+        // 50 operations of the warm-up, and 50 that count.
         let work = Arc::new(Together(Barrier::new(100)));
 
-        let slice = ARRIVALS.run(&one_worker(), &work).expect("all have ended");
+        let slice = ARRIVALS.run(&one_worker(), &work).expect("all operations have ended");
 
-        // The first one that counts has waited for 49 later ones.
+        // The first counted operation has waited for 49 later ones.
         assert!(slice.latency.expect("latencies").p99 >= 48_000.0, "{slice:?}");
     }
 
-    /// The first one keeps the only worker for itself.
+    /// The first operation blocks the only worker.
     struct Blocks(AtomicBool);
 
     impl Work for Blocks {
@@ -109,12 +109,12 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_is_timed_from_when_it_is_due_and_not_from_when_it_begins() {
+    fn an_operation_is_timed_from_when_it_is_due() {
         let work = Arc::new(Blocks(AtomicBool::new(false)));
 
-        let slice = ARRIVALS.run(&one_worker(), &work).expect("all have ended");
+        let slice = ARRIVALS.run(&one_worker(), &work).expect("all operations have ended");
 
-        // All were due within the first 100 ms, and began after 200 ms.
+        // All were due within the first 100 ms, and started after 200 ms.
         assert!(slice.latency.expect("latencies").p50 >= 100_000.0, "{slice:?}");
     }
 
@@ -128,8 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_that_fails_is_told() {
-        let error = ARRIVALS.run(&one_worker(), &Arc::new(Fails)).expect_err("one fails");
+    fn a_failed_operation_is_an_error() {
+        let error = ARRIVALS.run(&one_worker(), &Arc::new(Fails)).expect_err("an error");
 
         assert_eq!(error.to_string(), "the seventh");
     }

@@ -1,4 +1,4 @@
-//! How evenly those who wait get their turns.
+//! How evenly waiting tasks get connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ const CONNECTIONS: u32 = 4;
 /// Sixteen for each connection.
 const TASKS: u32 = 64;
 
-/// So long that the luck of single turns averages out.
+/// Long enough to average out the luck of single tasks.
 const SLICE: Duration = Duration::from_secs(1);
 
 pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report> {

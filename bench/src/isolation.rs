@@ -1,7 +1,7 @@
-//! What a full backend pool costs those who wait for a page.
+//! The effect of a full backend pool on callers of the API pool.
 //!
-//! The backend's connections are all held by statements that sleep on the server, and a queue waits for them. Beside that, the
-//! API pool answers the same small query as it does when the backend pool has nothing to do.
+//! Statements that sleep on the server hold all backend connections, and a queue waits for them. Meanwhile the API pool runs the same
+//! small query as when the backend pool is idle.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,13 +21,13 @@ use crate::server::Database;
 
 const CONNECTIONS: u32 = 10;
 
-/// As many as there are API connections: what is measured is the pool, not the queue in front of it.
+/// As many tasks as API connections, so that the pool is measured and not its queue.
 const TASKS: u32 = 10;
 
-/// Of the backend pool, all held.
+/// The connections of the backend pool, all held.
 const HOLDERS: u32 = 50;
 
-/// Callers who wait for a backend connection.
+/// Callers that wait for a backend connection.
 const WAITERS: u32 = 200;
 
 const SLICE: Duration = Duration::from_millis(500);
@@ -73,7 +73,7 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// Returns once every connection is held and everybody else waits.
+    /// Returns once all connections are held and all other tasks wait.
     async fn gather(backend: &Pool) -> anyhow::Result<Self> {
         let over = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
@@ -98,7 +98,7 @@ impl Crowd {
         let stats = self.backend.stats();
         ensure!(
             stats.in_use == HOLDERS && stats.waiting == WAITERS,
-            "it was saturated all the time: {stats:?}"
+            "the pool must stay saturated: {stats:?}"
         );
         self.over.store(true, Ordering::Relaxed);
         while let Some(task) = self.tasks.join_next().await {

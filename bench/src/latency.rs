@@ -1,8 +1,8 @@
-//! How long operations took.
+//! Latencies of operations.
 
 use std::time::Duration;
 
-/// What most of them took, and what nearly all took at most, in microseconds.
+/// The 50th and 99th percentiles in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Latency {
     pub(crate) p50: f64,
@@ -10,7 +10,7 @@ pub(crate) struct Latency {
 }
 
 impl Latency {
-    /// From every operation's nanoseconds; nothing if there was none.
+    /// From the nanoseconds of all operations; `None` if there was none.
     pub(crate) fn of(mut nanoseconds: Vec<u32>) -> Option<Self> {
         if nanoseconds.is_empty() {
             return None;
@@ -19,12 +19,12 @@ impl Latency {
     }
 }
 
-/// In four bytes, since there are many of them. What takes longer than 4 s counts as 4 s.
+/// In four bytes, to save memory. More than 4 s counts as 4 s.
 pub(crate) fn nanoseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_nanos()).unwrap_or(u32::MAX)
 }
 
-/// The smallest figure that so many of a hundred do not exceed.
+/// The smallest figure that `percent` of a hundred figures do not exceed.
 fn percentile(nanoseconds: &mut [u32], percent: usize) -> f64 {
     let index = (nanoseconds.len() * percent).div_ceil(100) - 1;
     let (_, found, _) = nanoseconds.select_nth_unstable(index);
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_percentile_is_a_latency_that_occurred() {
+    fn a_percentile_is_one_of_the_latencies() {
         let hundred: Vec<u32> = (1..=100).rev().map(|n| n * 1000).collect();
 
         assert_eq!(Latency::of(hundred), Some(Latency { p50: 50.0, p99: 99.0 }));

@@ -1,4 +1,4 @@
-//! Tasks that do one thing over and over for a slice of time.
+//! Tasks that repeat an operation for a slice of time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -12,51 +12,51 @@ use tokio::time::timeout;
 
 use crate::latency::{Latency, nanoseconds};
 
-/// How long tasks run before what they do counts.
+/// How long tasks run before their operations count.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(50);
 
-/// How long a task may take for the operation that it is at when the slice is over.
+/// How long a task may take for its last operation after the end of the slice.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What tasks do.
+/// The operation of an arm.
 pub(crate) trait Work: Send + Sync + 'static {
-    /// Does it once. Tasks are numbered from 0; `n` is another one each time.
+    /// Runs the operation once. Tasks are numbered from 0; `n` is different each time.
     fn once(&self, task: u32, n: i64) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
-/// How it is done.
+/// How the operation is repeated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) tasks: u32,
     pub(crate) slice: Duration,
-    /// Whether each operation is timed. Reading the clock takes as long as taking an idle connection.
+    /// Whether each operation is timed. Reading the clock takes as long as acquiring an idle connection.
     pub(crate) timed: bool,
 }
 
-/// What was done.
+/// The result of a slice.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Slice {
-    /// Operations a second.
+    /// Operations per second.
     pub(crate) rate: f64,
     pub(crate) latency: Option<Latency>,
-    /// The operations of the task that did most, and of the one that did fewest.
+    /// The operations of the busiest task and of the least busy one.
     pub(crate) most: u32,
     pub(crate) fewest: u32,
-    /// What it cost the server, where that was looked at.
+    /// The cost at the server, where it was measured.
     pub(crate) cost: Option<Cost>,
 }
 
-/// What the server had to do.
+/// The server's work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cost {
-    /// Microseconds that its processes had a processor, for each append.
+    /// Microseconds of processor time of the server's processes for each append.
     pub(crate) processor: f64,
     /// Queries for each append.
     pub(crate) queries: f64,
 }
 
 impl Slice {
-    /// Of what is not a matter of tasks.
+    /// A slice without figures for each task.
     pub(crate) fn of(rate: f64, latency: Option<Latency>) -> Self {
         Self { rate, latency, most: 0, fewest: 0, cost: None }
     }
@@ -67,7 +67,7 @@ const COUNTING: u8 = 1;
 const OVER: u8 = 2;
 
 impl Load {
-    /// Runs it. The calling thread keeps the time: when tasks never wait, tokio's timers are late.
+    /// Runs the load. The calling thread keeps the time, since tokio's timers are late when tasks never wait.
     pub(crate) fn run(self, runtime: &Runtime, work: &Arc<impl Work>) -> anyhow::Result<Slice> {
         let phase = Arc::new(AtomicU8::new(WARMING_UP));
         let tasks: Vec<JoinHandle<anyhow::Result<Done>>> = (0..self.tasks)
@@ -84,12 +84,12 @@ impl Load {
         let mut latencies = Vec::new();
         for task in tasks {
             let joined = runtime.block_on(async { timeout(PATIENCE, task).await });
-            let done = joined.context("a task did not come back from its last operation")???;
+            let done = joined.context("a task did not finish its last operation")???;
             ops.push(done.ops);
             latencies.extend(done.latencies);
         }
         let all: u32 = ops.iter().sum();
-        ensure!(all > 0, "not one operation in {elapsed:?}");
+        ensure!(all > 0, "no operation in {elapsed:?}");
         Ok(Slice {
             rate: f64::from(all) / elapsed.as_secs_f64(),
             latency: Latency::of(latencies),
@@ -106,7 +106,7 @@ struct Done {
     latencies: Vec<u32>,
 }
 
-/// Counts what ends within the slice.
+/// Counts the operations that end within the slice.
 async fn toil(work: Arc<impl Work>, phase: Arc<AtomicU8>, task: u32, timed: bool) -> anyhow::Result<Done> {
     let mut done = Done::default();
     let mut n = i64::from(task) << 32;
@@ -128,7 +128,7 @@ async fn toil(work: Arc<impl Work>, phase: Arc<AtomicU8>, task: u32, timed: bool
             }
             _ => return Ok(done),
         }
-        // Work that never waits would keep the thread for itself.
+        // Work that never waits would monopolize the thread.
         if n % 128 == 0 {
             tokio::task::yield_now().await;
         }

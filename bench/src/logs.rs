@@ -1,4 +1,4 @@
-//! Logs of events, ours and those that are made by hand, and what is put into them.
+//! Event logs, ours and the peers', and their events.
 
 use anyhow::{Context, ensure};
 use db_core::Config;
@@ -7,16 +7,16 @@ use sqlx::postgres::PgConnection;
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{ConnectOptions, Connection, Executor};
 
-/// The type of all events.
+/// The kind of all events.
 pub(crate) const KIND: &str = "line";
 
-/// What is read at once by hand.
+/// The rows in one of the peers' pages.
 const PAGE: i64 = 2000;
 
-/// So many in one append, where a log is filled.
+/// The events in one append while a log is filled.
 const BATCH: i64 = 100;
 
-/// A row for each event, found by its number. No arm is to have a vacuum's share of the disk beside its own.
+/// One row for each event, found by its id. Without autovacuum, which would take disk time from an arm.
 const TABLES: [&str; 2] = [
     "create table bench_events (
          log int8 not null,
@@ -29,7 +29,7 @@ const TABLES: [&str; 2] = [
     "alter table event_log_batches set (autovacuum_enabled = off)",
 ];
 
-/// Makes the tables of `db-events`, and one that is like them and made by hand.
+/// Creates the tables of `db-events`, and the peers' table.
 pub(crate) async fn make_tables(config: &Config) -> anyhow::Result<()> {
     let mut conn = config.as_sqlx().connect().await?;
     for statement in db_events::SCHEMA.iter().map(|schema| schema.up).chain(TABLES) {
@@ -39,9 +39,9 @@ pub(crate) async fn make_tables(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Some 150 bytes of JSON that begin with a number and cannot be made much smaller.
+/// About 150 bytes of JSON that begin with a number and compress badly.
 pub(crate) fn data(number: i64) -> String {
-    // Two steps of splitmix64, which makes of each number another one that looks random.
+    // Two steps of splitmix64 turn the number into a pseudo-random one.
     let mix = |salt: u64| {
         let mut mixed = number.cast_unsigned().wrapping_add(salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -54,7 +54,7 @@ pub(crate) fn data(number: i64) -> String {
     )
 }
 
-/// The number that data begins with.
+/// The number at the beginning of the data.
 pub(crate) fn number(data: &str) -> Option<i64> {
     data.get(5..13)?.parse().ok()
 }
@@ -64,21 +64,21 @@ pub(crate) fn batch(first: i64, count: i64) -> Vec<NewEvent> {
     (first..first + count).map(|number| NewEvent::new(KIND, data(number))).collect()
 }
 
-/// What is the next to be read.
+/// The id of the next event to read.
 #[derive(Debug)]
 pub(crate) struct Next(pub(crate) i64);
 
 impl Next {
-    /// Counts an event, which must be the next one and have its own data.
+    /// Counts an event, and checks its id and data.
     pub(crate) fn count(&mut self, id: i64, data: &str) -> anyhow::Result<()> {
         ensure!(id == self.0, "event {id} came instead of event {}", self.0);
-        ensure!(number(data) == Some(id), "event {id} has the data of another one: {data}");
+        ensure!(number(data) == Some(id), "event {id} has the data of another event: {data}");
         self.0 += 1;
         Ok(())
     }
 }
 
-/// Makes a finished log of so many events, and one by hand that has the same.
+/// Creates a finished log of `count` events, and the peers' copy of it.
 pub(crate) async fn fill(config: &Config, events: &EventLogs, count: i64) -> anyhow::Result<LogId> {
     let log = events.create().await?;
     for first in (1..=count).step_by(usize::try_from(BATCH)?) {
@@ -98,7 +98,7 @@ pub(crate) async fn fill(config: &Config, events: &EventLogs, count: i64) -> any
     .execute(&mut conn)
     .await?;
     ensure!(i64::try_from(copied.rows_affected())? == count, "{} rows were copied", copied.rows_affected());
-    // As it is found after a while.
+    // In the state that a table reaches after some time.
     for statement in ["vacuum (analyze) bench_events", "vacuum (analyze) event_log_batches"] {
         conn.execute(sqlx::raw_sql(statement)).await?;
     }
@@ -106,10 +106,10 @@ pub(crate) async fn fill(config: &Config, events: &EventLogs, count: i64) -> any
     Ok(log)
 }
 
-/// A row of the table that is made by hand: its number, type, data and time.
+/// A row of the peers' table: id, kind, data and time.
 pub(crate) type Row = (i64, String, String, OffsetDateTime);
 
-/// The next rows after a cursor, as one reads them by hand. Whoever gets fewer than a page is at the end.
+/// The peers' next page after a cursor. Fewer rows than a page mean the end.
 pub(crate) async fn page<'c>(
     executor: impl Executor<'c, Database = sqlx::Postgres>,
     log: LogId,
@@ -127,13 +127,16 @@ pub(crate) async fn page<'c>(
     Ok((rows, is_full))
 }
 
-/// A session of the driver's. Over TCP, sqlx 0.9.0 leaves Nagle's algorithm on: what is sent in two pieces, such as a COPY, then
-/// waits 40 ms for an acknowledgement. On a Unix socket, nobody waits.
+/// A session of the driver. Over TCP, sqlx 0.9.0 leaves Nagle's algorithm on: two writes, such as those of a COPY, then
+/// wait 40 ms for an acknowledgement. A Unix socket has no such wait.
 pub(crate) async fn connect_by_socket(config: &Config) -> anyhow::Result<PgConnection> {
     let options = config.as_sqlx().disable_statement_logging();
     let is_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
-    ensure!(is_socket, "{config} is no Unix socket, and over TCP the peer would wait in vain");
-    options.connect().await.context("connecting by the driver alone")
+    ensure!(
+        is_socket,
+        "{config} is not a Unix socket, and over TCP the peer would be slowed down by Nagle's algorithm"
+    );
+    options.connect().await.context("connecting with the driver")
 }
 
 #[cfg(test)]
@@ -141,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_is_some_150_bytes_and_says_its_number() {
+    fn data_has_about_150_bytes_and_begins_with_its_number() {
         for n in [1, 77, 99_999_999] {
             let data = data(n);
 
@@ -151,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_comes_twice_or_is_not_its_own_is_an_error() {
+    fn a_missing_repeated_or_wrong_event_is_an_error() {
         let of = |events: &[(i64, i64)]| {
             let mut next = Next(1);
             events.iter().try_for_each(|(id, n)| next.count(*id, &data(*n)))

@@ -1,10 +1,10 @@
-//! Measures the workspace beside its peers, in one run, and prints ratios.
+//! Measures the workspace beside its peers in one run, and prints ratios.
 //!
-//! `cargo run --release -p bench -- TOPIC [--check] [--json FILE]`. Rounds are interleaved, figures are medians. What is
-//! measured is what users get: the shipped defaults.
+//! `cargo run --release -p bench -- TOPIC [--check] [--json FILE]`. Rounds are interleaved, figures are medians, and the layer
+//! runs with its shipped defaults.
 #![expect(
     clippy::disallowed_methods,
-    reason = "it measures for a time, and the clocks of several processes are compared"
+    reason = "slices are measured by the clock, and the clocks of several processes are compared"
 )]
 
 mod arrivals;
@@ -50,20 +50,20 @@ enum Topic {
     Run {
         #[command(flatten)]
         options: Options,
-        /// How many lines.
+        /// The number of lines.
         #[arg(long, default_value_t = 100_000)]
         lines: u32,
     },
-    /// Acquire, a prepared select, release, on 10 connections beside the pools of others: 10 and 64 tasks, and requests that arrive at
+    /// Acquire, a prepared select, release, on 10 connections beside the peers' pools: 10 and 64 tasks, and requests that arrive at
     /// fixed times.
     Pool {
         #[command(flatten)]
         options: Options,
-        /// Only this one, such as `pool.10.ours`, and no ratios: for a profiler. May be repeated.
+        /// Run only this arm, such as `pool.10.ours`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
-    /// The same by 64 tasks on 4 connections: who gets how many turns.
+    /// The same with 64 tasks on 4 connections: the spread of operations per task.
     Fairness {
         #[command(flatten)]
         options: Options,
@@ -72,7 +72,7 @@ enum Topic {
     Tx {
         #[command(flatten)]
         options: Options,
-        /// Only this one, such as `tx.ours`, and no ratios: for a profiler. May be repeated.
+        /// Run only this arm, such as `tx.ours`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
@@ -81,16 +81,16 @@ enum Topic {
         #[command(flatten)]
         options: Options,
     },
-    /// Opening a database that was migrated before, with 2 connections ready in each pool, beside its round trips one by one.
+    /// Opening a migrated database, with 2 connections ready in each pool, beside its round trips one after the other.
     Open {
         #[command(flatten)]
         options: Options,
     },
-    /// Inserts of 10 and 50 connections that notify, beside those that do not and those that do it within the transaction.
+    /// Inserts on 10 and 50 connections with a notification, beside inserts without one and with one inside the transaction.
     Notify {
         #[command(flatten)]
         options: Options,
-        /// Only this one, such as `notify.10.1_listener.topics_1.ours`, and no ratios: for a profiler. May be repeated.
+        /// Run only this arm, such as `notify.10.1_listener.topics_1.ours`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
@@ -98,46 +98,46 @@ enum Topic {
     Topics {
         #[command(flatten)]
         options: Options,
-        /// Only this one, such as `topics.10k.bus`, and no ratios: for a profiler. May be repeated.
+        /// Run only this arm, such as `topics.10k.bus`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
-    /// Events appended by one writer, durably, and read, beside rows, COPY and pages by hand.
+    /// Events appended durably by one writer, and read, beside rows, COPY and pages by plain statements.
     Events {
         #[command(flatten)]
         options: Options,
-        /// How long a snapshot is open while appends go on.
+        /// How long a snapshot is open while appends continue.
         #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(2..))]
         snapshot_seconds: u16,
-        /// Only this one, such as `read.ours`, and no ratios: for a profiler. May be repeated.
+        /// Run only this arm, such as `read.ours`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
-    /// 1, 10, 100 and 1000 who watch one log, beside as many who ask for what is new each by themselves.
+    /// 1, 10, 100 and 1000 watchers of one log, beside as many watchers that query for new events by themselves.
     Watchers {
         #[command(flatten)]
         options: Options,
-        /// Only this one, such as `watchers.1000.ours`, and no ratios: for a profiler. May be repeated.
+        /// Run only this arm, such as `watchers.1000.ours`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
-    /// Writes a file to stdout, and the moment at which somebody began to read it to another file. Used by `run`.
+    /// Writes a file to stdout, and the time of the first read to another file. Used by `run`.
     #[command(hide = true)]
     Emit { file: PathBuf, stamp: PathBuf },
-    /// Listens until its stdin ends, and says what it heard and when. Used by `notify`.
+    /// Listens until its stdin ends, and prints the notifications with their times. Used by `notify`.
     #[command(hide = true)]
     Listen,
 }
 
 #[derive(Debug, Args)]
 struct Options {
-    /// Compare with `bench/targets.toml`; exit with 1 and name what falls short.
+    /// Compare with `bench/targets.toml`; exit with 1 and list the rows that miss their target.
     #[arg(long)]
     check: bool,
     /// Write the rows to a file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// How many rounds; the median counts. Unless given, as many as take three minutes at most.
+    /// The number of rounds, of which the median counts. The default takes at most three minutes.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
 }
@@ -213,7 +213,7 @@ fn act() -> anyhow::Result<ExitCode> {
     finish(&options, &report)
 }
 
-/// Two, whatever the machine has: figures of two machines can be compared a little.
+/// Two worker threads on every machine, so that figures of two machines are roughly comparable.
 fn workers() -> anyhow::Result<Runtime> {
     Ok(runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }

@@ -1,8 +1,7 @@
-//! Opening a database that was migrated before, beside the round trips it is made of.
+//! Opening a migrated database, beside the round trips that it consists of.
 //!
-//! The peer is the driver: the same sessions begun and the same questions asked, one after the other, by bare connections.
-//! What ours does at the same time is what it can be quicker by. The chain is the part of that where each step needs the one
-//! before: what ours would take if everything else cost nothing.
+//! The peer is the driver: the same sessions and queries, one after the other, on bare connections. `open` can be faster because it
+//! works concurrently. The chain is the longest sequence of dependent steps: the time of `open` if everything else were free.
 
 use std::time::{Duration, Instant};
 
@@ -16,13 +15,13 @@ use tokio::runtime::Runtime;
 use crate::report::{Report, Row};
 use crate::server::Database;
 
-/// What each of the two pools keeps ready.
+/// The connections that each of the two pools keeps ready.
 const READY: u32 = 2;
 
-/// How long what was opened may take to close; nothing is at work.
+/// How long closing may take; nothing is running then.
 const CLOSING: Duration = Duration::from_secs(10);
 
-/// What `open` asks on its first session, after a sign of life: how much room the server has, and what was migrated.
+/// The queries of `open` on its first session after a ping: the server's limits, and the migrations.
 const QUESTIONS: [&str; 3] = [
     "select current_setting('max_connections')::int4, current_setting('superuser_reserved_connections')::int4 \
      + coalesce(current_setting('reserved_connections', true)::int4, 0)",
@@ -30,26 +29,26 @@ const QUESTIONS: [&str; 3] = [
     "select version, description, encode(checksum, 'hex') from _sqlx_migrations where success order by version",
 ];
 
-/// What a pool asks on each session.
+/// A pool's query on each session.
 const WHO: &str = "select pid, backend_start::text from pg_stat_get_activity(pg_backend_pid())";
 
 const LISTEN: &str = "listen \"db_notify.bench\"";
 
-/// What the bus says, on a session of its own, to see whether it arrives.
+/// The bus's notification to itself, which checks that its own notifications arrive.
 const NOTIFY: &str = "select pg_notify('db_notify.bench', '1')";
 
 pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report> {
     Database::with(runtime, |database| {
         let config = database.config()?;
-        // On a worker thread, as everybody's tasks are.
+        // On a worker thread, as the tasks of users are.
         let measured = runtime.block_on(runtime.spawn(async move {
-            // The first one migrates, and the second one warms the server up.
+            // The first run migrates, and the second one warms the server up.
             for _ in 0..2 {
                 round(&config, true).await?;
             }
             let mut measured = Vec::new();
             for n in 0..rounds {
-                // Whoever comes first finds the server in another state.
+                // The order alternates, since the first of a round finds the server in another state.
                 measured.push(round(&config, n % 2 == 0).await?);
             }
             anyhow::Ok(measured)
@@ -68,7 +67,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize) -> anyhow::Result<Report
     })
 }
 
-/// Milliseconds.
+/// In milliseconds.
 struct Round {
     ours: f64,
     sum: f64,
@@ -86,7 +85,7 @@ async fn round(config: &Config, ours_first: bool) -> anyhow::Result<Round> {
 }
 
 async fn ours(config: &Config) -> anyhow::Result<f64> {
-    // The files are read when a program starts, or when it is built.
+    // Read outside the timed part, as programs do when they start or are built.
     let migrations = Migrations::from_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations")).await?;
     let options = Options::new(config.clone())
         .api(PoolOptions::api().min_idle(READY))
@@ -98,11 +97,11 @@ async fn ours(config: &Config) -> anyhow::Result<f64> {
     let took = milliseconds(began);
 
     check(&db)?;
-    ensure!(db.shutdown(CLOSING).await.is_clean(), "what was opened did not close");
+    ensure!(db.shutdown(CLOSING).await.is_clean(), "the database did not close in time");
     Ok(took)
 }
 
-/// Whether it had everything when it said so. An earlier end would be a better figure.
+/// Checks that everything was open when `open` returned. Otherwise its figure would be too good.
 fn check(db: &Db) -> anyhow::Result<()> {
     for handle in [db.api(), db.backend()] {
         let stats = handle.pool().stats();
@@ -112,7 +111,7 @@ fn check(db: &Db) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All of it one after the other, and of it the longest chain.
+/// The time of all steps one after the other, and of the longest chain.
 async fn peer(config: &Config) -> anyhow::Result<(f64, f64)> {
     let options = config.as_sqlx().disable_statement_logging();
     let began = Instant::now();
@@ -136,7 +135,7 @@ async fn peer(config: &Config) -> anyhow::Result<(f64, f64)> {
     longest = longest.max(milliseconds(connecting));
     let notifying = Instant::now();
     ask(&mut sender, NOTIFY).await?;
-    // After whatever else the bus begins with.
+    // After the bus's other first steps.
     let heard = milliseconds(notifying);
     open.push(sender);
     let sum = milliseconds(began);
@@ -147,7 +146,7 @@ async fn peer(config: &Config) -> anyhow::Result<(f64, f64)> {
     Ok((sum, asked + longest + heard))
 }
 
-/// A session, and its one question.
+/// Opens a session and runs one query on it.
 async fn begin(options: &PgConnectOptions, question: &'static str) -> anyhow::Result<(PgConnection, f64)> {
     let began = Instant::now();
     let mut connection = options.connect().await?;
@@ -155,7 +154,7 @@ async fn begin(options: &PgConnectOptions, question: &'static str) -> anyhow::Re
     Ok((connection, milliseconds(began)))
 }
 
-/// By the simple protocol, in one round trip.
+/// Runs a query by the simple protocol, in one round trip.
 async fn ask(connection: &mut PgConnection, question: &'static str) -> anyhow::Result<()> {
     connection.fetch_all(sqlx::raw_sql(question)).await?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Taking a connection, asking it one thing and giving it back, beside the peers.
+//! Acquiring a connection, running one query and releasing it, beside the peers.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -17,29 +17,30 @@ use crate::tracker;
 
 const CONNECTIONS: u32 = 10;
 
-/// As many as there are connections, and so many that most of them wait.
+/// As many tasks as connections, and 64 tasks, most of which wait.
 const TASKS: [u32; 2] = [CONNECTIONS, 64];
 
-/// Long enough: in the first tenths of a second after others had their turn, everybody is slower.
+/// Long enough: every arm is slower in the first tenths of a second after another arm's turn.
 const SLICE: Duration = Duration::from_secs(1);
 
-/// Ours and pgbench differ by less than two seconds of a shared machine do, so they have longer turns, and nobody between them.
+/// Our pool and pgbench differ by less than the noise of two seconds on a shared machine, so they have longer turns, one right after the
+/// other.
 const CLOSE_SLICE: Duration = Duration::from_secs(4);
 
-/// Taking alone is a thousand times faster, and needs less time to be measured.
+/// Acquiring alone is a thousand times faster, and needs less time.
 const BARE_SLICE: Duration = Duration::from_millis(150);
 
-/// Of a hundred requests that deadpool could serve, how many arrive.
+/// The arrival rates in per cent of deadpool's capacity.
 const SHARES: [u32; 2] = [50, 80];
 
 /// Enough for some thousand arrivals.
 const ARRIVING_SLICE: Duration = Duration::from_millis(250);
 
-/// How many rounds of arrivals there are for each of the others: what 99 of 100 requests take differs more from round to round than
-/// what all of them take together.
+/// How many rounds of arrivals there are for each round of the others: the 99th percentile varies more between rounds than the
+/// throughput does.
 const ARRIVING_ROUNDS: usize = 3;
 
-/// Of some arms alone, if they are named, there are no rows.
+/// With `only`, runs these arms without ratios.
 pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyhow::Result<Report> {
     Database::with(runtime, |database| {
         let url = database.url();
@@ -61,7 +62,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
             select(runtime, "close.10.ours".to_owned(), CONNECTIONS, Select(ours.clone()))
                 .lasting(CLOSE_SLICE),
         ];
-        // Those that have targets to meet beside each other are neighbours.
+        // Arms that are compared with each other are neighbours.
         let mut arms = vec![Arm::new("pool.10.alone", SLICE, |slice| {
             Load { tasks: CONNECTIONS, slice, timed: true }.run(runtime, &alone)
         })];
@@ -134,7 +135,7 @@ fn take<'a>(runtime: &'a Runtime, name: &str, work: impl Work) -> Arm<'a> {
     Arm::new(name, BARE_SLICE, move |slice| load(slice).run(runtime, &work))
 }
 
-/// What a peer can serve, measured in the same run when it is first asked for.
+/// A peer's capacity, measured in the same run when it is first needed.
 struct Capacity<'a, W> {
     runtime: &'a Runtime,
     work: Arc<W>,
@@ -146,7 +147,7 @@ impl<'a, W: Work> Capacity<'a, W> {
         Self { runtime, work: Arc::new(work), found: Cell::new(None) }
     }
 
-    /// Operations a second for so many tasks that each connection is always in use.
+    /// Operations per second with enough tasks to keep every connection in use.
     fn per_second(&self) -> anyhow::Result<f64> {
         if let Some(found) = self.found.get() {
             return Ok(found);
@@ -161,7 +162,7 @@ impl<'a, W: Work> Capacity<'a, W> {
         Ok(found)
     }
 
-    /// Of a hundred operations that the peer could do, so many arrive.
+    /// An arm whose operations arrive at `share` per cent of the capacity.
     fn arrive(&self, share: u32, name: String, work: impl Work) -> Arm<'_> {
         let work = Arc::new(work);
         Arm::new(name, ARRIVING_SLICE, move |slice| {

@@ -8,21 +8,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::Slice;
 
-/// What a topic found out.
+/// The result of a topic.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// What it was measured on.
+    /// The measured server.
     pub(crate) server: String,
-    /// For whoever wants to know where a row comes from.
+    /// Figures of the single arms, to explain the rows.
     pub(crate) arms: Vec<ArmFigures>,
     pub(crate) rows: Vec<Row>,
 }
 
-/// Ours beside a peer: the medians of the rounds, and the median of what the rounds say when each is looked at alone.
+/// Ours beside a peer: the medians of the rounds, and the median of the rounds' ratios.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
     name: String,
-    /// What is compared with the target: a ratio, or what [`Row::gain`] or [`Row::difference`] says.
+    /// The figure that is compared with the target: a ratio, or the result of [`Row::gain`] or [`Row::difference`].
     ratio: f64,
     ours: f64,
     peer: f64,
@@ -36,12 +36,12 @@ pub(crate) struct Row {
 #[derive(Debug, Serialize)]
 pub(crate) struct ArmFigures {
     name: String,
-    /// Operations a second.
+    /// Operations per second.
     rate: f64,
-    /// Microseconds; none of an arm whose operations are not timed.
+    /// Microseconds; `None` for an arm whose operations are not timed.
     p50: Option<f64>,
     p99: Option<f64>,
-    /// Operations a second in each round.
+    /// Operations per second in each round.
     rates: Vec<f64>,
 }
 
@@ -50,28 +50,28 @@ pub(crate) struct ArmFigures {
 struct Target {
     at_least: Option<f64>,
     at_most: Option<f64>,
-    /// The row is there to be read; whatever it says is right.
+    /// The row is for information, and any figure passes.
     #[serde(default)]
     informative: bool,
 }
 
 impl Row {
-    /// A row from what each round measured, ours first.
+    /// A row from the figures of each round, ours first.
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, rounds: &[(f64, f64)]) -> Self {
         Self::of(name.into(), unit, rounds, |ours, peer| ours / peer)
     }
 
-    /// A row that says how many times as much the peer has as ours, of what there should be little.
+    /// A row whose figure is the peer's over ours, for quantities that should be small.
     pub(crate) fn gain(name: impl Into<String>, unit: &'static str, rounds: &[(f64, f64)]) -> Self {
         Self::of(name.into(), unit, rounds, |ours, peer| peer / ours)
     }
 
-    /// A row that says by how much ours is more, in its own unit.
+    /// A row whose figure is ours minus the peer's, in the unit of the row.
     pub(crate) fn difference(name: impl Into<String>, unit: &'static str, rounds: &[(f64, f64)]) -> Self {
         Self::of(name.into(), unit, rounds, |ours, peer| ours - peer)
     }
 
-    /// A row that says what ours is, beside nobody.
+    /// A row of ours without a peer.
     pub(crate) fn figure(
         name: impl Into<String>,
         unit: &'static str,
@@ -81,13 +81,13 @@ impl Row {
         Self::difference(name, unit, &alone)
     }
 
-    /// The one of these that is lowest, under another name.
+    /// The lowest of these rows, under another name.
     pub(crate) fn lowest(name: impl Into<String>, rows: &[Self]) -> Self {
         let lowest = rows.iter().min_by(|one, other| one.ratio.total_cmp(&other.ratio));
         Self { name: name.into(), ..lowest.expect("there are rows").clone() }
     }
 
-    /// The one of these that is highest, under another name.
+    /// The highest of these rows, under another name.
     pub(crate) fn highest(name: impl Into<String>, rows: &[Self]) -> Self {
         let highest = rows.iter().max_by(|one, other| one.ratio.total_cmp(&other.ratio));
         Self { name: name.into(), ..highest.expect("there are rows").clone() }
@@ -108,7 +108,7 @@ impl Row {
 }
 
 impl ArmFigures {
-    /// From what the arm did in each round.
+    /// From the arm's slices of all rounds.
     pub(crate) fn of(name: &str, rounds: &[Slice]) -> Self {
         let latencies: Option<Vec<_>> = rounds.iter().map(|slice| slice.latency).collect();
         Self {
@@ -122,24 +122,24 @@ impl ArmFigures {
 }
 
 impl Report {
-    /// Adds what was measured on the same server afterwards.
+    /// Adds rows that were measured later on the same server.
     pub(crate) fn extend(&mut self, later: Self) {
         self.arms.extend(later.arms);
         self.rows.extend(later.rows);
     }
 
-    /// What falls short of the targets, a line each. A row without a target is one, too.
+    /// The rows that miss their targets, one line each. A row without a target counts as a miss.
     pub(crate) fn check(&self, targets: &str) -> anyhow::Result<Vec<String>> {
         let targets: BTreeMap<String, BTreeMap<String, Target>> =
             toml::from_str(targets).context("targets.toml")?;
         let mut short = Vec::new();
         for row in &self.rows {
-            // What comes before the first dot is a table in the file, the rest a key in it.
+            // The part of a row's name before the first dot is a table in the file, the rest a key in it.
             let (topic, name) = row.name.split_once('.').unwrap_or((&row.name, ""));
             match targets.get(topic).and_then(|topic| topic.get(name)) {
                 None => short.push(format!("{} has no target", row.name)),
                 Some(Target { at_least: None, at_most: None, informative: false }) => {
-                    short.push(format!("{} has a target that says nothing", row.name));
+                    short.push(format!("{} has an empty target", row.name));
                 }
                 Some(target) if target.is_met_by(row.ratio) => {}
                 Some(target) => short.push(format!("{} is {:.3}, {target}", row.name, row.ratio)),
@@ -150,7 +150,7 @@ impl Report {
 }
 
 impl Target {
-    /// Written so that what is not a number meets nothing.
+    /// Written so that NaN meets no target.
     fn is_met_by(&self, figure: f64) -> bool {
         self.at_least.is_none_or(|least| figure >= least) && self.at_most.is_none_or(|most| figure <= most)
     }
@@ -158,7 +158,7 @@ impl Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("and is to be")?;
+        f.write_str("but must be")?;
         for (words, limit) in [("at least", self.at_least), ("at most", self.at_most)] {
             if let Some(limit) = limit {
                 write!(f, " {words} {limit}")?;
@@ -192,7 +192,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// In as many digits as say something.
+/// Formats a figure with its significant digits.
 fn short(figure: f64) -> String {
     if figure.abs() < 100.0 { format!("{figure:.1}") } else { format!("{figure:.0}") }
 }
@@ -203,7 +203,7 @@ pub(crate) fn sorted(figures: impl Iterator<Item = f64>) -> Vec<f64> {
     figures
 }
 
-/// The middle one, or the middle of the two.
+/// The middle figure, or the mean of the two middle ones.
 pub(crate) fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_misses_its_target_or_has_none_is_named() {
+    fn a_row_that_misses_its_target_or_has_none_is_reported() {
         let report =
             report(vec![row("a.good", 0.5), row("a.low", 0.1), row("a.high", 3.0), row("a.none", 1.0)]);
 
@@ -233,8 +233,8 @@ mod tests {
         assert_eq!(
             short,
             [
-                "a.low is 0.100, and is to be at least 0.25",
-                "a.high is 3.000, and is to be at most 2",
+                "a.low is 0.100, but must be at least 0.25",
+                "a.high is 3.000, but must be at most 2",
                 "a.none has no target"
             ]
         );
@@ -247,21 +247,21 @@ mod tests {
         let short =
             report.check("[pool]\n\"10.vs_x\" = { at_least = 1.0 }\n\"64.vs_x\" = { at_least = 3.0 }\n");
 
-        assert_eq!(short.expect("good targets"), ["pool.64.vs_x is 2.000, and is to be at least 3"]);
+        assert_eq!(short.expect("good targets"), ["pool.64.vs_x is 2.000, but must be at least 3"]);
     }
 
     #[test]
-    fn a_row_without_a_limit_must_be_said_to_be_informative() {
+    fn a_row_without_a_limit_must_be_informative() {
         let report = report(vec![row("a.read", 2.0), row("a.empty", 2.0)]);
 
         let short = report.check("[a]\nread = { informative = true }\nempty = {}\n");
 
-        assert_eq!(short.expect("good targets"), ["a.empty has a target that says nothing"]);
+        assert_eq!(short.expect("good targets"), ["a.empty has an empty target"]);
         assert!(report.check("[a]\nread = { at_leats = 1.0 }\n").is_err());
     }
 
     #[test]
-    fn what_is_no_number_meets_no_target() {
+    fn nan_meets_no_target() {
         let report = report(vec![row("a.least", f64::NAN), row("a.most", f64::NAN)]);
 
         let short = report.check("[a]\nleast = { at_least = 1.0 }\nmost = { at_most = 1.0 }\n");
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_figure_is_the_median_of_the_rounds_and_not_of_the_medians() {
+    fn a_figure_is_the_median_of_the_rounds_ratios() {
         let rounds = [(100.0, 10.0), (30.0, 20.0), (50.0, 40.0)];
 
         let ratio = Row::new("a.ratio", "x/s", &rounds);

@@ -1,4 +1,4 @@
-//! Arms that take turns, round after round.
+//! Arms that take turns in rounds.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use anyhow::{Context, bail};
 use crate::load::Slice;
 use crate::report::{ArmFigures, Report, Row};
 
-/// Long enough to open every connection and to prepare every statement.
+/// Long enough to open every connection and prepare every statement.
 const OPENING: Duration = Duration::from_millis(20);
 
-/// Ours or a peer's way to do something.
+/// One way to do an operation, ours or a peer's.
 pub(crate) struct Arm<'a> {
     name: String,
     slice: Duration,
@@ -19,7 +19,7 @@ pub(crate) struct Arm<'a> {
 }
 
 impl<'a> Arm<'a> {
-    /// An arm whose turn lasts `slice`.
+    /// An arm with turns of length `slice`.
     pub(crate) fn new(
         name: impl Into<String>,
         slice: Duration,
@@ -28,7 +28,7 @@ impl<'a> Arm<'a> {
         Self { name: name.into(), slice, run: Box::new(run) }
     }
 
-    /// The same with turns of another length.
+    /// The same arm with turns of another length.
     pub(crate) fn lasting(self, slice: Duration) -> Self {
         Self { slice, ..self }
     }
@@ -38,7 +38,7 @@ impl<'a> Arm<'a> {
     }
 }
 
-/// Leaves only those that are named, if any are: for a profiler. Tells whether they were.
+/// Keeps only the arms named in `only`, if there are any. Returns whether there were.
 pub(crate) fn narrow(arms: &mut Vec<Arm<'_>>, only: &[String]) -> anyhow::Result<bool> {
     if only.is_empty() {
         return Ok(false);
@@ -51,7 +51,7 @@ pub(crate) fn narrow(arms: &mut Vec<Arm<'_>>, only: &[String]) -> anyhow::Result
     Ok(true)
 }
 
-/// What every arm did in every round.
+/// The slices of all arms in all rounds.
 #[derive(Debug)]
 pub(crate) struct Measured {
     /// In the order of the arms.
@@ -59,8 +59,8 @@ pub(crate) struct Measured {
     slices: BTreeMap<String, Vec<Slice>>,
 }
 
-/// Has every arm run once a round, and in every other round from the last to the first: whoever follows somebody finds the
-/// processor, and the server, in another state.
+/// Runs every arm once in each round, in reverse order in every other round, since each arm finds the processor and the server in
+/// the state in which its predecessor left them.
 pub(crate) fn interleave(arms: &[Arm<'_>], rounds: usize) -> anyhow::Result<Measured> {
     for arm in arms {
         arm.run(OPENING)?;
@@ -79,57 +79,57 @@ pub(crate) fn interleave(arms: &[Arm<'_>], rounds: usize) -> anyhow::Result<Meas
 }
 
 impl Measured {
-    /// Operations a second of one arm over those of another.
+    /// A row of two arms' operations per second.
     pub(crate) fn rates(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
         let rate = |slice: &Slice| slice.rate;
         Row::new(name, "ops/s", &self.pairs((ours, rate), (peer, rate)))
     }
 
-    /// What most operations of one arm took at most, over the same of another.
+    /// A row of two arms' median latencies.
     pub(crate) fn p50s(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
         let p50 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p50);
         Row::new(name, "us", &self.pairs((ours, p50), (peer, p50)))
     }
 
-    /// By how much what most operations of a peer took at most is more than the same of ours.
+    /// A row of two arms' median latencies, the peer's over ours.
     pub(crate) fn p50_gains(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
         let p50 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p50);
         Row::gain(name, "us", &self.pairs((ours, p50), (peer, p50)))
     }
 
-    /// How long the server was busy with one arm, over the same with another.
+    /// A row of the server's processor time for each append of two arms.
     pub(crate) fn cpus(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
         let busy = |slice: &Slice| slice.cost.map_or(f64::NAN, |cost| cost.processor);
-        Row::new(name, "us an append", &self.pairs((ours, busy), (peer, busy)))
+        Row::new(name, "us per append", &self.pairs((ours, busy), (peer, busy)))
     }
 
-    /// Queries of one arm for each append, over the same of another.
+    /// A row of the queries for each append of two arms.
     pub(crate) fn queries(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
         let queries = |slice: &Slice| slice.cost.map_or(f64::NAN, |cost| cost.queries);
-        Row::new(name, "queries an append", &self.pairs((ours, queries), (peer, queries)))
+        Row::new(name, "queries per append", &self.pairs((ours, queries), (peer, queries)))
     }
 
-    /// Milliseconds that nearly all operations of one arm took at most.
+    /// A row of one arm's 99th percentile, in milliseconds.
     pub(crate) fn p99_ms(&self, name: impl Into<String>, arm: &str) -> Row {
         let p99 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p99) / 1000.0;
         Row::figure(name, "ms", self.slices_of(arm).iter().map(p99))
     }
 
-    /// What nearly all operations of one arm took at most, over the same of another.
+    /// A row of two arms' 99th percentiles.
     pub(crate) fn p99s(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
         let p99 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p99);
         Row::new(name, "us", &self.pairs((ours, p99), (peer, p99)))
     }
 
-    /// The operations of the task that did most over those of the one that did fewest.
+    /// A row of the operations of an arm's busiest task over those of its least busy one.
     pub(crate) fn fairness(&self, name: impl Into<String>, arm: &str) -> Row {
         let most = |slice: &Slice| f64::from(slice.most);
-        // Of one that had none at all, the ratio would be no number.
+        // At least 1, since the ratio with 0 would not be a number.
         let fewest = |slice: &Slice| f64::from(slice.fewest.max(1));
-        Row::new(name, "ops of a task", &self.pairs((arm, most), (arm, fewest)))
+        Row::new(name, "ops per task", &self.pairs((arm, most), (arm, fewest)))
     }
 
-    /// A report that has these rows, and each arm's own figures.
+    /// A report of these rows and of each arm's own figures.
     pub(crate) fn report(&self, server: String, rows: Vec<Row>) -> Report {
         let arms = self.names.iter().map(|name| ArmFigures::of(name, self.slices_of(name))).collect();
         Report { server, arms, rows }

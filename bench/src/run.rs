@@ -1,8 +1,7 @@
 //! Lines through `buildwatch run`, beside `psql` copying them into a table.
 //!
-//! Both read the lines from a pipe that the same program writes, and both are timed from the moment at which they began to
-//! read it: until the last line was printed, or until psql says that it copied them. The server runs already and stores
-//! durably.
+//! The same program writes the lines into a pipe for both. Both are timed from their first read until the last line was printed, or
+//! until psql reports the number of copied rows. The server is running already and stores durably.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -16,7 +15,7 @@ use db_embedded::Server;
 
 use crate::report::{Report, Row};
 
-/// What Linux's pipes hold.
+/// The capacity of a pipe on Linux.
 const PIPE: usize = 64 << 10;
 
 pub(crate) fn measure(lines: u32, rounds: usize) -> anyhow::Result<Report> {
@@ -25,7 +24,7 @@ pub(crate) fn measure(lines: u32, rounds: usize) -> anyhow::Result<Report> {
     bench.peer().context("warm-up of psql")?;
     let mut measured = Vec::new();
     for round in 0..rounds {
-        // Whoever comes first finds the caches and the log in another state.
+        // The order alternates, since the first of a round finds the caches and the log in another state.
         let (ours, peer) = if round % 2 == 0 {
             let ours = bench.ours()?;
             (ours, bench.peer()?)
@@ -43,7 +42,7 @@ pub(crate) fn measure(lines: u32, rounds: usize) -> anyhow::Result<Report> {
     })
 }
 
-/// Writes a file to stdout, and to another when the first byte was read: a pipe takes so much and no more before.
+/// Writes a file to stdout, and the time of the first read to another file. A full pipe shows that no byte has been read.
 pub(crate) fn emit(file: &Path, stamp: &Path) -> anyhow::Result<()> {
     let bytes = fs::read(file)?;
     let mut out = std::io::stdout();
@@ -79,10 +78,13 @@ impl Bench {
             writeln!(text, "line {n}").expect("writing to a string");
             text
         });
-        ensure!(text.len() > 2 * PIPE, "so few lines fit into a pipe, and nobody knows when they are read");
+        ensure!(
+            text.len() > 2 * PIPE,
+            "too few lines: they fit into a pipe, so the time of the first read is unknown"
+        );
         fs::write(folder.path().join("lines"), &text)?;
 
-        // Makes the folder and its database; then the server is kept running for all rounds.
+        // Creates the folder and its database; then the server keeps running for all rounds.
         let data = folder.path().join("data");
         let made = Command::new(&buildwatch)
             .arg("--data")
@@ -111,7 +113,7 @@ impl Bench {
             .stderr(Stdio::null())
             .spawn()?;
         let mut printed = Vec::with_capacity(self.text.len());
-        let mut out = run.stdout.take().context("stdout is piped")?;
+        let mut out = run.stdout.take().context("piped stdout")?;
         let mut buffer = vec![0; 1 << 20];
         let end = loop {
             let read = out.read(&mut buffer)?;
@@ -127,7 +129,7 @@ impl Bench {
         self.since_stamp(end)
     }
 
-    /// From the first byte that psql read to its saying that all was copied.
+    /// From the first byte that psql read to its report of the copied rows.
     fn peer(&self) -> anyhow::Result<Duration> {
         let url = self.server.url("buildwatch");
         let psql = |sql: &str| -> Command {
@@ -137,7 +139,7 @@ impl Bench {
         };
         let made =
             psql("create table if not exists bench_lines (line text)").stderr(Stdio::null()).output()?;
-        ensure!(made.status.success(), "psql cannot make a table");
+        ensure!(made.status.success(), "psql cannot create a table");
 
         let mut emit = Command::new(&self.myself)
             .arg("emit")
@@ -145,17 +147,17 @@ impl Bench {
             .stdout(Stdio::piped())
             .spawn()?;
         let mut copy = psql("\\copy bench_lines from stdin")
-            .stdin(emit.stdout.take().context("stdout is piped")?)
+            .stdin(emit.stdout.take().context("piped stdout")?)
             .stdout(Stdio::piped())
             .spawn()?;
         let mut said = vec![0; 100];
-        let read = copy.stdout.take().context("stdout is piped")?.read(&mut said)?;
+        let read = copy.stdout.take().context("piped stdout")?.read(&mut said)?;
         let end = SystemTime::now();
         finish(&mut copy, "psql")?;
         finish(&mut emit, "emit")?;
         let said = String::from_utf8_lossy(&said[..read]).into_owned();
         if said.trim() != format!("COPY {}", self.lines) {
-            bail!("psql said: {said}");
+            bail!("psql printed: {said}");
         }
         self.since_stamp(end)
     }

@@ -1,4 +1,4 @@
-//! The server that ours and the peers are measured on.
+//! The server that the arms are measured on.
 
 use std::borrow::Cow;
 
@@ -12,27 +12,27 @@ use url::Url;
 /// Whether a commit waits for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Commits {
-    /// It does not: what is measured is the way there and back.
+    /// Commits do not wait, so that the round trip is measured.
     Quick,
-    /// It does, as it does wherever data has to survive.
+    /// Commits wait, as in production.
     Durable,
 }
 
-/// A database of its own, for as long as a topic is measured. Who is killed leaves it on a server that is not thrown away.
+/// A database for one topic. If the program is killed, the database stays on a server that is not thrown away.
 #[derive(Debug)]
 pub(crate) struct Database {
-    /// The one that it was made from.
+    /// The address of the database that created it.
     admin: Config,
     name: String,
     url: String,
     what: String,
-    /// None if the server is somebody else's.
+    /// `None` if the server is not ours.
     _throwaway: Option<Server>,
 }
 
 impl Database {
-    /// Runs `work` on a database that does not wait for the disk. It is on the server that `DATABASE_URL` names, or else on one
-    /// that is thrown away.
+    /// Runs `work` on a database whose commits do not wait for the disk. The server is that of `DATABASE_URL`, else a
+    /// throwaway server.
     pub(crate) fn with<T>(
         runtime: &Runtime,
         work: impl FnOnce(&Self) -> anyhow::Result<T>,
@@ -40,7 +40,7 @@ impl Database {
         Self::with_commits(runtime, Commits::Quick, work)
     }
 
-    /// The same with the choice.
+    /// As [`with`](Self::with), with a choice about commits.
     pub(crate) fn with_commits<T>(
         runtime: &Runtime,
         commits: Commits,
@@ -73,17 +73,17 @@ impl Database {
         Ok(database)
     }
 
-    /// Its address, which everybody reads alike.
+    /// The address in a form that all drivers read alike.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// The same, for us.
+    /// The address as a [`Config`].
     pub(crate) fn config(&self) -> anyhow::Result<Config> {
         Ok(Config::from_url(&self.url)?)
     }
 
-    /// What it is measured on, in words.
+    /// A description of the measured server.
     pub(crate) fn what(&self) -> &str {
         &self.what
     }
@@ -93,18 +93,18 @@ impl Database {
         let Self { name, .. } = self;
         sqlx::query(AssertSqlSafe(format!("create database {name}"))).execute(&mut conn).await?;
         let waits = if commits == Commits::Durable { "on" } else { "off" };
-        // For whoever connects, by whatever driver.
+        // For all connections of all drivers.
         sqlx::query(AssertSqlSafe(format!("alter database {name} set synchronous_commit = {waits}")))
             .execute(&mut conn)
             .await?;
         let version: String = sqlx::query_scalar("show server_version").fetch_one(&mut conn).await?;
-        // What follows is the packager's.
+        // The packager's version follows.
         Ok(version.split(' ').next().unwrap_or_default().to_owned())
     }
 
     async fn remove(&self) -> anyhow::Result<()> {
         let mut conn = self.connect().await?;
-        // The pools have connections open still.
+        // Connections of the pools may still be open.
         let drop = format!("drop database {} with (force)", self.name);
         sqlx::query(AssertSqlSafe(drop)).execute(&mut conn).await?;
         Ok(())
@@ -119,23 +119,23 @@ fn throwaway(commits: Commits) -> Builder {
     let builder = Server::throwaway();
     match commits {
         Commits::Quick => builder,
-        // What a kept server has.
+        // The settings of a kept server.
         Commits::Durable => [("fsync", "on"), ("full_page_writes", "on"), ("shared_buffers", "128MB")]
             .into_iter()
             .fold(builder, |builder, (name, value)| builder.setting(name, value)),
     }
 }
 
-/// The same server and another database, in the one form that all drivers read alike: everything in its place before the
-/// `?`. Of `localhost/?host=/run`, tokio-postgres makes two servers, and asks the wrong one first.
+/// The same server with another database, in a form that all drivers read alike: all parts before the
+/// `?`. From `localhost/?host=/run`, tokio-postgres would make two servers, and try the wrong one first.
 ///
-/// TLS is off for everybody, since some of the peers are here without it.
+/// TLS is off for all arms, since some of the peers are built without it.
 fn address(url: &str, database: &str) -> anyhow::Result<String> {
     let given = Url::parse(url).context("the database's address")?;
     let mut url = given.clone();
     url.set_query(None);
     url.set_path(database);
-    let fits = "an address that all drivers read alike cannot be made of this one";
+    let fits = "this address cannot be written in a form that all drivers read alike";
     for (name, value) in given.query_pairs() {
         match &*name {
             "host" => url.set_host(Some(&host(&value))).context(fits)?,
@@ -153,7 +153,7 @@ fn address(url: &str, database: &str) -> anyhow::Result<String> {
     Ok(url.into())
 }
 
-/// A folder in the place of a host has its slashes encoded.
+/// The host; a folder has its slashes encoded.
 fn host(text: &str) -> Cow<'_, str> {
     if text.starts_with('/') { Cow::Owned(text.replace('%', "%25").replace('/', "%2F")) } else { text.into() }
 }

@@ -1,10 +1,10 @@
-//! One thing after another, for a slice of time.
+//! Repeats an operation one after the other for a slice of time.
 
 use std::time::{Duration, Instant};
 
 use crate::load::Slice;
 
-/// As many times as are begun within a slice, and at least one.
+/// Counts repetitions: all that begin within the slice, at least one.
 pub(crate) struct Times {
     began: Instant,
     slice: Duration,
@@ -16,19 +16,19 @@ impl Times {
         Self { began: Instant::now(), slice, begun: 0 }
     }
 
-    /// Whether it is time for another one, which then counts.
+    /// Whether another repetition should begin; if so, counts it.
     pub(crate) fn again(&mut self) -> bool {
         let again = self.begun == 0 || self.began.elapsed() < self.slice;
         self.begun += u32::from(again);
         again
     }
 
-    /// How many were begun.
+    /// The number of repetitions begun.
     pub(crate) fn begun(&self) -> u32 {
         self.begun
     }
 
-    /// Each was so many operations.
+    /// The slice, with this number of operations in each repetition.
     pub(crate) fn over(self, operations: f64) -> Slice {
         Slice::of(operations * f64::from(self.begun) / self.began.elapsed().as_secs_f64(), None)
     }

@@ -1,4 +1,4 @@
-//! What it costs to know who holds a connection.
+//! The cost of tracking the holders of connections.
 
 use std::time::Instant;
 
@@ -8,20 +8,19 @@ use tokio::runtime::Runtime;
 use crate::report::{Row, median, sorted};
 use crate::server::Database;
 
-/// How many batches a round has, each with and without the tracker.
+/// The batches of a round, each with and without the tracker.
 const BATCHES: usize = 51;
 
-/// How many times a connection is taken and given back in a batch: some 0.5 ms, so that what disturbs one batch rarely
-/// disturbs the next.
+/// The acquires of a batch: some 0.5 ms, so that a disturbance rarely affects two batches.
 const TAKES: u32 = 1000;
 
-/// Nanoseconds of one take and give-back of an idle connection by one task: with the tracker, without, and the difference.
+/// Nanoseconds for one acquire and release of an idle connection by one task: with the tracker, without, and the difference.
 pub(crate) fn measure(runtime: &Runtime, database: &Database, rounds: usize) -> anyhow::Result<Row> {
     let config = database.config()?;
     let _inside = runtime.enter();
     let on = Pool::new(&config, PoolOptions::api());
     let off = Pool::new(&config, PoolOptions::api().tracker(Tracking::Off));
-    // On a worker thread, as everybody's tasks are.
+    // On a worker thread, as the tasks of users are.
     let measured = runtime.spawn(async move {
         let mut measured = Vec::new();
         // The first round opens the connections.

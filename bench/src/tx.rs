@@ -17,10 +17,10 @@ const CONNECTIONS: u32 = 10;
 /// As many tasks as connections, each with a row of its own.
 const TASKS: u32 = CONNECTIONS;
 
-/// In the first tenths of a second after others had their turn, everybody is slower.
+/// Long enough: every arm is slower in the first tenths of a second after another arm's turn.
 const SLICE: Duration = Duration::from_secs(1);
 
-/// Of some arms alone, if they are named, there are no rows.
+/// With `only`, runs these arms without ratios.
 pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyhow::Result<Report> {
     Database::with(runtime, |database| {
         let url = database.url();

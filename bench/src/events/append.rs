@@ -1,4 +1,4 @@
-//! One writer's ways to store events.
+//! Ways for one writer to store events.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::logs::{KIND, batch};
 
 type Session = Arc<Mutex<PgConnection>>;
 
-/// A transaction for each event.
+/// One transaction for each event.
 pub(super) struct Rows {
     session: Session,
     log: LogId,
@@ -41,7 +41,7 @@ impl Work for Rows {
     }
 }
 
-/// A COPY for each batch.
+/// One COPY for each batch.
 pub(super) struct Copies {
     session: Session,
     log: LogId,
@@ -53,7 +53,7 @@ impl Copies {
         Self { session, log, events: batch(1, events) }
     }
 
-    /// The batch that has number `n`, from 1. The data has nothing that COPY would want escaped.
+    /// The batch with number `n`, from 1. The data needs no escaping in COPY.
     fn text(&self, n: i64) -> anyhow::Result<String> {
         let count = i64::try_from(self.events.len())?;
         let mut text = String::with_capacity(self.events.len() * 200);
@@ -76,7 +76,7 @@ impl Work for Copies {
     }
 }
 
-/// Ours.
+/// Appends by `EventLogs`.
 pub(super) struct Appends {
     events: EventLogs,
     log: LogId,

@@ -1,7 +1,7 @@
-//! Events appended and read, beside the same by plain statements of the driver.
+//! Appending and reading events, beside the same with plain statements of the driver.
 //!
-//! Everything that is appended waits for the disk. By hand, an event is a row, and its writer knows the number of the next one
-//! without asking, which is more than most have. One writer, one session, one Unix socket.
+//! Every append waits for the disk. The peers store an event as a row, and their writer knows the next id without a query, which
+//! favours them. One writer, one session, one Unix socket.
 
 mod append;
 mod read;
@@ -25,25 +25,25 @@ use crate::server::{Commits, Database};
 
 use append::{Appends, Copies, Rows};
 
-/// In one append, or one COPY.
+/// The events in one append or one COPY.
 const BATCHES: [i64; 2] = [100, 1000];
 
-/// Of the log that is read.
+/// The events of the log that is read.
 const EVENTS: i64 = 100_000;
 
-/// A disk that has a hiccup does nothing for some tenths of a second.
+/// Longer than a stall of the disk, which takes some tenths of a second.
 const SLICE: Duration = Duration::from_secs(1);
 
-/// Time for a few of the log's readings.
+/// Long enough to read the log several times.
 const READING: Duration = Duration::from_millis(500);
 
-/// For a commit of each arm before it counts, whatever the disk is at.
+/// The shortest turn: long enough for one commit of each arm before it counts, even on a slow disk.
 const LEAST: Duration = Duration::from_millis(200);
 
-/// A turn under a snapshot takes as long as some rounds of all the others.
+/// One turn with a snapshot for this number of rounds, since it takes as long as several rounds of the others.
 const ROUNDS_A_SNAPSHOT: usize = 3;
 
-/// Of some arms alone, if they are named, there are no rows.
+/// With `only`, runs these arms without ratios.
 pub(crate) fn measure(
     runtime: &Runtime,
     rounds: usize,
@@ -56,7 +56,7 @@ pub(crate) fn measure(
         let bench = runtime.block_on(Bench::new(runtime, &config))?;
         let [hundred, thousand] = BATCHES;
         let mut arms = vec![
-            // Those that have targets to meet beside each other are neighbours.
+            // Arms that are compared with each other are neighbours.
             bench.rows("append.row_per_tx"),
             bench.appends("append.100.ours", hundred),
             bench.appends("append.1000.ours", thousand),
@@ -90,15 +90,15 @@ pub(crate) fn measure(
     })
 }
 
-/// What the arms share.
+/// The state that the arms share.
 struct Bench<'a> {
     runtime: &'a Runtime,
     events: EventLogs,
-    /// The driver's.
+    /// The driver's session.
     session: Arc<Mutex<PgConnection>>,
-    /// A log to be read, and the number of one by hand that has the same.
+    /// The log to read, and the id of the peers' copy of it.
     filled: LogId,
-    /// The number of the next log by hand.
+    /// The id of the peers' next log.
     next: AtomicI64,
 }
 
@@ -114,13 +114,13 @@ impl<'a> Bench<'a> {
 
     fn rows(&'a self, name: &str) -> Arm<'a> {
         Arm::new(name, SLICE, move |slice| {
-            self.write(1, slice, Rows::new(Arc::clone(&self.session), self.next_by_hand()))
+            self.write(1, slice, Rows::new(Arc::clone(&self.session), self.next_log()))
         })
     }
 
     fn copies(&'a self, name: &str, batch: i64) -> Arm<'a> {
         Arm::new(name, SLICE, move |slice| {
-            self.write(batch, slice, Copies::new(Arc::clone(&self.session), self.next_by_hand(), batch))
+            self.write(batch, slice, Copies::new(Arc::clone(&self.session), self.next_log(), batch))
         })
     }
 
@@ -132,15 +132,15 @@ impl<'a> Bench<'a> {
     }
 
     /// Each slice writes a log of its own.
-    fn next_by_hand(&self) -> LogId {
+    fn next_log(&self) -> LogId {
         LogId(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Events a second of one writer.
+    /// Runs one writer. The rate is in events per second.
     fn write(&self, batch: i64, slice: Duration, work: impl Work) -> anyhow::Result<Slice> {
         let load = Load { tasks: 1, slice: slice.max(LEAST), timed: false };
         let Slice { rate, .. } = load.run(self.runtime, &Arc::new(work))?;
-        #[expect(clippy::cast_precision_loss, reason = "a thousand")]
+        #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
         Ok(Slice::of(rate * batch as f64, None))
     }
 }

@@ -1,4 +1,4 @@
-//! A log read from its beginning to its end.
+//! Reading a log from its beginning to its end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +57,6 @@ fn check(times: &Times, Next(next): &Next) -> anyhow::Result<()> {
 }
 
 fn over(times: Times) -> Slice {
-    #[expect(clippy::cast_precision_loss, reason = "a hundred thousand")]
+    #[expect(clippy::cast_precision_loss, reason = "100 000 events")]
     times.over(EVENTS as f64)
 }

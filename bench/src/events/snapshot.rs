@@ -1,7 +1,7 @@
-//! Appends while somebody else keeps a snapshot.
+//! Appends while another session keeps a snapshot.
 //!
-//! PostgreSQL removes no row version that an open snapshot may still see. Whoever updates a row with each append has ever more
-//! of them to step over.
+//! PostgreSQL does not remove row versions that an open snapshot may see. A writer that updates a row with each append therefore has
+//! more and more versions to skip.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -16,16 +16,16 @@ use tokio::time::sleep;
 
 use crate::logs;
 
-/// In one append: as a stream has them, and not as many as the disk takes, since what counts is how many appends there are.
+/// The events in one append: few, as in a stream, since the number of appends matters here.
 const BATCH: i64 = 10;
 
-/// How long the rate is looked at.
-const LOOK: Duration = Duration::from_millis(1500);
+/// How long the rate is measured.
+const SAMPLE: Duration = Duration::from_millis(1500);
 
-/// Before the first look.
+/// The time before the first sample.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// Appends a second at the end of a time in which there was a snapshot, and before it. They go on all the time.
+/// Returns the rates of appends at the end of a period with an open snapshot, and before it. The appends never pause.
 pub(super) async fn turn(events: EventLogs, config: Config, open: Duration) -> anyhow::Result<(f64, f64)> {
     let log = events.create().await?;
     let appended = Arc::new(AtomicI64::new(0));
@@ -36,11 +36,11 @@ pub(super) async fn turn(events: EventLogs, config: Config, open: Duration) -> a
         sleep(WARM_UP).await;
         let before = rate(&appended).await;
         let mut conn = config.as_sqlx().connect().await?;
-        // The snapshot is taken by the first statement.
+        // The first statement takes the snapshot.
         for statement in ["begin isolation level repeatable read", "select count(*) from event_logs"] {
             conn.execute(sqlx::raw_sql(statement)).await?;
         }
-        sleep(open.saturating_sub(LOOK)).await;
+        sleep(open.saturating_sub(SAMPLE)).await;
         let during = rate(&appended).await;
         conn.execute(sqlx::raw_sql("commit")).await?;
         conn.close().await?;
@@ -62,8 +62,8 @@ async fn append(events: EventLogs, log: LogId, appended: Arc<AtomicI64>) -> anyh
 
 async fn rate(appended: &AtomicI64) -> f64 {
     let (began, before) = (Instant::now(), appended.load(Ordering::Relaxed));
-    sleep(LOOK).await;
-    #[expect(clippy::cast_precision_loss, reason = "some thousand")]
+    sleep(SAMPLE).await;
+    #[expect(clippy::cast_precision_loss, reason = "some thousand appends")]
     let appends = (appended.load(Ordering::Relaxed) - before) as f64;
     appends / began.elapsed().as_secs_f64()
 }

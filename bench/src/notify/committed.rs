@@ -1,4 +1,4 @@
-//! What was committed beside what was heard of it.
+//! Compares commits with the notifications about them.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -7,16 +7,16 @@ use anyhow::Context;
 
 use crate::latency::nanoseconds;
 
-/// A commit that has something to say.
+/// A commit with a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Committed {
     /// The number of the topic.
     pub(super) topic: u32,
-    /// No later than it can be said, in nanoseconds since 1970: the one clock that processes share.
+    /// A time before the notification, in nanoseconds since 1970: the only clock that processes share.
     pub(super) at: u64,
 }
 
-/// A notification that was received.
+/// A received notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Heard {
     pub(super) topic: u32,
@@ -28,11 +28,11 @@ pub(super) fn now() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// How long it took one process to hear of each commit, at most: one notification stands for all commits of its topic that
-/// waited together, and it does not say which. `heard` is in the order in which it was received.
+/// The latency of each commit at one process, at most: one notification stands for all commits of its topic that waited together,
+/// and does not say for which. `heard` is in the order of receipt.
 ///
-/// The first one after a commit is its own, unless what was committed before it was not heard of yet: that may be what is on
-/// its way. The next one then says both, if there is a next one.
+/// A commit's notification is the first one after it, unless an earlier commit of the topic has not been notified yet: then the first
+/// may be that of the earlier commit, and the next one, if there is one, stands for both.
 pub(super) fn delays(committed: &[Committed], heard: &[Heard]) -> anyhow::Result<Vec<u32>> {
     let mut topics = HashMap::<u32, (Vec<u64>, Option<usize>)>::new();
     for Heard { topic, at } in heard {
@@ -42,7 +42,7 @@ pub(super) fn delays(committed: &[Committed], heard: &[Heard]) -> anyhow::Result
     committed.sort_unstable_by_key(|committed| committed.at);
     let mut delays = Vec::with_capacity(committed.len());
     for Committed { topic, at } in committed {
-        let missing = || format!("a process never heard of a commit of topic {topic}");
+        let missing = || format!("a process received no notification of a commit of topic {topic}");
         let (received, before) = topics.get_mut(&topic).with_context(missing)?;
         let first = received.partition_point(|received| *received < at);
         let is_sure = before.is_none_or(|before| before < first);
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_is_heard_of_by_the_first_notification_of_its_topic_that_comes_after_it() {
+    fn a_commit_is_notified_by_the_first_later_notification_of_its_topic() {
         assert_eq!(
             of(&[(1, 100), (2, 110), (1, 200)], &[(1, 105), (2, 150), (1, 230)]),
             Some(vec![5, 40, 30])
@@ -73,13 +73,13 @@ mod tests {
     }
 
     #[test]
-    fn a_notification_that_may_have_been_on_its_way_is_not_counted_while_there_is_another() {
+    fn a_notification_that_may_belong_to_an_earlier_commit_is_not_counted_if_there_is_another() {
         assert_eq!(of(&[(1, 100), (1, 110)], &[(1, 120), (1, 140)]), Some(vec![20, 30]));
         assert_eq!(of(&[(1, 100), (1, 110), (1, 115)], &[(1, 120)]), Some(vec![20, 10, 5]));
     }
 
     #[test]
-    fn a_commit_that_nobody_heard_of_is_an_error() {
+    fn a_commit_without_a_notification_is_an_error() {
         assert_eq!(of(&[(1, 100)], &[]), None);
         assert_eq!(of(&[(1, 100)], &[(2, 105)]), None);
         assert_eq!(of(&[(1, 100), (1, 110)], &[(1, 105)]), None);

@@ -1,4 +1,4 @@
-//! Statements that insert a row each, and what they say of it.
+//! Statements that insert a row and notify.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,18 +12,18 @@ use sqlx::{ConnectOptions, Connection};
 use super::committed::{Committed, now};
 use crate::load::Work;
 
-/// Who is told of an insert, and when.
+/// How an insert is notified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Says {
-    /// Nobody.
+pub(super) enum Notifies {
+    /// Not at all.
     Nothing,
-    /// By `pg_notify` in the same statement, and so before the commit.
+    /// By `pg_notify` in the same statement, before the commit.
     WithinTheTransaction,
-    /// By the bus.
+    /// By the bus, after the commit.
     AfterTheCommit,
 }
 
-impl Says {
+impl Notifies {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Nothing => "plain",
@@ -33,12 +33,12 @@ impl Says {
     }
 }
 
-/// Where a bus with default options says everything. Were it another one, nobody would hear of these inserts, which is an error.
+/// The channel of a bus with default options. With another channel, the notifications would not be received, which is an error.
 const CHANNEL: &str = "db_notify.default";
 
 pub(super) async fn make_table(config: &Config) -> anyhow::Result<()> {
     let mut conn = config.as_sqlx().connect().await?;
-    // Some arm would have the vacuum's share of the disk beside its own.
+    // Without autovacuum, which would take disk time from an arm.
     sqlx::query(
         "create table bench_rows (id int8 generated always as identity primary key, n int8 not null) \
          with (autovacuum_enabled = off)",
@@ -58,28 +58,28 @@ pub(super) fn topic(number: u32) -> String {
 pub(super) struct Inserts {
     pool: Pool,
     bus: Arc<Bus>,
-    says: Says,
+    notifies: Notifies,
     topics: u32,
     next: AtomicU32,
-    /// Of each task, so that none waits for another one.
+    /// One for each task, so that no task waits for another.
     committed: Vec<Log>,
 }
 
 type Log = Arc<Mutex<Vec<Committed>>>;
 
 impl Inserts {
-    pub(super) fn new(pool: &Pool, bus: &Arc<Bus>, topics: u32, tasks: u32, says: Says) -> Self {
+    pub(super) fn new(pool: &Pool, bus: &Arc<Bus>, topics: u32, tasks: u32, notifies: Notifies) -> Self {
         Self {
             pool: pool.clone(),
             bus: Arc::clone(bus),
-            says,
+            notifies,
             topics,
             next: AtomicU32::new(0),
             committed: (0..tasks).map(|_| Log::default()).collect(),
         }
     }
 
-    /// What was committed and spoken of.
+    /// The commits with a notification.
     pub(super) fn committed(&self) -> Vec<Committed> {
         self.committed.iter().flat_map(|log| lock(log).clone()).collect()
     }
@@ -92,7 +92,7 @@ impl Inserts {
     async fn insert_and_notify(&self, n: i64, topic: &Topic) -> anyhow::Result<()> {
         let sql = "with inserted as (insert into bench_rows (n) values ($1) returning n) \
                    select pg_notify($2, $3) from inserted";
-        // What the bus says in a transaction, in the form that its documentation draws.
+        // The bus's notification inside a transaction, in its documented form.
         let payload = format!("1{}:0:{topic}", topic.as_str().len());
         let insert = sqlx::query(sql).bind(n).bind(CHANNEL).bind(payload);
         inserted(&insert.execute(self.pool.handle()).await?)
@@ -101,15 +101,15 @@ impl Inserts {
 
 impl Work for Inserts {
     async fn once(&self, task: u32, n: i64) -> anyhow::Result<()> {
-        if self.says == Says::Nothing {
+        if self.notifies == Notifies::Nothing {
             return self.insert(n).await;
         }
         let log = &self.committed[task as usize];
         let number = self.next.fetch_add(1, Ordering::Relaxed) % self.topics;
         let topic = Topic::new(topic(number))?;
-        if self.says == Says::AfterTheCommit {
+        if self.notifies == Notifies::AfterTheCommit {
             self.insert(n).await?;
-            // Before the bus is told.
+            // Before the bus is notified.
             lock(log).push(Committed { topic: number, at: now() });
             self.bus.notify_soon(&topic)?;
         } else {

@@ -1,7 +1,7 @@
-//! A process that listens, and says what it heard and when.
+//! A process that listens, and prints its notifications with their times.
 //!
-//! It says `ready`, and after each slice a line for each notification, with its topic's number and the time, and `end`. It ends
-//! when its stdin does, since then nobody wants to know any more.
+//! It prints `ready`, and for each slice one line for each notification, with its topic's number and the time, and then `end`. It ends
+//! with its stdin.
 
 use std::io::{Read, Write};
 use std::thread;
@@ -16,19 +16,19 @@ use tokio::time::timeout;
 use super::committed::{Heard, now};
 use super::{ALL, END, inserts};
 
-/// Where it listens, in its environment: an address may have a password, and everybody may see arguments.
+/// The environment variable with the address: an address may have a password, and arguments are visible to all users.
 pub(super) const ADDRESS: &str = "BENCH_LISTEN";
 
 pub(super) const READY: &str = "ready";
 
-/// Longer than it is ever needed.
+/// Longer than the process is ever needed.
 const LIFE: Duration = Duration::from_mins(10);
 
-/// In one thread: the writers beside which it is measured have what it does not take.
+/// Uses one thread, to leave the processors to the measured writers.
 pub(crate) fn listen() -> anyhow::Result<()> {
-    let url = std::env::var(ADDRESS).context("`listen` is for `notify` alone")?;
+    let url = std::env::var(ADDRESS).context("`listen` is used by `notify` only")?;
     thread::spawn(|| {
-        // Whether it ends or cannot be read, nobody is there.
+        // Whether stdin ends or cannot be read, the parent is gone.
         let _: std::io::Result<usize> = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
     });
@@ -48,12 +48,12 @@ async fn hear(url: String) -> anyhow::Result<()> {
             Delivery::Notification(notification) => notification,
             Delivery::Gap(gap) => bail!("a gap: {gap}"),
         };
-        let topic = notification.topic().context("no topic")?.as_str();
+        let topic = notification.topic().context("a notification without a topic")?.as_str();
         if topic == END {
             say(&heard, END)?;
             heard.clear();
         } else {
-            let (_, number) = topic.rsplit_once('/').context("a topic that nobody has")?;
+            let (_, number) = topic.rsplit_once('/').context("an unknown topic")?;
             heard.push(Heard { topic: number.parse()?, at: now() });
         }
     }

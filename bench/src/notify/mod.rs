@@ -1,18 +1,18 @@
-//! Writers that notify, beside writers that do not, and beside those that do it within their transactions.
+//! Writers that notify, beside writers that do not, and beside writers that notify inside their transactions.
 //!
-//! Each statement inserts a row, durably, in a transaction of its own, as an append to an event log does. `plain` says nothing of
-//! it, `ours` says it on the bus after the commit, and `in_tx` says the same, on the same channel, within the transaction: one
-//! round trip each, since what more of them cost would hide what a notification does. In all three the same processes listen, by
-//! a bus each, to as many topics as there may be; the writers' own bus listens, too, as every process's does. Each of them has to
-//! hear of whatever was committed, and a gap is an error.
+//! Each statement durably inserts a row in a transaction of its own, as an append to an event log does. `plain` does not notify, `ours`
+//! notifies on the bus after the commit, and `in_tx` sends the same on the same channel inside the transaction. Each insert is one
+//! round trip, since more would hide the cost of the notification. In all three, the same processes listen with a bus each to all
+//! topics; the writers' own bus listens, too, as in every process. Each process must be notified of every commit, and a gap is an
+//! error.
 //!
-//! The latencies of an arm are those of delivery: from the commit until a process has received what covers it. Of `in_tx` the
-//! statement is part of that, since the server notifies before it answers.
+//! The latencies of an arm are those of delivery: from the commit until a process has received a notification that covers it. For
+//! `in_tx`, this includes the statement, since the server notifies before it answers.
 
 mod committed;
-mod ears;
 mod inserts;
 mod listen;
+mod listeners;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,49 +28,49 @@ pub(crate) use listen::listen;
 use crate::latency::Latency;
 use crate::load::{Load, Slice};
 use crate::notify::committed::{Committed, delays};
-use crate::notify::ears::Ears;
-use crate::notify::inserts::{Inserts, Says};
+use crate::notify::inserts::{Inserts, Notifies};
+use crate::notify::listeners::Listeners;
 use crate::report::{Report, Row};
 use crate::rounds::{Arm, Measured, interleave, narrow};
 use crate::server::{Commits, Database};
 
-/// Those of the writers, who are as many.
+/// The connections of the writers, with one writer for each.
 const CONNECTIONS: [u32; 2] = [10, 50];
 
-/// Processes that listen, and what that adds to a row's name.
+/// The number of listening processes, and the suffix of a row's name.
 const LISTENERS: [(usize, &str); 2] = [(1, ""), (8, "_8")];
 
-/// How many topics the writers have in turn: one for all, a thousand, one for each insert.
+/// The number of topics that the writers use in turn: one for all, a thousand, one for each insert.
 const TOPICS: [(u32, &str); 3] = [(1, "topics_1"), (1000, "topics_1000"), (ALL, "topics_each")];
 
-/// More than a slice has inserts. Processes listen to all of these.
+/// More than the inserts of a slice. Processes listen to all of these.
 const ALL: u32 = 1 << 16;
 
-/// What is said last in a slice.
+/// The last notification of a slice.
 const END: &str = "end";
 
-/// Long enough for a hundred commits of each of many writers, and short, so that arms that are compared follow each other soon: the
-/// machine changes within seconds.
+/// Long enough for a hundred commits of each of many writers, and short enough that compared arms follow each other soon: the
+/// machine's speed changes within seconds.
 const SLICE: Duration = Duration::from_millis(250);
 
-/// How long what is sent last may take to be sent.
+/// How long the last notification may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Of some arms alone, if they are named, there are no rows.
+/// With `only`, runs these arms without ratios.
 pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyhow::Result<Report> {
     Database::with_commits(runtime, Commits::Durable, |database| {
         let _inside = runtime.enter();
         let bench = Bench::new(runtime, database)?;
         let mut arms = Vec::new();
-        // Those who follow each other are listened to by as many processes, which therefore stay.
+        // Arms with the same number of listening processes are neighbours, so that the processes stay.
         for (listeners, _) in LISTENERS {
             for writers in &bench.writers {
-                arms.push(bench.arm(writers, listeners, (ALL, "plain"), Says::Nothing));
+                arms.push(bench.arm(writers, listeners, (ALL, "plain"), Notifies::Nothing));
                 for topics in TOPICS {
                     if listeners == 1 {
-                        arms.push(bench.arm(writers, listeners, topics, Says::WithinTheTransaction));
+                        arms.push(bench.arm(writers, listeners, topics, Notifies::WithinTheTransaction));
                     }
-                    arms.push(bench.arm(writers, listeners, topics, Says::AfterTheCommit));
+                    arms.push(bench.arm(writers, listeners, topics, Notifies::AfterTheCommit));
                 }
             }
         }
@@ -81,7 +81,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
     })
 }
 
-/// Each of the three numbers of topics has a row; the one that has a target is the worst of them.
+/// One row for each of the three numbers of topics; the row with the target is the worst of them.
 fn rows(measured: &Measured) -> Vec<Row> {
     let (mut rows, mut slowest) = (Vec::new(), Vec::new());
     for connections in CONNECTIONS {
@@ -108,7 +108,7 @@ fn rows(measured: &Measured) -> Vec<Row> {
     rows
 }
 
-/// Of an arm.
+/// The name of an arm.
 fn name(connections: u32, listeners: usize, topics: &str, who: &str) -> String {
     let listeners = if listeners == 1 { "1_listener".to_owned() } else { format!("{listeners}_listeners") };
     if topics == who {
@@ -117,13 +117,13 @@ fn name(connections: u32, listeners: usize, topics: &str, who: &str) -> String {
     format!("notify.{connections}.{listeners}.{topics}.{who}")
 }
 
-/// What the arms share.
+/// The state that the arms share.
 struct Bench<'a> {
     runtime: &'a Runtime,
     bus: Arc<Bus>,
     end: Topic,
     writers: Vec<(u32, Pool)>,
-    ears: Ears,
+    listeners: Listeners,
 }
 
 impl<'a> Bench<'a> {
@@ -136,7 +136,7 @@ impl<'a> Bench<'a> {
             (connections, Pool::new(&config, options))
         };
         let writers = CONNECTIONS.map(pool).into();
-        Ok(Self { runtime, bus, end: Topic::new(END)?, writers, ears: Ears::new(database.url())? })
+        Ok(Self { runtime, bus, end: Topic::new(END)?, writers, listeners: Listeners::new(database.url())? })
     }
 
     fn arm<'b>(
@@ -144,15 +144,15 @@ impl<'a> Bench<'a> {
         (connections, pool): &'b (u32, Pool),
         listeners: usize,
         (topics, topics_name): (u32, &str),
-        says: Says,
+        notifies: Notifies,
     ) -> Arm<'b> {
-        let name = name(*connections, listeners, topics_name, says.name());
+        let name = name(*connections, listeners, topics_name, notifies.name());
         Arm::new(name, SLICE, move |slice| {
-            self.ears.become_as_many_as(listeners)?;
-            let inserts = Arc::new(Inserts::new(pool, &self.bus, topics, *connections, says));
+            self.listeners.resize(listeners)?;
+            let inserts = Arc::new(Inserts::new(pool, &self.bus, topics, *connections, notifies));
             let load = Load { tasks: *connections, slice, timed: false };
             let written = load.run(self.runtime, &inserts)?;
-            if says == Says::Nothing {
+            if notifies == Notifies::Nothing {
                 return Ok(written);
             }
             let latency = self.heard(&inserts.committed())?;
@@ -160,14 +160,14 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// How long it took each process to hear of each commit.
+    /// The latencies of all commits at all processes.
     fn heard(&self, committed: &[Committed]) -> anyhow::Result<Option<Latency>> {
         ensure!(committed.len() < ALL as usize, "{} inserts do not have a topic each", committed.len());
-        // What is committed comes before it, by whatever way it was said.
+        // Sent last, so every earlier notification arrives before it.
         let end = async { timeout(PATIENCE, self.bus.notify(&self.end)).await };
         self.runtime.block_on(end)??;
         let mut all = Vec::new();
-        for heard in self.ears.heard()? {
+        for heard in self.listeners.heard()? {
             all.extend(delays(committed, &heard)?);
         }
         Ok(Latency::of(all))

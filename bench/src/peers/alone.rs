@@ -1,4 +1,4 @@
-//! sqlx's connections without a pool: each task has one of its own.
+//! sqlx's connections without a pool, one for each task.
 
 use sqlx::{Connection, PgConnection};
 use tokio::sync::Mutex;
@@ -21,7 +21,7 @@ impl Alone {
 
 impl Work for Alone {
     async fn once(&self, task: u32, n: i64) -> anyhow::Result<()> {
-        // Nobody else has the lock: it is for the compiler.
+        // The lock is never contended; the compiler needs it.
         let mut connection = self.0[usize::try_from(task)?].lock().await;
         let answer: i64 = sqlx::query_scalar(SELECT).bind(n).fetch_one(&mut *connection).await?;
         anyhow::ensure!(answer == n, "asked for {n}, and got {answer}");

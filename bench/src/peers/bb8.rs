@@ -24,7 +24,7 @@ impl Selects for Bb8 {
     }
 }
 
-/// Prepares the statement on each new connection: bb8 has no cache of them.
+/// Prepares the statement on each new connection, since bb8 has no statement cache.
 #[derive(Debug, Clone)]
 struct Prepares(PostgresConnectionManager<NoTls>);
 

@@ -1,4 +1,4 @@
-//! `deadpool-postgres`, which takes a connection to be well unless it is closed.
+//! `deadpool-postgres`, which regards a connection as good unless it is closed.
 
 use deadpool_postgres::tokio_postgres::NoTls;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};

@@ -1,4 +1,4 @@
-//! `diesel-async` on its deadpool, which takes a connection to be well unless a transaction on it is broken.
+//! `diesel-async` on its deadpool, which regards a connection as good unless a transaction on it is broken.
 
 use diesel::IntoSql;
 use diesel::sql_types::BigInt;
@@ -21,7 +21,7 @@ impl Diesel {
 }
 
 impl Selects for Diesel {
-    /// By the query builder: it prepares what it is given as text anew each time.
+    /// Uses the query builder, since diesel prepares raw text each time.
     async fn select(&self, n: i64) -> anyhow::Result<i64> {
         let mut conn = self.0.get().await?;
         Ok(diesel::select(n.into_sql::<BigInt>()).get_result(&mut conn).await?)

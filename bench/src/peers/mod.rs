@@ -1,4 +1,4 @@
-//! Ours and the peers, as their users set them up.
+//! Our pool and the peers', configured as their users do.
 
 mod alone;
 mod bb8;
@@ -21,23 +21,23 @@ pub(crate) use seaorm::SeaOrm;
 
 use crate::load::Work;
 
-/// What every driver prepares, once on each connection.
+/// The statement that every driver prepares once on each connection.
 const SELECT: &str = "select $1::int8";
 
-/// One row, by its key.
+/// Updates one row by its key.
 const UPDATE: &str = "update bench_rows set n = n + 1 where id = $1";
 
-/// Takes a connection, asks it one thing, and gives it back.
+/// Acquires a connection, runs one query, and releases it.
 pub(crate) trait Selects: Send + Sync + 'static {
     fn select(&self, n: i64) -> impl Future<Output = anyhow::Result<i64>> + Send;
 }
 
-/// Takes a connection and gives it back.
+/// Acquires a connection and releases it.
 pub(crate) trait Takes: Send + Sync + 'static {
     fn take(&self) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
-/// Updates a row in a transaction of its own, and says how many rows that were.
+/// Updates a row in a transaction of its own. Returns the number of updated rows.
 pub(crate) trait Updates: Send + Sync + 'static {
     fn update(&self, id: i64) -> impl Future<Output = anyhow::Result<u64>> + Send;
 }
@@ -63,7 +63,7 @@ impl<P: Takes> Work for Take<P> {
 pub(crate) struct Update<P>(pub(crate) P);
 
 impl<P: Updates> Work for Update<P> {
-    /// Each task has a row of its own: nobody waits for anybody's lock.
+    /// Each task has a row of its own, so that no task waits for a lock.
     async fn once(&self, task: u32, _n: i64) -> anyhow::Result<()> {
         let rows = self.0.update(i64::from(task)).await?;
         ensure!(rows == 1, "{rows} rows were updated");

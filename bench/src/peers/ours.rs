@@ -8,7 +8,7 @@ use super::{SELECT, Selects, Takes, UPDATE, Updates};
 pub(crate) struct Ours(Pool);
 
 impl Ours {
-    /// The shipped defaults, but for the size. Must be called inside a runtime.
+    /// The shipped defaults, except the size. Must be called inside a runtime.
     pub(crate) fn new(config: &Config, connections: u32) -> Self {
         Self(Pool::new(config, PoolOptions::api().max(connections)))
     }

@@ -1,4 +1,4 @@
-//! pgbench, which is C, keeps its connections, and has no pool at all.
+//! pgbench, which is written in C, keeps its connections and has no pool.
 
 use std::env;
 use std::fs;
@@ -13,10 +13,10 @@ use tempfile::NamedTempFile;
 
 use crate::load::Slice;
 
-/// How long it may take beyond the time it is given.
+/// How long pgbench may run beyond its time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// pgbench, and the script that it runs.
+/// pgbench and its script.
 #[derive(Debug)]
 pub(crate) struct Pgbench {
     program: PathBuf,
@@ -31,12 +31,12 @@ impl Pgbench {
              DB_EMBEDDED_PGBIN names the folder to look in",
         )?;
         let mut script = NamedTempFile::new()?;
-        // Another number each time, as everybody is asked for.
+        // A different number each time, as for the other arms.
         writeln!(script, "\\set n :n + 1\nselect :n::int8;")?;
         Ok(Self { program, script, url: url.to_owned() })
     }
 
-    /// Runs it for whole seconds, which is how it counts.
+    /// Runs pgbench for whole seconds, its unit.
     pub(crate) fn run(&self, connections: u32, time: Duration) -> anyhow::Result<Slice> {
         let seconds = time.as_secs().max(1);
         let mut pgbench = Command::new(&self.program)
@@ -61,12 +61,12 @@ impl Pgbench {
             }
             thread::sleep(Duration::from_millis(5));
         };
-        // It says less than a pipe holds.
+        // Its output fits into a pipe.
         let (mut said, mut complaint) = (String::new(), String::new());
-        pgbench.stdout.take().context("stdout is piped")?.read_to_string(&mut said)?;
-        pgbench.stderr.take().context("stderr is piped")?.read_to_string(&mut complaint)?;
+        pgbench.stdout.take().context("piped stdout")?.read_to_string(&mut said)?;
+        pgbench.stderr.take().context("piped stderr")?.read_to_string(&mut complaint)?;
         ensure!(status.success(), "pgbench: {status}: {complaint}");
-        let rate = tps(&said).with_context(|| format!("pgbench said no tps: {said}"))?;
+        let rate = tps(&said).with_context(|| format!("pgbench printed no tps: {said}"))?;
         Ok(Slice::of(rate, None))
     }
 }
@@ -76,7 +76,7 @@ fn tps(said: &str) -> Option<f64> {
     said.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok())
 }
 
-/// Where `db-embedded` looks for the server's programs, too.
+/// The folders in which `db-embedded` searches for the server's programs, too.
 fn find() -> Option<PathBuf> {
     if let Some(named) = env::var_os("DB_EMBEDDED_PGBIN").filter(|folder| !folder.is_empty()) {
         return Some(PathBuf::from(named).join("pgbench")).filter(|program| program.is_file());
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tps_are_read() {
+    fn tps_are_parsed() {
         let said =
             "pgbench (15.18)\nlatency average = 0.1 ms\ntps = 81234.5 (without initial connection time)\n";
 

@@ -7,7 +7,7 @@ use super::{SELECT, Selects, Takes, UPDATE, Updates};
 #[derive(Debug, Clone)]
 pub(crate) struct PgPool(sqlx::PgPool);
 
-/// Whether a connection is asked for a sign of life before it is handed out.
+/// Whether a connection is pinged before it is handed out.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Test {
     Default,

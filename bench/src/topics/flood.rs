@@ -1,4 +1,4 @@
-//! Notifications as fast as they are received.
+//! Notifications at the highest rate at which they are received.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,28 +15,29 @@ use tokio::time::timeout;
 use super::session::{CHANNEL, PATIENCE, Sender, close_bus, close_listener, open_bus, open_listener};
 use crate::load::Slice;
 
-/// So many in one statement.
+/// The notifications in one statement.
 const STATEMENT: usize = 1000;
 
-/// Who receives.
+/// The receiver.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Ear {
-    /// One subscription to so many topics.
+pub(super) enum Receiver {
+    /// One subscription to this number of topics.
     Subscription(u32),
-    /// As many subscriptions, each to one topic, and each in a task of its own.
+    /// This number of subscriptions, each to one topic and in a task of its own.
     Tasks(u32),
-    /// sqlx's listener on so many channels.
+    /// sqlx's listener on this number of channels.
     Listener(u32),
 }
 
-impl Ear {
+impl Receiver {
     fn topics(self) -> u32 {
         match self {
             Self::Subscription(topics) | Self::Tasks(topics) | Self::Listener(topics) => topics,
         }
     }
 
-    /// How many notifications a second it is given. With what is sent to the others, many channels would take minutes.
+    /// The expected rate of notifications per second, by which their number is chosen: with one number for all, many channels would
+    /// take minutes.
     fn pace(self) -> f64 {
         match self {
             Self::Listener(channels) if channels > 1000 => 100_000.0,
@@ -45,16 +46,19 @@ impl Ear {
     }
 }
 
-/// Sends all that is to be received in a slice, and says how many a second that were, from the first statement to the last
-/// one that was received.
-pub(super) async fn run(config: Config, ear: Ear, slice: Duration) -> anyhow::Result<Slice> {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some hundred thousand")]
-    let all = (ear.pace() * slice.as_secs_f64()) as u64;
-    let names: Vec<String> = (0..ear.topics()).map(|n| format!("topic/{n}")).collect();
-    let statements = statements(ear, &names, all);
+/// Sends the notifications of a slice. The rate is from the first statement to the last receipt.
+pub(super) async fn run(config: Config, receiver: Receiver, slice: Duration) -> anyhow::Result<Slice> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "some hundred thousand notifications"
+    )]
+    let all = (receiver.pace() * slice.as_secs_f64()) as u64;
+    let names: Vec<String> = (0..receiver.topics()).map(|n| format!("topic/{n}")).collect();
+    let statements = statements(receiver, &names, all);
     let tally = Arc::new(Tally::new(all));
     let mut sender = Sender::alone(&config).await?;
-    let mut receivers = Receivers::open(&config, ear, &names, &tally).await?;
+    let mut receivers = Receivers::open(&config, receiver, &names, &tally).await?;
 
     let began = Instant::now();
     let sending = async {
@@ -64,27 +68,29 @@ pub(super) async fn run(config: Config, ear: Ear, slice: Duration) -> anyhow::Re
         Ok(())
     };
     let both = async { tokio::try_join!(sending, receivers.until_all_is_there(&tally)) };
-    timeout(PATIENCE, both).await.with_context(|| format!("of {all}, not all arrived: {tally:?}"))??;
+    timeout(PATIENCE, both)
+        .await
+        .with_context(|| format!("not all of {all} notifications arrived: {tally:?}"))??;
     let elapsed = began.elapsed();
 
     receivers.close().await?;
     sender.close().await?;
     tally.check()?;
-    #[expect(clippy::cast_precision_loss, reason = "some hundred thousand")]
+    #[expect(clippy::cast_precision_loss, reason = "some hundred thousand notifications")]
     let rate = all as f64 / elapsed.as_secs_f64();
     Ok(Slice::of(rate, None))
 }
 
-/// What each statement notifies: channels, and their payloads. They are distinct, since the server drops what is equal within
-/// a statement. Made beforehand: it would be the receivers' time.
-fn statements(ear: Ear, names: &[String], all: u64) -> Vec<(Vec<String>, Vec<String>)> {
+/// The channels and payloads of each statement. The payloads are distinct, since the server drops duplicates within
+/// a statement. Built beforehand, so that it does not count as the receivers' time.
+fn statements(receiver: Receiver, names: &[String], all: u64) -> Vec<(Vec<String>, Vec<String>)> {
     let all: Vec<_> = (0..all).zip(names.iter().cycle()).collect();
     let one = |(n, name): &(u64, &String)| {
         let payload = n.to_string();
-        match ear {
-            Ear::Listener(_) => ((*name).clone(), payload),
-            // The form on the wire, as `db_notify`'s documentation draws it.
-            Ear::Subscription(_) | Ear::Tasks(_) => {
+        match receiver {
+            Receiver::Listener(_) => ((*name).clone(), payload),
+            // The documented wire form of `db_notify`.
+            Receiver::Subscription(_) | Receiver::Tasks(_) => {
                 (CHANNEL.to_owned(), format!("1{}:{}:{name}{payload}", name.len(), payload.len()))
             }
         }
@@ -92,12 +98,12 @@ fn statements(ear: Ear, names: &[String], all: u64) -> Vec<(Vec<String>, Vec<Str
     all.chunks(STATEMENT).map(|some| some.iter().map(one).unzip()).collect()
 }
 
-/// What has arrived.
+/// The notifications that have arrived.
 #[derive(Debug)]
 struct Tally {
     all: u64,
     arrived: AtomicU64,
-    /// Of the numbers in the payloads: of all of them, it is known.
+    /// The sum of the numbers in the payloads, whose expected value is known.
     sum: AtomicU64,
     over: Notify,
 }
@@ -108,7 +114,7 @@ impl Tally {
     }
 
     fn count(&self, payload: &str) -> anyhow::Result<()> {
-        let n: u64 = payload.parse().with_context(|| format!("a payload that nobody sent: {payload}"))?;
+        let n: u64 = payload.parse().with_context(|| format!("an unknown payload: {payload}"))?;
         self.sum.fetch_add(n, Ordering::Relaxed);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.all {
             self.over.notify_one();
@@ -120,12 +126,12 @@ impl Tally {
         let Self { all, arrived, sum, .. } = self;
         let (arrived, sum) = (arrived.load(Ordering::Acquire), sum.load(Ordering::Relaxed));
         let right = all * (all - 1) / 2;
-        ensure!((arrived, sum) == (*all, right), "of {all}, not each arrived once: {self:?}");
+        ensure!((arrived, sum) == (*all, right), "not each of {all} notifications arrived once: {self:?}");
         Ok(())
     }
 }
 
-/// Tasks that receive, and what they receive from.
+/// The receiving tasks, and their bus or pool.
 struct Receivers {
     tasks: JoinSet<anyhow::Result<()>>,
     from: From,
@@ -137,18 +143,23 @@ enum From {
 }
 
 impl Receivers {
-    async fn open(config: &Config, ear: Ear, names: &[String], tally: &Arc<Tally>) -> anyhow::Result<Self> {
+    async fn open(
+        config: &Config,
+        receiver: Receiver,
+        names: &[String],
+        tally: &Arc<Tally>,
+    ) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
-        if let Ear::Listener(_) = ear {
+        if let Receiver::Listener(_) = receiver {
             let (listener, pool) = open_listener(config, names).await?;
             tasks.spawn(hear(listener, Arc::clone(tally)));
             return Ok(Self { tasks, from: From::Listener(pool) });
         }
         let bus = open_bus(config).await?;
         let topics = names.iter().map(Topic::new).collect::<Result<Vec<_>, _>>()?;
-        // Room for all: what does not fit would be a gap.
+        // Room for all notifications, since an overflow would be a gap.
         let size = usize::try_from(tally.all)?;
-        if let Ear::Tasks(_) = ear {
+        if let Receiver::Tasks(_) = receiver {
             for topic in &topics {
                 tasks.spawn(receive(bus.subscribe(topic, size), Arc::clone(tally)));
             }
@@ -195,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_came_twice_does_not_stand_for_what_is_missing() {
+    fn a_repeated_notification_does_not_replace_a_missing_one() {
         let of = |payloads: &[&str]| {
             let tally = Tally::new(3);
             payloads.iter().try_for_each(|payload| tally.count(payload)).expect("numbers");
@@ -208,19 +219,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_spread_over_all_topics_and_nothing_is_equal() {
+    fn notifications_are_spread_over_all_topics_and_distinct() {
         let names = ["a".to_owned(), "bc".to_owned()];
 
-        let sent = |ear| -> Vec<_> {
-            statements(ear, &names, 3)
+        let sent = |receiver| -> Vec<_> {
+            statements(receiver, &names, 3)
                 .into_iter()
                 .flat_map(|(channels, payloads)| channels.into_iter().zip(payloads))
                 .collect()
         };
 
-        assert_eq!(sent(Ear::Listener(2)), [("a", "0"), ("bc", "1"), ("a", "2")].map(owned));
+        assert_eq!(sent(Receiver::Listener(2)), [("a", "0"), ("bc", "1"), ("a", "2")].map(owned));
         let bus = [(CHANNEL, "11:1:a0"), (CHANNEL, "12:1:bc1"), (CHANNEL, "11:1:a2")];
-        assert_eq!(sent(Ear::Subscription(2)), bus.map(owned));
+        assert_eq!(sent(Receiver::Subscription(2)), bus.map(owned));
     }
 
     fn owned((channel, payload): (&str, &str)) -> (String, String) {

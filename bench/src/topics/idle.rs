@@ -1,4 +1,4 @@
-//! One notification at a time, on a system that has nothing else to do.
+//! One notification at a time on an idle system.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,11 @@ use super::session::{CHANNEL, PATIENCE, Sender, close_bus, close_listener, open_
 use crate::latency::{Latency, nanoseconds};
 use crate::load::Slice;
 
-/// Before each: longer than the pace of a bus, which then sends at once.
+/// The pause before each notification: longer than the pace of a bus, which then sends at once.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// From `notify_soon` on a bus to what the same one delivers: one session sends and one listens, as with the peer. Each further bus
-/// is a session more that the server wakes.
+/// From `notify_soon` on a bus to the delivery by the same bus: one session sends and one listens, as with the peer. Each further bus
+/// would be another session for the server to wake.
 pub(super) async fn bus(config: Config, slice: Duration) -> anyhow::Result<Slice> {
     Sender::alone(&config).await?.close().await?;
     let bus = open_bus(&config).await?;
@@ -39,7 +39,7 @@ pub(super) async fn bus(config: Config, slice: Duration) -> anyhow::Result<Slice
     Ok(measured)
 }
 
-/// From `pg_notify` on one session to what sqlx's listener has received.
+/// From `pg_notify` on one session to the receipt by sqlx's listener.
 pub(super) async fn listener(config: Config, slice: Duration) -> anyhow::Result<Slice> {
     let mut sender = Sender::alone(&config).await?;
     let (mut listener, pool) = open_listener(&config, &[CHANNEL.to_owned()]).await?;
@@ -57,7 +57,7 @@ pub(super) async fn listener(config: Config, slice: Duration) -> anyhow::Result<
     Ok(measured)
 }
 
-/// Who notifies.
+/// The sender of a notification.
 trait Mouth {
     fn notify(&mut self) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
@@ -77,7 +77,7 @@ impl Mouth for &mut Sender {
     }
 }
 
-/// Notifies, waits until a task of `tasks` has said when it heard that, and pauses, until the slice is over.
+/// Sends a notification, waits until a task of `tasks` has reported its receipt, and pauses, until the slice is over.
 async fn one_by_one(
     slice: Duration,
     mut heard: mpsc::UnboundedReceiver<Instant>,
@@ -91,13 +91,13 @@ async fn one_by_one(
         let began = Instant::now();
         mouth.notify().await?;
         let at = tokio::select! {
-            at = timeout(PATIENCE, heard.recv()) => at.context("nothing arrives")?.context("nobody receives")?,
-            Some(failed) = tasks.join_next() => { failed??; bail!("nobody receives") }
+            at = timeout(PATIENCE, heard.recv()) => at.context("no notification arrives")?.context("the receiver has ended")?,
+            Some(failed) = tasks.join_next() => { failed??; bail!("the receiver has ended") }
         };
         latencies.push(nanoseconds(at - began));
     }
     tasks.shutdown().await;
-    #[expect(clippy::cast_precision_loss, reason = "some hundred")]
+    #[expect(clippy::cast_precision_loss, reason = "some hundred notifications")]
     let rate = latencies.len() as f64 / first.elapsed().as_secs_f64();
     Ok(Slice::of(rate, Latency::of(latencies)))
 }

@@ -1,9 +1,9 @@
 //! A bus with many topics, beside sqlx's listener with as many channels.
 //!
-//! All notifications are sent by one session, a thousand in a statement, and each is a NOTIFY of its own for both: what is
-//! compared is receiving. A bus that sends packs hundreds into one NOTIFY, which comes on top. Every one has to arrive.
+//! One session sends all notifications, a thousand in a statement, each as a NOTIFY of its own, so that receiving is compared. A
+//! sending bus packs hundreds of notifications into one NOTIFY, which is faster still. Every notification must arrive.
 //!
-//! Each arm has the database for itself: the server wakes all sessions that listen, to whatever.
+//! Each arm has the database for itself, since the server wakes all listening sessions, whatever they listen to.
 
 mod flood;
 mod idle;
@@ -19,32 +19,33 @@ use crate::load::Slice;
 use crate::report::Report;
 use crate::rounds::{Arm, interleave, narrow};
 use crate::server::Database;
-use crate::topics::flood::Ear;
+use crate::topics::flood::Receiver;
 
-/// For so long, those that are as quick as they are expected to be are sent to.
+/// The time that a receiver of the expected rate needs.
 const FLOOD: Duration = Duration::from_millis(200);
 
-/// One at a time, and most of it is waiting.
+/// One at a time; most of it is waiting.
 const IDLE: Duration = Duration::from_millis(600);
 
-/// Subscribing, over and over.
+/// Subscribing repeatedly.
 const MORE: Duration = Duration::from_millis(100);
 
-/// Of some arms alone, if they are named, there are no rows.
+/// With `only`, runs these arms without ratios.
 pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyhow::Result<Report> {
     Database::with(runtime, |database| {
         let config = database.config()?;
-        let flood =
-            |name, ear| arm(runtime, &config, name, FLOOD, move |on, slice| flood::run(on, ear, slice));
+        let flood = |name, receiver| {
+            arm(runtime, &config, name, FLOOD, move |on, slice| flood::run(on, receiver, slice))
+        };
         let mut arms = vec![
-            // Those that have targets to meet beside each other are neighbours.
-            flood("topics.1.bus", Ear::Subscription(1)),
-            flood("topics.1.listener", Ear::Listener(1)),
-            flood("topics.10.bus", Ear::Subscription(10)),
-            flood("topics.100k.bus", Ear::Subscription(100_000)),
-            flood("topics.10k.bus", Ear::Subscription(10_000)),
-            flood("topics.10k.tasks", Ear::Tasks(10_000)),
-            flood("topics.10k.listener", Ear::Listener(10_000)),
+            // Arms that are compared with each other are neighbours.
+            flood("topics.1.bus", Receiver::Subscription(1)),
+            flood("topics.1.listener", Receiver::Listener(1)),
+            flood("topics.10.bus", Receiver::Subscription(10)),
+            flood("topics.100k.bus", Receiver::Subscription(100_000)),
+            flood("topics.10k.bus", Receiver::Subscription(10_000)),
+            flood("topics.10k.tasks", Receiver::Tasks(10_000)),
+            flood("topics.10k.listener", Receiver::Listener(10_000)),
             arm(runtime, &config, "topics.subscribe.bus", MORE, more::bus),
             arm(runtime, &config, "topics.subscribe.listener", MORE, more::listener),
             arm(runtime, &config, "topics.idle.bus", IDLE, idle::bus),
@@ -70,7 +71,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
     })
 }
 
-/// On a worker thread, as everybody's tasks are.
+/// Runs the arm on a worker thread, as the tasks of users are.
 fn arm<'a, F>(
     runtime: &'a Runtime,
     config: &'a Config,

@@ -1,4 +1,4 @@
-//! Following one topic more beside ten thousand, and no longer.
+//! Subscribing to one more topic beside ten thousand, and unsubscribing.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::session::{Sender, close_bus, close_listener, open_bus, open_listener}
 use crate::load::Slice;
 use crate::times::Times;
 
-/// What is followed anyway.
+/// The topics that stay subscribed.
 const OTHERS: u32 = 10_000;
 
 const ONE_MORE: &str = "one/more";
@@ -23,8 +23,8 @@ pub(super) async fn bus(config: Config, slice: Duration) -> anyhow::Result<Slice
     let mut times = Times::new(slice);
     while times.again() {
         let topic = Topic::new(ONE_MORE)?;
-        ensure!(subscription.subscribe(&topic), "it was followed already");
-        ensure!(subscription.unsubscribe(&topic), "it was not followed");
+        ensure!(subscription.subscribe(&topic), "the topic was subscribed already");
+        ensure!(subscription.unsubscribe(&topic), "the topic was not subscribed");
     }
     let measured = times.over(1.0);
     close_bus(&bus).await?;

@@ -1,4 +1,4 @@
-//! Sessions of the driver's: the one that sends, and sqlx's listener.
+//! Sessions of the driver: the sender, and sqlx's listener.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use sqlx::postgres::{PgConnection, PgListener, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::{sleep, timeout};
 
-/// How long anything may take that takes moments.
+/// The limit for steps that should take moments.
 pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// The channel of a bus in its usual namespace, as its documentation has it.
+/// The documented channel of a bus in its default namespace.
 pub(super) const CHANNEL: &str = "db_notify.default";
 
-/// The session that sends.
+/// The sending session.
 pub(super) struct Sender(PgConnection);
 
 impl Sender {
-    /// Connects, and waits until nobody else is there: the sessions of whoever had the turn before may still be ending.
+    /// Connects, and waits until no other session is connected: those of the previous turn may still be ending.
     pub(super) async fn alone(config: &Config) -> anyhow::Result<Self> {
         let mut conn = config.as_sqlx().disable_statement_logging().connect().await?;
         let others = "select count(*) from pg_stat_activity where datname = current_database() \
@@ -32,11 +32,11 @@ impl Sender {
         };
         timeout(PATIENCE, alone)
             .await
-            .context("somebody else is connected to the benchmark's database")??;
+            .context("another session is connected to the benchmark's database")??;
         Ok(Self(conn))
     }
 
-    /// Notifies many channels, each of its payload, in one statement.
+    /// Notifies many channels, each with its payload, in one statement.
     pub(super) async fn send(&mut self, channels: &[String], payloads: &[String]) -> anyhow::Result<()> {
         sqlx::query(
             "select pg_notify(channel, payload) from unnest($1::text[], $2::text[]) as _ (channel, payload)",
@@ -48,7 +48,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Notifies one channel of nothing.
+    /// Notifies one channel with an empty payload.
     pub(super) async fn notify(&mut self, channel: &str) -> anyhow::Result<()> {
         sqlx::query("select pg_notify($1, '')").bind(channel).execute(&mut self.0).await?;
         Ok(())
@@ -59,7 +59,7 @@ impl Sender {
     }
 }
 
-/// With the shipped defaults.
+/// A bus with the shipped defaults.
 pub(super) async fn open_bus(config: &Config) -> anyhow::Result<Bus> {
     Ok(Bus::open(config, BusOptions::default()).await?)
 }
@@ -69,9 +69,9 @@ pub(super) async fn close_bus(bus: &Bus) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A listener that listens to these, and the pool that it came from.
+/// A listener on these channels, and its pool.
 ///
-/// It is what `PgListener::connect` makes, which keeps the pool for itself, so that nobody can wait for its end.
+/// `PgListener::connect` would build the same but keep the pool for itself, so that its end could not be awaited.
 pub(super) async fn open_listener(
     config: &Config,
     channels: &[String],
@@ -88,7 +88,7 @@ pub(super) async fn open_listener(
     Ok((listener, pool))
 }
 
-/// Once the listener is dropped.
+/// Closes the pool after the listener was dropped.
 pub(super) async fn close_listener(pool: &PgPool) -> anyhow::Result<()> {
     timeout(PATIENCE, pool.close()).await.context("the listener did not close")
 }

@@ -1,4 +1,4 @@
-//! What happens in one turn: a log is written, and watched by many.
+//! One turn: a log is written, and many watchers read it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,24 +14,24 @@ use crate::latency::{Latency, nanoseconds};
 use crate::load::{Cost, Slice};
 use crate::logs::{Next, batch};
 
-/// Events in an append, and how often there is one.
+/// The events in an append, and the time between appends.
 const BATCH: i64 = 10;
 const PACE: Duration = Duration::from_millis(10);
 
-/// Appends before it counts: every session is open then, and every statement prepared.
+/// Appends before the measured ones, so that every session is open and every statement prepared.
 const WARM_UP: i64 = 30;
 
-/// How long all may take to see what was appended.
+/// How long all watchers may take to see the appended events.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A way to write a log and to watch it. Cheap to clone.
 pub(super) trait Log: Clone + Send + Sync + 'static {
     const NAME: &'static str;
 
-    /// Makes a log.
+    /// Creates a log.
     fn create(&self) -> impl Future<Output = anyhow::Result<LogId>> + Send;
 
-    /// Appends events, the first of which has number `first`, and wakes those who watch. Returns after the commit.
+    /// Appends events numbered from `first` on, and wakes the watchers. Returns after the commit.
     fn append(
         &self,
         log: LogId,
@@ -39,14 +39,14 @@ pub(super) trait Log: Clone + Send + Sync + 'static {
         events: &[NewEvent],
     ) -> impl Future<Output = anyhow::Result<()>> + Send;
 
-    /// Shows it all from the beginning on, until it was enough.
-    fn watch(&self, log: LogId, eye: &mut Eye) -> impl Future<Output = anyhow::Result<()>> + Send;
+    /// Passes all events from the beginning to the watcher, until it has seen enough.
+    fn watch(&self, log: LogId, watcher: &mut Watcher) -> impl Future<Output = anyhow::Result<()>> + Send;
 
-    /// What all who watch have asked the database so far.
+    /// The queries of all watchers so far.
     fn queries(&self) -> u64;
 }
 
-/// Has so many watch a log that is written for a slice of time, at its pace.
+/// Runs this number of watchers on a log that is written for a slice of time, at its pace.
 pub(super) async fn course(
     log: impl Log,
     server: Server,
@@ -55,7 +55,7 @@ pub(super) async fn course(
 ) -> anyhow::Result<Slice> {
     let appends = i64::try_from(slice.as_millis() / PACE.as_millis())?;
     let id = log.create().await?;
-    // What is there before they come, before it counts, and when it is over.
+    // The last events before the watchers start, before measuring, and at the end.
     let ends = [1, 1 + WARM_UP, 1 + WARM_UP + appends].map(|appends| appends * BATCH);
     let arrivals = Arc::new(Arrivals { ends, seen: [(); 3].map(|()| Semaphore::new(0)) });
     let mut writer = Writer { log: log.clone(), id, next: 1 };
@@ -63,10 +63,10 @@ pub(super) async fn course(
 
     let mut eyes = JoinSet::new();
     for _ in 0..watchers {
-        let (log, mut eye) = (log.clone(), Eye::new(&arrivals));
+        let (log, mut watcher) = (log.clone(), Watcher::new(&arrivals));
         eyes.spawn(async move {
-            log.watch(id, &mut eye).await?;
-            anyhow::Ok(eye.moments)
+            log.watch(id, &mut watcher).await?;
+            anyhow::Ok(watcher.moments)
         });
     }
     arrivals.wait(0, watchers).await?;
@@ -96,14 +96,14 @@ struct Writer<L> {
     next: i64,
 }
 
-/// An append: its last event, and a moment after its commit.
+/// An append: its last event, and a time after its commit.
 type Commit = (i64, Instant);
 
 impl<L: Log> Writer<L> {
-    /// Appends so many times.
+    /// Appends this number of times.
     async fn write(&mut self, appends: i64) -> anyhow::Result<Vec<Commit>> {
         let mut pace = interval(PACE);
-        // As much is written as there is to be, be the server ever so busy.
+        // All appends are made, even if the server is too busy for the pace.
         pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut commits = Vec::new();
         for _ in 0..appends {
@@ -116,47 +116,47 @@ impl<L: Log> Writer<L> {
     }
 }
 
-/// Who has seen how much.
+/// The progress of all watchers.
 struct Arrivals {
     ends: [i64; 3],
-    /// A permit for each who has seen as much.
+    /// A permit for each watcher that has seen the event.
     seen: [Semaphore; 3],
 }
 
 impl Arrivals {
-    /// Until all have seen as much.
+    /// Waits until all watchers have seen the event.
     async fn wait(&self, end: usize, watchers: u32) -> anyhow::Result<()> {
         let all = timeout(PATIENCE, self.seen[end].acquire_many(watchers)).await;
         let behind = || {
             let seen = self.seen[end].available_permits();
-            format!("of {watchers} who watch, {seen} have seen event {}", self.ends[end])
+            format!("{seen} of {watchers} watchers have seen event {}", self.ends[end])
         };
         all.with_context(behind)??.forget();
         Ok(())
     }
 }
 
-/// Some events that have come together, the first and the last, and when.
+/// Events that arrived together: the first, the last, and the time.
 type Moment = (i64, i64, Instant);
 
-/// Somebody who watches.
-pub(super) struct Eye {
+/// A watcher of a log.
+pub(super) struct Watcher {
     next: Next,
     arrivals: Arc<Arrivals>,
     moments: Vec<Moment>,
 }
 
-impl Eye {
+impl Watcher {
     fn new(arrivals: &Arc<Arrivals>) -> Self {
         Self { next: Next(1), arrivals: Arc::clone(arrivals), moments: Vec::new() }
     }
 
-    /// The last event that it has seen.
+    /// The last event that the watcher has seen.
     pub(super) fn cursor(&self) -> i64 {
         self.next.0 - 1
     }
 
-    /// Sees what has come. Tells whether there is more to come.
+    /// Records events. Returns whether there are more to come.
     pub(super) fn see<'e>(
         &mut self,
         events: impl IntoIterator<Item = (i64, &'e str)>,
@@ -178,7 +178,7 @@ impl Eye {
     }
 }
 
-/// How long it took one who watches to have each event, from its commit.
+/// The time from the commit of each event to its arrival at one watcher.
 fn lags(commits: &[Commit], moments: &[Moment]) -> anyhow::Result<Vec<u32>> {
     let mut lags = Vec::new();
     let mut moments = moments.iter();
@@ -190,10 +190,10 @@ fn lags(commits: &[Commit], moments: &[Moment]) -> anyhow::Result<Vec<u32>> {
             }
             match moment {
                 Some((from, _, at)) if *from <= id => {
-                    // It may be there before the writer gets to look at the clock.
+                    // The event may arrive before the writer reads the clock.
                     lags.push(nanoseconds(at.saturating_duration_since(*committed)));
                 }
-                _ => bail!("somebody never saw event {id}"),
+                _ => bail!("a watcher never saw event {id}"),
             }
         }
     }
@@ -205,19 +205,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_event_is_late_by_what_passed_between_its_commit_and_its_page() {
+    fn the_lag_of_an_event_is_the_time_from_its_commit_to_its_page() {
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
         let commits = [(20, after(0)), (30, after(10))];
 
-        let lags = lags(&commits, &[(1, 12, after(1)), (13, 30, after(14))]).expect("all there");
+        let lags = lags(&commits, &[(1, 12, after(1)), (13, 30, after(14))]).expect("all events");
 
         let ms = |ms: u32, times| vec![ms * 1_000_000; times];
         assert_eq!(lags, [ms(1, 2), ms(14, 8), ms(4, 10)].concat());
     }
 
     #[test]
-    fn an_event_that_nobody_saw_is_an_error() {
+    fn a_missing_event_is_an_error() {
         let now = Instant::now();
 
         assert!(lags(&[(20, now)], &[(1, 19, now)]).is_err());
@@ -225,15 +225,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_appended_is_an_error() {
+    fn an_event_that_was_never_appended_is_an_error() {
         let arrivals = Arc::new(Arrivals { ends: [1, 2, 3], seen: [(); 3].map(|()| Semaphore::new(0)) });
-        let mut eye = Eye::new(&arrivals);
+        let mut watcher = Watcher::new(&arrivals);
         let texts: Vec<_> = (1..=4).map(crate::logs::data).collect();
         let event = |id: i64| (id, texts[usize::try_from(id - 1).expect("from 1 on")].as_str());
 
-        assert!(eye.see([event(1), event(2)]).expect("in order"));
-        assert!(!eye.see([event(3)]).expect("in order"));
+        assert!(watcher.see([event(1), event(2)]).expect("in order"));
+        assert!(!watcher.see([event(3)]).expect("in order"));
         assert_eq!(arrivals.seen.each_ref().map(Semaphore::available_permits), [1, 1, 1]);
-        assert!(eye.see([event(4)]).is_err());
+        assert!(watcher.see([event(4)]).is_err());
     }
 }

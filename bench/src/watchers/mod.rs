@@ -1,11 +1,11 @@
-//! Those who watch one log while it is written, beside those who each ask by themselves.
+//! Watchers of one log while it is written, beside watchers that each query by themselves.
 //!
-//! A writer appends 10 events every 10 ms, in one statement, and says so on the bus after the commit. `ours` is followed by
-//! streams of `EventLogs`. `polls` is what one makes by hand: a row for each event, a pool of sqlx's, and each watcher looks at
-//! what comes after its cursor whenever it is woken; wake-ups that wait together are one. Its writer has a session beside that
-//! pool, or it would have to wait among them. Both are woken by the same bus.
+//! A writer appends 10 events every 10 ms in one statement, and notifies on the bus after the commit. `ours` are streams of
+//! `EventLogs`. `polls` is the usual solution by hand: a row for each event, a pool of sqlx, and each watcher queries for
+//! events after its cursor whenever it is woken; wake-ups that wait together are merged. Its writer has a session outside that
+//! pool, since it would otherwise wait among the watchers. The same bus wakes both.
 //!
-//! Each watcher has to have seen every event once and in its order.
+//! Each watcher must see every event once and in order.
 
 mod course;
 mod cpu;
@@ -29,19 +29,19 @@ use crate::watchers::polls::Polls;
 
 const WATCHERS: [u32; 4] = [1, 10, 100, 1000];
 
-/// A hundred appends and some more.
+/// More than a hundred appends.
 const SLICE: Duration = Duration::from_millis(1500);
 
-/// In both tables, so that the server knows what it plans for.
+/// The events in both tables before, so that the server plans for a filled table.
 const BEFORE: i64 = 20_000;
 
-/// Of some arms alone, if they are named, there are no rows.
+/// With `only`, runs these arms without ratios.
 pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyhow::Result<Report> {
     Database::with(runtime, |database| {
         let config = database.config()?;
         let (server, ours, polls) = runtime.block_on(open(&config))?;
         let mut arms = Vec::new();
-        // Those that are compared are neighbours.
+        // Arms that are compared are neighbours.
         for watchers in WATCHERS {
             arms.push(arm(runtime, &server, watchers, &ours));
             arms.push(arm(runtime, &server, watchers, &polls));

@@ -4,9 +4,9 @@ use anyhow::{Context, ensure};
 use db_core::{Config, Pool, PoolOptions};
 use db_layer::{Bus, BusOptions, EventLogs, LogId, NewEvent};
 
-use super::course::{Eye, Log};
+use super::course::{Log, Watcher};
 
-/// As many as the pool by hand has. The writer's is one of them.
+/// As many as the peer's pool has. One of them is the writer's.
 const CONNECTIONS: u32 = 10;
 
 #[derive(Clone)]
@@ -44,11 +44,11 @@ impl Log for Ours {
         Ok(())
     }
 
-    async fn watch(&self, log: LogId, eye: &mut Eye) -> anyhow::Result<()> {
+    async fn watch(&self, log: LogId, watcher: &mut Watcher) -> anyhow::Result<()> {
         let mut stream = self.events.stream(log, 0);
         loop {
             let batch = stream.next_batch().await?.context("the log has ended")?;
-            if !eye.see(batch.iter().map(|event| (event.id, event.data.as_str())))? {
+            if !watcher.see(batch.iter().map(|event| (event.id, event.data.as_str())))? {
                 return Ok(());
             }
         }

@@ -1,4 +1,4 @@
-//! Each who watches looks by itself.
+//! Watchers that each query by themselves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
-use super::course::{Eye, Log};
+use super::course::{Log, Watcher};
 use crate::logs::page;
 
 const CONNECTIONS: u32 = 10;
@@ -26,17 +26,17 @@ struct Shared {
     writer: Mutex<PgConnection>,
     bus: Bus,
     topic: Topic,
-    /// Something was appended. Who was woken and has not looked yet is not woken again.
+    /// Signals an append. A watcher that was woken and has not queried yet is not woken again.
     woken: watch::Sender<()>,
-    /// Passes on what the bus says: one subscription for all costs less than one for each.
+    /// Forwards the bus's notifications: one subscription for all costs less than one for each.
     _waking: JoinSet<()>,
-    /// The number of the next log.
+    /// The id of the next log.
     next: AtomicI64,
     queries: AtomicU64,
 }
 
 impl Polls {
-    /// `filled` is the last log that is there.
+    /// `filled` is the last existing log.
     pub(super) async fn open(config: &Config, bus: &Bus, filled: LogId) -> anyhow::Result<Self> {
         let options = config.as_sqlx().disable_statement_logging();
         let pool = PgPoolOptions::new().max_connections(CONNECTIONS).connect_with(options.clone()).await?;
@@ -45,7 +45,7 @@ impl Polls {
         let mut waking = JoinSet::new();
         let (mut subscription, wake) = (bus.subscribe(&topic, 1), woken.clone());
         waking.spawn(async move {
-            // A gap is a reason to look as well.
+            // A gap is a reason to query as well.
             while subscription.recv().await.is_some() {
                 wake.send_replace(());
             }
@@ -91,16 +91,18 @@ impl Log for Polls {
         Ok(())
     }
 
-    async fn watch(&self, log: LogId, eye: &mut Eye) -> anyhow::Result<()> {
+    async fn watch(&self, log: LogId, watcher: &mut Watcher) -> anyhow::Result<()> {
         let Shared { pool, woken, queries, .. } = &*self.shared;
         let mut woken = woken.subscribe();
         loop {
-            // What comes from here on is another reason to look.
+            // Marked as seen before the query, so that a later append leads to another query.
             woken.mark_unchanged();
             loop {
                 queries.fetch_add(1, Ordering::Relaxed);
-                let (rows, is_full) = page(pool, log, eye.cursor()).await?;
-                if !rows.is_empty() && !eye.see(rows.iter().map(|(id, _, data, _)| (*id, data.as_str())))? {
+                let (rows, is_full) = page(pool, log, watcher.cursor()).await?;
+                if !rows.is_empty()
+                    && !watcher.see(rows.iter().map(|(id, _, data, _)| (*id, data.as_str())))?
+                {
                     return Ok(());
                 }
                 if !is_full {
