@@ -1,14 +1,14 @@
-//! How long to wait between attempts.
+//! Pauses between attempts.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-/// Attempts that follow each other without a pause would keep a processor busy.
-const SHORTEST: Duration = Duration::from_millis(1);
+/// Attempts without any pause would keep a processor busy.
+const MIN: Duration = Duration::from_millis(1);
 
-/// The pauses between attempts at something that is tried until it works. Each pause is twice as long as the one before, up to the
-/// longest, and chance makes it up to twice as long: many callers that wait for the same server do not all come at one moment.
+/// Exponential backoff with jitter, without an end. Each pause is twice as long as the one before, up to the longest, and jitter makes
+/// it up to twice as long again, so that many clients of one server do not retry at the same moment.
 #[derive(Debug)]
 pub struct Backoff {
     pauses: ExponentialBackoff,
@@ -16,10 +16,10 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses from the first to the longest, without an end. Each is 1 ms at least.
+    /// Pauses from `first` to `longest`. Each is at least 1 ms.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
-        let (first, longest) = (first.max(SHORTEST), longest.max(SHORTEST));
+        let (first, longest) = (first.max(MIN), longest.max(MIN));
         let pauses = ExponentialBuilder::new()
             .with_min_delay(first)
             .with_max_delay(longest)
@@ -29,7 +29,7 @@ impl Backoff {
         Self { pauses, longest }
     }
 
-    /// How long to wait before the next attempt.
+    /// The next pause.
     pub fn pause(&mut self) -> Duration {
         self.pauses.next().unwrap_or(self.longest)
     }
@@ -40,22 +40,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_the_longest_and_are_up_to_twice_as_long_by_chance() {
+    fn pauses_double_up_to_the_longest_with_jitter() {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(35));
 
-        for least in [10, 20, 35, 35, 35, 35] {
+        for shortest in [10, 20, 35, 35, 35, 35] {
             let pause = backoff.pause();
-            let least = Duration::from_millis(least);
-            assert!(pause >= least && pause <= 2 * least, "{pause:?} instead of {least:?}");
+            let shortest = Duration::from_millis(shortest);
+            assert!(pause >= shortest && pause <= 2 * shortest, "{pause:?} instead of {shortest:?}");
         }
     }
 
     #[test]
-    fn pauses_of_none_are_short_ones() {
+    fn a_pause_of_zero_is_1_ms() {
         for longest in [Duration::ZERO, Duration::from_secs(1)] {
             let mut backoff = Backoff::new(Duration::ZERO, longest);
 
-            assert!((0..100).all(|_| backoff.pause() >= SHORTEST), "{longest:?}");
+            assert!((0..100).all(|_| backoff.pause() >= MIN), "{longest:?}");
         }
     }
 }

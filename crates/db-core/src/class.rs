@@ -1,7 +1,6 @@
-//! What an error means for the one who has to decide what to do next: one table, for the server's codes and the driver's
-//! errors, with a column for each of three questions. What kind of error is it ([`Class`])? May what failed be tried again
-//! ([`Repeat`])? What has become of the session ([`Link`])? No answer follows from another: a conflict may be a session's last
-//! word, and a mistake may cost the session or not.
+//! Classification of errors: one table for the server's codes and the driver's errors, which answers three questions. What kind of
+//! error is it ([`Class`])? May the failed work be tried again ([`Repeat`])? What happened to the session ([`Link`])? No answer
+//! follows from another: a conflict may end its session, and a mistake may or may not cost the session.
 
 use std::io::ErrorKind;
 
@@ -17,64 +16,63 @@ use crate::role::NotWritable;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Class {
-    /// No session was made, so nothing was done: refused, not found, starting up, too many connections. Safe to
+    /// No session was opened, so nothing was done: refused, not found, starting up, too many connections. Safe to
     /// repeat.
     NotReached,
-    /// The session was lost. Whatever was under way may have happened or not.
+    /// The session was lost. The running work may or may not have taken effect.
     Lost,
-    /// The transaction was rolled back in favour of another one (40001, 40P01). The whole of it may be repeated.
+    /// The transaction was rolled back in favour of another (40001, 40P01). The whole transaction may be repeated.
     Conflict,
-    /// A limit of time ended it: `statement_timeout`, `lock_timeout`, `transaction_timeout`, a cancel request.
+    /// A time limit or a cancel request ended the statement: `statement_timeout`, `lock_timeout`, `transaction_timeout`.
     TimedOut,
-    /// A constraint was not met (class 23).
+    /// A constraint was violated (class 23).
     Constraint,
-    /// A value does not fit where the statement puts it: too long, out of range, not of its type's form, a NUL in a text (those
-    /// codes of class 22 that a good statement meets with a bad bound value). The other codes of class 22, such as a
-    /// division by zero, are [`Class::Other`]: they are mistakes of the statement. So is a literal of the statement's own
-    /// text that does not fit.
+    /// A value does not fit where the statement puts it: too long, out of range, malformed, a NUL in a text. These are the codes of
+    /// class 22 that a correct statement can meet through a bad bound value. The other codes of class 22, such as a division by
+    /// zero, are [`Class::Other`], since they are mistakes of the statement. So is a bad literal in the statement's own text.
     Value,
     /// The session may not write (25006): its server is a standby or was made read-only, or the transaction or the role is
-    /// read-only by choice. [`Repeat`] tells which.
+    /// read-only by choice. [`Repeat`] tells these cases apart.
     ReadOnly,
     /// The server is out of disk space or memory (class 53). Nothing was done.
     Resources,
-    /// The server will say the same next time: wrong password, unknown database, TLS refused.
+    /// The server will refuse again: wrong password, unknown database, TLS refused.
     Refused,
-    /// The program asked the driver for what it cannot do: more values than a statement can have, a value that cannot be
-    /// encoded, a type that the database does not have, COPY as if it were a query. Nothing was done.
+    /// The program asked the driver for something that it cannot do: too many bind values, a value that cannot be
+    /// encoded, a type that the database does not have, COPY run as a query. Nothing was done.
     Misuse,
     /// Anything else: a mistake in the statement or its data.
     Other,
 }
 
-/// Whether what failed may be tried again.
+/// Whether the failed work may be tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Repeat {
     /// It would fail again, or do harm.
     Never,
-    /// Nothing was done, and nothing is in the way any more: at once.
+    /// Nothing was done, and it may succeed at once.
     Soon,
-    /// Nothing was done, and waiting may mend what was in the way.
+    /// Nothing was done, and it may succeed after a wait.
     Later,
-    /// It may have been done. Only what is harmless when it is done twice may be tried again.
+    /// It may have taken effect. Repeat it only if doing it twice is harmless.
     IfHarmless,
 }
 
-/// What has become of a session, from good to bad.
+/// What happened to a session, from good to bad.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Link {
     #[default]
     Kept,
-    /// It works, and its server may be one that takes no writes: it is asked before its next use.
+    /// The session works, but its server may be read-only: the role is queried before the next use.
     AskRole,
-    /// Nobody else is to have it. Nothing follows for other sessions.
+    /// The session must not be used again. Other sessions are not affected.
     Closed,
-    /// It is gone, and others may be, too.
+    /// The session is gone, and others may be, too.
     Lost,
 }
 
-/// The answers to all three questions.
+/// The classification of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Verdict {
     pub(crate) class: Class,
@@ -92,13 +90,13 @@ const LOST: Verdict = row(Class::Lost, Repeat::IfHarmless, Link::Lost);
 const CONFLICT: Verdict = row(Class::Conflict, Repeat::Soon, Link::Kept);
 const MISUSE: Verdict = row(Class::Misuse, Repeat::Never, Link::Kept);
 
-/// The rows of the server's codes; two characters are all codes of that class which have no row of their own. What has neither
-/// is [`OTHER`]. A session that ends with an error is lost whatever the row says, unless the row says that only this one is
-/// meant.
+/// The classification of the server's codes. A row of two characters covers all codes of that class without a row of their own. Codes
+/// without any row are [`OTHER`]. A fatal error always loses the session, unless its row says [`Link::Closed`], which means that no
+/// other session is affected.
 const CODES: &[(&str, Verdict)] = &[
-    // Connections. Of a session that goes on, see `Verdict::of`.
+    // Connections. For an error that is not fatal, see `Verdict::of_database`.
     ("08", LOST),
-    // Data. A value may be a client's; what is not here is arithmetic, an argument of a function, a path: the statement's own.
+    // Data. A value may be a client's. The codes that are missing here are mistakes of the statement itself: arithmetic, a function's argument, a path.
     ("22001", VALUE), // string_data_right_truncation: too long for varchar(n)
     ("22003", VALUE), // numeric_value_out_of_range
     ("22007", VALUE), // invalid_datetime_format
@@ -106,7 +104,7 @@ const CODES: &[(&str, Verdict)] = &[
     ("22009", VALUE), // invalid_time_zone_displacement_value
     ("22015", VALUE), // interval_field_overflow
     ("22018", VALUE), // invalid_character_value_for_cast
-    ("2201B", VALUE), // invalid_regular_expression: what a client searches for
+    ("2201B", VALUE), // invalid_regular_expression: a search term
     ("2201W", VALUE), // invalid_row_count_in_limit_clause: a page
     ("2201X", VALUE), // invalid_row_count_in_result_offset_clause
     ("22021", VALUE), // character_not_in_repertoire: a NUL in a text
@@ -118,7 +116,7 @@ const CODES: &[(&str, Verdict)] = &[
     ("2200M", VALUE), // invalid_xml_document
     ("2200N", VALUE), // invalid_xml_content
     ("22P02", VALUE), // invalid_text_representation
-    ("22P04", VALUE), // bad_copy_file_format: rows that were sent
+    ("22P04", VALUE), // bad_copy_file_format: data of a COPY
     ("22P05", VALUE), // untranslatable_character: \u0000 in a jsonb
     // Constraints.
     ("23", row(Class::Constraint, Repeat::Never, Link::Kept)),
@@ -126,7 +124,7 @@ const CODES: &[(&str, Verdict)] = &[
     ("25006", row(Class::ReadOnly, Repeat::Never, Link::AskRole)),
     ("25P03", row(Class::Lost, Repeat::Later, Link::Closed)), // idle_in_transaction_session_timeout
     ("25P04", row(Class::TimedOut, Repeat::Never, Link::Closed)), // transaction_timeout, from 17 on
-    // Logging in.
+    // Login.
     ("28", row(Class::Refused, Repeat::Never, Link::Kept)),
     ("3D", row(Class::Refused, Repeat::Never, Link::Kept)),
     // Rollbacks.
@@ -138,7 +136,7 @@ const CODES: &[(&str, Verdict)] = &[
     ("53300", row(Class::NotReached, Repeat::Later, Link::Kept)), // too_many_connections
     ("53400", OTHER), // configuration_limit_exceeded: such as temp_file_limit
     ("55P03", row(Class::TimedOut, Repeat::Never, Link::Kept)), // lock_not_available
-    // What an operator does.
+    // Operator intervention.
     ("57014", row(Class::TimedOut, Repeat::Never, Link::Kept)), // query_canceled
     ("57P01", row(Class::Lost, Repeat::Later, Link::Lost)),     // admin_shutdown
     ("57P02", LOST),                                            // crash_shutdown
@@ -147,22 +145,22 @@ const CODES: &[(&str, Verdict)] = &[
     ("57P05", row(Class::Lost, Repeat::Later, Link::Closed)),   // idle_session_timeout
 ];
 
-/// The rows of what the driver says of the protocol, by how its text begins: it has one variant for all of it. What has no row is
-/// [`LOST`]. Those with [`Link::Kept`] are said before anything is sent.
+/// The classification of the driver's protocol errors, by the beginning of their text, since the driver has one variant for all. Texts
+/// without a row are [`LOST`]. Rows with [`Link::Kept`] are raised before anything is sent.
 const PROTOCOL: &[(&str, Verdict)] = &[
     ("PgConnection::run(): too many arguments for query", MISUSE),
     ("param_types.len() too large for binary protocol", MISUSE),
     ("message size out of range for protocol", MISUSE),
     ("Postgres protocol: error allocating", MISUSE),
-    // Said as the session begins: the server wants a proof that the driver does not have.
+    // Raised at login: the driver does not support the server's authentication method.
     ("unsupported authentication method", row(Class::Refused, Repeat::Never, Link::Lost)),
     ("unsupported SASL authentication", row(Class::Refused, Repeat::Never, Link::Lost)),
-    // COPY that was sent as a query: the driver does not know how to go on.
+    // COPY that was run as a query: the driver cannot continue.
     ("execute: unexpected message: Copy", row(Class::Misuse, Repeat::Never, Link::Closed)),
 ];
 
 impl Verdict {
-    /// Judges a driver error.
+    /// Classifies a driver error.
     pub(crate) fn of(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::Database(database) => Self::of_database(error, database.as_ref()),
@@ -178,27 +176,28 @@ impl Verdict {
             sqlx::Error::Configuration(_) => row(Class::Refused, Repeat::Never, Link::Kept),
             sqlx::Error::PoolTimedOut => row(Class::NotReached, Repeat::Later, Link::Kept),
             sqlx::Error::PoolClosed => row(Class::NotReached, Repeat::Never, Link::Kept),
-            sqlx::Error::Protocol(said) => {
-                PROTOCOL.iter().find(|(text, _)| said.starts_with(text)).map_or(LOST, |(_, verdict)| *verdict)
-            }
+            sqlx::Error::Protocol(text) => PROTOCOL
+                .iter()
+                .find(|(beginning, _)| text.starts_with(beginning))
+                .map_or(LOST, |(_, verdict)| *verdict),
             sqlx::Error::WorkerCrashed => LOST,
-            // Said before anything of the statement is sent.
+            // Raised before anything of the statement is sent.
             sqlx::Error::Encode(_)
             | sqlx::Error::TypeNotFound { .. }
             | sqlx::Error::InvalidArgument(_)
             | sqlx::Error::InvalidSavePointStatement
             | sqlx::Error::AnyDriverError(_) => MISUSE,
-            // The server is somewhere else than the driver takes it to be.
+            // The server is in another state than the driver expects.
             sqlx::Error::BeginFailed => row(Class::Other, Repeat::Never, Link::Closed),
-            // Said of rows and columns, once the answer was read.
+            // Errors about rows and columns, after the answer was read.
             _ => OTHER,
         }
     }
 
-    /// Judges the error of something that was sent, or was to be, on a session that was there.
+    /// Classifies the error of a statement on an existing session.
     pub(crate) fn of_statement(error: &sqlx::Error) -> Self {
         match Self::of(error) {
-            // What the network says then comes after the statement may have been sent.
+            // A network error may come after the statement was sent.
             Self { class: Class::NotReached, .. } if matches!(error, sqlx::Error::Io(_)) => LOST,
             verdict => verdict,
         }
@@ -208,13 +207,13 @@ impl Verdict {
         let Some(code) = database.code() else { return OTHER };
         let is_fatal = is_fatal(error);
         let verdict = match code.as_ref() {
-            "08P01" if is_fatal && was_turned_away(database.message()) => {
+            "08P01" if is_fatal && was_rejected_by_pooler(database.message()) => {
                 row(Class::NotReached, Repeat::Later, Link::Lost)
             }
-            // Of a session that goes on: a mistake in the protocol, or the trouble of a foreign data wrapper.
+            // The session continues: a protocol mistake, or an error of a foreign data wrapper.
             code if code.starts_with("08") && !is_fatal => OTHER,
-            // The statement's text has a literal that does not fit.
-            code if Self::of_sqlstate(code).class == Class::Value && names_the_text(database) => OTHER,
+            // The bad value is a literal in the statement's text.
+            code if Self::of_sqlstate(code).class == Class::Value && has_position(database) => OTHER,
             "25006" if NotWritable::is(database) => row(Class::ReadOnly, Repeat::Later, Link::AskRole),
             code => Self::of_sqlstate(code),
         };
@@ -229,27 +228,27 @@ impl Verdict {
     fn of_io(kind: ErrorKind, from_os: bool) -> Self {
         let not_reached = row(Class::NotReached, Repeat::Later, Link::Lost);
         match kind {
-            // A socket file that is not there yet is a server that is not there yet.
+            // A missing socket file means that the server is not up yet.
             ErrorKind::ConnectionRefused
             | ErrorKind::NotFound
             | ErrorKind::HostUnreachable
             | ErrorKind::NetworkUnreachable => not_reached,
-            // What rustls says of certificates and alerts comes as invalid data.
+            // rustls's errors about certificates and alerts have this kind.
             ErrorKind::PermissionDenied | ErrorKind::InvalidData => {
                 row(Class::Refused, Repeat::Never, Link::Lost)
             }
-            // The resolver's errors carry no number: a name that is not known yet, in a cluster that is starting.
+            // The resolver's errors have no code: the name may become known while a cluster starts.
             _ if !from_os && kind != ErrorKind::UnexpectedEof => not_reached,
             _ => LOST,
         }
     }
 
-    /// The class that pauses are chosen by, if it may be tried again.
+    /// The class for choosing the pause, if the work may be tried again.
     pub(crate) fn retry_class(self) -> Option<Class> {
         (self.repeat != Repeat::Never).then_some(self.class)
     }
 
-    /// Of a transaction that lost against another one, and may be run again.
+    /// The classification of a transaction that lost against another and may be repeated.
     pub(crate) const fn conflict() -> Self {
         CONFLICT
     }
@@ -262,22 +261,22 @@ impl Class {
         Verdict::of(error).class
     }
 
-    /// Classifies a five-character SQLSTATE. A code that is not known has the class of the codes that begin like it.
+    /// Classifies a five-character SQLSTATE. An unknown code has the class of its first two characters.
     #[must_use]
     pub fn of_sqlstate(code: &str) -> Self {
         Verdict::of_sqlstate(code).class
     }
 
-    /// Whether waiting may mend it.
+    /// Whether waiting may help.
     #[must_use]
     pub fn is_transient(self) -> bool {
         matches!(self, Self::NotReached | Self::Lost | Self::Conflict | Self::Resources)
     }
 }
 
-/// Whether a pooler says that it had no session for a statement, which it therefore did not send. `PgBouncer` has one code for
-/// all that it says itself, and these texts, in no language but English.
-fn was_turned_away(said: &str) -> bool {
+/// Whether a pooler had no session for a statement, and therefore did not send it. `PgBouncer` uses one code for all its own errors,
+/// with these English texts.
+fn was_rejected_by_pooler(message: &str) -> bool {
     [
         "query_wait_timeout",
         "server login has been failing",
@@ -285,11 +284,11 @@ fn was_turned_away(said: &str) -> bool {
         "no more connections allowed",
     ]
     .iter()
-    .any(|reason| said.starts_with(reason))
+    .any(|reason| message.starts_with(reason))
 }
 
-/// Whether the server ended the session with this error. Severity says so and not the code: 08P01 for a wrong number of
-/// parameters is an error like any other, and a conflict on a standby may be the end.
+/// Whether the server ended the session with this error. The severity decides and not the code: 08P01 may be raised for a wrong
+/// number of parameters, and a conflict on a standby may end the session.
 pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
     error
@@ -297,17 +296,24 @@ pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
         .is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
-/// Whether the error points at a place in the statement's text: it was found there before anything was run, so no bound value
-/// has part in it.
-fn names_the_text(error: &dyn DatabaseError) -> bool {
+/// Whether the server refused a commit, so that nothing is stored. An error that ends the session is no refusal: the commit may have
+/// been stored before, whatever the code.
+pub(crate) fn refuses(error: &sqlx::Error) -> bool {
+    let is_answer = matches!(error, sqlx::Error::Database(_)) && !is_fatal(error);
+    is_answer && Verdict::of_statement(error).repeat != Repeat::IfHarmless
+}
+
+/// Whether the error has a position in the statement's text. Then the server found it before it ran anything, so no bound value
+/// caused it.
+fn has_position(error: &dyn DatabaseError) -> bool {
     let position = error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::position);
     matches!(position, Some(PgErrorPosition::Original(_)))
 }
 
-/// Whether a statement failed before it was run because what was prepared for it is no longer valid: a table has changed
-/// its columns (0A000, as raised by `RevalidateCachedQuery`), or the server has forgotten the statement (26000, as raised by
-/// `FetchPreparedStatement`). The routine is asked for, since 0A000 says many things, a function may raise either when half
-/// of its work is done, and the text depends on the server's language.
+/// Whether a statement failed before it ran because its prepared form is no longer valid: a table has changed
+/// its columns (0A000, raised by `RevalidateCachedQuery`), or the server has forgotten the statement (26000, raised by
+/// `FetchPreparedStatement`). The check uses the routine, since 0A000 has many causes, a function may raise either code halfway
+/// through its work, and the message depends on the server's language.
 pub(crate) fn is_stale_plan(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
     let routine = error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::routine);
@@ -318,16 +324,14 @@ pub(crate) fn is_stale_plan(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether a statement failed before it was run because a type of its values is not there any more: it was dropped and made
-/// again under its name, and the driver goes on sending the number of the old one. The text is one of those that PostgreSQL
-/// does not translate (`elog`).
+/// Whether a statement failed before it ran because a type of its values no longer exists: it was dropped and created
+/// again, and the driver still sends the number of the old type. PostgreSQL does not translate this message (`elog`).
 pub(crate) fn is_stale_type(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
     error.code().as_deref() == Some("XX000") && error.message().starts_with("cache lookup failed for type ")
 }
 
-/// Whether a server that refuses a session with that code will do so next time, too. What goes wrong inside the server may mend
-/// itself, and so may what took too long.
+/// Whether a server that refused a session with this code will refuse it again. Internal errors and timeouts may be temporary.
 pub(crate) fn is_refusal(code: &str) -> bool {
     let verdict = Verdict::of_sqlstate(code);
     let is_inside = ["XX", "58", "F0"].iter().any(|class| code.starts_with(class));
@@ -338,7 +342,7 @@ pub(crate) fn is_refusal(code: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// The codes of PostgreSQL 14 to 18 (`errcodes.txt`), each with the answers that it is to have.
+    /// The codes of PostgreSQL 14 to 18 (`errcodes.txt`), each with its expected classification.
     const ROWS: &[(Verdict, &str)] = &[
         (
             VALUE,
@@ -380,7 +384,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_code_of_the_server_has_the_three_answers_of_its_row() {
+    fn every_code_of_the_server_is_classified() {
         let mut count = 0;
         for (verdict, codes) in ROWS {
             for code in codes.split_whitespace() {
@@ -388,20 +392,23 @@ mod tests {
                 count += 1;
             }
         }
-        assert_eq!(count, 264, "each code once");
+        assert_eq!(count, 264, "all codes, each once");
     }
 
     #[test]
-    fn every_row_is_met_by_a_code_and_stands_for_something() {
+    fn every_row_applies_to_a_code() {
         for (at, (code, verdict)) in CODES.iter().enumerate() {
-            assert!(CODES[..at].iter().all(|(other, _)| other != code), "{code} twice");
-            let met = |known: &str| known.starts_with(code) && Verdict::of_sqlstate(known) == *verdict;
-            assert!(ROWS.iter().any(|(_, codes)| codes.split_whitespace().any(met)), "{code} is no code's");
+            assert!(CODES[..at].iter().all(|(other, _)| other != code), "{code} has two rows");
+            let applies = |full: &str| full.starts_with(code) && Verdict::of_sqlstate(full) == *verdict;
+            assert!(
+                ROWS.iter().any(|(_, codes)| codes.split_whitespace().any(applies)),
+                "{code} applies to no code"
+            );
         }
     }
 
     #[test]
-    fn a_code_that_is_not_known_has_the_row_of_its_class() {
+    fn an_unknown_code_has_the_row_of_its_class() {
         for (code, verdict) in [
             ("23XYZ", row(Class::Constraint, Repeat::Never, Link::Kept)),
             ("40XYZ", CONFLICT),
@@ -418,8 +425,8 @@ mod tests {
     }
 
     #[test]
-    fn what_the_driver_says_before_it_sends_anything_costs_no_session() {
-        let protocol = |said: &str| sqlx::Error::Protocol(said.to_owned());
+    fn errors_raised_before_anything_is_sent_keep_the_session() {
+        let protocol = |text: &str| sqlx::Error::Protocol(text.to_owned());
         for (error, verdict) in [
             (protocol("PgConnection::run(): too many arguments for query: 70000 (x:1)"), MISUSE),
             (protocol("param_types.len() too large for binary protocol: 70000"), MISUSE),
@@ -430,7 +437,7 @@ mod tests {
             (sqlx::Error::InvalidArgument("no".to_owned()), MISUSE),
             (sqlx::Error::InvalidSavePointStatement, MISUSE),
             (sqlx::Error::AnyDriverError("no".into()), MISUSE),
-            // From here on something was sent.
+            // The errors below are raised after something was sent.
             (
                 protocol("execute: unexpected message: CopyInResponse"),
                 row(Class::Misuse, Repeat::Never, Link::Closed),
@@ -456,7 +463,7 @@ mod tests {
             (sqlx::Error::ColumnIndexOutOfBounds { index: 1, len: 1 }, OTHER),
             (sqlx::Error::ColumnDecode { index: "n".to_owned(), source: "no".into() }, OTHER),
             (sqlx::Error::Decode("no".into()), OTHER),
-            // From here on no statement was concerned.
+            // The errors below do not concern a statement.
             (sqlx::Error::Configuration("no".into()), row(Class::Refused, Repeat::Never, Link::Kept)),
             (sqlx::Error::Tls("no".into()), row(Class::Refused, Repeat::Never, Link::Lost)),
             (sqlx::Error::PoolTimedOut, row(Class::NotReached, Repeat::Later, Link::Kept)),
@@ -467,21 +474,21 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_refused_for_good_or_for_now() {
-        let for_good =
+    fn permanent_and_temporary_refusals_are_told_apart() {
+        let permanent =
             ["42501", "55000", "42704", "22023", "28000", "28P01", "3D000", "55P02", "57P04", "P0001"];
-        let for_now =
+        let temporary =
             ["53300", "57P03", "57P01", "53200", "53100", "57014", "40001", "XX000", "58P01", "F0000"];
-        for code in for_good {
+        for code in permanent {
             assert!(is_refusal(code), "{code}");
         }
-        for code in for_now {
+        for code in temporary {
             assert!(!is_refusal(code), "{code}");
         }
     }
 
     #[test]
-    fn the_link_of_a_statement_is_lost_whatever_the_network_says_of_it() {
+    fn a_network_error_during_a_statement_loses_the_link() {
         let refused = sqlx::Error::Io(std::io::Error::from(ErrorKind::ConnectionRefused));
 
         assert_eq!(Verdict::of(&refused), row(Class::NotReached, Repeat::Later, Link::Lost));
@@ -489,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_socket_is_a_server_that_is_not_there_yet_and_a_forbidden_one_is_not() {
+    fn a_missing_socket_is_not_reached_and_a_forbidden_socket_is_refused() {
         let missing = sqlx::Error::Io(std::io::Error::from(ErrorKind::NotFound));
         let forbidden = sqlx::Error::Io(std::io::Error::from_raw_os_error(13));
 
@@ -498,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_link_is_lost_and_a_name_not_known_is_not_reached() {
+    fn a_reset_link_is_lost_and_an_unknown_name_is_not_reached() {
         let reset = sqlx::Error::Io(std::io::Error::from_raw_os_error(104));
         let unknown = sqlx::Error::Io(std::io::Error::other("failed to lookup address information"));
         let cut = sqlx::Error::Io(std::io::Error::from(ErrorKind::UnexpectedEof));

@@ -1,4 +1,4 @@
-//! Where the database is: one address, checked once.
+//! Database addresses, validated once.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,23 +9,23 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use self::asked::Asked;
+use self::limits::UrlLimits;
 use self::session::Session;
 use self::tls::{Place, Tls};
 use crate::{PoolOptions, Pooler};
 
 mod address;
-mod asked;
 mod environment;
-mod others;
+mod foreign;
+mod limits;
 mod parameters;
 mod password;
 mod session;
 mod tls;
 
-pub(crate) use self::address::parts;
+pub(crate) use self::address::split_address;
 pub(crate) use self::environment::LIBPQ;
-pub(crate) use self::session::set_already;
+pub(crate) use self::session::why_reserved;
 pub(crate) use self::tls::is_pem;
 
 /// The address of a database and how to log in to it.
@@ -41,9 +41,9 @@ pub struct Config {
     tls: Tls,
     application_name: Option<String>,
     pooler: Pooler,
-    asked: Asked,
+    limits: UrlLimits,
     session: Session,
-    /// Whether the second of two ways to connect was the last that worked; of all clones of the address.
+    /// Whether the second TLS mode was the last that worked. Shared by all clones of the config.
     fell_back: Arc<AtomicBool>,
 }
 
@@ -53,20 +53,20 @@ enum Host {
     SocketDir(PathBuf),
 }
 
-const LIST: &str = "a list: one host is supported";
+const LIST: &str = "a list, but only one host is supported";
 
-fn named(name: Option<&str>) -> String {
-    name.map_or_else(|| "with an unusual name".to_owned(), |name| format!("`{name}`"))
+fn quoted(name: Option<&str>) -> String {
+    name.map_or_else(|| "with an unusual name (not shown)".to_owned(), |name| format!("`{name}`"))
 }
 
-/// What is wrong with a database address, naming the part and never a value that may hide a secret.
+/// What is wrong with a database address. Names the part, never a value that may contain a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The address has no part that a URL needs, or is none at all.
+    /// The address lacks a part that a URL needs, or is not a URL.
     #[error("the database address is not a URL of the form postgres://role:password@host:port/database: {0}")]
     NotAUrl(&'static str),
-    /// The scheme is another one.
+    /// The scheme is not `postgres` or `postgresql`.
     #[error("the database address must begin with postgres:// or postgresql://")]
     Scheme,
     /// The host is missing or malformed.
@@ -75,43 +75,43 @@ pub enum ConfigError {
     /// The port is not a number from 1 to 65535.
     #[error("the port in the database address must be a number from 1 to 65535")]
     Port,
-    /// No database is named.
-    #[error("the database address names no database: add /name after the host")]
+    /// The address has no database.
+    #[error("the database address has no database: add /name after the host")]
     Database,
-    /// No role is named, neither in the address nor by the environment.
-    #[error("the database address names no role: write postgres://role@host/database, or set PGUSER")]
+    /// Neither the address nor the environment has a role.
+    #[error("the database address has no role: write postgres://role@host/database, or set PGUSER")]
     User,
     /// A percent-encoded part does not decode to UTF-8.
     #[error("the {0} in the database address is not UTF-8 once its percent signs are decoded")]
     Encoding(&'static str),
-    /// A parameter that is not known here, by its name. Its value is not repeated, nor is a name that does not look
-    /// like one: after an unescaped `?` it would be half a password.
-    #[error("the database address has a parameter {} that is not known (known: {})", named(.0.as_deref()), parameters::names())]
+    /// An unknown parameter, with its name. Its value is never repeated, nor is an unusual name: after an unescaped `?`, the
+    /// name would be half a password.
+    #[error("the database address has an unknown parameter {} (known: {})", quoted(.0.as_deref()), parameters::names())]
     UnknownParameter(Option<String>),
-    /// A parameter that is known and cannot be heard, or not with this value.
-    #[error("the parameter `{parameter}` in the database address cannot be heard: {reason}")]
+    /// A known parameter that is not supported, or not with this value.
+    #[error("the parameter `{parameter}` in the database address is not supported: {reason}")]
     Refused {
         /// The parameter's name.
         parameter: &'static str,
-        /// Why, and what to say instead.
+        /// Why, and what to write instead.
         reason: &'static str,
     },
-    /// A parameter that the address says twice, with two values; its name as in [`Self::UnknownParameter`].
-    #[error("the database address has a parameter {} twice, with two values: leave one out", named(.0.as_deref()))]
+    /// The address has a parameter twice, with two values. The name is given as in [`Self::UnknownParameter`].
+    #[error("the database address has the parameter {} twice, with two values: leave one out", quoted(.0.as_deref()))]
     Twice(Option<String>),
-    /// Something in the address has a zero byte, which the protocol ends a text with.
-    #[error("the database address has a zero byte in it (%00)")]
+    /// The address contains a zero byte, which ends a text in the protocol.
+    #[error("the database address contains a zero byte (%00)")]
     ZeroByte,
-    /// A password that the driver cannot say to a server that asks by SCRAM.
+    /// A password that the driver cannot send to a server that uses SCRAM.
     #[error(
-        "the password cannot be said to a server that asks by SCRAM: it has a character that SASLprep (RFC 4013) refuses, \
-         such as a line break at its end or an emoji"
+        "the password cannot be used with SCRAM authentication: it has a character that SASLprep (RFC 4013) refuses, such as a \
+         line break at its end or an emoji"
     )]
     Password,
-    /// A role that the driver cannot say to a server that asks by SCRAM.
+    /// A role that the driver cannot send to a server that uses SCRAM.
     #[error(
-        "the role cannot be said to a server that asks for a password by SCRAM: it has a comma, or characters that SASLprep (RFC \
-         4013) refuses after a Latin letter"
+        "the role cannot be used with SCRAM authentication: it has a comma, or characters that SASLprep (RFC 4013) refuses after \
+         a Latin letter"
     )]
     Role,
     /// One of libpq's variables cannot be used.
@@ -122,46 +122,46 @@ pub enum ConfigError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// A parameter whose value cannot be used.
+    /// A parameter has an unusable value.
     #[error("the parameter `{parameter}` in the database address must be {expected}")]
     Parameter {
         /// The parameter's name.
         parameter: &'static str,
-        /// What its value must look like.
+        /// What the value must be.
         expected: &'static str,
     },
 }
 
 impl Config {
-    /// Reads an address as libpq writes it: `postgres://role:password@host:port/database?parameter=value`, or as
-    /// `host=… port=… user=…` pairs. docs/options.md lists the parameters, and what others write.
+    /// Parses an address in libpq's forms: `postgres://role:password@host:port/database?parameter=value`, or
+    /// `host=… port=… user=…` pairs. docs/options.md lists the parameters, including those of other drivers.
     ///
-    /// A Unix socket is given by its folder, `?host=/run/postgresql`, or in the host's place with its slashes as
-    /// `%2F`. Without a host, it is the socket of a server on this machine, where there is one, else `localhost`.
+    /// A Unix socket is given by its folder: `?host=/run/postgresql`, or in the place of the host with its slashes as `%2F`.
+    /// Without a host, the default is the socket of a server on this machine if it exists, else `localhost`.
     ///
-    /// TLS is what `sslmode` says: `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`, each as libpq takes it.
-    /// Without it, a server that is not on this machine has to prove by its certificate that it is the one; one on this machine
-    /// may do without TLS. `sslrootcert`, `sslcert` and `sslkey` are PEM, or paths of files; the operating system's authorities
-    /// are trusted, too.
+    /// `sslmode` is `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`, with libpq's meanings. Without it, a
+    /// server on another machine must prove its identity by its certificate (`verify-full`), and a server on this machine may do
+    /// without TLS (`prefer`). `sslrootcert`, `sslcert` and `sslkey` are PEM texts or file paths. The operating system's
+    /// authorities are always trusted.
     ///
-    /// `pgbouncer=true` says that a [pooler in transaction mode](Pooler::Transaction) is in between. `connection_limit` is the
-    /// most connections of each pool of the address, in place of a higher limit of its own; `pool_timeout` how long callers
-    /// wait for one, and `connect_timeout` how long one attempt to connect may take, in whole seconds.
+    /// `pgbouncer=true` declares a [pooler in transaction mode](Pooler::Transaction). `connection_limit` caps the connections of
+    /// each pool of the address. `pool_timeout` replaces each pool's acquire timeout, and `connect_timeout` limits one attempt to
+    /// connect, both in whole seconds.
     ///
-    /// What the address does not say is taken from libpq's `PGUSER`, `PGPASSWORD`, `PGSSLROOTCERT`, `PGSSLCERT` with `PGSSLKEY`,
-    /// and `PGOPTIONS`; a role that nobody names is `USER`, else the operating system's. No other variable of libpq's is heard.
+    /// Missing parts come from libpq's `PGUSER`, `PGPASSWORD`, `PGSSLROOTCERT`, `PGSSLCERT` with `PGSSLKEY`, and `PGOPTIONS`. A
+    /// role that is still missing is `USER`, else the operating system's user. No other variable of libpq is read.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] names the part that is wrong. An unknown parameter is one: a misspelt `sslmode` must not
-    /// silently connect in clear text.
+    /// [`ConfigError`] names the wrong part. An unknown parameter is an error: a misspelt `sslmode` must not silently connect in
+    /// clear text.
     pub fn from_url(address: &str) -> Result<Self, ConfigError> {
-        Self::read(address).map_err(|mut wrong| wrong.swap_remove(0))
+        Self::read(address).map_err(|mut errors| errors.swap_remove(0))
     }
 
-    /// The same with all that is wrong, which is one thing at least.
+    /// Like [`Config::from_url`], but returns all errors, at least one.
     pub(crate) fn read(address: &str) -> Result<Self, Vec<ConfigError>> {
-        let parts = parts(address).map_err(|error| vec![error])?;
+        let parts = split_address(address).map_err(|error| vec![error])?;
         let mut wrong = Vec::new();
         let mut config = Self::blank();
         for (name, value) in parts {
@@ -171,12 +171,12 @@ impl Config {
         if wrong.is_empty() { Ok(config) } else { Err(wrong) }
     }
 
-    /// Puts an address together from its parts, each as it is and not percent-encoded. A host that begins with `/` is the
-    /// folder of a Unix socket. A role or a password that is not given is found as in [`Config::from_url`].
+    /// Builds an address from its parts, which are not percent-encoded. A host that begins with `/` is the folder of a Unix
+    /// socket. A missing role or password is found as in [`Config::from_url`].
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] names the part that is wrong.
+    /// [`ConfigError`] names the wrong part.
     pub fn from_parts(
         host: &str,
         port: u16,
@@ -197,7 +197,7 @@ impl Config {
         wrong.into_iter().next().map_or(Ok(config), Err)
     }
 
-    /// Where nothing has been said yet.
+    /// An address without any part.
     pub(crate) fn blank() -> Self {
         Self {
             host: Host::Name(String::new()),
@@ -208,33 +208,33 @@ impl Config {
             tls: Tls::default(),
             application_name: None,
             pooler: Pooler::default(),
-            asked: Asked::default(),
+            limits: UrlLimits::default(),
             session: Session::default(),
             fell_back: Arc::default(),
         }
     }
 
-    /// Completes what was said, and finds what is wrong with the whole.
+    /// Fills in defaults, then collects the errors that concern more than one part.
     pub(crate) fn check(&mut self, wrong: &mut Vec<ConfigError>) {
         if self.database.is_empty() {
             wrong.push(ConfigError::Database);
         }
         if matches!(&self.host, Host::Name(name) if name.is_empty()) {
-            self.host = nearest(self.port);
+            self.host = local_server(self.port);
         }
         self.complete(wrong, |variable| std::env::var_os(variable));
         if self.user.is_empty() {
             wrong.push(ConfigError::User);
         }
         if let Some(password) = &self.password {
-            if !password::can_be_said(password.expose_secret()) {
+            if !password::driver_accepts(password.expose_secret()) {
                 wrong.push(ConfigError::Password);
             }
-            if !password::can_ask(&self.user) {
+            if !password::driver_accepts_role(&self.user) {
                 wrong.push(ConfigError::Role);
             }
         }
-        if let (Some(parameter), Pooler::Transaction) = (self.session.by(), self.pooler) {
+        if let (Some(parameter), Pooler::Transaction) = (self.session.set_by(), self.pooler) {
             wrong.push(ConfigError::Refused { parameter, reason: POOLED });
         }
         wrong.extend(self.tls.checked(self.place()).err());
@@ -244,21 +244,21 @@ impl Config {
         if value.contains('\0') {
             return Err(ConfigError::ZeroByte);
         }
-        if let Some(set) = parameters::find(name) {
+        if let Some(set) = parameters::setter(name) {
             return set(self, value);
         }
-        let done = self.session.set_option(name, value).or_else(|| others::set(name, value));
+        let done = self.session.set_option(name, value).or_else(|| foreign::set(name, value));
         done.unwrap_or_else(|| Err(ConfigError::UnknownParameter(address::plain(name))))
     }
 
-    /// The same server and role, another database.
+    /// The same address with another database.
     #[must_use]
     pub fn with_database(mut self, database: impl Into<String>) -> Self {
         self.database = database.into();
         self
     }
 
-    /// What the server shows as `application_name` in `pg_stat_activity`, unless the address says it.
+    /// Sets `application_name`, which `pg_stat_activity` shows, unless the address has one.
     #[must_use]
     pub fn with_application_name(mut self, name: &str) -> Self {
         self.application_name.get_or_insert_with(|| name.to_owned());
@@ -269,25 +269,24 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] when the mode is at odds with what else the address says of TLS.
+    /// [`ConfigError`] when the mode contradicts the other TLS parameters of the address.
     pub fn with_tls_mode(mut self, mode: PgSslMode) -> Result<Self, ConfigError> {
         self.tls.use_mode(mode);
         self.with_checked_tls()
     }
 
-    /// The same address, whose server is verified by this authority: a certificate as PEM, or the path of a file that holds one.
-    /// It stands for `sslrootcert`.
+    /// The same address with this `sslrootcert`: a certificate as PEM, or the path of a file that contains one. It is the
+    /// authority that verifies the server.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] when there is no certificate, or the mode of the address does not verify.
+    /// [`ConfigError`] when there is no certificate, or when the address's `sslmode` does not verify.
     pub fn with_root_certificate(mut self, pem: &str) -> Result<Self, ConfigError> {
         self.set("sslrootcert", pem)?;
         self.with_checked_tls()
     }
 
-    /// The same address, where the client proves who it is by this certificate and its key: PEM, or the paths of files that
-    /// hold it. They stand for `sslcert` and `sslkey`.
+    /// The same address with this `sslcert` and `sslkey`, by which the client proves its identity: PEM texts or file paths.
     ///
     /// # Errors
     ///
@@ -300,34 +299,34 @@ impl Config {
 
     fn with_checked_tls(mut self) -> Result<Self, ConfigError> {
         self.tls.checked(self.place())?;
-        // The way that worked was found for what the address said before.
+        // The mode that worked was found for the previous TLS parameters.
         self.fell_back = Arc::default();
         Ok(self)
     }
 
-    /// The same address, with that in between.
+    /// The same address, with this pooler declared.
     #[must_use]
     pub fn with_pooler(mut self, pooler: Pooler) -> Self {
         self.pooler = pooler;
         self
     }
 
-    /// What is in between.
+    /// The declared pooler.
     #[must_use]
     pub fn pooler(&self) -> Pooler {
         self.pooler
     }
 
-    /// A pool's options within what the address asks of pools, as [`Pool::new`](crate::Pool::new) has them.
+    /// Applies the address's limits to a pool's options, as [`Pool::new`](crate::Pool::new) does.
     #[must_use]
     pub fn apply_to(&self, options: PoolOptions) -> PoolOptions {
-        self.asked.apply_to(options)
+        self.limits.apply_to(options)
     }
 
-    /// How long one attempt to connect may take, if the address says it.
+    /// The limit for one attempt to connect, if the address has one.
     #[must_use]
     pub fn connect_timeout(&self) -> Option<Duration> {
-        self.asked.dial
+        self.limits.connect_timeout
     }
 
     /// The database's name.
@@ -342,7 +341,7 @@ impl Config {
         &self.user
     }
 
-    /// RFC 6761: `localhost` and what ends with it is this machine. RFC 1122 and RFC 4291 for the numbers.
+    /// Whether the server is on this machine, by RFC 6761 (`localhost`), RFC 1122 and RFC 4291 (loopback addresses).
     fn place(&self) -> Place {
         let Host::Name(name) = &self.host else { return Place::Socket };
         let name = name.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
@@ -350,30 +349,30 @@ impl Config {
             Ok(address) => address.is_loopback(),
             Err(_) => name == "localhost" || name.ends_with(".localhost"),
         };
-        if is_here { Place::Here } else { Place::Elsewhere }
+        if is_here { Place::Local } else { Place::Remote }
     }
 
-    /// Whether TLS is verified because nobody said otherwise.
+    /// Whether TLS is verified only because no mode was given.
     pub(crate) fn verifies_by_default(&self) -> bool {
         self.tls.verifies_by_default(self.place())
     }
 
-    /// The ways to connect, by `sslmode`, one after the other.
-    pub(crate) fn ways(&self) -> (PgSslMode, Option<PgSslMode>) {
-        self.tls.ways(self.place())
+    /// The TLS modes to try, by `sslmode`, in this order.
+    pub(crate) fn tls_modes(&self) -> (PgSslMode, Option<PgSslMode>) {
+        self.tls.modes(self.place())
     }
 
-    /// Remembers which of two ways to connect has worked, for what can try one only.
-    pub(crate) fn note_way(&self, fell_back: bool) {
+    /// Stores which TLS mode worked last, for callers of [`Config::as_sqlx`], which can try one only.
+    pub(crate) fn note_fallback(&self, fell_back: bool) {
         self.fell_back.store(fell_back, Ordering::Relaxed);
     }
 
-    /// The options for sqlx, for code that dials by itself.
+    /// The options for sqlx, for code that connects by itself.
     ///
-    /// sqlx tries one way to connect: of `allow` and `prefer`, it is the one by which [`connect`](crate::connect::connect) or a
-    /// pool of this address has connected last, else the first.
+    /// sqlx tries one TLS mode. For `allow` and `prefer`, that is the mode by which [`connect`](crate::connect::connect) or a pool
+    /// of this address connected last, else the first.
     ///
-    /// Beware: `Debug` of sqlx's type prints the password in clear text.
+    /// Caution: `Debug` of sqlx's type prints the password in clear text.
     #[must_use]
     pub fn as_sqlx(&self) -> PgConnectOptions {
         let mut options = PgConnectOptions::new_without_pgpass()
@@ -381,7 +380,7 @@ impl Config {
             .username(&self.user)
             .database(&self.database);
         options = match &self.host {
-            // RFC 3986 puts an IPv6 address in brackets, the resolver wants it without.
+            // RFC 3986 puts an IPv6 address in brackets; the resolver does not accept them.
             Host::Name(name) => options.host(name.trim_start_matches('[').trim_end_matches(']')),
             Host::SocketDir(dir) => options.socket(dir),
         };
@@ -389,16 +388,16 @@ impl Config {
             options = options.password(password.expose_secret());
         }
         options = self.tls.apply(options, self.place());
-        if let ((_, Some(second)), true) = (self.ways(), self.fell_back.load(Ordering::Relaxed)) {
+        if let ((_, Some(second)), true) = (self.tls_modes(), self.fell_back.load(Ordering::Relaxed)) {
             options = options.ssl_mode(second);
         }
-        // Without one, in the place of what the driver has found in the environment.
+        // An empty name replaces the name that the driver took from the environment.
         options = options.application_name(self.application_name.as_deref().unwrap_or_default());
         if !self.session.settings().is_empty() {
             options = options.options(self.session.settings().iter().map(|(name, value)| (name, value)));
         }
         if self.pooler == Pooler::Transaction {
-            // PgBouncer refuses who asks for it at the start. Servers from version 12 on say floats in full without.
+            // PgBouncer refuses the parameter at startup. Servers from version 12 on send floats in full without it.
             options = options.extra_float_digits(None);
         }
         options
@@ -424,8 +423,8 @@ impl std::str::FromStr for Config {
     }
 }
 
-const POOLED: &str = "a pooler in transaction mode gives its sessions to everybody: set it for the role or the database \
-                      (ALTER ROLE … SET), or leave out pgbouncer=true";
+const POOLED: &str = "a pooler in transaction mode shares its sessions between clients: set it for the role or the database \
+                      (ALTER ROLE … SET), or remove pgbouncer=true";
 
 fn host(text: &str) -> Result<Host, ConfigError> {
     if text.is_empty() {
@@ -437,8 +436,8 @@ fn host(text: &str) -> Result<Host, ConfigError> {
     Ok(if text.starts_with('/') { Host::SocketDir(PathBuf::from(text)) } else { Host::Name(text.to_owned()) })
 }
 
-/// The socket of a server on this machine, where Debian's or PostgreSQL's own libpq would look for it.
-fn nearest(port: u16) -> Host {
+/// The socket of a server on this machine, in the folders where Debian's and PostgreSQL's own libpq look.
+fn local_server(port: u16) -> Host {
     let folders = ["/var/run/postgresql", "/tmp"].map(Path::new);
     let found = folders.into_iter().find(|folder| folder.join(format!(".s.PGSQL.{port}")).exists());
     found.map_or_else(|| Host::Name("localhost".to_owned()), |folder| Host::SocketDir(folder.to_owned()))
@@ -448,13 +447,13 @@ fn nearest(port: u16) -> Host {
 mod tests {
     use super::*;
 
-    /// What docs/options.md has between these marks.
+    /// The text of docs/options.md between these marks.
     pub(super) fn between(mark: &str) -> String {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/options.md");
-        let page = std::fs::read_to_string(path).expect("the page");
+        let page = std::fs::read_to_string(path).expect("docs/options.md");
         let (_, rest) = page.split_once(&format!("<!-- {mark} -->\n")).expect(mark);
-        let (said, _) = rest.split_once(&format!("<!-- end of {mark} -->")).expect(mark);
-        said.trim().to_owned()
+        let (text, _) = rest.split_once(&format!("<!-- end of {mark} -->")).expect(mark);
+        text.trim().to_owned()
     }
 
     fn shown(address: &str) -> String {
@@ -502,36 +501,39 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_with_an_address_is_found() {
-        let wrong = Config::read("postgres://app:%ff@a,b/?sslmode=maybe&pool_timeout=0&nothing=1&port=x")
-            .expect_err("much is wrong");
+    fn all_errors_of_an_address_are_found() {
+        let errors = Config::read("postgres://app:%ff@a,b/?sslmode=maybe&pool_timeout=0&nothing=1&port=x")
+            .expect_err("seven errors");
 
-        assert_eq!(wrong.len(), 7, "{wrong:?}");
-        assert_eq!(wrong[0], ConfigError::Host("a list: one host is supported"), "in its order");
-        assert_eq!(wrong[6], ConfigError::Database);
+        assert_eq!(errors.len(), 7, "{errors:?}");
+        assert_eq!(errors[0], ConfigError::Host(LIST), "in the address's order");
+        assert_eq!(errors[6], ConfigError::Database);
     }
 
     #[test]
-    fn what_an_address_asks_of_its_pools_bounds_theirs() {
+    fn the_limits_of_an_address_apply_to_its_pools() {
         let config =
             Config::from_url("postgres://app@db/shop?connection_limit=20&pool_timeout=7&connect_timeout=9")
                 .expect("a good address");
 
         let (api, backend) = (config.apply_to(PoolOptions::api()), config.apply_to(PoolOptions::backend()));
 
-        assert_eq!((api.max, backend.max), (10, 20), "no pool grows by it");
+        assert_eq!((api.max, backend.max), (10, 20), "the limit raises no pool's own");
         assert_eq!(
             (api.acquire_timeout, backend.acquire_timeout),
             (Duration::from_secs(7), Duration::from_secs(7))
         );
         assert_eq!(config.connect_timeout(), Some(Duration::from_secs(9)));
-        let silent = Config::from_url("postgres://app@db/shop").expect("a good address");
-        assert_eq!(silent.apply_to(PoolOptions::api()).acquire_timeout, PoolOptions::api().acquire_timeout);
-        assert_eq!(silent.connect_timeout(), None);
+        let without_limits = Config::from_url("postgres://app@db/shop").expect("a good address");
+        assert_eq!(
+            without_limits.apply_to(PoolOptions::api()).acquire_timeout,
+            PoolOptions::api().acquire_timeout
+        );
+        assert_eq!(without_limits.connect_timeout(), None);
     }
 
     #[test]
-    fn a_pooler_is_one_by_word() {
+    fn only_pgbouncer_true_declares_a_pooler() {
         for (address, pooler) in [
             ("postgres://app@db/shop", Pooler::None),
             ("postgres://app@db/shop?pgbouncer=false", Pooler::None),
@@ -542,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_means_for_ever_or_nothing_is_refused() {
+    fn numbers_out_of_range_are_refused() {
         for (parameter, value) in [
             ("connection_limit", "0"),
             ("connection_limit", "many"),
@@ -620,10 +622,10 @@ mod tests {
         }
     }
 
-    /// Good addresses with bytes changed, doubled, dropped, and others' pieces put in. Whatever it is made into, an address is
-    /// read or refused, and what the password was is in no error.
+    /// Mutates good addresses: changes, doubles and drops bytes, and inserts pieces. Every result must be read or refused, and no
+    /// error may contain the password.
     #[test]
-    fn broken_addresses_are_read_or_refused_without_a_panic_or_a_word_of_the_password() {
+    fn mutated_addresses_neither_panic_nor_show_the_password() {
         const PIECES: [&str; 32] = [
             "postgres://",
             "app",
@@ -670,8 +672,8 @@ mod tests {
                 let at: Vec<usize> =
                     address.char_indices().map(|(at, _)| at).chain([address.len()]).collect();
                 let (from, to) = (random.usize(..at.len()), random.usize(..at.len()));
-                // The password stays whole, so that it can be looked for.
-                let password = address.find("hunter2").expect("it stays");
+                // The password stays whole, so that the check below can find it.
+                let password = address.find("hunter2").expect("the password stays");
                 let (from, to) = (at[from.min(to)], at[from.max(to)].min(at[from.min(to)] + 6));
                 let (from, to) = match (from, address.is_char_boundary(to)) {
                     (from, true) if to <= password || from >= password + 7 => (from, to),
@@ -681,8 +683,8 @@ mod tests {
             }
             match Config::from_url(&address) {
                 Err(error) => {
-                    let shown = format!("{error} {error:?}");
-                    assert!(!shown.contains("hunter2"), "{address}: {shown}");
+                    let text = format!("{error} {error:?}");
+                    assert!(!text.contains("hunter2"), "{address}: {text}");
                 }
                 Ok(config) => {
                     let pool = config.apply_to(PoolOptions::backend());
@@ -698,6 +700,6 @@ mod tests {
                 }
             }
         }
-        assert!(read.iter().all(|read| *read > 1_000), "hardly any is read: {read:?}");
+        assert!(read.iter().all(|read| *read > 1_000), "hardly any address is read: {read:?}");
     }
 }

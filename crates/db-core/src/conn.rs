@@ -1,4 +1,4 @@
-//! A connection on loan from a pool.
+//! A connection checked out of a pool.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -7,33 +7,32 @@ use std::time::Instant;
 use sqlx::SqlStr;
 
 use crate::pool::{CheckedOut, Shared};
-use crate::tracker::Asker;
+use crate::tracker::Caller;
 use crate::{Error, Session, Tx, TxOptions};
 
-/// A connection taken from a [`Pool`](crate::Pool), given back when it is dropped. What runs on it is a [`Session`].
+/// A connection checked out of a [`Pool`](crate::Pool), returned when it is dropped. Statements run on its [`Session`].
 ///
-/// `&mut Conn` is a sqlx executor. There is no `Deref` to sqlx's connection, because every `&mut *conn` would then have
-/// to be suspected; [`Session::as_sqlx`] is there for code that needs it.
+/// `&mut Conn` is a sqlx executor. There is no `Deref` to sqlx's connection, because every `&mut *conn` could then change the
+/// session unseen; [`Session::as_sqlx`] is for code that needs it.
 ///
-/// Given back clean, it is at once ready for the next user, without a round trip. Dropped with a statement cut off, with a
-/// transaction open, or after a statement that changes the session, it is first brought back to a known state, in the
-/// background: the statement is cancelled on the server, the transaction rolled back, the session reset. With its link
-/// lost, it is replaced.
+/// A connection that is returned clean is ready for the next caller at once, without a round trip. A connection with an abandoned
+/// statement, an open transaction or a changed session is first repaired in the background: the statement is cancelled on the
+/// server, the transaction rolled back, the session reset. A connection whose link is lost is replaced.
 #[derive(Debug)]
 pub struct Conn {
     session: Session,
 }
 
 impl Conn {
-    /// Lent out now, for one statement if that is told.
+    /// Starts a checkout, for one statement if one is given.
     pub(crate) fn new(
         live: CheckedOut,
         inner: Arc<Shared>,
-        asker: Asker,
+        caller: Caller,
         now: Instant,
         statement: Option<&SqlStr>,
     ) -> Self {
-        Self { session: Session::new(live, inner, asker, now, statement) }
+        Self { session: Session::new(live, inner, caller, now, statement) }
     }
 
     /// Begins a transaction, which takes the connection with it.
@@ -42,18 +41,18 @@ impl Conn {
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when `BEGIN` fails.
+    /// [`Error::Statement`] if `BEGIN` fails.
     pub async fn begin(self) -> Result<Tx, Error> {
         self.begin_with(TxOptions::default()).await
     }
 
-    /// Begins a transaction of a certain kind.
+    /// Begins a transaction with these options.
     ///
     /// Dropping the future leaves nothing open on the server.
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when `BEGIN` or a [local setting](TxOptions::set) fails.
+    /// [`Error::Statement`] if `BEGIN` or a [local setting](TxOptions::set) fails.
     pub async fn begin_with(self, options: TxOptions) -> Result<Tx, Error> {
         Tx::begin(self.session, options).await
     }

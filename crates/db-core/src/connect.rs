@@ -1,4 +1,4 @@
-//! Waiting for a server, and failing at once on what waiting cannot mend.
+//! Connecting outside a pool: waits for a server, and fails at once on errors that waiting cannot fix.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -10,20 +10,21 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::time::timeout;
 
 use crate::class::{Verdict, is_refusal};
-use crate::pooler::follows_statements;
-use crate::{Backoff, Class, Config, Pooler, Repeat, error};
+use crate::pooler::tracks_prepared_statements;
+use crate::redact::redacted;
+use crate::{Backoff, Class, Config, Pooler, Repeat};
 
-/// How long to wait for a server, and how often to try.
+/// Limits for waiting for a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Setters)]
 #[non_exhaustive]
 pub struct ConnectRetry {
-    /// No attempt begins after this time [30 s], and none but the first goes on longer. Zero means one attempt.
+    /// No attempt starts after this time (default 30 s), and only the first attempt may last longer. Zero: one attempt.
     pub deadline: Duration,
-    /// One attempt ends after this time [5 s], unless the address has a `connect_timeout`.
+    /// The limit for one attempt (default 5 s), unless the address has a `connect_timeout`.
     pub attempt: Duration,
-    /// The first pause between two attempts [50 ms]; it doubles up to `max_pause` and is spread by jitter.
+    /// The first pause between two attempts (default 50 ms). It doubles up to `max_pause`, with jitter.
     pub min_pause: Duration,
-    /// The longest pause between two attempts [2 s].
+    /// The longest pause between two attempts (default 2 s).
     pub max_pause: Duration,
 }
 
@@ -38,15 +39,15 @@ impl Default for ConnectRetry {
     }
 }
 
-/// Opens one connection that belongs to no pool, waiting for the server as `retry` says.
+/// Opens one connection outside any pool, and retries as `retry` says.
 ///
-/// Repeated is what may mend itself: refused, socket or name not there yet, starting up, too many connections, reset.
-/// A wrong password, an unknown database or role, or a refused TLS handshake ends it at once. Every failed attempt is
-/// logged. Dropping the future stops trying and closes what was being opened.
+/// Retried errors: connection refused or reset, socket or host name missing, server starting up, too many connections. A wrong
+/// password, an unknown database or role, and a refused TLS handshake fail at once. Every failed attempt is logged. Dropping
+/// the future stops the attempts and closes a half-open connection.
 ///
 /// # Errors
 ///
-/// [`ConnectError`] says to what, how often and how long it was tried, and what the last attempt met.
+/// [`ConnectError`] says where to, how often, how long, and why the last attempt failed.
 pub async fn connect(config: &Config, retry: ConnectRetry) -> Result<PgConnection, ConnectError> {
     let options = config.as_sqlx();
     let longest = config.connect_timeout().unwrap_or(retry.attempt);
@@ -76,58 +77,64 @@ pub async fn connect(config: &Config, retry: ConnectRetry) -> Result<PgConnectio
     }
 }
 
-/// Connects, and asks for something: a proxy such as `PgBouncer` accepts logins while the server behind it is down. Of one that
-/// is known to be there it is found out, too, whether it can do what is needed of it.
+/// Connects and sends one request: a pooler such as `PgBouncer` accepts logins while the server behind it is down. If a pooler is
+/// declared, the request checks that it tracks prepared statements.
 async fn dial(config: &Config, options: &PgConnectOptions) -> Result<PgConnection, ConnectFailure> {
     let failed = |error| ConnectFailure::of(&error, config);
     let mut connection =
-        each_way(config, options.clone().disable_statement_logging()).await.map_err(failed)?;
+        with_tls_fallback(config, options.clone().disable_statement_logging()).await.map_err(failed)?;
     match config.pooler() {
         Pooler::None => connection.ping().await.map_err(failed)?,
         Pooler::Transaction => {
-            if !follows_statements(&mut connection).await.map_err(failed)? {
-                return Err(ConnectFailure::does_not_follow());
+            if !tracks_prepared_statements(&mut connection).await.map_err(failed)? {
+                return Err(ConnectFailure::no_prepared_statements());
             }
         }
     }
     Ok(connection)
 }
 
-/// Opens one connection with these options, made of [`Config::as_sqlx`], in each way that `sslmode` allows, as libpq does:
-/// `prefer` tries TLS first and then without, `allow` the other way round. The second way is tried when TLS failed, or when the
-/// server refused the login by its `pg_hba.conf`, and never after a wrong password.
+/// Opens one connection with these options, which come from [`Config::as_sqlx`]. Tries the TLS modes that `sslmode` allows in
+/// libpq's order: `prefer` tries TLS first, `allow` plain text first. The second mode is tried when TLS failed, or when
+/// `pg_hba.conf` refused the login, and never after a wrong password.
 ///
-/// Dropping the future closes what was being opened. There is no limit of time.
+/// Dropping the future closes a half-open connection. There is no time limit.
 ///
 /// # Errors
 ///
-/// What the way that came further has met.
-pub async fn each_way(config: &Config, options: PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
-    let (first, second) = config.ways();
+/// The error of the attempt that got further.
+pub async fn with_tls_fallback(
+    config: &Config,
+    options: PgConnectOptions,
+) -> Result<PgConnection, sqlx::Error> {
+    let (first, second) = config.tls_modes();
     let Some(second) = second else { return options.connect().await };
-    let met = match options.clone().ssl_mode(first).connect().await {
+    let first_error = match options.clone().ssl_mode(first).connect().await {
         Ok(connection) => {
-            config.note_way(false);
+            config.note_fallback(false);
             return Ok(connection);
         }
-        Err(error) if is_of_tls(&error) || is_refused(&error) => error,
+        Err(error) if is_tls_error(&error) || is_refused(&error) => error,
         Err(error) => return Err(error),
     };
     match options.ssl_mode(second).connect().await {
         Ok(connection) => {
-            config.note_way(true);
+            config.note_fallback(true);
             Ok(connection)
         }
         Err(error) => {
-            let (further, other) =
-                if is_refused(&met) && !is_refused(&error) { (error, met) } else { (met, error) };
-            tracing::debug!(to = %config, other = error::said(&other), "the other way to connect failed, too");
+            let (further, other) = if is_refused(&first_error) && !is_refused(&error) {
+                (error, first_error)
+            } else {
+                (first_error, error)
+            };
+            tracing::debug!(to = %config, other = redacted(&other), "both TLS modes failed to connect");
             Err(further)
         }
     }
 }
 
-fn is_of_tls(error: &sqlx::Error) -> bool {
+fn is_tls_error(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Tls(_) => true,
         sqlx::Error::Io(io) => io.kind() == ErrorKind::InvalidData,
@@ -135,17 +142,17 @@ fn is_of_tls(error: &sqlx::Error) -> bool {
     }
 }
 
-/// By `pg_hba.conf`, or by a pooler that takes TLS only.
+/// Whether `pg_hba.conf`, or a pooler that takes TLS only, refused the login.
 fn is_refused(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| match error.code().as_deref() {
         Some("28000") => true,
-        Some("08P01") => SAYS_TLS_ONLY.iter().any(|text| error.message().contains(text)),
+        Some("08P01") => TLS_REQUIRED.iter().any(|text| error.message().contains(text)),
         _ => false,
     })
 }
 
-/// How `PgBouncer` asks for TLS.
-const SAYS_TLS_ONLY: [&str; 2] = ["SSL required", "TLS connection required"];
+/// The messages with which `PgBouncer` demands TLS.
+const TLS_REQUIRED: [&str; 2] = ["SSL required", "TLS connection required"];
 
 /// Why a database could not be reached.
 #[derive(Debug)]
@@ -157,26 +164,26 @@ pub struct ConnectError {
 }
 
 impl ConnectError {
-    /// What the last attempt met.
+    /// Why the last attempt failed.
     #[must_use]
     pub fn failure(&self) -> &ConnectFailure {
         &self.failure
     }
 
-    /// How often it was tried.
+    /// The number of attempts.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// How long it was tried.
+    /// The time spent on all attempts.
     #[must_use]
     pub fn waited(&self) -> Duration {
         self.waited
     }
 
-    /// Tells of all that was tried, when this was the last part of it.
-    pub(crate) fn tell_all(&mut self, attempts: u32, waited: Duration) {
+    /// Replaces the counts by those of all attempts, of which this was the last.
+    pub(crate) fn set_total(&mut self, attempts: u32, waited: Duration) {
         self.attempts = attempts;
         self.waited = waited;
     }
@@ -192,53 +199,53 @@ impl fmt::Display for ConnectError {
     }
 }
 
-// No `source`: the driver's own text is part of the failure already, without the server's C line numbers.
+// No `source`: `failure` already has the driver's text, without the server's C line numbers.
 impl std::error::Error for ConnectError {}
 
-/// What a connection attempt met.
+/// Why an attempt to connect failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectFailure {
-    /// SQLSTATE 28P01, or no password given where one was asked for.
+    /// SQLSTATE 28P01, or no password was given and the server asked for one.
     #[error("the password of role `{0}` was refused (28P01)")]
     WrongPassword(String),
     /// SQLSTATE 28000: unknown role, or `pg_hba.conf` has no entry for this client.
-    #[error("role `{role}` may not log in from here: {said} (28000)")]
+    #[error("role `{role}` may not log in from here: {message} (28000)")]
     LoginRefused {
         /// The role.
         role: String,
-        /// What the server said.
-        said: String,
+        /// The server's message.
+        message: String,
     },
     /// SQLSTATE 3D000.
     #[error("there is no database `{0}` on this server (3D000)")]
     NoSuchDatabase(String),
-    /// The TLS handshake, or the certificates.
+    /// The TLS handshake or the certificates failed.
     #[error("TLS: {0}")]
     Tls(String),
-    /// The socket's folder may not be entered.
-    #[error("this user may not reach the server's socket: {0}")]
+    /// This process may not enter the socket's folder.
+    #[error("no permission to open the server's socket: {0}")]
     Forbidden(String),
-    /// Nothing listens there, or the name is not known.
-    #[error("no server answers there: {0}")]
+    /// Nothing listens at the address, or the host name is unknown.
+    #[error("no server answers: {0}")]
     NotReached(String),
-    /// The server is there and does not take connections now (57P03, 53300).
-    #[error("the server is there but takes no connection now: {0}")]
+    /// The server is up but takes no connections now (57P03, 53300).
+    #[error("the server is up but takes no connections now: {0}")]
     NotReady(String),
-    /// The server is there and refuses the session for good: the role may not connect to the database (42501), the database
-    /// takes no connections (55000), a setting of the session is unknown or wrong (42704, 22023), or the server wants a proof
-    /// that the driver does not have.
+    /// The server is up and refuses the session permanently: the role may not connect to the database (42501), the database
+    /// takes no connections (55000), a setting of the session is unknown or invalid (42704, 22023), or the driver does not
+    /// support the server's authentication method.
     #[error("the server refuses the session: {0}")]
     Refused(String),
-    /// There is a pooler in between that was not reckoned with, or that cannot do what is needed.
+    /// A pooler is in between that was not declared, or that lacks a needed feature.
     #[error("{0}")]
     Pooler(String),
-    /// What [`PoolOptions::after_connect`](crate::PoolOptions::after_connect) runs on each new connection failed.
-    #[error("a new connection could not be prepared: after_connect failed: {said}")]
+    /// The statements of [`PoolOptions::after_connect`](crate::PoolOptions::after_connect) failed on a new connection.
+    #[error("after_connect failed on a new connection: {message}")]
     AfterConnect {
-        /// What the server or the driver said.
-        said: String,
-        /// Whether it would fail again in the same way.
+        /// The server's or the driver's message.
+        message: String,
+        /// Whether a retry would fail in the same way.
         is_final: bool,
     },
     /// No answer within the limit of one attempt.
@@ -250,7 +257,7 @@ pub enum ConnectFailure {
 }
 
 impl ConnectFailure {
-    /// Whether waiting cannot mend it.
+    /// Whether waiting cannot fix it.
     #[must_use]
     pub fn is_final(&self) -> bool {
         matches!(
@@ -266,112 +273,110 @@ impl ConnectFailure {
         )
     }
 
-    pub(crate) fn of_preparing(source: &sqlx::Error) -> Self {
-        let said = match source.as_database_error().and_then(sqlx::error::DatabaseError::code) {
-            Some(code) => format!("{} ({code})", error::said(source)),
-            None => error::said(source),
+    pub(crate) fn after_connect(source: &sqlx::Error) -> Self {
+        let message = match source.as_database_error().and_then(sqlx::error::DatabaseError::code) {
+            Some(code) => format!("{} ({code})", redacted(source)),
+            None => redacted(source),
         };
-        Self::AfterConnect { said, is_final: Verdict::of_statement(source).repeat == Repeat::Never }
+        Self::AfterConnect { message, is_final: Verdict::of_statement(source).repeat == Repeat::Never }
     }
 
-    pub(crate) fn cannot_prepare() -> Self {
+    pub(crate) fn after_connect_through_pooler() -> Self {
         Self::Pooler(
-            "after_connect prepares a session, and behind the pooler in between a session is everybody's: leave after_connect \
-             out, or use the server's own address"
+            "after_connect sets up a session, but a pooler in transaction mode shares sessions between clients: remove \
+             after_connect, or use the server's own address"
                 .to_owned(),
         )
     }
 
-    fn tls(said: String, config: &Config) -> Self {
+    fn tls(message: String, config: &Config) -> Self {
         if config.verifies_by_default() {
-            // Who never asked for it needs to know where it comes from.
+            // Verification is the default, so the message names the parameter that turns it off.
             return Self::Tls(format!(
-                "{said}; a server on another machine has to prove who it is: give the authority that signed its certificate as \
-                 sslrootcert, or say by sslmode what else will do, such as sslmode=disable in a network that you trust"
+                "{message}; a server on another machine must prove its identity: pass the authority that signed its certificate as \
+                 sslrootcert, or choose another sslmode, such as sslmode=disable in a network that you trust"
             ));
         }
-        Self::Tls(said)
+        Self::Tls(message)
     }
 
-    /// `PgBouncer` has one code for whatever it says itself, and texts in no language but English.
-    fn of_pooler(said: String, config: &Config) -> Self {
-        if said.contains("unsupported startup parameter") {
+    /// `PgBouncer` uses one SQLSTATE for all its own errors, and English texts only.
+    fn of_pooler(message: String, config: &Config) -> Self {
+        if message.contains("unsupported startup parameter") {
             return Self::Pooler(match config.pooler() {
                 Pooler::None => format!(
-                    "a pooler such as PgBouncer is in between ({said}): if it is in transaction mode, add pgbouncer=true to the \
-                     address; if not, have it ignore that (ignore_startup_parameters)"
+                    "a pooler such as PgBouncer is in between ({message}): if it is in transaction mode, add pgbouncer=true to the \
+                     address; if not, list the parameter in its ignore_startup_parameters"
                 ),
                 Pooler::Transaction => {
                     format!(
-                        "the pooler in between refused the session ({said}): have it ignore that (ignore_startup_parameters)"
+                        "the pooler refused the session ({message}): list the parameter in its ignore_startup_parameters"
                     )
                 }
             });
         }
-        let says = |texts: &[&str]| texts.iter().any(|text| said.contains(text));
-        // What the server told it, an old one passes on without the server's code.
-        let is_unknown = |what: &str| said.starts_with(what) && said.ends_with("does not exist");
-        if says(&["no such database"]) || is_unknown("database ") {
+        let has = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+        // An old PgBouncer passes on the server's message without the server's SQLSTATE.
+        let is_unknown = |what: &str| message.starts_with(what) && message.ends_with("does not exist");
+        if has(&["no such database"]) || is_unknown("database ") {
             return Self::NoSuchDatabase(config.database().to_owned());
         }
-        // It may be of a role that it does not know, which it keeps to itself.
-        if says(&["authentication failed"]) {
+        // This may be an unknown role: PgBouncer does not tell the two apart.
+        if has(&["authentication failed"]) {
             return Self::WrongPassword(config.user().to_owned());
         }
-        if says(&["no such user", "login rejected"]) || says(&SAYS_TLS_ONLY) || is_unknown("role ") {
-            return Self::LoginRefused { role: config.user().to_owned(), said };
+        if has(&["no such user", "login rejected"]) || has(&TLS_REQUIRED) || is_unknown("role ") {
+            return Self::LoginRefused { role: config.user().to_owned(), message };
         }
-        if says(&["bouncer config error"]) {
-            return Self::Pooler(
-                "the pooler in between has a mistake in its settings, and its log says which".to_owned(),
-            );
+        if has(&["bouncer config error"]) {
+            return Self::Pooler("the pooler's configuration is invalid: see its log".to_owned());
         }
-        Self::NotReady(said)
+        Self::NotReady(message)
     }
 
-    pub(crate) fn does_not_follow() -> Self {
+    pub(crate) fn no_prepared_statements() -> Self {
         Self::Pooler(
-            "the pooler in between does not follow prepared statements, which every query is: PgBouncer does from 1.21 on, with \
-             max_prepared_statements above 0; with an older one, use its session mode and leave out pgbouncer=true, or the \
-             server's own address"
+            "the pooler does not track prepared statements, which every query uses: use PgBouncer 1.21 or later with \
+             max_prepared_statements above 0; with an older one, use its session mode without pgbouncer=true, or the server's own \
+             address"
                 .to_owned(),
         )
     }
 
-    /// What an error of the driver's is, met in connecting to this place.
+    /// Classifies a driver error from connecting to `config`.
     #[must_use]
     pub fn of(source: &sqlx::Error, config: &Config) -> Self {
-        let said = error::said(source);
+        let message = redacted(source);
         match source {
-            // The driver puts the whole text of an authority into its error.
-            sqlx::Error::Tls(_) if said.starts_with("Invalid certificate") => {
-                return Self::Tls("sslrootcert has a certificate that cannot be read".to_owned());
+            // The driver's error quotes the whole text of the authority.
+            sqlx::Error::Tls(_) if message.starts_with("Invalid certificate") => {
+                return Self::Tls("sslrootcert contains a certificate that cannot be read".to_owned());
             }
-            error if is_of_tls(error) => return Self::tls(said, config),
-            // A role without a password, which was not looked at: the driver quotes a character of it.
-            sqlx::Error::Configuration(_) if said.contains("saslprep") => {
+            error if is_tls_error(error) => return Self::tls(message, config),
+            // `Config` checks a password but not a role without one, and the driver's error quotes a character of it.
+            sqlx::Error::Configuration(_) if message.contains("saslprep") => {
                 return Self::WrongPassword(config.user().to_owned());
             }
-            // Of a connection that is made, it is about our own certificate and its key.
-            sqlx::Error::Configuration(_) => return Self::Tls(said),
+            // While connecting, the driver reports our own certificate and key by this variant.
+            sqlx::Error::Configuration(_) => return Self::Tls(message),
             _ => {}
         }
         if let Some(code) = source.as_database_error().and_then(sqlx::error::DatabaseError::code) {
             return match code.as_ref() {
                 "28P01" => Self::WrongPassword(config.user().to_owned()),
-                "28000" => Self::LoginRefused { role: config.user().to_owned(), said },
+                "28000" => Self::LoginRefused { role: config.user().to_owned(), message },
                 "3D000" => Self::NoSuchDatabase(config.database().to_owned()),
-                "57P03" | "53300" => Self::NotReady(said),
-                "08P01" => Self::of_pooler(said, config),
-                code if is_refusal(code) => Self::Refused(format!("{said} ({code})")),
-                _ => Self::Other(format!("{said} ({code})")),
+                "57P03" | "53300" => Self::NotReady(message),
+                "08P01" => Self::of_pooler(message, config),
+                code if is_refusal(code) => Self::Refused(format!("{message} ({code})")),
+                _ => Self::Other(format!("{message} ({code})")),
             };
         }
         match Class::of(source) {
-            Class::NotReached => Self::NotReached(said),
-            Class::Refused if matches!(source, sqlx::Error::Protocol(_)) => Self::Refused(said),
-            Class::Refused => Self::Forbidden(said),
-            _ => Self::Other(said),
+            Class::NotReached => Self::NotReached(message),
+            Class::Refused if matches!(source, sqlx::Error::Protocol(_)) => Self::Refused(message),
+            Class::Refused => Self::Forbidden(message),
+            _ => Self::Other(message),
         }
     }
 }
@@ -381,17 +386,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_did_not_ask_for_verification_is_told_where_it_comes_from() {
-        let said = |address: &str| {
+    fn a_failed_default_verification_names_the_way_to_turn_it_off() {
+        let message = |address: &str| {
             let config = Config::from_url(address).expect("a good address");
             ConnectFailure::of(&sqlx::Error::Tls("no certificate".into()), &config).to_string()
         };
 
         assert!(
-            said("postgres://app@db.example/shop").contains("sslmode=disable in a network that you trust")
+            message("postgres://app@db.example/shop").contains("sslmode=disable in a network that you trust")
         );
-        for asked in ["postgres://app@db.example/shop?sslmode=verify-full", "postgres://app@localhost/shop"] {
-            assert_eq!(said(asked), "TLS: no certificate");
+        for address in ["postgres://app@db.example/shop?sslmode=verify-full", "postgres://app@localhost/shop"]
+        {
+            assert_eq!(message(address), "TLS: no certificate");
         }
     }
 }

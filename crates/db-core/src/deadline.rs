@@ -1,4 +1,4 @@
-//! Waits that were too long.
+//! Time limits of waits for the server.
 
 use std::fmt;
 use std::pin::Pin;
@@ -9,21 +9,20 @@ use tokio::time::{Timeout, timeout_at};
 
 use crate::CallSite;
 
-/// Awaits something until then; `None` when it was not done. Under load most answers are there at the first look, and need
-/// no timer.
+/// Awaits `work` until `ends`; `None` if it was not done. Under load most answers are ready at the first poll, and need no timer.
 pub(crate) fn within<F: Future + Unpin>(ends: Option<tokio::time::Instant>, work: F) -> Within<F> {
     Within::Untimed { ends, work: Some(work) }
 }
 
-/// What [`within`] awaits, and the timer once there is one. Written out, since it is part of every statement's future, and the
-/// one of an async function is four times as large.
+/// The future of [`within`], with a timer once it needs one. Written by hand, since it is part of every statement's future, and an
+/// async function's future is four times as large.
 pub(crate) enum Within<F> {
     Untimed {
         ends: Option<tokio::time::Instant>,
-        /// There until it is timed.
+        /// `None` once it is timed.
         work: Option<F>,
     },
-    /// In a box, or there would always be room for a timer.
+    /// Boxed, since the future would otherwise always contain a timer.
     Timed(Pin<Box<Timeout<F>>>),
 }
 
@@ -47,17 +46,17 @@ impl<F: Future + Unpin> Future for Within<F> {
     }
 }
 
-/// How long a wait for the server may be, and whose limit that is.
+/// The limit of a wait for the server, and whether it is the statement's or the transaction's.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limited {
+pub(crate) struct WaitLimit {
     pub(crate) wait: Duration,
-    /// The whole of the limit, of which the wait may be the rest.
+    /// The whole limit, of which `wait` may be the rest.
     after: Duration,
     transaction: bool,
 }
 
-impl Limited {
-    /// When a wait that began then is over; `None` when that is further away than clocks reach.
+impl WaitLimit {
+    /// When a wait that began at `began` is over; `None` if that is beyond the clock's range.
     pub(crate) fn ends(&self, began: Instant) -> Option<tokio::time::Instant> {
         began.checked_add(self.wait).map(Into::into)
     }
@@ -71,29 +70,29 @@ impl Limited {
     }
 }
 
-/// When a transaction has to be done.
+/// The deadline of a transaction.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ends {
+pub(crate) struct TxDeadline {
     pub(crate) at: Instant,
     after: Duration,
 }
 
-impl Ends {
-    /// `None` when that is further away than clocks reach: never.
+impl TxDeadline {
+    /// `None` if the deadline is beyond the clock's range: never.
     pub(crate) fn after(after: Duration) -> Option<Self> {
         Some(Self { at: Instant::now().checked_add(after)?, after })
     }
 
-    pub(crate) fn limit(&self) -> Limited {
+    pub(crate) fn limit(&self) -> WaitLimit {
         let wait = self.at.saturating_duration_since(Instant::now());
-        Limited { wait, after: self.after, transaction: true }
+        WaitLimit { wait, after: self.after, transaction: true }
     }
 }
 
-/// The server did not answer a statement in time, or a transaction was open for too long, or a statement that was cut off in it
-/// went on for too long.
+/// A time limit passed: the server did not answer a statement, a transaction was open for too long, or an abandoned statement in a
+/// transaction did not end.
 ///
-/// The statement is cancelled on the server, and the transaction rolled back, when the connection is dropped.
+/// Dropping the connection cancels the statement on the server and rolls back the transaction.
 #[derive(Debug)]
 pub struct DeadlineError {
     pool: String,
@@ -108,17 +107,17 @@ enum Late {
     Statement,
     Transaction,
     /// A statement whose future was dropped, in a transaction.
-    CutOff,
+    Abandoned,
 }
 
 impl DeadlineError {
-    pub(crate) fn new(pool: &str, at: CallSite, limit: Limited) -> Self {
+    pub(crate) fn new(pool: &str, at: CallSite, limit: WaitLimit) -> Self {
         let late = if limit.transaction { Late::Transaction } else { Late::Statement };
         Self { pool: pool.to_owned(), at, after: limit.after, late }
     }
 
-    pub(crate) fn of_cut_off(pool: &str, at: CallSite, after: Duration) -> Self {
-        Self { pool: pool.to_owned(), at, after, late: Late::CutOff }
+    pub(crate) fn of_abandoned(pool: &str, at: CallSite, after: Duration) -> Self {
+        Self { pool: pool.to_owned(), at, after, late: Late::Abandoned }
     }
 
     /// The name of the pool.
@@ -127,17 +126,16 @@ impl DeadlineError {
         &self.pool
     }
 
-    /// Whether it was the limit of the transaction that passed, and not that of the statement.
+    /// Whether the transaction's limit passed, and not the statement's.
     #[must_use]
     pub fn is_transaction(&self) -> bool {
         self.late == Late::Transaction
     }
 
-    /// Whether it was a statement that was cut off before, in a transaction: it has been cancelled, and the transaction has failed
-    /// with it.
+    /// Whether an abandoned statement in a transaction did not end: it was cancelled, which failed the transaction.
     #[must_use]
-    pub fn is_cut_off(&self) -> bool {
-        self.late == Late::CutOff
+    pub fn is_abandoned_statement(&self) -> bool {
+        self.late == Late::Abandoned
     }
 }
 
@@ -148,26 +146,26 @@ impl fmt::Display for DeadlineError {
         match late {
             Late::Transaction => write!(
                 f,
-                "pool `{pool}`: the transaction was not done within {after:.1} s, and is rolled back"
+                "pool `{pool}`: the transaction did not end within {after:.1} s and is rolled back"
             )?,
             Late::Statement => write!(
                 f,
-                "pool `{pool}`: the server did not answer a statement within {after:.1} s, and it is cancelled"
+                "pool `{pool}`: the server did not answer a statement within {after:.1} s; the statement is cancelled"
             )?,
-            Late::CutOff => write!(
+            Late::Abandoned => write!(
                 f,
-                "pool `{pool}`: a statement that was cut off in the transaction went on for {after:.1} s and was cancelled, \
-                 and the transaction has failed with it"
+                "pool `{pool}`: an abandoned statement in the transaction did not end within {after:.1} s and was cancelled, which \
+                     failed the transaction"
             )?,
         }
-        write!(f, " (connection asked for at {at})")
+        write!(f, " (acquire at {at})")
     }
 }
 
 impl std::error::Error for DeadlineError {}
 
 impl From<DeadlineError> for sqlx::Error {
-    /// sqlx's `Executor` can only fail with sqlx's error; [`Error`](crate::Error) finds ours again inside.
+    /// sqlx's `Executor` can fail with sqlx's error only. [`Error`](crate::Error)'s `From` unwraps this error again.
     fn from(error: DeadlineError) -> Self {
         Self::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, error))
     }

@@ -1,10 +1,11 @@
-//! Errors that say what was tried and what is known, and answer questions.
+//! Error types. Each says what was attempted and what is known, and has methods that answer questions.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
 use crate::class::{Repeat, Verdict};
+use crate::redact::redacted;
 use crate::{
     CallSite, Class, ConfigError, ConnectError, DeadlineError, Holder, LentError, PoolerError, Stats,
 };
@@ -19,41 +20,41 @@ pub enum Error {
     /// The server could not be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// No connection was to be had from the pool.
+    /// The pool could not provide a connection.
     #[error(transparent)]
     Acquire(#[from] AcquireError),
     /// A statement failed.
     #[error(transparent)]
     Statement(#[from] StatementError),
-    /// A transaction was to be committed in which a statement had failed. The server rolled it back.
+    /// A transaction could not be committed because a statement in it had failed. The server rolled it back.
     #[error("the transaction was rolled back instead of committed: a statement in it had failed")]
     Aborted,
-    /// There was no answer to a commit: the transaction may be committed or not.
-    #[error("the answer to the commit was lost, so the transaction may be committed or not: {0}")]
+    /// The answer to a commit was lost: the transaction may or may not be committed.
+    #[error("the answer to the commit was lost, so the transaction may or may not be committed: {0}")]
     CommitUnknown(StatementError),
-    /// There was no answer to a commit, and the server, asked afterwards, said that the transaction was rolled back.
+    /// The answer to a commit was lost. The server, asked afterwards, reported that the transaction was rolled back.
     #[error("the answer to the commit was lost, and the transaction was rolled back: {0}")]
     RolledBack(StatementError),
-    /// A statement or a transaction took longer than it may.
+    /// A statement or a transaction exceeded its time limit.
     #[error(transparent)]
     Deadline(#[from] DeadlineError),
-    /// A statement was not sent, since it would do harm behind a pooler.
+    /// A statement was not sent because it is unsafe behind a pooler.
     #[error(transparent)]
     Pooler(#[from] PoolerError),
-    /// A statement, or a commit, was not sent, since the session did not come back from [`as_sqlx`](crate::Session::as_sqlx) as
-    /// it was, or a [`COPY`](crate::Session::copy_in) on it did not come to its end.
+    /// A statement or a commit was not sent: [`as_sqlx`](crate::Session::as_sqlx) left the session in another state than it
+    /// found it, or a [`COPY`](crate::Session::copy_in) on the session was not finished.
     #[error(transparent)]
     Lent(#[from] LentError),
 }
 
 impl Error {
-    /// What the error means for a decision.
+    /// The kind of error, for decisions.
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
             Self::Config(_) => Class::Refused,
             Self::Connect(error) if error.failure().is_final() => Class::Refused,
-            // It was closed on purpose, and will not open again.
+            // The pool was closed on purpose and will not reopen.
             Self::Acquire(error) if error.is_closed() => Class::Other,
             Self::Connect(_) | Self::Acquire(_) => Class::NotReached,
             Self::Statement(error) => error.class(),
@@ -65,7 +66,7 @@ impl Error {
         }
     }
 
-    /// Whether what failed may be tried again.
+    /// Whether the failed work may be tried again.
     #[must_use]
     pub fn repeat(&self) -> Repeat {
         match self {
@@ -80,14 +81,14 @@ impl Error {
         }
     }
 
-    /// Whether waiting may mend it. Whether what was asked for may be *repeated* is another question, which
-    /// [`Error::repeat`] answers: a [`Class::Lost`] statement may have been done.
+    /// Whether waiting may help. Whether the work may be *repeated* is another question, see [`Error::repeat`]: a
+    /// [`Class::Lost`] statement may have taken effect.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         self.repeat() != Repeat::Never
     }
 
-    /// The server's five-character code, when the server spoke.
+    /// The server's five-character SQLSTATE, if the server reported the error.
     #[must_use]
     pub fn sqlstate(&self) -> Option<Cow<'_, str>> {
         match self {
@@ -96,12 +97,11 @@ impl Error {
         }
     }
 
-    /// How long to wait before trying again, where trying again may do: what a web handler puts into `Retry-After`.
-    /// `None` for what waiting does not mend, and for what may have been done: to come again would do it twice.
+    /// How long to wait before trying again: the value for a web handler's `Retry-After`. `None` if waiting does not help, or if
+    /// the work may have taken effect and a repetition would do it twice.
     ///
-    /// For a pool whose connections are all taken it is the time in which the queue comes round, judged by recent uses;
-    /// while no connection can be made, the pause between attempts; for a transaction that lost against another, next to
-    /// nothing.
+    /// For a pool whose connections are all in use: the time in which the queue drains, estimated from recent checkouts (1 s to
+    /// 30 s). While no connection can be dialled: 1 s. For a transaction that lost against another: 10 ms.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -114,31 +114,31 @@ impl Error {
         }
     }
 
-    /// Whether a unique constraint was not met (23505).
+    /// Whether a unique constraint was violated (23505).
     #[must_use]
     pub fn is_unique_violation(&self) -> bool {
         self.has_code("23505")
     }
 
-    /// Whether a foreign key was not met (23503): a row refers to one that is not there, or is referred to by others.
+    /// Whether a foreign key was violated (23503): a row refers to a missing row, or other rows refer to it.
     #[must_use]
     pub fn is_foreign_key_violation(&self) -> bool {
         self.has_code("23503")
     }
 
-    /// Whether a check constraint was not met (23514).
+    /// Whether a check constraint was violated (23514).
     #[must_use]
     pub fn is_check_violation(&self) -> bool {
         self.has_code("23514")
     }
 
-    /// Whether a column that must have a value got none (23502).
+    /// Whether a `not null` column got no value (23502).
     #[must_use]
     pub fn is_not_null_violation(&self) -> bool {
         self.has_code("23502")
     }
 
-    /// Whether an exclusion constraint was not met (23P01), such as two bookings of one room that overlap.
+    /// Whether an exclusion constraint was violated (23P01), for example by two overlapping bookings of one room.
     #[must_use]
     pub fn is_exclusion_violation(&self) -> bool {
         self.has_code("23P01")
@@ -154,7 +154,7 @@ impl Error {
         matches!(self, Self::Statement(StatementError(sqlx::Error::RowNotFound)))
     }
 
-    /// The name of the constraint that was not met, when the server gave one.
+    /// The name of the violated constraint, if the server gave one.
     #[must_use]
     pub fn constraint(&self) -> Option<&str> {
         match self {
@@ -165,7 +165,7 @@ impl Error {
 }
 
 impl From<sqlx::Error> for Error {
-    /// Takes back an error of ours that travelled through sqlx's `Executor`; wraps any other.
+    /// Recovers an error of this crate that was passed through sqlx's `Executor`; wraps any other.
     fn from(error: sqlx::Error) -> Self {
         let io = match error {
             sqlx::Error::Io(io) => io,
@@ -196,14 +196,14 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// A statement failed, on the server or on the way.
+/// A statement failed, on the server or on the connection to it.
 ///
-/// `Display` repeats what the server said, without the line of its C source that sqlx 0.9 adds, and without the
-/// text of errors about data (class 22), which quotes the value. So does `Debug`.
+/// `Display` and `Debug` show the server's message. They leave out the line of the server's C source, which sqlx 0.9 adds, and
+/// the message of data errors (class 22), which quotes the value.
 pub struct StatementError(pub(crate) sqlx::Error);
 
 impl StatementError {
-    /// What the error means for a decision.
+    /// The kind of error, for decisions.
     #[must_use]
     pub fn class(&self) -> Class {
         self.verdict().class
@@ -219,13 +219,13 @@ impl StatementError {
         Verdict::of_statement(&self.0)
     }
 
-    /// The server's five-character code, when the server spoke.
+    /// The server's five-character SQLSTATE, if the server reported the error.
     #[must_use]
     pub fn sqlstate(&self) -> Option<Cow<'_, str>> {
         self.0.as_database_error()?.code()
     }
 
-    /// The driver's error, with everything the server said: detail and hint may quote values.
+    /// The driver's error with the server's whole answer. Its detail and hint may quote values.
     #[must_use]
     pub fn as_sqlx(&self) -> &sqlx::Error {
         &self.0
@@ -235,8 +235,8 @@ impl StatementError {
 impl fmt::Display for StatementError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.sqlstate() {
-            Some(code) => write!(f, "the statement failed: {} ({code})", said(&self.0)),
-            None => write!(f, "the statement failed: {}", said(&self.0)),
+            Some(code) => write!(f, "the statement failed: {} ({code})", redacted(&self.0)),
+            None => write!(f, "the statement failed: {}", redacted(&self.0)),
         }
     }
 }
@@ -246,43 +246,23 @@ impl fmt::Debug for StatementError {
         f.debug_struct("StatementError")
             .field("class", &self.class())
             .field("sqlstate", &self.sqlstate())
-            .field("said", &said(&self.0))
+            .field("message", &redacted(&self.0))
             .finish()
     }
 }
 
 impl std::error::Error for StatementError {}
 
-/// What a driver error says to a reader: no C line number, no value.
-pub(crate) fn said(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(database) => {
-            if database.code().is_some_and(|code| code.starts_with("22")) {
-                "a value does not fit".to_owned()
-            } else {
-                database.message().to_owned()
-            }
-        }
-        sqlx::Error::Io(io) => io.to_string(),
-        sqlx::Error::Tls(tls) => tls.to_string(),
-        // What decoders and encoders say may quote the value.
-        sqlx::Error::ColumnDecode { index, .. } => format!("column {index} could not be decoded"),
-        sqlx::Error::Decode(_) => "a value could not be decoded".to_owned(),
-        sqlx::Error::Encode(_) => "a parameter could not be encoded".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// No connection could be taken from a pool.
+/// The pool could not provide a connection.
 ///
-/// `Display` tells the whole story: what was waited for and how long, how full the pool is, who has held a connection for
-/// longest and where it was taken, whether the one who asks holds one already, and why none could be made.
+/// `Display` shows what was waited for and how long, the pool's numbers, the oldest checkout and its call site, whether this
+/// task already holds a connection, and the last dial failure.
 #[derive(Debug)]
-pub struct AcquireError(Box<Explained>);
+pub struct AcquireError(Box<AcquireDetails>);
 
-/// What an [`AcquireError`] knows.
+/// The content of an [`AcquireError`].
 #[derive(Debug)]
-pub(crate) struct Explained {
+pub(crate) struct AcquireDetails {
     pub(crate) pool: String,
     pub(crate) phase: AcquirePhase,
     pub(crate) waited: Duration,
@@ -291,28 +271,29 @@ pub(crate) struct Explained {
     pub(crate) oldest: Option<Holder>,
     pub(crate) own: Option<CallSite>,
     pub(crate) last_failure: Option<(String, Duration)>,
-    pub(crate) turn: Duration,
+    /// The estimated time in which the queue drains.
+    pub(crate) queue_time: Duration,
 }
 
-/// What was waited for when the time was up.
+/// What the caller was waiting for when the time limit passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AcquirePhase {
-    /// All connections were taken, and none came back in time.
+    /// All connections were in use, and none was returned in time.
     Queue,
-    /// There was room for another connection, but it could not be made.
+    /// The pool had room for another connection, but dialling failed.
     Dial,
-    /// There were connections, but they gave no sign of life.
+    /// The idle connections did not answer a ping.
     Verify,
-    /// Nothing: so many waited already that another one was [turned away](crate::PoolOptions::max_waiting).
+    /// Nothing: [`max_waiting`](crate::PoolOptions::max_waiting) callers were waiting already.
     Shed,
-    /// Nothing: the pool is closed, and there will be no connection any more.
+    /// Nothing: the pool is closed for good.
     Closed,
 }
 
 impl AcquireError {
-    pub(crate) fn new(explained: Explained) -> Self {
-        Self(Box::new(explained))
+    pub(crate) fn new(details: AcquireDetails) -> Self {
+        Self(Box::new(details))
     }
 
     /// The name of the pool.
@@ -321,43 +302,43 @@ impl AcquireError {
         &self.0.pool
     }
 
-    /// What was waited for.
+    /// What the caller was waiting for.
     #[must_use]
     pub fn phase(&self) -> AcquirePhase {
         self.0.phase
     }
 
-    /// How long it was waited for.
+    /// How long the caller waited.
     #[must_use]
     pub fn waited(&self) -> Duration {
         self.0.waited
     }
 
-    /// How the pool stood when it was given up.
+    /// The pool's numbers when the caller gave up.
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.0.stats
     }
 
-    /// Who had held a connection for longest then.
+    /// The oldest checkout at that time.
     #[must_use]
     pub fn oldest_holder(&self) -> Option<&Holder> {
         self.0.oldest.as_ref()
     }
 
-    /// Where the task that waited had itself taken a connection of the same pool, if it holds one.
+    /// Where the waiting task itself acquired a connection of the same pool, if it holds one.
     #[must_use]
     pub fn holds_one_taken_at(&self) -> Option<CallSite> {
         self.0.own
     }
 
-    /// What the last failed attempt to make a connection met, and how long ago.
+    /// The last failed attempt to dial a connection, and how long ago it failed.
     #[must_use]
     pub fn last_dial_failure(&self) -> Option<(&str, Duration)> {
         self.0.last_failure.as_ref().map(|(failure, ago)| (failure.as_str(), *ago))
     }
 
-    /// Whether the pool was closed: there will be no connection any more.
+    /// Whether the pool is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.0.phase == AcquirePhase::Closed
@@ -366,7 +347,7 @@ impl AcquireError {
     fn retry_after(&self) -> Option<Duration> {
         match self.0.phase {
             AcquirePhase::Queue | AcquirePhase::Shed => {
-                Some(self.0.turn.clamp(Duration::from_secs(1), Duration::from_secs(30)))
+                Some(self.0.queue_time.clamp(Duration::from_secs(1), Duration::from_secs(30)))
             }
             AcquirePhase::Dial | AcquirePhase::Verify => Some(Duration::from_secs(1)),
             AcquirePhase::Closed => None,
@@ -376,7 +357,7 @@ impl AcquireError {
 
 impl fmt::Display for AcquireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Explained { pool, phase, waited, stats, at, oldest, own, last_failure, .. } = &*self.0;
+        let AcquireDetails { pool, phase, waited, stats, at, oldest, own, last_failure, .. } = &*self.0;
         let waited = waited.as_secs_f64();
         let Stats { in_use, max, waiting, dialling, repairing, .. } = stats;
         match phase {
@@ -387,37 +368,38 @@ impl fmt::Display for AcquireError {
             ),
             AcquirePhase::Dial => write!(
                 f,
-                "pool `{pool}`: no connection could be made within {waited:.1} s, {in_use} of {max} in use, {dialling} \
-                 being made, {repairing} in repair"
+                "pool `{pool}`: no connection could be opened within {waited:.1} s, {in_use} of {max} in use, {dialling} \
+                 dialling, {repairing} in repair"
             ),
             AcquirePhase::Verify => {
-                write!(f, "pool `{pool}`: no connection gave a sign of life within {waited:.1} s")
+                write!(f, "pool `{pool}`: no connection answered a ping within {waited:.1} s")
             }
             AcquirePhase::Shed => write!(
                 f,
-                "pool `{pool}`: turned away at once, {in_use} of {max} in use and {waiting} waiting, which is as many as may"
+                "pool `{pool}`: rejected immediately: {in_use} of {max} in use and {waiting} already waiting \
+                 (max_waiting reached)"
             ),
             AcquirePhase::Closed => {
-                return write!(f, "pool `{pool}` is closed (asked for at {at})");
+                return write!(f, "pool `{pool}` is closed (acquire at {at})");
             }
         }?;
         if let Some((failure, ago)) = last_failure {
-            write!(f, "; the last attempt to make one failed {:.1} s ago: {failure}", ago.as_secs_f64())?;
+            write!(f, "; the last dial failed {:.1} s ago: {failure}", ago.as_secs_f64())?;
         }
         if let Some(oldest) = oldest {
-            write!(f, "; held for longest: {oldest}")?;
+            write!(f, "; oldest checkout: {oldest}")?;
         }
         if let Some(own) = own {
-            write!(f, "; this task holds one itself, taken at {own}")?;
+            write!(f, "; this task already holds a connection, acquired at {own}")?;
         }
-        write!(f, " (asked for at {at})")
+        write!(f, " (acquire at {at})")
     }
 }
 
 impl std::error::Error for AcquireError {}
 
 impl From<AcquireError> for sqlx::Error {
-    /// sqlx's `Executor` can only fail with sqlx's error; [`Error`] finds ours again inside.
+    /// sqlx's `Executor` can fail with sqlx's error only. [`Error`]'s `From` unwraps this error again.
     fn from(error: AcquireError) -> Self {
         Self::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, error))
     }
@@ -429,7 +411,7 @@ mod tests {
 
     #[test]
     fn an_acquire_error_survives_the_way_through_sqlx() {
-        let ours = AcquireError::new(Explained {
+        let ours = AcquireError::new(AcquireDetails {
             pool: "api".into(),
             phase: AcquirePhase::Queue,
             waited: Duration::from_secs(5),
@@ -438,7 +420,7 @@ mod tests {
             oldest: None,
             own: None,
             last_failure: None,
-            turn: Duration::from_millis(1),
+            queue_time: Duration::from_millis(1),
         });
 
         let back = Error::from(sqlx::Error::from(ours));
@@ -451,6 +433,6 @@ mod tests {
             ),
             "{text}"
         );
-        assert_eq!(back.retry_after(), Some(Duration::from_secs(1)), "a second at least");
+        assert_eq!(back.retry_after(), Some(Duration::from_secs(1)), "at least 1 s");
     }
 }

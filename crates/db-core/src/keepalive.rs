@@ -1,14 +1,14 @@
-//! Long connections that no firewall forgets.
+//! Keepalive settings for long-lived connections.
 
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-/// Has the server look after its end of a connection: it asks for a sign of life when the link was silent for so long, three
-/// times, and gives up what was not confirmed for twice as long. Our own end has no such option in the driver; who holds the
-/// connection asks, or has deadlines.
+/// Makes the server probe its end of a connection: it sends up to three probes when the link was silent for `silence`, and closes the
+/// connection when sent data was not acknowledged for twice as long. The driver has no such option for the client's end; the owner of
+/// the connection pings it or uses deadlines.
 ///
-/// As startup options the settings survive `DISCARD ALL`, and cost no round trip. They are those of PostgreSQL's manual, chapter
+/// As startup options, the settings survive `DISCARD ALL` and cost no round trip. They are in PostgreSQL's manual, chapter
 /// 20.3.2 "TCP Settings"; on a Unix socket the server ignores them.
 #[must_use]
 pub fn with_keepalive(options: PgConnectOptions, silence: Duration) -> PgConnectOptions {
@@ -24,7 +24,7 @@ fn seconds(time: Duration) -> String {
     time.as_secs().clamp(1, i32::MAX as u64).to_string()
 }
 
-/// As the server takes it for a time: zero would be "for ever".
+/// A time in the server's form, at least 1 ms: zero would mean "no limit".
 pub(crate) fn milliseconds(time: Duration) -> String {
     time.as_millis().clamp(1, i32::MAX as u128).to_string()
 }

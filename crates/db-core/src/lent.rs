@@ -1,34 +1,34 @@
-//! What may be wrong with a session that was lent as sqlx's own, or on which a `COPY` did not end.
+//! Problems with a session after a loan of sqlx's own connection, or after an unfinished `COPY`.
 
 use std::fmt;
 
 use crate::{CallSite, Class, Repeat};
 
-/// A statement was not sent: its session was lent by [`as_sqlx`](crate::Session::as_sqlx), and did not come back as it was, or a
-/// [`COPY`](crate::Session::copy_in) on it did not come to its end.
+/// A statement was not sent: its session was lent by [`as_sqlx`](crate::Session::as_sqlx) and came back in another state, or a
+/// [`COPY`](crate::Session::copy_in) on the session was not finished.
 #[derive(Debug)]
 pub struct LentError {
     pool: String,
     at: CallSite,
-    found: Found,
+    problem: LentProblem,
 }
 
-/// How a session came back.
+/// What is wrong with the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// It gives each statement the answer of another. Nobody can set that right.
+pub(crate) enum LentProblem {
+    /// It answers each statement with the answer of another. This cannot be repaired.
     OutOfStep,
-    /// In a transaction that is not ours.
-    Open,
-    /// Without the transaction that it was lent in.
+    /// A transaction that was begun through the loan is still open.
+    StillOpen,
+    /// The transaction in which it was lent was ended through the loan.
     Ended,
-    /// Not lent, but closed, since a COPY on it did not come to its end.
-    CutCopy,
+    /// The connection was closed because of an unfinished COPY.
+    UnfinishedCopy,
 }
 
 impl LentError {
-    pub(crate) fn new(pool: &str, at: CallSite, found: Found) -> Self {
-        Self { pool: pool.to_owned(), at, found }
+    pub(crate) fn new(pool: &str, at: CallSite, problem: LentProblem) -> Self {
+        Self { pool: pool.to_owned(), at, problem }
     }
 
     /// The name of the pool.
@@ -37,54 +37,56 @@ impl LentError {
         &self.pool
     }
 
-    /// Whether the session gives each statement the answer of another, as after a `COPY` that did not end as it should. The
+    /// Whether the session answers each statement with the answer of another, as after a `COPY` that did not end properly. The
     /// connection is closed when it is dropped, and a transaction on it rolled back.
     #[must_use]
     pub fn is_out_of_step(&self) -> bool {
-        self.found == Found::OutOfStep
+        self.problem == LentProblem::OutOfStep
     }
 
     pub(crate) fn repeat(&self) -> Repeat {
-        match self.found {
-            // The statement was not done, but what was done through `as_sqlx` may have been.
-            Found::OutOfStep | Found::CutCopy => Repeat::IfHarmless,
-            Found::Open | Found::Ended => Repeat::Never,
+        match self.problem {
+            // The statement was not sent, but statements through `as_sqlx` may have taken effect.
+            LentProblem::OutOfStep | LentProblem::UnfinishedCopy => Repeat::IfHarmless,
+            LentProblem::StillOpen | LentProblem::Ended => Repeat::Never,
         }
     }
 
     pub(crate) fn class(&self) -> Class {
-        match self.found {
-            Found::OutOfStep | Found::CutCopy => Class::Lost,
-            Found::Open | Found::Ended => Class::Other,
+        match self.problem {
+            LentProblem::OutOfStep | LentProblem::UnfinishedCopy => Class::Lost,
+            LentProblem::StillOpen | LentProblem::Ended => Class::Other,
         }
     }
 }
 
 impl fmt::Display for LentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pool, at, found } = self;
-        let found = match found {
-            Found::OutOfStep => {
-                "the session that was lent by `as_sqlx` gives each statement the answer of another, as after a COPY that \
-                 did not end as it should; the connection is closed"
+        let Self { pool, at, problem } = self;
+        let problem = match problem {
+            LentProblem::OutOfStep => {
+                "after `as_sqlx`, the session answers each statement with the answer of another, as after a COPY that did not \
+                         end properly; the connection is closed"
             }
-            Found::Open => "a transaction that was begun through `as_sqlx` is still open",
-            Found::Ended => "the transaction was ended through `as_sqlx`",
-            Found::CutCopy => "a COPY on the session did not come to its end, and the connection was closed",
+            LentProblem::StillOpen => "a transaction that was begun through `as_sqlx` is still open",
+            LentProblem::Ended => "the transaction was ended through `as_sqlx`",
+            LentProblem::UnfinishedCopy => {
+                "a COPY on the session was not finished, and the connection was closed"
+            }
         };
-        write!(f, "pool `{pool}`: the statement was not sent: {found} (connection asked for at {at})")
+        write!(f, "pool `{pool}`: the statement was not sent: {problem} (acquire at {at})")
     }
 }
 
 impl std::error::Error for LentError {}
 
 impl From<LentError> for sqlx::Error {
-    /// sqlx's `Executor` can only fail with sqlx's error; [`Error`](crate::Error) finds ours again inside.
+    /// sqlx's `Executor` can fail with sqlx's error only. [`Error`](crate::Error)'s `From` unwraps this error again.
     fn from(error: LentError) -> Self {
-        match error.found {
-            Found::OutOfStep | Found::CutCopy => Self::Io(std::io::Error::other(error)),
-            // Not one of the network's, which would be worth another try.
-            Found::Open | Found::Ended => Self::Configuration(Box::new(error)),
+        match error.problem {
+            LentProblem::OutOfStep | LentProblem::UnfinishedCopy => Self::Io(std::io::Error::other(error)),
+            // Not an I/O error, which would be classified as worth a retry.
+            LentProblem::StillOpen | LentProblem::Ended => Self::Configuration(Box::new(error)),
         }
     }
 }

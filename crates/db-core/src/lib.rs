@@ -1,16 +1,16 @@
-//! The heart of the layer: how a service reaches PostgreSQL, and gives connections back unharmed.
+//! Connections to PostgreSQL for a service: configuration, pools, transactions, errors, encryption.
 //!
-//! * [`Config`] is where the database is, checked once, with its password out of sight.
-//! * [`connect`] waits for a server that is not there yet and fails at once on what waiting cannot mend.
-//! * [`Pool`] hands out [`Conn`]s and [`Tx`]s. [`Pool::handle`] is a cheap [`Handle`] that remembers the line it was
-//!   made on; handles, `&mut Conn` and `&mut Tx` are sqlx executors, so `query!(…).fetch_one(db.api())` just works.
-//! * [`Session`] is what a function takes that runs on a [`Conn`], in a [`Tx`] or in a part of one.
-//! * [`Handle::tx`] runs a transaction that cannot forget its end, [`Handle::tx_retry`] one that is repeated where that is
-//!   safe; [`TxOptions`] says of which kind.
-//! * [`Pool::holders`] says who holds what, and an [`AcquireError`] why there was nothing left.
-//! * [`Error`] says what was tried and what is known, and answers questions instead of being matched as text: what kind it is
-//!   ([`Class`]), and whether the work may be tried again ([`Repeat`]).
-//! * [`encryption`] seals values for columns, bound to the place where they are stored.
+//! * [`Config`] is a validated database address. No output shows its password.
+//! * [`connect`] waits for a server that is not up yet and fails at once on errors that waiting cannot fix.
+//! * [`Pool`] hands out [`Conn`]s and [`Tx`]s. [`Pool::handle`] returns a cheap [`Handle`] that remembers its call site.
+//!   Handles, `&mut Conn` and `&mut Tx` are sqlx executors, so `query!(…).fetch_one(db.api())` works.
+//! * [`Session`] is the trait for functions that run on a [`Conn`], a [`Tx`] or a [`Savepoint`].
+//! * [`Handle::tx`] runs a closure in a transaction and commits or rolls back when the closure returns. [`Handle::tx_retry`]
+//!   repeats the transaction where that is safe. [`TxOptions`] sets isolation, access mode and timeout.
+//! * [`Pool::holders`] lists the current checkouts. An [`AcquireError`] explains why no connection was available.
+//! * [`Error`] says what was attempted and what is known. Its methods replace matching on message text: [`Class`] is the kind
+//!   of error, [`Repeat`] says whether the work may be tried again.
+//! * [`encryption`] seals column values and binds them to the row and column where they are stored.
 //!
 //! ```
 //! # db_testkit::run(async |db| {
@@ -34,76 +34,82 @@
 //! # }).unwrap();
 //! ```
 //!
-//! # What a connection goes through
+//! # Life cycle of a connection
 //!
 //! ```text
-//!             ┌────────────── clean: no round trip ─────────────┐
-//!             ▼                                                 │
-//!  dial ──▶ idle stack ──▶ fit? ──▶ on loan: Conn or Tx ──▶ given back ──▶ who waits longest
-//!             ▲             │ no                                │
-//!             │             ▼                                   ├── state not known ──▶ repair ──▶ idle, or closed
-//!             └── verified ◀┴─ one link lost: all others ◀──────┴── link lost: dropped
+//!             ┌──────────────── clean: no round trip ──────────────┐
+//!             ▼                                                    │
+//!  dial ──▶ idle stack ──▶ fit? ──▶ checked out: Conn or Tx ──▶ returned ──▶ longest-waiting caller
+//!             ▲             │ no                                   │
+//!             │             ▼                                      ├── unknown state ──▶ repair ──▶ idle, or closed
+//!             └─ pinged ◀───┴─ one link lost: all others ◀─────────┴── link lost: dropped
 //! ```
 //!
-//! A [`Conn`] knows whether a statement was cut off on it, whether a transaction is open, and whether a statement went
-//! through that may change the session: raw text, `BEGIN`, `SET`, `LISTEN` and the like, what is created as temporary, `DO`,
-//! `CALL`, `EXPLAIN`, calls of `set_config` and of `pg_advisory_lock`. Given back
-//! clean, it is ready for the next user at once. In any other state it is first repaired, in the background and within 2 s:
-//! what runs is cancelled on the server, what is open is rolled back, what was changed is reset. The next user never meets a
-//! half-read result, somebody else's transaction or somebody else's settings, whatever await point the previous future was
-//! dropped at. A statement is judged by its text, read by the rules of PostgreSQL's scanner. Not seen is what a function of
-//! your own does, such as one that calls `set_config` for you: [`Reset::DiscardAll`] is for code that does such things.
+//! A [`Conn`] tracks three things: whether a statement was abandoned (its future was dropped before its whole answer was
+//! read), whether a transaction is open, and whether a statement may have changed the session. Such statements are raw text, `BEGIN`, `SET`, `LISTEN` and the like, statements that
+//! create temporary objects, `DO`, `CALL`, `EXPLAIN`, and calls of `set_config` and `pg_advisory_lock`. A connection that is
+//! returned clean is ready for the next caller at once. Any other connection is first repaired, in the background and within
+//! 2 s: a running statement is cancelled on the server, an open transaction is rolled back, a changed session is reset. The
+//! next caller never sees a half-read result, another caller's transaction or another caller's settings, at whatever await
+//! point the previous future was dropped. Statements are classified by their text, read by the rules of PostgreSQL's scanner.
+//! The effects of your own functions are not seen, for example of a function that calls `set_config`: use
+//! [`Reset::DiscardAll`] with such code.
 //!
 //! Every wait has a limit: for a connection ([`PoolOptions::acquire_timeout`]), for the server's answer
-//! ([`PoolOptions::statement_timeout`]), for the end of a transaction ([`PoolOptions::tx_timeout`]), for signs of life (0.3 s),
-//! for dialling (3 s), repair (2 s), a goodbye (1 s), and for closing the pool ([`Pool::close`]).
+//! ([`PoolOptions::statement_timeout`]), for the end of a transaction ([`PoolOptions::tx_timeout`]), for a ping (0.3 s), for
+//! dialling (3 s), for a repair (2 s), for a graceful close (1 s), and for closing the pool ([`Pool::close`]).
 //!
 //! # Events
 //!
 //! | target | level | what |
 //! |---|---|---|
-//! | `db_core::statement` | `debug`, slow ones `warn` | each statement without its literals, how long it took, rows, the line that asked for the connection |
-//! | `db_core::pool` | `warn` | no connection could be made; one is held for too long; a task waits for a second one; statements that were cut off cannot be cancelled; what closing cut off |
-//! | `db_core::conn` | `info` | a connection that was held for too long came back after all |
-//! | `db_core::retry`, `db_core::handle` | `info` | something is done again |
+//! | `db_core::statement` | `debug`, slow ones `warn` | each statement without its literals, its duration, rows and call site |
+//! | `db_core::pool` | `warn` | dialling fails; a connection is held for too long; a task waits for a second connection; abandoned statements cannot be cancelled; closing the pool aborted work |
+//! | `db_core::conn` | `info` | a connection that was reported as held for too long was returned |
+//! | `db_core::retry`, `db_core::handle` | `info` | a transaction or a statement is repeated |
 //!
 //! # Features
 //!
 //! | feature | on by default | what it adds |
 //! |---|---|---|
-//! | `clap` | no | `settings` as flags of the command line |
+//! | `clap` | no | `settings` as command-line flags |
 
 mod backoff;
+mod call_site;
+mod cancels;
 mod class;
-mod companions;
 mod config;
 mod conn;
 pub mod connect;
 mod deadline;
-mod doubt;
 pub mod encryption;
 mod error;
+mod extensions;
 mod handle;
+mod hooks;
 mod keepalive;
 mod lent;
-mod log;
 mod pool;
+mod pool_options;
 mod pooler;
-mod question;
+mod redact;
 mod retry;
 mod retry_budget;
 mod role;
 mod session;
 pub mod settings;
 mod sql;
-mod stale;
+mod sqlx_depth;
 mod statement;
-mod text;
+mod statement_end;
+mod stats;
+mod status_query;
 mod tracker;
 mod tx;
 
 #[doc(hidden)]
 pub use backoff::Backoff;
+pub use call_site::CallSite;
 pub use class::{Class, Repeat};
 pub use config::{Config, ConfigError};
 pub use conn::Conn;
@@ -113,10 +119,12 @@ pub use error::{AcquireError, AcquirePhase, Error, StatementError};
 pub use handle::Handle;
 pub use keepalive::with_keepalive;
 pub use lent::LentError;
-pub use pool::{Closed, Limits, Pool, PoolOptions, Reset, Stats, Totals, WarmUpError};
+pub use pool::{Closed, Pool, WarmUpError};
+pub use pool_options::{Limits, PoolOptions, Reset, Tracking};
 pub use pooler::{Pooler, PoolerError};
 pub use retry::{Classify, TxRetry};
 pub use retry_budget::RetryBudget;
 pub use session::{CopyIn, Session};
-pub use tracker::{CallSite, Holder, Tracking};
+pub use stats::{Stats, Totals};
+pub use tracker::Holder;
 pub use tx::{Isolation, Savepoint, Tx, TxOptions};

@@ -1,4 +1,4 @@
-//! Pools, by the work they are for.
+//! Connection pools.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -9,7 +9,10 @@ use sqlx::{Connection, PgPool, SqlStr};
 use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
 
-use crate::tracker::{Asker, CallSite, Holder};
+use crate::call_site::CallSite;
+use crate::pool_options::{Limits, PoolOptions};
+use crate::stats::Stats;
+use crate::tracker::{Caller, Holder};
 use crate::{AcquireError, Config, Conn, Error, Handle};
 
 mod acquire;
@@ -20,46 +23,41 @@ mod driver;
 mod handoff;
 mod keeper;
 mod live;
-mod options;
 mod quarantine;
 mod repair;
 mod state;
-mod stats;
 mod warm;
 
 pub use closing::Closed;
-pub use options::{Limits, PoolOptions, Reset};
-pub use stats::{Stats, Totals};
 pub use warm::WarmUpError;
 
 pub(crate) use acquire::{acquire, try_acquire};
-pub(crate) use cancel::{Cancel, Cancels};
 pub(crate) use driver::Driver;
 pub(crate) use live::{CheckedOut, Live};
-pub(crate) use repair::{CUT_OFF, LET_IT_END, Rest, ask, come_to_rest, forget_statements, is_in_transaction};
+pub(crate) use repair::{CANCEL_AFTER, MAX_ABANDONED, drain, forget_statements, is_in_transaction, status};
 
 /// A connection that does not answer a ping within this time is replaced.
 const PING_LIMIT: Duration = Duration::from_millis(300);
 
-/// Longer durations are cut to this one: clocks do not reach as far as `Duration` does.
+/// Longer durations are cut to this: the clock's range is smaller than that of `Duration`.
 const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// A pool of connections to one database. Cheap to clone; clones are the same pool. The pool ends when the last of its clones, its
-/// handles and its loans is dropped.
+/// handles and its checkouts is dropped.
 ///
-/// `&Pool` is a sqlx executor that takes a connection for one statement, without a line of the program to name in
-/// [holders](Pool::holders), errors and the log: a [handle](Pool::handle) has one.
+/// `&Pool` is a sqlx executor that takes a connection for one statement. It has no call site to show in
+/// [holders](Pool::holders), errors and the log; a [handle](Pool::handle) has one.
 ///
-/// Idle connections are a stack: the connection given back last is taken first, so that few are kept busy and the rest may close.
-/// Callers that find no idle connection wait in one queue, first come, first served, and a connection that comes back goes to the
-/// first of them. Giving back costs no round trip.
+/// Idle connections are a stack: the most recently returned connection is taken first, so that few are kept busy and the rest may
+/// close. Callers that find no idle connection wait in one first-come, first-served queue, and a returned connection goes to the
+/// first of them. Returning a connection costs no round trip.
 #[derive(Debug, Clone)]
 pub struct Pool {
     inner: Arc<Shared>,
 }
 
-/// What the pool's clones, its handles and its loans share. When the last of them is dropped, the keeper and the dials end, which hold
-/// the driver themselves.
+/// What the pool's clones, its handles and its checkouts share. The keeper and the dials hold the driver only; they end when the last
+/// `Shared` is dropped.
 #[derive(Debug)]
 pub(crate) struct Shared {
     driver: Arc<Driver>,
@@ -75,7 +73,7 @@ impl Deref for Shared {
 }
 
 impl Pool {
-    /// Makes a pool that opens its connections when they are first asked for, or at once for
+    /// Creates a pool that opens connections for the first callers, or at once for
     /// [`min_idle`](PoolOptions::min_idle). Must be called inside a tokio runtime, which must live as long as the pool.
     ///
     /// # Panics
@@ -86,7 +84,7 @@ impl Pool {
         Self::start(Driver::new(config.clone(), config.apply_to(options)))
     }
 
-    /// Makes a pool that opens no connection before the first is asked for, not even for [`min_idle`](PoolOptions::min_idle). Must be
+    /// Creates a pool that opens no connection before the first caller, not even for [`min_idle`](PoolOptions::min_idle). Must be
     /// called inside a tokio runtime, which must live as long as the pool.
     ///
     /// # Panics
@@ -95,7 +93,7 @@ impl Pool {
     #[must_use]
     pub fn lazy(config: &Config, options: PoolOptions) -> Self {
         let driver = Driver::new(config.clone(), config.apply_to(options));
-        // Before the keeper begins, which would open them.
+        // Before the keeper starts, since the keeper dials for `min_idle`.
         driver.core().state.sleep();
         Self::start(driver)
     }
@@ -108,11 +106,11 @@ impl Pool {
         Self { inner: Arc::new(Shared { driver, _alive: alive }) }
     }
 
-    /// A handle that remembers the line it was made on. Queries run on handles.
+    /// A handle that remembers its call site. Queries run on handles.
     #[must_use]
     #[track_caller]
     pub fn handle(&self) -> Handle {
-        Handle::new(self.clone(), Asker::new(CallSite::caller(), self.options()))
+        Handle::new(self.clone(), Caller::new(CallSite::caller(), self.options()))
     }
 
     /// The pool's name.
@@ -127,7 +125,7 @@ impl Pool {
         self.inner.core().stats()
     }
 
-    /// The holders of connections now, the oldest loan first. Empty with [`Tracking::Off`](crate::Tracking::Off).
+    /// The current checkouts, the oldest first. Empty with [`Tracking::Off`](crate::Tracking::Off).
     #[must_use]
     pub fn holders(&self) -> Vec<Holder> {
         let now = Instant::now();
@@ -161,22 +159,22 @@ impl Pool {
         self.inner.core().state.limits()
     }
 
-    /// Changes the limits of the running pool. A higher limit takes effect at once; connections above a lower limit are closed as they
-    /// become idle.
+    /// Changes the limits of the running pool. A higher limit takes effect at once; connections above a lower limit are closed when
+    /// they become idle.
     pub fn set_limits(&self, limits: Limits) {
         self.inner.set_limits(limits);
     }
 
-    /// The most sessions that the pool can have on the server: its [limit](Limits::max); four for connections whose statement was cut
-    /// off, while their repair takes long; and one that cancels statements, which is opened with the pool's first connection and kept.
-    /// The server does not confirm the end of a session, so that a closed one may be seen for a moment longer.
+    /// The most sessions that the pool can have on the server: its [limit](Limits::max), four more while abandoned statements take long
+    /// to repair, and one that cancels statements, which is opened with the pool's first connection and kept. The server does not
+    /// confirm the end of a session, so a closed session may stay visible for a moment.
     #[must_use]
     pub fn max_sessions(&self) -> u32 {
         self.inner.max_sessions()
     }
 
     /// A pool of sqlx's own, for code that needs a `PgPool`. It opens at most [`sqlx_reserve`](PoolOptions::sqlx_reserve) connections.
-    /// The first call takes them off our limit, so that neither pool can keep the other waiting. The `PgPool` follows sqlx's rules:
+    /// The first call deducts them from our limit, so that neither pool can block the other. The `PgPool` follows sqlx's rules:
     /// its statements are not logged, limited or cancelled by this pool.
     #[must_use]
     pub fn sqlx(&self) -> &PgPool {
@@ -184,9 +182,9 @@ impl Pool {
             let reserved = self.inner.reserve();
             sqlx_pool(&self.inner, reserved)
         });
-        // After it was stored: a later `close` finds it there.
+        // The pool is stored by now, so a later `close` finds it.
         if self.inner.core().state.is_closing() {
-            // The call refuses new requests, without the future being polled.
+            // The call itself refuses new requests; the future need not be polled.
             drop(pool.close());
         }
         pool
@@ -195,28 +193,28 @@ impl Pool {
     /// Attaches a value that belongs to the same database, such as its bus or its keyring: handles and transactions of the pool reach
     /// it by [`attached`](Self::attached). There is one value of each type; another replaces it.
     pub fn attach<T: std::any::Any + Send + Sync>(&self, value: Arc<T>) {
-        self.inner.companions.put(value);
+        self.inner.extensions.put(value);
     }
 
     /// The value of this type that was [attached](Self::attach), if there is one.
     #[must_use]
     pub fn attached<T: std::any::Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        self.inner.companions.get()
+        self.inner.extensions.get()
     }
 
-    /// Closes the pool within `deadline`. New and waiting requests are refused, and work may finish. When a quarter of the time is left,
-    /// or one second if that is less, the statements that still run are cancelled; when half of that is left, the remaining sessions
-    /// are ended. Returns what had to be cut off.
+    /// Closes the pool within `deadline`. New and waiting callers are refused, and running work may finish. In the last quarter of the
+    /// time, at most its last second, statements that still run are cancelled; in the last half of that, remaining sessions are ended.
+    /// Returns what was aborted.
     ///
-    /// Dropping the future leaves the pool closed to new requests; connections close as they are given back. May be called again, to
-    /// wait for longer.
+    /// Dropping the future leaves the pool closed to new callers; connections close when they are returned. May be called again with a
+    /// longer deadline.
     pub async fn close(&self, deadline: Duration) -> Closed {
         closing::close(&self.inner, deadline).await
     }
 
-    /// Replaces all connections, gently: those that are idle are closed at once, those in use as they come back, and new ones are
-    /// dialled for `min_idle` and as callers need them. For what a session learns only when it begins: a role's new settings, an
-    /// address that leads elsewhere now, a server that is about to be replaced. Not the connections of [`Pool::sqlx`].
+    /// Replaces all connections without disturbing work: idle ones are closed at once, those in use when they are returned, and new ones
+    /// are dialled for `min_idle` and for callers. Use it after a change that sessions see only at login: a role's new settings, a moved
+    /// address, a server that is about to be replaced. The connections of [`Pool::sqlx`] are not replaced.
     pub fn evict(&self) {
         self.inner.evict();
     }
@@ -225,24 +223,24 @@ impl Pool {
         &self.inner.options
     }
 
-    pub(crate) fn try_acquire(&self, asker: Asker) -> impl Future<Output = Option<Conn>> + Send + use<> {
-        try_acquire(Arc::clone(&self.inner), asker)
+    pub(crate) fn try_acquire(&self, caller: Caller) -> impl Future<Output = Option<Conn>> + Send + use<> {
+        try_acquire(Arc::clone(&self.inner), caller)
     }
 
     pub(crate) fn acquire(
         &self,
-        asker: Asker,
+        caller: Caller,
     ) -> impl Future<Output = Result<Conn, AcquireError>> + Send + use<> {
-        acquire(Arc::clone(&self.inner), asker, None)
+        acquire(Arc::clone(&self.inner), caller, None)
     }
 
     /// Takes a connection for one statement, which is sent at once, and without a second reference to the pool.
     pub(crate) fn acquire_for(
         self,
-        asker: Asker,
+        caller: Caller,
         statement: &SqlStr,
     ) -> impl Future<Output = Result<Conn, AcquireError>> + Send {
-        acquire(self.inner, asker, Some(statement))
+        acquire(self.inner, caller, Some(statement))
     }
 }
 

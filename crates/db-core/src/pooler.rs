@@ -1,4 +1,4 @@
-//! What may stand between a service and its server, and what does not get past it.
+//! Connection poolers, and the statements that do not work behind them.
 
 use std::fmt;
 
@@ -8,31 +8,30 @@ use sqlx::{Connection, Executor, Row};
 
 use crate::CallSite;
 
-/// What the connections of an address lead to.
+/// Whether the connections of an address go through a pooler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Pooler {
-    /// A session of the server's, which is there for as long as the connection. So it is with `PgBouncer` in its session
-    /// mode, too.
+    /// Each connection has a session of its own: the server itself, or `PgBouncer` in session mode.
     #[default]
     None,
     /// A pooler in transaction mode, such as `PgBouncer` with `pool_mode = transaction`: each transaction, and each statement
-    /// outside of one, may run in another session.
+    /// outside a transaction, may run in another session.
     ///
-    /// What is different then:
+    /// The differences:
     ///
-    /// * Sessions are told nothing when they begin that a pooler would refuse. What [`PoolOptions`](crate::PoolOptions) says
-    ///   of statements and of idle transactions, each transaction is told with its `BEGIN`.
-    /// * A statement that was cut off is not cancelled by its process id, which would be a stranger's: its connection rests
-    ///   for up to 2 s, until the statement has ended, and is closed otherwise.
+    /// * Settings that a pooler would refuse are not sent at login. The limits of [`PoolOptions`](crate::PoolOptions) for
+    ///   statements and idle transactions are sent with each `BEGIN`.
+    /// * An abandoned statement is not cancelled, since the session's process id is not known: its connection waits up to 2 s for the
+    ///   end of the statement, and is closed otherwise.
     /// * A statement that needs a session of its own is refused: see [`PoolerError`].
-    /// * The pooler has to follow prepared statements, as `PgBouncer` does from 1.21 on with `max_prepared_statements` above
-    ///   zero. Each pool finds that out by its first connection, and says so where it does not.
-    /// * [`Session::pid`](crate::Session::pid) and its like are 0.
+    /// * The pooler must track prepared statements, as `PgBouncer` does from 1.21 on with `max_prepared_statements` above
+    ///   zero. Each pool checks that on its first connection, and fails to connect otherwise.
+    /// * [`Session::pid`](crate::Session::pid) and other process ids are 0.
     Transaction,
 }
 
-/// What a statement needs of its session, beyond the transaction that it runs in.
+/// What a statement needs of its session beyond its own transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
     Listen,
@@ -43,13 +42,13 @@ pub(crate) enum Needs {
     Cursor,
 }
 
-/// A statement needs a session of its own, and there is a [pooler](Pooler::Transaction) in between that would give its session
-/// to somebody else. It was not sent.
+/// A statement was not sent: it needs a session of its own, and a [pooler](Pooler::Transaction) would give its session to other
+/// clients.
 ///
 /// Refused are `LISTEN` and `UNLISTEN`; the functions that lock or unlock for the session, such as `pg_advisory_lock`;
-/// `SET` without `LOCAL`, `set_config(…, false)`, `RESET`, `DISCARD` and `LOAD`; `PREPARE` and `DEALLOCATE` by text; temporary
-/// tables that are not dropped on commit, and cursors `WITH HOLD`. Most have a form that ends with the transaction. Each statement
-/// of a raw text is looked at. Not seen is what a function of your own does inside.
+/// `SET` without `LOCAL`, `set_config(…, false)`, `RESET`, `DISCARD` and `LOAD`; `PREPARE` and `DEALLOCATE` as SQL; temporary
+/// tables without `ON COMMIT DROP`, and cursors `WITH HOLD`. Most have a form that ends with the transaction. Each statement
+/// of a raw text is checked. The effects inside your own functions are not seen.
 #[derive(Debug, Clone)]
 pub struct PoolerError {
     pool: String,
@@ -74,19 +73,19 @@ impl fmt::Display for PoolerError {
         let (what, instead) = match self.needs {
             Needs::Listen => ("LISTEN", "use the bus"),
             Needs::Lock => (
-                "an advisory lock of the session",
-                "use one of the transaction, such as pg_advisory_xact_lock",
+                "a session-level advisory lock",
+                "use a transaction-level lock, such as pg_advisory_xact_lock",
             ),
-            Needs::Setting => ("a setting of the session", "use SET LOCAL in a transaction"),
-            Needs::Prepared => ("a statement prepared by text", "leave preparing to the driver"),
+            Needs::Setting => ("a session setting", "use SET LOCAL in a transaction"),
+            Needs::Prepared => ("PREPARE", "let the driver prepare statements"),
             Needs::Temporary => ("a temporary table", "create it in a transaction, with ON COMMIT DROP"),
-            Needs::Cursor => ("a cursor WITH HOLD", "read it within the transaction"),
+            Needs::Cursor => ("a cursor WITH HOLD", "read it inside the transaction"),
         };
         let Self { pool, at, .. } = self;
         write!(
             f,
-            "pool `{pool}`: {what} needs a session of its own, and the pooler in front of the server would give it to others \
-             after the transaction: {instead}, or a pool of the direct address (asked for at {at})"
+            "pool `{pool}`: {what} needs a session of its own, but the pooler gives the session to other clients after the \
+                 transaction: {instead}, or use a pool of the direct address (acquire at {at})"
         )
     }
 }
@@ -94,24 +93,24 @@ impl fmt::Display for PoolerError {
 impl std::error::Error for PoolerError {}
 
 impl From<PoolerError> for sqlx::Error {
-    /// sqlx's `Executor` can only fail with sqlx's error; [`Error`](crate::Error) finds ours again inside.
+    /// sqlx's `Executor` can fail with sqlx's error only. [`Error`](crate::Error)'s `From` unwraps this error again.
     fn from(error: PoolerError) -> Self {
         Self::Configuration(Box::new(error))
     }
 }
 
-/// Its own text is what it looks for. A pooler that follows statements gives them names of its own on the server.
+/// Looks for its own text. A pooler that tracks prepared statements gives them its own names on the server.
 const PROBE: &str = r"select coalesce(bool_or(name not like 'sqlx\_s\_%'), false) from pg_prepared_statements where statement = $1";
 
-/// Asks whether a pooler follows prepared statements: whether one that was prepared on a connection is known wherever that
-/// connection's next transaction runs. By the names of statements, and not by trying: as long as nobody else is there, all
+/// Checks that a pooler tracks prepared statements: that a statement prepared on a connection is known in every session in which that
+/// connection's transactions run. The check reads the statement's name, since a trial proves nothing: without other clients, all
 /// transactions run in one session.
-pub(crate) async fn follows_statements(raw: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    // Within a transaction, so that the statement is prepared where it is looked for, and forgotten there.
+pub(crate) async fn tracks_prepared_statements(raw: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    // In a transaction, so that preparing and looking happen in the same session.
     raw.execute(sqlx::raw_sql("BEGIN")).await?;
-    let follows = match sqlx::query(PROBE).bind(PROBE).fetch_one(&mut *raw).await {
+    let tracks = match sqlx::query(PROBE).bind(PROBE).fetch_one(&mut *raw).await {
         Ok(row) => row.try_get(0)?,
-        // Somebody has left a statement of that name in the session: nobody follows them.
+        // The session has a statement of that name from another client, so the pooler does not rename them.
         Err(error)
             if error
                 .as_database_error()
@@ -122,9 +121,9 @@ pub(crate) async fn follows_statements(raw: &mut PgConnection) -> Result<bool, s
         }
         Err(error) => return Err(error),
     };
-    if !follows {
+    if !tracks {
         raw.clear_cached_statements().await?;
     }
     raw.execute(sqlx::raw_sql("ROLLBACK")).await?;
-    Ok(follows)
+    Ok(tracks)
 }

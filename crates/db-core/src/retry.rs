@@ -1,4 +1,4 @@
-//! Doing something again, where its error says that this may help.
+//! Retrying transactions and other work.
 
 use std::time::Duration;
 
@@ -7,24 +7,23 @@ use derive_setters::Setters;
 use crate::error::AcquirePhase;
 use crate::{AcquireError, Backoff, Class, Error, Repeat, StatementError};
 
-/// How often, and after what pauses, a transaction is repeated.
+/// How often a transaction is repeated, and after what pauses.
 ///
-/// Its error decides whether it is: yes for what never reached the server (refused, starting up), for a session that was lost
-/// (57P01), for a transaction that lost against another (40001, 40P01), for a server without disk space or memory (53100,
-/// 53200) and for one that takes no writes any more (25006); no for mistakes (42601), constraints (23505), limits of time,
-/// a pool whose connections are all taken, which more requests only make fuller, and a commit that may be done
-/// ([`Error::CommitUnknown`]).
+/// The error decides. Repeated: errors before the server was reached (refused, starting up), a lost session (57P01), a conflict with
+/// another transaction (40001, 40P01), a server without disk space or memory (53100, 53200), and a server that no longer accepts
+/// writes (25006). Not repeated: mistakes (42601), constraint violations (23505), timeouts, a pool whose connections are all in use
+/// (more requests only fill it further), and a commit that may have taken effect ([`Error::CommitUnknown`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Setters)]
 #[non_exhaustive]
 pub struct TxRetry {
     /// Repetitions after the first attempt (default 3).
     pub retries: u32,
-    /// The first pause [1 s]. Each further one is twice as long, and made up to twice as long again by chance, so that those
-    /// who failed together do not come back together.
+    /// The first pause (default 1 s). Each further pause is twice as long, and jitter makes it up to twice as long again, so that
+    /// transactions that failed together do not repeat together.
     pub min_pause: Duration,
-    /// No pause is longer before chance comes in [5 s].
+    /// The longest pause, without its jitter (default 5 s).
     pub max_pause: Duration,
-    /// The first pause after a conflict [10 ms]: the other transaction is done, and nothing has to recover.
+    /// The first pause after a conflict (default 10 ms). It is short, since the other transaction has ended.
     pub conflict_pause: Duration,
 }
 
@@ -41,8 +40,7 @@ impl Default for TxRetry {
 
 /// An error that knows its [`Class`].
 pub trait Classify {
-    /// What the error means for the decision to try again. `None` where trying again does harm or no good, whatever the
-    /// class.
+    /// The class for the decision to try again. `None` if a retry cannot help or may do harm, whatever the error's class.
     fn retry_class(&self) -> Option<Class>;
 }
 
@@ -51,7 +49,7 @@ impl Classify for Error {
         match self {
             Self::Acquire(error) => error.retry_class(),
             Self::Statement(error) => error.retry_class(),
-            // It may be done, and who asked for it cannot know: a transaction is more than can be harmless when done twice.
+            // The transaction may have committed, and it is rarely harmless to run one twice.
             Self::CommitUnknown(_) => None,
             other => (other.repeat() != Repeat::Never).then(|| other.class()),
         }
@@ -74,10 +72,10 @@ impl Classify for StatementError {
 }
 
 impl TxRetry {
-    /// Does something, and does it again when its error is of a class that this may help.
+    /// Runs `work`, and repeats it if its error is of a class for which that helps.
     ///
-    /// What is done must be harmless when done twice: after a lost session nobody knows whether the first time counted. For
-    /// transactions there is [`Handle::tx_retry`](crate::Handle::tx_retry), which knows.
+    /// Doing `work` twice must be harmless: after a lost session, the first run may have taken effect. For
+    /// transactions use [`Handle::tx_retry`](crate::Handle::tx_retry), which repeats only what had no effect.
     ///
     /// ```
     /// # db_testkit::run(async |db| {
@@ -94,11 +92,11 @@ impl TxRetry {
     /// # }).unwrap();
     /// ```
     ///
-    /// Dropping the future stops it at any point.
+    /// Dropping the future stops at any point.
     ///
     /// # Errors
     ///
-    /// That of the last time.
+    /// The last error.
     pub async fn run<T, E, F>(self, mut work: impl FnMut() -> F) -> Result<T, E>
     where
         F: Future<Output = Result<T, E>>,
@@ -119,7 +117,7 @@ impl TxRetry {
     }
 }
 
-/// The pauses of one piece of work.
+/// The pauses of one retried piece of work.
 pub(crate) struct Pauses {
     left: u32,
     lost: Backoff,
@@ -132,7 +130,7 @@ impl Pauses {
         Self { left: policy.retries, lost: pauses(policy.min_pause), conflict: pauses(policy.conflict_pause) }
     }
 
-    /// How long to pause after an error of this class; `None` to give up.
+    /// The pause after an error of this class; `None` to give up.
     pub(crate) fn after(&mut self, class: Class) -> Option<Duration> {
         let pauses = match class {
             Class::NotReached | Class::Lost | Class::Resources | Class::ReadOnly => &mut self.lost,
@@ -149,12 +147,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_times_after_the_first_with_growing_pauses() {
+    fn three_retries_with_growing_pauses() {
         let mut pauses = Pauses::new(TxRetry::default());
 
-        for (least, most) in [(1, 2), (2, 4), (4, 8)] {
-            let pause = pauses.after(Class::Lost).expect("another time");
-            assert!(pause >= Duration::from_secs(least) && pause <= Duration::from_secs(most), "{pause:?}");
+        for (shortest, longest) in [(1, 2), (2, 4), (4, 8)] {
+            let pause = pauses.after(Class::Lost).expect("another retry");
+            assert!(
+                pause >= Duration::from_secs(shortest) && pause <= Duration::from_secs(longest),
+                "{pause:?}"
+            );
         }
         assert_eq!(pauses.after(Class::Lost), None);
     }
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_conflict_is_repeated_soon() {
-        let pause = Pauses::new(TxRetry::default()).after(Class::Conflict).expect("another time");
+        let pause = Pauses::new(TxRetry::default()).after(Class::Conflict).expect("another retry");
 
         assert!(pause <= Duration::from_millis(20), "{pause:?}");
     }

@@ -1,4 +1,4 @@
-//! Whether a session may write, and on whose decision.
+//! Whether a session may write, and whether the server or the client decides that.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -8,10 +8,9 @@ use sqlx::error::{DatabaseError, ErrorKind};
 use sqlx::postgres::PgConnection;
 use sqlx::{Executor, Row};
 
-/// Asks a session for its role: an expression with the value of a [`Role`] as text. A standby is one by itself; else it is the
-/// default for transactions that counts, by where it was set (PostgreSQL's manual, chapter 54.24, "`pg_settings`"), which is
-/// looked up for a session that may not write only.
-macro_rules! question {
+/// A SQL expression for a [`Role`] as text. A standby is always read-only. Otherwise, the default for transactions decides, by the
+/// place where it was set (PostgreSQL's manual, chapter 54.24, "`pg_settings`"), which is queried only for a read-only session.
+macro_rules! role_expression {
     () => {
         "case when pg_is_in_recovery() then 'withdrawn'
               when current_setting('transaction_read_only') = 'off' then 'writes'
@@ -20,50 +19,49 @@ macro_rules! question {
                     from pg_settings where name = 'default_transaction_read_only') end"
     };
 }
-pub(crate) use question;
+pub(crate) use role_expression;
 
 /// Whether a session may write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Writes,
-    /// Its server takes no writes: it is a standby, or its configuration says so.
+    /// The server accepts no writes: it is a standby, or its configuration makes it read-only.
     Withdrawn,
-    /// The role, the database, the address or the session itself says that it only reads.
+    /// The role, the database, the address or the session itself chose to be read-only.
     ByChoice,
 }
 
 impl Role {
-    pub(crate) fn of(answer: &str) -> Self {
-        match answer {
+    pub(crate) fn of(text: &str) -> Self {
+        match text {
             "withdrawn" => Self::Withdrawn,
             "by choice" => Self::ByChoice,
             _ => Self::Writes,
         }
     }
 
-    /// Asks, outside of a transaction. That is a sign of life, too.
+    /// Queries the role, outside a transaction. The answer also proves that the link works.
     pub(crate) async fn ask(raw: &mut PgConnection) -> Result<Self, sqlx::Error> {
-        let row = raw.fetch_one(sqlx::raw_sql(concat!("select ", question!()))).await?;
+        let row = raw.fetch_one(sqlx::raw_sql(concat!("select ", role_expression!()))).await?;
         Ok(Self::of(row.try_get(0)?))
     }
 }
 
-/// 25006 of a session that may not write on its server's decision, and not by its own or its role's choice: the server is a
-/// standby, or was made read-only. It is to the program what the driver's error is, and [`Verdict`](crate::class::Verdict)
-/// knows it again.
+/// Error 25006 of a session that is read-only by its server's decision, because the server is a standby or was made read-only, and not
+/// by the client's choice. It behaves like the driver's error; [`Verdict`](crate::class::Verdict) recognizes it.
 pub(crate) struct NotWritable(Box<dyn DatabaseError>);
 
 impl NotWritable {
-    /// Marks the driver's error.
+    /// Wraps the driver's error.
     pub(crate) fn mark(error: sqlx::Error) -> sqlx::Error {
         match error {
-            sqlx::Error::Database(said) => sqlx::Error::Database(Box::new(Self(said))),
+            sqlx::Error::Database(error) => sqlx::Error::Database(Box::new(Self(error))),
             other => other,
         }
     }
 
-    /// Whether that error was marked. Asked by a method that sqlx has for its pool, which no pool of ours is: what the error is
-    /// otherwise shows the driver's, so that a program which looks for that finds it.
+    /// Whether the error was wrapped by [`mark`](Self::mark). The check uses a method that sqlx calls only for its own pool: everything
+    /// else shows the driver's error, so that programs which look for that find it.
     pub(crate) fn is(error: &dyn DatabaseError) -> bool {
         error.is_transient_in_connect_phase()
     }

@@ -1,4 +1,4 @@
-//! A session on the server while it is lent: what helper functions take.
+//! A session while it is checked out.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,29 +8,32 @@ use sqlx::{Connection, SqlStr};
 use tokio::time::timeout;
 
 use crate::Error;
-use crate::deadline::{DeadlineError, Limited};
-use crate::doubt::{Hook, When};
+use crate::call_site::CallSite;
+use crate::deadline::{DeadlineError, WaitLimit};
 use crate::encryption::Keyring;
+use crate::hooks::{Hook, When};
 use crate::pool::{CheckedOut, Live, Shared};
-use crate::statement::{Flight, State};
-use crate::tracker::{Asker, CallSite};
+use crate::statement::{InFlight, State};
+use crate::tracker::Caller;
 use crate::tx::Nesting;
 
 mod copy;
+mod drain;
 mod executor;
 mod lend;
+mod log;
 mod replan;
-mod rest;
 mod run;
-pub(crate) mod sqlx_depth;
+mod stale;
+mod text;
 
 pub use copy::CopyIn;
 
-/// A session on the server, in a transaction or outside of one: what a function takes that runs statements and does not care
-/// which it is.
+/// A session on the server, inside or outside a transaction: the argument type for functions that run statements and work in both
+/// cases.
 ///
-/// [`Conn`](crate::Conn), [`Tx`](crate::Tx) and [`Savepoint`](crate::Savepoint) lead to it by `DerefMut`, so a function is
-/// written once and called with each of them. `&mut Session` is a sqlx executor.
+/// [`Conn`](crate::Conn), [`Tx`](crate::Tx) and [`Savepoint`](crate::Savepoint) dereference to it, so one function serves all
+/// three. `&mut Session` is a sqlx executor.
 ///
 /// ```no_run
 /// # async fn run(pool: db_core::Pool) -> Result<(), db_core::Error> {
@@ -53,39 +56,38 @@ pub use copy::CopyIn;
 /// # }
 /// ```
 ///
-/// All that is known of a transaction is kept here: two sessions that are swapped (`std::mem::swap`) take their transactions
-/// along.
+/// The session keeps the whole state of its transaction: `std::mem::swap` of two sessions swaps their transactions, too.
 pub struct Session {
-    /// None once the connection was closed before the loan's end.
+    /// `None` once the connection was closed before the end of the checkout.
     live: Option<CheckedOut>,
     inner: Arc<Shared>,
-    /// Where it was asked for.
+    /// The call site of the acquire.
     pub(crate) at: CallSite,
-    /// When it was handed out.
+    /// When the connection was checked out.
     taken: Instant,
-    /// It was taken for one statement, which is sent when it is taken, and goes back with the answer: two readings of the clock
-    /// and two notes to the tracker less.
+    /// The checkout is for one statement, which is sent at once, and ends with its answer. This saves two clock readings and two tracker
+    /// updates.
     once: bool,
     pub(crate) state: State,
-    /// Savepoints, and what waits for the commit. Most transactions have neither.
+    /// Savepoints and hooks for the commit. Most transactions have neither.
     pub(crate) nesting: Option<Box<Nesting>>,
 }
 
 impl Session {
-    /// Lent out now, for one statement if that is told.
+    /// Starts a checkout, for one statement if one is given.
     pub(crate) fn new(
         live: CheckedOut,
         inner: Arc<Shared>,
-        asker: Asker,
+        caller: Caller,
         now: Instant,
         statement: Option<&SqlStr>,
     ) -> Self {
-        live.session.lend(asker, now, inner.options.tracker, statement);
+        live.session.start_checkout(caller, now, inner.options.tracker, statement);
         let once = statement.is_some();
         Self {
             live: Some(live),
             inner,
-            at: asker.at,
+            at: caller.at,
             taken: now,
             once,
             state: State::default(),
@@ -93,7 +95,7 @@ impl Session {
         }
     }
 
-    /// Notes that there was something to do before it could be handed out, for one statement if that is told.
+    /// Restarts the checkout after the connection was checked, for one statement if one is given.
     pub(crate) fn start_checkout(&mut self, statement: Option<&SqlStr>) {
         self.taken = Instant::now();
         self.once = statement.is_some();
@@ -102,19 +104,19 @@ impl Session {
         }
     }
 
-    /// Asks the server for an answer: one round trip, which no statistics show.
+    /// Pings the server: one round trip, which no statistics count.
     ///
     /// Cancel safe.
     ///
     /// # Errors
     ///
-    /// [`Error::Deadline`] when there is none within the pool's
-    /// [`statement_timeout`](crate::PoolOptions::statement_timeout), [`Error::Statement`] when the link is lost.
+    /// [`Error::Deadline`] if there is no answer within the pool's
+    /// [`statement_timeout`](crate::PoolOptions::statement_timeout), [`Error::Statement`] if the link is lost.
     pub async fn ping(&mut self) -> Result<(), Error> {
         self.drain().await?;
         let limit = self.limit();
         let (live, state) = self.parts();
-        state.begin(Flight::Control);
+        state.begin(InFlight::Control);
         if let Ok(answer) = timeout(limit.wait, live.raw.ping()).await {
             state.end(answer.as_ref().err());
             Ok(answer?)
@@ -123,109 +125,111 @@ impl Session {
         }
     }
 
-    /// Gives back the memory to which the driver's buffers have grown, as after a row of some megabytes. A connection keeps that
-    /// memory otherwise for as long as it lives. It costs a round trip.
+    /// Frees the memory to which the driver's buffers have grown, for example after a row of some megabytes. Without this call, a
+    /// connection keeps that memory for its lifetime. Costs a round trip.
     ///
     /// Cancel safe.
     ///
     /// # Errors
     ///
-    /// As [`ping`](Self::ping) has them.
+    /// As [`ping`](Self::ping).
     pub async fn shrink_buffers(&mut self) -> Result<(), Error> {
         self.drain().await?;
         self.live_mut().raw.shrink_buffers();
-        // What was read last is kept until something is read into the new buffer.
+        // The driver keeps the last answer until it reads something into the new buffer.
         self.ping().await
     }
 
-    /// Runs something once the transaction is known to be committed: right after the commit's answer, in the order given,
-    /// before [`Tx::commit`](crate::Tx::commit) returns; in the background, when its future was dropped and the answer comes all
-    /// the same. Not when the transaction is rolled back, nor when its outcome is not known, nor when the savepoint in which
-    /// this was called is undone. Outside of a transaction, where each statement is committed by itself, it runs at once.
+    /// Runs `run` after the transaction is known to be committed: after the commit's answer, in the order of the calls, and before
+    /// [`Tx::commit`](crate::Tx::commit) returns. If the commit's future was dropped, `run` runs in the background once the answer
+    /// arrives. `run` does not run if the transaction is rolled back, if its outcome is unknown, or if the savepoint in which this was
+    /// called is undone. Outside a transaction, each statement commits by itself, so `run` runs at once.
     ///
-    /// It must not block.
+    /// `run` must not block.
     pub fn after_commit(&mut self, run: impl FnOnce() + Send + 'static) {
         self.hook(When::Committed, run);
     }
 
-    /// As [`after_commit`](Self::after_commit), and also when the commit was sent and nobody can tell what became of it: its
-    /// answer was lost ([`Error::CommitUnknown`]), or its future, its task or its runtime ended before the answer came. For what
-    /// wakes others up, who then look for themselves: once too often does no harm there, and not at all does.
+    /// As [`after_commit`](Self::after_commit), and also if the outcome of the commit is unknown: its answer was lost
+    /// ([`Error::CommitUnknown`]), or its future, task or runtime ended before the answer. Use it for wake-ups, where one too many is
+    /// harmless and one too few is not.
     ///
-    /// It runs when the server has come to the end of the commit, so that others can see what was stored; at once when the link
-    /// is lost, which may be before that.
+    /// `run` runs when the server has finished the commit, so that others can see its effects; if the link is lost, it runs at once,
+    /// which may be earlier.
     pub fn unless_rolled_back(&mut self, run: impl FnOnce() + Send + 'static) {
         self.hook(When::NotRolledBack, run);
     }
 
-    /// Runs something if a statement on this session is cut off, since its future is dropped, a limit has passed or the
-    /// link is lost: once the server has come to the end of it, or nobody can know any more, in the background. Not when the
-    /// server is known to have refused the statement, nor when every statement is answered: its caller knows then.
+    /// Runs `run` in the background if a statement on this session is abandoned: its future is dropped, a limit passes or the link is
+    /// lost. It runs when the server has finished the statement, or when its outcome can no longer be learnt. It does not run if the
+    /// server is known to have refused the statement, nor if every statement is answered.
     ///
-    /// It is for wake-ups: the statement may be done, and its caller gone. See [`unless_rolled_back`](Self::unless_rolled_back),
-    /// which is the same for a commit. It must not block.
-    pub fn if_cut_off(&mut self, run: impl FnOnce() + Send + 'static) {
+    /// Use it for wake-ups: the statement may have taken effect while its caller is gone.
+    /// [`unless_rolled_back`](Self::unless_rolled_back) does the same for a commit. `run` must not block.
+    pub fn if_abandoned(&mut self, run: impl FnOnce() + Send + 'static) {
         let hook = Hook { level: 0, when: When::NotRolledBack, run: Box::new(run) };
-        self.state.doubt.add(vec![hook]);
+        self.state.pending_hooks.add(vec![hook]);
     }
 
-    /// What was [attached](crate::Pool::attach) to its pool.
+    /// The value of this type that was [attached](crate::Pool::attach) to the pool.
     #[must_use]
     pub fn attached<T: std::any::Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        self.inner.companions.get()
+        self.inner.extensions.get()
     }
 
-    /// The keys that columns are sealed under, if they were attached to its pool.
+    /// The keyring, if one was attached to the pool.
     #[must_use]
     pub fn keyring(&self) -> Option<Arc<Keyring>> {
         self.attached()
     }
 
-    /// The process id of the server process, as in `pg_stat_activity`. 0 through a
-    /// [pooler](crate::Pooler::Transaction), where it may be another one with each transaction, and once the connection was
-    /// closed.
+    /// The process id of the session's server process, as in `pg_stat_activity`. 0 behind a [pooler](crate::Pooler::Transaction), where
+    /// it may change with each transaction, and 0 after the connection was closed.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.live.as_ref().map_or(0, |live| live.session.pid)
     }
 
     pub(crate) fn live(&self) -> &Live {
-        self.live.as_deref().expect("nothing is sent once it was closed")
+        self.live.as_deref().expect("no statement is sent after the connection was closed")
     }
 
     pub(crate) fn live_mut(&mut self) -> &mut Live {
-        self.live.as_deref_mut().expect("nothing is sent once it was closed")
+        self.live.as_deref_mut().expect("no statement is sent after the connection was closed")
     }
 
     pub(crate) fn parts(&mut self) -> (&mut Live, &mut State) {
-        (self.live.as_deref_mut().expect("nothing is sent once it was closed"), &mut self.state)
+        (
+            self.live.as_deref_mut().expect("no statement is sent after the connection was closed"),
+            &mut self.state,
+        )
     }
 
     pub(crate) fn inner(&self) -> &Arc<Shared> {
         &self.inner
     }
 
-    /// How long the next wait for the server may be.
-    pub(crate) fn limit(&self) -> Limited {
-        let statement = Limited::of_statement(self.inner.options.statement_timeout);
+    /// The limit for the next wait for the server.
+    pub(crate) fn limit(&self) -> WaitLimit {
+        let statement = WaitLimit::of_statement(self.inner.options.statement_timeout);
         match &self.state.ends {
             Some(ends) => ends.limit().min(statement),
             None => statement,
         }
     }
 
-    /// The error of a wait that was too long. The statement stays in flight, so it is cancelled when the connection is
+    /// The error of a wait that exceeded its limit. The statement stays in flight, so it is cancelled when the connection is
     /// dropped.
-    pub(crate) fn expired(&self, limit: Limited) -> DeadlineError {
+    pub(crate) fn expired(&self, limit: WaitLimit) -> DeadlineError {
         DeadlineError::new(&self.inner.options.name, self.at, limit)
     }
 
-    /// Gives the connection back, or to those who repair or close it.
+    /// Ends the checkout: the connection is returned, repaired or closed.
     fn leave(&mut self) {
         let Some(live) = self.live.take() else { return };
         let is_over = self.once && self.state.is_clean();
         let now = if is_over { live.last_seen } else { Instant::now() };
-        let returned = live.session.take_back(now);
+        let returned = live.session.end_checkout(now);
         if let Some(returned) = returned.as_ref().filter(|returned| returned.leaked) {
             let (pool, pid, held) = (&self.inner.options.name, live.session.pid, returned.held);
             let at = returned.at;
@@ -234,13 +238,13 @@ impl Session {
                 pool,
                 pid,
                 ?held,
-                "a connection that was held for too long was returned after all: {at}"
+                "a connection that was held for too long was returned: {at}"
             );
         }
         let mut state = std::mem::take(&mut self.state);
         if state.in_flight().is_none() && !state.is_lost() {
-            // There is no doubt about anything.
-            state.doubt.forget();
+            // All statements were answered, so nothing is in doubt.
+            state.pending_hooks.clear();
         }
         if state.is_lost() {
             self.inner.discard(live, returned.as_ref(), state);

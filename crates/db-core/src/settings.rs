@@ -1,8 +1,8 @@
-//! What a service can be told from outside: by flags, by the environment, by the program itself.
+//! The settings of a service: flags, environment variables, and values from the program.
 //!
-//! A [`Setting`] is one line of a table that its owner keeps; help texts, the environment's names and the guide are made
-//! from it. [`Values`] holds what was given, and by whom; a [`Reader`] makes types of it and collects everything that is
-//! wrong, so that all of it is said at once.
+//! A [`Setting`] is one row of a table that its module owns. Help texts, variable names and the guide are generated from it.
+//! [`Values`] holds the given values with their sources. A [`Reader`] parses them and collects all errors, so that one
+//! [`SettingsError`] reports everything.
 //!
 //! ```
 //! use db_core::settings::{DATABASE, Reader, SettingSource, Values, database};
@@ -32,20 +32,20 @@ mod flags;
 mod keys;
 mod pools;
 
-pub use database::{DATABASE, database, demand_direct, direct, matters, names_a_database};
+pub use database::{DATABASE, database, direct, has_database, require_direct, takes_effect};
 pub use keys::{KEYS, keyring};
 pub use pools::{POOLS, api, backend};
 
-/// One thing that can be said from outside.
+/// One setting of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setting {
-    /// As a flag, without its dashes. The environment's name is the same in capitals, with `_` for `-`.
+    /// The flag's name without its dashes. The environment variable is the same name in capitals, with `_` for `-`.
     pub name: &'static str,
-    /// What the value is, in a word or two, with its unit.
+    /// The kind of value, in a word or two, with its unit.
     pub value: &'static str,
-    /// What holds when nothing is said, as it would be written.
+    /// The value that holds when none is given, as it would be written.
     pub default: Option<&'static str>,
-    /// What it does.
+    /// What the setting does.
     pub help: &'static str,
     /// When to change it.
     pub change: &'static str,
@@ -54,17 +54,17 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Its name in the environment.
+    /// The name of the environment variable.
     #[must_use]
     pub fn variable(&self) -> String {
         self.name.to_ascii_uppercase().replace('-', "_")
     }
 }
 
-/// Who gave a value. Who comes later in this list is heard first.
+/// Where a value comes from. Later variants take precedence over earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SettingSource {
-    /// Nobody: the setting's own default holds, if it has one.
+    /// No source: the setting's default applies, if it has one.
     Default,
     /// The program's code, by [`Values::set`].
     Program,
@@ -74,12 +74,12 @@ pub enum SettingSource {
     Flag,
 }
 
-/// What was given, and by whom. `Debug` shows no value.
+/// The given values and their sources. `Debug` shows no value.
 #[derive(Debug, Clone)]
 pub struct Values {
     settings: Vec<&'static Setting>,
     given: BTreeMap<&'static str, Given>,
-    /// What libpq's variables say of settings that nobody gives: below all sources, in the place of a default.
+    /// Values of libpq's variables, used where no source gives a setting. They take the place of a default.
     libpq: BTreeMap<&'static str, (Given, &'static str)>,
 }
 
@@ -91,7 +91,7 @@ struct Given {
 }
 
 impl Values {
-    /// Nothing given yet, for these settings.
+    /// An empty set of values for these settings.
     #[must_use]
     pub fn new(settings: impl IntoIterator<Item = &'static Setting>) -> Self {
         Self { settings: settings.into_iter().collect(), given: BTreeMap::new(), libpq: BTreeMap::new() }
@@ -102,21 +102,21 @@ impl Values {
         self.settings.iter().copied()
     }
 
-    /// Reads the environment of the process. An empty variable counts as one that is not there, and so does a `…_PORT` that
-    /// Kubernetes and Docker put beside a service of that name, `tcp://10.0.0.1:5432`: nobody has said it. Where nobody gives a
-    /// setting, the variable that libpq has for it is heard, if [`Config`](crate::Config) hears it.
+    /// Reads the environment of the process. These variables count as missing: an empty variable, and a `…_PORT` such as
+    /// `tcp://10.0.0.1:5432`, which Kubernetes and Docker set for a service of that name. A setting without a value gets that of
+    /// libpq's variable, if [`Config`](crate::Config) reads that variable.
     pub fn read_environment(&mut self) {
         self.read_variables(|variable| std::env::var_os(variable));
     }
 
-    pub(crate) fn read_variables(&mut self, look: impl Fn(&str) -> Option<OsString>) {
+    pub(crate) fn read_variables(&mut self, lookup: impl Fn(&str) -> Option<OsString>) {
         self.read(SettingSource::Environment, |setting| {
-            look(&setting.variable()).filter(|text| !is_service_link(setting, text))
+            lookup(&setting.variable()).filter(|text| !is_service_link(setting, text))
         });
         for (setting, variable) in database::libpq() {
-            // What is not UTF-8, the address itself complains of.
+            // `Config` reports a variable that is not UTF-8.
             let text =
-                look(variable).and_then(|text| text.into_string().ok()).filter(|text| !text.is_empty());
+                lookup(variable).and_then(|text| text.into_string().ok()).filter(|text| !text.is_empty());
             if let Some(text) = text.filter(|_| self.settings.iter().any(|known| known.name == setting.name))
             {
                 let given =
@@ -126,7 +126,7 @@ impl Values {
         }
     }
 
-    /// Reads what somebody has to say to each setting. Nothing that a later [`SettingSource`] said is overwritten.
+    /// Stores what `lookup` returns for each setting. Values from a later [`SettingSource`] are not overwritten.
     pub fn read(&mut self, source: SettingSource, lookup: impl Fn(&Setting) -> Option<OsString>) {
         for setting in &self.settings {
             let Some(text) = lookup(setting).filter(|text| !text.is_empty()) else { continue };
@@ -138,36 +138,36 @@ impl Values {
         }
     }
 
-    /// Has the program itself say something, which holds unless somebody outside says otherwise.
+    /// Stores a value from the program. The environment and flags override it.
     ///
     /// # Panics
     ///
-    /// When there is no setting of that name, which is a mistake in the program.
+    /// If there is no setting of that name, which is a mistake in the program.
     pub fn set(&mut self, name: &str, text: impl Into<OsString>) {
         assert!(self.settings.iter().any(|setting| setting.name == name), "there is no setting `{name}`");
         let text = text.into();
         self.read(SettingSource::Program, |setting| (setting.name == name).then(|| text.clone()));
     }
 
-    /// What holds for a setting: what was given, else what libpq's variable says.
+    /// The value that applies: the given one, else that of libpq's variable.
     fn found(&self, name: &str) -> Option<&Given> {
         self.given.get(name).or_else(|| self.libpq.get(name).map(|(given, _)| given))
     }
 
-    /// Who gave a value.
+    /// The source of a setting's value.
     #[must_use]
     pub fn source(&self, name: &str) -> SettingSource {
         self.found(name).map_or(SettingSource::Default, |given| given.source)
     }
 
-    /// Whether somebody gave a value. What only a variable of libpq's says was not given.
+    /// Whether a value was given. A value from libpq's variable does not count as given.
     #[must_use]
     pub fn is_given(&self, name: &str) -> bool {
         self.given.contains_key(name)
     }
 
-    /// What is in force for a setting, as people may see it: nothing of a secret but that it is there, and of PEM no more than
-    /// that it is some, since a certificate has its key in the same text now and then.
+    /// The value that applies, fit for people to see. A secret is shown as `(hidden)`. PEM is shown as `(PEM)`, since a
+    /// certificate's text sometimes contains its key.
     #[must_use]
     pub fn shown(&self, setting: &Setting) -> Option<String> {
         match self.found(setting.name) {
@@ -181,7 +181,7 @@ impl Values {
         }
     }
 
-    /// The name by which whoever gave the value knows the setting: a flag, a variable, or the setting's own.
+    /// The setting's name in its source: a flag, a variable, or the setting's own name.
     #[must_use]
     pub fn known_as(&self, setting: &Setting) -> String {
         match (self.given.get(setting.name), self.libpq.get(setting.name)) {
@@ -193,13 +193,13 @@ impl Values {
     }
 }
 
-/// Whether a variable is there because a service, or a container, has the name that the setting begins with.
+/// Whether a variable was set by Kubernetes or Docker because a service has the name that the setting begins with.
 fn is_service_link(setting: &Setting, text: &OsStr) -> bool {
     let text = text.as_encoded_bytes();
     setting.name.ends_with("-port") && (text.starts_with(b"tcp://") || text.starts_with(b"udp://"))
 }
 
-/// Makes types of values, and collects what is wrong with them.
+/// Parses values and collects errors.
 #[derive(Debug)]
 pub struct Reader<'v> {
     values: &'v Values,
@@ -207,19 +207,19 @@ pub struct Reader<'v> {
 }
 
 impl<'v> Reader<'v> {
-    /// Reads these.
+    /// A reader of these values, without errors so far.
     #[must_use]
     pub fn new(values: &'v Values) -> Self {
         Self { values, findings: Vec::new() }
     }
 
-    /// What was given.
+    /// The values.
     #[must_use]
     pub fn values(&self) -> &'v Values {
         self.values
     }
 
-    /// A setting's text, or its default; `None` when it has none.
+    /// A setting's text, or its default. `None` when it has neither.
     pub fn text(&mut self, setting: &'static Setting) -> Option<&'v str> {
         match self.values.found(setting.name) {
             // A file that was read into a variable ends with a line break.
@@ -235,7 +235,7 @@ impl<'v> Reader<'v> {
         }
     }
 
-    /// A whole number within bounds.
+    /// A whole number within bounds. `None`, and an error in the reader, when the text is not such a number.
     pub fn number(&mut self, setting: &'static Setting, bounds: RangeInclusive<u32>) -> Option<u32> {
         let number = self.text(setting)?.trim().parse().ok().filter(|number| bounds.contains(number));
         if number.is_none() {
@@ -245,40 +245,40 @@ impl<'v> Reader<'v> {
         number
     }
 
-    /// Notes what is wrong with a setting: the rest of a sentence that begins with its name. It must not tell the value.
+    /// Adds an error about a setting: the rest of a sentence that begins with its name. It must not contain the value.
     pub fn complain(&mut self, setting: &Setting, problem: impl fmt::Display) {
         self.findings.push(format!("{} {problem}", self.values.known_as(setting)));
     }
 
-    /// Notes that something is wrong with the whole.
+    /// Adds an error that is not about a single setting: a whole sentence.
     pub fn complain_of_all(&mut self, problem: impl Into<String>) {
         self.findings.push(problem.into());
     }
 
-    /// The name by which whoever gave the value knows the setting.
+    /// The setting's name in its source.
     #[must_use]
     pub fn known_as(&self, setting: &Setting) -> String {
         self.values.known_as(setting)
     }
 
-    /// All that was found, in one error.
+    /// Returns all errors as one.
     ///
     /// # Errors
     ///
-    /// [`SettingsError`] when anything was.
+    /// [`SettingsError`] when there was any error.
     pub fn finish(self) -> Result<(), SettingsError> {
         if self.findings.is_empty() { Ok(()) } else { Err(SettingsError { findings: self.findings }) }
     }
 }
 
-/// Everything that is wrong with the settings. No value is repeated.
+/// Everything that is wrong with the settings. Contains no value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingsError {
     findings: Vec<String>,
 }
 
 impl SettingsError {
-    /// A sentence for each thing that is wrong.
+    /// One sentence for each error.
     #[must_use]
     pub fn findings(&self) -> &[String] {
         &self.findings
@@ -320,20 +320,20 @@ mod tests {
         Values::new([&WORD, &SECRET, &COUNT])
     }
 
-    fn say(values: &mut Values, source: SettingSource, name: &str, text: &str) {
+    fn give(values: &mut Values, source: SettingSource, name: &str, text: &str) {
         values.read(source, |setting| (setting.name == name).then(|| text.into()));
     }
 
     #[test]
-    fn a_flag_is_heard_before_the_environment_and_that_before_the_program() {
+    fn a_flag_overrides_the_environment_and_the_environment_overrides_the_program() {
         let mut values = values();
         assert_eq!(
             (values.source("a-word"), values.shown(&WORD)),
             (SettingSource::Default, Some("none".into()))
         );
 
-        say(&mut values, SettingSource::Flag, "a-word", "by flag");
-        say(&mut values, SettingSource::Environment, "a-word", "by environment");
+        give(&mut values, SettingSource::Flag, "a-word", "by flag");
+        give(&mut values, SettingSource::Environment, "a-word", "by environment");
         values.set("a-word", "by program");
 
         assert_eq!(
@@ -344,9 +344,9 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_comes_at_once_by_the_names_of_who_said_it() {
+    fn all_errors_come_at_once_with_the_names_that_their_sources_use() {
         let mut values = values();
-        say(&mut values, SettingSource::Environment, "a-count", "many");
+        give(&mut values, SettingSource::Environment, "a-count", "many");
         values.read(SettingSource::Flag, |setting| {
             use std::os::unix::ffi::OsStringExt;
             (setting.name == "a-secret").then(|| OsString::from_vec(vec![0xff]))
@@ -355,7 +355,7 @@ mod tests {
         let mut reader = Reader::new(&values);
         assert_eq!((reader.number(&COUNT, 1..=9), reader.text(&SECRET)), (None, None));
 
-        let error = reader.finish().expect_err("two things are wrong");
+        let error = reader.finish().expect_err("two errors");
         assert_eq!(
             error.to_string(),
             "2 settings cannot be used:\n  A_COUNT must be a whole number from 1 to 9\n  --a-secret is not UTF-8"
@@ -363,9 +363,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_value_is_none() {
+    fn an_empty_value_counts_as_missing() {
         let mut values = values();
-        say(&mut values, SettingSource::Environment, "a-count", "");
+        give(&mut values, SettingSource::Environment, "a-count", "");
 
         let mut reader = Reader::new(&values);
 
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_shown_nowhere() {
+    fn no_output_shows_a_secret() {
         let mut values = values();
         values.set("a-secret", "hunter2");
         values.set("a-count", "hunter2");

@@ -1,10 +1,10 @@
-//! The text of statements: taken apart as the server does it, shown without its literals, and judged by what it leaves behind.
+//! The SQL text of statements: tokens, redaction, and effects on the session.
 
-mod known;
-mod leaves;
+mod effects;
+mod harmless;
 mod lexer;
-mod shown;
+mod redact;
 
-pub(crate) use known::Known;
-pub(crate) use leaves::needs_session;
-pub(crate) use shown::shown;
+pub(crate) use effects::needs_session;
+pub(crate) use harmless::HarmlessTexts;
+pub(crate) use redact::redact_sql;

@@ -1,72 +1,70 @@
-//! Knowing whether a statement was cut off.
+//! The state of a checked-out connection.
 //!
-//! The driver does not say whether an answer is still on its way; a future dropped at an await point leaves it there.
-//! So each statement raises a flag before its first byte is sent, and lowers it when its last one was read.
+//! The driver does not say whether an answer is still due, and a future dropped at an await point leaves it due. So each statement sets
+//! a flag before its first byte is sent, and clears the flag after its last byte was read.
 
 use sqlx::error::DatabaseError;
 
 use crate::class::{Link, Verdict};
-use crate::deadline::Ends;
-use crate::doubt::Doubt;
-use crate::lent::Found;
-use crate::question::Standing;
+use crate::deadline::TxDeadline;
+use crate::hooks::PendingHooks;
+use crate::lent::LentProblem;
+use crate::status_query::TxStatus;
 
-/// What is known of a connection between two statements.
+/// The state of a connection between two statements.
 #[derive(Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is known, or not, whatever the others are")]
+#[expect(clippy::struct_excessive_bools, reason = "the flags are independent of each other")]
 pub(crate) struct State {
-    /// A statement was begun and its end not seen.
-    in_flight: Option<Flight>,
+    /// The statement whose answer was not read completely.
+    in_flight: Option<InFlight>,
     link: Link,
-    /// Something may have been left in the session that we did not see through: sqlx's own connection was lent, or a
-    /// statement's text says so.
+    /// A statement may have changed the session, as its text shows or because sqlx's own connection was lent.
     pub(crate) session_changed: bool,
-    /// Statements were sent past us, so nobody knows whether the transaction has failed meanwhile.
+    /// The transaction may have failed unnoticed, because statements bypassed this crate.
     pub(crate) unseen: bool,
-    /// sqlx's own connection was lent to code that may do anything with it.
+    /// sqlx's own connection was lent to code that may change the session.
     pub(crate) was_lent: bool,
-    /// A text that went through us may have begun a transaction.
-    pub(crate) may_be_begun: bool,
+    /// A statement may have begun a transaction with raw SQL.
+    pub(crate) may_have_begun: bool,
     pub(crate) transaction: Transaction,
-    /// No statement of the transaction may wait for longer than until then.
-    pub(crate) ends: Option<Ends>,
-    /// The program itself said that it only reads.
+    /// The deadline of the transaction.
+    pub(crate) ends: Option<TxDeadline>,
+    /// The program chose to be read-only.
     pub(crate) reads_only: bool,
-    /// What the first failed statement of the transaction met: the server refuses all that come after it for that one.
+    /// The classification of the transaction's first failed statement, because of which the server refuses all later ones.
     pub(crate) failure: Option<Verdict>,
-    /// What runs once it is known what has become of the statement that is in flight, or that nobody will know.
-    pub(crate) doubt: Doubt,
+    /// The hooks to run when the outcome of the statement in flight is known, or can no longer be learnt.
+    pub(crate) pending_hooks: PendingHooks,
 }
 
-/// What was begun.
+/// What is in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flight {
-    /// A statement of the user's.
+pub(crate) enum InFlight {
+    /// A statement of the caller.
     Statement,
-    /// `BEGIN`, `COMMIT` and the like, and signs of life: short, and better waited for than cancelled.
+    /// `BEGIN`, `COMMIT` and the like, and pings: short, so they are waited for and not cancelled.
     Control,
-    /// Nothing of ours: the connection was lent as sqlx's own, and nobody knows what is under way on it. It is asked where it
-    /// stands before anything else is sent.
+    /// Unknown statements: sqlx's own connection was lent. The transaction status is queried before anything else is sent.
     Lent,
-    /// A `COPY`, whose answers the driver does not count. Unless it comes to its end, nothing more is sent.
+    /// A `COPY`, whose answers the driver does not count. If it does not end properly, nothing more is sent.
     Copy,
-    /// Answers that belong to other questions. Nothing more is sent.
+    /// Answers that belong to other statements. Nothing more is sent.
     OutOfStep,
 }
 
-/// Where a connection stands with transactions of ours.
+/// The state of this crate's transaction on a connection.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transaction {
     #[default]
     None,
-    /// One is open, or may be.
+    /// A transaction is or may be open.
     Open,
-    /// A statement failed inside it, so the server will only roll it back.
+    /// A statement in the transaction failed, so the server will only roll back.
     Aborted,
 }
 
 impl State {
-    /// Whether the next user of the connection would notice nothing of this one.
+    /// Whether the next caller can use the connection without a repair.
     pub(crate) fn is_clean(&self) -> bool {
         self.in_flight.is_none()
             && self.link == Link::Kept
@@ -82,71 +80,71 @@ impl State {
         self.link = Link::Lost;
     }
 
-    /// Whether nobody else is to have the connection.
+    /// Whether the connection must not be used again.
     pub(crate) fn is_useless(&self) -> bool {
         self.link >= Link::Closed
     }
 
-    /// Notes that nobody else is to have the connection, though it works.
+    /// Marks a working connection as one that must not be used again.
     pub(crate) fn mark_useless(&mut self) {
         self.link = self.link.max(Link::Closed);
     }
 
-    /// Whether its server is to be asked whether it takes writes.
+    /// Whether the role must be queried before the next use.
     pub(crate) fn asks_role(&self) -> bool {
         self.link == Link::AskRole
     }
 
-    pub(crate) fn in_flight(&self) -> Option<Flight> {
+    pub(crate) fn in_flight(&self) -> Option<InFlight> {
         self.in_flight
     }
 
-    /// Notes that what was cut off has come to its end, and whether it failed.
-    pub(crate) fn at_rest(&mut self, failed: bool) {
+    /// Records that an abandoned statement has ended, and whether it failed.
+    pub(crate) fn finish_abandoned(&mut self, failed: bool) {
         self.in_flight = None;
         if failed && self.transaction == Transaction::Open {
             self.transaction = Transaction::Aborted;
         }
     }
 
-    /// Notes that sqlx's own connection is lent. What failed before may be mended by what is done with it.
+    /// Records a loan of sqlx's own connection. The borrower may recover a failed transaction.
     pub(crate) fn lend(&mut self) {
         self.unseen = true;
-        self.in_flight = Some(Flight::Lent);
+        self.in_flight = Some(InFlight::Lent);
         if self.transaction == Transaction::Aborted {
             self.transaction = Transaction::Open;
         }
     }
 
     pub(crate) fn is_lent(&self) -> bool {
-        self.in_flight == Some(Flight::Lent)
+        self.in_flight == Some(InFlight::Lent)
     }
 
-    /// Notes where the session stands that was lent, and says what is in the way of the next statement, if anything is: then it
-    /// counts as lent still.
-    pub(crate) fn stands(&mut self, standing: Standing) -> Result<(), Found> {
-        self.in_flight = Some(Flight::Lent);
-        self.transaction = match (self.transaction, standing) {
-            (Transaction::None, Standing::Open | Standing::Aborted) if !self.may_be_begun => {
-                return Err(Found::Open);
+    /// Records the transaction status after a loan. Returns what prevents the next statement, if anything does; the connection then still
+    /// counts as lent.
+    pub(crate) fn set_status(&mut self, status: TxStatus) -> Result<(), LentProblem> {
+        self.in_flight = Some(InFlight::Lent);
+        self.transaction = match (self.transaction, status) {
+            (Transaction::None, TxStatus::Open | TxStatus::Aborted) if !self.may_have_begun => {
+                return Err(LentProblem::StillOpen);
             }
-            (Transaction::Open | Transaction::Aborted, Standing::Idle) => return Err(Found::Ended),
+            (Transaction::Open | Transaction::Aborted, TxStatus::Idle) => return Err(LentProblem::Ended),
             (Transaction::None, _) => Transaction::None,
-            (_, Standing::Aborted) => Transaction::Aborted,
-            (_, Standing::Open) => Transaction::Open,
+            (_, TxStatus::Aborted) => Transaction::Aborted,
+            (_, TxStatus::Open) => Transaction::Open,
         };
         self.unseen = false;
         self.in_flight = None;
         Ok(())
     }
 
-    /// Notes that its answers belong to other questions: nothing more is sent, and nobody else is to have it.
+    /// Records that the session is out of step: nothing more is sent, and it is not used again.
     pub(crate) fn mark_out_of_step(&mut self) {
-        self.in_flight = Some(Flight::OutOfStep);
+        self.in_flight = Some(InFlight::OutOfStep);
         self.mark_useless();
     }
 
-    pub(crate) fn begin(&mut self, flight: Flight) {
+    pub(crate) fn begin(&mut self, flight: InFlight) {
         self.in_flight = Some(flight);
     }
 
@@ -156,13 +154,13 @@ impl State {
             return;
         };
         let verdict = Verdict::of_statement(error);
-        let says_nothing_new = self.reads_only && verdict.link == Link::AskRole;
-        if !says_nothing_new {
+        let is_by_choice = self.reads_only && verdict.link == Link::AskRole;
+        if !is_by_choice {
             self.link = self.link.max(verdict.link);
         }
         let is_answer = matches!(error, sqlx::Error::Database(_));
         if !is_answer && verdict.link < Link::Lost {
-            // It was not sent, or its answer was read before.
+            // The statement was not sent, or its answer was read before the error.
             self.in_flight = None;
             return;
         }
@@ -170,7 +168,7 @@ impl State {
             self.failure = Some(verdict);
         }
         if is_answer {
-            // The statement is over; a transaction around it is lost.
+            // The statement has ended. It has failed the transaction around it.
             self.in_flight = None;
             if self.transaction == Transaction::Open {
                 self.transaction = Transaction::Aborted;
@@ -182,7 +180,7 @@ impl State {
 /// "Current transaction is aborted, commands ignored until end of transaction block."
 const ABORTED: &str = "25P02";
 
-/// Whether the server refuses a statement for what one before it met.
+/// Whether the server refused a statement because an earlier one had failed.
 pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(ABORTED)
 }

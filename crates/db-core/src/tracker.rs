@@ -1,47 +1,35 @@
-//! Who holds what, since when, and from where.
+//! Tracks checkouts: call site, start, and statement.
 
 use std::backtrace::Backtrace;
 use std::fmt;
-use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use sqlx::SqlStr;
 
-use crate::pool::Cancels;
-use crate::{PoolOptions, sql};
+use crate::call_site::CallSite;
+use crate::cancels::Cancels;
+use crate::pool_options::{PoolOptions, Tracking};
+use crate::sql;
 
-/// What a pool remembers of those who hold its connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Tracking {
-    /// Nothing: no [holders](crate::Pool::holders), no leaks.
-    Off,
-    /// The line that asked, since when, in a transaction or not, and the statement that runs.
-    #[default]
-    Lines,
-    /// The call stack of the one who asked, too. It costs some hundred microseconds each time.
-    Stacks,
-}
-
-/// One connection on loan.
+/// One checkout.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Holder {
-    /// The process id of its server process, as in `pg_stat_activity`.
+    /// The process id of the session's server process, as in `pg_stat_activity`.
     pub pid: i32,
-    /// Where the program asked for it.
+    /// The call site of the acquire.
     pub at: CallSite,
-    /// How long it has been out.
+    /// How long the connection has been held.
     pub held: Duration,
-    /// Whether a transaction is open on it.
+    /// Whether a transaction is open.
     pub in_transaction: bool,
-    /// The statement that runs on it now, without its literals, and for how long.
+    /// The running statement without its literals, and how long it has been running.
     pub statement: Option<(String, Duration)>,
-    /// Whether it is held for longer than its threshold.
+    /// Whether the connection is held for longer than its threshold.
     pub leaked: bool,
-    /// The call stack of the one who asked, with [`Tracking::Stacks`].
+    /// The call stack of the acquire, with [`Tracking::Stacks`].
     pub stack: Option<Arc<Backtrace>>,
 }
 
@@ -60,67 +48,35 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Where the program asked for a connection: the line that made the [`Handle`](crate::Handle). `&Pool` as an executor has
-/// none, since a trait's method does not learn who calls it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CallSite(Option<&'static Location<'static>>);
-
-impl CallSite {
-    #[track_caller]
-    pub(crate) fn caller() -> Self {
-        Self(Some(Location::caller()))
-    }
-
-    pub(crate) fn unknown() -> Self {
-        Self(None)
-    }
-
-    /// The line, if it is known.
-    #[must_use]
-    pub fn location(self) -> Option<&'static Location<'static>> {
-        self.0
-    }
-}
-
-impl fmt::Display for CallSite {
-    /// `src/orders.rs:17`, or `&Pool, whose call site is not known`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(at) => write!(f, "{}:{}", at.file(), at.line()),
-            None => f.write_str("&Pool, whose call site is not known"),
-        }
-    }
-}
-
-/// Who asks for a connection.
+/// The call site and limits of a request for a connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Asker {
+pub(crate) struct Caller {
     pub(crate) at: CallSite,
     pub(crate) leak_after: Duration,
     pub(crate) acquire_timeout: Duration,
 }
 
-impl Asker {
-    /// Asks as the options of its pool say.
+impl Caller {
+    /// A caller with the limits of the pool's options.
     pub(crate) fn new(at: CallSite, options: &PoolOptions) -> Self {
         Self { at, leak_after: options.leak_after, acquire_timeout: options.acquire_timeout }
     }
 }
 
-/// One session on the server, known from its first answer to its end.
+/// A session on the server.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) pid: i32,
-    /// When the server process began, in the server's own words. With it, a process id that is used again is not
-    /// mistaken for this one.
+    /// When the server process started, as the server prints it. It distinguishes the session from a later one with the same process
+    /// id.
     pub(crate) began: String,
     pub(crate) cancels: Cancels,
-    loan: Mutex<Option<Loan>>,
+    checkout: Mutex<Option<Checkout>>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Loan {
-    asker: Asker,
+pub(crate) struct Checkout {
+    caller: Caller,
     since: Instant,
     task: TaskKey,
     in_transaction: bool,
@@ -129,7 +85,7 @@ pub(crate) struct Loan {
     stack: Option<Arc<Backtrace>>,
 }
 
-/// What the end of a loan means for those who watch.
+/// The tracker's data about an ended checkout.
 pub(crate) struct Returned {
     pub(crate) at: CallSite,
     pub(crate) held: Duration,
@@ -138,26 +94,32 @@ pub(crate) struct Returned {
 
 impl Session {
     pub(crate) fn new(pid: i32, began: String) -> Self {
-        Self { pid, began, cancels: Cancels::new(), loan: Mutex::new(None) }
+        Self { pid, began, cancels: Cancels::new(), checkout: Mutex::new(None) }
     }
 
-    /// One of a pooler's, which may be another with each transaction.
+    /// A pooler's session, which may change with each transaction.
     pub(crate) fn unknown() -> Self {
         Self::new(0, String::new())
     }
 
-    fn loan(&self) -> MutexGuard<'_, Option<Loan>> {
-        self.loan.lock().unwrap_or_else(PoisonError::into_inner)
+    fn checkout(&self) -> MutexGuard<'_, Option<Checkout>> {
+        self.checkout.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that it is lent out, and what runs on it from the same moment, if anything does.
-    pub(crate) fn lend(&self, asker: Asker, since: Instant, tracking: Tracking, statement: Option<&SqlStr>) {
+    /// Records the start of a checkout, and of a statement if one is given.
+    pub(crate) fn start_checkout(
+        &self,
+        caller: Caller,
+        since: Instant,
+        tracking: Tracking,
+        statement: Option<&SqlStr>,
+    ) {
         if tracking == Tracking::Off {
             return;
         }
         let stack = (tracking == Tracking::Stacks).then(|| Arc::new(Backtrace::force_capture()));
-        *self.loan() = Some(Loan {
-            asker,
+        *self.checkout() = Some(Checkout {
+            caller,
             since,
             task: TaskKey::here(),
             in_transaction: false,
@@ -167,41 +129,47 @@ impl Session {
         });
     }
 
-    pub(crate) fn take_back(&self, now: Instant) -> Option<Returned> {
-        let loan = self.loan().take()?;
-        Some(Returned { at: loan.asker.at, held: now.duration_since(loan.since), leaked: loan.leaked })
+    pub(crate) fn end_checkout(&self, now: Instant) -> Option<Returned> {
+        let checkout = self.checkout().take()?;
+        Some(Returned {
+            at: checkout.caller.at,
+            held: now.duration_since(checkout.since),
+            leaked: checkout.leaked,
+        })
     }
 
-    /// Notes that a statement begins.
+    /// Records the start of a statement.
     pub(crate) fn statement_started(&self, sql: &SqlStr, since: Instant) {
-        if let Some(loan) = &mut *self.loan() {
-            loan.statement = Some((sql.clone(), since));
+        if let Some(checkout) = &mut *self.checkout() {
+            checkout.statement = Some((sql.clone(), since));
         }
     }
 
-    /// Notes that the statement is over.
+    /// Records the end of a statement.
     pub(crate) fn statement_finished(&self) {
-        if let Some(loan) = &mut *self.loan() {
-            loan.statement = None;
+        if let Some(checkout) = &mut *self.checkout() {
+            checkout.statement = None;
         }
     }
 
-    pub(crate) fn set_in_transaction(&self, is: bool) {
-        if let Some(loan) = &mut *self.loan() {
-            loan.in_transaction = is;
+    pub(crate) fn set_in_transaction(&self, in_transaction: bool) {
+        if let Some(checkout) = &mut *self.checkout() {
+            checkout.in_transaction = in_transaction;
         }
     }
 
-    /// Where the current task took it, if it did.
-    pub(crate) fn taken_here(&self, task: TaskKey) -> Option<CallSite> {
-        self.loan().as_ref().filter(|loan| loan.task == task).map(|loan| loan.asker.at)
+    /// The call site of the checkout, if `task` made it.
+    pub(crate) fn acquired_by(&self, task: TaskKey) -> Option<CallSite> {
+        self.checkout().as_ref().filter(|checkout| checkout.task == task).map(|checkout| checkout.caller.at)
     }
 
-    /// Flags a loan that has become too long. True the first time.
+    /// Flags a checkout that takes too long. Returns true the first time.
     pub(crate) fn flag_leak(&self, now: Instant) -> bool {
-        match &mut *self.loan() {
-            Some(loan) if !loan.leaked && now.duration_since(loan.since) > loan.asker.leak_after => {
-                loan.leaked = true;
+        match &mut *self.checkout() {
+            Some(checkout)
+                if !checkout.leaked && now.duration_since(checkout.since) > checkout.caller.leak_after =>
+            {
+                checkout.leaked = true;
                 true
             }
             _ => false,
@@ -209,28 +177,28 @@ impl Session {
     }
 
     pub(crate) fn since(&self) -> Option<Instant> {
-        self.loan().as_ref().map(|loan| loan.since)
+        self.checkout().as_ref().map(|checkout| checkout.since)
     }
 
     pub(crate) fn holder(&self, now: Instant) -> Option<Holder> {
-        let loan = self.loan();
-        let loan = loan.as_ref()?;
+        let checkout = self.checkout();
+        let checkout = checkout.as_ref()?;
         Some(Holder {
             pid: self.pid,
-            at: loan.asker.at,
-            held: now.saturating_duration_since(loan.since),
-            in_transaction: loan.in_transaction,
-            statement: loan
+            at: checkout.caller.at,
+            held: now.saturating_duration_since(checkout.since),
+            in_transaction: checkout.in_transaction,
+            statement: checkout
                 .statement
                 .as_ref()
-                .map(|(sql, since)| (sql::shown(sql.as_str()), now.saturating_duration_since(*since))),
-            leaked: loan.leaked,
-            stack: loan.stack.clone(),
+                .map(|(sql, since)| (sql::redact_sql(sql.as_str()), now.saturating_duration_since(*since))),
+            leaked: checkout.leaked,
+            stack: checkout.stack.clone(),
         })
     }
 }
 
-/// The task that runs now. What a runtime blocks on is no task of tokio's, but stays on its thread.
+/// The current task. Outside a task, for example in `block_on`, the thread takes its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TaskKey {
     Task(tokio::task::Id),

@@ -13,22 +13,21 @@ mod savepoint;
 pub use options::{Isolation, TxOptions};
 pub use savepoint::Savepoint;
 
-pub(crate) use end::refuses;
 pub(crate) use nesting::Nesting;
 
 use resolve::Outcome;
 
-/// An open transaction, which ends with [`Tx::commit`], [`Tx::rollback`] or by being dropped. What runs in it is a [`Session`].
+/// An open transaction, which ends with [`Tx::commit`], [`Tx::rollback`] or by being dropped. Statements run on its [`Session`].
 ///
-/// `&mut Tx` is a sqlx executor. Dropped without a commit, the transaction is rolled back in the background, wherever its
-/// future was cut off; [`Handle::tx`](crate::Handle::tx) is the form that cannot forget the end.
+/// `&mut Tx` is a sqlx executor. A transaction that is dropped without a commit is rolled back in the background, even if its future
+/// was dropped at any await; [`Handle::tx`](crate::Handle::tx) commits or rolls back by itself.
 ///
-/// What was cut off in it, such as the rest of a stream, is read to its end before the next statement, as sqlx does. If that takes
-/// longer than 5 s, it is cancelled: the next statement, or the commit, then fails with [`Error::Deadline`] and says so. A
-/// rollback, and that of a savepoint around it, cancels it at once.
+/// An abandoned statement in the transaction, such as a stream that was not read to its end, is read to its end before the next
+/// statement, as sqlx does. After 5 s it is cancelled: the next statement, or the commit, then fails with [`Error::Deadline`]. A
+/// rollback of the transaction or of a savepoint around the statement cancels it at once.
 ///
-/// `BEGIN` and `COMMIT` are sent by us and not by sqlx's `Transaction`: in sqlx 0.9.0 a `begin` whose future is dropped
-/// leaves a transaction open on a connection that goes back to its pool.
+/// This crate sends `BEGIN` and `COMMIT` itself and does not use sqlx's `Transaction`: in sqlx 0.9.0 a `begin` whose future is dropped
+/// leaves a transaction open on a connection that returns to its pool.
 #[derive(Debug)]
 pub struct Tx {
     session: Session,
@@ -43,21 +42,22 @@ impl Tx {
         Ok(Self { session })
     }
 
-    /// Commits. The connection goes back to its pool, and what [`Session::after_commit`] and [`Session::unless_rolled_back`] were
-    /// given runs.
+    /// Commits. The connection is returned to its pool, and the hooks of [`Session::after_commit`] and
+    /// [`Session::unless_rolled_back`] run.
     ///
-    /// Dropping the future leaves it open whether the transaction is committed or not: nobody has read the answer. All of
-    /// it is, or nothing. The answer is then read in the background, and what was given runs as it says.
+    /// Dropping the future leaves the outcome unknown to the caller: the whole transaction is committed, or nothing of it. The
+    /// answer is then read in the background, and the hooks run accordingly.
     ///
     /// # Errors
     ///
-    /// [`Error::Aborted`] when a statement in the transaction had failed: nothing of it is stored, although the server
-    /// itself answers such a `COMMIT` without an error. [`Error::Statement`] when the server refused, for example a
-    /// deferred constraint: nothing is stored. [`Error::Lent`] when the session came back from [`Session::as_sqlx`] in a state in
-    /// which its answers cannot be believed: the commit was not sent, and nothing is stored. [`Error::Deadline`] when it was open
-    /// for too long, or when what was cut off in it did not end: nothing is stored. [`Error::CommitUnknown`] when the link was
-    /// lost on the way, or the session ended with an error; with [`TxOptions::resolve_commit`], this is success or
-    /// [`Error::RolledBack`] instead, as soon as the server can tell.
+    /// * [`Error::Aborted`] if a statement in the transaction had failed: nothing is stored. (The server itself answers such a `COMMIT`
+    ///   without an error.)
+    /// * [`Error::Statement`] if the server refused the commit, for example because of a deferred constraint: nothing is stored.
+    /// * [`Error::Lent`] if [`Session::as_sqlx`] left the session in a state in which its answers cannot be trusted: the commit was not
+    ///   sent, and nothing is stored.
+    /// * [`Error::Deadline`] if the transaction was open for too long, or an abandoned statement in it did not end: nothing is stored.
+    /// * [`Error::CommitUnknown`] if the link was lost during the commit, or the session ended with an error. With
+    ///   [`TxOptions::resolve_commit`], this is success or [`Error::RolledBack`] instead, once the server can tell.
     pub async fn commit(mut self) -> Result<(), Error> {
         self.session.get_ready_to_commit().await?;
         if !self.session.resolves_commit() {
@@ -66,27 +66,27 @@ impl Tx {
         let number = resolve::number(&mut self.session).await?;
         let error = match self.session.try_commit().await {
             Err(Error::CommitUnknown(error)) => error,
-            known => return known,
+            result => return result,
         };
-        let mut doubt = std::mem::take(&mut self.session.state.doubt);
+        let mut hooks = std::mem::take(&mut self.session.state.pending_hooks);
         match resolve::outcome(self.session, number.as_deref()).await {
             Outcome::Committed => {
-                doubt.committed();
+                hooks.committed();
                 Ok(())
             }
             Outcome::RolledBack => {
-                doubt.forget();
+                hooks.clear();
                 Err(Error::RolledBack(error))
             }
             Outcome::Unknown => Err(Error::CommitUnknown(error)),
         }
     }
 
-    /// Rolls back. The connection goes back to its pool.
+    /// Rolls back. The connection is returned to its pool.
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when the link was lost: the server then rolls back by itself.
+    /// [`Error::Statement`] if the link was lost: the server then rolls back by itself.
     pub async fn rollback(mut self) -> Result<(), Error> {
         self.session.roll_back().await
     }

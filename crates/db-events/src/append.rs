@@ -148,7 +148,7 @@ impl EventLogs {
             let mut conn = self.handle().acquire().await.map_err(|error| Error::of(error.into()))?;
             // If this future is dropped, the batch may be stored all the same.
             let events = self.clone();
-            conn.if_cut_off(move || events.wake(log));
+            conn.if_abandoned(move || events.wake(log));
             match append(&mut conn, log, after, batch, attempt).await {
                 Ok(Outcome::Stored(ids)) => {
                     self.wake(log);

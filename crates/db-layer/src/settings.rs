@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use db_core::settings::{
     DATABASE, KEYS, POOLS, Reader, Setting, SettingSource, SettingsError, Values, api, backend, database,
-    demand_direct, direct, keyring, matters, names_a_database,
+    direct, has_database, keyring, require_direct, takes_effect,
 };
 use db_core::{Config, PoolOptions};
 use db_notify::settings::{BUS, bus};
@@ -74,7 +74,7 @@ impl Settings {
     /// Whether anybody says where the database is.
     #[must_use]
     pub fn has_database(&self) -> bool {
-        names_a_database(&self.values)
+        has_database(&self.values)
     }
 
     /// Whether anybody gives a key to seal columns under.
@@ -88,7 +88,7 @@ impl Settings {
     /// forms of a key, those below the highest source.
     pub fn effective(&self) -> impl Iterator<Item = (&'static Setting, Option<String>, SettingSource)> + '_ {
         self.values.settings().map(|setting| {
-            let value = self.values.shown(setting).filter(|_| matters(&self.values, setting));
+            let value = self.values.shown(setting).filter(|_| takes_effect(&self.values, setting));
             (setting, value, self.values.source(setting.name))
         })
     }
@@ -136,7 +136,7 @@ impl Settings {
 fn finish(mut reader: Reader<'_>, config: Option<Config>) -> Result<Options, SettingsError> {
     let Rest { direct, instances, api, backend, bus, keyring } = Rest::read(&mut reader);
     if let Some(config) = &config {
-        demand_direct(&mut reader, config);
+        require_direct(&mut reader, config);
     }
     reader.finish()?;
     let config = config.expect("where there is none, that was found to be wrong");

@@ -138,7 +138,7 @@ impl fmt::Display for Cut<'_> {
             Ok(())
         };
         for (pool, closed) in self.0.pools() {
-            for holder in &closed.cut {
+            for holder in &closed.aborted {
                 item(f, format_args!("pool `{pool}` cut off {holder}"))?;
             }
             if closed.unnamed > 0 {

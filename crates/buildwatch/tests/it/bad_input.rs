@@ -87,10 +87,10 @@ async fn a_wrong_database_url_says_which_part_and_never_the_password(db: TestDb)
             "postgres://app:hunter2@db:port/shop",
             "DATABASE_URL cannot be used: the port in the database address",
         ),
-        ("postgres://app:hunter2@db", "DATABASE_URL cannot be used: the database address names no database"),
+        ("postgres://app:hunter2@db", "DATABASE_URL cannot be used: the database address has no database"),
         (
             "postgres://app:hunter2@db/shop?ssl=on",
-            "DATABASE_URL cannot be used: the parameter `ssl` in the database address cannot be heard",
+            "DATABASE_URL cannot be used: the parameter `ssl` in the database address is not supported",
         ),
         (
             "postgres://app:hunter2@/shop?host=",

@@ -1,4 +1,4 @@
-//! An address, taken apart.
+//! Splits an address into its parameters.
 
 use std::borrow::Cow;
 
@@ -7,34 +7,34 @@ use url::Url;
 
 use super::ConfigError;
 
-/// A parameter and its value, decoded, or why it cannot be. What stands before the `?` has its parameter's name, too.
-pub(crate) type Part = (String, Result<String, ConfigError>);
+/// A parameter and its decoded value, or why it cannot be decoded. Parts before the `?` have parameter names, too.
+pub(crate) type Parameter = (String, Result<String, ConfigError>);
 
 type Pair = (String, String);
 
 const ESCAPE: &str = "write the characters / : @ ? # in a name or a password as %2F %3A %40 %3F %23";
-const NO_SCHEME: &str = "there is no `://` in it";
-const CONTROL: &str = "there is a line break or another control character in it";
-const KEYWORDS: &str = "as keyword=value pairs it ends too early, or has a word without its `=`";
+const NO_SCHEME: &str = "it has no `://`";
+const CONTROL: &str = "it has a line break or another control character";
+const KEYWORDS: &str = "read as keyword=value pairs, it ends too early or has a word without `=`";
 
-/// Takes a URL, or libpq's `keyword=value` pairs, apart. A later part overrides an earlier one: a parameter of the query what
-/// stands before the `?`, as libpq has it. Said twice in the query, differently, a parameter is an error.
-pub(crate) fn parts(address: &str) -> Result<Vec<Part>, ConfigError> {
+/// Splits a URL, or libpq's `keyword=value` pairs. As in libpq, a later parameter overrides an earlier one, and the query
+/// overrides the parts before the `?`. A parameter with two different values in the query is an error.
+pub(crate) fn split_address(address: &str) -> Result<Vec<Parameter>, ConfigError> {
     let address = address.trim();
     let (mut parts, parameters) =
         if is_keywords(address) { (Vec::new(), keywords(address)?) } else { url(address)? };
-    let mut said: Vec<Pair> = Vec::new();
+    let mut seen: Vec<Pair> = Vec::new();
     for (name, value) in parameters {
         let name = canonical(&name).to_owned();
-        let differs = said.iter().any(|(other, before)| *other == name && *before != value);
+        let differs = seen.iter().any(|(other, before)| *other == name && *before != value);
         let part = if differs { Err(ConfigError::Twice(plain(&name))) } else { Ok(value.clone()) };
-        said.push((name.clone(), value));
+        seen.push((name.clone(), value));
         parts.push((name, part));
     }
     Ok(parts)
 }
 
-/// The other names that sqlx has for libpq's parameters, and pgx for Prisma's.
+/// Maps sqlx's other names of libpq's parameters, and pgx's name of Prisma's, to the usual ones.
 fn canonical(name: &str) -> &str {
     match name {
         "ssl-mode" => "sslmode",
@@ -46,18 +46,18 @@ fn canonical(name: &str) -> &str {
     }
 }
 
-/// A name that looks like a parameter's: after an unescaped `?`, another would be half a password.
+/// Returns the name if it looks like a parameter's: after an unescaped `?`, an unusual name would be half a password.
 pub(super) fn plain(name: &str) -> Option<String> {
     let is_plain = name.len() <= 40 && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     is_plain.then(|| name.to_owned())
 }
 
-fn url(address: &str) -> Result<(Vec<Part>, Vec<Pair>), ConfigError> {
+fn url(address: &str) -> Result<(Vec<Parameter>, Vec<Pair>), ConfigError> {
     let (url, has_host) = parse(address)?;
     let mut parts = Vec::new();
-    let mut add = |name: &str, text: &str, called: &'static str| {
+    let mut add = |name: &str, text: &str, part: &'static str| {
         if !text.is_empty() {
-            parts.push((name.to_owned(), decode(text, called)));
+            parts.push((name.to_owned(), decode(text, part)));
         }
     };
     if has_host {
@@ -67,13 +67,13 @@ fn url(address: &str) -> Result<(Vec<Part>, Vec<Pair>), ConfigError> {
     add("user", url.username(), "role");
     add("password", url.password().unwrap_or_default(), "password");
     add("dbname", url.path().trim_start_matches('/'), "database name");
-    // As sqlx reads them, whose programs share the address: a `+` is a space.
+    // As sqlx reads them, since sqlx programs share the address: a `+` is a space.
     let pairs = url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned()));
     Ok((parts, pairs.collect()))
 }
 
-/// The URL, and whether it names a host. RFC 3986 has no authority with a user and no host, but libpq's addresses do:
-/// `postgres://role@/database?host=…`.
+/// Parses the URL and reports whether it names a host. RFC 3986 has no authority with a user and no host, but libpq's
+/// addresses do: `postgres://role@/database?host=…`.
 fn parse(address: &str) -> Result<(Url, bool), ConfigError> {
     let Some((scheme, rest)) = address.split_once("://") else {
         return Err(ConfigError::NotAUrl(NO_SCHEME));
@@ -81,12 +81,12 @@ fn parse(address: &str) -> Result<(Url, bool), ConfigError> {
     if !matches!(scheme, "postgres" | "postgresql") {
         return Err(ConfigError::Scheme);
     }
-    // The parser drops them without a word, and a password would be another.
+    // The URL parser silently drops control characters, which would change the password.
     if address.contains(char::is_control) {
         return Err(ConfigError::NotAUrl(CONTROL));
     }
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    // After an unescaped `/`, `?` or `#` in a password, the rest of it stands where other parts are expected.
+    // After an unescaped `/`, `?` or `#`, the rest of the password stands where other parts are expected.
     let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
     if tail.contains(['@', '#']) || path.trim_start_matches('/').contains(['/', ':']) || query.contains('?') {
         return Err(ConfigError::NotAUrl(ESCAPE));
@@ -127,7 +127,7 @@ fn is_keywords(address: &str) -> bool {
     })
 }
 
-/// libpq's other form, as its manual has it in "Keyword/Value Connection Strings": pairs parted by white space, values with
+/// Parses libpq's other form ("Keyword/Value Connection Strings" in its manual): pairs separated by white space, values with
 /// white space in single quotes, a backslash before a quote or a backslash.
 fn keywords(text: &str) -> Result<Vec<Pair>, ConfigError> {
     let mut pairs = Vec::new();

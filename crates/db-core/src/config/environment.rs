@@ -1,13 +1,13 @@
-//! libpq's variables, which complete an address that does not say the same.
+//! libpq's environment variables, which fill in what an address lacks.
 //!
-//! The driver hears some of them by itself, and two of those cannot be taken back from it: so all of what it hears is heard
-//! here, shown as settings, and nothing else is.
+//! The driver reads some of them by itself, and two of those cannot be unset in its options. So this module reads the same
+//! variables as the driver, shows them as settings, and reads no others.
 
 use std::ffi::OsString;
 
 use super::{Config, ConfigError};
 
-/// What `config` shows as a setting of another name: the parameter, and libpq's variable.
+/// The parameters that a variable of libpq fills in, each with the variable.
 pub(crate) static LIBPQ: [(&str, &str); 6] = [
     ("user", "PGUSER"),
     ("password", "PGPASSWORD"),
@@ -17,27 +17,30 @@ pub(crate) static LIBPQ: [(&str, &str); 6] = [
     ("options", OPTIONS),
 ];
 
-/// The driver adds what we say to this, and nothing takes it away.
+/// The driver appends our options to this variable's, and its API cannot remove them.
 const OPTIONS: &str = "PGOPTIONS";
 
-const BESIDE: &str =
-    "is set, and so are options of the sessions elsewhere: the driver would send both, so leave one out";
-const POOLED: &str = "is set, and the driver sends it, which a pooler in transaction mode refuses: unset it";
+const BESIDE: &str = "is set, and the address or the settings set session options, too: the driver would send both, so remove one";
+const POOLED: &str = "is set, and a pooler in transaction mode refuses the session options in it: unset it";
 
 impl Config {
-    /// Takes from the environment what nobody has said. An empty variable counts as one that is not there.
-    pub(super) fn complete(&mut self, wrong: &mut Vec<ConfigError>, look: impl Fn(&str) -> Option<OsString>) {
-        // A certificate and its key come from one place.
+    /// Fills in missing parts from the environment. An empty variable counts as missing.
+    pub(super) fn complete(
+        &mut self,
+        wrong: &mut Vec<ConfigError>,
+        lookup: impl Fn(&str) -> Option<OsString>,
+    ) {
+        // A certificate and its key come from one source.
         let has_certificate = self.tls.has_certificate();
         for (parameter, variable) in LIBPQ {
-            let is_said = match parameter {
+            let is_set = match parameter {
                 "user" => !self.user.is_empty(),
                 "password" => self.password.is_some(),
                 "sslrootcert" => self.tls.has_authority(),
                 "sslcert" | "sslkey" => has_certificate,
                 _ => false,
             };
-            let Some(text) = look(variable).filter(|text| !is_said && !text.is_empty()) else { continue };
+            let Some(text) = lookup(variable).filter(|text| !is_set && !text.is_empty()) else { continue };
             let problem = match text.into_string() {
                 Err(_) => Some("is not UTF-8"),
                 Ok(_) if variable == OPTIONS => self.beside_options(),
@@ -60,7 +63,7 @@ impl Config {
     }
 
     fn beside_options(&self) -> Option<&'static str> {
-        if self.session.by().is_some() {
+        if self.session.set_by().is_some() {
             return Some(BESIDE);
         }
         (self.pooler == crate::Pooler::Transaction).then_some(POOLED)
@@ -75,7 +78,7 @@ mod tests {
 
     fn completed(address: &str, variables: &[(&str, &str)]) -> (Config, Vec<ConfigError>) {
         let mut config = Config::blank();
-        for (name, value) in super::super::parts(address).expect("an address") {
+        for (name, value) in super::super::split_address(address).expect("an address") {
             config.set(&name, &value.expect("a part")).expect("a good one");
         }
         let mut wrong = Vec::new();
@@ -86,17 +89,17 @@ mod tests {
     }
 
     #[test]
-    fn the_drivers_own_ear_for_the_environment_is_closed() {
-        let shown =
+    fn the_driver_reads_no_variable_of_its_own() {
+        let options =
             format!("{:?}", Config::from_url("postgres://app@db/shop").expect("an address").as_sqlx());
 
-        // What it has found there is replaced, whatever it was.
-        assert!(shown.contains("ssl_root_cert: Some(Inline([]))"), "{shown}");
-        assert!(shown.contains("application_name: Some(\"\")"), "{shown}");
+        // Whatever the driver found in the environment is replaced.
+        assert!(options.contains("ssl_root_cert: Some(Inline([]))"), "{options}");
+        assert!(options.contains("application_name: Some(\"\")"), "{options}");
     }
 
     #[test]
-    fn an_empty_variable_is_not_there_and_one_that_is_not_utf_8_is_refused() {
+    fn an_empty_variable_counts_as_missing_and_a_variable_that_is_not_utf_8_is_refused() {
         let (config, wrong) = completed("postgres://db/shop", &[("PGUSER", ""), ("PGPASSWORD", "")]);
         assert!(wrong.is_empty() && config.password.is_none() && !config.user.is_empty(), "{wrong:?}");
 

@@ -1,18 +1,18 @@
-//! The parameters that an address may have, in one table: what reads each, and its line in docs/options.md.
+//! The parameters of an address in one table: the setter of each, and its row in docs/options.md.
 
 use secrecy::SecretString;
 
-use super::{Config, ConfigError, asked, host};
+use super::{Config, ConfigError, host, limits};
 use crate::Pooler;
 
-/// Takes the value of a parameter.
+/// Sets a parameter's value.
 type Set = fn(&mut Config, &str) -> Result<(), ConfigError>;
 
-/// Parameters that belong together, as the page has them.
-#[cfg_attr(not(test), expect(dead_code, reason = "the page is compared with it by a test"))]
+/// Parameters that share a row of docs/options.md.
+#[cfg_attr(not(test), expect(dead_code, reason = "a test compares docs/options.md with it"))]
 struct Line {
     parameters: &'static [(&'static str, Set)],
-    /// What holds when the address does not say it.
+    /// The value without the parameter.
     default: &'static str,
     unit: &'static str,
     /// When to change it.
@@ -45,7 +45,7 @@ static LINES: [Line; 11] = [
         ],
         default: "as in the address",
         unit: "",
-        change: "when a part cannot be written in its place, such as the folder of a socket: `?host=/run/postgresql`",
+        change: "when a part does not fit in its place, such as the folder of a socket: `?host=/run/postgresql`",
     },
     Line {
         parameters: &[
@@ -60,7 +60,7 @@ static LINES: [Line; 11] = [
         ],
         default: "the pool's name",
         unit: "",
-        change: "when other tools look for it in `pg_stat_activity`",
+        change: "to recognize the service in `pg_stat_activity`",
     },
     Line {
         parameters: &[("sslmode", |config, value| config.tls.set_mode(value))],
@@ -75,14 +75,14 @@ static LINES: [Line; 11] = [
             ("sslkey", |config, value| config.tls.set_key(value)),
         ],
         default: "the operating system's authorities, none, none",
-        unit: "PEM, or a file; `sslrootcert=system` for the operating system's alone, with `verify-full`",
+        unit: "PEM, or a file; `sslrootcert=system` for the operating system's authorities only, with `verify-full`",
         change: "as the flags",
     },
     Line {
         parameters: &[("channel_binding", |config, value| config.tls.set_binding(value))],
         default: "`prefer`",
         unit: "`disable`, `prefer` or `require`",
-        change: "when an address comes with it; `require` verifies the server as `verify-full`",
+        change: "when the provider's address has it; `require` implies `verify-full`",
     },
     Line {
         parameters: &[("pgbouncer", |config, value| {
@@ -98,38 +98,38 @@ static LINES: [Line; 11] = [
         })],
         default: "`false`",
         unit: "`true` or `false`",
-        change: "when a pooler in transaction mode is in between; then DATABASE_URL_DIRECT is needed, too",
+        change: "when the address leads to a pooler in transaction mode; then set DATABASE_URL_DIRECT, too",
     },
     Line {
         parameters: &[("connection_limit", |config, value| {
-            config.asked.connections = Some(asked::connections("connection_limit", value)?);
+            config.limits.connections = Some(limits::connections("connection_limit", value)?);
             Ok(())
         })],
         default: "none",
         unit: "connections of each pool",
-        change: "when several services share a server and each is to be bounded by its address; a pool's own lower limit holds",
+        change: "when several services share a server and the address limits each; a pool's own lower limit still applies",
     },
     Line {
         parameters: &[("pool_timeout", |config, value| {
-            config.asked.wait = Some(asked::seconds("pool_timeout", value)?);
+            config.limits.acquire_timeout = Some(limits::seconds("pool_timeout", value)?);
             Ok(())
         })],
-        default: "that of each pool",
+        default: "the `acquire_timeout` of each pool",
         unit: "seconds",
-        change: "when callers are to wait shorter or longer for a connection than each pool says",
+        change: "when callers should wait for another time than each pool's `acquire_timeout`",
     },
     Line {
         parameters: &[("connect_timeout", |config, value| {
-            config.asked.dial = Some(asked::seconds("connect_timeout", value)?);
+            config.limits.connect_timeout = Some(limits::seconds("connect_timeout", value)?);
             Ok(())
         })],
-        default: "5 s in `open` and of the bus, 3 s in pools",
-        unit: "seconds, of one attempt; in a pool, no more than three quarters of its `acquire_timeout`",
-        change: "when the server is far away, or a name takes long to resolve; the bus and migrations are told by the direct address",
+        default: "5 s in `open` and in the bus, 3 s in pools",
+        unit: "seconds for one attempt; in a pool, at most three quarters of its `acquire_timeout`",
+        change: "when the server is far away, or a name resolves slowly; the bus and migrations use the direct address's",
     },
     Line {
         parameters: &[("keepalives_idle", |config, value| {
-            config.asked.keepalive = Some(asked::seconds("keepalives_idle", value)?);
+            config.limits.keepalive = Some(limits::seconds("keepalives_idle", value)?);
             Ok(())
         })],
         default: "the `keepalive` of each pool",
@@ -145,17 +145,17 @@ static LINES: [Line; 11] = [
             ("lock_timeout", |config, value| config.session.set("lock_timeout", value)),
         ],
         default: "the server's",
-        unit: "settings of each session: `-c name=value …` or `options[name]=value`; a schema's name; as the server takes them",
-        change: "as `--postgres-options`; not through a pooler in transaction mode, whose sessions are everybody's",
+        unit: "settings of each session: `-c name=value …` or `options[name]=value`; a schema name; values in the server's form",
+        change: "as `--postgres-options`; not through a pooler in transaction mode, which shares its sessions between clients",
     },
 ];
 
-/// What reads the parameter of this name.
-pub(super) fn find(name: &str) -> Option<Set> {
-    all().find(|(known, _)| *known == name).map(|(_, set)| set)
+/// The setter of the parameter with this name.
+pub(super) fn setter(name: &str) -> Option<Set> {
+    all().find(|(parameter, _)| *parameter == name).map(|(_, set)| set)
 }
 
-/// The names of all, as [`ConfigError::UnknownParameter`] lists them.
+/// All parameter names, for [`ConfigError::UnknownParameter`].
 pub(super) fn names() -> String {
     let mut names: Vec<_> = all().map(|(name, _)| name).collect();
     names.sort_unstable();
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_lists_every_parameter() {
+    fn the_options_page_lists_every_parameter() {
         let mut table =
             String::from("| parameter | default | unit | when to change it |\n|---|---|---|---|\n");
         for Line { parameters, default, unit, change } in &LINES {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_parameter_is_told_all_that_are_known() {
+    fn the_error_for_an_unknown_parameter_lists_the_known_ones() {
         let error =
             Config::from_url("postgres://a@b/c?unknown=1").expect_err("no such parameter").to_string();
 

@@ -1,16 +1,16 @@
-//! What the driver can say of a role and its password when the server asks by SCRAM.
+//! Checks a role and its password against what the driver can send during SCRAM authentication.
 
 use stringprep::saslprep;
 
-/// Whether the driver can prepare a password. It refuses what RFC 4013 prohibits, where libpq sends the bytes as they are, and
-/// quotes the character.
-pub(super) fn can_be_said(password: &str) -> bool {
+/// Whether the driver accepts a password. The driver refuses what RFC 4013 prohibits and quotes the character in its error;
+/// libpq sends the bytes unchanged.
+pub(super) fn driver_accepts(password: &str) -> bool {
     saslprep(password).is_ok_and(|prepared| password.is_empty() == prepared.is_empty())
 }
 
-/// Whether the driver can put a role into its first message. It prepares the name together with the attribute's, and does not
-/// escape a comma, which ends it.
-pub(super) fn can_ask(role: &str) -> bool {
+/// Whether the driver can put a role into its first message. It applies `SASLprep` to the name together with its attribute,
+/// and does not escape a comma, which ends the attribute.
+pub(super) fn driver_accepts_role(role: &str) -> bool {
     !role.contains(',') && saslprep(&format!("n={role}")).is_ok()
 }
 
@@ -19,9 +19,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_password_is_one_that_the_driver_would_prepare() {
+    fn passwords_that_saslprep_refuses_are_refused() {
         for good in ["", "plain", "p w", "käse", "pass\u{ad}word", "ⅸ", "שלום", "%\\'\""] {
-            assert!(can_be_said(good), "{good:?}");
+            assert!(driver_accepts(good), "{good:?}");
         }
         for (bad, why) in [
             ("crab🦀", "not assigned in Unicode 3.2"),
@@ -35,16 +35,16 @@ mod tests {
             ("\u{221}", "not assigned in Unicode 3.2"),
             ("\u{ad}", "nothing is left of it"),
         ] {
-            assert!(!can_be_said(bad), "{why}");
+            assert!(!driver_accepts(bad), "{why}");
         }
     }
 
     #[test]
     fn a_role_is_prepared_with_its_attribute() {
-        for (role, can) in
+        for (role, is_accepted) in
             [("app", true), ("my role", true), ("a=b", true), ("a,b", false), ("שלום", false), ("🦀", false)]
         {
-            assert_eq!(can_ask(role), can, "{role}");
+            assert_eq!(driver_accepts_role(role), is_accepted, "{role}");
         }
     }
 }

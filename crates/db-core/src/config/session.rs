@@ -1,16 +1,16 @@
-//! What each session of an address is told when it begins.
+//! The server settings that each session of an address starts with.
 
 use std::fmt;
 
 use super::ConfigError;
 use super::address::plain;
 
-/// Settings of the server's, by name. `Debug` shows no value.
+/// Server settings by name. `Debug` shows no value.
 #[derive(Clone, Default)]
 pub(super) struct Session {
     settings: Vec<(String, String)>,
-    /// The parameter that said the first of them.
-    by: Option<&'static str>,
+    /// The parameter that gave the first setting.
+    set_by: Option<&'static str>,
 }
 
 impl fmt::Debug for Session {
@@ -19,51 +19,50 @@ impl fmt::Debug for Session {
     }
 }
 
-const EXPECTED: &str =
-    "made of settings, each as -c name=value or --name=value, with a backslash before a space in a value";
+const EXPECTED: &str = "a list of settings, each written as -c name=value or --name=value, with a backslash before a space in a value";
 
-/// What would not be heard, because the layer or the driver says it to each session, and last.
-const SAID_ALREADY: [(&str, &str); 11] = [
+/// Settings that the layer or the driver sets for each session, so that the address's value would have no effect.
+const RESERVED: [(&str, &str); 11] = [
     ("application_name", "write application_name as a parameter of its own"),
-    ("client_encoding", "the driver says client_encoding itself"),
-    ("datestyle", "the driver says datestyle itself"),
-    ("extra_float_digits", "the driver says extra_float_digits itself"),
-    ("idle_in_transaction_session_timeout", "pools say it themselves: set PoolOptions::tx_timeout"),
-    ("intervalstyle", "the driver reads intervals in one style"),
-    ("tcp_keepalives_count", "pools and the bus say it themselves: set PoolOptions::keepalive"),
-    ("tcp_keepalives_idle", "pools and the bus say it themselves: set PoolOptions::keepalive"),
-    ("tcp_keepalives_interval", "pools and the bus say it themselves: set PoolOptions::keepalive"),
-    ("tcp_user_timeout", "pools and the bus say it themselves: set PoolOptions::keepalive"),
-    ("timezone", "the driver says timezone itself, and reads times in UTC"),
+    ("client_encoding", "the driver sets client_encoding itself"),
+    ("datestyle", "the driver sets datestyle itself"),
+    ("extra_float_digits", "the driver sets extra_float_digits itself"),
+    ("idle_in_transaction_session_timeout", "pools set it themselves: use PoolOptions::tx_timeout"),
+    ("intervalstyle", "the driver reads intervals in one style only"),
+    ("tcp_keepalives_count", "pools and the bus set it themselves: use PoolOptions::keepalive"),
+    ("tcp_keepalives_idle", "pools and the bus set it themselves: use PoolOptions::keepalive"),
+    ("tcp_keepalives_interval", "pools and the bus set it themselves: use PoolOptions::keepalive"),
+    ("tcp_user_timeout", "pools and the bus set it themselves: use PoolOptions::keepalive"),
+    ("timezone", "the driver sets timezone itself, and reads times in UTC"),
 ];
 
-/// Why a session cannot be given a setting of this name, if it cannot.
-pub(crate) fn set_already(name: &str) -> Option<&'static str> {
+/// Why the session's setting of this name cannot be changed; `None` if it can.
+pub(crate) fn why_reserved(name: &str) -> Option<&'static str> {
     let name = name.replace('-', "_").to_ascii_lowercase();
-    SAID_ALREADY.iter().find(|(said, _)| *said == name).map(|(_, reason)| *reason)
+    RESERVED.iter().find(|(reserved, _)| *reserved == name).map(|(_, reason)| *reason)
 }
 
 impl Session {
-    /// Takes one of the server's settings that is a parameter of its own.
+    /// Sets a server setting that is a parameter of its own.
     pub(super) fn set(&mut self, setting: &'static str, value: &str) -> Result<(), ConfigError> {
         self.add(setting, setting, value.to_owned())
     }
 
-    /// Prisma's word, for a name and not for a path.
+    /// Prisma's `schema`: one schema name, not a list.
     pub(super) fn set_schema(&mut self, name: &str) -> Result<(), ConfigError> {
         self.add("schema", "search_path", format!("\"{}\"", name.replace('"', "\"\"")))
     }
 
-    /// Takes `options[name]=value`, if the parameter is that.
+    /// Sets `options[name]=value`; `None` if the parameter has another form.
     pub(super) fn set_option(&mut self, parameter: &str, value: &str) -> Option<Result<(), ConfigError>> {
         let name = parameter.strip_prefix("options[")?.strip_suffix(']')?;
         Some(self.add("options", name, value.to_owned()))
     }
 
-    /// The server's own rules for `options`: white space parts its words, a backslash takes what follows as it is.
+    /// Parses `options` by the server's rules: white space separates words, a backslash escapes the next character.
     pub(super) fn read(&mut self, text: &str) -> Result<(), ConfigError> {
         let wrong = ConfigError::Parameter { parameter: "options", expected: EXPECTED };
-        let mut words = words(text).into_iter();
+        let mut words = split_words(text).into_iter();
         while let Some(word) = words.next() {
             let setting = if word == "-c" {
                 words.next()
@@ -77,8 +76,8 @@ impl Session {
         Ok(())
     }
 
-    fn add(&mut self, by: &'static str, name: &str, value: String) -> Result<(), ConfigError> {
-        // As the server reads the name of a setting.
+    fn add(&mut self, set_by: &'static str, name: &str, value: String) -> Result<(), ConfigError> {
+        // The server normalizes setting names in the same way.
         let name = name.replace('-', "_").to_ascii_lowercase();
         let is_name = |name: &str| {
             name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -87,7 +86,7 @@ impl Session {
         if !is_name(&name) {
             return Err(ConfigError::Parameter { parameter: "options", expected: EXPECTED });
         }
-        if let Some(reason) = set_already(&name) {
+        if let Some(reason) = why_reserved(&name) {
             return Err(ConfigError::Refused { parameter: "options", reason });
         }
         match self.settings.iter().find(|(other, _)| *other == name) {
@@ -95,13 +94,13 @@ impl Session {
             Some(_) => {}
             None => self.settings.push((name, value)),
         }
-        self.by.get_or_insert(by);
+        self.set_by.get_or_insert(set_by);
         Ok(())
     }
 
-    /// The parameter that said something.
-    pub(super) fn by(&self) -> Option<&'static str> {
-        self.by
+    /// The parameter that gave the first setting, if any.
+    pub(super) fn set_by(&self) -> Option<&'static str> {
+        self.set_by
     }
 
     pub(super) fn settings(&self) -> &[(String, String)] {
@@ -109,7 +108,7 @@ impl Session {
     }
 }
 
-fn words(text: &str) -> Vec<String> {
+fn split_words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut chars = text.chars();

@@ -1,4 +1,4 @@
-//! What TLS has to be like.
+//! The TLS parameters of an address.
 
 use std::fmt;
 
@@ -7,18 +7,18 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::ConfigError;
 
-/// What an address says of TLS.
+/// The TLS parameters of an address.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tls {
     mode: Option<PgSslMode>,
     root_cert: Option<Authority>,
     cert: Option<Pem>,
     key: Option<Pem>,
-    /// `channel_binding=require`: nobody may be in between.
-    binds: bool,
+    /// `channel_binding=require`.
+    requires_binding: bool,
 }
 
-/// Who signs the certificates that are trusted.
+/// The authority whose certificates are trusted.
 #[derive(Clone)]
 enum Authority {
     /// `sslrootcert=system`.
@@ -40,12 +40,12 @@ impl fmt::Debug for Authority {
 pub(super) enum Place {
     /// Behind a Unix socket, where there is no TLS.
     Socket,
-    /// On this machine, where nobody can listen.
-    Here,
-    Elsewhere,
+    /// On this machine.
+    Local,
+    Remote,
 }
 
-/// What is in a file, or in the address itself. It may be a key, so `Debug` shows nothing of it.
+/// A file, or the text itself. The text may be a key, so `Debug` hides it.
 #[derive(Clone)]
 enum Pem {
     File(String),
@@ -74,24 +74,24 @@ impl Tls {
         self.cert.is_some() || self.key.is_some()
     }
 
-    /// A certificate is of no use without its key, and a key without its certificate. What asks for a verified server is at odds
-    /// with a mode that verifies less.
+    /// Checks the parameters against each other: a certificate needs its key and a key its certificate, and a parameter that
+    /// demands verification contradicts an `sslmode` that verifies less.
     pub(super) fn checked(&self, place: Place) -> Result<(), ConfigError> {
         let is_full = matches!(self.mode, None | Some(PgSslMode::VerifyFull));
         let is_encrypted = is_full || matches!(self.mode, Some(PgSslMode::Require | PgSslMode::VerifyCa));
         let (parameter, expected) = match (&self.cert, &self.key) {
-            (Some(_), None) => ("sslkey", "there, too, since sslcert is"),
-            (None, Some(_)) => ("sslcert", "there, too, since sslkey is"),
-            _ if self.binds && place == Place::Socket => {
+            (Some(_), None) => ("sslkey", "given, since sslcert is given"),
+            (None, Some(_)) => ("sslcert", "given, since sslkey is given"),
+            _ if self.requires_binding && place == Place::Socket => {
                 ("channel_binding", "prefer or disable, since there is no TLS on a Unix socket")
             }
-            _ if self.binds && !is_encrypted => (
+            _ if self.requires_binding && !is_encrypted => (
                 "sslmode",
-                "verify-full, or left out, since channel_binding=require lets nobody be in between",
+                "verify-full, or left out, since channel_binding=require demands a verified server",
             ),
             _ if matches!(self.root_cert, Some(Authority::System)) && !is_full => (
                 "sslmode",
-                "verify-full, or left out, since sslrootcert=system trusts everybody who has a certificate",
+                "verify-full, or left out, since sslrootcert=system accepts certificates of any server",
             ),
             _ => return Ok(()),
         };
@@ -113,9 +113,9 @@ impl Tls {
         Ok(())
     }
 
-    /// The driver cannot bind a password to its channel. What that is for, that nobody is in between, a verified name does, too.
+    /// The driver does not support channel binding. A verified host name gives the same protection against a server in between.
     pub(super) fn set_binding(&mut self, value: &str) -> Result<(), ConfigError> {
-        self.binds = match value {
+        self.requires_binding = match value {
             "require" => true,
             "prefer" | "disable" => false,
             _ => {
@@ -134,14 +134,14 @@ impl Tls {
         Ok(())
     }
 
-    /// As the address says, and as libpq reads it: an authority is there to verify by, and a socket has no TLS. Where the address
-    /// does not say it, the server is verified off this machine, its name included, and on it TLS is used if the server offers it.
+    /// The effective mode, with libpq's rules: an authority implies verification, and a socket has no TLS. Without `sslmode`, a
+    /// remote server is verified with its name, and a local server uses TLS if it offers TLS.
     pub(super) fn mode(&self, place: Place) -> PgSslMode {
         let is_system = matches!(self.root_cert, Some(Authority::System));
         match self.mode {
             _ if place == Place::Socket => PgSslMode::Disable,
-            _ if self.binds || is_system => PgSslMode::VerifyFull,
-            None if place == Place::Here => PgSslMode::Prefer,
+            _ if self.requires_binding || is_system => PgSslMode::VerifyFull,
+            None if place == Place::Local => PgSslMode::Prefer,
             None => PgSslMode::VerifyFull,
             Some(PgSslMode::Require) => self.encrypted(),
             Some(mode) => mode,
@@ -152,9 +152,9 @@ impl Tls {
         if self.root_cert.is_some() { PgSslMode::VerifyCa } else { PgSslMode::Require }
     }
 
-    /// The ways to connect, the second after the server refused the first: PostgreSQL's manual, table 34.1 "SSL Mode
-    /// Descriptions". The driver itself would not try a second one.
-    pub(super) fn ways(&self, place: Place) -> (PgSslMode, Option<PgSslMode>) {
+    /// The modes to try. The second is tried after the server refused the first: PostgreSQL's manual, table 34.1 "SSL Mode
+    /// Descriptions". The driver itself does not try a second mode.
+    pub(super) fn modes(&self, place: Place) -> (PgSslMode, Option<PgSslMode>) {
         match self.mode(place) {
             PgSslMode::Allow => (PgSslMode::Disable, Some(self.encrypted())),
             PgSslMode::Prefer if self.root_cert.is_some() => (self.encrypted(), Some(PgSslMode::Disable)),
@@ -163,9 +163,9 @@ impl Tls {
         }
     }
 
-    /// Whether the server is verified because nobody said otherwise.
+    /// Whether the server is verified only because no mode was given.
     pub(super) fn verifies_by_default(&self, place: Place) -> bool {
-        self.mode.is_none() && place == Place::Elsewhere
+        self.mode.is_none() && place == Place::Remote
     }
 
     pub(super) fn apply(&self, options: PgConnectOptions, place: Place) -> PgConnectOptions {
@@ -175,7 +175,7 @@ impl Tls {
             Some(Authority::Given(Pem::Text(pem))) => {
                 options.ssl_root_cert_from_pem(pem.expose_secret().as_bytes().to_vec())
             }
-            // Nothing, in the place of what the driver has found in the environment.
+            // An empty text replaces the file that the driver found in the environment.
             Some(Authority::System) | None => options.ssl_root_cert_from_pem(Vec::new()),
         };
         let options = match &self.cert {
@@ -191,7 +191,8 @@ impl Tls {
     }
 }
 
-/// The driver takes a text without a certificate for an authority that trusts nobody, and verifies by the others.
+/// Checks that the text contains a certificate: the driver accepts a text without one and silently verifies by the other
+/// authorities.
 fn authority(value: &str) -> Result<Authority, ConfigError> {
     if value == "system" {
         return Ok(Authority::System);
@@ -204,7 +205,7 @@ fn authority(value: &str) -> Result<Authority, ConfigError> {
         }),
     };
     if !has_certificate {
-        let expected = "a certificate as PEM, the path of a file that has one, or system";
+        let expected = "a certificate as PEM, the path of a file that contains one, or system";
         return Err(ConfigError::Parameter { parameter: "sslrootcert", expected });
     }
     Ok(Authority::Given(given))
@@ -212,7 +213,7 @@ fn authority(value: &str) -> Result<Authority, ConfigError> {
 
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
 
-/// A PEM text as it is, or the path of a file that has it.
+/// A PEM text, or the path of a readable file.
 fn pem(parameter: &'static str, value: &str) -> Result<Pem, ConfigError> {
     if is_pem(value) {
         return Ok(Pem::Text(SecretString::from(value)));
@@ -220,12 +221,12 @@ fn pem(parameter: &'static str, value: &str) -> Result<Pem, ConfigError> {
     file(parameter, value).map(Pem::File)
 }
 
-/// Whether it is PEM, and not the path of a file that has it.
+/// Whether the text is PEM and not a file path.
 pub(crate) fn is_pem(text: &str) -> bool {
     text.trim_start().starts_with("-----BEGIN ")
 }
 
-/// A file that is missing would look like a server that is, and be waited for.
+/// Checks that the file can be opened. Without the check, a missing file would look like a missing server, and be retried.
 fn file(parameter: &'static str, path: &str) -> Result<String, ConfigError> {
     match std::fs::File::open(path) {
         Ok(_) => Ok(path.to_owned()),

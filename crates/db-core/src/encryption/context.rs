@@ -1,8 +1,8 @@
-//! The place that a sealed value belongs to.
+//! The context that a sealed value is bound to.
 
 use std::fmt;
 
-/// Table, column, row and tenant of a value: authenticated with it, stored beside it anyway, never inside it.
+/// The table, column, row and tenant of a value. A sealed value authenticates its context and does not contain it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
     table: &'static str,
@@ -12,7 +12,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// A place in a table. `row` is the primary key as text; it must never change while the value is stored.
+    /// A column of one row. `row` is the primary key as text; it must never change while the value is stored.
     pub fn new(table: &'static str, column: &'static str, row: impl fmt::Display) -> Self {
         Self { table, column, row: row.to_string(), tenant: None }
     }
@@ -24,7 +24,7 @@ impl Context {
         self
     }
 
-    /// Appends the unambiguous form that is authenticated: no two contexts have the same.
+    /// Appends the encoding that is authenticated. No two contexts have the same encoding.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         for field in [self.table, self.column, &self.row] {
             put(out, field);

@@ -1,4 +1,4 @@
-//! Keys, kept out of sight.
+//! Encryption keys.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`EncryptionError::Random`] when the system gives none.
+    /// [`EncryptionError::Random`] when the system returns no random bytes.
     pub fn generate() -> Result<Self, EncryptionError> {
         let mut bytes = vec![0; 32];
         random(&mut bytes)?;
@@ -31,7 +31,7 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`EncryptionError::KeyLength`] unless there are 16 or 32.
+    /// [`EncryptionError::KeyLength`] for any other length than 16 or 32.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, EncryptionError> {
         match bytes.len() {
             16 | 32 => Ok(Self { bytes: bytes.into() }),
@@ -59,13 +59,13 @@ impl Key {
         Self::from_bytes(STANDARD.decode(text.trim()).map_err(|_| EncryptionError::KeyEncoding("base64"))?)
     }
 
-    /// The key as hexadecimal digits, for storing it somewhere safe.
+    /// The key as hexadecimal digits, to store in a safe place.
     #[must_use]
     pub fn to_hex(&self) -> secrecy::SecretString {
         const_hex::encode(self.expose()).into()
     }
 
-    /// The id that is written into every value sealed under the key. It tells nothing about the key.
+    /// The id that each value sealed under the key contains. It reveals nothing about the key.
     #[must_use]
     pub fn id(&self) -> [u8; 4] {
         let digest = Sha256::new().chain_update(b"db-core key id").chain_update(self.expose()).finalize();

@@ -1,4 +1,4 @@
-//! The keys in force, and what is done with them.
+//! The keys in use, and how they seal and unseal.
 
 use std::fmt;
 
@@ -15,9 +15,9 @@ const HEADER: usize = 6;
 const NONCE: usize = 12;
 const TAG: usize = 16;
 
-/// A way of sealing bytes for a place, and of getting them back there.
+/// A way to seal bytes for a context and to unseal them in the same context.
 pub trait Strategy: fmt::Debug + Send + Sync {
-    /// Seals `plain` for `place`. Sealing the same twice gives different bytes.
+    /// Seals `plain` for `place`. Sealing the same value twice gives different bytes.
     ///
     /// # Errors
     ///
@@ -51,13 +51,13 @@ enum Cipher {
 }
 
 impl Keyring {
-    /// A keyring with a primary key and no retired ones.
+    /// A keyring with a primary key and no retired key.
     #[must_use]
     pub fn new(primary: &Key) -> Self {
         Self { primary: Entry::new(primary), retired: Vec::new() }
     }
 
-    /// Adds a key that was primary once.
+    /// Adds a former primary key.
     #[must_use]
     pub fn with_retired(mut self, key: &Key) -> Self {
         self.retired.push(Entry::new(key));
@@ -126,20 +126,20 @@ impl Strategy for Keyring {
         }
 
         let authenticated = authenticated(header, place);
-        let mut known = false;
-        // Four bytes of id may belong to two keys; the tag decides.
+        let mut is_known = false;
+        // Two keys may share a four-byte id; the authentication tag decides.
         for entry in self.find(&header[2..]) {
             if entry.cipher.algorithm() != header[1] {
                 continue;
             }
-            known = true;
+            is_known = true;
             if let Ok(plain) = entry.cipher.decrypt(*nonce, Payload { msg: ciphertext, aad: &authenticated })
             {
                 return Ok(plain);
             }
         }
         let place = place.to_string();
-        Err(if known {
+        Err(if is_known {
             EncryptionError::NotAuthentic { place }
         } else {
             EncryptionError::UnknownKey { place, key_id: const_hex::encode(&header[2..]) }
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_sealed_under_a_key_that_was_retired_still_unseals() {
+    fn a_value_sealed_under_a_retired_key_unseals() {
         let sealed = Keyring::new(&key(1, 32)).seal(b"plan", &place()).expect("sealed");
 
         let rotated = Keyring::new(&key(2, 16)).with_retired(&key(1, 32));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_is_the_one_that_is_drawn() {
+    fn the_sealed_form_matches_its_documentation() {
         let sealed = Keyring::new(&key(1, 32)).seal(b"plan", &place()).expect("sealed");
 
         assert_eq!(sealed.len(), 34 + 4);
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(sealed[2..6], key(1, 32).id());
     }
 
-    /// A nonce that is used twice under one key gives away both values, and the key that authenticates.
+    /// A repeated nonce under one key reveals both values and the authentication key.
     #[test]
     fn no_two_seals_have_the_same_nonce() {
         for (first, length) in [(1, 16), (1, 32)] {
@@ -240,7 +240,7 @@ mod tests {
             let sealed: Vec<_> = (0..1000).map(|_| seal()).collect();
             let nonces: HashSet<_> = sealed.iter().map(|sealed| &sealed[HEADER..HEADER + NONCE]).collect();
             assert_eq!(nonces.len(), sealed.len());
-            // Nor do they differ in a part only, such as a counter that begins again with the process.
+            // A part of the nonce must not be constant, for example a counter that restarts with the process.
             for byte in 0..NONCE {
                 let values: HashSet<_> = nonces.iter().map(|nonce| nonce[byte]).collect();
                 assert!(values.len() > 200, "byte {byte} of the nonce had {} values", values.len());
@@ -249,8 +249,8 @@ mod tests {
     }
 
     #[test]
-    fn a_value_sealed_by_another_program_in_the_drawn_form_unseals() {
-        // Made by Python's `cryptography` from the drawing: key 00..0f, nonce a0..ab, plain text "plan".
+    fn a_value_sealed_by_another_program_in_the_documented_form_unseals() {
+        // Made by Python's `cryptography` from the documented form: key 00..0f, nonce a0..ab, plain text "plan".
         let sealed = const_hex::decode(GOLDEN).expect("hex");
 
         let plain = Keyring::new(&key(0, 16)).unseal(&sealed, &place()).expect("unsealed");

@@ -1,8 +1,8 @@
-//! Sealing values for columns.
+//! Encryption of column values.
 //!
-//! A value is sealed under a key and *in a [`Context`]*: the table, column, row and, if there is one, tenant where it is
-//! stored. The context is not stored with it but authenticated, so a sealed value that somebody moves to another row or
-//! column does not unseal there.
+//! A value is sealed under a key and for a [`Context`]: the table, column, row and, optionally, tenant where the value is
+//! stored. The sealed value authenticates the context and does not contain it, so a sealed value that is moved to another row
+//! or column does not unseal there.
 //!
 //! ```
 //! use db_core::encryption::{Context, Key, Keyring, Sealed};
@@ -38,8 +38,8 @@
 //!
 //! # Limits
 //!
-//! Nonces are random, so NIST SP 800-38D (section 8.3) allows 2^32 values under one key. A sealed value tells its
-//! length. Keys are used as given: make them with [`Key::generate`], not from a password.
+//! Nonces are random, so NIST SP 800-38D (section 8.3) allows 2^32 values under one key. A sealed value reveals its length.
+//! Keys are used as given: make them with [`Key::generate`], not from a password.
 
 mod context;
 mod key;
@@ -51,11 +51,11 @@ pub use key::Key;
 pub use keyring::{Keyring, Strategy};
 pub use sealed::Sealed;
 
-/// What can go wrong in sealing and unsealing. No variant carries a key or a value.
+/// Errors of sealing and unsealing. No variant contains a key or a value.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncryptionError {
-    /// The key has a length that AES does not have.
+    /// The key's length is not 16 or 32 bytes.
     #[error("an encryption key must have 16 or 32 bytes, this one has {0}")]
     KeyLength(usize),
     /// The key is not hexadecimal, or not base64.
@@ -64,7 +64,7 @@ pub enum EncryptionError {
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes: {0}")]
     Random(String),
-    /// What is stored is not a sealed value of a form known here.
+    /// The stored bytes are not a sealed value of a known form.
     #[error("{place}: this is not a sealed value: {what}")]
     Malformed {
         /// Where it is stored.
@@ -72,7 +72,7 @@ pub enum EncryptionError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// It was sealed under a key that the keyring does not have.
+    /// The value was sealed under a key that is not in the keyring.
     #[error("{place}: sealed under key {key_id}, which is not in the keyring")]
     UnknownKey {
         /// Where it is stored.
@@ -80,19 +80,19 @@ pub enum EncryptionError {
         /// The key's id, hexadecimal.
         key_id: String,
     },
-    /// The key is there, but the value was changed or belongs elsewhere.
+    /// The key is in the keyring, but the value was altered or belongs to another context.
     #[error("{place}: the sealed value was altered, or sealed for another place")]
     NotAuthentic {
         /// Where it is stored.
         place: String,
     },
-    /// The value does not become JSON, or is not the JSON that its type needs.
+    /// The value cannot be written as JSON, or the JSON does not match the type.
     #[error("{place}: the value and its type do not agree")]
     Json {
         /// Where it is stored.
         place: String,
     },
-    /// The value is longer than AES-GCM takes (64 GiB).
+    /// The value is longer than AES-GCM's limit (64 GiB).
     #[error("{place}: the value is too long to seal")]
     TooLong {
         /// Where it is to be stored.

@@ -1,4 +1,4 @@
-//! What a column of sealed values holds.
+//! The type of a column of sealed values.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,23 +8,23 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
-/// A sealed value of type `T`, as it stands in a `bytea` column.
+/// A sealed value of type `T`, as stored in a `bytea` column.
 ///
-/// sqlx decodes a column without knowing its row or the key, so decoding gives a `Sealed` and unsealing is a step of its
-/// own, [`Keyring::unseal_json`](super::Keyring::unseal_json). `Debug` shows the length only.
+/// sqlx decodes a column without knowing its row or the key, so decoding gives a `Sealed`, and
+/// [`Keyring::unseal_json`](super::Keyring::unseal_json) unseals it. `Debug` shows the length only.
 pub struct Sealed<T> {
     bytes: Vec<u8>,
     value: PhantomData<fn() -> T>,
 }
 
 impl<T> Sealed<T> {
-    /// Takes the bytes as they are stored.
+    /// Wraps the stored bytes.
     #[must_use]
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
         Self { bytes, value: PhantomData }
     }
 
-    /// The bytes as they are stored.
+    /// The stored bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes

@@ -1,4 +1,4 @@
-//! Taking a connection, and saying why there is none.
+//! Taking a connection, and explaining why there is none.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,12 +12,13 @@ use super::live::{CheckedOut, Live};
 use super::state::{Standard, Ticket};
 use super::{PING_LIMIT, Shared};
 use crate::Conn;
-use crate::error::{AcquireError, AcquirePhase, Explained};
+use crate::call_site::CallSite;
+use crate::error::{AcquireDetails, AcquireError, AcquirePhase};
 use crate::role::Role;
-use crate::statement::Flight;
-use crate::tracker::{Asker, CallSite, TaskKey};
+use crate::statement::InFlight;
+use crate::tracker::{Caller, TaskKey};
 
-/// A connection has this long to forget its cached plans.
+/// The limit for a connection to forget its cached plans.
 const FORGET_LIMIT: Duration = Duration::from_secs(1);
 
 /// A place in the queue, given up when it is dropped.
@@ -36,12 +37,12 @@ impl Drop for Queued {
 /// Everything else is in a boxed future of its own, so that futures which take a connection stay small.
 pub(crate) async fn acquire(
     inner: Arc<Shared>,
-    asker: Asker,
+    caller: Caller,
     statement: Option<&SqlStr>,
 ) -> Result<Conn, AcquireError> {
     let started = Instant::now();
     let (inner, next) = match inner.take() {
-        Taken::CheckedOut(out, standard) => match lend(out, inner, asker, started, standard, statement) {
+        Taken::CheckedOut(out, standard) => match lend(out, inner, caller, started, standard, statement) {
             Ok(conn) => return Ok(conn),
             Err(conn) => (Arc::clone(conn.inner()), Next::Check(conn, standard)),
         },
@@ -52,18 +53,18 @@ pub(crate) async fn acquire(
         Taken::Shed => (inner, Next::GiveUp(AcquirePhase::Shed)),
         Taken::Closed => (inner, Next::GiveUp(AcquirePhase::Closed)),
     };
-    Box::pin(acquire_slow(inner, asker, started, next, statement)).await
+    Box::pin(acquire_slow(inner, caller, started, next, statement)).await
 }
 
-/// Takes an idle connection, and neither waits for another caller nor has one dialled. One that has to be checked is, as by [`acquire`].
-pub(crate) async fn try_acquire(inner: Arc<Shared>, asker: Asker) -> Option<Conn> {
+/// Takes an idle connection, and neither waits for another caller nor has one dialled. Checks it first if needed, as [`acquire`] does.
+pub(crate) async fn try_acquire(inner: Arc<Shared>, caller: Caller) -> Option<Conn> {
     let started = Instant::now();
     while let Some((out, standard)) = inner.take_idle() {
-        let mut conn = match lend(out, Arc::clone(&inner), asker, Instant::now(), standard, None) {
+        let mut conn = match lend(out, Arc::clone(&inner), caller, Instant::now(), standard, None) {
             Ok(conn) => return Some(conn),
             Err(conn) => conn,
         };
-        let left = asker.acquire_timeout.saturating_sub(started.elapsed());
+        let left = caller.acquire_timeout.saturating_sub(started.elapsed());
         if conn.make_ready(standard, left).await {
             conn.start_checkout(None);
             return Some(conn);
@@ -72,24 +73,24 @@ pub(crate) async fn try_acquire(inner: Arc<Shared>, asker: Asker) -> Option<Conn
     None
 }
 
-/// Makes a loan of a connection. The loan comes as an error if the connection has to be checked first: then no statement runs on it
-/// yet.
+/// Creates a checkout of a connection. If the connection has to be checked first, the checkout comes as an error, and no statement
+/// runs on it yet.
 fn lend(
     out: CheckedOut,
     inner: Arc<Shared>,
-    asker: Asker,
+    caller: Caller,
     now: Instant,
     standard: Standard,
     statement: Option<&SqlStr>,
 ) -> Result<Conn, Conn> {
     if is_fit(&inner, &out, now, standard) {
-        Ok(Conn::new(out, inner, asker, now, statement))
+        Ok(Conn::new(out, inner, caller, now, statement))
     } else {
-        Err(Conn::new(out, inner, asker, now, None))
+        Err(Conn::new(out, inner, caller, now, None))
     }
 }
 
-/// Whether the connection may be handed out unchecked: nothing casts doubt on its link or its plans.
+/// Whether the connection may be handed out unchecked: its link and its plans are up to date.
 fn is_fit(inner: &Driver, live: &Live, now: Instant, standard: Standard) -> bool {
     live.generation == standard.generation
         && live.plans == standard.plans
@@ -105,24 +106,24 @@ enum Next {
 
 async fn acquire_slow(
     inner: Arc<Shared>,
-    asker: Asker,
+    caller: Caller,
     started: Instant,
     mut next: Next,
     statement: Option<&SqlStr>,
 ) -> Result<Conn, AcquireError> {
     let inner = &inner;
-    let give_up = |phase, failure| Err(explain(inner, asker, started, phase, failure));
+    let give_up = |phase, failure| Err(explain(inner, caller, started, phase, failure));
     loop {
-        let left = asker.acquire_timeout.saturating_sub(started.elapsed());
-        // From here on, dropping the future gives the connection back, or sends it to repair.
+        let left = caller.acquire_timeout.saturating_sub(started.elapsed());
+        // From here on, dropping the future returns the connection, or sends it to repair.
         let (mut conn, standard) = match next {
             Next::Check(conn, standard) => (conn, standard),
             Next::GiveUp(phase) => return give_up(phase, None),
             Next::Wait(queued, answer) => {
                 let since = Instant::now();
-                warn_of_nested_acquire(inner, asker);
+                warn_of_nested_acquire(inner, caller);
                 let answer = timeout(left, answer).await;
-                // Before an error counts the callers that wait.
+                // Dropped now, so that an error below does not count this caller as waiting.
                 drop(queued);
                 let out = match answer {
                     Ok(Ok(Ok(handoff))) => handoff.open(),
@@ -137,26 +138,26 @@ async fn acquire_slow(
                 };
                 let now = Instant::now();
                 let standard = inner.core().note_wait(now - since);
-                match lend(out, Arc::clone(inner), asker, now, standard, statement) {
+                match lend(out, Arc::clone(inner), caller, now, standard, statement) {
                     Ok(conn) => return Ok(conn),
                     Err(conn) => (conn, standard),
                 }
             }
         };
-        let left = asker.acquire_timeout.saturating_sub(started.elapsed());
+        let left = caller.acquire_timeout.saturating_sub(started.elapsed());
         if conn.make_ready(standard, left).await {
             conn.start_checkout(statement);
             return Ok(conn);
         }
         drop(conn);
-        if started.elapsed() >= asker.acquire_timeout {
+        if started.elapsed() >= caller.acquire_timeout {
             inner.core().totals.timed_out += 1;
             return give_up(AcquirePhase::Verify, None);
         }
         next = match inner.take() {
             Taken::CheckedOut(out, standard) => {
                 let now = Instant::now();
-                match lend(out, Arc::clone(inner), asker, now, standard, statement) {
+                match lend(out, Arc::clone(inner), caller, now, standard, statement) {
                     Ok(conn) => return Ok(conn),
                     Err(conn) => Next::Check(conn, standard),
                 }
@@ -182,7 +183,7 @@ impl Conn {
         let asks_role = live.generation < epochs.roles;
         let forget = live.plans != standard.plans;
         let limit = if forget { FORGET_LIMIT } else { PING_LIMIT }.min(left);
-        state.begin(Flight::Control);
+        state.begin(InFlight::Control);
         let answer = timeout(limit, async {
             if forget {
                 live.raw.clear_cached_statements().await?;
@@ -215,15 +216,15 @@ impl Conn {
     }
 }
 
-/// A task that holds a connection and waits for another of the same pool may wait for itself. The log says so when the wait begins, not
-/// when it has failed.
-fn warn_of_nested_acquire(inner: &Driver, asker: Asker) {
+/// Logs that a task which holds a connection waits for another of the same pool: with enough such tasks, the pool deadlocks. Logged
+/// when the wait begins, not when it fails.
+fn warn_of_nested_acquire(inner: &Driver, caller: Caller) {
     if let Some(first) = taken_by_this_task(inner) {
         inner.core().totals.nested_acquires += 1;
         tracing::warn!(
             pool = inner.options.name,
             "{} waits for a connection while its task holds one that {} took: with every task doing so, the pool deadlocks",
-            asker.at,
+            caller.at,
             first,
         );
     }
@@ -235,12 +236,12 @@ fn taken_by_this_task(inner: &Driver) -> Option<CallSite> {
     }
     let here = TaskKey::here();
     let sessions: Vec<_> = inner.core().sessions().collect();
-    sessions.iter().find_map(|session| session.taken_here(here))
+    sessions.iter().find_map(|session| session.acquired_by(here))
 }
 
 fn explain(
     inner: &Driver,
-    asker: Asker,
+    caller: Caller,
     started: Instant,
     phase: AcquirePhase,
     failure: Option<String>,
@@ -253,7 +254,7 @@ fn explain(
         .as_ref()
         .map(|(failure, at)| (failure.to_string(), now.saturating_duration_since(*at)));
     let sessions: Vec<_> = core.sessions().collect();
-    let turn = core.turn_comes_in();
+    let queue_time = core.queue_time();
     let is_full = core.state.is_full();
     drop(core);
     // A caller in the queue waits for a connection in use, or for a dial.
@@ -266,15 +267,15 @@ fn explain(
         .filter_map(|session| Some((session.since()?, session)))
         .min_by_key(|(since, _)| *since)
         .and_then(|(_, session)| session.holder(now));
-    AcquireError::new(Explained {
+    AcquireError::new(AcquireDetails {
         pool: inner.options.name.clone(),
         phase,
         waited: now - started,
         stats,
-        at: asker.at,
+        at: caller.at,
         oldest,
         own: taken_by_this_task(inner),
         last_failure: failure.map(|failure| (failure, Duration::ZERO)).or(last_failure),
-        turn,
+        queue_time,
     })
 }

@@ -6,37 +6,37 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::time::timeout_at;
 
-use super::cancel::Cancel;
 use super::driver::Driver;
+use crate::cancels::Cancel;
 use crate::tracker::{Holder, Session};
 
-/// The most of the deadline that is kept for cancelling statements that did not end by themselves.
-const CUT: Duration = Duration::from_secs(1);
+/// The most of the deadline that is reserved for stopping work that did not finish.
+const ABORT_TIME: Duration = Duration::from_secs(1);
 
 /// How a pool was closed.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Closed {
-    /// The holders of connections that were still out when the time to finish was up: their statements were cancelled, and if that did
-    /// not bring a connection back, its session was ended. Empty if all work was finished. Without a
-    /// [tracker](crate::Tracking), `unnamed` counts them instead.
-    pub cut: Vec<Holder>,
-    /// Connections that were still out, and whose holder is not known.
+    /// The checkouts that had not ended when their time was up: their statements were cancelled, and if that did not return the
+    /// connection, its session was ended. Empty if all work was finished. Without a [tracker](crate::Tracking), `unnamed` counts
+    /// them instead.
+    pub aborted: Vec<Holder>,
+    /// The number of aborted checkouts whose holder is not known.
     pub unnamed: u32,
-    /// Whether all connections were closed in time. Connections that are still out close when they are given back.
+    /// Whether all connections were closed in time. Other connections close when they are returned.
     pub in_time: bool,
 }
 
 impl Closed {
-    /// Whether no work had to be cut off, and all connections were closed in time.
+    /// Whether no work was aborted, and all connections were closed in time.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.in_time && self.cut.is_empty() && self.unnamed == 0
+        self.in_time && self.aborted.is_empty() && self.unnamed == 0
     }
 }
 
 pub(super) async fn close(driver: &Arc<Driver>, deadline: Duration) -> Closed {
-    // A clock may not be able to show later times.
+    // The clock may not be able to represent later times.
     let deadline = deadline.min(Duration::from_hours(365 * 24));
     let ends = tokio::time::Instant::now() + deadline;
     let mut closed = Closed::default();
@@ -44,12 +44,12 @@ pub(super) async fn close(driver: &Arc<Driver>, deadline: Duration) -> Closed {
     if let Some(canceller) = &driver.canceller {
         canceller.prepare();
     }
-    // The call refuses new requests; the future waits for the connections that are out.
+    // The call refuses new requests; the future waits for the connections in use.
     let sqlx = driver.sqlx.get().map(sqlx::Pool::close);
 
-    let last_part = CUT.min(deadline / 4);
+    let last_part = ABORT_TIME.min(deadline / 4);
     if timeout_at(ends - last_part, emptied(driver)).await.is_err() {
-        let out = cut(driver, &mut closed);
+        let out = report_aborted(driver, &mut closed);
         let cancelled = ends - last_part / 2;
         cancel(driver, &out, cancelled).await;
         if timeout_at(cancelled, emptied(driver)).await.is_err() {
@@ -92,16 +92,16 @@ fn sessions_out(driver: &Driver) -> Vec<Arc<Session>> {
     driver.core().sessions().collect()
 }
 
-/// Notes and logs the holders of connections that are still out.
-fn cut(driver: &Driver, closed: &mut Closed) -> Vec<Arc<Session>> {
+/// Records and logs the checkouts that are aborted.
+fn report_aborted(driver: &Driver, closed: &mut Closed) -> Vec<Arc<Session>> {
     let out = sessions_out(driver);
     let now = Instant::now();
     for session in &out {
         match session.holder(now) {
             Some(holder) => {
                 let (pool, pid) = (&driver.options.name, holder.pid);
-                tracing::warn!(pool, pid, "the pool closes, and cuts off {holder}");
-                closed.cut.push(holder);
+                tracing::warn!(pool, pid, "closing the pool aborts {holder}");
+                closed.aborted.push(holder);
             }
             None if driver.tracks() => {}
             None => closed.unnamed += 1,
@@ -110,7 +110,7 @@ fn cut(driver: &Driver, closed: &mut Closed) -> Vec<Arc<Session>> {
     out
 }
 
-/// Cancels what runs in these sessions, all at the same time.
+/// Cancels the statements of these sessions, all at the same time.
 async fn cancel(driver: &Driver, sessions: &[Arc<Session>], until: tokio::time::Instant) {
     // Through a pooler, the sessions are not known.
     let Some(canceller) = &driver.canceller else { return };

@@ -1,4 +1,4 @@
-//! Making connections.
+//! Dialling connections.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,51 +11,51 @@ use super::NEVER;
 use super::driver::{Driver, refuse};
 use super::handoff::Refusal;
 use super::live::Live;
-use super::options::PoolOptions;
 use super::state::{AfterFailure, Dialling, Worker};
-use crate::connect::{ConnectFailure, each_way};
+use crate::connect::{ConnectFailure, with_tls_fallback};
 use crate::keepalive::with_keepalive;
-use crate::pooler::follows_statements;
-use crate::question::Numbers;
-use crate::role::{Role, question};
-use crate::sql::Known;
+use crate::pool_options::PoolOptions;
+use crate::pooler::tracks_prepared_statements;
+use crate::role::{Role, role_expression};
+use crate::sql::HarmlessTexts;
+use crate::status_query::QueryNumbers;
 use crate::tracker::Session;
 use crate::{Backoff, Config, Pooler, config};
 
 /// One attempt ends after this time.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// The limit is no shorter than this, however short callers wait: later callers use the connection as well.
+/// The lower bound of the limit, even if callers wait for less: later callers use the connection as well.
 const SHORTEST: Duration = Duration::from_millis(500);
 
 /// The first pause between two attempts.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 
-/// The longest pause between two attempts, which jitter may double. Callers wait for it when the server is back. It need not be long,
-/// since only one dial of a pool tries again.
+/// The longest pause between two attempts, without its jitter. Callers wait for it when the server is back. It may be short,
+/// since only one dial of a pool retries.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
-/// Makes one connection, in a task of its own: a caller that gives up does not throw away what is nearly there, and one that waits may
-/// get another connection that comes back earlier.
+/// Dials one connection in a task of its own: if the caller gives up, the dial still completes, and a waiting caller may get another
+/// connection that is returned earlier.
 pub(super) fn spawn(driver: &Arc<Driver>, dialling: Dialling) {
     driver.runtime.spawn(Dial { driver: Arc::clone(driver), dialling: Some(dialling) }.run());
 }
 
-/// A connection that is being made.
+/// A connection that is being dialled.
 struct Dial {
     driver: Arc<Driver>,
-    /// `None` once the state has it back.
+    /// `None` once the state took it back.
     dialling: Option<Dialling>,
 }
 
 impl Dial {
     async fn run(mut self) {
         let ended = self.driver.ended.clone();
-        // The pauses grow until there is a connection, whatever the failures are.
+        // The pauses grow until a dial succeeds, whatever the failures are.
         let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         loop {
             let started = Instant::now();
-            // Shorter than a caller waits, so that its error tells what the dial met.
+            // Shorter than a caller's wait, so that the caller's error contains the dial's failure.
             let limit = self
                 .driver
                 .config
@@ -67,7 +67,7 @@ impl Dial {
                 biased;
                 () = ended.cancelled() => return,
                 attempt = attempt => match attempt {
-                    Ok(Ok((raw, session, role))) => return self.arrived(raw, session, role, started),
+                    Ok(Ok((raw, session, role))) => return self.finish(raw, session, role, started),
                     Ok(Err(failure)) => failure,
                     Err(_) => ConnectFailure::TimedOut(started.elapsed()),
                 },
@@ -87,12 +87,12 @@ impl Dial {
         }
     }
 
-    fn arrived(mut self, raw: PgConnection, session: Session, role: Role, started: Instant) {
+    fn finish(mut self, raw: PgConnection, session: Session, role: Role, started: Instant) {
         let Some(dialling) = self.dialling.take() else { return };
         let driver = &self.driver;
         let now = Instant::now();
         let session = Arc::new(session);
-        // Now, while there is room for it at the server.
+        // Opened with the first connection, while the server has room for it.
         if let Some(canceller) = &driver.canceller {
             canceller.open();
         }
@@ -111,9 +111,9 @@ impl Dial {
             uses: 0,
             generation: epochs.generation,
             plans: epochs.plans,
-            cut_off: 0,
-            known: Known::default(),
-            numbers: Numbers::new(),
+            abandoned: 0,
+            harmless_texts: HarmlessTexts::default(),
+            numbers: QueryNumbers::new(),
             types: epochs.types,
             role,
         });
@@ -123,9 +123,9 @@ impl Dial {
         driver.dial(dials);
     }
 
-    /// Notes a failure, and returns whether this dial tries again.
+    /// Records a failure, and returns whether this dial tries again.
     fn retries_after(&mut self, failure: ConnectFailure) -> bool {
-        tracing::warn!(pool = self.driver.options.name, to = %self.driver.config, %failure, "no connection");
+        tracing::warn!(pool = self.driver.options.name, to = %self.driver.config, %failure, "a dial failed");
         let Some(dialling) = self.dialling.take() else { return false };
         let now = Instant::now();
         let mut core = self.driver.core();
@@ -155,25 +155,25 @@ impl Drop for Dial {
     }
 }
 
-/// Connects, and asks for the session's process id and start (PostgreSQL's manual, table 28.36 "Additional Statistics Functions"; the
-/// view that is built on this function takes a new session three times as long). The answer also proves that the server is there: a
-/// proxy accepts logins while the server behind it is down.
+/// Connects, and queries the session's process id and start (PostgreSQL's manual, table 28.36 "Additional Statistics Functions"; the
+/// view built on this function takes a new session three times as long). The answer also proves that the server is up: a pooler
+/// accepts logins while the server behind it is down.
 async fn open(driver: &Driver) -> Result<(PgConnection, Session, Role), ConnectFailure> {
     let failed = |error| ConnectFailure::of(&error, &driver.config);
     let session = session_options(&driver.config, &driver.options)?;
     if driver.is_pooled() && driver.options.after_connect.is_some() {
-        return Err(ConnectFailure::cannot_prepare());
+        return Err(ConnectFailure::after_connect_through_pooler());
     }
-    let mut raw = each_way(&driver.config, session).await.map_err(failed)?;
+    let mut raw = with_tls_fallback(&driver.config, session).await.map_err(failed)?;
     let (session, role) = match driver.config.pooler() {
         Pooler::None => identity(&mut raw).await.map_err(failed)?,
         Pooler::Transaction => {
-            look_through(driver, &mut raw).await?;
+            check_pooler(driver, &mut raw).await?;
             (Session::unknown(), Role::ask(&mut raw).await.map_err(failed)?)
         }
     };
     if let Some(after_connect) = &driver.options.after_connect {
-        after_connect.run(&mut raw).await.map_err(|error| ConnectFailure::of_preparing(&error))?;
+        after_connect.run(&mut raw).await.map_err(|error| ConnectFailure::after_connect(&error))?;
     }
     Ok((raw, session, role))
 }
@@ -182,7 +182,7 @@ pub(super) async fn identity(raw: &mut PgConnection) -> Result<(Session, Role), 
     let row = raw
         .fetch_one(sqlx::raw_sql(concat!(
             "select pid, backend_start::text, ",
-            question!(),
+            role_expression!(),
             " from pg_stat_get_activity(pg_backend_pid())"
         )))
         .await?;
@@ -190,32 +190,32 @@ pub(super) async fn identity(raw: &mut PgConnection) -> Result<(Session, Role), 
     Ok((session, Role::of(row.try_get(2)?)))
 }
 
-/// Checks on the pool's first connection that the pooler follows prepared statements.
-async fn look_through(driver: &Driver, raw: &mut PgConnection) -> Result<(), ConnectFailure> {
+/// Checks on the pool's first connection that the pooler tracks prepared statements.
+async fn check_pooler(driver: &Driver, raw: &mut PgConnection) -> Result<(), ConnectFailure> {
     let failed = |error| ConnectFailure::of(&error, &driver.config);
-    if driver.pooler_follows.get().is_some() {
+    if driver.pooler_checked.get().is_some() {
         return Ok(());
     }
-    if !follows_statements(raw).await.map_err(failed)? {
-        return Err(ConnectFailure::does_not_follow());
+    if !tracks_prepared_statements(raw).await.map_err(failed)? {
+        return Err(ConnectFailure::no_prepared_statements());
     }
-    if driver.pooler_follows.set(()).is_ok() {
+    if driver.pooler_checked.set(()).is_ok() {
         let (pool, to) = (&driver.options.name, &driver.config);
-        tracing::debug!(pool, %to, "the pooler in between follows prepared statements");
+        tracing::debug!(pool, %to, "the pooler tracks prepared statements");
     }
     Ok(())
 }
 
-/// The settings of each session of the pool. As startup options, they survive `DISCARD ALL` and cost no round trip. Those of our
-/// own are in PostgreSQL's manual, chapter 20.11 "Client Connection Defaults".
+/// The settings of each session of the pool. As startup options, they survive `DISCARD ALL` and cost no round trip. Our own ones
+/// are in PostgreSQL's manual, chapter 20.11 "Client Connection Defaults".
 fn session_options(config: &Config, options: &PoolOptions) -> Result<PgConnectOptions, ConnectFailure> {
     let mut session = config
         .clone()
         .with_application_name(&options.name)
         .as_sqlx()
-        // Without a cache, the driver would never close what it has prepared.
+        // Without a cache, the driver never closes its prepared statements.
         .statement_cache_capacity(options.statement_cache.max(1))
-        // Our own log names the pool and the line, so sqlx's is off.
+        // Our own log has the pool and the call site, so sqlx's is off.
         .disable_statement_logging();
     // Other clients share the sessions of a pooler.
     let is_shared = config.pooler() == Pooler::Transaction;
@@ -225,7 +225,7 @@ fn session_options(config: &Config, options: &PoolOptions) -> Result<PgConnectOp
     for (name, value) in options.session.iter() {
         if name.eq_ignore_ascii_case("application_name") {
             session = session.application_name(value);
-        } else if let Some(reason) = config::set_already(name) {
+        } else if let Some(reason) = config::why_reserved(name) {
             return Err(ConnectFailure::Refused(format!("PoolOptions::set(\"{name}\", …): {reason}")));
         } else if !is_shared {
             session = session.options([(name, value)]);
@@ -234,7 +234,7 @@ fn session_options(config: &Config, options: &PoolOptions) -> Result<PgConnectOp
     Ok(session)
 }
 
-/// Up to a tenth shorter: connections that were opened together are not closed together.
+/// Shortens a lifetime by up to a tenth at random, so that connections opened together are not closed together.
 fn shortened(lifetime: Duration) -> Duration {
     lifetime.mul_f64(1.0 - 0.1 * fastrand::f64())
 }
@@ -245,12 +245,12 @@ mod tests {
 
     #[test]
     fn connections_opened_together_live_for_different_times_up_to_a_tenth_shorter() {
-        let most = Duration::from_secs(1000);
-        let mut lives: Vec<_> = (0..100).map(|_| shortened(most)).collect();
+        let max = Duration::from_secs(1000);
+        let mut lives: Vec<_> = (0..100).map(|_| shortened(max)).collect();
         lives.sort();
 
-        assert!(lives[0] > most.mul_f64(0.9) && lives[99] <= most, "{lives:?}");
-        assert!(lives[99] > lives[0] + most.mul_f64(0.05), "{lives:?}");
+        assert!(lives[0] > max.mul_f64(0.9) && lives[99] <= max, "{lives:?}");
+        assert!(lives[99] > lives[0] + max.mul_f64(0.05), "{lives:?}");
         lives.dedup();
         assert!(lives.len() > 90, "{lives:?}");
     }

@@ -13,26 +13,25 @@ use tokio_util::sync::CancellationToken;
 use super::cancel::Canceller;
 use super::handoff::{Answer, Handoff, Refusal, Waiter};
 use super::live::{CheckedOut, Live};
-use super::options::{Limits, PoolOptions, Reset};
 use super::quarantine::Quarantine;
 use super::state::{
-    Actions, AtServer, Dialling, EXTRA, Loss, Place, PoolState, Quarantined, Standard, Take, Ticket, Wear,
-    Worker,
+    Actions, AtServer, Dialling, Loss, Place, PoolState, Quarantined, Standard, Take, Ticket, Wear, Worker,
 };
-use super::stats::{Stats, Totals};
-use crate::companions::Companions;
 use crate::connect::ConnectFailure;
-use crate::statement::{Flight, State};
+use crate::extensions::Extensions;
+use crate::pool_options::{EXTRA, Limits, PoolOptions, Reset, Tracking};
+use crate::statement::{InFlight, State};
+use crate::stats::{Stats, Totals};
 use crate::tracker::{Returned, Session};
-use crate::{Config, Pooler, Tracking};
+use crate::{Config, Pooler};
 
-/// What is behind the lock: the state, and what is only counted or shown.
+/// What the lock protects: the state, and numbers for statistics and errors.
 pub(crate) struct Core {
     pub(super) state: PoolState<Box<Live>, Waiter>,
     pub(super) totals: Totals,
     pub(super) sessions: Vec<Weak<Session>>,
     pub(super) last_failure: Option<(ConnectFailure, Instant)>,
-    /// How long connections are held, smoothed, in seconds.
+    /// How long connections are held, as a moving average in seconds.
     held: f64,
 }
 
@@ -43,19 +42,19 @@ pub(crate) struct Driver {
     core: Mutex<Core>,
     /// `None` through a pooler, where process ids are other clients'.
     pub(crate) canceller: Option<Canceller>,
-    /// Makes the pool's texts differ from those of other pools, where a pooler keeps what was prepared for all of them.
+    /// Makes the pool's statement texts differ from those of other pools: a pooler shares prepared statements between clients.
     pub(crate) mark: u64,
-    /// The state's count of stale types and evictions, for connections that come back. Whether one may be used again is decided under the lock.
+    /// A copy of the state's count of stale types and evictions, read for returned connections without the lock.
     types: AtomicU64,
-    /// Set once a pooler in between is known to follow prepared statements.
-    pub(crate) pooler_follows: OnceLock<()>,
-    pub(crate) companions: Companions,
+    /// Set once the pooler is known to track prepared statements.
+    pub(crate) pooler_checked: OnceLock<()>,
+    pub(crate) extensions: Extensions,
     pub(super) sqlx: OnceLock<PgPool>,
-    /// Where connections are dialled, repaired and closed, whichever thread they are dropped on.
+    /// The runtime that dials, repairs and closes connections, whichever thread drops them.
     pub(super) runtime: runtime::Handle,
-    /// Cancelled when the pool closes or is gone: ends the keeper, and dials that nobody waits for.
+    /// Cancelled when the pool is closed or dropped: ends the keeper and all dials.
     pub(super) ended: CancellationToken,
-    /// Notified when a connection is gone or a dial has ended: closing and warming up wait for that.
+    /// Notified when a connection is gone or a dial has ended, for `close` and `warm_up`.
     pub(super) progress: Notify,
 }
 
@@ -65,7 +64,7 @@ impl std::fmt::Debug for Driver {
     }
 }
 
-/// What there is for a caller.
+/// What a caller gets.
 pub(super) enum Taken {
     CheckedOut(CheckedOut, Standard),
     Queued(Ticket, Answer),
@@ -74,7 +73,7 @@ pub(super) enum Taken {
     Closed,
 }
 
-/// The lock of a pool while it is held. In debug builds, the counts are checked when it is let go.
+/// The held lock of a pool. In debug builds, the counts are checked when it is released.
 pub(crate) struct Locked<'d>(MutexGuard<'d, Core>);
 
 impl Deref for Locked<'_> {
@@ -117,8 +116,8 @@ impl Core {
         }
     }
 
-    /// How long the queue takes, judged by recent uses: a caller that is refused is told to come again after this time.
-    pub(super) fn turn_comes_in(&self) -> Duration {
+    /// The time until a caller that joins the queue now gets a connection, estimated from recent checkouts.
+    pub(super) fn queue_time(&self) -> Duration {
         let waiting = self.state.counts().waiting;
         let seconds = self.held * f64::from(waiting + 1) / f64::from(self.state.limit());
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
@@ -152,7 +151,7 @@ impl Driver {
                 .then(|| Canceller::start(&config, &options.name, options.keepalive, &runtime)),
             mark: fastrand::u64(..),
             types: AtomicU64::new(0),
-            pooler_follows: OnceLock::new(),
+            pooler_checked: OnceLock::new(),
             core: Mutex::new(Core {
                 state: PoolState::new(options.limits()),
                 totals: Totals::default(),
@@ -162,7 +161,7 @@ impl Driver {
             }),
             options,
             config,
-            companions: Companions::default(),
+            extensions: Extensions::default(),
             sqlx: OnceLock::new(),
             runtime,
             ended: CancellationToken::new(),
@@ -171,12 +170,12 @@ impl Driver {
     }
 
     pub(super) fn core(&self) -> Locked<'_> {
-        // The counts are consistent between statements: a panic elsewhere does not spoil them.
+        // The counts are consistent after each statement here, so a panic elsewhere does not corrupt them.
         Locked(self.core.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The connection given back last, or a place in the queue. A caller that has discarded a bad connection has freed a slot, so
-    /// it is not shed.
+    /// Pops the most recently returned connection, or enqueues the caller. A caller that discarded a bad connection freed a slot, so
+    /// it is never shed.
     pub(super) fn take(self: &Arc<Self>) -> Taken {
         let worker = Worker::here();
         let mut core = self.core();
@@ -200,7 +199,7 @@ impl Driver {
         }
     }
 
-    /// Returns a clean connection and ends its loan. `used` is `None` if the caller had gone before it got the connection.
+    /// Returns a clean connection and ends its checkout. `used` is `None` if the caller was gone before it got the connection.
     pub(crate) fn give_back(
         self: &Arc<Self>,
         out: CheckedOut,
@@ -234,16 +233,17 @@ impl Driver {
         self.runtime.spawn(Quarantine::new(self, live, quarantined).repair(state));
     }
 
-    /// Drops a connection in use whose link is lost. A statement that was under way may go on at the server, which has not noticed:
-    /// its session is ended, and counts until then.
+    /// Drops a connection in use whose link is lost. The server may not have noticed, and may still run the statement: its session is
+    /// ended, and counts until then.
     pub(crate) fn discard(self: &Arc<Self>, out: CheckedOut, returned: Option<&Returned>, state: State) {
         let CheckedOut { live, checkout } = out;
         let generation = live.generation;
         let session = Arc::clone(&live.session);
         drop(live);
-        // A commit is left to end as it may.
-        let may_go_on = matches!(state.in_flight(), Some(Flight::Statement | Flight::Lent | Flight::Copy))
-            && self.canceller.is_some();
+        // A commit is never stopped.
+        let may_go_on =
+            matches!(state.in_flight(), Some(InFlight::Statement | InFlight::Lent | InFlight::Copy))
+                && self.canceller.is_some();
         let at_server = if may_go_on { AtServer::Statement } else { AtServer::Nothing };
         let mut core = self.core();
         core.note_return(returned);
@@ -251,7 +251,7 @@ impl Driver {
         core.totals.lost += 1;
         drop(core);
         if let Some(orphan) = loss.orphan.take() {
-            self.runtime.spawn(Quarantine::of_session(self, orphan).end(session, state.doubt));
+            self.runtime.spawn(Quarantine::of_session(self, orphan).end(session, state.pending_hooks));
         }
         self.react(loss);
     }
@@ -267,22 +267,22 @@ impl Driver {
         }
     }
 
-    /// Notes that a server takes no writes any more, found on a connection of this generation that could write before.
+    /// Records that a server no longer accepts writes, found on a connection of this generation that could write before.
     pub(super) fn demoted(self: &Arc<Self>, generation: u64) {
         let news = self.core().state.demoted(generation);
         let Some(actions) = news else { return };
-        tracing::warn!(pool = self.options.name, to = %self.config, "a server takes no writes any more, and all connections are asked");
+        tracing::warn!(pool = self.options.name, to = %self.config, "a server no longer accepts writes; all connections are checked");
         self.perform(actions);
     }
 
-    /// Notes that a cached plan was stale: every connection forgets its own before its next use.
+    /// Records a stale cached plan: every connection forgets its plans before its next use.
     pub(crate) fn plans_are_stale(&self) -> u64 {
         let mut core = self.core();
         core.totals.stale_plans += 1;
         core.state.plans_stale()
     }
 
-    /// Notes that a type was stale on a connection with this count: every connection that is as old is closed before its next use.
+    /// Records a stale type on a connection with this count: every connection of that count or older is closed before its next use.
     pub(crate) fn types_are_stale(self: &Arc<Self>, types: u64) {
         self.close_all_with(|state| state.types_stale(types));
     }
@@ -303,7 +303,7 @@ impl Driver {
         self.perform(actions);
     }
 
-    /// The connection given back last, if one is idle.
+    /// Pops the most recently returned connection, if one is idle.
     pub(super) fn take_idle(&self) -> Option<(CheckedOut, Standard)> {
         let mut core = self.core();
         let Take::Idle(live, checkout, standard) = core.state.take(Worker::here()) else { return None };
@@ -316,7 +316,7 @@ impl Driver {
         self.perform(actions);
     }
 
-    /// Sets connections aside for sqlx's own pool, and returns how many that may have.
+    /// Reserves connections for sqlx's own pool, and returns their number.
     pub(super) fn reserve(self: &Arc<Self>) -> u32 {
         let (reserved, actions) = self.core().state.reserve(self.options.sqlx_reserve);
         self.perform(actions);
@@ -332,8 +332,8 @@ impl Driver {
             .saturating_add(u32::from(self.canceller.is_some()))
     }
 
-    /// Performs what the state asks for. The lock is not held: callers are woken, and a runtime that has ended drops a task when it
-    /// is spawned, which takes the lock.
+    /// Performs what the state returned. The lock must not be held: callers are woken here, and a runtime that has shut down drops a
+    /// spawned task at once, which takes the lock.
     pub(super) fn perform(self: &Arc<Self>, actions: Actions<Box<Live>, Waiter>) {
         let Actions { close, verify, refuse: waiters, dial } = actions;
         refuse(waiters, &Refusal::Closed);
@@ -352,7 +352,7 @@ impl Driver {
         }
     }
 
-    /// Puts a connection in its place, unless it is idle already. The lock is not held, as in [`perform`](Self::perform).
+    /// Delivers a connection to its place, unless it is idle already. The lock must not be held, as in [`perform`](Self::perform).
     pub(super) fn put(self: &Arc<Self>, mut place: Place<Box<Live>, Waiter>, now: Instant) {
         loop {
             let (waiter, live, checkout) = match place {
@@ -363,8 +363,8 @@ impl Driver {
             let Err(unsent) = waiter.send(Ok(Handoff::new(self, CheckedOut { live, checkout }))) else {
                 return;
             };
-            // The caller went away in this moment, so the next is asked.
-            let CheckedOut { live, checkout } = unsent.expect("what was sent").open();
+            // The caller has just gone, so the next caller is served.
+            let CheckedOut { live, checkout } = unsent.expect("the handoff that was not received").open();
             let wear = self.wear(&live, now);
             place = self.core().state.give_back(live, checkout, wear, Worker::here());
         }
@@ -374,8 +374,8 @@ impl Driver {
         self.runtime.spawn(Quarantine::new(self, live, quarantined).close());
     }
 
-    /// Whether a connection may be used again. A new one is used at least once: with a limit of zero, the pool would dial one after
-    /// the other for nobody.
+    /// Whether a connection may be used again. A new connection is used at least once: otherwise a pool with a `max_uses` of zero
+    /// would dial without end.
     pub(super) fn wear(&self, live: &Live, now: Instant) -> Wear {
         let is_used_up = || self.options.max_uses.is_some_and(|most| live.uses >= most);
         let is_evicted = live.types != self.types.load(Ordering::Relaxed);
@@ -397,7 +397,7 @@ impl Driver {
     }
 }
 
-/// Refuses callers that wait.
+/// Refuses waiting callers.
 pub(super) fn refuse(waiters: Vec<Waiter>, refusal: &Refusal) {
     for waiter in waiters {
         // A caller that has gone needs no answer.

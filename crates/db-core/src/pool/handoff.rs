@@ -1,4 +1,4 @@
-//! What a caller in the queue is sent.
+//! The answer to a caller in the queue.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use super::driver::Driver;
 use super::live::CheckedOut;
 use crate::connect::ConnectFailure;
 
-/// The means to answer a caller in the queue.
+/// The sender of the answer to a caller in the queue.
 pub(super) type Waiter = oneshot::Sender<Result<Handoff, Refusal>>;
 
-/// Where a caller in the queue gets its answer.
+/// The receiver of that answer.
 pub(super) type Answer = oneshot::Receiver<Result<Handoff, Refusal>>;
 
-/// Why a caller is refused before its time is up.
+/// Why a caller is refused before its time limit.
 #[derive(Debug, Clone)]
 pub(super) enum Refusal {
     Closed,
@@ -22,7 +22,7 @@ pub(super) enum Refusal {
     Dial(ConnectFailure),
 }
 
-/// A connection on its way to a caller. If the caller has gone meanwhile, the connection goes back.
+/// A connection on its way to a caller. If the caller is gone, the connection goes back to the pool.
 pub(super) struct Handoff {
     driver: Arc<Driver>,
     out: Option<CheckedOut>,
@@ -34,7 +34,7 @@ impl Handoff {
     }
 
     pub(super) fn open(mut self) -> CheckedOut {
-        self.out.take().expect("opened once")
+        self.out.take().expect("a handoff is opened once")
     }
 }
 

@@ -1,4 +1,4 @@
-//! The task that looks after a pool from time to time.
+//! The task that maintains a pool periodically.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::driver::Driver;
-use super::options::PoolOptions;
 use super::state::Age;
+use crate::pool_options::PoolOptions;
 
-/// Looks after idle connections and overdue loans until the pool is closed or gone.
+/// Maintains idle connections and reports overdue checkouts until the pool is closed or dropped.
 pub(super) async fn keep(pool: Weak<Driver>, ended: CancellationToken, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -27,7 +27,7 @@ pub(super) async fn keep(pool: Weak<Driver>, ended: CancellationToken, every: Du
     }
 }
 
-/// Often enough for the shortest of the limits.
+/// The interval: a quarter of the shortest limit.
 pub(super) fn pace(options: &PoolOptions) -> Duration {
     [options.idle_timeout, options.max_lifetime, options.keepalive, options.leak_after]
         .into_iter()

@@ -1,4 +1,4 @@
-//! A connection out of use, and the task that decides what becomes of it.
+//! A connection out of use, and the task that repairs, pings or closes it.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,27 +12,27 @@ use super::driver::Driver;
 use super::live::Live;
 use super::repair::{Repaired, reset};
 use super::state::{Quarantined, Worker};
-use crate::doubt::Doubt;
-use crate::error::said;
+use crate::hooks::PendingHooks;
+use crate::redact::redacted;
 use crate::role::Role;
 use crate::statement::State;
 use crate::tracker::Session;
 
-/// A repair takes no longer than this. After it, the connection is closed.
+/// The limit for a repair. After it, the connection is closed.
 const REPAIR_LIMIT: Duration = Duration::from_secs(2);
 
-/// Closing a connection takes no longer than this.
+/// The limit for closing a connection.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// After this, another connection may be dialled for the one in repair. Before, waiting for it is cheaper than dialling.
+/// After this time, another connection may be dialled in place of the one in repair. Before it, waiting is cheaper than dialling.
 const SLOW_AFTER: Duration = Duration::from_millis(10);
 
-/// A connection out of use. It is counted until this value is dropped, or the state has it back.
+/// A connection out of use. It counts until this value is dropped or the state takes it back.
 pub(super) struct Quarantine {
     driver: Arc<Driver>,
-    /// `None` once the link is closed, and where only the session at the server is left.
+    /// `None` once the link is closed, and for a bare session.
     live: Option<Box<Live>>,
-    /// `None` once the state has it back.
+    /// `None` once the state took it back.
     quarantined: Option<Quarantined>,
 }
 
@@ -41,24 +41,24 @@ impl Quarantine {
         Self { driver: Arc::clone(driver), live: Some(live), quarantined: Some(quarantined) }
     }
 
-    /// A connection of which only the session at the server is left.
+    /// A session at the server whose connection is gone.
     pub(super) fn of_session(driver: &Arc<Driver>, quarantined: Quarantined) -> Self {
         Self { driver: Arc::clone(driver), live: None, quarantined: Some(quarantined) }
     }
 
-    /// Ends the session at the server. What is in doubt is decided after that, or after the attempt.
-    pub(super) async fn end(self, session: Arc<Session>, doubt: Doubt) {
+    /// Ends the session at the server, then drops `hooks`.
+    pub(super) async fn end(self, session: Arc<Session>, hooks: PendingHooks) {
         terminate(&self.driver, &session).await;
-        drop(doubt);
+        drop(hooks);
     }
 
-    /// Closes the connection. A dead peer cannot make that long.
+    /// Closes the connection, within a limit, since the peer may be dead.
     pub(super) async fn close(mut self) {
         let Some(live) = self.live.take() else { return };
         let pool = &self.driver.options.name;
         match timeout(CLOSE_LIMIT, live.raw.close()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(pool, error = said(&error), "closing a connection failed"),
+            Ok(Err(error)) => tracing::debug!(pool, error = redacted(&error), "closing a connection failed"),
             Err(_) => tracing::debug!(pool, "closing a connection took longer than {CLOSE_LIMIT:?}"),
         }
     }
@@ -112,12 +112,12 @@ impl Quarantine {
             Ok(Ok(Repaired::Good)) => self.readmit(),
             Ok(Ok(Repaired::Useless)) => self.close().await,
             Ok(Ok(Repaired::Doubtful)) => {
-                // The session first: with its link gone, it would go on until it looks for the link.
+                // The session ends first: without a client, it would run on until it checks its link.
                 terminate(&driver, &session).await;
                 self.close().await;
             }
             Ok(Err(error)) => {
-                let error = said(&error);
+                let error = redacted(&error);
                 tracing::debug!(pool, pid = session.pid, error, "a connection broke in repair");
                 self.lose();
             }
@@ -125,9 +125,9 @@ impl Quarantine {
                 tracing::warn!(
                     pool,
                     pid = session.pid,
-                    "a connection could not be repaired within {REPAIR_LIMIT:?}, and is closed"
+                    "a connection could not be repaired within {REPAIR_LIMIT:?} and is closed"
                 );
-                // It would go on at the server for as long as the link is silent.
+                // The session would run on at the server for as long as the link is silent.
                 terminate(&driver, &session).await;
                 self.lose();
             }
@@ -167,7 +167,7 @@ impl Quarantine {
 
 impl Drop for Quarantine {
     fn drop(&mut self) {
-        // First the link, then its place.
+        // The link goes before its slot is freed.
         self.live = None;
         if let Some(quarantined) = self.quarantined.take() {
             let dials = self.driver.core().state.released(quarantined, Instant::now());
@@ -177,12 +177,12 @@ impl Drop for Quarantine {
     }
 }
 
-/// Ends a session from outside.
+/// Ends a session through the canceller.
 async fn terminate(driver: &Driver, session: &Arc<Session>) {
     let Some(canceller) = &driver.canceller else { return };
     if !canceller.terminate(session).await {
         let (pool, pid) = (&driver.options.name, session.pid);
-        tracing::debug!(pool, pid, "a session could not be ended, and may go on");
+        tracing::debug!(pool, pid, "a session could not be ended and may run on");
     }
 }
 
@@ -192,37 +192,42 @@ mod tests {
     use sqlx::Executor;
 
     use super::*;
+    use crate::call_site::CallSite;
     use crate::pool::{Shared, acquire};
-    use crate::statement::Flight;
-    use crate::tracker::{Asker, CallSite};
+    use crate::statement::InFlight;
+    use crate::tracker::Caller;
     use crate::{Config, PoolOptions};
 
     #[db_testkit::test]
-    async fn a_repair_that_takes_long_lets_the_next_caller_in_at_once(db: TestDb) {
+    async fn a_slow_repair_frees_its_slot_for_the_next_caller(db: TestDb) {
         let config = Config::from_url(&db.url()).expect("an address");
         let options = PoolOptions::api().max(1);
-        // Without a keeper, which would let the caller in later.
+        // There is no keeper, which would dial for the caller later.
         let driver = Arc::new(Driver::new(config, options));
         let alive = driver.ended.clone().drop_guard();
         let shared = Arc::new(Shared { driver, _alive: alive });
-        let asker = Asker::new(CallSite::caller(), &shared.options);
-        let mut conn = acquire(Arc::clone(&shared), asker, None).await.expect("a connection");
+        let caller = Caller::new(CallSite::caller(), &shared.options);
+        let mut conn = acquire(Arc::clone(&shared), caller, None).await.expect("a connection");
         let (live, state) = conn.parts();
-        // What is waited for and not cancelled.
-        state.begin(Flight::Control);
+        // Transaction control is waited for and never cancelled.
+        state.begin(InFlight::Control);
         let sleep = live.raw.execute(sqlx::raw_sql("select pg_sleep(600)"));
         tokio::select! {
-            _ = sleep => panic!("it sleeps for ten minutes"),
-            _ = db.until_sessions("it sleeps", |all| all.iter().any(db_testkit::Session::is_sleeping)) => {}
+            _ = sleep => panic!("the statement sleeps for ten minutes"),
+            _ = db.until_sessions("the statement sleeps", |all| all.iter().any(db_testkit::Session::is_sleeping)) => {}
         }
-        let next = tokio::spawn(acquire(Arc::clone(&shared), asker, None));
-        until("the next one waits", async || shared.core().stats().waiting == 1).await;
+        let next = tokio::spawn(acquire(Arc::clone(&shared), caller, None));
+        until("the next caller waits", async || shared.core().stats().waiting == 1).await;
 
         drop(conn);
 
         let next = next.await.expect("no panic").expect("another connection");
         let now = shared.core().stats();
-        assert_eq!((now.repairing, now.totals.repair_failed), (1, 0), "while it is in repair: {now:?}");
+        assert_eq!(
+            (now.repairing, now.totals.repair_failed),
+            (1, 0),
+            "while the connection is in repair: {now:?}"
+        );
         drop(next);
     }
 }

@@ -1,4 +1,4 @@
-//! The round trips that bring a connection back to a known state.
+//! The round trips that repair a connection.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,33 +10,33 @@ use sqlx::{Connection, Executor};
 use tokio::time::timeout;
 
 use super::PING_LIMIT;
-use super::cancel::Cancel;
 use super::driver::Driver;
 use super::live::Live;
-use super::options::Reset;
-use crate::class::{Link, Verdict, is_fatal};
-use crate::error::said;
-use crate::question::{self, Standing};
+use crate::cancels::Cancel;
+use crate::class::{Link, Verdict, is_fatal, refuses};
+use crate::pool_options::Reset;
+use crate::redact::redacted;
 use crate::role::Role;
-use crate::session::sqlx_depth;
-use crate::statement::{Flight, State, Transaction};
-use crate::tx::refuses;
+use crate::sqlx_depth;
+use crate::statement::{InFlight, State, Transaction};
+use crate::statement_end::StatementEnd;
+use crate::status_query::{TxStatus, query_status};
 
-/// A cut-off statement has this long to end by itself before it is cancelled: most do, and a cancel costs more.
-pub(crate) const LET_IT_END: Duration = Duration::from_millis(2);
+/// An abandoned statement may run for this long before it is cancelled: most end sooner, and a cancel costs more.
+pub(crate) const CANCEL_AFTER: Duration = Duration::from_millis(2);
 
-/// "Canceling statement due to user request", or due to a time limit of the server's.
+/// SQLSTATE `query_canceled`: by a cancel request or by one of the server's timeouts.
 const CANCELLED: &str = "57014";
 
-/// A session that was lent as sqlx's own has this long to answer a question. After it, the session is taken to be at work on a
-/// cut-off statement.
-const ANSWER: Duration = Duration::from_millis(250);
+/// A session that was lent as sqlx's own must answer the status query within this time. Otherwise it is assumed to run an abandoned
+/// statement.
+const STATUS_LIMIT: Duration = Duration::from_millis(250);
 
-/// After this number of cut-off statements, the server has to forget all prepared statements: sqlx cannot close a statement whose
-/// preparation was cut off. Half of what sqlx's cache holds.
-pub(crate) const CUT_OFF: u32 = 50;
+/// After this number of abandoned statements, the server must forget all prepared statements: sqlx cannot close a statement whose
+/// preparation was abandoned. Half the capacity of sqlx's cache.
+pub(crate) const MAX_ABANDONED: u32 = 50;
 
-/// What a repair has made of a connection.
+/// The outcome of a repair.
 pub(super) enum Repaired {
     Good,
     /// The link works, but the session must not be used again.
@@ -53,14 +53,14 @@ pub(super) async fn reset(
 ) -> Result<Repaired, sqlx::Error> {
     let after_use = driver.options.reset;
     let end = match state.in_flight() {
-        // A COPY may run for long, or wait for data.
-        Some(Flight::Copy) => return Ok(Repaired::Doubtful),
-        Some(Flight::Lent | Flight::OutOfStep) | None => settle(live).await?,
+        // A COPY may run for a long time, or wait for data.
+        Some(InFlight::Copy) => return Ok(Repaired::Doubtful),
+        Some(InFlight::Lent | InFlight::OutOfStep) | None => settle(live).await?,
         Some(flight) => {
-            let end = come_to_rest(driver, live, flight, LET_IT_END).await?;
-            // What the statement has done is visible to others now.
-            state.doubt.came_to(end);
-            // An answer that nobody took may have been large. The driver lets go of it with the next answer.
+            let end = drain(driver, live, flight, CANCEL_AFTER).await?;
+            // The statement has ended, so its effects are visible to others.
+            state.pending_hooks.resolve(end);
+            // The unread answer may have been large. The driver frees it with the next answer.
             live.raw.shrink_buffers();
             end
         }
@@ -68,46 +68,50 @@ pub(super) async fn reset(
     if end.cancel == Cancel::Unanswered {
         return Ok(Repaired::Doubtful);
     }
-    // A pooler counts answers, too. After a COPY, its count may be wrong in a way that no question finds out: it answers the question
-    // rightly, and drops a part of the answer to a statement that is prepared later.
+    // A pooler counts answers, too. After a COPY, its count may be wrong without the status query noticing: the pooler answers the
+    // query correctly, and drops part of the answer to a later prepare.
     if state.is_useless() || (state.was_lent && driver.is_pooled()) {
         return Ok(Repaired::Useless);
     }
 
-    // This is also the round trip that is needed after a cancel: a signal that came too late for its statement hits this question, and
-    // no later statement.
-    let Some(standing) = ask(driver, live).await? else {
+    // This query is also the round trip that must follow a cancel: a signal that arrives late hits this query and no later
+    // statement.
+    let Some(status) = status(driver, live).await? else {
         let (pool, pid) = (&driver.options.name, live.session.pid);
-        tracing::debug!(pool, pid, "a session gives each statement the answer of another, and is closed");
+        tracing::debug!(
+            pool,
+            pid,
+            "a session is out of step: it answers each statement with the answer of another, so it is closed"
+        );
         return Ok(Repaired::Useless);
     };
-    let is_whole = matches!(state.in_flight(), Some(Flight::Lent) | None);
-    let by_text = state.transaction == Transaction::None && is_whole;
-    match standing {
-        Standing::Idle => {}
-        Standing::Open if by_text && after_use == Reset::Commit => {
+    let is_whole = matches!(state.in_flight(), Some(InFlight::Lent) | None);
+    let is_raw = state.transaction == Transaction::None && is_whole;
+    match status {
+        TxStatus::Idle => {}
+        TxStatus::Open if is_raw && after_use == Reset::Commit => {
             match control(&mut live.raw, "COMMIT").await {
                 Err(error @ sqlx::Error::Database(_)) if !is_fatal(&error) => {
                     let (pool, pid) = (&driver.options.name, live.session.pid);
                     tracing::warn!(
                         pool,
                         pid,
-                        error = said(&error),
-                        "a transaction that was begun by text could not be committed"
+                        error = redacted(&error),
+                        "a transaction begun with raw SQL could not be committed"
                     );
                 }
                 done => done?,
             }
         }
-        Standing::Open | Standing::Aborted => repeat(&mut live.raw, "ROLLBACK").await?,
+        TxStatus::Open | TxStatus::Aborted => repeat(&mut live.raw, "ROLLBACK").await?,
     }
     if state.in_flight().is_some() {
-        live.cut_off += 1;
+        live.abandoned += 1;
     }
     // Through a pooler, `DISCARD ALL` would run in another session, and prepared statements cannot be closed one by one.
     if driver.is_pooled() {
         let is_kept = !state.asks_role() || may_be_kept(driver, live).await?;
-        return Ok(if !is_kept || !counts_none(live).await || live.cut_off >= CUT_OFF {
+        return Ok(if !is_kept || !counts_none(live).await || live.abandoned >= MAX_ABANDONED {
             Repaired::Useless
         } else {
             Repaired::Good
@@ -117,15 +121,15 @@ pub(super) async fn reset(
         repeat(&mut live.raw, "DISCARD ALL").await?;
         // The server has forgotten the prepared statements.
         live.raw.clear_cached_statements().await?;
-        live.cut_off = 0;
+        live.abandoned = 0;
         if let Some(after_connect) = &driver.options.after_connect {
             after_connect.run(&mut live.raw).await?;
         }
-    } else if live.cut_off >= CUT_OFF {
+    } else if live.abandoned >= MAX_ABANDONED {
         forget_statements(live).await?;
     }
     if state.session_changed && after_use == Reset::Keep {
-        // A notification would reach no listener: sqlx takes it for a part of the next answer, and fails.
+        // No listener could receive a notification: sqlx takes it for a part of the next answer, and fails.
         repeat(&mut live.raw, "UNLISTEN *").await?;
     }
     if state.asks_role() && !may_be_kept(driver, live).await? {
@@ -134,25 +138,26 @@ pub(super) async fn reset(
     Ok(if counts_none(live).await { Repaired::Good } else { Repaired::Useless })
 }
 
-/// Sets sqlx's count of open transactions to zero, if a loan of sqlx's connection left it higher. Returns whether it is zero then.
+/// Lowers sqlx's count of open transactions to zero, since a loan of sqlx's connection may have left it higher. Returns whether the
+/// count is zero.
 async fn counts_none(live: &mut Live) -> bool {
     !live.raw.is_in_transaction() || sqlx_depth::lower(&mut live.raw).await.is_ok()
 }
 
-/// Asks a session where it stands. A statement that keeps it from answering, cut off while the session was lent as sqlx's own, is
-/// cancelled. `None` means that the session must not be used again.
-pub(crate) async fn ask(driver: &Driver, live: &mut Live) -> Result<Option<Standing>, sqlx::Error> {
-    // `come_to_rest` does not come first, since the server does not answer a ping in the middle of a COPY.
+/// Queries the transaction status of a session. A statement that was abandoned while the session was lent as sqlx's own may keep the
+/// session busy; it is cancelled. `None` means that the session must not be used again.
+pub(crate) async fn status(driver: &Driver, live: &mut Live) -> Result<Option<TxStatus>, sqlx::Error> {
+    // `drain` does not come first, since the server does not answer a ping in the middle of a COPY.
     if driver.canceller.is_some() {
-        let asked = timeout(ANSWER, question::ask(&mut live.raw, &mut live.numbers)).await;
-        if let Ok(answer) = asked {
+        let answer = timeout(STATUS_LIMIT, query_status(&mut live.raw, &mut live.numbers)).await;
+        if let Ok(answer) = answer {
             return answer;
         }
-        if come_to_rest(driver, live, Flight::Statement, LET_IT_END).await?.cancel == Cancel::Unanswered {
+        if drain(driver, live, InFlight::Statement, CANCEL_AFTER).await?.cancel == Cancel::Unanswered {
             return Ok(None);
         }
     }
-    question::ask(&mut live.raw, &mut live.numbers).await
+    query_status(&mut live.raw, &mut live.numbers).await
 }
 
 /// Makes sqlx and the server forget all prepared statements.
@@ -160,13 +165,12 @@ pub(crate) async fn forget_statements(live: &mut Live) -> Result<(), sqlx::Error
     // In this order: if the future is dropped in between, sqlx has forgotten more than the server, which is harmless.
     live.raw.clear_cached_statements().await?;
     control(&mut live.raw, "DEALLOCATE ALL").await?;
-    live.cut_off = 0;
+    live.abandoned = 0;
     Ok(())
 }
 
-/// Whether a session that was refused a write may be used again. Not if its server takes no writes, since the next dial may reach
-/// another server; nor if the session was made read-only without our knowledge. If the role is read-only by choice, the session is
-/// kept.
+/// Whether a session whose write was refused may be used again. Not if its server accepts no writes, since the next dial may reach
+/// another server; nor if the session became read-only unnoticed. A role that is read-only by choice keeps its session.
 async fn may_be_kept(driver: &Arc<Driver>, live: &mut Live) -> Result<bool, sqlx::Error> {
     let role = Role::ask(&mut live.raw).await?;
     if role == Role::Withdrawn && live.role == Role::Writes {
@@ -175,31 +179,20 @@ async fn may_be_kept(driver: &Arc<Driver>, live: &mut Live) -> Result<bool, sqlx
     Ok(role == Role::Writes || role == live.role && role == Role::ByChoice)
 }
 
-/// How a cut-off statement came to its end.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Rest {
-    /// It failed with an error of its own, or because it was cancelled.
-    pub(crate) failed: bool,
-    /// It failed with an error of its own: nothing of it is stored, and nothing of a transaction that it was to commit.
-    pub(crate) refused: bool,
-    /// What has become of the requests to cancel it. After an unanswered request, it may still run.
-    pub(crate) cancel: Cancel,
-}
-
-/// Waits for the end of a cut-off statement, and cancels it if it does not end by itself within `patience`. Transaction control is only
-/// waited for, since a cancelled commit may be stored or not. So is everything through a pooler.
+/// Waits for the end of an abandoned statement, and cancels it if it does not end within `patience`. Transaction control is never
+/// cancelled, since a cancelled commit may or may not be stored; neither is a statement through a pooler.
 ///
-/// The future may be dropped: the session knows of a request that is under way.
-pub(crate) async fn come_to_rest(
+/// The future may be dropped: the session keeps the state of the cancel request.
+pub(crate) async fn drain(
     driver: &Driver,
     live: &mut Live,
-    flight: Flight,
+    flight: InFlight,
     patience: Duration,
-) -> Result<Rest, sqlx::Error> {
-    let canceller = driver.canceller.as_ref().filter(|_| flight == Flight::Statement);
+) -> Result<StatementEnd, sqlx::Error> {
+    let canceller = driver.canceller.as_ref().filter(|_| flight == InFlight::Statement);
     let Some(canceller) = canceller else {
-        let rest = read_end(&mut live.raw).await?;
-        return Ok(settle(live).await?.after(rest));
+        let end = read_end(&mut live.raw).await?;
+        return Ok(settle(live).await?.after(end));
     };
     let session = Arc::clone(&live.session);
     let mut counted = false;
@@ -208,97 +201,94 @@ pub(crate) async fn come_to_rest(
             driver.core().totals.cancelled += 1;
         }
     };
-    let rest = {
-        let mut end = pin!(read_end(&mut live.raw));
+    let end = {
+        let mut reading = pin!(read_end(&mut live.raw));
         let mut wait = patience;
-        let mut pause = LET_IT_END;
+        let mut pause = CANCEL_AFTER;
         loop {
-            if let Ok(ended) = timeout(wait, &mut end).await {
+            if let Ok(ended) = timeout(wait, &mut reading).await {
                 break ended?;
             }
             let answer = tokio::select! {
                 biased;
-                ended = &mut end => break ended?,
+                ended = &mut reading => break ended?,
                 answer = canceller.cancel(&session) => answer,
             };
             match answer {
-                Cancel::Unanswered => return Ok(Rest { failed: true, refused: false, cancel: answer }),
-                // The link may show that only much later.
+                Cancel::Unanswered => {
+                    return Ok(StatementEnd { failed: true, refused: false, cancel: answer });
+                }
+                // The link may report that only much later.
                 Cancel::Gone => {
-                    break timeout(PING_LIMIT, &mut end).await.unwrap_or_else(|_| Err(ended()))?;
+                    break timeout(PING_LIMIT, &mut reading)
+                        .await
+                        .unwrap_or_else(|_| Err(session_ended()))?;
                 }
                 Cancel::Answered => count(),
                 Cancel::None | Cancel::Queued { .. } | Cancel::Sent | Cancel::Refused => {}
             }
-            // The server ignores a cancel that overtakes its statement, so the next try follows.
+            // The server ignores a cancel that arrives before its statement, so another request follows.
             pause *= 2;
             wait = pause;
         }
     };
-    let rest = settle(live).await?.after(rest);
-    if rest.cancel == Cancel::Answered {
+    let end = settle(live).await?.after(end);
+    if end.cancel == Cancel::Answered {
         count();
     }
-    Ok(rest)
+    Ok(end)
 }
 
-/// Waits until no request to cancel is under way, and makes one more round trip after its answer: a signal that came too late for its
-/// statement hits this round trip, and fails a transaction, too.
-async fn settle(live: &mut Live) -> Result<Rest, sqlx::Error> {
+/// Waits until no cancel request is under way, and makes one more round trip after its answer: a signal that arrives late hits this
+/// round trip, and fails an open transaction, too.
+async fn settle(live: &mut Live) -> Result<StatementEnd, sqlx::Error> {
     let session = Arc::clone(&live.session);
-    let mut rest = Rest::default();
+    let mut end = StatementEnd::default();
     loop {
         match session.cancels.settled().await {
             answer @ (Cancel::Answered | Cancel::Refused) => {
                 if answer == Cancel::Answered {
-                    rest.cancel = answer;
+                    end.cancel = answer;
                 }
-                rest.failed |= read_end(&mut live.raw).await?.failed;
+                end.failed |= read_end(&mut live.raw).await?.failed;
                 session.cancels.mark_used_up();
             }
-            Cancel::Unanswered => return Ok(Rest { cancel: Cancel::Unanswered, ..rest }),
-            _ => return Ok(rest),
+            Cancel::Unanswered => return Ok(StatementEnd { cancel: Cancel::Unanswered, ..end }),
+            _ => return Ok(end),
         }
     }
 }
 
-impl Rest {
-    /// Both ends, the one of the statement before first.
-    fn after(self, statement: Self) -> Self {
-        Self { failed: self.failed || statement.failed, refused: statement.refused, ..self }
-    }
-}
-
 /// The error of a link whose session has ended at the server.
-fn ended() -> sqlx::Error {
-    let what = "the session has ended at the server";
+fn session_ended() -> sqlx::Error {
+    let what = "the server ended the session";
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, what))
 }
 
-/// Reads what is left of a cut-off statement, and its error: sqlx would take that error for the answer to what it sends next, and a
-/// cancelled statement always leaves one. Returns whether there was an error.
-async fn read_end(raw: &mut PgConnection) -> Result<Rest, sqlx::Error> {
-    let mut rest = Rest::default();
+/// Reads the rest of an abandoned statement's answer. Its error must be read, since sqlx would take it for the answer to the next
+/// statement, and a cancelled statement always leaves one.
+async fn read_end(raw: &mut PgConnection) -> Result<StatementEnd, sqlx::Error> {
+    let mut end = StatementEnd::default();
     loop {
         match raw.ping().await {
-            // There is one error for each statement, so this ends.
+            // Each statement leaves at most one error, so this loop ends.
             Err(error @ sqlx::Error::Database(_)) if Verdict::of_statement(&error).link < Link::Closed => {
-                // A request to cancel may have hit our ping and not the statement before it.
+                // A cancel may have hit this ping instead of the statement before it.
                 let code = error.as_database_error().and_then(DatabaseError::code);
-                rest.refused |= refuses(&error) && code.as_deref() != Some(CANCELLED);
-                rest.failed = true;
+                end.refused |= refuses(&error) && code.as_deref() != Some(CANCELLED);
+                end.failed = true;
             }
-            other => return other.map(|()| rest),
+            other => return other.map(|()| end),
         }
     }
 }
 
 /// Whether a transaction is open, or has failed.
 pub(crate) async fn is_in_transaction(driver: &Arc<Driver>, live: &mut Live) -> Result<bool, sqlx::Error> {
-    Ok(!matches!(ask(driver, live).await?, Some(Standing::Idle)))
+    Ok(!matches!(status(driver, live).await?, Some(TxStatus::Idle)))
 }
 
-/// Sends a statement that may be sent twice. A notification that arrives in between makes it fail the first time.
+/// Sends a statement that is safe to send twice. A notification that arrives before its answer fails the first attempt.
 async fn repeat(raw: &mut PgConnection, statement: &'static str) -> Result<(), sqlx::Error> {
     match control(raw, statement).await {
         Err(sqlx::Error::Protocol(_)) => {

@@ -18,7 +18,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::options::Limits;
+use crate::pool_options::{EXTRA, Limits};
 
 mod answer;
 mod count;
@@ -37,19 +37,15 @@ pub(crate) use idle::Worker;
 use queue::Queue;
 pub(crate) use queue::Ticket;
 
-/// This number of connections that take long to repair does not count against the limit: a storm of cut-off statements leaves room
-/// for callers, and cannot pile up server processes.
-pub(crate) const EXTRA: u32 = 4;
+/// After the server has refused a login permanently, the pool waits this long before it dials again for `min_idle`. The time doubles
+/// with each refusal, up to 32 times. Callers may dial at any time.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// After the server has refused a login for good, the pool waits this long before it dials again for `min_idle`. The time doubles with
-/// each refusal, up to 32 times. A caller is never kept from dialling.
-const REST: Duration = Duration::from_secs(1);
-
-/// What is known of a pool's connections and callers. `C` is a connection, `W` the means to answer a waiting caller.
+/// A pool's connections and callers. `C` is a connection, `W` the means to answer a waiting caller.
 #[derive(Debug)]
 pub(crate) struct PoolState<C, W> {
     limits: Limits,
-    /// Connections of the limit that are left to `sqlx()`.
+    /// Connections of the limit that are reserved for `sqlx()`.
     reserved: u32,
     idle: IdleStack<C>,
     queue: Queue<W>,
@@ -57,17 +53,16 @@ pub(crate) struct PoolState<C, W> {
     dialling: Count<Dials>,
     repairing: Count<Repairs>,
     slow: Count<SlowRepairs>,
-    /// Connections that were dialled, and connections that are gone, since the beginning: apart from the counts above, to check
-    /// them.
+    /// Connections dialled and connections gone since the beginning, to check the counts above.
     dialled: u64,
     closed: u64,
     epochs: Epochs,
-    /// The last attempt to dial failed: until one succeeds, only one task dials.
+    /// The last dial failed: until one succeeds, only one task dials.
     is_down: bool,
-    /// Dials in a row that the server refused for good.
+    /// Dials in a row that the server refused permanently.
     refusals: u32,
     /// No connection is dialled for `min_idle` before this time.
-    rests_until: Option<Instant>,
+    paused_until: Option<Instant>,
     is_closing: bool,
     /// No connection is dialled for `min_idle` before the first caller.
     is_asleep: bool,
@@ -89,13 +84,13 @@ impl<C, W> PoolState<C, W> {
             epochs: Epochs::default(),
             is_down: false,
             refusals: 0,
-            rests_until: None,
+            paused_until: None,
             is_closing: false,
             is_asleep: false,
         }
     }
 
-    /// A caller asks for a connection, and gets the one given back last.
+    /// A caller wants a connection, and gets the most recently returned one.
     pub(crate) fn take(&mut self, worker: Worker) -> Take<C> {
         if self.is_closing {
             return Take::Closed;
@@ -117,7 +112,7 @@ impl<C, W> PoolState<C, W> {
         self.queue.remove(ticket);
     }
 
-    /// A connection comes back clean, or the caller it was handed to is gone.
+    /// A connection is returned clean, or the caller it was handed to is gone.
     pub(crate) fn give_back(
         &mut self,
         conn: C,
@@ -129,7 +124,7 @@ impl<C, W> PoolState<C, W> {
         self.place(conn, wear, worker)
     }
 
-    /// A connection comes back in an unknown state.
+    /// A connection is returned in an unknown state.
     pub(crate) fn quarantine(&mut self, checkout: Checkout) -> Quarantined {
         self.in_use.leave(checkout);
         self.isolated()
@@ -149,7 +144,7 @@ impl<C, W> PoolState<C, W> {
                 self.closed += 1;
                 None
             }
-            // Callers are let in for it at once.
+            // Its slot is free for callers at once.
             AtServer::Statement => {
                 Some(Quarantined { repair: self.repairing.enter(), slow: Some(self.slow.enter()) })
             }
@@ -169,7 +164,7 @@ impl<C, W> PoolState<C, W> {
         self.link_lost(generation, now)
     }
 
-    /// The first loss in a generation begins the next: all idle connections are verified at the same time, and those in use before
+    /// The first loss in a generation starts the next: all idle connections are pinged at the same time, and those in use before
     /// their next use.
     fn link_lost(&mut self, generation: u64, now: Instant) -> Loss<C, W> {
         let is_news = self.epochs.generation == generation;
@@ -203,14 +198,14 @@ impl<C, W> PoolState<C, W> {
         (self.place(conn, wear, worker), self.dials(now))
     }
 
-    /// A quarantined connection is closed, and its session ended as far as that was possible.
+    /// A quarantined connection is closed, and its session ended as far as possible.
     pub(crate) fn released(&mut self, quarantined: Quarantined, now: Instant) -> Vec<Dialling> {
         self.end_quarantine(quarantined);
         self.closed += 1;
         self.dials(now)
     }
 
-    /// A dial has made a connection.
+    /// A dial succeeded.
     pub(crate) fn dialled(
         &mut self,
         dialling: Dialling,
@@ -222,12 +217,12 @@ impl<C, W> PoolState<C, W> {
         self.dialled += 1;
         self.is_down = false;
         self.refusals = 0;
-        self.rests_until = None;
-        // The server is there: the others may dial again.
+        self.paused_until = None;
+        // The server is reachable, so the other dials may start again.
         (self.place(conn, Wear::Usable, worker), self.dials(now))
     }
 
-    /// An attempt to dial failed. One dial tries again, for all callers; `is_final` says that the server would refuse that, too.
+    /// A dial failed. One dial tries again for all callers. `is_final`: the server would refuse the retry, too.
     pub(crate) fn dial_failed(
         &mut self,
         dialling: Dialling,
@@ -236,22 +231,22 @@ impl<C, W> PoolState<C, W> {
     ) -> AfterFailure<W> {
         self.is_down = true;
         if is_final {
-            let rest = REST.saturating_mul(1 << self.refusals.min(5));
+            let pause = REFUSAL_PAUSE.saturating_mul(1 << self.refusals.min(5));
             self.refusals = self.refusals.saturating_add(1);
-            self.rests_until = Some(now + rest);
+            self.paused_until = Some(now + pause);
         }
         if !is_final && self.dialling.get() == 1 && self.is_dial_wanted() {
             return AfterFailure::Retry(dialling);
         }
         self.dialling.leave(dialling);
-        // While connections are out that may come back, the callers have something to wait for.
+        // Connections in use or in repair may be returned, so callers keep waiting for them.
         let refuses_all = is_final && self.in_use.get() + self.repairing.get() == 0;
         AfterFailure::Stop(if refuses_all { self.queue.take_all() } else { Vec::new() })
     }
 
     /// The pause after a failed dial is over. Returns the token if the dial is still wanted.
     ///
-    /// In one step: a caller that joins the queue now sees this dial counted, and the dial goes on, or the caller has one begun.
+    /// This is one step: a caller that joins the queue before it counts on this dial, and one that joins after it starts another.
     pub(crate) fn pause_ended(&mut self, dialling: Dialling) -> Option<Dialling> {
         if self.is_dial_wanted() {
             return Some(dialling);
@@ -271,14 +266,14 @@ impl<C, W> PoolState<C, W> {
         Actions { close: self.trim(), dial: self.dials(now), ..Actions::default() }
     }
 
-    /// `sqlx()` is called for the first time: this number of connections is left to it, at least 1, and never the last of the limit.
+    /// `sqlx()` is called for the first time: reserves this number of connections for it, at least 1, and never the whole limit.
     /// Returns the number.
     pub(crate) fn reserve(&mut self, connections: u32) -> (u32, Actions<C, W>) {
         self.reserved = connections.clamp(1, self.limits.max.max(2) - 1);
         (self.reserved, Actions { close: self.trim(), ..Actions::default() })
     }
 
-    /// A server that took writes refuses them now, found on a connection of this generation. The first such report begins the next
+    /// A server that accepted writes refuses them now, found on a connection of this generation. The first such report starts the next
     /// generation; for later ones, this is `None`.
     pub(crate) fn demoted(&mut self, generation: u64) -> Option<Actions<C, W>> {
         if generation < self.epochs.roles {
@@ -295,7 +290,7 @@ impl<C, W> PoolState<C, W> {
         self.epochs.plans
     }
 
-    /// A type was stale on a connection with this count. Every connection that is as old is closed before its next use.
+    /// A type was stale on a connection with this count. Every connection of that count or older is closed before its next use.
     pub(crate) fn types_stale(&mut self, types: u64) -> Actions<C, W> {
         if self.epochs.types != types {
             return Actions::default();
@@ -303,14 +298,14 @@ impl<C, W> PoolState<C, W> {
         self.evict()
     }
 
-    /// Every connection that is there now is closed before its next use.
+    /// Every existing connection is closed before its next use.
     pub(crate) fn evict(&mut self) -> Actions<C, W> {
         self.epochs.types += 1;
         self.epochs.plans += 1;
         Actions { close: self.isolate_idle(usize::MAX), ..Actions::default() }
     }
 
-    /// Some time has passed: closes idle connections that are too old or too many, and verifies those that were silent.
+    /// Some time has passed: closes idle connections that are too old or too many, and pings those that were silent.
     pub(crate) fn time_passed(&mut self, now: Instant, age: impl Fn(&C) -> Age) -> Actions<C, W> {
         let idle = self.idle_count();
         let mut over = (self.in_use.get() + idle).saturating_sub(self.limit());
@@ -334,18 +329,18 @@ impl<C, W> PoolState<C, W> {
         }
     }
 
-    /// `min_idle` is asked for now, even if the server has just refused a login.
+    /// Dials for `min_idle` now, even if the server has just refused a login.
     pub(crate) fn warm_up(&mut self, now: Instant) -> Vec<Dialling> {
-        self.rests_until = None;
+        self.paused_until = None;
         self.dials(now)
     }
 
-    /// Nothing is to be dialled before the first caller.
+    /// Nothing is dialled before the first caller.
     pub(crate) fn sleep(&mut self) {
         self.is_asleep = true;
     }
 
-    /// The pool closes: callers are refused, idle connections are closed, and all others as they come back.
+    /// The pool closes: callers are refused, idle connections are closed at once, and all others when they are returned.
     pub(crate) fn close(&mut self) -> Actions<C, W> {
         self.is_closing = true;
         let refuse = self.queue.take_all();
@@ -381,17 +376,17 @@ impl<C, W> PoolState<C, W> {
         self.is_down
     }
 
-    /// Whether all connections that may be in use are.
+    /// Whether the limit of connections in use is reached.
     pub(crate) fn is_full(&self) -> bool {
         self.in_use.get() >= self.limit()
     }
 
-    /// How many connections are ready, in use or idle, and how many `min_idle` asks for.
+    /// The number of ready connections, in use or idle, and the number that `min_idle` demands.
     pub(crate) fn ready_of_wanted(&self) -> (u32, u32) {
         (self.in_use.get() + self.idle_count(), self.limits.min_idle.min(self.limit()))
     }
 
-    /// Whether no connection is left, nor one on its way.
+    /// Whether there are no connections and no dials.
     pub(crate) fn is_empty(&self) -> bool {
         self.in_use.get() + self.idle_count() + self.repairing.get() + self.dialling.get() == 0
     }
@@ -408,7 +403,7 @@ impl<C, W> PoolState<C, W> {
         }
     }
 
-    /// Whether the counts agree with the connections that were dialled and closed, and nobody waits while a connection is idle.
+    /// Whether the counts agree with the connections dialled and closed, and no caller waits while a connection is idle.
     pub(crate) fn is_consistent(&self) -> bool {
         let open = self.dialled.checked_sub(self.closed);
         open == Some(u64::from(self.counts().open))
@@ -431,9 +426,9 @@ impl<C, W> PoolState<C, W> {
         Place::Idle
     }
 
-    /// Begins as many dials as are wanted and may be.
+    /// Starts as many dials as are wanted and allowed.
     fn dials(&mut self, now: Instant) -> Vec<Dialling> {
-        // A list of values without a size, which allocates nothing.
+        // Tokens are zero-sized, so this vector allocates nothing.
         (0..self.dials_wanted(now)).map(|_| self.dialling.enter()).collect()
     }
 
@@ -441,10 +436,10 @@ impl<C, W> PoolState<C, W> {
         if self.is_closing || self.is_asleep {
             return 0;
         }
-        // A connection that is verified will be idle again, and one that is closed calls `released` when it is gone.
+        // A connection that is pinged will be idle again, and one that is closed calls `released` when it is gone.
         let soon = self.idle_count() + self.repairing.get() - self.slow.get();
-        let rests = self.rests_until.is_some_and(|until| now < until);
-        let short = if rests { 0 } else { self.limits.min_idle.saturating_sub(soon) };
+        let is_paused = self.paused_until.is_some_and(|until| now < until);
+        let short = if is_paused { 0 } else { self.limits.min_idle.saturating_sub(soon) };
         let mut wanted = self.queue.len().max(short);
         if self.is_down {
             wanted = wanted.min(1);
@@ -465,9 +460,9 @@ impl<C, W> PoolState<C, W> {
             - self.slow.get().min(EXTRA)
     }
 
-    /// Whether one more caller would wait for others to give a connection back, and `max_waiting` callers do so already.
+    /// Whether another caller would wait for a returned connection, and `max_waiting` callers do so already.
     fn is_crowded(&self) -> bool {
-        // Up to this many callers have a connection that is being made for them, or may be.
+        // Up to this many callers have, or may have, a connection dialled for them.
         let room = self.limit().saturating_sub(self.in_use.get());
         self.limits.max_waiting.is_some_and(|most| self.queue.len() >= most.saturating_add(room))
     }
@@ -488,7 +483,7 @@ impl<C, W> PoolState<C, W> {
         self.isolate_idle(over as usize)
     }
 
-    /// Takes this many idle connections out of use, or all; first those that were not used for longest.
+    /// Takes this many idle connections out of use, the least recently used first.
     fn isolate_idle(&mut self, most: usize) -> Vec<(C, Quarantined)> {
         let idle = self.idle.drain(most.min(self.idle.len()));
         self.isolate(idle)

@@ -11,18 +11,17 @@ use super::driver::Driver;
 use crate::connect::ConnectFailure;
 
 impl Pool {
-    /// Waits up to `deadline` until [`min_idle`](crate::PoolOptions::min_idle) connections are open, in use or idle. The pool begins to
-    /// open them when it is made, all at the same time: without this call, the first callers may come before the connections are
-    /// there. With a `min_idle` of 0, there is nothing to wait for.
+    /// Waits up to `deadline` until [`min_idle`](crate::PoolOptions::min_idle) connections are open, in use or idle. A new pool opens
+    /// them at once, all at the same time, but the first callers may come earlier. With a `min_idle` of 0, this returns at once.
     ///
-    /// Cancel safe: the pool goes on by itself.
+    /// Cancel safe: the pool continues to dial.
     ///
     /// # Errors
     ///
     /// [`WarmUpError`] at the deadline, with the last failure; before the deadline if waiting cannot help, or if the pool is closed.
     pub async fn warm_up(&self, deadline: Duration) -> Result<(), WarmUpError> {
         let started = Instant::now();
-        // The keeper does this as well, when it gets its first turn.
+        // The keeper does this as well, on its first tick.
         let dials = self.inner.core().state.warm_up(started);
         self.inner.dial(dials);
         let end = timeout(deadline, warm(&self.inner)).await.unwrap_or(End::Late);
@@ -46,7 +45,7 @@ impl Pool {
     }
 }
 
-/// How the wait came to its end.
+/// How the wait ended.
 enum End {
     Warm,
     Closed,
@@ -57,7 +56,7 @@ enum End {
 
 async fn warm(driver: &Arc<Driver>) -> End {
     loop {
-        // Notified when a dial has ended, whatever came of it.
+        // Notified when a dial has ended, whether it succeeded or failed.
         let progress = driver.progress.notified();
         tokio::pin!(progress);
         // Registered before the state is read, so that no notification is missed in between.
@@ -98,13 +97,13 @@ pub struct WarmUpError {
 }
 
 impl WarmUpError {
-    /// The failure of the last attempt to open a connection, if it failed.
+    /// The failure of the last dial, if it failed.
     #[must_use]
     pub fn failure(&self) -> Option<&ConnectFailure> {
         self.failure.as_ref()
     }
 
-    /// How many connections were open, and how many were asked for.
+    /// The numbers of connections open and wanted.
     #[must_use]
     pub fn open_of_wanted(&self) -> (u32, u32) {
         (self.open, self.wanted)
@@ -120,12 +119,12 @@ impl fmt::Display for WarmUpError {
             waited.as_secs_f64()
         )?;
         match failure {
-            _ if *closed => write!(f, ", and the pool was closed"),
-            Some(failure) => write!(f, "; the last attempt: {failure}"),
+            _ if *closed => write!(f, ", and the pool is closed"),
+            Some(failure) => write!(f, "; the last dial failed: {failure}"),
             None => Ok(()),
         }
     }
 }
 
-// No `source`: the last attempt's failure is part of the text already.
+// No `source`: the text already contains the last failure.
 impl std::error::Error for WarmUpError {}

@@ -1,7 +1,7 @@
-//! `COPY`, with an end that is seen.
+//! `COPY` with a tracked end.
 //!
-//! The driver does not count the answers to a `COPY`, so after one that did not come to its end each statement would be given the
-//! answer of the one before. Nothing follows such a `COPY`: its connection is closed at once, and its session ended.
+//! The driver does not count the answers to a `COPY`, so after an unfinished `COPY` each statement would get the answer of the
+//! previous one. No statement follows such a `COPY`: its connection is closed at once, and its session ended.
 
 use std::fmt;
 use std::ops::DerefMut;
@@ -17,69 +17,69 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::Session;
+use super::log::StatementTiming;
+use crate::call_site::CallSite;
 use crate::class::is_fatal;
-use crate::deadline::{DeadlineError, Ends, Limited};
-use crate::lent::{Found, LentError};
-use crate::log::Trip;
-use crate::statement::Flight;
-use crate::tracker::CallSite;
+use crate::deadline::{DeadlineError, TxDeadline, WaitLimit};
+use crate::lent::{LentError, LentProblem};
+use crate::statement::InFlight;
 use crate::{Conn, Error, Handle};
 
 impl Session {
-    /// Begins a `COPY … FROM STDIN`.
+    /// Starts a `COPY … FROM STDIN`.
     ///
-    /// It ends by [`CopyIn::finish`], or by an [`CopyIn::abort`] that the server confirms. Ended in any other way, and when it
+    /// End it with [`CopyIn::finish`], or with an [`CopyIn::abort`] that the server confirms. If it ends in any other way, or
     /// does not start, its connection is closed at once: a transaction around it is lost, and each further statement on the
-    /// session fails with [`Error::Lent`]. Dropping this future is such an end once `COPY` was sent.
+    /// session fails with [`Error::Lent`]. Dropping this future after `COPY` was sent is such an end, too.
     ///
-    /// Each wait for the server has the pool's [`statement_timeout`](crate::PoolOptions::statement_timeout), not the whole.
-    ///
+    /// The pool's [`statement_timeout`](crate::PoolOptions::statement_timeout) applies to each wait for the server, not to the whole
+    /// `COPY`.
     /// # Errors
     ///
-    /// [`Error::Statement`] when the server refuses the statement, or it is no such `COPY`.
+    /// [`Error::Statement`] if the server refuses the statement, or if it is not a `COPY … FROM STDIN`.
     pub async fn copy_in(&mut self, statement: impl SqlSafeStr) -> Result<CopyIn<'_>, Error> {
         CopyIn::begin(self, statement.into_sql_str()).await
     }
 
-    /// Runs a `COPY … TO STDOUT`, which is sent when the stream is first polled. Its items are pieces of the answer, each a row in
-    /// the forms that PostgreSQL has today.
+    /// Runs a `COPY … TO STDOUT`. The statement is sent when the stream is first polled. Each item is a piece of the output, which
+    /// in PostgreSQL's present formats is one row.
     ///
-    /// It ends with the end of the stream, `None`. Dropped before that, and when it does not start, its connection is closed at
+    /// Read the stream to its end, `None`. If it is dropped earlier, or does not start, its connection is closed at
     /// once: a transaction around it is lost, and each further statement on the session fails with [`Error::Lent`].
     ///
-    /// Each wait for the server has the pool's [`statement_timeout`](crate::PoolOptions::statement_timeout), not the whole. The
-    /// first item that is an error is the last one: [`Error::Statement`] when the server refuses the statement or fails on the
-    /// way, or the statement is no such `COPY`.
+    /// The pool's [`statement_timeout`](crate::PoolOptions::statement_timeout) applies to each wait for the server, not to the whole
+    /// `COPY`. The stream ends after its first error: [`Error::Statement`] if the server refuses the statement or fails during it,
+    /// or if it is not a `COPY … TO STDOUT`.
     pub fn copy_out(&mut self, statement: impl SqlSafeStr) -> BoxStream<'_, Result<Bytes, Error>> {
         copy_out(std::future::ready(Ok(self)), statement.into_sql_str())
     }
 
-    /// Notes how a `COPY` ended of which the driver has read all that there is.
+    /// Records the end of a `COPY` whose answer the driver has read completely.
     fn copy_answered(&mut self, copy: Copy, rows: u64, error: Option<&sqlx::Error>) {
-        let Copy { sql, mut trip, .. } = copy;
-        trip.affected += rows;
-        self.arrive(&trip, &sql, error);
+        let Copy { sql, mut timing, .. } = copy;
+        timing.affected += rows;
+        self.finish_statement(&timing, &sql, error);
         if error.is_some() {
-            // As far as anybody knows. It costs a question before the next statement to be sure.
-            self.state.begin(Flight::Lent);
+            // Probably in step. `Lent` makes the next statement query the status first.
+            self.state.begin(InFlight::Lent);
         }
     }
 
-    /// Gives the connection to those who close it. Nothing is sent on this session any more.
+    /// Closes the connection. No further statement is sent on this session.
     fn close_at_once(&mut self) {
         let transaction = self.state.transaction;
         self.leave();
         self.state.transaction = transaction;
-        self.state.begin(Flight::Copy);
+        self.state.begin(InFlight::Copy);
     }
 }
 
 impl Handle {
-    /// [`Session::copy_in`] on a connection of its own, which is given back at its end.
+    /// [`Session::copy_in`] on a connection of its own, which is returned at the end of the `COPY`.
     ///
     /// # Errors
     ///
-    /// [`Error::Acquire`]; [`Error::Statement`] when the server refuses the statement, or it is no such `COPY`.
+    /// [`Error::Acquire`]; [`Error::Statement`] if the server refuses the statement, or if it is not a `COPY … FROM STDIN`.
     pub fn copy_in<S: SqlSafeStr>(
         &self,
         statement: S,
@@ -88,14 +88,14 @@ impl Handle {
         async move { CopyIn::begin(acquired.await?, sql).await }
     }
 
-    /// [`Session::copy_out`] on a connection of its own, which is taken when the stream is first polled and given back at its end.
+    /// [`Session::copy_out`] on a connection of its own, which is acquired when the stream is first polled and returned at its end.
     pub fn copy_out(&self, statement: impl SqlSafeStr) -> BoxStream<'static, Result<Bytes, Error>> {
         let acquired = self.acquire();
         copy_out::<Conn>(async move { Ok(acquired.await?) }, statement.into_sql_str())
     }
 }
 
-/// A `COPY … FROM STDIN` that takes data, made by [`Session::copy_in`] or [`Handle::copy_in`].
+/// A running `COPY … FROM STDIN`, started by [`Session::copy_in`] or [`Handle::copy_in`].
 ///
 /// ```no_run
 /// # async fn run(pool: db_core::Pool) -> Result<(), db_core::Error> {
@@ -109,20 +109,20 @@ impl Handle {
 /// ```
 #[must_use = "the connection is closed unless the copy is finished or aborted"]
 pub struct CopyIn<'c> {
-    /// Holds the session, and does what it is told. None once it has ended, or what it was told was cut off.
+    /// Holds the session and executes the orders. `None` once it has ended, or an order was dropped halfway.
     copying: Option<BoxFuture<'c, Result<u64, Error>>>,
     orders: mpsc::Sender<Order>,
     pool: String,
     at: CallSite,
 }
 
-/// What is to be done next.
+/// An order to the running `COPY`.
 struct Order {
-    what: What,
+    action: Action,
     done: oneshot::Sender<()>,
 }
 
-enum What {
+enum Action {
     Send(Bytes),
     Finish,
     Abort(String),
@@ -142,51 +142,51 @@ impl<'c> CopyIn<'c> {
         Ok(copy)
     }
 
-    /// Sends a piece of the data. Pieces need not be rows.
+    /// Sends a piece of the data. Pieces need not be whole rows.
     ///
-    /// Dropping the future ends the `COPY`, and closes its connection: nothing follows a piece that was cut off.
+    /// Dropping the future ends the `COPY` and closes its connection.
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when the link is lost, [`Error::Deadline`], and [`Error::Lent`] once it has ended. That a row is
-    /// refused is told by [`finish`](Self::finish).
+    /// [`Error::Statement`] if the link is lost, [`Error::Deadline`], and [`Error::Lent`] after the `COPY` has ended. A refused row
+    /// is reported by [`finish`](Self::finish).
     pub async fn send(&mut self, data: impl Into<Bytes>) -> Result<(), Error> {
-        self.order(What::Send(data.into())).await.map(drop)
+        self.order(Action::Send(data.into())).await.map(drop)
     }
 
-    /// Ends the data. Returns how many rows were stored, or will be with the transaction around it.
+    /// Ends the data. Returns the number of rows stored; inside a transaction, they are stored when it commits.
     ///
-    /// Dropping the future closes the connection; the rows may be stored or not.
+    /// Dropping the future closes the connection; the rows may or may not be stored.
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when the server refuses a row: none is stored, and the session is of use still.
+    /// [`Error::Statement`] if the server refuses a row: no row is stored, and the session stays usable.
     pub async fn finish(mut self) -> Result<u64, Error> {
-        self.order(What::Finish).await
+        self.order(Action::Finish).await
     }
 
-    /// Gives up, with a reason for the server's log: no row is stored, and a transaction around it has failed. The session is of
-    /// use still.
+    /// Aborts with a reason for the server's log: no row is stored, and a transaction around the `COPY` has failed. The session
+    /// stays usable.
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when the server had refused a row before: the connection is closed.
+    /// [`Error::Statement`] if the server had already refused a row: the connection is closed.
     pub async fn abort(mut self, reason: impl Into<String>) -> Result<(), Error> {
-        self.order(What::Abort(reason.into())).await.map(drop)
+        self.order(Action::Abort(reason.into())).await.map(drop)
     }
 
-    async fn order(&mut self, what: What) -> Result<u64, Error> {
+    async fn order(&mut self, action: Action) -> Result<u64, Error> {
         let (done, is_done) = oneshot::channel();
-        // It takes each before this is called again.
-        let _: Result<_, _> = self.orders.try_send(Order { what, done });
+        // The channel has room: each order is taken before the next call.
+        let _: Result<_, _> = self.orders.try_send(Order { action, done });
         self.until(is_done).await
     }
 
-    /// Lets it go on until then, or to its end.
+    /// Polls the `COPY` until `done` resolves or the `COPY` ends.
     async fn until(&mut self, done: oneshot::Receiver<()>) -> Result<u64, Error> {
-        // Out of its place: if this future is dropped, it goes as well, and the connection with it.
+        // Taken out of `self`: if this future is dropped, the `COPY` is dropped, and its connection closed.
         let Some(mut copying) = self.copying.take() else {
-            return Err(Error::Lent(LentError::new(&self.pool, self.at, Found::CutCopy)));
+            return Err(Error::Lent(LentError::new(&self.pool, self.at, LentProblem::UnfinishedCopy)));
         };
         tokio::select! {
             biased;
@@ -208,23 +208,23 @@ impl fmt::Debug for CopyIn<'_> {
     }
 }
 
-/// Closes the connection if a `COPY` on it has not come to its end.
+/// Closes the connection if a `COPY` on it is unfinished.
 struct Guard<S: DerefMut<Target = Session>>(S);
 
 impl<S: DerefMut<Target = Session>> Drop for Guard<S> {
     fn drop(&mut self) {
-        if self.0.state.in_flight() == Some(Flight::Copy) {
+        if self.0.state.in_flight() == Some(InFlight::Copy) {
             self.0.close_at_once();
         }
     }
 }
 
-/// A `COPY` under way, and how long each of its waits may be.
+/// A running `COPY` and the limits of its waits.
 struct Copy {
     sql: SqlStr,
-    trip: Trip,
-    ends: Option<Ends>,
-    statement: Limited,
+    timing: StatementTiming,
+    ends: Option<TxDeadline>,
+    statement: WaitLimit,
     pool: String,
     at: CallSite,
 }
@@ -232,10 +232,10 @@ struct Copy {
 impl Copy {
     async fn begin(session: &mut Session, sql: SqlStr) -> Result<Self, sqlx::Error> {
         session.make_ready().await?;
-        let trip = session.depart(&sql, Flight::Copy);
-        let statement = Limited::of_statement(session.inner.options.statement_timeout);
+        let timing = session.start_statement(&sql, InFlight::Copy);
+        let statement = WaitLimit::of_statement(session.inner.options.statement_timeout);
         let (pool, at) = (session.inner.options.name.clone(), session.at);
-        Ok(Self { sql, trip, ends: session.state.ends, statement, pool, at })
+        Ok(Self { sql, timing, ends: session.state.ends, statement, pool, at })
     }
 
     async fn within<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
@@ -247,7 +247,7 @@ impl Copy {
     }
 }
 
-/// Whether the driver has read the answer to its end: it does after an error that does not end the session.
+/// Whether the driver has read the answer completely, as it does after an error that does not end the session.
 fn is_answer(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(_)) && !is_fatal(error)
 }
@@ -266,29 +266,29 @@ where
     let mut to: PgCopyIn<&mut PgConnection> =
         copy.within(session.live_mut().raw.copy_in_raw(copy.sql.as_str())).await?;
     let _: Result<_, _> = begun.send(());
-    while let Some(Order { what, done }) = orders.recv().await {
-        match what {
-            What::Send(data) => copy.within(to.send(data)).await.map(drop)?,
-            What::Finish => {
+    while let Some(Order { action, done }) = orders.recv().await {
+        match action {
+            Action::Send(data) => copy.within(to.send(data)).await.map(drop)?,
+            Action::Finish => {
                 let finished = copy.within(to.finish()).await;
                 match &finished {
                     Ok(rows) => session.copy_answered(copy, *rows, None),
                     Err(error) if is_answer(error) => session.copy_answered(copy, 0, Some(error)),
-                    // It ends with the guard.
+                    // The guard closes the connection.
                     Err(_) => {}
                 }
                 return Ok(finished?);
             }
-            What::Abort(reason) => {
+            Action::Abort(reason) => {
                 copy.within(to.abort(reason)).await?;
                 session.copy_answered(copy, 0, None);
-                session.state.at_rest(true);
+                session.state.finish_abandoned(true);
                 return Ok(0);
             }
         }
         let _: Result<_, _> = done.send(());
     }
-    // Nobody is left who could end it well.
+    // `CopyIn` was dropped.
     Ok(0)
 }
 
@@ -314,7 +314,7 @@ where
             let failure = loop {
                 match copy.within(rows.try_next()).await {
                     Ok(Some(row)) => {
-                        copy.trip.rows += 1;
+                        copy.timing.rows += 1;
                         yield row;
                     }
                     Ok(None) => break None,
@@ -327,7 +327,7 @@ where
             }
             failure
         };
-        // Before the error is told: the stream may be kept for long after it.
+        // Before the error is returned, since the stream may be kept for long after it.
         drop(guard);
         if let Some(error) = failure {
             Err(error)?;

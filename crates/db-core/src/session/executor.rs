@@ -1,4 +1,4 @@
-//! sqlx's `Executor`, written once for a session, and passed on to it or to a handle by everything else that is one.
+//! sqlx's `Executor` for sessions and handles. All other executors forward to one of these.
 
 use async_stream::try_stream;
 use futures_util::TryStreamExt;
@@ -8,10 +8,10 @@ use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Describe, Either, Error, Execute, Executor, Postgres, SqlStr};
 
 use super::Session;
-use crate::text::Text;
+use super::text::Text;
 use crate::{Conn, Handle, Pool, Savepoint, Tx};
 
-/// The results of a statement, one by one.
+/// The results of a statement.
 type Results<'e> = BoxStream<'e, Result<Either<PgQueryResult, PgRow>, Error>>;
 
 impl<'c> Executor<'c> for &'c mut Session {
@@ -51,7 +51,7 @@ impl<'c> Executor<'c> for &'c mut Session {
     where
         'c: 'e,
     {
-        // Owned, since what borrows it would have to outlive every use of the connection.
+        // Copied, since a borrow would have to outlive every use of the connection.
         let parameters = parameters.to_vec();
         Box::pin(self.run_prepare(sql, parameters))
     }
@@ -128,8 +128,8 @@ impl<'c> Executor<'c> for Handle {
     }
 }
 
-/// Passes everything on to another executor.
-macro_rules! pass_on {
+/// Implements `Executor` by forwarding to another executor.
+macro_rules! forward {
     ($($executor:ty: |$this:ident| $to:expr;)+) => {$(
         impl<'c> Executor<'c> for $executor {
             type Database = Postgres;
@@ -185,7 +185,7 @@ macro_rules! pass_on {
     )+};
 }
 
-pass_on! {
+forward! {
     &'c mut Conn: |conn| (&mut **conn);
     &'c mut Tx: |tx| (&mut **tx);
     &'c mut Savepoint<'_>: |savepoint| (&mut **savepoint);

@@ -1,52 +1,52 @@
-//! Sending a statement again whose plan, or whose types, had become stale.
+//! Repeating a statement whose plan or types were stale.
 
 use sqlx::Connection;
 use sqlx::postgres::PgArguments;
 use tokio::time::timeout;
 
 use super::Session;
+use super::stale;
+use super::text::Text;
 use crate::class::{Verdict, is_stale_plan, is_stale_type};
-use crate::stale;
-use crate::statement::{Flight, Transaction};
-use crate::text::Text;
+use crate::statement::{InFlight, Transaction};
 
 impl Session {
-    /// Has a statement sent under a text of its own where it must be. A pooler keeps what was prepared under one text, for all its
-    /// clients, and closing a statement does not make it forget: once plans were found stale, another text is what makes a new one.
-    pub(super) fn distinguish(&self, text: &mut Text) {
+    /// Appends a marker comment after a stale plan. A pooler caches prepared statements by SQL text for all its clients and never
+    /// forgets one, so only a different text gets a fresh plan.
+    pub(super) fn mark_text(&self, text: &mut Text) {
         let stale = self.live().plans;
         if stale > 0 && self.inner.is_pooled() {
             text.mark(&format!("/* {:x}.{stale} */", self.inner.mark));
         }
     }
 
-    /// Prepares a statement to be sent, and says what it needs to be sent again when its plan turns out stale, if it may. That is
-    /// safe where the server finds it out before it runs anything, and outside of a transaction nothing else is lost with it.
-    pub(super) fn spare(&self, text: &mut Text) -> Option<PgArguments> {
-        self.distinguish(text);
+    /// Prepares a statement for sending. Returns a copy of its arguments if it may be sent again after a stale plan. That is safe
+    /// because the server reports a stale plan before it runs anything, and outside a transaction no earlier work is lost.
+    pub(super) fn spare_arguments(&self, text: &mut Text) -> Option<PgArguments> {
+        self.mark_text(text);
         let is_alone = self.state.transaction == Transaction::None && !self.state.session_changed;
-        if is_alone { text.spare() } else { None }
+        if is_alone { text.copy_arguments() } else { None }
     }
 
-    /// Whether the statement that has just failed is to be sent again. All connections of the pool forget their plans: what
-    /// made this one stale has made others, too.
-    pub(super) async fn heals(&mut self, error: &sqlx::Error, text: &Text) -> bool {
+    /// Whether to send the failed statement again. All connections of the pool forget their plans, since the change that made this
+    /// plan stale affects others, too.
+    pub(super) async fn refresh_plan(&mut self, error: &sqlx::Error, text: &Text) -> bool {
         if is_stale_type(error) {
-            self.has_stale_types();
+            self.report_stale_types();
             return false;
         }
-        if !is_stale_plan(error) || !stale::is_of_the_driver(error, text) {
+        if !is_stale_plan(error) || !stale::is_from_driver(error, text) {
             return false;
         }
         let plans = self.inner.plans_are_stale();
         if self.state.transaction != Transaction::None {
-            // Nothing of it is stored, and the next run finds new plans: it lost against whoever changed the table.
+            // Nothing of the transaction is stored, and its next run gets a new plan: it lost against the change of the table.
             self.state.failure = Some(Verdict::conflict());
             return false;
         }
         let limit = self.limit();
-        self.state.begin(Flight::Control);
-        let live = self.live.as_deref_mut().expect("there until it is dropped");
+        self.state.begin(InFlight::Control);
+        let live = self.live.as_deref_mut().expect("an open connection");
         match timeout(limit.wait, live.raw.clear_cached_statements()).await {
             Ok(forgotten) => {
                 self.state.end(forgotten.as_ref().err());
@@ -57,12 +57,12 @@ impl Session {
         }
     }
 
-    /// Notes that the driver knows a type by a number that is another's now, or nobody's, which nothing but a new connection
-    /// makes it forget. Others that are as old know it as well.
-    fn has_stale_types(&mut self) {
+    /// Reports that the driver cached a type's number that now belongs to another type or to none. Only a new connection replaces it, and
+    /// other connections of the same age have it as well.
+    fn report_stale_types(&mut self) {
         self.state.mark_useless();
         if self.state.transaction != Transaction::None {
-            // As with a stale plan, the next run finds the new type.
+            // As after a stale plan, the next run gets the new type.
             self.state.failure = Some(Verdict::conflict());
         }
         if self.live().uses > 0 {

@@ -1,39 +1,41 @@
-//! Where the database is, made of what was given.
+//! Builds the database's address from the settings.
 
-use self::heard::Heard;
+use self::effective::Effective;
 use self::parts::{
     CERT, DIRECT, HOST, KEY, NAME, OPTIONS, PARTS, PASSWORD, PORT, SSLMODE, URL, USER, is_place,
 };
 use super::{Reader, Setting};
-use crate::config::{LIBPQ, parts as taken_apart};
+use crate::config::{LIBPQ, split_address};
 use crate::{Config, ConfigError, Pooler};
 
-mod heard;
+mod effective;
 mod parts;
 
-pub use self::heard::{matters, names_a_database};
+pub use self::effective::{has_database, takes_effect};
 pub use self::parts::DATABASE;
 pub(super) use self::parts::libpq;
 
-/// Where the database is; `None` when something is wrong with that, or nobody says it.
+/// The database's address. `None` when it is wrong, which adds an error to the reader, or when no setting gives one.
 ///
-/// Said by an address or by its parts. Sources are compared with each other: the highest that names a place (an address, or a
-/// host, a port or a database) is heard, and no lower one's place is. What the same source says twice, differently, is wrong; but
-/// `POSTGRES_USER` and `POSTGRES_PASSWORD` beside an address that says otherwise are taken for those of the server's image.
+/// The address is one URL or a set of parts (host, port, database and others). The highest source that names a place (a URL, or
+/// a host, a port or a database) decides the place, and the places of lower sources are ignored. A source that gives a URL and a
+/// different part is an error, with one exception: `POSTGRES_USER` and `POSTGRES_PASSWORD` beside a URL are taken as those of the
+/// server's image, and ignored.
 pub fn database(reader: &mut Reader<'_>) -> Option<Config> {
-    let heard = Heard::of(reader.values());
+    let effective = Effective::of(reader.values());
     let before = reader.findings.len();
-    complain_of_twice(reader, &heard);
+    complain_of_conflicts(reader, &effective);
     let mut config = Config::blank();
-    if heard.address.is_some() {
+    if effective.url.is_some() {
         let text = reader.text(&URL)?;
-        match taken_apart(text) {
+        match split_address(text) {
             Err(error) => {
                 reader.complain(&URL, format_args!("cannot be used: {error}"));
                 return None;
             }
             Ok(parts) => {
-                let is_overridden = |name: &str| heard.parts.iter().any(|(_, parameter)| *parameter == name);
+                let is_overridden =
+                    |name: &str| effective.parts.iter().any(|(_, parameter)| *parameter == name);
                 for (name, value) in parts.into_iter().filter(|(name, _)| !is_overridden(name)) {
                     if let Err(error) = value.and_then(|value| config.set(&name, &value)) {
                         reader.complain(&URL, format_args!("cannot be used: {error}"));
@@ -45,39 +47,40 @@ pub fn database(reader: &mut Reader<'_>) -> Option<Config> {
         if !reader.values().is_given(NAME.name) {
             let instead = if reader.values().is_given(URL.name) {
                 let url = reader.known_as(&URL);
-                format!("; {url} is not heard, since what is said of the place is above it")
+                format!("; {url} is ignored, since a higher source names a part of the address")
             } else {
                 String::new()
             };
             reader.complain_of_all(format!(
-                "nothing says which database: set DATABASE_URL, or --postgres-database and what else differs of its \
-                 parts{instead}"
+                "no database is configured: set DATABASE_URL, or --postgres-database and the other parts that differ from \
+                 their defaults{instead}"
             ));
         }
         if let Some(host) = HOST.default {
-            // It can be used.
+            // The default is valid.
             config.set("host", host).ok();
         }
     }
     let mut all_read = true;
-    for (part, parameter) in &heard.parts {
+    for (part, parameter) in &effective.parts {
         all_read &= read_part(reader, &mut config, part, parameter).is_some();
     }
-    let mut wrong = Vec::new();
-    config.check(&mut wrong);
-    // What could not be read is said already, and what libpq's variables said was a part.
-    let was_part = |error: &ConfigError| {
+    let mut errors = Vec::new();
+    config.check(&mut errors);
+    // A wrong value of libpq's variable was already reported with its part.
+    let is_reported = |error: &ConfigError| {
         matches!(error, ConfigError::Environment { variable, .. }
-            if heard.parts.iter().any(|(part, of)| part.name != OPTIONS.name && LIBPQ.contains(&(*of, *variable))))
+            if effective.parts.iter().any(|(part, of)| part.name != OPTIONS.name && LIBPQ.contains(&(*of, *variable))))
     };
-    for error in wrong.into_iter().filter(|_| all_read || heard.address.is_some()).filter(|it| !was_part(it))
+    for error in
+        errors.into_iter().filter(|_| all_read || effective.url.is_some()).filter(|it| !is_reported(it))
     {
-        complain_of_whole(reader, &heard, &error);
+        complain_of_whole(reader, &effective, &error);
     }
     (reader.findings.len() == before).then_some(config)
 }
 
-fn complain_of_twice(reader: &mut Reader<'_>, heard: &Heard) {
+fn complain_of_conflicts(reader: &mut Reader<'_>, effective: &Effective) {
     let source = reader.values().source(URL.name);
     let names = |reader: &Reader<'_>, of_place: bool| -> Vec<String> {
         let parts = PARTS.iter().map(|(part, _)| *part).filter(|part| is_place(part) == of_place);
@@ -85,19 +88,22 @@ fn complain_of_twice(reader: &mut Reader<'_>, heard: &Heard) {
             if of_place {
                 reader.values().is_given(part.name) && reader.values().source(part.name) == source
             } else {
-                heard.twice.iter().any(|twice| twice.name == part.name)
+                effective.conflicts.iter().any(|conflict| conflict.name == part.name)
             }
         });
         its.map(|part| reader.known_as(part)).collect()
     };
-    if heard.twice.iter().any(|part| is_place(part)) {
+    if effective.conflicts.iter().any(|part| is_place(part)) {
         let parts = names(reader, true).join(" and ");
-        reader.complain(&URL, format_args!("says where the database is, and so does {parts}: leave one out"));
+        reader.complain(
+            &URL,
+            format_args!("conflicts with {parts}, since each gives the place of the database: remove one"),
+        );
     }
     let others = names(reader, false);
     if !others.is_empty() {
         let parts = others.join(" and ");
-        reader.complain(&URL, format_args!("and {parts} say different things: leave one out"));
+        reader.complain(&URL, format_args!("and {parts} give different values: remove one"));
     }
 }
 
@@ -109,7 +115,7 @@ fn read_part(
 ) -> Option<()> {
     let text = match part.name {
         _ if part.name == PORT.name => reader.number(part, 1..=65535)?.to_string(),
-        // The driver hears it by itself.
+        // The driver reads PGOPTIONS by itself.
         _ if part.name == OPTIONS.name && !reader.values().is_given(part.name) => return Some(()),
         _ => reader.text(part)?.to_owned(),
     };
@@ -124,10 +130,12 @@ fn read_part(
     None
 }
 
-/// Says what is wrong with the whole by the name of what says it.
-fn complain_of_whole(reader: &mut Reader<'_>, heard: &Heard, error: &ConfigError) {
+/// Reports an error of the whole address under the name of the setting that caused it.
+fn complain_of_whole(reader: &mut Reader<'_>, effective: &Effective, error: &ConfigError) {
     let part = match error {
-        ConfigError::Database if heard.address.is_none() && !reader.values().is_given(NAME.name) => return,
+        ConfigError::Database if effective.url.is_none() && !reader.values().is_given(NAME.name) => {
+            return;
+        }
         ConfigError::Password => Some(&PASSWORD),
         ConfigError::Role => Some(&USER),
         ConfigError::Parameter { parameter: "sslkey", .. } => Some(&CERT),
@@ -141,26 +149,26 @@ fn complain_of_whole(reader: &mut Reader<'_>, heard: &Heard, error: &ConfigError
         ConfigError::Parameter { parameter: "sslcert", .. } => Some(&CERT),
         _ => None,
     };
-    match (part.filter(|part| heard.hears(part)), other, error) {
+    match (part.filter(|part| effective.uses(part)), other, error) {
         (Some(part), Some(other), _) => {
-            reader.complain(part, format_args!("is of no use without --{}: give both", other.name));
+            reader.complain(part, format_args!("needs --{}, too: give both", other.name));
         }
         (Some(part), None, ConfigError::Parameter { expected, .. }) => {
             reader.complain(part, format_args!("must be {expected}"));
         }
         (Some(part), ..) => reader.complain(part, format_args!("cannot be used: {error}")),
         (None, _, ConfigError::Environment { .. }) => reader.complain_of_all(error.to_string()),
-        (None, ..) if heard.address.is_some() => {
+        (None, ..) if effective.url.is_some() => {
             reader.complain(&URL, format_args!("cannot be used: {error}"));
         }
         (None, ..) => reader.complain_of_all(error.to_string()),
     }
 }
 
-/// Where it is for what needs a session of its own; `None` when nobody says so, and it is the same. An address from below the one
-/// that names the database is not heard: it leads to another.
+/// The address for sessions that must not go through a pooler. `None` when no setting gives one, so that it is the same as the
+/// database's. A direct address from a source below that of the database's address is ignored, since it leads to another database.
 pub fn direct(reader: &mut Reader<'_>) -> Option<Config> {
-    if !Heard::of(reader.values()).direct {
+    if !Effective::of(reader.values()).direct {
         return None;
     }
     let text = reader.text(&DIRECT)?;
@@ -174,20 +182,20 @@ pub fn direct(reader: &mut Reader<'_>) -> Option<Config> {
         }
     };
     if direct.pooler() != Pooler::None {
-        reader.complain(&DIRECT, "must lead to the server itself, and says pgbouncer=true");
+        reader.complain(&DIRECT, "must lead to the server itself, but has pgbouncer=true");
     }
     Some(direct)
 }
 
-/// Complains of an address that leads through a pooler when none is known that leads past it.
-pub fn demand_direct(reader: &mut Reader<'_>, config: &Config) {
-    let heard = Heard::of(reader.values());
-    if config.pooler() == Pooler::None || (reader.values().is_given(DIRECT.name) && heard.direct) {
+/// Adds an error when the database's address leads through a pooler and no direct address is given.
+pub fn require_direct(reader: &mut Reader<'_>, config: &Config) {
+    let effective = Effective::of(reader.values());
+    if config.pooler() == Pooler::None || (reader.values().is_given(DIRECT.name) && effective.direct) {
         return;
     }
     reader.complain(
         &URL,
-        "leads through a pooler (pgbouncer=true), and the bus and migrations need the server's own address: set \
+        "leads through a pooler (pgbouncer=true), but the bus and migrations need the server's own address: set \
          DATABASE_URL_DIRECT, too",
     );
 }
@@ -198,9 +206,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_break_at_the_end_is_of_the_file_it_came_from_but_a_password_keeps_its_own() {
+    fn a_line_break_at_the_end_is_removed_except_from_a_password() {
         let of = |password| {
-            let said = [
+            let given = [
                 ("postgres-host", "db\n"),
                 ("postgres-port", "6432\n"),
                 ("postgres-user", "app\r\n"),
@@ -210,7 +218,7 @@ mod tests {
             ];
             let mut values = Values::new(DATABASE);
             values.read(SettingSource::Flag, |setting| {
-                said.iter().find(|(name, _)| *name == setting.name).map(|(_, text)| text.into())
+                given.iter().find(|(name, _)| *name == setting.name).map(|(_, text)| text.into())
             });
             let mut reader = Reader::new(&values);
             let config = database(&mut reader);
@@ -219,7 +227,7 @@ mod tests {
 
         let config = of("pw").expect("nothing is wrong").expect("a place");
         assert_eq!(config.to_string(), "app@db:6432/shop");
-        let error = of("hunter2\n").expect_err("it would be refused by the driver");
+        let error = of("hunter2\n").expect_err("the driver would refuse it");
         assert!(
             error.starts_with("--postgres-password cannot be used: ") && !error.contains("hunter2"),
             "{error}"

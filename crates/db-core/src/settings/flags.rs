@@ -1,4 +1,4 @@
-//! Settings as flags of the command line, for clap.
+//! Settings as command-line flags, for clap.
 
 use std::ffi::OsString;
 
@@ -7,13 +7,13 @@ use clap::{Arg, ArgMatches};
 use super::{Setting, SettingSource, Values};
 
 impl Setting {
-    /// A flag of clap's, which may stand before or after a subcommand. The environment is not clap's to read: [`Values`]
-    /// knows who said what.
+    /// The clap flag of the setting, valid before and after a subcommand. clap does not read the environment, because [`Values`]
+    /// records the source of each value.
     #[must_use]
     pub fn arg(&'static self) -> Arg {
         let mut help = self.help.to_owned();
         if self.is_secret {
-            help.push_str(" Everybody who lists processes sees a flag, but not the environment.");
+            help.push_str(" A flag is visible in process lists, an environment variable is not.");
         }
         help = format!("{help} [env: {}]", self.variable());
         if let Some(default) = self.default {
@@ -26,14 +26,14 @@ impl Setting {
             .help_heading("Database")
             .hide_short_help(true)
             .global(true)
-            // -c name=value is one.
+            // A value such as `-c name=value` begins with a hyphen.
             .allow_hyphen_values(self.value == "OPTIONS")
             .value_parser(clap::value_parser!(OsString))
     }
 }
 
 impl Values {
-    /// Reads the flags that were made by [`Setting::arg`].
+    /// Reads flags that were made by [`Setting::arg`].
     pub fn read_flags(&mut self, matches: &ArgMatches) {
         self.read(SettingSource::Flag, |setting| {
             matches.try_get_one::<OsString>(setting.name).ok().flatten().cloned()

@@ -1,91 +1,91 @@
-//! The keys that columns are sealed under.
+//! The settings of the encryption keys.
 
 use super::{Reader, Setting, Values};
 use crate::encryption::{EncryptionError, Key, Keyring};
 
-/// The forms in which a key may be given.
+/// The three forms in which a key may be given.
 struct Forms {
     raw: Setting,
     base64: Setting,
     hex: Setting,
 }
 
-static NEW: Forms = Forms {
+static PRIMARY: Forms = Forms {
     raw: Setting {
         name: "encryption-key",
         value: "KEY",
         default: None,
-        help: "The key that columns are sealed under, as it is: 16 or 32 bytes. Random bytes are no text, so one of the other \
-               two forms is the better choice.",
-        change: "To seal columns, in one of the other two forms.",
+        help: "The key that seals columns, as raw text: 16 or 32 bytes. Random bytes are not valid text, so prefer one of the other \
+               two forms.",
+        change: "To encrypt columns; prefer one of the other two forms.",
         is_secret: true,
     },
     base64: Setting {
         name: "encryption-key-base64",
         value: "BASE64",
         default: None,
-        help: "The same in base64: what `openssl rand -base64 32` prints.",
-        change: "To seal columns; a new one to rotate keys.",
+        help: "The same key in base64, for example the output of `openssl rand -base64 32`.",
+        change: "To encrypt columns; a new key starts a rotation.",
         is_secret: true,
     },
     hex: Setting {
         name: "encryption-key-hex",
         value: "HEX",
         default: None,
-        help: "The same in hexadecimal digits: what `openssl rand -hex 32` prints.",
-        change: "The same.",
+        help: "The same key in hexadecimal digits, for example the output of `openssl rand -hex 32`.",
+        change: "As the base64 form.",
         is_secret: true,
     },
 };
 
-static OLD: Forms = Forms {
+static RETIRED: Forms = Forms {
     raw: Setting {
         name: "old-encryption-key",
         value: "KEY",
         default: None,
-        help: "The key that was in force before: what is still sealed under it can be unsealed.",
-        change: "While keys are rotated: until nothing is sealed under the old one any more.",
+        help: "The previous key: values that were sealed under it can still be unsealed.",
+        change: "During a key rotation, until no value is sealed under the old key.",
         is_secret: true,
     },
     base64: Setting {
         name: "old-encryption-key-base64",
         value: "BASE64",
         default: None,
-        help: "The same in base64.",
-        change: "The same.",
+        help: "The same key in base64.",
+        change: "As the raw form.",
         is_secret: true,
     },
     hex: Setting {
         name: "old-encryption-key-hex",
         value: "HEX",
         default: None,
-        help: "The same in hexadecimal digits.",
-        change: "The same.",
+        help: "The same key in hexadecimal digits.",
+        change: "As the raw form.",
         is_secret: true,
     },
 };
 
-/// The keys that columns are sealed under.
-pub static KEYS: [&Setting; 6] = [&NEW.raw, &NEW.base64, &NEW.hex, &OLD.raw, &OLD.base64, &OLD.hex];
+/// The settings of the encryption keys.
+pub static KEYS: [&Setting; 6] =
+    [&PRIMARY.raw, &PRIMARY.base64, &PRIMARY.hex, &RETIRED.raw, &RETIRED.base64, &RETIRED.hex];
 
-/// The keyring; `None` when no key was given, or something is wrong with one.
+/// The keyring. `None` when no key was given, or when one is wrong, which adds an error to the reader.
 pub fn keyring(reader: &mut Reader<'_>) -> Option<Keyring> {
-    let (new, old) = (key(reader, &NEW), key(reader, &OLD));
-    match (new, old) {
-        (Some((_, new)), None) => Some(Keyring::new(&new?)),
-        (Some((_, new)), Some((_, old))) => Some(Keyring::new(&new?).with_retired(&old?)),
+    let (primary, retired) = (key(reader, &PRIMARY), key(reader, &RETIRED));
+    match (primary, retired) {
+        (Some((_, primary)), None) => Some(Keyring::new(&primary?)),
+        (Some((_, primary)), Some((_, retired))) => Some(Keyring::new(&primary?).with_retired(&retired?)),
         (None, Some((setting, _))) => {
-            reader
-                .complain(setting, "is there without a new key: give that, too, as --encryption-key-base64");
+            reader.complain(setting, "is given without a new key: set --encryption-key-base64, too");
             None
         }
         (None, None) => None,
     }
 }
 
-/// Whether no form of the same key comes from a higher source. Of what is no key, none does.
-pub(super) fn is_heard(values: &Values, setting: &Setting) -> bool {
-    let of_one_key = [&NEW, &OLD].map(|forms| [&forms.raw, &forms.base64, &forms.hex]);
+/// Whether the setting takes effect: no form of the same key comes from a higher source.
+pub(super) fn takes_effect(values: &Values, setting: &Setting) -> bool {
+    let of_one_key = [&PRIMARY, &RETIRED].map(|forms| [&forms.raw, &forms.base64, &forms.hex]);
     let source = |form: &&Setting| values.source(form.name);
     of_one_key
         .iter()
@@ -93,7 +93,7 @@ pub(super) fn is_heard(values: &Values, setting: &Setting) -> bool {
         .all(|forms| forms.iter().map(source).max() == Some(values.source(setting.name)))
 }
 
-/// The setting that was given and its key, if that can be used.
+/// The setting that was given, and its key if the value is valid.
 fn key(reader: &mut Reader<'_>, forms: &'static Forms) -> Option<(&'static Setting, Option<Key>)> {
     type Decode = fn(&str) -> Result<Key, EncryptionError>;
     let forms: [(&'static Setting, Decode); 3] = [
@@ -101,7 +101,7 @@ fn key(reader: &mut Reader<'_>, forms: &'static Forms) -> Option<(&'static Setti
         (&forms.base64, Key::from_base64),
         (&forms.hex, Key::from_hex),
     ];
-    // A source above the others is heard alone.
+    // Only the highest source counts.
     let given = forms.into_iter().filter(|(setting, _)| reader.values().is_given(setting.name));
     let highest = given.clone().map(|(setting, _)| reader.values().source(setting.name)).max()?;
     let mut given = given.filter(|(setting, _)| reader.values().source(setting.name) == highest);
@@ -109,7 +109,7 @@ fn key(reader: &mut Reader<'_>, forms: &'static Forms) -> Option<(&'static Setti
     let others: Vec<_> = given.map(|(other, _)| other).collect();
     for other in &others {
         let first = reader.known_as(setting);
-        reader.complain(other, format_args!("gives the same key as {first}: leave one out"));
+        reader.complain(other, format_args!("gives the same key as {first}: remove one"));
     }
     let key = reader.text(setting).map(decode);
     let key = match key {
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_from_a_higher_source_is_heard_alone_and_one_source_says_it_once() {
+    fn the_highest_source_gives_the_key_and_one_source_must_not_give_it_twice() {
         let of = |raw: SettingSource, hex: SettingSource| {
             let mut values = Values::new(KEYS);
             for (source, name, text) in [
@@ -139,8 +139,13 @@ mod tests {
                 values.read(source, |setting| (setting.name == name).then(|| text.into()));
             }
             let mut reader = Reader::new(&values);
-            let is_there = keyring(&mut reader).is_some();
-            (is_there, reader.finish().is_ok(), is_heard(&values, &NEW.raw), is_heard(&values, &NEW.hex))
+            let has_keyring = keyring(&mut reader).is_some();
+            (
+                has_keyring,
+                reader.finish().is_ok(),
+                takes_effect(&values, &PRIMARY.raw),
+                takes_effect(&values, &PRIMARY.hex),
+            )
         };
 
         assert_eq!(of(SettingSource::Flag, SettingSource::Environment), (true, true, true, false));

@@ -1,12 +1,12 @@
-//! The tokens of a text, as PostgreSQL's scanner finds them.
+//! The tokens of a SQL text, as PostgreSQL's scanner finds them.
 //!
 //! The rules are those of `src/backend/parser/scan.l` with `standard_conforming_strings` on, its default since 9.1.
-//! `squawk-lexer` follows them, but for four cases that are corrected here. A test compares the result with what
-//! PostgreSQL's own scanner said of its regression tests.
+//! `squawk-lexer` follows them except in four cases, which are corrected here. A test compares the result with the output of
+//! PostgreSQL's own scanner for its regression tests.
 
 use squawk_lexer::{BOM, LiteralKind, TokenKind, tokenize};
 
-/// A piece of a statement's text.
+/// A token of a statement's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Token<'s> {
     pub(super) kind: Kind,
@@ -17,28 +17,28 @@ pub(super) struct Token<'s> {
 pub(super) enum Kind {
     /// White space, or a comment.
     Blank,
-    /// A keyword, or a name without quotes.
+    /// A keyword or an unquoted name.
     Word,
-    /// A name in double quotes.
+    /// A double-quoted name.
     Name,
-    /// A text in quotes, single or of dollars, with or without a prefix.
+    /// A single-quoted or dollar-quoted string, with or without a prefix.
     Literal,
     /// Numbers, parameters, operators, punctuation.
     Other,
 }
 
 impl Token<'_> {
-    /// Whether it is this keyword, which is given in lower case.
+    /// Whether the token is this keyword, given in lower case.
     pub(super) fn is(self, keyword: &str) -> bool {
         self.kind == Kind::Word && self.text.eq_ignore_ascii_case(keyword)
     }
 
-    /// Whether it is one of these keywords.
+    /// Whether the token is one of these keywords.
     pub(super) fn is_any(self, keywords: &[&str]) -> bool {
         keywords.iter().any(|keyword| self.is(keyword))
     }
 
-    /// The name that it means, if it is one. Escapes by `U&` are not resolved.
+    /// The name that the token stands for, if it is a name. `U&` escapes are not resolved.
     pub(super) fn name(self) -> Option<String> {
         match self.kind {
             Kind::Word => Some(self.text.to_ascii_lowercase()),
@@ -51,7 +51,7 @@ impl Token<'_> {
     }
 }
 
-/// Takes a text apart. The tokens side by side are the text again.
+/// Splits a text into tokens. Joined, the tokens give the text again.
 pub(super) fn tokens(sql: &str) -> Tokens<'_> {
     Tokens { rest: sql }
 }
@@ -73,7 +73,7 @@ impl<'s> Iterator for Tokens<'s> {
 
 /// The kind and the length of a text's first token.
 fn first(sql: &str) -> Option<(Kind, usize)> {
-    // The server takes a byte order mark for a letter.
+    // The server treats a byte order mark as a letter.
     if sql.starts_with(BOM) {
         return Some((Kind::Word, sql.find(|c| !is_in_word(c)).unwrap_or(sql.len())));
     }
@@ -86,7 +86,7 @@ fn first(sql: &str) -> Option<(Kind, usize)> {
         TokenKind::Ident => (Kind::Word, length),
         TokenKind::QuotedIdent { .. } => (Kind::Name, length),
         TokenKind::Literal { kind: LiteralKind::EscStr { .. } } => (Kind::Literal, 1 + escaped(&sql[1..])),
-        // A dollar alone is no parameter, and what follows it a token of its own.
+        // A dollar without a digit is no parameter, and the next characters are a token of their own.
         TokenKind::PositionalParam { .. } if !sql[1..].starts_with(|c: char| c.is_ascii_digit()) => {
             (Kind::Other, 1)
         }
@@ -101,8 +101,8 @@ fn is_in_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '$') || !c.is_ascii()
 }
 
-/// The length of a string with escapes by backslash, from its quote on. Another string after white space with a line break in
-/// it continues the first, and so has escapes, too (PostgreSQL's manual, chapter 4.1.2.1 "String Constants").
+/// The length of a string with backslash escapes, from its quote on. A string after white space with a line break
+/// continues the first, so it has escapes, too (PostgreSQL's manual, chapter 4.1.2.1 "String Constants").
 fn escaped(sql: &str) -> usize {
     let mut end = closed(sql);
     while let Some(gap) = gap_before_more(&sql[end..]) {
@@ -125,8 +125,8 @@ fn closed(sql: &str) -> usize {
     sql.len()
 }
 
-/// The length of what stands between a string and the one that continues it, if one does: white space and comments to the end
-/// of their line, with at least one line break.
+/// The length of the gap between a string and its continuation, if there is one: white space and line comments, with at least one
+/// line break.
 fn gap_before_more(sql: &str) -> Option<usize> {
     let mut broken = false;
     let mut gap = 0;
@@ -142,7 +142,7 @@ fn gap_before_more(sql: &str) -> Option<usize> {
     None
 }
 
-/// Whether a number or a parameter, of this length, has taken the `e` of a string with escapes that follows it without a space:
+/// Whether a number or a parameter of this length includes the `e` of an escape string that follows without a space:
 /// up to PostgreSQL 14, `1e'\''` is a number and a string.
 fn takes_the_e(sql: &str, length: usize) -> bool {
     let (number, rest) = sql.split_at(length);
@@ -163,7 +163,7 @@ mod tests {
 
     use super::*;
 
-    /// Literals, comments, names and words as `tests/data/scanner.py` has them: a literal that goes on in another line is one.
+    /// Literals, comments, names and words as `tests/data/scanner.py` prints them: a literal with its continuations is one span.
     fn spans(sql: &str) -> Vec<(&'static str, String)> {
         let mut spans: Vec<(&str, String)> = Vec::new();
         let mut gap = Vec::new();
@@ -188,7 +188,7 @@ mod tests {
                 Kind::Literal => spans.push(("literal", token.text.to_owned())),
                 Kind::Word => spans.push(("word", token.text.to_owned())),
                 Kind::Name => spans.push(("name", token.text.to_owned())),
-                // Only so that no literal seems to follow another.
+                // A separator, so that two literals around it are not joined.
                 Kind::Other => spans.push(("", String::new())),
                 Kind::Blank => {}
             }
@@ -208,7 +208,7 @@ mod tests {
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
-    /// Where cargo has put PostgreSQL's regression tests.
+    /// The folder of PostgreSQL's regression tests in cargo's copy of `pg_parse`.
     fn regression_tests() -> PathBuf {
         let metadata = Command::new(env!("CARGO"))
             .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn nasty_texts_are_taken_apart_as_postgresql_does() {
+    fn difficult_texts_are_split_as_by_postgresql() {
         let cases: Value = serde_json::from_str(&data("nasty.json")).expect("JSON");
         let cases = cases.as_array().expect("cases");
         assert!(cases.len() >= 80, "{}", cases.len());
@@ -242,12 +242,16 @@ mod tests {
 
             let ours: Vec<_> = spans(sql).into_iter().map(|(kind, text)| (kind.to_owned(), text)).collect();
             assert_eq!(ours, theirs, "{sql:?}");
-            assert_eq!(tokens(sql).map(|token| token.text).collect::<String>(), sql, "nothing is left out");
+            assert_eq!(
+                tokens(sql).map(|token| token.text).collect::<String>(),
+                sql,
+                "the tokens give the whole text"
+            );
         }
     }
 
     #[test]
-    fn postgresql_s_regression_tests_are_taken_apart_as_postgresql_does() {
+    fn postgresqls_regression_tests_are_split_as_by_postgresql() {
         let folder = regression_tests();
         let scanned = data("scanner.tsv");
         let (mut files, mut different) = (0, Vec::new());
@@ -257,14 +261,14 @@ mod tests {
 
             let ours = spans(&sql);
 
-            let said: String =
+            let joined: String =
                 ours.iter().flat_map(|(kind, text)| [kind, "\u{1f}", text, "\u{1e}"]).collect();
-            if ours.len().to_string() != count || format!("{:016x}", fnv1a(&said)) != hash {
+            if ours.len().to_string() != count || format!("{:016x}", fnv1a(&joined)) != hash {
                 different.push(file);
             }
             files += 1;
         }
         assert!(files >= 400, "{files} files");
-        assert!(different.is_empty(), "taken apart differently: {different:?}");
+        assert!(different.is_empty(), "split differently: {different:?}");
     }
 }

@@ -1,32 +1,32 @@
-//! What a transaction holds besides its session: savepoints, and what waits for the commit.
+//! Savepoints and commit hooks of a transaction.
 
 use std::sync::{Mutex, PoisonError};
 
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 use crate::Session;
-use crate::doubt::{Hook, When};
-use crate::question::Standing;
+use crate::hooks::{Hook, When};
 use crate::statement::Transaction;
+use crate::status_query::TxStatus;
 
 #[derive(Default)]
 pub(crate) struct Nesting {
-    /// The open savepoints, by their numbers on the server: never that of one before, which may be there still.
+    /// The numbers of the open savepoints. A number is never used twice, since a savepoint with it may still exist on the server.
     savepoints: Vec<u32>,
     next_savepoint: u32,
-    /// What was left without a word, and is undone before anything else is done.
+    /// What dropped savepoints left behind, which is undone before the next statement.
     undo: Option<Undo>,
-    /// Without those whose savepoint is undone. Never locked: the mutex makes them `Sync`.
+    /// The hooks of the transaction without those of undone savepoints. The mutex is never locked: it makes the value `Sync`.
     hooks: Mutex<Vec<Hook>>,
     pub(super) resolves_commit: bool,
 }
 
-/// How far to go back.
+/// What to undo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Undo {
     /// The whole transaction.
     All,
-    /// To the savepoint of this number, the outermost of those that were left.
+    /// Everything since the savepoint of this number, the outermost of the dropped ones.
     From(u32),
 }
 
@@ -36,7 +36,7 @@ impl Nesting {
     }
 }
 
-/// A savepoint of a session, which is no longer there when the session was swapped for another one.
+/// A savepoint of a session. It is invalid if the session was swapped for another.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     number: u32,
@@ -52,8 +52,8 @@ impl Session {
         self.nesting.as_ref().is_some_and(|nesting| nesting.resolves_commit)
     }
 
-    /// Whether something was left that has to be undone first.
-    pub(crate) fn has_to_undo(&self) -> bool {
+    /// Whether something must be undone before the next statement.
+    pub(crate) fn has_pending_undo(&self) -> bool {
         self.nesting.as_ref().is_some_and(|nesting| nesting.undo.is_some())
     }
 
@@ -67,15 +67,15 @@ impl Session {
         nesting.hooks().push(Hook { level, when, run: Box::new(run) });
     }
 
-    /// Leaves the hooks to whoever comes to know what the server has done.
-    pub(super) fn leave_hooks_to_doubt(&mut self) {
+    /// Makes the hooks depend on the outcome of the statement in flight.
+    pub(super) fn make_hooks_pending(&mut self) {
         if let Some(nesting) = &mut self.nesting {
-            self.state.doubt.add(std::mem::take(nesting.hooks()));
+            self.state.pending_hooks.add(std::mem::take(nesting.hooks()));
         }
     }
 
-    /// Undoes what a dropped savepoint has left.
-    pub(crate) async fn settle(&mut self) -> Result<(), sqlx::Error> {
+    /// Undoes what dropped savepoints left behind.
+    pub(crate) async fn undo_pending(&mut self) -> Result<(), sqlx::Error> {
         let Some(undo) = self.nesting.as_ref().and_then(|nesting| nesting.undo) else { return Ok(()) };
         match undo {
             Undo::All => self.undo_all().await,
@@ -84,33 +84,33 @@ impl Session {
     }
 
     async fn undo_to(&mut self, number: u32) -> Result<(), sqlx::Error> {
-        // What was cut off since is undone as well.
-        self.give_up().await?;
+        // A statement abandoned since the savepoint is undone as well.
+        self.drain_for_rollback().await?;
         let name = savepoint_name(number);
         let sql = format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}");
         self.control(AssertSqlSafe(sql).into_sql_str()).await?;
         self.nesting().undo = None;
         if self.state.transaction == Transaction::Aborted {
-            // It was a statement since the savepoint that failed: in an aborted transaction none can be made.
+            // The failed statement came after the savepoint, since an aborted transaction accepts no savepoint.
             self.state.transaction = Transaction::Open;
             self.state.failure = None;
         }
         Ok(())
     }
 
-    /// Ends the transaction whose end was cut off, or never came.
+    /// Rolls back a transaction whose scope was dropped.
     async fn undo_all(&mut self) -> Result<(), sqlx::Error> {
         if !self.state.is_lent() {
-            self.give_up().await?;
+            self.drain_for_rollback().await?;
         }
-        if self.ask().await? != Standing::Idle {
+        if self.status().await? != TxStatus::Idle {
             self.control("ROLLBACK".into_sql_str()).await?;
         }
         self.transaction_ended();
         Ok(())
     }
 
-    /// Makes a savepoint. Dropped before the answer, nothing was done since; a savepoint that nobody knows of does no harm.
+    /// Creates a savepoint. If the future is dropped before the answer, nothing has run since, and an unknown savepoint is harmless.
     pub(super) async fn make_savepoint(&mut self) -> Result<Place, sqlx::Error> {
         let nesting = self.nesting();
         let number = nesting.next_savepoint;
@@ -122,12 +122,12 @@ impl Session {
     }
 
     pub(super) async fn release_savepoint(&mut self, place: Place) -> Result<(), sqlx::Error> {
-        self.settle().await?;
+        self.undo_pending().await?;
         if !self.has_place(place) {
-            return Err(sqlx::Error::Protocol("the savepoint is of another session".to_owned()));
+            return Err(sqlx::Error::Protocol("the savepoint belongs to another session".to_owned()));
         }
         self.control_savepoint("RELEASE SAVEPOINT", place.number).await?;
-        self.keep_from(place);
+        self.merge_into_outer(place);
         Ok(())
     }
 
@@ -140,13 +140,13 @@ impl Session {
         self.nesting.as_ref().is_some_and(|nesting| nesting.savepoints.get(level - 1) == Some(&number))
     }
 
-    /// Has everything since that savepoint undone before the next statement.
+    /// Schedules an undo of everything since that savepoint, before the next statement.
     pub(super) fn undo_from(&mut self, place: Place) {
         if !self.has_place(place) {
             return;
         }
         let nesting = self.nesting();
-        // Numbers grow, so the outermost has the smallest.
+        // Numbers grow, so the outermost savepoint has the smallest.
         nesting.undo = match nesting.undo {
             Some(Undo::All) => Some(Undo::All),
             Some(Undo::From(other)) => Some(Undo::From(other.min(place.number))),
@@ -156,15 +156,15 @@ impl Session {
         nesting.hooks().retain(|hook| hook.level < place.level);
     }
 
-    /// Has the whole transaction undone before the next statement, if there is one.
+    /// Schedules a rollback of the whole transaction, if there is one, before the next statement.
     pub(super) fn undo_transaction(&mut self) {
         if self.state.transaction != Transaction::None {
             *self.nesting() = Nesting { undo: Some(Undo::All), ..Nesting::default() };
         }
     }
 
-    /// Leaves what was done since that savepoint to the one around it.
-    fn keep_from(&mut self, place: Place) {
+    /// Merges the work since that savepoint into the level around it.
+    fn merge_into_outer(&mut self, place: Place) {
         let nesting = self.nesting();
         nesting.savepoints.truncate(place.level - 1);
         for hook in nesting.hooks() {

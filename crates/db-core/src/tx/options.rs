@@ -1,11 +1,11 @@
-//! What kind of transaction to begin.
+//! The options of a transaction.
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use crate::keepalive::milliseconds;
 
-/// How far a transaction is kept apart from others (PostgreSQL's manual, chapter 13.2 "Transaction Isolation").
+/// The isolation level of a transaction (PostgreSQL's manual, chapter 13.2 "Transaction Isolation").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Isolation {
@@ -13,11 +13,11 @@ pub enum Isolation {
     ReadCommitted,
     /// The whole transaction sees what was committed before its first statement.
     RepeatableRead,
-    /// As if transactions ran one after the other. May fail with 40001: use [`Handle::tx_retry`](crate::Handle::tx_retry).
+    /// Transactions behave as if they ran one after the other. May fail with 40001: use [`Handle::tx_retry`](crate::Handle::tx_retry).
     Serializable,
 }
 
-/// What kind of transaction to begin. The default is the server's, with the pool's
+/// The options of a transaction. The defaults are the server's, with the pool's
 /// [`tx_timeout`](crate::PoolOptions::tx_timeout).
 ///
 /// ```
@@ -42,72 +42,72 @@ pub struct TxOptions {
 }
 
 impl TxOptions {
-    /// Its isolation level.
+    /// Sets the isolation level.
     #[must_use]
     pub fn isolation(self, isolation: Isolation) -> Self {
         Self { isolation: Some(isolation), ..self }
     }
 
-    /// Refuse to write.
+    /// Makes the transaction read-only.
     #[must_use]
     pub fn read_only(self) -> Self {
         Self { read_only: true, ..self }
     }
 
-    /// Wait for a moment in which a serializable read-only transaction cannot fail. Means nothing to others.
+    /// Waits for a moment in which a serializable read-only transaction cannot fail. Has no effect on other transactions.
     #[must_use]
     pub fn deferrable(self) -> Self {
         Self { deferrable: true, ..self }
     }
 
-    /// How long the transaction may be open, in place of the pool's [`tx_timeout`](crate::PoolOptions::tx_timeout). The
-    /// server's own limit for a transaction that idles stays that of the pool.
+    /// Sets how long the transaction may be open, in place of the pool's [`tx_timeout`](crate::PoolOptions::tx_timeout). The
+    /// server's own limit for an idle transaction stays that of the pool.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout: Some(timeout), ..self }
     }
 
-    /// The server ends a statement in it after this long (57014). Counted in milliseconds, 1 at least.
+    /// Makes the server cancel a statement after this time (57014), rounded down to milliseconds, at least 1 ms.
     #[must_use]
     pub fn statement_timeout(self, timeout: Duration) -> Self {
         self.set("statement_timeout", &milliseconds(timeout))
     }
 
-    /// The server ends a wait for a lock in it after this long (55P03). Counted in milliseconds, 1 at least.
+    /// Makes the server end a wait for a lock after this time (55P03), rounded down to milliseconds, at least 1 ms.
     #[must_use]
     pub fn lock_timeout(self, timeout: Duration) -> Self {
         self.set("lock_timeout", &milliseconds(timeout))
     }
 
-    /// The role it acts as. The pool's role must be a member of it.
+    /// Sets the role that the transaction acts as. The pool's role must be a member of it.
     #[must_use]
     pub fn role(self, role: &str) -> Self {
         self.set("role", role)
     }
 
-    /// The tenant it acts for: the setting `app.tenant`, for row-level security policies that compare with
+    /// Sets the tenant that the transaction acts for: the setting `app.tenant`, for row-level security policies that compare with
     /// `current_setting('app.tenant')`.
     #[must_use]
     pub fn tenant(self, tenant: &str) -> Self {
         self.set("app.tenant", tenant)
     }
 
-    /// Any other setting, for this transaction alone, as by `SET LOCAL`. A later one of the same name wins.
+    /// Sets any other setting for this transaction only, as `SET LOCAL` does. A later value of the same name wins.
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// When the connection is lost during the commit, find out whether the transaction was committed, instead of failing
-    /// with [`Error::CommitUnknown`](crate::Error::CommitUnknown). It costs a round trip before each commit, for the
-    /// transaction's number, and needs another connection once it happens.
+    /// If the connection is lost during the commit, find out whether the transaction was committed, instead of failing
+    /// with [`Error::CommitUnknown`](crate::Error::CommitUnknown). Costs a round trip before each commit to get the
+    /// transaction's number, and another connection when the case occurs.
     #[must_use]
     pub fn resolve_commit(self) -> Self {
         Self { resolves_commit: true, ..self }
     }
 
-    /// The text that begins it, with settings that its own come after: one message, one round trip.
+    /// The BEGIN statement, followed by the settings in `before` and then this transaction's own, as one simple-protocol message.
     pub(crate) fn begin(&self, before: &[(&str, String)]) -> String {
         let mut sql = "BEGIN".to_owned();
         if let Some(isolation) = self.isolation {
@@ -131,14 +131,14 @@ impl TxOptions {
         sql
     }
 
-    /// Whether [`TxOptions::begin`] is the plain word.
+    /// Whether [`TxOptions::begin`] is a bare `BEGIN`.
     pub(crate) fn is_plain(&self) -> bool {
         self.isolation.is_none() && !self.read_only && !self.deferrable && self.settings.is_empty()
     }
 }
 
 impl fmt::Debug for TxOptions {
-    /// Settings by their names only: a value may be a token.
+    /// Shows settings by name only, since a value may be a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings: Vec<_> = self.settings.iter().map(|(name, _)| name).collect();
         f.debug_struct("TxOptions")
@@ -152,8 +152,8 @@ impl fmt::Debug for TxOptions {
     }
 }
 
-/// Quotes a text in a way that means the same whatever `standard_conforming_strings` says (PostgreSQL's manual, chapter
-/// 4.1.2.2 "String Constants With C-Style Escapes"). A NUL, which no text can hold, makes the server refuse it.
+/// Quotes a text so that it means the same with every `standard_conforming_strings` (PostgreSQL's manual, chapter
+/// 4.1.2.2 "String Constants With C-Style Escapes"). The server refuses a NUL, which no text can contain.
 fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
 }
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_of_it_is_one_text() {
+    fn the_begin_statement_and_the_settings_are_one_text() {
         let options =
             TxOptions::default().isolation(Isolation::RepeatableRead).read_only().deferrable().tenant("a");
 
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_cannot_end_its_quotes() {
+    fn a_value_cannot_close_its_quotes() {
         assert_eq!(literal(r"a'; drop table t; --\"), r"E'a''; drop table t; --\\'");
     }
 }

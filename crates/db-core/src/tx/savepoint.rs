@@ -1,4 +1,4 @@
-//! Parts of a transaction that can be undone alone.
+//! Savepoints, and nested transactions.
 
 use std::ops::{Deref, DerefMut};
 
@@ -7,51 +7,51 @@ use super::nesting::Place;
 use crate::statement::Transaction;
 use crate::{Error, Session};
 
-/// A part that can be undone alone: a savepoint in a transaction, or a transaction where none is open. It ends with
-/// [`Savepoint::release`], [`Savepoint::rollback`] or by being dropped. What runs in it is a [`Session`].
+/// Nested work that can be undone alone: a savepoint inside a transaction, or a transaction if none is open. It ends with
+/// [`Savepoint::release`], [`Savepoint::rollback`] or by being dropped. Statements run on its [`Session`].
 ///
-/// `&mut Savepoint` is a sqlx executor. Dropped without a release, what was done since is undone, right before the
-/// session's next statement or the transaction's commit, wherever its future was cut off. Savepoints may be made inside of one.
+/// `&mut Savepoint` is a sqlx executor. If it is dropped without a release, its work is undone right before the session's next
+/// statement or the transaction's commit, even if its future was dropped at any await. Savepoints may be nested.
 #[derive(Debug)]
 pub struct Savepoint<'s> {
     session: &'s mut Session,
-    part: Part,
+    scope: Scope,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Part {
-    /// The transaction itself.
-    Whole,
+enum Scope {
+    /// A whole transaction.
+    Transaction,
     Savepoint(Place),
-    /// It was released or undone.
+    /// Released or undone.
     Ended,
 }
 
 impl Session {
-    /// Begins a part that can be undone alone: a savepoint, or a transaction where none is open.
+    /// Starts nested work that can be undone alone: a savepoint, or a transaction if none is open.
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when a statement had failed before (25P02).
+    /// [`Error::Statement`] if an earlier statement had failed (25P02).
     pub async fn savepoint(&mut self) -> Result<Savepoint<'_>, Error> {
         self.make_ready().await?;
         if self.state.transaction == Transaction::None {
-            // Before the first byte is sent, so that what is cut off is undone.
-            let savepoint = Savepoint { session: self, part: Part::Whole };
+            // Created before the first byte is sent, so that a dropped future is undone.
+            let savepoint = Savepoint { session: self, scope: Scope::Transaction };
             savepoint.session.begin_transaction(&TxOptions::default()).await?;
             return Ok(savepoint);
         }
         let place = self.make_savepoint().await?;
-        Ok(Savepoint { session: self, part: Part::Savepoint(place) })
+        Ok(Savepoint { session: self, scope: Scope::Savepoint(place) })
     }
 
-    /// Runs `work` as a part that can be undone alone: kept when it returns `Ok`, undone when it returns `Err` or its
-    /// future is dropped. A transaction around it goes on either way. Where no transaction is open, `work` is one.
+    /// Runs `work` as nested work: keeps it if `work` returns `Ok`, and undoes it if `work` returns `Err` or its
+    /// future is dropped. A transaction around it continues in both cases. If no transaction is open, `work` runs in one of its own.
     ///
     /// # Errors
     ///
-    /// The error of `work` as it is; else what [`savepoint`](Self::savepoint), [`Savepoint::release`] and
-    /// [`Savepoint::rollback`] say.
+    /// The error of `work` unchanged; the errors of [`savepoint`](Self::savepoint), [`Savepoint::release`] and
+    /// [`Savepoint::rollback`].
     pub async fn nested<T, E, F>(&mut self, work: F) -> Result<T, E>
     where
         F: AsyncFnOnce(&mut Savepoint<'_>) -> Result<T, E>,
@@ -72,43 +72,43 @@ impl Session {
 }
 
 impl Savepoint<'_> {
-    /// Keeps what was done since; the transaction decides on it. Dropping the future undoes it, or, when the server had
-    /// released it already, makes the transaction fail. Where the part is a transaction, commits it.
+    /// Keeps the nested work, which is stored when the transaction commits. Dropping the future undoes it; if the server had already
+    /// released it, the transaction fails instead. If the nested work is a transaction of its own, it is committed.
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when a statement in it had failed (25P02): what was done since is undone. Where the part is a
-    /// transaction, what [`Tx::commit`](crate::Tx::commit) says.
+    /// [`Error::Statement`] if a statement in it had failed (25P02): the nested work is undone. If it is a transaction of its own, the
+    /// errors of [`Tx::commit`](crate::Tx::commit).
     pub async fn release(mut self) -> Result<(), Error> {
-        match self.part {
-            Part::Whole => {
+        match self.scope {
+            Scope::Transaction => {
                 self.session.get_ready_to_commit().await?;
                 self.session.send_commit().await?;
             }
-            Part::Savepoint(place) => self.session.release_savepoint(place).await?,
-            Part::Ended => {}
+            Scope::Savepoint(place) => self.session.release_savepoint(place).await?,
+            Scope::Ended => {}
         }
-        self.part = Part::Ended;
+        self.scope = Scope::Ended;
         Ok(())
     }
 
-    /// Undoes what was done since. The transaction goes on, also after a statement in here had failed.
+    /// Undoes the nested work. The transaction continues, even after a failed statement in the nested work.
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when the link was lost: the server then rolls back the whole transaction.
+    /// [`Error::Statement`] if the link was lost: the server then rolls back the whole transaction.
     pub async fn rollback(mut self) -> Result<(), Error> {
         self.undo();
-        Ok(self.session.settle().await?)
+        Ok(self.session.undo_pending().await?)
     }
 
     fn undo(&mut self) {
-        match self.part {
-            Part::Whole => self.session.undo_transaction(),
-            Part::Savepoint(place) => self.session.undo_from(place),
-            Part::Ended => {}
+        match self.scope {
+            Scope::Transaction => self.session.undo_transaction(),
+            Scope::Savepoint(place) => self.session.undo_from(place),
+            Scope::Ended => {}
         }
-        self.part = Part::Ended;
+        self.scope = Scope::Ended;
     }
 }
 

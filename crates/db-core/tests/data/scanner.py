@@ -1,9 +1,9 @@
-"""What PostgreSQL's scanner makes of texts: writes `scanner.tsv` and `nasty.json` anew, beside itself.
+"""Runs PostgreSQL's scanner on test texts, and rewrites `scanner.tsv` and `nasty.json` beside this script.
 
     pip install pglast==8.8
     python3 scanner.py FOLDER_OF_PG_PARSE/lib/libpg_query/test/sql
 
-pglast is PostgreSQL 18's scanner. A row of `scanner.tsv` is a file, how many of its tokens matter to us, and a hash of them.
+pglast has PostgreSQL 18's scanner. A row of `scanner.tsv` has a file, the number of its relevant tokens, and a hash of them.
 """
 
 import json

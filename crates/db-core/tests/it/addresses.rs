@@ -1,12 +1,12 @@
-//! Addresses as people paste them: from providers' pages, from libpq's manual, from other drivers.
+//! Addresses in the forms that people paste: from providers' pages, from libpq's manual, from other drivers.
 
 use db_core::{Config, Pooler};
 
-/// What becomes of an address.
+/// The expected result for an address.
 enum Then {
-    /// Where it leads, and how sqlx is told to use TLS.
+    /// Accepted: the address without its secrets, and sqlx's TLS mode.
     To(&'static str, &'static str),
-    /// What the refusal says.
+    /// Refused: a part of the error.
     No(&'static str),
 }
 use Then::{No, To};
@@ -33,7 +33,7 @@ const ADDRESSES: &[(&str, Then)] = &[
     ),
     (
         "postgres://postgres.abc:hunter2@aws-0.pooler.supabase.com:6543/postgres?workaround=supabase-pooler.vercel",
-        No("a parameter `workaround` that is not known"),
+        No("an unknown parameter `workaround`"),
     ),
     // Amazon RDS, Google Cloud SQL, Azure.
     (
@@ -58,7 +58,7 @@ const ADDRESSES: &[(&str, Then)] = &[
     ),
     (
         "Server=demo.postgres.database.azure.com;Database=shop;Port=5432;User Id=app;Password=hunter2;Ssl Mode=Require;",
-        No("there is no `://` in it"),
+        No("it has no `://`"),
     ),
     ("jdbc:postgresql://db.example:5432/shop?user=app&password=hunter2", No("must begin with postgres://")),
     // Heroku, Railway, Render, Aiven, DigitalOcean, Timescale, Fly, Crunchy Bridge, Prisma.
@@ -72,7 +72,7 @@ const ADDRESSES: &[(&str, Then)] = &[
     ),
     (
         "postgres://u:hunter2@ec2.compute.amazonaws.com:5432/d?ssl=true",
-        No("`ssl` in the database address cannot be heard: say it by sslmode"),
+        No("`ssl` in the database address is not supported: use sslmode"),
     ),
     (
         "postgresql://postgres:hunter2@postgres.railway.internal:5432/railway",
@@ -99,7 +99,7 @@ const ADDRESSES: &[(&str, Then)] = &[
         "postgres://application:hunter2@p.x1.db.postgresbridge.com:5432/postgres",
         To("application@p.x1.db.postgresbridge.com:5432/postgres", "VerifyFull"),
     ),
-    ("postgres://tenant:sk_hunter2@db.prisma.io:5432/?sslmode=require", No("names no database")),
+    ("postgres://tenant:sk_hunter2@db.prisma.io:5432/?sslmode=require", No("has no database")),
     ("prisma+postgres://accelerate.prisma-data.net/?api_key=hunter2", No("must begin with postgres://")),
     // CockroachDB Cloud, YugabyteDB, Xata, Yandex Cloud.
     (
@@ -117,12 +117,12 @@ const ADDRESSES: &[(&str, Then)] = &[
     ),
     (
         "host=rc1a.mdb.yandexcloud.net,rc1b.mdb.yandexcloud.net port=6432 dbname=shop user=app password=hunter2 target_session_attrs=read-write",
-        No("a list: one host is supported"),
+        No("a list, but only one host is supported"),
     ),
-    // libpq's manual, and its own words.
+    // libpq's manual, and its own parameters.
     (
         "postgresql://host1:123,host2:456/somedb?target_session_attrs=any&application_name=myapp",
-        No("a list: one host is supported"),
+        No("a list, but only one host is supported"),
     ),
     (
         "postgresql://app@db.example/shop?target_session_attrs=any",
@@ -133,7 +133,7 @@ const ADDRESSES: &[(&str, Then)] = &[
         "postgresql://app@db.example/shop?gssencmode=disable&sslnegotiation=postgres&sslsni=1",
         To("app@db.example:5432/shop", "VerifyFull"),
     ),
-    ("postgresql://app@db.example/shop?gssencmode=require", No("there is no GSSAPI here")),
+    ("postgresql://app@db.example/shop?gssencmode=require", No("GSSAPI is not supported")),
     ("postgresql://app@db.example/shop?sslnegotiation=direct&sslmode=require", No("`sslnegotiation`")),
     (
         "postgresql://app@db.example/shop?keepalives=1&keepalives_idle=30",
@@ -143,7 +143,7 @@ const ADDRESSES: &[(&str, Then)] = &[
         "postgresql://app@db.example/shop?keepalives=1&keepalives_idle=30&keepalives_interval=10",
         No("`keepalives_interval`"),
     ),
-    ("postgresql://app@db.example/shop?passfile=/home/app/.pgpass", No("write it in the address")),
+    ("postgresql://app@db.example/shop?passfile=/home/app/.pgpass", No("write the values in the address")),
     ("postgresql://app@db.example/shop?sslrootcert=system", To("app@db.example:5432/shop", "VerifyFull")),
     (
         "postgresql://app@db.example/shop?sslrootcert=system&sslmode=verify-ca",
@@ -176,14 +176,14 @@ const ADDRESSES: &[(&str, Then)] = &[
     ),
     ("host=db.example dbname='shop", No("as keyword=value pairs")),
     ("host=db.example dbname", No("as keyword=value pairs")),
-    // Others' parameters.
+    // Other drivers' parameters.
     (
         "postgresql://app@db.example/shop?schema=public&connection_limit=5&pool_timeout=2",
         To("app@db.example:5432/shop", "VerifyFull"),
     ),
     (
         "postgresql://app@db.example/shop?schema=public&pgbouncer=true",
-        No("`schema` in the database address cannot be heard: a pooler"),
+        No("`schema` in the database address is not supported: a pooler"),
     ),
     ("postgresql://app@db.example/shop?sslaccept=accept_invalid_certs", No("`sslaccept`")),
     ("postgresql://app@db.example/shop?pool_max_conns=10", To("app@db.example:5432/shop", "VerifyFull")),
@@ -197,26 +197,26 @@ const ADDRESSES: &[(&str, Then)] = &[
         "postgresql://app@db.example/shop?statement_timeout=30000&search_path=a,b",
         To("app@db.example:5432/shop", "VerifyFull"),
     ),
-    ("postgresql://app@db.example/shop?options=-c%20timezone%3DUTC", No("the driver says timezone itself")),
+    ("postgresql://app@db.example/shop?options=-c%20timezone%3DUTC", No("the driver sets timezone itself")),
     ("postgresql://app@db.example/shop?options=-e", No("-c name=value")),
-    ("postgresql://app@db.example/shop?sslmode=require&sslmode=disable", No("a parameter `sslmode` twice")),
+    ("postgresql://app@db.example/shop?sslmode=require&sslmode=disable", No("the parameter `sslmode` twice")),
     (
         "postgresql://app@db.example/shop?sslmode=require&ssl-mode=require",
         To("app@db.example:5432/shop", "Require"),
     ),
-    ("postgresql://app@db.example/shop?hunter2=1", No("a parameter with an unusual name that is not known")),
-    // What an editor leaves at the end, and what no editor would put in the middle.
+    ("postgresql://app@db.example/shop?hunter2=1", No("an unknown parameter with an unusual name")),
+    // White space that editors add, and control characters that are mistakes.
     ("  postgresql://app@db.example/shop\r\n", To("app@db.example:5432/shop", "VerifyFull")),
     ("postgresql://app:hunt\ner2@db.example/shop", No("a line break or another control character")),
     ("postgresql://app%00x@db.example/shop", No("a zero byte")),
     ("postgresql://app:crab%F0%9F%A6%80@db.example/shop", No("SASLprep")),
-    ("postgresql://a%2Cb:hunter2@db.example/shop", No("the role cannot be said")),
+    ("postgresql://a%2Cb:hunter2@db.example/shop", No("the role cannot be used with SCRAM")),
     ("postgresql://a%2Cb@db.example/shop", To("a,b@db.example:5432/shop", "VerifyFull")),
-    ("postgresql://app@db.example", No("names no database")),
+    ("postgresql://app@db.example", No("has no database")),
 ];
 
 #[test]
-fn an_address_as_people_paste_it_leads_somewhere_or_is_refused_with_the_reason() {
+fn pasted_addresses_are_accepted_or_refused_with_the_reason() {
     for (address, then) in ADDRESSES {
         match (Config::from_url(address), then) {
             (Ok(config), To(to, mode)) => {
@@ -237,7 +237,7 @@ fn an_address_as_people_paste_it_leads_somewhere_or_is_refused_with_the_reason()
 }
 
 #[test]
-fn what_an_address_says_of_its_sessions_reaches_the_driver() {
+fn the_session_settings_of_an_address_reach_the_driver() {
     for (parameters, options) in [
         ("options=-csearch_path%3Dmine", "-c search_path=mine"),
         ("options=-c%20geqo%3Doff%20--jit%3Doff", "-c geqo=off -c jit=off"),
@@ -250,13 +250,13 @@ fn what_an_address_says_of_its_sessions_reaches_the_driver() {
 
         assert_eq!(config.as_sqlx().get_options(), Some(options), "{parameters}");
     }
-    let twice =
-        Config::from_url("postgres://app@db/shop?schema=a&options[search_path]=b").expect_err("two paths");
-    assert!(twice.to_string().contains("a parameter `search_path` twice"), "{twice}");
+    let twice = Config::from_url("postgres://app@db/shop?schema=a&options[search_path]=b")
+        .expect_err("a parameter given twice");
+    assert!(twice.to_string().contains("the parameter `search_path` twice"), "{twice}");
 }
 
 #[test]
-fn the_other_words_for_names_and_limits_are_heard() {
+fn other_drivers_names_and_limits_are_accepted() {
     let config = |parameters: &str| {
         Config::from_url(&format!("postgres://app@db/shop?{parameters}")).expect(parameters)
     };
@@ -270,8 +270,8 @@ fn the_other_words_for_names_and_limits_are_heard() {
 }
 
 #[test]
-fn without_a_host_the_socket_of_a_server_on_this_machine_is_taken() {
-    // A port of this test's own, which nobody listens on.
+fn without_a_host_the_socket_of_a_local_server_is_used() {
+    // A port of this test's own, on which no server listens.
     let port = 20_000 + std::process::id() % 10_000;
     let socket = format!("/tmp/.s.PGSQL.{port}");
     let shown = || {
@@ -287,8 +287,8 @@ fn without_a_host_the_socket_of_a_server_on_this_machine_is_taken() {
 }
 
 #[test]
-fn without_a_role_it_is_one_of_the_environment_or_the_operating_systems() {
-    let config = Config::from_url("postgres://db.example/shop").expect("somebody runs this");
+fn without_a_role_the_environments_or_the_operating_systems_user_is_used() {
+    let config = Config::from_url("postgres://db.example/shop").expect("an address");
 
     assert!(!config.user().is_empty());
 }

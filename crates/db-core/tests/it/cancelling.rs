@@ -1,4 +1,4 @@
-//! Every public future, dropped at every point where it waits.
+//! Drops every public future at every await point.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,17 +13,17 @@ use sqlx::{Connection, Executor, SqlSafeStr};
 
 use crate::support::{PATIENCE, config, patient_pool};
 
-/// So many futures are dropped by each of the five tests below that drop and look: together 10 000.
+/// The number of futures that each of the five tests of dropped futures drops: together 10 000.
 const DROPS: u32 = 2_000;
 
-/// Makes a future, polls it so many times and drops it. Says whether it was done.
+/// Creates a future, polls it a number of times and drops it. Returns whether it was done.
 type Scenario = for<'a> fn(&'a Ground, usize) -> BoxFuture<'a, bool>;
 
-/// A pool of one connection, so that whatever a dropped future has left meets the next user.
+/// A pool of one connection, so that whatever a dropped future has left affects the next caller.
 struct Ground {
     db: TestDb,
     pool: Pool,
-    /// What the scenario does in its transactions has this number.
+    /// The number of the current run, which its transactions store.
     run: AtomicU32,
 }
 
@@ -41,7 +41,7 @@ impl Ground {
         i32::try_from(self.run.load(Ordering::Relaxed)).expect("a small number")
     }
 
-    /// Drops the futures of the scenarios, each at each point where it waits, round and round, and looks after each.
+    /// Drops the futures of all scenarios at every await point, repeatedly, and checks the pool after each.
     async fn drop_everywhere(&self, scenarios: &[(&str, Scenario)]) {
         let mut drops = 0;
         while drops < DROPS {
@@ -49,7 +49,7 @@ impl Ground {
                 for polls in 0.. {
                     let run = self.run.fetch_add(1, Ordering::Relaxed) + 1;
                     let done = scenario(self, polls).await;
-                    self.look(&format!("{name}, {polls} polls, run {run}"), done).await;
+                    self.check(&format!("{name}, {polls} polls, run {run}"), done).await;
                     drops += u32::from(!done);
                     if done {
                         break;
@@ -59,8 +59,8 @@ impl Ground {
         }
     }
 
-    /// No held slot, a next query that is right, no open transaction, and all or nothing of what was to be stored.
-    async fn look(&self, what: &str, done: bool) {
+    /// Checks that no slot is held, the next query gets its own answer, no transaction is open, and both parts were stored or none.
+    async fn check(&self, what: &str, done: bool) {
         assert_eq!(self.pool.stats().in_use, 0, "{what}: a slot is held");
 
         let run = self.run();
@@ -72,12 +72,12 @@ impl Ground {
         .fetch_one(self.pool.handle())
         .await
         .unwrap_or_else(|error| panic!("{what}: {}", Error::from(error)));
-        assert_eq!(next.0, own, "{what}: somebody else's answer");
-        // Nothing else can be in repair than what the next query has waited for, or another that takes longer.
+        assert_eq!(next.0, own, "{what}: the answer to another statement");
+        // The connection of the next query has left repair; another connection may still be in it.
         while self.pool.stats().repairing > 0 {
             tokio::task::yield_now().await;
         }
-        // What was closed in repair, the server ends a moment later; a pooler in between, later still.
+        // The server ends a closed session a moment later, and a pooler later still.
         until(&format!("{what}: no transaction is open"), async || {
             let open: i64 = sqlx::query_scalar(
                 "select count(*) from pg_stat_activity
@@ -85,7 +85,7 @@ impl Ground {
             )
             .fetch_one(&self.db.pool())
             .await
-            .expect("a look from outside");
+            .expect("an answer");
             open == 0
         })
         .await;
@@ -96,13 +96,13 @@ impl Ground {
         .bind(run)
         .fetch_one(&self.db.pool())
         .await
-        .expect("a look from outside");
-        assert!(visible, "{what}: the next user's row is in somebody's open transaction");
+        .expect("an answer");
+        assert!(visible, "{what}: the next caller's row is in another open transaction");
         assert!(parts == 2 || (parts == 0 && !done), "{what}: {parts} of 2 parts are stored, done: {done}");
     }
 }
 
-/// Stores the two parts, for scenarios that are not about storing.
+/// Stores both parts, for scenarios that test something else.
 async fn store_both(ground: &Ground) {
     sqlx::query("insert into done values ($1, 1), ($1, 2)")
         .bind(ground.run())
@@ -111,7 +111,7 @@ async fn store_both(ground: &Ground) {
         .expect("stored");
 }
 
-/// The same, when the future was done.
+/// As [`store_both`], if the future was done.
 async fn and_store(ground: &Ground, done: bool) -> bool {
     if done {
         store_both(ground).await;
@@ -127,7 +127,7 @@ fn part(
 }
 
 #[db_testkit::test]
-async fn whatever_is_dropped_of_a_pool_or_a_handle_leaves_nothing_to_the_next_user(db: TestDb) {
+async fn a_dropped_future_of_a_pool_or_a_handle_does_not_affect_the_next_caller(db: TestDb) {
     let ground = Ground::new(db).await;
     ground
         .drop_everywhere(&[
@@ -144,7 +144,7 @@ async fn whatever_is_dropped_of_a_pool_or_a_handle_leaves_nothing_to_the_next_us
                     let held = handle.acquire().await.expect("a connection");
                     let mut held = Some(held);
                     let mut second = Box::pin(handle.acquire());
-                    // Asked for while the only one is out; then it comes back, and is on its way to the one who waits.
+                    // Requested while the only connection is in use; then the connection is returned, and on its way to the waiting caller.
                     assert!((&mut second).now_or_never().is_none());
                     drop(held.take());
                     let done = poll_then_drop(second, polls).await.is_some();
@@ -212,7 +212,7 @@ async fn whatever_is_dropped_of_a_pool_or_a_handle_leaves_nothing_to_the_next_us
 }
 
 #[db_testkit::test]
-async fn whatever_is_dropped_of_a_connection_leaves_nothing_to_the_next_user(db: TestDb) {
+async fn a_dropped_future_of_a_connection_does_not_affect_the_next_caller(db: TestDb) {
     let ground = Ground::new(db).await;
     ground
         .drop_everywhere(&[
@@ -247,7 +247,7 @@ async fn whatever_is_dropped_of_a_connection_leaves_nothing_to_the_next_user(db:
                             tokio::task::yield_now().await;
                         }
                     };
-                    // Every thirtieth row: each is a point where it may be dropped.
+                    // Drops after every thirtieth row.
                     let done = poll_then_drop(read, polls * 30).await.is_some();
                     drop(rows);
                     drop(conn);
@@ -255,7 +255,7 @@ async fn whatever_is_dropped_of_a_connection_leaves_nothing_to_the_next_user(db:
                 }
                 .boxed()
             }),
-            ("raw text that begins", |ground, polls| {
+            ("a raw BEGIN", |ground, polls| {
                 async move {
                     let mut conn = ground.pool.handle().acquire().await.expect("a connection");
                     let raw = sqlx::raw_sql("begin; insert into done values (0, 0)").execute(&mut conn);
@@ -299,7 +299,7 @@ async fn whatever_is_dropped_of_a_connection_leaves_nothing_to_the_next_user(db:
 }
 
 #[db_testkit::test]
-async fn whatever_is_dropped_of_a_transaction_leaves_all_of_it_or_nothing(db: TestDb) {
+async fn a_dropped_future_of_a_transaction_leaves_all_of_it_or_nothing(db: TestDb) {
     let ground = Ground::new(db).await;
     ground
         .drop_everywhere(&[
@@ -324,7 +324,7 @@ async fn whatever_is_dropped_of_a_transaction_leaves_all_of_it_or_nothing(db: Te
                 }
                 .boxed()
             }),
-            ("commit, to be resolved", |ground, polls| {
+            ("commit with resolve_commit", |ground, polls| {
                 async move {
                     let options = TxOptions::default().resolve_commit();
                     let mut tx = ground.pool.handle().begin_with(options).await.expect("begun");
@@ -343,7 +343,7 @@ async fn whatever_is_dropped_of_a_transaction_leaves_all_of_it_or_nothing(db: Te
                 }
                 .boxed()
             }),
-            ("a rollback that is not asked for", |ground, polls| {
+            ("an automatic rollback", |ground, polls| {
                 async move {
                     let work = ground.pool.handle().tx(async |tx| {
                         part(ground, 1).execute(&mut *tx).await?;
@@ -359,7 +359,7 @@ async fn whatever_is_dropped_of_a_transaction_leaves_all_of_it_or_nothing(db: Te
 }
 
 #[db_testkit::test]
-async fn whatever_is_dropped_of_a_savepoint_undoes_it_and_leaves_the_rest_to_the_transaction(db: TestDb) {
+async fn a_dropped_future_of_a_savepoint_undoes_only_the_savepoint(db: TestDb) {
     let ground = Ground::new(db).await;
     ground
         .drop_everywhere(&[
@@ -368,7 +368,7 @@ async fn whatever_is_dropped_of_a_savepoint_undoes_it_and_leaves_the_rest_to_the
                     let mut tx = ground.pool.handle().begin().await.expect("begun");
                     part(ground, 1).execute(&mut tx).await.expect("stored");
                     let dropped = poll_then_drop(tx.savepoint(), polls).await.is_none();
-                    // The transaction goes on wherever its savepoint was dropped.
+                    // The transaction continues, wherever its savepoint was dropped.
                     part(ground, 2).execute(&mut tx).await.expect("stored");
                     tx.commit().await.expect("committed");
                     !dropped
@@ -411,9 +411,9 @@ async fn whatever_is_dropped_of_a_savepoint_undoes_it_and_leaves_the_rest_to_the
                     part(ground, 3).execute(&mut savepoint).await.expect("stored");
                     let done = poll_then_drop(savepoint.rollback(), polls).await.is_some();
                     let both = sqlx::query("insert into done values ($1, 1), ($1, 2)").bind(ground.run());
-                    // It was undone, or, when the server did so without our seeing it, the transaction fails.
+                    // The savepoint was undone; or the server undid it and the client did not see that, and the transaction fails.
                     let stored = both.execute(&mut tx).await.is_ok();
-                    assert!(stored || !done, "the transaction goes on after a rollback");
+                    assert!(stored || !done, "the transaction continues after a rollback");
                     let committed = tx.commit().await.is_ok();
                     assert_eq!(stored, committed);
                     done
@@ -431,7 +431,7 @@ async fn whatever_is_dropped_of_a_savepoint_undoes_it_and_leaves_the_rest_to_the
                         tx.commit().await.expect("committed");
                         return true;
                     }
-                    // Undone, and the second part stored again; or failed.
+                    // The second part was undone and is stored again; or the transaction has failed.
                     if part(ground, 2).execute(&mut tx).await.is_ok() {
                         tx.commit().await.expect("committed");
                     } else {
@@ -441,7 +441,7 @@ async fn whatever_is_dropped_of_a_savepoint_undoes_it_and_leaves_the_rest_to_the
                 }
                 .boxed()
             }),
-            ("a part that is a closure", |ground, polls| {
+            ("nested with a closure", |ground, polls| {
                 async move {
                     let mut tx = ground.pool.handle().begin().await.expect("begun");
                     let nested = tx.nested(async |savepoint| {
@@ -461,7 +461,7 @@ async fn whatever_is_dropped_of_a_savepoint_undoes_it_and_leaves_the_rest_to_the
 }
 
 #[db_testkit::test]
-async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_user(db: TestDb) {
+async fn a_dropped_future_of_a_lent_connection_does_not_affect_the_next_caller(db: TestDb) {
     let ground = Ground::new(db).await;
     ground
         .drop_everywhere(&[
@@ -507,7 +507,7 @@ async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_use
                         .await
                         .is_some();
                     drop(savepoint);
-                    // It can be undone, or nothing can be believed of the session, and nothing is committed.
+                    // Either the savepoint is undone, or the session's answers cannot be trusted, and nothing is committed.
                     let stored = part(ground, 2).execute(&mut tx).await.is_ok();
                     assert!(stored || !done);
                     assert_eq!(tx.commit().await.is_ok(), stored);
@@ -529,7 +529,7 @@ async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_use
                         .bind(own)
                         .fetch_one(&mut conn)
                         .await
-                        .expect("its own");
+                        .expect("the statement's own answer");
                     assert_eq!(answer, own);
                     drop(conn);
                     and_store(ground, done).await
@@ -557,7 +557,7 @@ async fn whatever_is_dropped_of_a_lent_connection_leaves_nothing_to_the_next_use
         .await;
 }
 
-/// Stores the two parts.
+/// Stores both parts.
 async fn copy_in(raw: &mut PgConnection, run: i32) {
     let mut copy = raw.copy_in_raw("copy done from stdin").await.expect("begun");
     for part in [1, 2] {
@@ -573,7 +573,7 @@ async fn copy_out(raw: &mut PgConnection) {
 }
 
 #[db_testkit::test]
-async fn hundreds_of_statements_cut_off_while_they_are_prepared_leave_few_behind(db: TestDb) {
+async fn hundreds_of_statements_abandoned_while_they_are_prepared_leave_few_behind(db: TestDb) {
     for reset in [Reset::Rollback, Reset::Keep] {
         let options = PoolOptions::api().max(1).acquire_timeout(PATIENCE).reset(reset);
         let pool = Pool::new(&config(&db), options);
@@ -584,50 +584,50 @@ async fn hundreds_of_statements_cut_off_while_they_are_prepared_leave_few_behind
                 .await
                 .expect("a count")
         };
-        let cut_off = async |conn: &mut Conn, n: u32| {
+        let abandon = async |conn: &mut Conn, n: u32| {
             let sql = sqlx::AssertSqlSafe(format!("select {n}"));
             poll_then_drop(sqlx::query(sql).execute(conn), 1).await
         };
 
-        // One by one, by as many users.
+        // One abandoned statement for each checkout.
         for n in 0..400 {
             let mut conn = pool.handle().acquire().await.expect("a connection");
-            cut_off(&mut conn, n).await;
+            abandon(&mut conn, n).await;
         }
         let mut conn = pool.handle().acquire().await.expect("a connection");
-        let by_users = left(&mut conn).await;
-        // By one who keeps it, in a transaction and outside of one.
+        let by_checkouts = left(&mut conn).await;
+        // Many in one checkout, inside and outside a transaction.
         for n in 400..800 {
-            cut_off(&mut conn, n).await;
-            conn.ping().await.expect("at rest");
+            abandon(&mut conn, n).await;
+            conn.ping().await.expect("the statement has ended");
         }
-        let by_one = left(&mut conn).await;
+        let in_one_checkout = left(&mut conn).await;
         drop(conn);
         for round in 0..8 {
             let mut tx = pool.handle().begin().await.expect("begun");
             for n in 0..50 {
                 let sql = sqlx::AssertSqlSafe(format!("select {round}, {n}"));
                 poll_then_drop(sqlx::query(sql).execute(&mut tx), 1).await;
-                sqlx::query("select 1").execute(&mut tx).await.expect("at rest");
+                sqlx::query("select 1").execute(&mut tx).await.expect("the statement has ended");
             }
             tx.commit().await.expect("committed");
         }
         let in_transactions = left(&mut pool.handle().acquire().await.expect("a connection")).await;
 
-        println!("{by_users} {by_one} {in_transactions} left of 400");
-        // The driver keeps a hundred of those whose answer was there at the first poll. Of the others, fifty are left, and those of
-        // one transaction, which are forgotten when it has ended.
+        println!("{by_checkouts} {in_one_checkout} {in_transactions} left of 400");
+        // The driver caches the hundred statements whose answer had arrived at the first poll. Of the others, fifty are left, and those of
+        // one transaction, which are forgotten after it.
         assert!(
-            by_users <= 150 && by_one <= 150 && in_transactions <= 200,
-            "{by_users} {by_one} {in_transactions}"
+            by_checkouts <= 150 && in_one_checkout <= 150 && in_transactions <= 200,
+            "{by_checkouts} {in_one_checkout} {in_transactions}"
         );
         let totals = pool.stats().totals;
-        assert!(totals.repair_failed == 0 && totals.lost == 0, "and none was thrown away for it: {totals:?}");
+        assert!(totals.repair_failed == 0 && totals.lost == 0, "no connection was discarded: {totals:?}");
     }
 }
 
 #[db_testkit::test]
-async fn a_transaction_goes_on_after_a_dropped_statement_only_as_the_server_sees_it(db: TestDb) {
+async fn a_transaction_after_a_dropped_statement_agrees_with_the_server(db: TestDb) {
     let ground = Ground::new(db).await;
     sqlx::query("create table one (n int primary key)").execute(&ground.db.pool()).await.expect("a table");
     let pool = &ground.pool;
@@ -637,7 +637,7 @@ async fn a_transaction_goes_on_after_a_dropped_statement_only_as_the_server_sees
         let twice = poll_then_drop(sqlx::query("insert into one values (1)").execute(&mut tx), polls).await;
         let committed = tx.commit().await;
 
-        // The second insert never arrived, or it failed: a success that stores nothing is what must not be.
+        // The second insert never arrived, or it failed. A successful commit that stores nothing must not happen.
         let rows: i64 = sqlx::query_scalar("select count(*) from one")
             .fetch_one(&ground.db.pool())
             .await
@@ -648,12 +648,12 @@ async fn a_transaction_goes_on_after_a_dropped_statement_only_as_the_server_sees
 }
 
 #[db_testkit::test]
-async fn a_pool_whose_closing_is_dropped_is_closed_to_new_requests_and_may_be_closed_again(db: TestDb) {
+async fn after_a_dropped_close_a_pool_refuses_callers_and_can_be_closed_again(db: TestDb) {
     for polls in 1..4 {
         let pool = patient_pool(&db, 2);
         let held = pool.handle().acquire().await.expect("a connection");
         let closed = poll_then_drop(pool.close(PATIENCE), polls.min(1)).await;
-        assert!(closed.is_none(), "a connection is out");
+        assert!(closed.is_none(), "a connection is in use");
 
         assert!(pool.handle().acquire().await.expect_err("closed").is_closed());
         drop(held);
@@ -662,7 +662,7 @@ async fn a_pool_whose_closing_is_dropped_is_closed_to_new_requests_and_may_be_cl
 }
 
 #[db_testkit::test]
-async fn a_stream_dropped_in_the_middle_frees_its_place_at_once(db: TestDb) {
+async fn a_stream_dropped_in_the_middle_frees_its_slot_at_once(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let mut rows = sqlx::query("select n, pg_sleep(0.001 * (n / 1000)) from generate_series(1, 1000000) n")
@@ -673,7 +673,7 @@ async fn a_stream_dropped_in_the_middle_frees_its_place_at_once(db: TestDb) {
 
     let next = tokio::time::timeout(Duration::from_secs(5), pool.handle().acquire()).await;
 
-    assert!(next.expect("the place is free").is_ok());
+    assert!(next.expect("a free slot").is_ok());
 }
 
 #[db_testkit::test]
@@ -684,21 +684,22 @@ async fn a_dropped_statement_is_cancelled_on_the_server(db: TestDb) {
         let running =
             async |sessions: &[db_testkit::Session]| sessions.iter().any(db_testkit::Session::is_sleeping);
         tokio::select! {
-            _ = &mut sleeper => panic!("it sleeps for ten minutes"),
-            () = until("it runs", async || running(&db.sessions().await.expect("sessions")).await) => {}
+            _ = &mut sleeper => panic!("the statement sleeps for ten minutes"),
+            () = until("the statement runs", async || running(&db.sessions().await.expect("sessions")).await) => {}
         }
         drop(sleeper);
 
-        until("it is cancelled", async || !running(&db.sessions().await.expect("sessions")).await).await;
+        until("the statement is cancelled", async || !running(&db.sessions().await.expect("sessions")).await)
+            .await;
     }
-    // The server has cancelled before it says so.
-    until("the last one is counted", async || pool.stats().totals.repaired == 20).await;
+    // The server cancels before it answers.
+    until("the last cancel is counted", async || pool.stats().totals.repaired == 20).await;
     let totals = pool.stats().totals;
     assert_eq!((totals.cancelled, totals.repair_failed), (20, 0), "{totals:?}");
 }
 
 #[db_testkit::test]
-async fn ten_thousand_dropped_statements_cancel_nobody_elses_and_pile_up_no_sessions(db: TestDb) {
+async fn ten_thousand_dropped_statements_cancel_no_other_and_pile_up_no_sessions(db: TestDb) {
     const DROPPERS: u32 = 6;
     const OTHERS: u32 = 4;
     let options = PoolOptions::api().name("test").max(8).acquire_timeout(PATIENCE);
@@ -712,7 +713,7 @@ async fn ten_thousand_dropped_statements_cancel_nobody_elses_and_pile_up_no_sess
             while dropped.fetch_add(1, Ordering::Relaxed) < 10_000 {
                 let mut conn = pool.handle().acquire().await.expect("a connection");
                 let statement = sqlx::query("select pg_sleep(60)").execute(&mut conn);
-                // As a client would that has no time: some are cut off before they were sent, most while they run.
+                // Some statements are dropped before they are sent, most while they run.
                 let patience = Duration::from_micros(fastrand::u64(0..4_000));
                 assert!(tokio::time::timeout(patience, statement).await.is_err());
             }
@@ -725,7 +726,7 @@ async fn ten_thousand_dropped_statements_cancel_nobody_elses_and_pile_up_no_sess
             let mut done = 0u32;
             while !over.load(Ordering::Relaxed) {
                 let number = fastrand::i32(..);
-                // Long enough to be met by what is meant for another, short enough to meet many.
+                // Long enough for a misdirected cancel to hit, short enough for many runs.
                 let sleep = f64::from(fastrand::u32(0..4)) / 1000.0;
                 let answer: Result<i32, _> =
                     sqlx::query_scalar("select $1::int from (select pg_sleep($2)) s")
@@ -740,25 +741,25 @@ async fn ten_thousand_dropped_statements_cancel_nobody_elses_and_pile_up_no_sess
         })
     });
     let others: Vec<_> = others.collect();
-    // The server does not answer a goodbye, so one that was closed within the last second may be seen still.
+    // The server does not confirm a graceful close, so a session closed within the last second may still be visible.
     let closed = || {
         let stats = pool.stats();
         stats.totals.dialled - u64::from(stats.open)
     };
-    let looked = Mutex::new(Vec::new());
+    let samples = Mutex::new(Vec::new());
     tokio::select! {
         ended = join_all(droppers) => for ended in ended { ended.expect("a dropper") },
         () = async {
             loop {
                 let sessions = db.sessions().await.expect("sessions").len() as u64;
-                looked.lock().expect("not poisoned").push((Instant::now(), sessions, closed()));
+                samples.lock().expect("not poisoned").push((Instant::now(), sessions, closed()));
             }
         } => {}
     }
-    let looked = looked.into_inner().expect("not poisoned");
-    let most = looked.iter().map(|(_, sessions, _)| *sessions).max().unwrap_or_default();
-    for (at, sessions, closed) in &looked {
-        let before = looked.iter().rfind(|(then, ..)| *at - *then > Duration::from_secs(1));
+    let samples = samples.into_inner().expect("not poisoned");
+    let max = samples.iter().map(|(_, sessions, _)| *sessions).max().unwrap_or_default();
+    for (at, sessions, closed) in &samples {
+        let before = samples.iter().rfind(|(then, ..)| *at - *then > Duration::from_secs(1));
         let just_closed = closed - before.map_or(0, |(.., closed)| *closed);
         let limit = u64::from(pool.max_sessions()) + just_closed;
         assert!(*sessions <= limit, "{sessions} sessions, {just_closed} just closed, {:?}", pool.stats());
@@ -766,14 +767,14 @@ async fn ten_thousand_dropped_statements_cancel_nobody_elses_and_pile_up_no_sess
     over.store(true, Ordering::Relaxed);
     let mut answered = 0;
     for other in others {
-        answered += other.await.expect("nobody else's statement was cancelled");
+        answered += other.await.expect("no other statement was cancelled");
     }
 
     let stats = pool.stats();
     assert!(answered > 1_000, "{answered}");
     assert!(stats.totals.cancelled > 5_000 && stats.totals.repair_failed == 0, "{stats:?}");
-    assert!(most > 8, "{most} sessions, {stats:?}");
-    until("all are back", async || {
+    assert!(max > 8, "{max} sessions, {stats:?}");
+    until("all connections are returned", async || {
         let stats = pool.stats();
         stats.in_use == 0 && stats.repairing == 0 && stats.open <= 8
     })
@@ -781,7 +782,7 @@ async fn ten_thousand_dropped_statements_cancel_nobody_elses_and_pile_up_no_sess
 }
 
 #[db_testkit::test]
-async fn a_stream_that_nobody_polls_any_more_holds_its_connection_until_it_is_dropped(db: TestDb) {
+async fn a_stream_holds_its_connection_until_it_is_dropped(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let mut rows = sqlx::query("select n from generate_series(1, 10) n").fetch(pool.handle());
     rows.next().await.expect("a row").expect("no error");

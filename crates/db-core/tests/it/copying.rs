@@ -1,4 +1,4 @@
-//! COPY in and out: what ends well costs nothing, and what does not costs its connection, at once.
+//! COPY in and out: a finished COPY keeps its connection, an unfinished one closes it at once.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ async fn table(db: &TestDb) -> Pool {
     pool
 }
 
-/// What is stored, as others see it.
+/// The number of stored rows, as another session sees it.
 async fn stored(db: &TestDb) -> i64 {
     sqlx::query_scalar("select count(*) from t").fetch_one(&db.pool()).await.expect("a count")
 }
@@ -24,7 +24,7 @@ async fn pid(pool: &Pool) -> i32 {
     pool.handle().acquire().await.expect("a connection").pid()
 }
 
-/// Its answers belong to their statements.
+/// Checks that each statement gets its own answer.
 async fn answers_its_own(pool: &Pool, what: &str) {
     for _ in 0..2 {
         let number = fastrand::i64(..);
@@ -35,11 +35,11 @@ async fn answers_its_own(pool: &Pool, what: &str) {
 }
 
 #[db_testkit::test]
-async fn what_is_copied_in_is_stored_and_copied_out_again(db: TestDb) {
+async fn rows_that_are_copied_in_are_stored_and_copied_out_again(db: TestDb) {
     let pool = table(&db).await;
     let before = pid(&pool).await;
 
-    // By a handle, by a connection, and in a part of a transaction that is undone.
+    // Through a handle, through a connection, and in a savepoint that is undone.
     let mut copy = pool.handle().copy_in("copy t from stdin").await.expect("begun");
     for n in 0..3 {
         copy.send(format!("{n}\n")).await.expect("sent");
@@ -65,19 +65,19 @@ async fn what_is_copied_in_is_stored_and_copied_out_again(db: TestDb) {
     assert_eq!(rows.concat(), b"3\n");
 
     assert_eq!(stored(&db).await, 4);
-    assert_eq!(pid(&pool).await, before, "it costs no connection");
-    assert_eq!(pool.stats().totals.repaired, 0, "nor a repair");
-    answers_its_own(&pool, "after all of it").await;
+    assert_eq!(pid(&pool).await, before, "the same connection");
+    assert_eq!(pool.stats().totals.repaired, 0, "no repair");
+    answers_its_own(&pool, "after all copies").await;
 }
 
 #[db_testkit::test]
-async fn what_is_given_up_or_refused_by_the_server_costs_no_connection(db: TestDb) {
+async fn an_aborted_or_refused_copy_keeps_its_connection(db: TestDb) {
     let pool = table(&db).await;
     let before = pid(&pool).await;
 
     let mut copy = pool.handle().copy_in("copy t from stdin").await.expect("begun");
     copy.send("1\n").await.expect("sent");
-    copy.abort("no more").await.expect("given up");
+    copy.abort("no more").await.expect("aborted");
     let mut copy = pool.handle().copy_in("copy t from stdin").await.expect("begun");
     copy.send("x\n").await.expect("sent");
     let refused = copy.finish().await.expect_err("a bad row");
@@ -86,14 +86,14 @@ async fn what_is_given_up_or_refused_by_the_server_costs_no_connection(db: TestD
     let failed = pool.handle().copy_out(divided).try_collect::<Vec<_>>().await.expect_err("division by zero");
     assert_eq!(failed.sqlstate().as_deref(), Some("22012"), "{failed}");
 
-    // A transaction has failed with it, and can be mended by a savepoint around it.
+    // A COPY that fails also fails its transaction, which recovers by a savepoint around the COPY.
     let mut tx = pool.handle().begin().await.expect("begun");
     sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
     for ends in ["abort", "finish"] {
         let mut part = tx.savepoint().await.expect("a savepoint");
         let mut copy = part.copy_in("copy t from stdin").await.expect("begun");
         if ends == "abort" {
-            copy.abort("no more").await.expect("given up");
+            copy.abort("no more").await.expect("aborted");
         } else {
             copy.send("x\n").await.expect("sent");
             copy.finish().await.expect_err("a bad row");
@@ -102,16 +102,16 @@ async fn what_is_given_up_or_refused_by_the_server_costs_no_connection(db: TestD
     }
     tx.commit().await.expect("committed");
     let mut tx = pool.handle().begin().await.expect("begun");
-    tx.copy_in("copy t from stdin").await.expect("begun").abort("no more").await.expect("given up");
+    tx.copy_in("copy t from stdin").await.expect("begun").abort("no more").await.expect("aborted");
     assert!(matches!(tx.commit().await, Err(Error::Aborted)));
 
     assert_eq!(stored(&db).await, 1);
     assert_eq!(pid(&pool).await, before, "the same connection");
-    answers_its_own(&pool, "after all of it").await;
+    answers_its_own(&pool, "after all copies").await;
 }
 
-/// Ways not to end a COPY, or not to begin it.
-const BADLY: &[&str] = &[
+/// Ways to leave a COPY unfinished, or to fail to start it.
+const UNFINISHED: &[&str] = &[
     "drop",
     "drop without data",
     "forget",
@@ -123,8 +123,8 @@ const BADLY: &[&str] = &[
     "out of no table",
 ];
 
-/// On a session with or without a transaction around it.
-async fn badly(how: &str, db: &mut db_core::Session) {
+/// Runs an unfinished COPY on a session inside or outside a transaction.
+async fn copy_unfinished(how: &str, db: &mut db_core::Session) {
     match how {
         "drop" => db.copy_in("copy t from stdin").await.expect("begun").send("1\n").await.expect("sent"),
         "drop without data" => drop(db.copy_in("copy t from stdin").await.expect("begun")),
@@ -132,11 +132,11 @@ async fn badly(how: &str, db: &mut db_core::Session) {
         "a bad row, aborted" => {
             let mut copy = db.copy_in("copy t from stdin").await.expect("begun");
             copy.send("x\n").await.expect("sent");
-            copy.abort("no more").await.expect_err("it had failed");
+            copy.abort("no more").await.expect_err("the COPY had failed");
         }
         "no table" => drop(db.copy_in("copy nowhere from stdin").await.expect_err("no table")),
         "no copy" => drop(db.copy_in("select 1").await.expect_err("no copy")),
-        "out" => drop(db.copy_in("copy t to stdout").await.expect_err("not in")),
+        "out" => drop(db.copy_in("copy t to stdout").await.expect_err("a COPY in the other direction")),
         "out, dropped" => {
             let mut rows = db.copy_out("copy (select generate_series(1, 100000)) to stdout");
             rows.try_next().await.expect("a row").expect("a row");
@@ -149,16 +149,16 @@ async fn badly(how: &str, db: &mut db_core::Session) {
 }
 
 #[db_testkit::test]
-async fn what_does_not_end_as_it_should_closes_its_connection_at_once(db: TestDb) {
+async fn an_unfinished_copy_closes_its_connection_at_once(db: TestDb) {
     let pool = table(&db).await;
-    for how in BADLY {
+    for how in UNFINISHED {
         let before = pid(&pool).await;
         let mut conn = pool.handle().acquire().await.expect("a connection");
-        badly(how, &mut conn).await;
+        copy_unfinished(how, &mut conn).await;
 
         if *how != "forget" {
-            // While it is held.
-            db.until_sessions("its session has ended", |all| all.iter().all(|seen| seen.pid != before)).await;
+            // While the connection is still held.
+            db.until_sessions("the session has ended", |all| all.iter().all(|seen| seen.pid != before)).await;
         }
         let next = Error::from(sqlx::query("select 1").execute(&mut conn).await.expect_err("not sent"));
         assert!(matches!(&next, Error::Lent(_)), "{how}: {next:?}");
@@ -169,24 +169,24 @@ async fn what_does_not_end_as_it_should_closes_its_connection_at_once(db: TestDb
         assert_ne!(pid(&pool).await, before, "{how}");
     }
     assert_eq!(stored(&db).await, 0);
-    assert_eq!(pool.stats().totals.lost, 0, "no other connection is in doubt");
+    assert_eq!(pool.stats().totals.lost, 0, "no link counts as lost");
 }
 
 #[db_testkit::test]
-async fn what_does_not_end_as_it_should_loses_the_transaction_around_it(db: TestDb) {
+async fn an_unfinished_copy_loses_the_transaction_around_it(db: TestDb) {
     let pool = table(&db).await;
-    for how in BADLY {
+    for how in UNFINISHED {
         for ends in ["commit", "rollback", "drop", "statement", "savepoint"] {
             let what = format!("{how}, {ends}");
             let mut tx = pool.handle().begin().await.expect("begun");
             sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
-            tx.after_commit(|| panic!("it is not committed"));
+            tx.after_commit(|| panic!("the transaction is not committed"));
             if ends == "savepoint" {
                 let mut part = tx.savepoint().await.expect("a savepoint");
-                badly(how, &mut part).await;
+                copy_unfinished(how, &mut part).await;
                 part.rollback().await.expect_err(&what);
             } else {
-                badly(how, &mut tx).await;
+                copy_unfinished(how, &mut tx).await;
             }
             match ends {
                 "commit" => assert!(matches!(tx.commit().await, Err(Error::Lent(_))), "{what}"),
@@ -205,17 +205,17 @@ async fn what_does_not_end_as_it_should_loses_the_transaction_around_it(db: Test
 }
 
 #[db_testkit::test]
-async fn nothing_follows_a_piece_that_was_cut_off(db: TestDb) {
+async fn nothing_follows_a_dropped_send(db: TestDb) {
     let pool = table(&db).await;
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let mut copy = conn.copy_in("copy t from stdin").await.expect("begun");
-    // More than a socket takes at once.
-    let cut = poll_then_drop(copy.send(vec![b'\n'; 100_000_000]), 1).await;
-    assert!(cut.is_none(), "it was cut off");
+    // More than a socket buffers.
+    let dropped = poll_then_drop(copy.send(vec![b'\n'; 100_000_000]), 1).await;
+    assert!(dropped.is_none(), "the send was dropped while pending");
 
-    let error = copy.send("1\n").await.expect_err("it has ended");
+    let error = copy.send("1\n").await.expect_err("the COPY has ended");
     assert!(matches!(error, Error::Lent(_)), "{error:?}");
-    let error = copy.finish().await.expect_err("it has ended");
+    let error = copy.finish().await.expect_err("the COPY has ended");
     assert!(matches!(error, Error::Lent(_)), "{error:?}");
 
     drop(conn);
@@ -224,7 +224,7 @@ async fn nothing_follows_a_piece_that_was_cut_off(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_copy_may_be_dropped_at_each_point(db: TestDb) {
+async fn a_copy_may_be_dropped_at_each_await(db: TestDb) {
     let pool = table(&db).await;
     for polls in 0.. {
         let before = stored(&db).await;
@@ -254,16 +254,16 @@ async fn a_copy_may_be_dropped_at_each_point(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_copy_that_the_server_does_not_answer_ends_at_its_limit_and_so_does_its_session(db: TestDb) {
+async fn a_copy_without_an_answer_ends_at_its_limit_and_its_session_is_ended(db: TestDb) {
     let options =
         PoolOptions::api().max(1).acquire_timeout(PATIENCE).statement_timeout(Duration::from_millis(200));
     let pool = Pool::new(&config(&db), options);
 
     let mut rows = pool.handle().copy_out("copy (select pg_sleep(600)) to stdout");
-    let error = rows.try_next().await.expect_err("it takes ten minutes");
+    let error = rows.try_next().await.expect_err("the query takes ten minutes");
     assert!(matches!(error, Error::Deadline(_)), "{error:?}");
 
     let runs = |all: &[db_testkit::Session]| all.iter().any(|seen| seen.query.contains("pg_sleep(600)"));
-    db.until_sessions("its session has ended", |all| !runs(all)).await;
-    until("its place is free", async || pool.stats().repairing == 0).await;
+    db.until_sessions("the session has ended", |all| !runs(all)).await;
+    until("the slot is free", async || pool.stats().repairing == 0).await;
 }

@@ -1,4 +1,4 @@
-//! What a pool writes to the log.
+//! Captures a pool's log events.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug, Write as _};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
-/// One line of the log.
+/// One log event.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     pub(crate) level: Level,
@@ -17,7 +17,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// All of it, where the test is that something is not in it.
+    /// The message with all fields, for tests that something is absent.
     pub(crate) fn text(&self) -> String {
         let mut text = self.message.clone();
         for (name, value) in &self.fields {
@@ -27,22 +27,25 @@ impl Line {
     }
 }
 
-/// The log of one pool, whichever thread writes to it: the pool's name tells it from those of other tests.
+/// The log of one pool from all threads. The pool's name separates it from those of other tests.
 #[derive(Debug, Clone)]
 pub(crate) struct Events(Arc<Mutex<Vec<Line>>>);
 
 impl Events {
-    /// Listens from now on to the pools of this name, which nobody else should have.
+    /// Captures the events of the pool with this name from now on. The name must be unique in the process.
     pub(crate) fn of(pool: &str) -> Self {
-        // A pool's tasks run on any thread, so a subscriber of one thread would miss them.
-        static ALL: OnceLock<Ears> = OnceLock::new();
-        let ears = ALL.get_or_init(|| {
-            let ears = Ears::default();
-            tracing::subscriber::set_global_default(ears.clone()).expect("nobody else listens");
-            ears
+        // A pool's tasks run on any thread, so a thread-local subscriber would miss their events.
+        static ALL: OnceLock<Capture> = OnceLock::new();
+        let capture = ALL.get_or_init(|| {
+            let capture = Capture::default();
+            tracing::subscriber::set_global_default(capture.clone()).expect("the only subscriber");
+            capture
         });
         let events = Self(Arc::default());
-        assert!(ears.pools().insert(pool.to_owned(), events.clone()).is_none(), "`{pool}` has two listeners");
+        assert!(
+            capture.pools().insert(pool.to_owned(), events.clone()).is_none(),
+            "`{pool}` is captured twice"
+        );
         events
     }
 
@@ -50,7 +53,7 @@ impl Events {
         self.lines().clone()
     }
 
-    /// The lines with this in the message.
+    /// The events whose message contains `part`.
     pub(crate) fn with(&self, part: &str) -> Vec<Line> {
         self.lines().iter().filter(|line| line.message.contains(part)).cloned().collect()
     }
@@ -60,17 +63,17 @@ impl Events {
     }
 }
 
-/// Hears everything, and keeps what a test wants to know.
+/// Receives all events, and stores those of the registered pools.
 #[derive(Debug, Clone, Default)]
-struct Ears(Arc<Mutex<HashMap<String, Events>>>);
+struct Capture(Arc<Mutex<HashMap<String, Events>>>);
 
-impl Ears {
+impl Capture {
     fn pools(&self) -> MutexGuard<'_, HashMap<String, Events>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Subscriber for Ears {
+impl Subscriber for Capture {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         !metadata.is_span() && metadata.target().starts_with("db_core")
     }

@@ -1,4 +1,4 @@
-//! What errors say, and what they answer.
+//! The texts of errors, and their answers to questions.
 
 use std::time::Duration;
 
@@ -17,29 +17,29 @@ fn through(proxy: &Proxy) -> Config {
 }
 
 async fn refused(pool: &Pool) -> AcquireError {
-    pool.handle().acquire().await.expect_err("there is none")
+    pool.handle().acquire().await.expect_err("no connection")
 }
 
 #[db_testkit::test]
-async fn in_the_queue_the_error_names_who_holds_what_and_shows_no_value(db: TestDb) {
+async fn a_timeout_in_the_queue_reports_the_oldest_checkout_without_values(db: TestDb) {
     let pool = pool(&config(&db), Duration::from_secs(1));
     let (line, handle) = (line!(), pool.handle());
     let mut tx = handle.begin().await.expect("begun");
     let sleep = sqlx::query("select pg_sleep(60), 'hunter2', $1::text").bind("hunter3").execute(&mut tx);
     let asking = async {
-        db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)).await;
+        db.until_sessions("the statement runs", |all| all.iter().any(Session::is_sleeping)).await;
         refused(&pool).await
     };
 
     let error = tokio::select! {
-        _ = sleep => unreachable!("it takes a minute"),
+        _ = sleep => unreachable!("the statement takes a minute"),
         error = asking => error,
     };
 
     assert_eq!((error.pool(), error.phase()), ("shop", AcquirePhase::Queue));
     assert!(error.waited() >= Duration::from_secs(1) && error.waited() < PATIENCE);
     assert_eq!((error.stats().in_use, error.stats().max, error.stats().waiting), (1, 1, 0));
-    let oldest = error.oldest_holder().expect("somebody");
+    let oldest = error.oldest_holder().expect("a holder");
     assert_eq!((oldest.at.to_string(), oldest.in_transaction), (format!("{}:{line}", file!()), true));
     assert!(error.last_dial_failure().is_none());
     let text = error.to_string();
@@ -47,7 +47,7 @@ async fn in_the_queue_the_error_names_who_holds_what_and_shows_no_value(db: Test
     assert!(
         text.starts_with(&format!(
             "pool `shop`: no connection came free within {waited:.1} s, 1 of 1 in use, 0 more waiting; \
-             held for longest: {}:{line} for ",
+             oldest checkout: {}:{line} for ",
             file!()
         )),
         "{text}"
@@ -58,7 +58,7 @@ async fn in_the_queue_the_error_names_who_holds_what_and_shows_no_value(db: Test
 }
 
 #[db_testkit::test]
-async fn where_none_can_be_made_the_error_says_what_was_met(db: TestDb) {
+async fn a_timeout_while_dialling_reports_the_dial_failure(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     proxy.refuse();
     let pool = pool(&through(&proxy), Duration::from_millis(300));
@@ -66,16 +66,13 @@ async fn where_none_can_be_made_the_error_says_what_was_met(db: TestDb) {
     let error = refused(&pool).await;
 
     assert_eq!(error.phase(), AcquirePhase::Dial);
-    let (failure, ago) = error.last_dial_failure().expect("it failed");
+    let (failure, ago) = error.last_dial_failure().expect("a dial failure");
     assert!(!failure.is_empty() && ago <= error.waited() + Duration::from_secs(1), "{error}");
     let text = error.to_string();
-    assert!(text.starts_with("pool `shop`: no connection could be made within "), "{text}");
+    assert!(text.starts_with("pool `shop`: no connection could be opened within "), "{text}");
     assert!(text.contains(" s, 0 of 1 in use, "), "{text}");
     assert!(
-        text.contains(&format!(
-            "; the last attempt to make one failed {:.1} s ago: {failure}",
-            ago.as_secs_f64()
-        )),
+        text.contains(&format!("; the last dial failed {:.1} s ago: {failure}", ago.as_secs_f64())),
         "{text}"
     );
     assert!(text.contains("explained.rs:"), "{text}");
@@ -85,7 +82,7 @@ async fn where_none_can_be_made_the_error_says_what_was_met(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn where_nothing_answers_the_error_says_for_how_long(db: TestDb) {
+async fn a_timeout_without_any_answer_reports_the_wait(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     proxy.black_hole();
     let pool = pool(&through(&proxy), Duration::from_millis(300));
@@ -94,12 +91,12 @@ async fn where_nothing_answers_the_error_says_for_how_long(db: TestDb) {
 
     assert_eq!(error.phase(), AcquirePhase::Dial);
     assert!(error.waited() < Duration::from_secs(5), "{error}");
-    let dials = format!("{} being made", error.stats().dialling);
+    let dials = format!("{} dialling", error.stats().dialling);
     assert!(error.to_string().contains(&dials), "{error}");
 }
 
 #[db_testkit::test]
-async fn where_no_connection_gives_a_sign_of_life_the_error_says_so(db: TestDb) {
+async fn a_timeout_without_an_answer_to_a_ping_is_reported_as_such(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let options = PoolOptions::api()
         .name("shop")
@@ -107,43 +104,40 @@ async fn where_no_connection_gives_a_sign_of_life_the_error_says_so(db: TestDb) 
         .acquire_timeout(Duration::from_millis(250))
         .ping_after(Duration::ZERO);
     let pool = Pool::new(&through(&proxy), options);
-    // The first one may take longer on a machine that has much to do.
-    until("one is open", async || pool.handle().acquire().await.is_ok()).await;
+    // The first connection may take longer on a busy machine.
+    until("a connection is open", async || pool.handle().acquire().await.is_ok()).await;
     proxy.freeze();
 
     let error = refused(&pool).await;
 
     assert_eq!(error.phase(), AcquirePhase::Verify, "{error}");
     assert!(error.waited() >= Duration::from_millis(250), "{error}");
-    assert!(
-        error.to_string().starts_with("pool `shop`: no connection gave a sign of life within 0."),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("pool `shop`: no connection answered a ping within 0."), "{error}");
     let error = Error::from(error);
     assert_eq!((error.class(), error.retry_after()), (Class::NotReached, Some(Duration::from_secs(1))));
 }
 
 #[db_testkit::test]
-async fn a_closed_pool_says_so_and_is_not_worth_waiting_for(db: TestDb) {
+async fn the_error_of_a_closed_pool_says_so_and_is_not_transient(db: TestDb) {
     let pool = pool(&config(&db), PATIENCE);
     let held = pool.handle().acquire().await.expect("the only connection");
     let handle = pool.handle();
-    let waiting = tokio::spawn(async move { handle.acquire().await.expect_err("closed meanwhile") });
-    until("it waits", async || pool.stats().waiting == 1).await;
+    let waiting = tokio::spawn(async move { handle.acquire().await.expect_err("closed") });
+    until("the caller waits", async || pool.stats().waiting == 1).await;
     let closing = pool.close(PATIENCE);
-    let given_back = async {
+    let returned = async {
         let error = waiting.await.expect("no panic");
         drop(held);
         error
     };
 
-    let (closed, while_waiting) = tokio::join!(closing, given_back);
+    let (closed, while_waiting) = tokio::join!(closing, returned);
 
     assert!(closed.is_clean(), "{closed:?}");
     for error in [while_waiting, refused(&pool).await] {
         assert!(error.is_closed());
         assert_eq!(error.phase(), AcquirePhase::Closed);
-        assert!(error.to_string().starts_with("pool `shop` is closed (asked for at "), "{error}");
+        assert!(error.to_string().starts_with("pool `shop` is closed (acquire at "), "{error}");
         let error = Error::from(error);
         assert_eq!((error.class(), error.is_transient()), (Class::Other, false));
         assert_eq!(error.retry_after(), None);
@@ -151,11 +145,11 @@ async fn a_closed_pool_says_so_and_is_not_worth_waiting_for(db: TestDb) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_password_ends_the_wait_at_once_and_is_not_shown() {
+async fn a_wrong_password_fails_at_once_and_is_not_shown() {
     let server = Guarded::start().await;
     let pool = pool(&server.config("app:hunter2"), Duration::from_hours(1));
 
-    let error = tokio::time::timeout(PATIENCE, refused(&pool)).await.expect("not as long as it may wait");
+    let error = tokio::time::timeout(PATIENCE, refused(&pool)).await.expect("an answer before the limit");
 
     assert_eq!(error.phase(), AcquirePhase::Dial);
     let text = error.to_string();
@@ -165,35 +159,36 @@ async fn a_wrong_password_ends_the_wait_at_once_and_is_not_shown() {
 }
 
 #[db_testkit::test]
-async fn the_longer_the_queue_the_later_one_may_come_again(db: TestDb) {
+async fn retry_after_grows_with_the_queue(db: TestDb) {
     let pool = pool(&config(&db), Duration::from_secs(3));
     let held = pool.handle().acquire().await.expect("the only connection");
-    until("it was held for a while", async || pool.holders()[0].held > Duration::from_secs(1)).await;
+    until("the connection was held for a while", async || pool.holders()[0].held > Duration::from_secs(1))
+        .await;
     drop(held);
     let _held = pool.handle().acquire().await.expect("the only connection");
 
-    // The first to come is the first to go, with all the others still there.
+    // The first caller times out first, while all the others still wait.
     let handle = pool.handle();
-    let first = tokio::spawn(async move { Error::from(handle.acquire().await.expect_err("taken")) });
-    until("it waits", async || pool.stats().waiting == 1).await;
+    let first = tokio::spawn(async move { Error::from(handle.acquire().await.expect_err("no connection")) });
+    until("the caller waits", async || pool.stats().waiting == 1).await;
     let crowd: Vec<_> = (0..60)
         .map(|_| {
             let handle = pool.handle();
             tokio::spawn(async move { handle.acquire().await.map(drop) })
         })
         .collect();
-    let crowded = first.await.expect("no panic").retry_after().expect("a while");
+    let crowded = first.await.expect("no panic").retry_after().expect("a time to wait");
     for caller in crowd {
-        caller.await.expect("no panic").expect_err("taken");
+        caller.await.expect("no panic").expect_err("no connection");
     }
-    let alone = Error::from(refused(&pool).await).retry_after().expect("a while");
+    let alone = Error::from(refused(&pool).await).retry_after().expect("a time to wait");
 
     assert_eq!(alone, Duration::from_secs(1));
     assert!(crowded > Duration::from_secs(3) && crowded <= Duration::from_secs(30), "{crowded:?}");
 }
 
 #[db_testkit::test]
-async fn errors_of_statements_answer_by_their_code(db: TestDb) {
+async fn errors_of_statements_are_classified_by_their_code(db: TestDb) {
     let pool = pool(&config(&db), PATIENCE);
     sqlx::raw_sql(
         "create table parent (n int constraint parent_key primary key, positive int constraint above_zero check (positive > 0));

@@ -1,5 +1,5 @@
-//! What becomes of a pool when the network, the server or its sessions fail: every call ends, with the right answer or the
-//! right error, and every place in the pool comes back.
+//! The pool under faults of the network, the server and its sessions: every call ends with the right answer or the right error,
+//! and every slot of the pool becomes free again.
 
 mod cancels;
 mod closing;

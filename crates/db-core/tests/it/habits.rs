@@ -1,4 +1,4 @@
-//! What repositories written for `PgPool` are made of: it compiles here, and costs what the guide says.
+//! Code in the style of repositories written for `PgPool`: it compiles here, and costs what the guide says.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,12 +17,12 @@ async fn table(db: &TestDb, max: u32) -> Pool {
     pool
 }
 
-/// What is stored, as others see it.
+/// The stored numbers, as another session sees them.
 async fn stored(db: &TestDb) -> Vec<i32> {
     sqlx::query_scalar("select n from t order by n").fetch_all(&db.pool()).await.expect("numbers")
 }
 
-/// A repository of free functions on the driver's connection.
+/// A repository of functions on the driver's connection.
 mod on_a_connection {
     use super::*;
 
@@ -40,7 +40,7 @@ mod on_a_connection {
     }
 }
 
-/// One whose functions run a single statement each.
+/// A repository whose functions run a single statement each.
 mod on_an_executor {
     use super::*;
 
@@ -49,8 +49,8 @@ mod on_an_executor {
     }
 }
 
-/// One that begins by itself.
-mod on_what_begins {
+/// A repository that begins its own transactions.
+mod on_an_acquire {
     use super::*;
 
     pub(super) async fn add_both<'c>(
@@ -65,7 +65,7 @@ mod on_what_begins {
     }
 }
 
-/// A unit of work, passed down.
+/// A unit of work that is passed down.
 mod of_units {
     use super::*;
 
@@ -86,7 +86,7 @@ mod of_units {
     }
 }
 
-/// One behind a trait, so that a service can be tested without a database.
+/// A repository behind a trait, so that a service can be tested without a database.
 trait Numbers: Send + Sync {
     fn add<'a>(
         &'a self,
@@ -190,50 +190,50 @@ async fn a_boxed_repository(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn what_begins_in_a_transaction_makes_a_savepoint(db: TestDb) {
+async fn sqlx_begin_in_a_transaction_creates_a_savepoint(db: TestDb) {
     let pool = table(&db, 1).await;
     for reset in [false, true] {
         let mut tx = pool.handle().begin().await.expect("begun");
         sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("added");
         let raw = if reset { tx.as_sqlx().await } else { tx.as_sqlx_without_reset().await };
-        on_what_begins::add_both(raw.expect("lent"), 2, 3).await.expect("added");
-        assert_eq!(stored(&db).await, [0; 0], "its commit has not ended ours");
+        on_an_acquire::add_both(raw.expect("lent"), 2, 3).await.expect("added");
+        assert_eq!(stored(&db).await, [0; 0], "the inner commit has not ended the transaction");
         let raw = if reset { tx.as_sqlx().await } else { tx.as_sqlx_without_reset().await };
-        on_a_connection::add_all(raw.expect("lent"), &[4, 2]).await.expect_err("there already");
-        sqlx::query("insert into t values (5)").execute(&mut tx).await.expect("its savepoint was undone");
+        on_a_connection::add_all(raw.expect("lent"), &[4, 2]).await.expect_err("a duplicate");
+        sqlx::query("insert into t values (5)").execute(&mut tx).await.expect("the savepoint was undone");
         tx.rollback().await.expect("rolled back");
-        assert_eq!(stored(&db).await, [0; 0], "nothing of it is left");
+        assert_eq!(stored(&db).await, [0; 0], "nothing is stored");
 
         let mut tx = pool.handle().begin().await.expect("begun");
         let raw = if reset { tx.as_sqlx().await } else { tx.as_sqlx_without_reset().await };
-        on_what_begins::add_both(raw.expect("lent"), 2, 3).await.expect("added");
+        on_an_acquire::add_both(raw.expect("lent"), 2, 3).await.expect("added");
         tx.commit().await.expect("committed");
-        assert_eq!(stored(&db).await, [2, 3], "with the transaction");
+        assert_eq!(stored(&db).await, [2, 3], "stored with the transaction");
         sqlx::query("delete from t").execute(&pool).await.expect("deleted");
     }
 }
 
 #[db_testkit::test]
-async fn what_begins_outside_of_a_transaction_begins_one_also_after_a_transaction_had_it(db: TestDb) {
+async fn sqlx_begin_outside_a_transaction_begins_one_even_after_a_loan_in_a_transaction(db: TestDb) {
     let pool = table(&db, 1).await;
     for first in [10, 20, 30] {
         let mut tx = pool.handle().begin().await.expect("begun");
         let raw = tx.as_sqlx_without_reset().await.expect("lent");
-        on_what_begins::add_both(raw, first, first + 1).await.expect("added");
+        on_an_acquire::add_both(raw, first, first + 1).await.expect("added");
         tx.commit().await.expect("committed");
         let mut conn = pool.handle().acquire().await.expect("a connection");
         let raw = conn.as_sqlx_without_reset().await.expect("lent");
-        on_what_begins::add_both(raw, first + 2, first + 3).await.expect("added");
-        assert_eq!(stored(&db).await.len() % 4, 0, "committed by its own commit");
+        on_an_acquire::add_both(raw, first + 2, first + 3).await.expect("added");
+        assert_eq!(stored(&db).await.len() % 4, 0, "committed by the inner commit");
     }
     until_repaired(&pool).await;
-    assert_eq!(pool.stats().totals.repair_failed, 0, "no connection was closed for it");
+    assert_eq!(pool.stats().totals.repair_failed, 0, "no connection was closed");
 }
 
 #[db_testkit::test]
-async fn what_begins_after_a_begin_by_text_makes_a_savepoint(db: TestDb) {
+async fn sqlx_begin_after_a_raw_begin_creates_a_savepoint(db: TestDb) {
     let pool = table(&db, 1).await;
-    // The driver takes a transaction to be open from before.
+    // The driver's count of open transactions is still one after this loan.
     let mut tx = pool.handle().begin().await.expect("begun");
     tx.as_sqlx_without_reset().await.expect("lent");
     tx.commit().await.expect("committed");
@@ -242,21 +242,21 @@ async fn what_begins_after_a_begin_by_text_makes_a_savepoint(db: TestDb) {
     sqlx::query("begin").execute(&mut conn).await.expect("begun");
     sqlx::query("insert into t values (1)").execute(&mut conn).await.expect("added");
     let raw = conn.as_sqlx_without_reset().await.expect("lent");
-    on_what_begins::add_both(raw, 2, 3).await.expect("added");
+    on_an_acquire::add_both(raw, 2, 3).await.expect("added");
     assert_eq!(stored(&db).await, [0; 0]);
     sqlx::query("rollback").execute(&mut conn).await.expect("rolled back");
     assert_eq!(stored(&db).await, [0; 0]);
 }
 
 #[db_testkit::test]
-async fn a_begin_that_is_dropped_on_the_way_commits_nothing_behind_our_back(db: TestDb) {
+async fn a_dropped_sqlx_begin_does_not_lead_to_a_false_commit(db: TestDb) {
     let pool = table(&db, 1).await;
     for polls in 0.. {
         let mut tx = pool.handle().begin().await.expect("begun");
         sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("added");
         let work = async {
             let raw = tx.as_sqlx_without_reset().await?;
-            on_what_begins::add_both(raw, 2, 3).await.map_err(Error::from)
+            on_an_acquire::add_both(raw, 2, 3).await.map_err(Error::from)
         };
         let done = poll_then_drop(work, polls).await;
         let next = sqlx::query("insert into t values (4)").execute(&mut tx).await;
@@ -270,7 +270,7 @@ async fn a_begin_that_is_dropped_on_the_way_commits_nothing_behind_our_back(db: 
         };
         let stored = stored(&db).await;
         let whole = [1, 2, 3, 4];
-        // A savepoint whose release was cut off may be released.
+        // The server may have released a savepoint whose release was dropped.
         assert!(stored == expected || !expected.is_empty() && stored == whole, "{polls} polls: {stored:?}");
         if done.is_some() {
             break;
@@ -280,13 +280,13 @@ async fn a_begin_that_is_dropped_on_the_way_commits_nothing_behind_our_back(db: 
 }
 
 #[db_testkit::test]
-async fn a_loan_without_a_reset_keeps_what_was_prepared_and_asks_where_the_session_stands(db: TestDb) {
+async fn a_loan_without_a_reset_keeps_prepared_statements_and_queries_the_status(db: TestDb) {
     let pool = table(&db, 1).await;
     let prepared = "select count(*) from pg_prepared_statements where statement like 'insert into t%'";
     let last = async |pid: i32| -> String {
         let sessions = db.sessions().await.expect("sessions");
         let of = |seen: &&Seen| seen.pid == pid;
-        sessions.iter().find(of).map(|seen| seen.query.clone()).expect("its session")
+        sessions.iter().find(of).map(|seen| seen.query.clone()).expect("the session")
     };
     for (n, reset) in [(1, false), (2, true)] {
         let mut conn = pool.handle().acquire().await.expect("a connection");
@@ -296,12 +296,16 @@ async fn a_loan_without_a_reset_keeps_what_was_prepared_and_asks_where_the_sessi
         drop(conn);
         until_repaired(&pool).await;
 
-        let asked = last(pid).await;
+        let last_query = last(pid).await;
         let mut conn = pool.handle().acquire().await.expect("a connection");
-        assert_eq!(conn.pid(), pid, "it costs no connection");
+        assert_eq!(conn.pid(), pid, "the same connection");
         let kept: i64 = sqlx::query_scalar(prepared).fetch_one(&mut conn).await.expect("a count");
         assert_eq!(kept, i64::from(!reset), "reset: {reset}");
-        assert_eq!(asked.contains("statement_timestamp"), !reset, "the last thing was the question: {asked}");
+        assert_eq!(
+            last_query.contains("statement_timestamp"),
+            !reset,
+            "the last statement was the status query: {last_query}"
+        );
     }
 }
 
@@ -320,6 +324,6 @@ async fn a_transaction_that_a_loan_without_a_reset_leaves_open_is_found(db: Test
     assert_eq!(on_an_executor::count(&pool).await.expect("repaired"), 0);
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let raw = conn.as_sqlx_without_reset().await.expect("lent");
-    on_what_begins::add_both(raw, 2, 3).await.expect("added");
-    assert_eq!(stored(&db).await, [2, 3], "begun and committed by itself");
+    on_an_acquire::add_both(raw, 2, 3).await.expect("added");
+    assert_eq!(stored(&db).await, [2, 3], "a transaction of its own");
 }

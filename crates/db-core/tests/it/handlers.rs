@@ -1,4 +1,4 @@
-//! Transactions inside web handlers, which must be `Send`.
+//! Transactions inside web handlers, whose futures must be `Send`.
 
 use axum::Router;
 use axum::extract::State;
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::pool;
 
-/// Borrows its surroundings inside the transaction: this compiles, or it is of no use.
+/// A handler whose transaction borrows local variables.
 async fn add(State(pool): State<Pool>) -> String {
     let words = vec!["a".to_owned(), "b".to_owned()];
     let mut lengths = 0;
@@ -27,7 +27,7 @@ async fn add(State(pool): State<Pool>) -> String {
     format!("{} {lengths}", count.expect("committed"))
 }
 
-/// The same, in a transaction that may run several times.
+/// As `add`, in a transaction that may run several times.
 async fn add_again(State(pool): State<Pool>) -> String {
     let words = vec!["c".to_owned(), "d".to_owned()];
     let options = TxOptions::default().isolation(Isolation::Serializable);
@@ -57,9 +57,9 @@ async fn a_handler_runs_a_transaction_that_borrows_its_surroundings(db: TestDb) 
 
     for (path, expected) in [("/", "2 2"), ("/again", "4 test")] {
         let mut client = TcpStream::connect(address).await.expect("connected");
-        client.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.expect("asked");
+        client.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.expect("sent");
         let mut answer = String::new();
-        client.read_to_string(&mut answer).await.expect("answered");
+        client.read_to_string(&mut answer).await.expect("an answer");
         assert!(answer.ends_with(expected), "{answer}");
     }
     server.abort();

@@ -1,4 +1,4 @@
-//! What statements leave in their session, and that the next user does not meet it.
+//! The effects of statements on their session, which the next caller must not see.
 
 use db_core::{Pool, PoolOptions};
 use db_testkit::{TestDb, until};
@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use crate::support::{PATIENCE, config, until_repaired};
 
-/// All that could be met of somebody else's, in one text.
+/// Everything in a session that could affect the next caller, as one text.
 const LEFT: &str = "select concat_ws(', ', \
     (select string_agg('class ' || relname, ', ') from pg_class where relnamespace = pg_my_temp_schema()), \
     (select string_agg('function ' || proname, ', ') from pg_proc where pronamespace = pg_my_temp_schema()), \
@@ -20,7 +20,7 @@ const LEFT: &str = "select concat_ws(', ', \
     (select string_agg(name || ' = ' || setting, ', ') from pg_settings where source = 'session' and name !~ '^transaction_'), \
     case when current_user <> session_user then current_user end)";
 
-/// One session, which stays the same one.
+/// A pool with a single session.
 fn pool_of_one(db: &TestDb) -> Pool {
     let options = PoolOptions::api().max(1).acquire_timeout(PATIENCE);
     Pool::new(&config(db), options)
@@ -28,11 +28,11 @@ fn pool_of_one(db: &TestDb) -> Pool {
 
 async fn left(pool: &Pool) -> String {
     until_repaired(pool).await;
-    sqlx::query(LEFT).fetch_one(pool.handle()).await.expect("what is left").get(0)
+    sqlx::query(LEFT).fetch_one(pool.handle()).await.expect("an answer").get(0)
 }
 
 #[db_testkit::test]
-async fn what_a_statement_does_to_its_session_is_not_met_by_the_next_user(db: TestDb) {
+async fn the_next_caller_does_not_see_a_statements_effects_on_the_session(db: TestDb) {
     sqlx::raw_sql(
         "create table t (n int); create procedure p() language sql as 'select set_config(''kept.x'', ''1'', false)'",
     )
@@ -83,7 +83,7 @@ async fn what_a_statement_does_to_its_session_is_not_met_by_the_next_user(db: Te
 }
 
 #[db_testkit::test]
-async fn what_ends_with_its_transaction_costs_no_repair(db: TestDb) {
+async fn effects_that_end_with_the_transaction_need_no_repair(db: TestDb) {
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
     let pool = pool_of_one(&db);
 
@@ -102,7 +102,7 @@ async fn what_ends_with_its_transaction_costs_no_repair(db: TestDb) {
         sqlx::query(AssertSqlSafe(sql)).execute(&mut tx).await.expect(sql);
         tx.commit().await.expect(sql);
 
-        until("it came back", async || pool.stats().in_use == 0).await;
+        until("the connection is returned", async || pool.stats().in_use == 0).await;
         assert_eq!(pool.stats().totals.repaired, 0, "{sql:?}");
         assert_eq!(left(&pool).await, "", "{sql:?}");
     }

@@ -1,4 +1,4 @@
-//! Whatever is done to a connection that was lent as sqlx's own, everybody gets his own answer, and no commit is told wrongly.
+//! After any use of a lent sqlx connection, each statement gets its own answer, and each commit its true outcome.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::support::{PATIENCE, config, patient_pool, until_repaired};
 
-/// Does something with the connection, at most for so many polls. Says whether it was done.
+/// Uses the connection, for at most this number of polls. Returns whether the use was done.
 type Use = for<'a> fn(&'a mut PgConnection, usize) -> BoxFuture<'a, bool>;
 
-/// What leaves the session as sqlx takes it to be: it costs no connection.
-const WELL: &[(&str, Use)] = &[
+/// Uses that leave the session in step with sqlx, so that the connection is kept.
+const IN_STEP: &[(&str, Use)] = &[
     ("a COPY FROM, finished", |raw, _| {
         async move {
             let mut copy = raw.copy_in_raw("copy sink from stdin").await.expect("begun");
@@ -105,8 +105,8 @@ const WELL: &[(&str, Use)] = &[
     }),
 ];
 
-/// What leaves the session one answer behind, or further.
-const BADLY: &[(&str, Use)] = &[
+/// Uses that leave the session out of step.
+const OUT_OF_STEP: &[(&str, Use)] = &[
     ("a COPY FROM, dropped", |raw, _| {
         async move {
             let mut copy = raw.copy_in_raw("copy sink from stdin").await.expect("begun");
@@ -197,7 +197,7 @@ const BADLY: &[(&str, Use)] = &[
     }),
 ];
 
-/// A source that cannot be read.
+/// A source whose read fails.
 struct Gone;
 
 impl AsyncRead for Gone {
@@ -210,7 +210,7 @@ impl AsyncRead for Gone {
     }
 }
 
-/// A pool of one connection, and tables to tell its users' answers by.
+/// A pool of one connection, and tables by which answers are told apart.
 struct Ground {
     db: TestDb,
     pool: Pool,
@@ -241,7 +241,7 @@ impl Ground {
         self.pool.handle().acquire().await.expect("a connection")
     }
 
-    /// Each thing that was ever done to a lent connection, at each point where it may be dropped.
+    /// Runs all uses of a lent connection, each dropped at every await point.
     async fn each(
         &self,
         uses: &[(&str, Use)],
@@ -251,7 +251,7 @@ impl Ground {
             for polls in 0.. {
                 let what = format!("{name}, {polls} polls");
                 let done = then(self, *with, polls, &what).await;
-                self.next_users_get_their_own(&what).await;
+                self.check_next_callers(&what).await;
                 if done {
                     break;
                 }
@@ -259,8 +259,8 @@ impl Ground {
         }
     }
 
-    /// Numbers, errors, refused settings and refused commits all come to those whose they are.
-    async fn next_users_get_their_own(&self, what: &str) {
+    /// Checks that the next callers get their own answers: numbers, errors, refused settings and refused commits.
+    async fn check_next_callers(&self, what: &str) {
         for _ in 0..2 {
             let number = fastrand::i64(..);
             let answer =
@@ -275,8 +275,8 @@ impl Ground {
         let missing = Error::from(missing.expect_err("no such table"));
         assert_eq!(missing.sqlstate().as_deref(), Some("42P01"), "{what}: {missing}");
 
-        let nobody = TxOptions::default().role("nobody of that name").tenant("t");
-        let refused = self.pool.handle().begin_with(nobody).await.expect_err("no such role");
+        let unknown_role = TxOptions::default().role("nobody of that name").tenant("t");
+        let refused = self.pool.handle().begin_with(unknown_role).await.expect_err("no such role");
         assert_eq!(refused.sqlstate().as_deref(), Some("22023"), "{what}: {refused}");
 
         let ran = Arc::new(AtomicBool::new(false));
@@ -300,16 +300,16 @@ impl Ground {
             .bind(number)
             .fetch_one(&self.db.pool())
             .await
-            .expect("a look from outside")
+            .expect("an answer")
     }
 }
 
-/// Whether a use that was not dropped leaves the session as sqlx takes it to be.
+/// Whether a use leaves the session in step if it was not dropped.
 fn ends_well(what: &str) -> bool {
     what.contains("dropped at each point")
 }
 
-/// Whether a statement was answered, and not refused before it was sent. Its answer is its own.
+/// Whether a statement was answered, and not refused before it was sent. Asserts that the answer is its own.
 fn is_answered(answer: Result<i64, sqlx::Error>, number: i64, what: &str) -> bool {
     match answer.map_err(Error::from) {
         Ok(answer) => {
@@ -327,11 +327,11 @@ fn store(number: i64) -> sqlx::query::QueryScalar<'static, sqlx::Postgres, i64, 
 }
 
 #[db_testkit::test]
-async fn the_next_user_gets_his_own_answer_whatever_was_done_to_a_lent_connection(db: TestDb) {
+async fn the_next_caller_gets_its_own_answer_after_any_use_of_a_lent_connection(db: TestDb) {
     let mut ground = Ground::new(db).await;
     for reset in [Reset::Rollback, Reset::Commit, Reset::Keep, Reset::DiscardAll] {
         ground = ground.with(reset);
-        for (uses, costs) in [(WELL, false), (BADLY, true)] {
+        for (uses, costs) in [(IN_STEP, false), (OUT_OF_STEP, true)] {
             let before = ground.pool.stats().totals.repair_failed;
             ground
                 .each(uses, |ground, with, polls, _| {
@@ -344,14 +344,14 @@ async fn the_next_user_gets_his_own_answer_whatever_was_done_to_a_lent_connectio
             assert_eq!(closed >= uses.len() as u64, costs, "{closed} closed, {reset:?}");
             assert!(costs || closed == 0, "{closed} closed, {reset:?}");
         }
-        assert_eq!(ground.pool.stats().totals.lost, 0, "no other connection is in doubt");
+        assert_eq!(ground.pool.stats().totals.lost, 0, "no link counts as lost");
     }
 }
 
 #[db_testkit::test]
-async fn our_next_statement_on_a_lent_connection_gets_its_own_answer_or_is_not_sent(db: TestDb) {
+async fn the_next_statement_after_a_loan_gets_its_own_answer_or_is_not_sent(db: TestDb) {
     let ground = Ground::new(db).await;
-    for (uses, is_well) in [(WELL, true), (BADLY, false)] {
+    for (uses, is_well) in [(IN_STEP, true), (OUT_OF_STEP, false)] {
         ground
             .each(uses, |ground, with, polls, what| {
                 async move {
@@ -377,9 +377,9 @@ async fn our_next_statement_on_a_lent_connection_gets_its_own_answer_or_is_not_s
 }
 
 #[db_testkit::test]
-async fn a_begin_on_a_lent_connection_begins_a_transaction_or_is_not_sent(db: TestDb) {
+async fn a_begin_after_a_loan_begins_a_transaction_or_is_not_sent(db: TestDb) {
     let ground = Ground::new(db).await;
-    for (uses, is_well) in [(WELL, true), (BADLY, false)] {
+    for (uses, is_well) in [(IN_STEP, true), (OUT_OF_STEP, false)] {
         ground
             .each(uses, |ground, with, polls, what| {
                 async move {
@@ -412,8 +412,8 @@ async fn a_begin_on_a_lent_connection_begins_a_transaction_or_is_not_sent(db: Te
     }
 }
 
-/// Uses a transaction's connection after a row was stored, and maybe one that the server refuses at the commit; then runs a statement,
-/// or none, and commits. A commit that is `Ok` has stored the row and run its hook, and another has done neither.
+/// Stores a row in a transaction, optionally with a row that the server refuses at the commit, and lends the connection; then runs
+/// an optional statement, and commits. A successful commit must have stored the row and run its hook, and a failed one neither.
 async fn commit_after(
     ground: &Ground,
     with: Use,
@@ -445,20 +445,20 @@ async fn commit_after(
 }
 
 #[db_testkit::test]
-async fn a_commit_after_a_loan_is_told_as_it_is_and_its_hooks_run_only_then(db: TestDb) {
+async fn a_commit_after_a_loan_reports_its_true_outcome_and_runs_its_hooks_accordingly(db: TestDb) {
     let ground = Ground::new(db).await;
     for (orphan, asks) in [(false, false), (false, true), (true, false), (true, true)] {
         ground
-            .each(WELL, |ground, with, polls, what| {
+            .each(IN_STEP, |ground, with, polls, what| {
                 async move { commit_after(ground, with, polls, what, (orphan, asks)).await.0 }.boxed()
             })
             .await;
         ground
-            .each(BADLY, |ground, with, polls, what| {
+            .each(OUT_OF_STEP, |ground, with, polls, what| {
                 async move {
                     let (done, committed) = commit_after(ground, with, polls, what, (orphan, asks)).await;
                     if done && !ends_well(what) {
-                        let error = committed.expect_err("it cannot be believed");
+                        let error = committed.expect_err("the session is out of step");
                         assert!(matches!(error, Error::Lent(_) | Error::Aborted), "{what}: {error}");
                     }
                     done
@@ -472,7 +472,7 @@ async fn a_commit_after_a_loan_is_told_as_it_is_and_its_hooks_run_only_then(db: 
 #[db_testkit::test]
 async fn a_savepoint_after_a_loan_is_undone_or_nothing_is_committed(db: TestDb) {
     let ground = Ground::new(db).await;
-    for uses in [WELL, BADLY] {
+    for uses in [IN_STEP, OUT_OF_STEP] {
         for ends in ["rollback", "release", "drop"] {
             ground
                 .each(uses, |ground, with, polls, what| {
@@ -515,7 +515,7 @@ async fn a_savepoint_after_a_loan_is_undone_or_nothing_is_committed(db: TestDb) 
 }
 
 #[db_testkit::test]
-async fn a_failed_statement_in_a_lent_transaction_can_be_mended_by_a_savepoint_of_ones_own(db: TestDb) {
+async fn a_lent_transaction_recovers_from_a_failed_statement_by_a_raw_savepoint(db: TestDb) {
     let ground = Ground::new(db).await;
     let mut tx = ground.pool.handle().begin().await.expect("begun");
     store(1).fetch_one(&mut tx).await.expect("stored");
@@ -527,7 +527,7 @@ async fn a_failed_statement_in_a_lent_transaction_can_be_mended_by_a_savepoint_o
 
     let error = Error::from(store(2).fetch_one(&mut tx).await.expect_err("aborted"));
     assert_eq!(error.sqlstate().as_deref(), Some("25P02"), "the server's own answer: {error}");
-    sqlx::query("rollback to savepoint a").execute(&mut tx).await.expect("mended");
+    sqlx::query("rollback to savepoint a").execute(&mut tx).await.expect("recovered");
     store(3).fetch_one(&mut tx).await.expect("stored");
     tx.commit().await.expect("committed");
 
@@ -535,76 +535,78 @@ async fn a_failed_statement_in_a_lent_transaction_can_be_mended_by_a_savepoint_o
 }
 
 #[db_testkit::test]
-async fn a_transaction_that_was_begun_through_a_lent_connection_is_ended_through_it(db: TestDb) {
+async fn a_transaction_begun_through_a_loan_must_be_ended_through_it(db: TestDb) {
     let ground = Ground::new(db).await;
     let mut conn = ground.conn().await;
     sqlx::query("begin").execute(conn.as_sqlx().await.expect("lent")).await.expect("begun");
 
     for _ in 0..2 {
-        let error =
-            Error::from(store(1).fetch_one(&mut conn).await.expect_err("it would be rolled back later"));
+        let error = Error::from(
+            store(1).fetch_one(&mut conn).await.expect_err("not sent inside the open transaction"),
+        );
         assert!(matches!(&error, Error::Lent(error) if !error.is_out_of_step()), "{error}");
         assert_eq!(error.class(), Class::Other, "{error}");
     }
     sqlx::query("commit").execute(conn.as_sqlx().await.expect("lent")).await.expect("ended");
     store(2).fetch_one(&mut conn).await.expect("stored");
 
-    // One that was begun by a text of ours is known of.
+    // A transaction begun with raw SQL on the session itself is tracked.
     sqlx::query("begin").execute(&mut conn).await.expect("begun");
     sqlx::query("select 1").execute(conn.as_sqlx().await.expect("lent")).await.expect("selected");
     store(3).fetch_one(&mut conn).await.expect("stored");
     sqlx::query("commit").execute(&mut conn).await.expect("committed");
     drop(conn);
     assert!(!ground.is_kept(1).await && ground.is_kept(2).await && ground.is_kept(3).await);
-    ground.next_users_get_their_own("afterwards").await;
+    ground.check_next_callers("afterwards").await;
     assert_eq!(ground.pool.stats().totals.repair_failed, 0);
 }
 
 #[db_testkit::test]
-async fn nothing_is_sent_in_a_transaction_that_was_ended_through_its_lent_connection(db: TestDb) {
+async fn nothing_is_sent_in_a_transaction_that_was_ended_through_a_loan(db: TestDb) {
     let ground = Ground::new(db).await;
     for word in ["commit", "rollback"] {
         let mut tx = ground.pool.handle().begin().await.expect("begun");
         tx.as_sqlx().await.expect("lent").execute(word).await.expect("ended");
-        let error = Error::from(store(1).fetch_one(&mut tx).await.expect_err("outside of any transaction"));
+        let error =
+            Error::from(store(1).fetch_one(&mut tx).await.expect_err("not sent outside the transaction"));
         assert!(matches!(error, Error::Lent(_)), "{error}");
         assert!(matches!(tx.commit().await, Err(Error::CommitUnknown(_))));
 
         let mut tx = ground.pool.handle().begin().await.expect("begun");
         tx.as_sqlx().await.expect("lent").execute(word).await.expect("ended");
-        tx.rollback().await.expect("nothing is open");
+        tx.rollback().await.expect("no open transaction");
     }
     assert!(!ground.is_kept(1).await);
 }
 
 #[db_testkit::test]
-async fn a_statement_of_a_lent_connection_that_was_cut_off_is_cancelled(db: TestDb) {
+async fn an_abandoned_statement_of_a_lent_connection_is_cancelled(db: TestDb) {
     let ground = Ground::new(db).await;
     let mut conn = ground.conn().await;
     tokio::select! {
-        _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx().await.expect("lent")) => unreachable!("it takes ten minutes"),
-        _ = ground.db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)) => {}
+        _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx().await.expect("lent")) => unreachable!("the statement takes ten minutes"),
+        _ = ground.db.until_sessions("the statement runs", |all| all.iter().any(Session::is_sleeping)) => {}
     }
     assert!(is_answered(store(1).fetch_one(&mut conn).await, 1, "the next statement"));
     tokio::select! {
-        _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx().await.expect("lent")) => unreachable!("it takes ten minutes"),
-        _ = ground.db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)) => {}
+        _ = sqlx::query("select pg_sleep(600)").execute(conn.as_sqlx().await.expect("lent")) => unreachable!("the statement takes ten minutes"),
+        _ = ground.db.until_sessions("the statement runs", |all| all.iter().any(Session::is_sleeping)) => {}
     }
     drop(conn);
 
-    ground.next_users_get_their_own("afterwards").await;
-    until("it is mended", async || ground.pool.stats().totals.cancelled == 2).await;
+    ground.check_next_callers("afterwards").await;
+    until("the connection is repaired", async || ground.pool.stats().totals.cancelled == 2).await;
     assert_eq!(ground.pool.stats().totals.repair_failed, 0);
 }
 
 #[db_testkit::test]
-async fn a_connection_that_is_lent_after_a_statement_was_cut_off_gives_none_of_its_answers(db: TestDb) {
+async fn a_loan_after_an_abandoned_statement_gets_none_of_its_answers(db: TestDb) {
     let ground = Ground::new(db).await;
     for polls in 0..6 {
         for sql in ["select 1 / 0", "select 1 from pg_sleep(600)", "select * from nowhere", "select 1"] {
             let what = format!("{sql}, {polls} polls");
             let mut conn = ground.conn().await;
-            // What sleeps wakes nobody after its first poll.
+            // A sleeping statement does not wake its future after the first poll.
             let polls = if sql.contains("600") { 1 } else { polls };
             poll_then_drop(sqlx::query(sql).execute(&mut conn), polls).await;
             let own = fastrand::i64(..);
@@ -624,17 +626,17 @@ async fn a_connection_that_is_lent_after_a_statement_was_cut_off_gives_none_of_i
             };
             match answer.await {
                 Ok(answer) => assert_eq!(answer, own, "{what}"),
-                // The answer to its preparation was there at the first poll, so it slept, and was cancelled.
+                // The answer to the prepare had arrived at the first poll, so the statement slept, and was cancelled.
                 Err(Error::Deadline(_)) if sql.contains("600") => {}
-                // It failed, and the transaction with it.
+                // The statement failed, and the transaction with it.
                 Err(error) => assert_eq!(error.sqlstate().as_deref(), Some("25P02"), "{what}: {error}"),
             }
         }
     }
-    ground.next_users_get_their_own("afterwards").await;
+    ground.check_next_callers("afterwards").await;
 }
 
-/// What a session has run last.
+/// The last statement of a session.
 async fn last(ground: &Ground, pid: i32) -> String {
     sqlx::query_scalar("select query from pg_stat_activity where pid = $1")
         .bind(pid)
@@ -644,7 +646,7 @@ async fn last(ground: &Ground, pid: i32) -> String {
 }
 
 #[db_testkit::test]
-async fn nothing_is_asked_when_nothing_was_unseen(db: TestDb) {
+async fn the_status_is_queried_only_after_a_loan(db: TestDb) {
     let ground = Ground::new(db).await;
     let pid = ground.conn().await.pid();
 
@@ -655,32 +657,32 @@ async fn nothing_is_asked_when_nothing_was_unseen(db: TestDb) {
     tx.commit().await.expect("committed");
     assert_eq!(last(&ground, pid).await, "COMMIT");
 
-    // And once after a loan, however many statements follow.
+    // After a loan, the status is queried once, however many statements follow.
     let mut conn = ground.conn().await;
     conn.as_sqlx().await.expect("lent").execute("select 'lent'").await.expect("selected");
     conn.ping().await.expect("asked");
-    assert!(last(&ground, pid).await.contains("statement_timestamp"), "the question");
+    assert!(last(&ground, pid).await.contains("statement_timestamp"), "the status query");
     store(3).fetch_one(&mut conn).await.expect("stored");
-    conn.ping().await.expect("not asked");
+    conn.ping().await.expect("an answer");
     assert!(last(&ground, pid).await.starts_with("insert"), "the statement");
 }
 
 #[db_testkit::test]
-async fn a_session_that_listens_leaves_its_notifications_to_nobody(db: TestDb) {
+async fn a_listening_session_leaves_no_notification_to_the_next_caller(db: TestDb) {
     let mut ground = Ground::new(db).await;
     for reset in [Reset::Rollback, Reset::Commit, Reset::Keep, Reset::DiscardAll] {
         ground = ground.with(reset);
         let mut conn = ground.conn().await;
         let pid = conn.pid();
         sqlx::query("listen somewhere").execute(&mut conn).await.expect("listens");
-        // On its way before the connection comes back, and after.
+        // One notification arrives before the connection is returned, and one after.
         notify(&ground).await;
         drop(conn);
-        until("it is back", async || ground.pool.stats().idle == 1).await;
+        until("the connection is returned", async || ground.pool.stats().idle == 1).await;
         notify(&ground).await;
 
-        ground.next_users_get_their_own(&format!("{reset:?}")).await;
-        assert_eq!(ground.conn().await.pid(), pid, "{reset:?}: it costs no connection");
+        ground.check_next_callers(&format!("{reset:?}")).await;
+        assert_eq!(ground.conn().await.pid(), pid, "{reset:?}: the same connection");
     }
 }
 

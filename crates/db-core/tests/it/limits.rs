@@ -8,7 +8,7 @@ use db_testkit::{TestDb, until};
 use crate::support::{of_connections, patient_pool, take};
 
 #[db_testkit::test]
-async fn a_higher_limit_lets_those_in_who_wait(db: TestDb) {
+async fn a_higher_limit_serves_waiting_callers(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let _held = take(&pool, 1).await;
     let waiting: Vec<_> = (0..2)
@@ -17,7 +17,7 @@ async fn a_higher_limit_lets_those_in_who_wait(db: TestDb) {
             tokio::spawn(async move { handle.acquire().await.expect("a connection") })
         })
         .collect();
-    until("they wait", async || pool.stats().waiting == 2).await;
+    until("both callers wait", async || pool.stats().waiting == 2).await;
 
     pool.set_limits(pool.limits().max(3));
     let stats = pool.stats();
@@ -39,7 +39,7 @@ async fn a_lower_limit_closes_idle_connections(db: TestDb) {
     pool.set_limits(pool.limits().max(1));
 
     assert_eq!(pool.stats().idle, 1, "at once");
-    db.until_sessions("one is left", |all| of_connections(all) == 1).await;
+    db.until_sessions("one session is left", |all| of_connections(all) == 1).await;
     assert_eq!(take(&pool, 1).await.len(), 1);
 }
 
@@ -49,40 +49,40 @@ async fn a_lower_limit_closes_connections_as_they_come_back(db: TestDb) {
     let held = take(&pool, 3).await;
 
     pool.set_limits(pool.limits().max(1));
-    assert_eq!(pool.stats().in_use, 3, "nobody loses what he holds");
+    assert_eq!(pool.stats().in_use, 3, "connections in use are kept");
     drop(held);
 
-    db.until_sessions("one is left", |all| of_connections(all) == 1).await;
-    until("it is ready", async || (pool.stats().open, pool.stats().idle) == (1, 1)).await;
+    db.until_sessions("one session is left", |all| of_connections(all) == 1).await;
+    until("the connection is idle", async || (pool.stats().open, pool.stats().idle) == (1, 1)).await;
 }
 
 #[db_testkit::test]
-async fn nobody_is_let_in_above_a_lower_limit(db: TestDb) {
+async fn no_caller_is_served_above_a_lower_limit(db: TestDb) {
     let pool = patient_pool(&db, 2);
     let mut held = take(&pool, 2).await;
     pool.set_limits(pool.limits().max(1));
     let handle = pool.handle();
     let waiter = tokio::spawn(async move { handle.acquire().await.expect("a connection").pid() });
-    until("it waits", async || pool.stats().waiting == 1).await;
+    until("the caller waits", async || pool.stats().waiting == 1).await;
 
     drop(held.pop());
-    db.until_sessions("one is left", |all| of_connections(all) == 1).await;
-    assert_eq!(pool.stats().waiting, 1, "the other is still out");
+    db.until_sessions("one session is left", |all| of_connections(all) == 1).await;
+    assert_eq!(pool.stats().waiting, 1, "another connection is still in use");
     drop(held.pop());
 
     waiter.await.expect("no panic");
 }
 
 #[db_testkit::test]
-async fn a_higher_min_idle_opens_ahead_at_once(db: TestDb) {
-    // The keeper looks once a second.
+async fn a_higher_min_idle_dials_at_once(db: TestDb) {
+    // The keeper runs once a second.
     let pool = patient_pool(&db, 5);
-    until("it began with none", async || pool.stats().open == 0).await;
+    until("no connection is open", async || pool.stats().open == 0).await;
 
     pool.set_limits(pool.limits().min_idle(3));
 
     assert_eq!(pool.stats().dialling + pool.stats().open, 3, "at once");
-    db.until_sessions("three", |all| of_connections(all) == 3).await;
+    db.until_sessions("three sessions", |all| of_connections(all) == 3).await;
 }
 
 #[db_testkit::test]
@@ -93,7 +93,7 @@ async fn a_lower_max_idle_closes_idle_connections(db: TestDb) {
     pool.set_limits(pool.limits().max_idle(Some(2)));
 
     assert_eq!(pool.stats().idle, 2, "at once");
-    db.until_sessions("two are left", |all| of_connections(all) == 2).await;
+    db.until_sessions("two sessions are left", |all| of_connections(all) == 2).await;
     let limits = pool.limits();
     assert_eq!((limits.max, limits.max_idle, limits.min_idle, limits.max_waiting), (4, Some(2), 0, None));
 }

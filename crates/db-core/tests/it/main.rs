@@ -1,4 +1,4 @@
-//! What `db-core` promises, shown on a real PostgreSQL.
+//! Tests of `db-core` against a real PostgreSQL.
 
 mod addresses;
 mod admission;

@@ -1,11 +1,11 @@
-//! The compile errors that a newcomer meets: the line that matters, where the compiler shows it. A changed line is a changed
-//! experience, and is looked at before this is changed.
+//! Compile errors that newcomers meet, with their lines. If a message or its line changes, look at it and decide whether it is still
+//! understandable, then change this test.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::{env, fs};
 
-/// Has the compiler check a file, with the libraries that lie beside this test.
+/// Compiles a file with the libraries beside this test.
 fn check(file: &str, libraries: &[(&str, PathBuf)]) -> Output {
     let deps = deps();
     let mut rustc = Command::new(env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned()));
@@ -41,9 +41,9 @@ fn libraries(name: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Those that belong together: what is right compiles with them.
+/// The libraries of one build: the correct program compiles with them.
 fn of_this_build() -> [(&'static str, PathBuf); 2] {
-    let mut said = String::new();
+    let mut stderr = String::new();
     for ours in libraries("db_core") {
         for driver in libraries("sqlx") {
             let libraries = [("db_core", ours.clone()), ("sqlx", driver)];
@@ -51,36 +51,36 @@ fn of_this_build() -> [(&'static str, PathBuf); 2] {
             if checked.status.success() {
                 return libraries;
             }
-            said = String::from_utf8_lossy(&checked.stderr).into_owned();
+            stderr = String::from_utf8_lossy(&checked.stderr).into_owned();
         }
     }
-    panic!("what is right does not compile: {said}")
+    panic!("the correct program does not compile: {stderr}")
 }
 
 #[test]
-fn ten_errors_of_a_newcomer_say_what_they_always_said() {
+fn ten_common_mistakes_have_the_expected_compile_errors() {
     let libraries = of_this_build();
     let mut count = 0;
     for file in ["types.rs", "borrows.rs"] {
         let checked = check(file, &libraries);
-        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        let stderr = String::from_utf8_lossy(&checked.stderr).into_owned();
         let text = fs::read_to_string(source(file)).expect("a file");
         let expected =
             text.lines().enumerate().filter_map(|(at, line)| Some((at + 1, line.split_once("//~ ")?.1)));
         for (line, error) in expected {
             let place = format!("{file}:{line}:");
-            let is_there = said.lines().any(|said| said.contains(&place) && said.contains(error));
-            assert!(is_there, "{place} `{error}` is not there:\n{said}");
+            let is_there = stderr.lines().any(|line| line.contains(&place) && line.contains(error));
+            assert!(is_there, "{place}: `{error}` is missing:\n{stderr}");
             count += 1;
         }
-        // One mistake may be found at several places of its line.
-        let mut lines: Vec<_> = said
+        // The compiler may report one mistake at several places of a line.
+        let mut lines: Vec<_> = stderr
             .lines()
-            .filter(|said| said.contains(": error"))
-            .map(|said| said.split(':').nth(1).expect("a line"))
+            .filter(|line| line.contains(": error"))
+            .map(|line| line.split(':').nth(1).expect("a line"))
             .collect();
         lines.dedup();
-        assert_eq!(lines.len(), text.matches("//~ ").count(), "no other errors:\n{said}");
+        assert_eq!(lines.len(), text.matches("//~ ").count(), "no other errors:\n{stderr}");
     }
     assert_eq!(count, 10);
 }

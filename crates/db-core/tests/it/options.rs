@@ -1,4 +1,4 @@
-//! Each option of a pool, by what becomes of the pool.
+//! The effect of each pool option.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,10 +14,10 @@ use tracing::Level;
 use crate::events::Events;
 use crate::support::{PATIENCE, config, of_connections, take, until_repaired};
 
-/// Longer than any test: what has this limit meets none.
+/// Longer than any test, so that no test reaches this limit.
 const NEVER: Duration = Duration::from_hours(1);
 
-/// An option that is tested is short; the others never come into play.
+/// Options whose limits have no effect in a test; each test shortens the one that it tests.
 fn calm() -> PoolOptions {
     PoolOptions::api()
         .name("calm")
@@ -44,13 +44,13 @@ async fn pid(pool: &Pool) -> i32 {
     pool.handle().acquire().await.expect("a connection").pid()
 }
 
-/// Takes so many connections and gives them back. Says which they were.
+/// Opens this number of connections and returns them. Returns their process ids.
 async fn open(pool: &Pool, count: usize) -> Vec<i32> {
     take(pool, count).await.iter().map(|conn| conn.pid()).collect()
 }
 
 async fn setting(pool: &Pool, name: &str) -> String {
-    // The value that it began with: on a Unix socket the server shows the settings of TCP as zero.
+    // `reset_val` is read, since the server shows TCP settings as zero on a Unix socket.
     sqlx::query_scalar("select reset_val from pg_settings where name = $1")
         .bind(name)
         .fetch_one(pool.handle())
@@ -72,7 +72,7 @@ async fn rows(db: &TestDb) -> i64 {
 }
 
 #[db_testkit::test]
-async fn a_pools_name_is_that_of_its_sessions(db: TestDb) {
+async fn a_pools_sessions_have_its_name(db: TestDb) {
     let pool = pool(&db, calm().name("orders"));
     let _held = pool.handle().acquire().await.expect("a connection");
     let _theirs = pool.sqlx().acquire().await.expect("a connection of sqlx's pool");
@@ -86,16 +86,16 @@ async fn a_pools_name_is_that_of_its_sessions(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn no_more_than_max_sessions_are_opened_whoever_waits(db: TestDb) {
+async fn no_more_than_max_sessions_are_opened_for_waiting_callers(db: TestDb) {
     let pool = pool(&db, calm().max(2));
     let held = [pool.handle().acquire().await, pool.handle().acquire().await];
     let waiting: Vec<_> = (0..5)
         .map(|_| {
             let handle = pool.handle();
-            tokio::spawn(async move { handle.acquire().await.expect("its turn").pid() })
+            tokio::spawn(async move { handle.acquire().await.expect("a connection").pid() })
         })
         .collect();
-    until("all of them wait", async || pool.stats().waiting == 5).await;
+    until("all callers wait", async || pool.stats().waiting == 5).await;
 
     assert_eq!(pool.stats().dialling, 0);
     assert_eq!(of_connections(&db.sessions().await.expect("the sessions")), 2);
@@ -114,22 +114,22 @@ async fn a_max_of_zero_counts_as_one(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn connections_above_max_idle_are_closed_as_they_come_back(db: TestDb) {
+async fn connections_above_max_idle_are_closed_when_they_are_returned(db: TestDb) {
     let pool = pool(&db, calm().max_idle(Some(1)));
 
     open(&pool, 4).await;
 
-    db.until_sessions("one is left", |all| of_connections(all) == 1).await;
+    db.until_sessions("one session is left", |all| of_connections(all) == 1).await;
     until("the others are gone", async || (pool.stats().open, pool.stats().idle) == (1, 1)).await;
 }
 
 #[db_testkit::test]
-async fn min_idle_connections_are_opened_before_anybody_asks(db: TestDb) {
+async fn min_idle_connections_are_opened_before_the_first_caller(db: TestDb) {
     let pool = pool(&db, calm().min_idle(2));
 
     db.until_sessions("two", |all| of_connections(all) == 2).await;
     until("two are ready", async || pool.stats().idle == 2).await;
-    // With one of them taken, another is made.
+    // With one of them in use, another is dialled.
     let _held = pool.handle().acquire().await.expect("a connection");
     pool.set_limits(pool.limits());
     until("two are ready again", async || pool.stats().idle == 2).await;
@@ -137,14 +137,14 @@ async fn min_idle_connections_are_opened_before_anybody_asks(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn who_dials_for_min_idle_ends_with_the_last_handle(db: TestDb) {
+async fn dials_for_min_idle_end_with_the_last_handle(db: TestDb) {
     for fault in [Proxy::refuse, Proxy::black_hole] {
         let proxy = Proxy::start(&db).expect("a proxy");
         fault(&proxy);
-        // An attempt takes three quarters of what a caller waits.
+        // An attempt takes three quarters of the acquire timeout.
         let acquire_timeout = Duration::from_millis(800);
         let pool = through(&proxy, calm().min_idle(1).acquire_timeout(acquire_timeout));
-        // It lies where the dials hold on to, too.
+        // The dials hold this value, too.
         let attached = Arc::new(());
         let there = Arc::downgrade(&attached);
         pool.attach(attached);
@@ -152,12 +152,12 @@ async fn who_dials_for_min_idle_ends_with_the_last_handle(db: TestDb) {
         let handle = pool.handle();
         drop(pool);
         let before = attempts();
-        until("it goes on for the handle", async || attempts() > before + 1).await;
+        until("dialling continues for the handle", async || attempts() > before + 1).await;
         assert!(there.upgrade().is_some());
 
         drop(handle);
 
-        until("nobody is left who dials", async || there.upgrade().is_none()).await;
+        until("no dial is left", async || there.upgrade().is_none()).await;
     }
 }
 
@@ -166,12 +166,12 @@ async fn min_idle_connections_outlast_the_idle_timeout(db: TestDb) {
     let idle_timeout = Duration::from_millis(50);
     let kept = pool(&db, calm().min_idle(2).idle_timeout(idle_timeout));
     let before = open(&kept, 4).await;
-    until("the spare ones are closed", async || kept.stats().open == 2).await;
+    until("the spare connections are closed", async || kept.stats().open == 2).await;
 
-    // One that was given back later, and has idled for too long by now.
+    // A connection that is returned later, and has idled for too long by then.
     let witness = pool(&db, calm().idle_timeout(idle_timeout));
     open(&witness, 1).await;
-    until("its time is up", async || witness.stats().open == 0).await;
+    until("the witness was closed", async || witness.stats().open == 0).await;
 
     for after in open(&kept, 2).await {
         assert!(before.contains(&after), "{after} is none of {before:?}");
@@ -185,7 +185,7 @@ async fn a_caller_waits_for_the_acquire_timeout(db: TestDb) {
     let _held = pool.handle().acquire().await.expect("the only connection");
     let asked = Instant::now();
 
-    let error = pool.handle().acquire().await.expect_err("there is no second connection");
+    let error = pool.handle().acquire().await.expect_err("no second connection");
 
     assert!(error.waited() >= acquire_timeout, "{error}");
     // Less than the default.
@@ -204,7 +204,7 @@ async fn a_connection_that_idles_for_too_long_is_closed(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_connection_that_had_to_be_repaired_idles_from_then_on(db: TestDb) {
+async fn the_idle_time_of_a_repaired_connection_starts_with_its_return(db: TestDb) {
     let idle_timeout = Duration::from_secs(2);
     let leak_after = Duration::from_millis(100);
     let pool = pool(&db, calm().idle_timeout(idle_timeout).leak_after(leak_after));
@@ -212,38 +212,39 @@ async fn a_connection_that_had_to_be_repaired_idles_from_then_on(db: TestDb) {
     let other = pool.handle().acquire().await.expect("a connection");
     let first = repaired.pid();
     sqlx::query("set search_path = nowhere").execute(&mut repaired).await.expect("set");
-    until("it was out for long", async || pool.holders().iter().all(|it| it.held > idle_timeout)).await;
+    until("both were held for long", async || pool.holders().iter().all(|it| it.held > idle_timeout)).await;
 
     drop(repaired);
-    until("it is repaired", async || pool.stats().idle == 1).await;
+    until("the connection is repaired", async || pool.stats().idle == 1).await;
     drop(other);
-    // Once this has leaked, somebody has looked after the idle ones.
+    // Once this checkout counts as leaked, the keeper has also checked the idle connections.
     let leaks = pool.handle().acquire().await.expect("a connection");
-    until("it leaks", async || pool.holders().iter().all(|it| it.leaked)).await;
+    until("the leak is flagged", async || pool.holders().iter().all(|it| it.leaked)).await;
 
-    assert_ne!(leaks.pid(), first, "the one given back last was taken");
+    assert_ne!(leaks.pid(), first, "the connection returned last was taken");
     assert_eq!(pid(&pool).await, first);
 }
 
 #[db_testkit::test]
-async fn a_connection_that_is_too_old_is_not_handed_on(db: TestDb) {
+async fn an_expired_connection_is_not_handed_to_a_waiting_caller(db: TestDb) {
     let max_lifetime = Duration::from_millis(100);
     let pool = pool(&db, calm().max(1).max_lifetime(max_lifetime));
     let old = pool.handle().acquire().await.expect("a connection");
     let first = old.pid();
     let handle = pool.handle();
-    let waiter = tokio::spawn(async move { handle.acquire().await.expect("its turn").pid() });
-    until("it waits", async || pool.stats().waiting == 1).await;
-    until("it is old", async || pool.holders()[0].held > max_lifetime).await;
+    let waiter = tokio::spawn(async move { handle.acquire().await.expect("a connection").pid() });
+    until("the caller waits", async || pool.stats().waiting == 1).await;
+    until("the connection has expired", async || pool.holders()[0].held > max_lifetime).await;
 
     drop(old);
 
     assert_ne!(waiter.await.expect("no panic"), first);
-    db.until_sessions("the first is gone", |all| all.iter().all(|session| session.pid != first)).await;
+    db.until_sessions("the first session is gone", |all| all.iter().all(|session| session.pid != first))
+        .await;
 }
 
 #[db_testkit::test]
-async fn a_connection_that_is_too_old_is_closed_when_nobody_asks(db: TestDb) {
+async fn an_expired_idle_connection_is_closed_without_a_caller(db: TestDb) {
     let pool = pool(&db, calm().max_lifetime(Duration::from_millis(100)));
 
     open(&pool, 2).await;
@@ -252,13 +253,16 @@ async fn a_connection_that_is_too_old_is_closed_when_nobody_asks(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_connection_is_never_closed_under_its_user_for_being_old(db: TestDb) {
+async fn an_expired_connection_in_use_is_not_closed(db: TestDb) {
     let pool = pool(&db, calm().max(2).max_lifetime(Duration::from_millis(50)));
     let mut held = pool.handle().acquire().await.expect("a connection");
     let other = pid(&pool).await;
-    db.until_sessions("the other is too old", |all| all.iter().all(|session| session.pid != other)).await;
+    db.until_sessions("the other connection has expired", |all| {
+        all.iter().all(|session| session.pid != other)
+    })
+    .await;
 
-    sqlx::query("select 1").execute(&mut held).await.expect("it is still there");
+    sqlx::query("select 1").execute(&mut held).await.expect("the connection still works");
 }
 
 #[db_testkit::test]
@@ -271,7 +275,7 @@ async fn a_connection_is_closed_after_max_uses(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_use_counts_even_if_it_had_to_be_repaired(db: TestDb) {
+async fn a_use_that_ends_in_a_repair_counts(db: TestDb) {
     let options = calm().max(1).max_uses(Some(2)).reset(Reset::DiscardAll);
     let pool = pool(&db, options);
 
@@ -300,30 +304,30 @@ async fn a_dead_connection_that_idled_for_longer_than_ping_after_is_not_handed_o
     let mut conn = pool.handle().acquire().await.expect("a connection");
 
     assert_ne!(conn.pid(), dead);
-    sqlx::query("select 1").execute(&mut conn).await.expect("it is alive");
+    sqlx::query("select 1").execute(&mut conn).await.expect("the connection works");
     assert_eq!(pool.stats().totals.lost, 1);
 }
 
 #[db_testkit::test]
-async fn a_connection_that_idled_for_less_than_ping_after_is_not_asked(db: TestDb) {
+async fn a_connection_that_idled_for_less_than_ping_after_is_not_pinged(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let pool = through(&proxy, calm().max(1).ping_after(NEVER));
     let first = pid(&pool).await;
     proxy.freeze();
 
-    // A question would not be answered.
+    // A ping would get no answer.
     assert_eq!(pid(&pool).await, first);
     assert_eq!(pool.stats().totals.lost, 0);
 }
 
 #[db_testkit::test]
-async fn a_connection_that_nobody_used_gave_no_sign_of_life_by_coming_back(db: TestDb) {
+async fn returning_an_unused_connection_does_not_count_as_an_answer(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let ping_after = Duration::from_millis(200);
     let pool = through(&proxy, calm().max(1).ping_after(ping_after));
     let unused = pool.handle().acquire().await.expect("a connection");
     let dead = unused.pid();
-    until("nothing is heard of it for long", async || pool.holders()[0].held > ping_after).await;
+    until("the last answer is long ago", async || pool.holders()[0].held > ping_after).await;
     proxy.half_open();
 
     drop(unused);
@@ -333,62 +337,62 @@ async fn a_connection_that_nobody_used_gave_no_sign_of_life_by_coming_back(db: T
 }
 
 #[db_testkit::test]
-async fn an_answer_is_a_sign_of_life(db: TestDb) {
+async fn an_answer_to_a_statement_replaces_a_ping(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
-    // Longer than giving a connection back and taking it again, on a machine that has much to do.
+    // Longer than returning and acquiring a connection on a busy machine.
     let ping_after = Duration::from_secs(3);
     let pool = through(&proxy, calm().max(1).ping_after(ping_after));
     let mut used = pool.handle().acquire().await.expect("a connection");
     let first = used.pid();
-    until("nothing is heard of it for long", async || pool.holders()[0].held > ping_after).await;
+    until("the last answer is long ago", async || pool.holders()[0].held > ping_after).await;
 
     sqlx::query("select 1").execute(&mut used).await.expect("an answer");
     proxy.freeze();
     drop(used);
 
-    // A question would not be answered.
+    // A ping would get no answer.
     assert_eq!(pid(&pool).await, first);
     assert_eq!(pool.stats().totals.lost, 0);
 }
 
 #[db_testkit::test]
-async fn keepalive_finds_and_replaces_a_dead_connection_with_nobody_asking(db: TestDb) {
+async fn keepalive_finds_and_replaces_a_dead_connection_without_a_caller(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let options = calm().min_idle(1).keepalive(Duration::from_millis(100));
     let pool = through(&proxy, options);
-    until("one is ready", async || pool.stats().idle == 1).await;
+    until("a connection is ready", async || pool.stats().idle == 1).await;
     proxy.half_open();
 
-    until("it is found dead", async || pool.stats().totals.lost == 1).await;
-    until("another is ready", async || pool.stats().idle == 1).await;
+    until("the dead connection is found", async || pool.stats().totals.lost == 1).await;
+    until("another connection is ready", async || pool.stats().idle == 1).await;
     let mut conn = pool.handle().acquire().await.expect("a connection");
-    sqlx::query("select 1").execute(&mut conn).await.expect("it is alive");
+    sqlx::query("select 1").execute(&mut conn).await.expect("the connection works");
     assert_eq!(pool.stats().totals.dialled, 2);
 }
 
 #[db_testkit::test]
-async fn keepalive_leaves_a_connection_that_answers_where_it_is(db: TestDb) {
+async fn keepalive_keeps_a_connection_that_answers(db: TestDb) {
     let keepalive = Duration::from_millis(50);
     let pool = pool(&db, calm().min_idle(1).keepalive(keepalive));
-    until("one is ready", async || pool.stats().idle == 1).await;
+    until("a connection is ready", async || pool.stats().idle == 1).await;
     let first = pid(&pool).await;
     let asked = async || {
-        // Its own questions leave no other trace.
+        // A ping leaves no other trace on the server.
         let sql = "select state_change::text from pg_stat_activity where pid = $1";
-        sqlx::query_scalar::<_, String>(sql).bind(first).fetch_one(&db.pool()).await.expect("its session")
+        sqlx::query_scalar::<_, String>(sql).bind(first).fetch_one(&db.pool()).await.expect("the session")
     };
     for _ in 0..5 {
         let before = asked().await;
-        until("it was asked", async || asked().await != before).await;
+        until("the connection was pinged", async || asked().await != before).await;
     }
 
-    until("it is back", async || pool.stats().idle == 1).await;
+    until("the connection is idle again", async || pool.stats().idle == 1).await;
     assert_eq!(pid(&pool).await, first);
-    assert_eq!(pool.stats().totals.dialled, 1, "none was missed meanwhile");
+    assert_eq!(pool.stats().totals.dialled, 1, "no other connection was dialled");
 }
 
 #[db_testkit::test]
-async fn the_server_is_told_to_keep_its_end_of_the_link_alive(db: TestDb) {
+async fn the_server_gets_keepalive_settings_for_its_end_of_the_link(db: TestDb) {
     let pool = pool(&db, calm().keepalive(Duration::from_secs(45)));
 
     for (name, value) in [
@@ -402,7 +406,7 @@ async fn the_server_is_told_to_keep_its_end_of_the_link_alive(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn reset_rollback_undoes_what_text_began_and_what_it_changed(db: TestDb) {
+async fn reset_rollback_undoes_raw_transactions_and_session_changes(db: TestDb) {
     table(&db).await;
     let pool = pool(&db, calm().max(1).reset(Reset::Rollback));
     let first = leave_open(&pool).await;
@@ -410,11 +414,11 @@ async fn reset_rollback_undoes_what_text_began_and_what_it_changed(db: TestDb) {
 
     sqlx::query("set search_path = nowhere").execute(pool.handle()).await.expect("set");
     assert_eq!(search_path(&pool).await, "\"$user\", public");
-    assert_eq!(pid(&pool).await, first, "it is the same one");
+    assert_eq!(pid(&pool).await, first, "the same connection");
 }
 
 #[db_testkit::test]
-async fn reset_commit_stores_what_text_began(db: TestDb) {
+async fn reset_commit_commits_a_raw_transaction(db: TestDb) {
     table(&db).await;
     let pool = pool(&db, calm().max(1).reset(Reset::Commit));
     let first = leave_open(&pool).await;
@@ -425,7 +429,7 @@ async fn reset_commit_stores_what_text_began(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn reset_commit_stores_nothing_of_what_failed_was_cut_off_or_was_not_begun_by_text(db: TestDb) {
+async fn reset_commit_does_not_commit_failed_or_abandoned_work_nor_transactions_of_the_pool(db: TestDb) {
     table(&db).await;
     let pool = pool(&db, calm().max(1).reset(Reset::Commit));
 
@@ -434,27 +438,27 @@ async fn reset_commit_stores_nothing_of_what_failed_was_cut_off_or_was_not_begun
     sqlx::query("select 1 / 0").execute(&mut conn).await.expect_err("a division by zero");
     drop(conn);
     pid(&pool).await;
-    assert_eq!(rows(&db).await, 0, "of what failed");
+    assert_eq!(rows(&db).await, 0, "after a failure");
 
     let mut conn = pool.handle().acquire().await.expect("a connection");
     insert_in_open(&mut conn).await;
     tokio::select! {
-        _ = sqlx::query("select pg_sleep(60)").execute(&mut conn) => unreachable!("it takes a minute"),
-        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)) => {}
+        _ = sqlx::query("select pg_sleep(60)").execute(&mut conn) => unreachable!("the statement takes a minute"),
+        _ = db.until_sessions("the statement runs", |all| all.iter().any(Session::is_sleeping)) => {}
     }
     drop(conn);
     pid(&pool).await;
-    assert_eq!(rows(&db).await, 0, "of what was cut off");
+    assert_eq!(rows(&db).await, 0, "after an abandoned statement");
 
     let mut tx = pool.handle().begin().await.expect("begun");
     sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
     drop(tx);
     pid(&pool).await;
-    assert_eq!(rows(&db).await, 0, "of what was not committed");
+    assert_eq!(rows(&db).await, 0, "without a commit");
 }
 
 #[db_testkit::test]
-async fn reset_keep_leaves_settings_to_the_next_user_and_no_transaction(db: TestDb) {
+async fn reset_keep_leaves_settings_but_no_transaction_to_the_next_caller(db: TestDb) {
     table(&db).await;
     let pool = pool(&db, calm().max(1).reset(Reset::Keep));
     let first = leave_open(&pool).await;
@@ -465,7 +469,7 @@ async fn reset_keep_leaves_settings_to_the_next_user_and_no_transaction(db: Test
 }
 
 #[db_testkit::test]
-async fn reset_discard_all_undoes_what_no_text_shows(db: TestDb) {
+async fn reset_discard_all_undoes_changes_that_no_text_shows(db: TestDb) {
     table(&db).await;
     let pool = pool(&db, calm().max(1).reset(Reset::DiscardAll));
     let first = leave_open(&pool).await;
@@ -476,10 +480,10 @@ async fn reset_discard_all_undoes_what_no_text_shows(db: TestDb) {
         .await
         .expect("set");
     assert_eq!(search_path(&pool).await, "\"$user\", public");
-    assert_eq!(pid(&pool).await, first, "it is the same one");
+    assert_eq!(pid(&pool).await, first, "the same connection");
 }
 
-/// Begins a transaction by text, writes in it, and gives the connection back.
+/// Begins a transaction with raw SQL, writes in it, and returns the connection.
 async fn leave_open(pool: &Pool) -> i32 {
     let mut conn = pool.handle().acquire().await.expect("a connection");
     insert_in_open(&mut conn).await;
@@ -497,22 +501,22 @@ async fn a_statement_that_takes_too_long_fails_and_is_cancelled_on_the_server(db
     let pool = pool(&db, options);
     let first = pid(&pool).await;
 
-    let error = sqlx::query("select pg_sleep(60)").execute(pool.handle()).await.expect_err("a minute");
+    let error = sqlx::query("select pg_sleep(60)").execute(pool.handle()).await.expect_err("a timeout");
 
     let error = Error::from(error);
     assert!(matches!(&error, Error::Deadline(error) if !error.is_transaction()), "{error:?}");
     assert!(error.to_string().contains("options.rs:"), "{error}");
     db.until_quiet().await;
-    until("it is mended", async || pool.stats().totals.repaired == 1).await;
+    until("the connection is repaired", async || pool.stats().totals.repaired == 1).await;
     assert_eq!(pool.stats().totals.cancelled, 1);
-    assert_eq!(pid(&pool).await, first, "its connection serves on");
+    assert_eq!(pid(&pool).await, first, "the same connection");
 }
 
 #[db_testkit::test]
-async fn the_limit_of_a_statement_is_for_each_row_and_not_for_all_of_them(db: TestDb) {
+async fn the_statement_timeout_applies_to_each_row_and_not_to_the_whole(db: TestDb) {
     let limit = Duration::from_millis(1500);
     let pool = pool(&db, calm().statement_timeout(limit));
-    // The server sends a row at once when it fills its buffer of 8 kB.
+    // The server sends a row at once when the row fills its buffer of 8 kB.
     let sql = "select n, repeat('x', 20000), pg_sleep(0.2) from generate_series(1, 10) n";
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let begun = Instant::now();
@@ -537,7 +541,7 @@ async fn a_row_that_takes_too_long_ends_a_stream(db: TestDb) {
     let mut rows = sqlx::query(sql).fetch(pool.handle());
 
     assert!(rows.try_next().await.expect("the first row").is_some());
-    // PostgreSQL 18 sends all of the second row before it works on the third, older ones keep back its end.
+    // PostgreSQL 18 sends the whole second row before it computes the third; older versions hold back its end.
     let error = loop {
         match rows.try_next().await {
             Ok(row) => assert!(row.is_some(), "the statement takes a minute"),
@@ -568,7 +572,7 @@ async fn the_work_of_a_transaction_that_takes_too_long_is_dropped_and_rolled_bac
         sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
         pending::<Result<(), Error>>().await
     });
-    let result = tokio::time::timeout(PATIENCE, work).await.expect("it does not wait for ever");
+    let result = tokio::time::timeout(PATIENCE, work).await.expect("the transaction ends");
 
     assert!(matches!(&result, Err(Error::Deadline(error)) if error.is_transaction()), "{result:?}");
     assert!(dropped.load(Ordering::SeqCst));
@@ -585,9 +589,9 @@ async fn statements_of_a_transaction_that_takes_too_long_fail(db: TestDb) {
     sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
 
     let sleep = sqlx::query("select pg_sleep(60)").execute(&mut tx).await;
-    let error = Error::from(sleep.expect_err("a minute"));
+    let error = Error::from(sleep.expect_err("a timeout"));
     assert!(matches!(&error, Error::Deadline(error) if error.is_transaction()), "{error:?}");
-    let error = tx.commit().await.expect_err("too late");
+    let error = tx.commit().await.expect_err("the deadline has passed");
     assert!(matches!(&error, Error::Deadline(error) if error.is_transaction()), "{error:?}");
 
     db.until_quiet().await;
@@ -604,11 +608,11 @@ async fn the_server_ends_a_transaction_that_idles_ten_seconds_after_its_limit(db
         .fetch_one(pool.handle())
         .await
         .expect("a setting");
-    assert_eq!(shown, "55500ms", "whatever was discarded");
+    assert_eq!(shown, "55500ms", "after DISCARD ALL");
 }
 
 #[db_testkit::test]
-async fn each_statement_is_logged_with_what_came_of_it_and_without_values(db: TestDb) {
+async fn each_statement_is_logged_with_its_outcome_and_without_values(db: TestDb) {
     table(&db).await;
     let events = Events::of("logged");
     let options = calm().name("logged").slow_statement(NEVER);
@@ -666,7 +670,7 @@ async fn only_slow_statements_are_logged_as_warnings(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn without_a_tracker_nobody_is_named_and_nothing_leaks(db: TestDb) {
+async fn without_a_tracker_there_are_no_holders_and_no_leaks(db: TestDb) {
     let events = Events::of("untracked");
     let options = calm().name("untracked").leak_after(Duration::ZERO).max(1);
     let untracked =
@@ -674,9 +678,9 @@ async fn without_a_tracker_nobody_is_named_and_nothing_leaks(db: TestDb) {
     let tracked = pool(&db, options.name("tracked"));
     let _held = untracked.handle().acquire().await.expect("a connection");
     let _leaks = tracked.handle().acquire().await.expect("a connection");
-    until("the other leaks", async || tracked.stats().totals.leaked == 1).await;
+    until("the tracked checkout leaks", async || tracked.stats().totals.leaked == 1).await;
 
-    let error = untracked.handle().acquire().await.expect_err("there is no second connection");
+    let error = untracked.handle().acquire().await.expect_err("no second connection");
 
     assert!(untracked.holders().is_empty());
     assert!(error.oldest_holder().is_none() && error.holds_one_taken_at().is_none(), "{error}");
@@ -686,19 +690,19 @@ async fn without_a_tracker_nobody_is_named_and_nothing_leaks(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn stacks_are_remembered_where_they_are_asked_for(db: TestDb) {
+async fn stacks_are_captured_with_tracking_stacks(db: TestDb) {
     let stacks = pool(&db, calm().tracker(Tracking::Stacks));
     let lines = pool(&db, calm().tracker(Tracking::Lines));
     let _held = [stacks.handle().acquire().await, lines.handle().acquire().await];
 
     let holder = &stacks.holders()[0];
     let stack = holder.stack.as_ref().expect("a stack").to_string();
-    assert!(stack.contains("stacks_are_remembered_where_they_are_asked_for"), "{stack}");
+    assert!(stack.contains("stacks_are_captured_with_tracking_stacks"), "{stack}");
     assert!(lines.holders()[0].stack.is_none());
 }
 
 #[db_testkit::test]
-async fn a_connection_that_is_held_for_too_long_is_named_and_counted_once(db: TestDb) {
+async fn a_connection_that_is_held_for_too_long_is_logged_and_counted_once(db: TestDb) {
     let events = Events::of("leaking");
     let leak_after = Duration::from_millis(50);
     let pool = pool(&db, calm().name("leaking").leak_after(leak_after));
@@ -706,9 +710,9 @@ async fn a_connection_that_is_held_for_too_long_is_named_and_counted_once(db: Te
     let mut held = handle.acquire().await.expect("a connection");
     sqlx::query("select 1").execute(&mut held).await.expect("used");
 
-    until("it leaks", async || !events.with("held for too long").is_empty()).await;
+    until("the leak is logged", async || !events.with("held for too long").is_empty()).await;
     assert!(pool.holders()[0].leaked);
-    // A later one, so that the first was looked at once more.
+    // A later leak, so that the keeper has checked the first once more.
     let later = pool.handle().acquire().await.expect("a connection");
     until("both leak", async || events.with("held for too long").len() == 2).await;
     drop((held, later));
@@ -716,7 +720,7 @@ async fn a_connection_that_is_held_for_too_long_is_named_and_counted_once(db: Te
     let named = &events.with("held for too long")[0];
     assert_eq!(named.level, Level::WARN);
     assert!(named.message.contains(&format!("options.rs:{line} for ")), "{named:?}");
-    let back = events.with("returned after all");
+    let back = events.with("too long was returned");
     assert_eq!((back.len(), back[0].level), (2, Level::INFO));
     assert!(back[0].message.ends_with(&format!("options.rs:{line}")), "{back:?}");
     let totals = pool.stats().totals;
@@ -724,45 +728,51 @@ async fn a_connection_that_is_held_for_too_long_is_named_and_counted_once(db: Te
 }
 
 #[db_testkit::test]
-async fn a_handle_has_a_threshold_of_its_own(db: TestDb) {
+async fn a_handle_may_have_its_own_leak_threshold(db: TestDb) {
     let strict = pool(&db, calm().leak_after(Duration::from_millis(50)));
     let _long = strict.handle().leak_after(NEVER).acquire().await.expect("a connection");
     let _leaks = strict.handle().acquire().await.expect("a connection");
-    until("the other leaks", async || strict.stats().totals.leaked == 1).await;
+    until("the other checkout leaks", async || strict.stats().totals.leaked == 1).await;
     assert!(!strict.holders()[0].leaked, "{:?}", strict.holders());
 
     let lax = pool(&db, calm());
     let _held = lax.handle().acquire().await.expect("a connection");
     let _short = lax.handle().leak_after(Duration::from_millis(50)).acquire().await.expect("a connection");
-    until("the short one leaks", async || lax.stats().totals.leaked == 1).await;
+    until("the short checkout leaks", async || lax.stats().totals.leaked == 1).await;
     assert!(!lax.holders()[0].leaked && lax.holders()[1].leaked, "{:?}", lax.holders());
 }
 
 #[db_testkit::test]
-async fn sqlx_reserve_parts_the_pool_so_that_neither_half_waits_for_the_other(db: TestDb) {
+async fn sqlx_reserve_splits_the_pool_so_that_neither_part_blocks_the_other(db: TestDb) {
     let acquire_timeout = Duration::from_millis(500);
     let pool = pool(&db, calm().max(5).sqlx_reserve(3).acquire_timeout(acquire_timeout));
-    // Until it is called, all of them are ours.
+    // Before the first call of `sqlx()`, all connections are the pool's.
     assert_eq!(open(&pool, 5).await.len(), 5);
     assert_eq!(pool.sqlx().options().get_max_connections(), 3);
-    assert_eq!(pool.stats().idle, 2, "room is made at once");
-    db.until_sessions("and soon seen", |all| of_connections(all) == 2).await;
+    assert_eq!(pool.stats().idle, 2, "idle connections are closed at once");
+    db.until_sessions("two sessions are left", |all| of_connections(all) == 2).await;
 
     let theirs = [pool.sqlx().acquire().await, pool.sqlx().acquire().await, pool.sqlx().acquire().await];
-    assert!(matches!(pool.sqlx().acquire().await, Err(sqlx::Error::PoolTimedOut)), "three are theirs");
+    assert!(
+        matches!(pool.sqlx().acquire().await, Err(sqlx::Error::PoolTimedOut)),
+        "three connections are reserved for sqlx"
+    );
     let ours = [pool.handle().acquire().await, pool.handle().acquire().await];
-    pool.handle().acquire().await.expect_err("two are ours");
+    pool.handle().acquire().await.expect_err("two connections are the pool's");
 
     assert!(theirs.iter().all(Result::is_ok), "{theirs:?}");
     assert!(ours.iter().all(Result::is_ok), "{ours:?}");
     assert_eq!(of_connections(&db.sessions().await.expect("the sessions")), 5);
     assert!(pool.max_sessions() >= 5);
     drop(theirs);
-    sqlx::query("select 1").execute(pool.sqlx()).await.expect("while all of ours are taken");
+    sqlx::query("select 1")
+        .execute(pool.sqlx())
+        .await
+        .expect("an answer while all other connections are in use");
 }
 
 #[db_testkit::test]
-async fn a_pool_of_one_has_one_more_for_sqlx(db: TestDb) {
+async fn a_pool_of_one_grows_to_two_for_sqlx(db: TestDb) {
     let pool = pool(&db, calm().max(1));
     let _theirs = pool.sqlx().acquire().await.expect("theirs");
     let _ours = pool.handle().acquire().await.expect("ours");

@@ -1,4 +1,4 @@
-//! Taking connections and giving them back.
+//! Acquiring and returning connections.
 
 use std::time::{Duration, Instant};
 
@@ -24,10 +24,10 @@ async fn handles_connections_and_transactions_are_executors(db: TestDb) {
     tx.commit().await.expect("committed");
 }
 
-/// The future of a statement is boxed, and glibc's allocator keeps blocks of up to 1032 bytes at hand for each thread (The GNU C
-/// Library, "Memory Allocation Tunables", `glibc.malloc.tcache_max`); larger ones cost a multiple.
+/// The future of a statement is boxed, and glibc's allocator caches blocks of up to 1032 bytes for each thread (The GNU C
+/// Library, "Memory Allocation Tunables", `glibc.malloc.tcache_max`); larger ones cost several times as much.
 #[db_testkit::test]
-async fn the_future_of_one_statement_is_no_larger_than_what_allocators_keep_at_hand(db: TestDb) {
+async fn the_future_of_one_statement_fits_into_the_allocators_cached_blocks(db: TestDb) {
     let pool = pool(&db, 1);
     let statement = || sqlx::query("select $1").bind(1_i64);
     let small = |future: usize| assert!(future <= 1032, "{future} bytes");
@@ -43,15 +43,15 @@ async fn the_future_of_one_statement_is_no_larger_than_what_allocators_keep_at_h
 }
 
 #[db_testkit::test]
-async fn an_exhausted_pool_says_which_how_long_how_full_and_who_asked(db: TestDb) {
+async fn the_error_of_an_exhausted_pool_has_its_name_wait_numbers_and_call_site(db: TestDb) {
     let pool = pool(&db, 1);
     let _held = pool.handle().acquire().await.expect("the only connection");
 
     let (line, handle) = (line!(), pool.handle());
-    let error = handle.acquire().await.expect_err("there is no second connection");
+    let error = handle.acquire().await.expect_err("no second connection");
 
     let text = error.to_string();
-    // The seconds are those that it waited: 0.5, or more on a busy machine.
+    // The wait is 0.5 s, or more on a busy machine.
     assert!(text.starts_with("pool `test`: no connection came free within "), "{text}");
     assert!(text.contains(" s, 1 of 1 in use"), "{text}");
     assert!(text.contains(&format!("pools.rs:{line}")), "{text}");
@@ -59,18 +59,17 @@ async fn an_exhausted_pool_says_which_how_long_how_full_and_who_asked(db: TestDb
 }
 
 #[db_testkit::test]
-async fn the_same_error_comes_out_of_a_query(db: TestDb) {
+async fn a_query_returns_the_acquire_error(db: TestDb) {
     let pool = pool(&db, 1);
     let _held = pool.handle().acquire().await.expect("the only connection");
 
-    let error =
-        sqlx::query("select 1").execute(pool.handle()).await.expect_err("there is no second connection");
+    let error = sqlx::query("select 1").execute(pool.handle()).await.expect_err("no second connection");
 
     assert!(matches!(Error::from(error), Error::Acquire(error) if error.pool() == "test"));
 }
 
 #[db_testkit::test]
-async fn a_pool_that_cannot_connect_says_why(db: TestDb) {
+async fn the_error_of_a_pool_that_cannot_connect_has_the_reason(db: TestDb) {
     let nowhere = config(&db).with_database("no_such_database");
     let options = PoolOptions::api().acquire_timeout(Duration::from_millis(300));
 
@@ -80,54 +79,54 @@ async fn a_pool_that_cannot_connect_says_why(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_pool_without_a_server_says_so_within_its_limit(_db: TestDb) {
-    let nobody = Config::from_url("postgres://app@127.0.0.1:1/shop").expect("an address");
+async fn a_pool_without_a_server_fails_within_its_limit(_db: TestDb) {
+    let unreachable = Config::from_url("postgres://app@127.0.0.1:1/shop").expect("an address");
     let options = PoolOptions::api().acquire_timeout(Duration::from_millis(300));
     let started = Instant::now();
 
-    let error = Pool::new(&nobody, options).handle().acquire().await.expect_err("nobody listens");
+    let error = Pool::new(&unreachable, options).handle().acquire().await.expect_err("no server listens");
 
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-    assert!(error.to_string().contains("no server answers there"), "{error}");
+    assert!(error.to_string().contains("no server answers"), "{error}");
 }
 
 #[db_testkit::test]
-async fn closing_waits_for_what_is_out_but_not_longer_than_it_is_told(db: TestDb) {
+async fn closing_waits_for_connections_in_use_until_the_deadline(db: TestDb) {
     let pool = pool(&db, 1);
     let held = pool.handle().acquire().await.expect("a connection");
 
     let closed = pool.close(Duration::from_millis(100)).await;
     assert!(
-        !closed.in_time && closed.cut[0].at.to_string().starts_with(file!()),
-        "a connection was out: {closed:?}"
+        !closed.in_time && closed.aborted[0].at.to_string().starts_with(file!()),
+        "a connection was in use: {closed:?}"
     );
     let error = pool.handle().acquire().await.expect_err("closed");
     assert!(error.is_closed(), "{error}");
 
     drop(held);
-    assert!(pool.close(Duration::from_secs(10)).await.is_clean(), "nothing is out");
+    assert!(pool.close(Duration::from_secs(10)).await.is_clean(), "no connection is in use");
 }
 
 #[db_testkit::test]
-async fn closing_closes_the_pool_that_sqlx_was_given(db: TestDb) {
+async fn closing_also_closes_the_sqlx_pool(db: TestDb) {
     let pool = patient_pool(&db, 3);
     let theirs = pool.sqlx().clone();
     let held = theirs.acquire().await.expect("a connection of sqlx's pool");
 
     let closed = pool.close(Duration::from_millis(100)).await;
 
-    assert!(!closed.in_time, "theirs is out: {closed:?}");
+    assert!(!closed.in_time, "sqlx's connection is in use: {closed:?}");
     assert!(matches!(theirs.acquire().await, Err(sqlx::Error::PoolClosed)));
     drop(held);
-    assert!(pool.close(PATIENCE).await.is_clean(), "nothing is out");
-    db.until_sessions("none is left", <[_]>::is_empty).await;
+    assert!(pool.close(PATIENCE).await.is_clean(), "no connection is in use");
+    db.until_sessions("no session is left", <[_]>::is_empty).await;
 }
 
 #[db_testkit::test]
-async fn a_pool_that_closes_gives_sqlx_none_that_is_open(db: TestDb) {
+async fn a_closing_pool_returns_a_closed_sqlx_pool(db: TestDb) {
     let pool = patient_pool(&db, 3);
     let held = pool.handle().acquire().await.expect("a connection");
-    assert!(poll_then_drop(pool.close(PATIENCE), 1).await.is_none(), "a connection is out");
+    assert!(poll_then_drop(pool.close(PATIENCE), 1).await.is_none(), "a connection is in use");
 
     assert!(matches!(pool.sqlx().acquire().await, Err(sqlx::Error::PoolClosed)));
 
@@ -153,17 +152,17 @@ async fn a_connection_lent_to_other_code_is_reset_before_its_next_use(db: TestDb
     sqlx::query("select set_config('search_path', 'nowhere', false)")
         .execute(conn.as_sqlx().await.expect("lent"))
         .await
-        .expect("what its text does not show");
-    sqlx::query("select 1").execute(&mut conn).await.expect("used by ourselves again");
+        .expect("a change that the text does not show");
+    sqlx::query("select 1").execute(&mut conn).await.expect("an answer");
     drop(conn);
 
     let path: String = sqlx::query_scalar("show search_path").fetch_one(pool.handle()).await.expect("a path");
     assert_eq!(path, "\"$user\", public");
-    assert_eq!(backend(&pool).await, lent, "and it is the same one");
+    assert_eq!(backend(&pool).await, lent, "the same connection");
 }
 
 #[db_testkit::test]
-async fn what_changes_a_session_never_reaches_the_next_user(db: TestDb) {
+async fn a_changed_session_never_reaches_the_next_caller(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let first = backend(&pool).await;
     let fresh = session(&pool).await;
@@ -178,22 +177,22 @@ async fn what_changes_a_session_never_reaches_the_next_user(db: TestDb) {
         let mut conn = pool.handle().acquire().await.expect("a connection");
         sqlx::query(statement).execute(&mut conn).await.expect(statement);
         drop(conn);
-        assert_eq!(session(&pool).await, fresh, "{statement}, by a connection");
+        assert_eq!(session(&pool).await, fresh, "{statement}, on a connection");
 
         sqlx::query(statement).execute(pool.handle()).await.expect(statement);
-        assert_eq!(session(&pool).await, fresh, "{statement}, by a handle");
+        assert_eq!(session(&pool).await, fresh, "{statement}, on a handle");
     }
     sqlx::raw_sql("create temp table u (n int); begin").execute(pool.handle()).await.expect("raw text");
     assert_eq!(session(&pool).await, fresh, "raw text");
-    assert_eq!(backend(&pool).await, first, "none of it cost the connection");
+    assert_eq!(backend(&pool).await, first, "the same connection");
 }
 
-/// What a user would notice of the users before: whether a transaction is open, the settings, what is listened to, what is
-/// prepared by name, and temporary tables.
+/// What the next caller could notice: whether a transaction is open, the settings, the channels, the named prepared statements, and the
+/// temporary tables.
 async fn session(pool: &Pool) -> (bool, String, i64, i64, i64) {
     until_repaired(pool).await;
     let mut conn = pool.handle().acquire().await.expect("a connection");
-    // Asked as a first statement, since a transaction's clock stands still.
+    // This must be the first statement, since the clock of a transaction stands still.
     let open: bool = sqlx::query_scalar("select now() <> statement_timestamp() as open")
         .persistent(false)
         .fetch_one(&mut conn)
@@ -212,7 +211,7 @@ async fn session(pool: &Pool) -> (bool, String, i64, i64, i64) {
 }
 
 #[db_testkit::test]
-async fn a_connection_that_was_used_as_usual_is_given_back(db: TestDb) {
+async fn a_clean_connection_is_returned_without_a_repair(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let first = backend(&pool).await;
 
@@ -221,14 +220,14 @@ async fn a_connection_that_was_used_as_usual_is_given_back(db: TestDb) {
     }
 }
 
-/// The server process that the pool's only connection leads to.
+/// The server process of the pool's only connection.
 async fn backend(pool: &Pool) -> i32 {
     until_repaired(pool).await;
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(pool.handle()).await.expect("a process id")
 }
 
 #[db_testkit::test]
-async fn limits_as_long_as_can_be_are_no_limits(db: TestDb) {
+async fn maximal_durations_mean_no_limit(db: TestDb) {
     let options = PoolOptions::api()
         .max(u32::MAX)
         .acquire_timeout(Duration::MAX)
@@ -242,13 +241,13 @@ async fn limits_as_long_as_can_be_are_no_limits(db: TestDb) {
         .leak_after(Duration::MAX);
     let pool = Pool::new(&config(&db), options);
 
-    // Without a limit, nothing else would end the wait for a dial that has panicked.
+    // Without a limit, a panic in the dial would let this wait for ever.
     let begun = tokio::time::timeout(PATIENCE, pool.handle().begin()).await;
-    let mut tx = begun.expect("it does not hang").expect("begun");
+    let mut tx = begun.expect("no hang").expect("begun");
     sqlx::query("select 1").execute(&mut tx).await.expect("an answer");
     tx.commit().await.expect("committed");
     assert_eq!(pool.max_sessions(), u32::MAX);
-    // sqlx adds each of its limits to the time; that its tasks panic for these two, nobody sees.
+    // sqlx adds each of its limits to the current time. For the two limits below, its tasks would panic unnoticed.
     sqlx::query("select 1").execute(pool.sqlx()).await.expect("an answer");
     let theirs = pool.sqlx().options();
     for limit in [theirs.get_idle_timeout(), theirs.get_max_lifetime()] {
@@ -258,7 +257,7 @@ async fn limits_as_long_as_can_be_are_no_limits(db: TestDb) {
 }
 
 #[test]
-fn connections_may_be_dropped_after_their_runtime() {
+fn connections_can_be_dropped_after_their_runtime() {
     let runtime = || {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
     };

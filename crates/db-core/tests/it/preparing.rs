@@ -1,4 +1,4 @@
-//! What each session of a pool is told, and what is run on it, before its first use.
+//! Session settings and `after_connect`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +18,7 @@ async fn setting(pool: &Pool, name: &str) -> String {
     asked.fetch_one(pool.handle()).await.expect("a setting")
 }
 
-/// Changes the session by a text that shows it, which costs it a `DISCARD ALL`.
+/// Changes the session by a statement whose text shows it, which leads to a `DISCARD ALL`.
 async fn discard(pool: &Pool) {
     let mut conn = pool.handle().acquire().await.expect("a connection");
     conn.execute("set search_path to nowhere").await.expect("set");
@@ -27,7 +27,7 @@ async fn discard(pool: &Pool) {
 }
 
 #[db_testkit::test]
-async fn each_session_begins_with_the_settings_of_the_pool_and_returns_to_them(db: TestDb) {
+async fn each_session_starts_with_the_settings_of_the_pool_and_returns_to_them(db: TestDb) {
     let options = options()
         .set("search_path", "one")
         .set("app.note", "a b\\c'd")
@@ -45,10 +45,10 @@ async fn each_session_begins_with_the_settings_of_the_pool_and_returns_to_them(d
 }
 
 #[db_testkit::test]
-async fn a_setting_that_no_session_can_have_is_refused_by_its_name_and_without_its_value(db: TestDb) {
+async fn an_impossible_setting_is_refused_with_its_name_and_without_its_value(db: TestDb) {
     for (name, says) in [
         ("no_such_setting", "no_such_setting"),
-        ("timezone", "the driver says timezone itself"),
+        ("timezone", "the driver sets timezone itself"),
         ("Idle_In_Transaction_Session_Timeout", "PoolOptions::tx_timeout"),
     ] {
         let pool = Pool::new(&config(&db), options().set(name, "4711s"));
@@ -57,11 +57,11 @@ async fn a_setting_that_no_session_can_have_is_refused_by_its_name_and_without_i
 
         assert!(error.to_string().contains(says), "{error}");
         assert!(!error.to_string().contains("4711"), "{error}");
-        assert!(error.waited() < PATIENCE / 4, "it waited: {error}");
+        assert!(error.waited() < PATIENCE / 4, "the caller waited: {error}");
     }
 }
 
-/// Makes a temporary table on each connection, and counts how often.
+/// Creates a temporary table on each new connection, and counts these runs.
 fn prepared(options: PoolOptions, count: &Arc<AtomicU32>) -> PoolOptions {
     let count = Arc::clone(count);
     options.after_connect(move |conn| {
@@ -75,12 +75,12 @@ fn prepared(options: PoolOptions, count: &Arc<AtomicU32>) -> PoolOptions {
 }
 
 #[db_testkit::test]
-async fn what_is_run_after_connect_is_run_before_the_first_use_and_again_after_all_was_discarded(db: TestDb) {
+async fn after_connect_runs_before_the_first_use_and_after_each_discard_all(db: TestDb) {
     let count = Arc::default();
     let pool = Pool::new(&config(&db), prepared(options().reset(Reset::Rollback), &count));
 
     for runs in 1..=3 {
-        sqlx::query("insert into seen values (1)").execute(pool.handle()).await.expect("the table is there");
+        sqlx::query("insert into seen values (1)").execute(pool.handle()).await.expect("the table exists");
         assert_eq!(count.load(Ordering::Relaxed), runs);
         discard(&pool).await;
     }
@@ -88,7 +88,7 @@ async fn what_is_run_after_connect_is_run_before_the_first_use_and_again_after_a
 }
 
 #[db_testkit::test]
-async fn a_connection_that_cannot_be_prepared_is_handed_to_nobody_and_callers_are_told_why(db: TestDb) {
+async fn a_connection_whose_after_connect_fails_is_not_handed_out_and_the_error_has_the_reason(db: TestDb) {
     let broken = options().after_connect(|conn| {
         Box::pin(async move {
             conn.execute("select * from nowhere").await?;
@@ -97,27 +97,32 @@ async fn a_connection_that_cannot_be_prepared_is_handed_to_nobody_and_callers_ar
     });
     let pool = Pool::new(&config(&db), broken);
 
-    let error = pool.handle().acquire().await.expect_err("not prepared").to_string();
+    let error = pool.handle().acquire().await.expect_err("after_connect fails").to_string();
 
-    assert!(error.contains("after_connect failed: relation \"nowhere\" does not exist (42P01)"), "{error}");
+    assert!(
+        error.contains(
+            "after_connect failed on a new connection: relation \"nowhere\" does not exist (42P01)"
+        ),
+        "{error}"
+    );
     assert_eq!(pool.stats().open, 0);
 }
 
 #[db_testkit::test]
-async fn behind_a_pooler_nothing_can_be_run_after_connect(db: TestDb) {
+async fn behind_a_pooler_after_connect_is_refused(db: TestDb) {
     let count = Arc::default();
     let config: Config = config(&db).with_pooler(Pooler::Transaction);
     let pool = Pool::new(&config, prepared(options(), &count));
 
     let error = pool.handle().acquire().await.expect_err("refused").to_string();
 
-    assert!(error.contains("leave after_connect out"), "{error}");
+    assert!(error.contains("remove after_connect"), "{error}");
     assert_eq!(count.load(Ordering::Relaxed), 0);
-    assert!(ConnectFailure::AfterConnect { said: String::new(), is_final: true }.is_final());
+    assert!(ConnectFailure::AfterConnect { message: String::new(), is_final: true }.is_final());
 }
 
 #[db_testkit::test]
-async fn a_connection_keeps_as_many_prepared_statements_as_its_pool_says(db: TestDb) {
+async fn a_connection_keeps_at_most_statement_cache_prepared_statements(db: TestDb) {
     for (size, kept) in [(0, 1), (3, 3)] {
         let pool = Pool::new(&config(&db), options().statement_cache(size));
         let mut conn = pool.handle().acquire().await.expect("a connection");
@@ -134,7 +139,7 @@ async fn a_connection_keeps_as_many_prepared_statements_as_its_pool_says(db: Tes
 }
 
 #[db_testkit::test]
-async fn an_error_says_which_kind_of_constraint_was_not_met(db: TestDb) {
+async fn an_error_says_which_kind_of_constraint_was_violated(db: TestDb) {
     let pool = Pool::new(&config(&db), options());
     let tables = "create table rooms (id int primary key);
          create table bookings (

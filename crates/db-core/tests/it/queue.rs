@@ -1,4 +1,4 @@
-//! Who gets a connection, and when.
+//! The order in which callers get connections.
 
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use crate::support::{PATIENCE, config, patient_pool, take};
 
 #[db_testkit::test]
-async fn those_who_wait_are_served_in_the_order_in_which_they_came(db: TestDb) {
+async fn waiting_callers_are_served_first_come_first_served(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let held = take(&pool, 1).await;
     let served = Arc::new(Mutex::new(Vec::new()));
@@ -19,11 +19,11 @@ async fn those_who_wait_are_served_in_the_order_in_which_they_came(db: TestDb) {
     for n in 0..20 {
         let (handle, served) = (pool.handle(), Arc::clone(&served));
         waiting.push(tokio::spawn(async move {
-            let conn = handle.acquire().await.expect("its turn");
+            let conn = handle.acquire().await.expect("a connection");
             served.lock().expect("no panic").push(n);
             drop(conn);
         }));
-        until("it waits", async || pool.stats().waiting == n + 1).await;
+        until("the caller waits", async || pool.stats().waiting == n + 1).await;
     }
 
     drop(held);
@@ -35,61 +35,67 @@ async fn those_who_wait_are_served_in_the_order_in_which_they_came(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_connection_that_comes_back_goes_to_who_waits_and_not_to_who_asks_now(db: TestDb) {
+async fn a_returned_connection_goes_to_a_waiting_caller_and_not_to_a_new_one(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let held = take(&pool, 1).await;
     let handle = pool.handle();
     let mut first = Box::pin(handle.acquire());
-    assert!((&mut first).now_or_never().is_none(), "it waits");
+    assert!((&mut first).now_or_never().is_none(), "the caller waits");
 
     drop(held);
 
-    assert!(handle.acquire().now_or_never().is_none(), "it is promised already");
-    first.await.expect("its turn");
+    assert!(handle.acquire().now_or_never().is_none(), "the connection was handed to the first caller");
+    first.await.expect("a connection");
 }
 
 #[db_testkit::test]
-async fn who_goes_away_gives_up_the_place(db: TestDb) {
+async fn a_dropped_acquire_leaves_the_queue(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let held = take(&pool, 1).await;
     let handle = pool.handle();
     let mut first = Box::pin(handle.acquire());
     let mut second = Box::pin(handle.acquire());
-    assert!((&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none(), "they wait");
+    assert!(
+        (&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none(),
+        "both callers wait"
+    );
 
     drop(first);
 
     assert_eq!(pool.stats().waiting, 1);
     drop(held);
-    second.await.expect("its turn");
+    second.await.expect("a connection");
 }
 
 #[db_testkit::test]
-async fn a_connection_on_its_way_to_who_has_gone_goes_to_the_next(db: TestDb) {
+async fn a_connection_handed_to_a_dropped_acquire_goes_to_the_next_caller(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let held = take(&pool, 1).await;
     let pid = held[0].pid();
     let handle = pool.handle();
     let mut first = Box::pin(handle.acquire());
     let mut second = Box::pin(handle.acquire());
-    assert!((&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none(), "they wait");
+    assert!(
+        (&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none(),
+        "both callers wait"
+    );
 
     drop(held);
-    // It was handed over, and not looked at.
+    // The connection was handed to the first caller, which is dropped without being polled.
     drop(first);
 
-    assert_eq!(second.await.expect("its turn").pid(), pid);
+    assert_eq!(second.await.expect("a connection").pid(), pid);
     assert_eq!((pool.stats().open, pool.stats().totals.dialled), (1, 1));
 }
 
 #[db_testkit::test]
-async fn callers_that_go_away_at_any_moment_lose_no_connection(db: TestDb) {
+async fn acquires_dropped_at_any_moment_lose_no_connection(db: TestDb) {
     const MAX: usize = 2;
     for ping_after in [Duration::from_hours(1), Duration::ZERO] {
         let options = PoolOptions::api().max(2).acquire_timeout(PATIENCE).ping_after(ping_after);
         let pool = Pool::new(&config(&db), options);
         for polls in 0..50 {
-            // With few polls they go in the moment in which the connections come.
+            // With few polls, the callers are dropped just when the connections are returned.
             for _ in 0..if polls < 3 { 60 } else { 3 } {
                 let held = take(&pool, MAX).await;
                 let mut callers: Vec<_> = (0..3)
@@ -99,7 +105,7 @@ async fn callers_that_go_away_at_any_moment_lose_no_connection(db: TestDb) {
                     })
                     .collect();
                 for caller in &mut callers {
-                    assert!(caller.now_or_never().is_none(), "it waits");
+                    assert!(caller.now_or_never().is_none(), "the caller waits");
                 }
                 let both = Arc::new(Barrier::new(2));
                 let start = Arc::clone(&both);
@@ -113,18 +119,21 @@ async fn callers_that_go_away_at_any_moment_lose_no_connection(db: TestDb) {
             }
             assert_eq!(take(&pool, MAX).await.len(), MAX, "after {polls} polls");
         }
-        until("all is at rest", async || {
+        until("the pool is quiet", async || {
             let stats = pool.stats();
             (stats.in_use, stats.repairing, stats.dialling, stats.waiting) == (0, 0, 0, 0)
         })
         .await;
         assert_eq!(pool.stats().totals.lost, 0);
-        assert!(db.sessions().await.expect("the sessions").len() <= MAX + 1, "and of the one who cancels");
+        assert!(
+            db.sessions().await.expect("the sessions").len() <= MAX + 1,
+            "the pool's connections and the control connection"
+        );
     }
 }
 
 #[db_testkit::test]
-async fn the_connection_given_back_last_is_taken_first(db: TestDb) {
+async fn the_most_recently_returned_connection_is_taken_first(db: TestDb) {
     let pool = patient_pool(&db, 3);
     let mut given_back = Vec::new();
     for conn in take(&pool, 3).await {
@@ -138,7 +147,7 @@ async fn the_connection_given_back_last_is_taken_first(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn the_counts_say_where_each_connection_is(db: TestDb) {
+async fn the_counts_match_the_connections(db: TestDb) {
     let pool = patient_pool(&db, 3);
     let before = pool.stats();
     assert_eq!((before.max, before.open, before.totals.acquired), (3, 0, 0));
@@ -153,7 +162,7 @@ async fn the_counts_say_where_each_connection_is(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn the_wait_in_the_queue_and_the_time_to_connect_are_told_apart(db: TestDb) {
+async fn the_wait_in_the_queue_and_the_time_to_connect_are_counted_apart(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let each_way = Duration::from_millis(30);
     proxy.latency(each_way);
@@ -165,12 +174,13 @@ async fn the_wait_in_the_queue_and_the_time_to_connect_are_told_apart(db: TestDb
     assert!(dialled.dialling > 2 * each_way, "{dialled:?}");
     let handle = pool.handle();
     let mut waiter = Box::pin(handle.acquire());
-    assert!((&mut waiter).now_or_never().is_none(), "it waits");
+    assert!((&mut waiter).now_or_never().is_none(), "the caller waits");
     let wait = Duration::from_millis(200);
-    until("somebody holds it for a while", async || pool.holders()[0].held > wait + dialled.dialling).await;
+    until("the connection was held for a while", async || pool.holders()[0].held > wait + dialled.dialling)
+        .await;
 
     drop(held);
-    waiter.await.expect("its turn");
+    waiter.await.expect("a connection");
 
     let totals = pool.stats().totals;
     assert_eq!(totals.queued, dialled.queued + 1);

@@ -1,4 +1,4 @@
-//! Sessions that the server refuses for good.
+//! Sessions that the server refuses permanently.
 
 use db_core::{
     AcquirePhase, ConnectFailure, ConnectRetry, Error, Pool, PoolOptions, Repeat, connect::connect,
@@ -12,7 +12,7 @@ async fn run(db: &TestDb, sql: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_is_refused_for_good_is_not_waited_for_nor_dialled_again_and_again() {
+async fn a_permanent_refusal_fails_at_once_and_is_not_dialled_repeatedly() {
     let guarded = Guarded::start().await;
     let admin = guarded.db();
     let shut = guarded.server().empty().await.expect("a database");
@@ -32,10 +32,13 @@ async fn a_session_that_is_refused_for_good_is_not_waited_for_nor_dialled_again_
         run(admin, &refuse).await;
         let config = guarded.config("app:right").with_database(name);
         let error = connect(&config, ConnectRetry::default()).await.expect_err("refused");
-        assert!(matches!(error.failure(), ConnectFailure::Refused(said) if said.contains(code)), "{error:?}");
+        assert!(
+            matches!(error.failure(), ConnectFailure::Refused(message) if message.contains(code)),
+            "{error:?}"
+        );
         assert!(error.failure().is_final() && error.attempts() == 1, "{error:?}");
 
-        // It looks after its connections every 20 ms.
+        // The keeper runs every 20 ms.
         let pool = Pool::new(
             &config,
             PoolOptions::api()
@@ -47,16 +50,16 @@ async fn a_session_that_is_refused_for_good_is_not_waited_for_nor_dialled_again_
         assert_eq!(error.phase(), AcquirePhase::Dial, "{error}");
         assert!(error.waited() < PATIENCE, "{error}");
         let error = Error::from(error);
-        assert_eq!(error.repeat(), Repeat::Later, "somebody may let it in: {error}");
+        assert_eq!(error.repeat(), Repeat::Later, "an operator may admit it: {error}");
 
-        // Nobody asks for a second of the server's.
+        // There is no caller for one second of the server's time.
         run(admin, "select pg_sleep(1)").await;
         let dials = pool.stats().totals.dial_failures;
-        assert!(dials <= 8, "{dials} dials, and nobody asked");
+        assert!(dials <= 8, "{dials} dials without a caller");
 
-        // Whoever asks is not kept waiting for the rest.
+        // A caller does not wait for the end of the pause.
         run(admin, &admit).await;
-        pool.handle().acquire().await.expect("let in");
+        pool.handle().acquire().await.expect("a connection");
         pool.warm_up(PATIENCE).await.expect("warm");
     }
 }

@@ -1,4 +1,4 @@
-//! What is done again, and what is not, by the errors of a real server.
+//! Retries, decided by the errors of a real server.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::sync::Barrier;
 
 use crate::support::{config, patient_pool};
 
-/// Of which no test has to wait for the end.
+/// More retries than any test needs.
 const MANY: u32 = 1000;
 
 fn quick(retries: u32) -> TxRetry {
@@ -42,7 +42,7 @@ async fn sum(db: &TestDb) -> i64 {
 }
 
 #[db_testkit::test]
-async fn a_server_that_refuses_is_asked_again_until_it_is_there(db: TestDb) {
+async fn a_refused_connection_is_retried_until_the_server_is_up(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     proxy.refuse();
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
@@ -59,12 +59,12 @@ async fn a_server_that_refuses_is_asked_again_until_it_is_there(db: TestDb) {
         })
         .await;
 
-    result.expect("it is there");
+    result.expect("the server is up");
     assert!(runs.get() >= 3, "{}", runs.get());
 }
 
 #[db_testkit::test]
-async fn what_goes_on_failing_is_done_as_often_as_the_policy_says(db: TestDb) {
+async fn work_that_keeps_failing_is_repeated_as_often_as_the_policy_says(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     proxy.refuse();
     let pool = impatient(&Config::from_url(&proxy.url()).expect("the proxy's address"));
@@ -74,7 +74,7 @@ async fn what_goes_on_failing_is_done_as_often_as_the_policy_says(db: TestDb) {
         let result = quick(retries)
             .run(|| {
                 runs.set(runs.get() + 1);
-                assert!(runs.get() <= retries + 1, "once more");
+                assert!(runs.get() <= retries + 1, "too many runs");
                 run(&pool, "select 1")
             })
             .await;
@@ -85,7 +85,7 @@ async fn what_goes_on_failing_is_done_as_often_as_the_policy_says(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn what_met_the_end_of_its_session_is_done_again(db: TestDb) {
+async fn work_whose_session_was_terminated_is_repeated(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let runs = Cell::new(0);
 
@@ -102,12 +102,12 @@ async fn what_met_the_end_of_its_session_is_done_again(db: TestDb) {
         })
         .await;
 
-    result.expect("the second time");
+    result.expect("success on the second run");
     assert_eq!(runs.get(), 2);
 }
 
 #[db_testkit::test]
-async fn a_transaction_that_met_the_end_of_its_session_is_run_again(db: TestDb) {
+async fn a_transaction_whose_session_was_terminated_is_repeated(db: TestDb) {
     accounts(&db).await;
     let pool = patient_pool(&db, 2);
     let runs = &AtomicU32::new(0);
@@ -128,12 +128,12 @@ async fn a_transaction_that_met_the_end_of_its_session_is_run_again(db: TestDb) 
         })
         .await;
 
-    result.expect("the second time");
+    result.expect("success on the second run");
     assert_eq!((runs.load(Ordering::SeqCst), sum(db).await), (2, 2));
 }
 
 #[db_testkit::test]
-async fn a_serializable_transaction_that_lost_is_run_again(db: TestDb) {
+async fn a_serializable_transaction_that_lost_a_conflict_is_repeated(db: TestDb) {
     accounts(&db).await;
     let pool = patient_pool(&db, 2);
     let (runs, other) = (&AtomicU32::new(0), &pool);
@@ -144,14 +144,14 @@ async fn a_serializable_transaction_that_lost_is_run_again(db: TestDb) {
         .handle()
         .tx_retry(serializable(), quick(MANY), || {
             async move |tx| {
-                // What it goes by is what it sees now.
+                // The transaction's decision depends on what it reads here.
                 sqlx::query("select sum(n) from account").execute(&mut *tx).await?;
                 if runs.fetch_add(1, Ordering::SeqCst) == 0 {
                     let won = other.handle().tx_with(serializable(), async |tx| {
                         sqlx::query(add).execute(&mut *tx).await?;
                         Ok::<_, Error>(())
                     });
-                    won.await.expect("the other one wins");
+                    won.await.expect("the other transaction wins");
                 }
                 let added = sqlx::query(add).execute(&mut *tx).await.map_err(Error::from);
                 if let Err(error) = &added {
@@ -162,12 +162,12 @@ async fn a_serializable_transaction_that_lost_is_run_again(db: TestDb) {
         })
         .await;
 
-    result.expect("the second time");
+    result.expect("success on the second run");
     assert_eq!((runs.load(Ordering::SeqCst), sum(&db).await), (2, 2));
 }
 
 #[db_testkit::test]
-async fn a_transaction_that_lost_at_its_commit_is_run_again(db: TestDb) {
+async fn a_transaction_that_lost_a_conflict_at_its_commit_is_repeated(db: TestDb) {
     accounts(&db).await;
     let pool = patient_pool(&db, 2);
     let (runs, other) = (&AtomicU32::new(0), &pool);
@@ -177,7 +177,7 @@ async fn a_transaction_that_lost_at_its_commit_is_run_again(db: TestDb) {
         .handle()
         .tx_retry(serializable(), quick(MANY), || {
             async move |tx| {
-                // Each writes what the other has read: only one of them can have been first.
+                // Each transaction writes what the other has read, so only one can commit.
                 sqlx::query("select sum(n) from account").execute(&mut *tx).await?;
                 sqlx::query("update account set n = n + 1 where id = 1").execute(&mut *tx).await?;
                 if runs.fetch_add(1, Ordering::SeqCst) == 0 {
@@ -186,19 +186,19 @@ async fn a_transaction_that_lost_at_its_commit_is_run_again(db: TestDb) {
                         sqlx::query("update account set n = n + 1 where id = 2").execute(&mut *tx).await?;
                         Ok::<_, Error>(())
                     });
-                    won.await.expect("the other one wins");
+                    won.await.expect("the other transaction wins");
                 }
                 Ok::<_, Error>(())
             }
         })
         .await;
 
-    result.expect("the second time");
+    result.expect("success on the second run");
     assert_eq!((runs.load(Ordering::SeqCst), sum(&db).await), (2, 2));
 }
 
 #[db_testkit::test]
-async fn the_victim_of_a_deadlock_is_run_again(db: TestDb) {
+async fn the_victim_of_a_deadlock_is_repeated(db: TestDb) {
     accounts(&db).await;
     let pool = patient_pool(&db, 2);
     let runs = Arc::new(AtomicU32::new(0));
@@ -214,7 +214,7 @@ async fn the_victim_of_a_deadlock_is_run_again(db: TestDb) {
                         runs.fetch_add(1, Ordering::SeqCst);
                         sqlx::query(add).bind(first).execute(&mut *tx).await?;
                         if mine.fetch_add(1, Ordering::SeqCst) == 0 {
-                            // Now each has what the other wants.
+                            // Now each transaction waits for the other's row.
                             both.wait().await;
                         }
                         sqlx::query(add).bind(second).execute(&mut *tx).await?;
@@ -229,14 +229,14 @@ async fn the_victim_of_a_deadlock_is_run_again(db: TestDb) {
     one.await.expect("no panic").expect("one");
     other.await.expect("no panic").expect("the other");
 
-    // The victim may take its row again before the other one wakes up, and then there is another victim.
+    // The victim may lock its row again before the other transaction wakes up, which leads to another victim.
     let runs = runs.load(Ordering::SeqCst);
     assert!(runs >= 3, "{runs} runs");
     assert_eq!(sum(&db).await, 4);
 }
 
 #[db_testkit::test]
-async fn mistakes_and_constraints_are_met_once(db: TestDb) {
+async fn mistakes_and_constraint_violations_are_not_repeated(db: TestDb) {
     accounts(&db).await;
     let pool = patient_pool(&db, 1);
     for (sql, code) in [("selekt 1", "42601"), ("insert into account values (1, 0)", "23505")] {
@@ -267,9 +267,9 @@ async fn mistakes_and_constraints_are_met_once(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn an_exhausted_pool_is_not_asked_again(db: TestDb) {
+async fn an_exhausted_pool_is_not_retried(db: TestDb) {
     let pool = impatient(&config(&db));
-    // The first one may take longer on a machine that has much to do.
+    // The first connection may take longer on a busy machine.
     let mut held = pool.handle().acquire().await;
     while held.is_err() {
         held = pool.handle().acquire().await;

@@ -1,4 +1,4 @@
-//! Sessions that may not write: their server was demoted, or they only read by choice.
+//! Read-only sessions: their server was demoted, or they are read-only by choice.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::support::{Guarded, PATIENCE, patient_pool, take};
 
 const WRITE: &str = "insert into t values (1)";
 
-/// A server of the test's own, with a table.
+/// A server of the test's own with a table.
 async fn stage() -> (TestServer, TestDb) {
     let server = TestServer::throwaway().await.expect("a server");
     let db = server.empty().await.expect("a database");
@@ -17,16 +17,16 @@ async fn stage() -> (TestServer, TestDb) {
     (server, db)
 }
 
-/// What an operator, or a fail-over, does to the whole server.
+/// Sets the whole server to read-only or back, as an operator or a fail-over does.
 async fn set_read_only(db: &TestDb, on: bool) {
     let set = format!("alter system set default_transaction_read_only = {on}");
     sqlx::raw_sql(sqlx::AssertSqlSafe(set)).execute(&db.pool()).await.expect("set");
-    sqlx::raw_sql("select pg_reload_conf()").execute(&db.pool()).await.expect("read again");
+    sqlx::raw_sql("select pg_reload_conf()").execute(&db.pool()).await.expect("reloaded");
 }
 
-/// Waits until new sessions, and the pool's, have read the configuration.
+/// Waits until the sessions have read the configuration.
 async fn until_read_only(pool: &Pool, max: usize, on: &str) {
-    until("the sessions have read it", async || {
+    until("the sessions have read the configuration", async || {
         let mut all = true;
         for mut conn in take(pool, max).await {
             let set: String = sqlx::query_scalar("show default_transaction_read_only")
@@ -50,15 +50,15 @@ async fn pids(pool: &Pool, max: usize) -> BTreeSet<i32> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_that_a_demoted_server_refuses_costs_every_session_of_it() {
+async fn a_write_refused_by_a_demoted_server_replaces_all_its_sessions() {
     let (_server, db) = stage().await;
     for in_tx in [false, true] {
         let pool = patient_pool(&db, 4);
         let before = pids(&pool, 4).await;
-        write(&pool).await.expect("it takes writes");
+        write(&pool).await.expect("the server accepts writes");
         set_read_only(&db, true).await;
         until_read_only(&pool, 4, "on").await;
-        assert_eq!(pids(&pool, 4).await, before, "a ping tells nothing");
+        assert_eq!(pids(&pool, 4).await, before, "a ping does not find the demotion");
 
         let error = if in_tx {
             let work = pool.handle().tx(async |tx| {
@@ -73,29 +73,29 @@ async fn a_write_that_a_demoted_server_refuses_costs_every_session_of_it() {
         assert_eq!(error.sqlstate().as_deref(), Some("25006"), "{error}");
         assert_eq!((error.class(), error.repeat()), (Class::ReadOnly, Repeat::Later), "{error}");
         assert!(error.is_transient() && error.retry_after().is_some(), "{error}");
-        // The next may reach another server.
-        until("none of them is left", async || pids(&pool, 4).await.is_disjoint(&before)).await;
-        // Those that are dialled now know it, and only one that is refused a write is replaced.
+        // The next dial may reach another server.
+        until("all old sessions are replaced", async || pids(&pool, 4).await.is_disjoint(&before)).await;
+        // Sessions dialled now are known to be read-only, and only the one whose write is refused is replaced.
         let dialled = pool.stats().totals.dialled;
         let error = write(&pool).await.expect_err("refused");
         assert_eq!(error.repeat(), Repeat::Later, "{error}");
-        until("it is replaced", async || {
+        until("the session is replaced", async || {
             let _all = pids(&pool, 4).await;
             pool.stats().totals.dialled > dialled
         })
         .await;
-        assert_eq!(pool.stats().totals.dialled, dialled + 1, "no storm");
+        assert_eq!(pool.stats().totals.dialled, dialled + 1, "one dial only");
 
         set_read_only(&db, false).await;
         until_read_only(&pool, 4, "off").await;
         for _ in 0..4 {
-            write(&pool).await.expect("it takes writes");
+            write(&pool).await.expect("the server accepts writes");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_that_only_reads_on_a_healthy_server_keeps_its_sessions() {
+async fn a_read_only_role_on_a_writable_server_keeps_its_sessions() {
     let guarded = Guarded::start().await;
     sqlx::raw_sql(
         "create table t (n int); alter role app set default_transaction_read_only = on; grant insert on t to app",
@@ -119,7 +119,7 @@ async fn a_role_that_only_reads_on_a_healthy_server_keeps_its_sessions() {
 }
 
 #[db_testkit::test]
-async fn a_transaction_that_only_reads_by_choice_keeps_its_session(db: TestDb) {
+async fn a_read_only_transaction_keeps_its_session(db: TestDb) {
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
     let pool = patient_pool(&db, 2);
     let before = pids(&pool, 2).await;
@@ -140,11 +140,11 @@ async fn a_transaction_that_only_reads_by_choice_keeps_its_session(db: TestDb) {
 
     assert_eq!(pids(&pool, 2).await, before);
     assert_eq!(pool.stats().totals.dialled, 2);
-    write(&pool).await.expect("the next one may write");
+    write(&pool).await.expect("the next transaction may write");
 }
 
 #[db_testkit::test]
-async fn a_session_that_was_made_read_only_past_us_is_replaced_alone(db: TestDb) {
+async fn only_a_session_that_became_read_only_unnoticed_is_replaced(db: TestDb) {
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
     let pool = patient_pool(&db, 2);
     let before = pids(&pool, 2).await;
@@ -157,18 +157,18 @@ async fn a_session_that_was_made_read_only_past_us_is_replaced_alone(db: TestDb)
     .expect("a function");
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let pid = conn.pid();
-    sqlx::query("select spoil()").execute(&mut conn).await.expect("set, in a way that no text shows");
+    sqlx::query("select spoil()").execute(&mut conn).await.expect("a change that the text does not show");
 
     sqlx::query(WRITE).execute(&mut conn).await.expect_err("refused");
     drop(conn);
 
     let others: BTreeSet<i32> = before.into_iter().filter(|other| *other != pid).collect();
-    until("it is gone", async || {
+    until("the session is gone", async || {
         let now = pids(&pool, 2).await;
         !now.contains(&pid) && now.is_superset(&others)
     })
     .await;
     for _ in 0..4 {
-        write(&pool).await.expect("a session that may write");
+        write(&pool).await.expect("a writable session");
     }
 }

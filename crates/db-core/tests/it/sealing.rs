@@ -6,7 +6,7 @@ use db_testkit::TestDb;
 use crate::support::pool;
 
 #[db_testkit::test]
-async fn a_sealed_value_comes_back_from_its_own_row_and_from_no_other(db: TestDb) {
+async fn a_sealed_value_unseals_only_in_its_own_row(db: TestDb) {
     let pool = pool(&db, 1);
     let keyring = Keyring::new(&Key::generate().expect("a key"));
     let place = |id: i32| Context::new("card", "number", id);
@@ -31,14 +31,14 @@ async fn a_sealed_value_comes_back_from_its_own_row_and_from_no_other(db: TestDb
             .expect("a row")
     };
 
-    assert_eq!(keyring.unseal_json(&stored(1).await, &place(1)).expect("its own"), "4111");
+    assert_eq!(keyring.unseal_json(&stored(1).await, &place(1)).expect("the value of its own row"), "4111");
 
-    // Somebody with access to the table, and not to the key, swaps two rows.
+    // An attacker with access to the table but not to the key swaps two rows.
     sqlx::query("update card set number = (select number from card where id = 2) where id = 1")
         .execute(pool.handle())
         .await
         .expect("swapped");
-    let moved = keyring.unseal_json(&stored(1).await, &place(1)).expect_err("another row's");
+    let moved = keyring.unseal_json(&stored(1).await, &place(1)).expect_err("the value of another row");
     assert!(matches!(moved, EncryptionError::NotAuthentic { .. }), "{moved}");
     assert!(moved.to_string().starts_with("card.number of row 1:"), "{moved}");
 }

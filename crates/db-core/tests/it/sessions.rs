@@ -1,4 +1,4 @@
-//! A function that takes a `&mut Session` runs wherever there is one, and a session is all that there is of a transaction.
+//! Functions that take a `&mut Session`, and the state that a session keeps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,18 +14,18 @@ async fn table(db: &TestDb) -> Pool {
     pool
 }
 
-/// What is stored, as others see it.
+/// The stored numbers, as another session sees them.
 async fn stored(db: &TestDb) -> Vec<i32> {
     sqlx::query_scalar("select n from t order by n").fetch_all(&db.pool()).await.expect("numbers")
 }
 
-/// A repository function, written once.
+/// A repository function.
 async fn add(db: &mut Session, n: i32) -> Result<(), Error> {
     sqlx::query("insert into t values ($1)").bind(n).execute(&mut *db).await?;
     Ok(())
 }
 
-/// One that wants two rows or none, wherever it is called.
+/// A repository function that stores both rows or none.
 async fn add_both(db: &mut Session, first: i32, second: i32) -> Result<(), Error> {
     db.nested(async |part| {
         add(part, first).await?;
@@ -43,7 +43,7 @@ fn counter() -> (Arc<AtomicU32>, impl Fn() + Clone + Send + 'static) {
 }
 
 #[db_testkit::test]
-async fn a_function_on_a_session_runs_on_a_connection_in_a_transaction_in_a_part_and_in_a_retry(db: TestDb) {
+async fn a_function_on_a_session_runs_on_a_connection_a_transaction_a_savepoint_and_in_a_retry(db: TestDb) {
     let pool = table(&db).await;
 
     let work = {
@@ -67,36 +67,36 @@ async fn a_function_on_a_session_runs_on_a_connection_in_a_transaction_in_a_part
                 .await
         }
     };
-    // All of it may be spawned.
+    // The whole future can be spawned.
     tokio::spawn(work).await.expect("no panic").expect("added");
 
     assert_eq!(stored(&db).await, [1, 2, 3, 4, 5]);
 }
 
 #[db_testkit::test]
-async fn a_part_outside_of_a_transaction_is_a_transaction(db: TestDb) {
+async fn nested_work_outside_a_transaction_is_a_transaction(db: TestDb) {
     let pool = table(&db).await;
     let mut conn = pool.handle().acquire().await.expect("a connection");
 
-    add_both(&mut conn, 1, 2).await.expect("both");
+    add_both(&mut conn, 1, 2).await.expect("both rows");
     assert_eq!(stored(&db).await, [1, 2], "committed, while the connection is held");
-    let error = add_both(&mut conn, 3, 2).await.expect_err("the second is there already");
+    let error = add_both(&mut conn, 3, 2).await.expect_err("a duplicate");
     assert!(error.is_unique_violation(), "{error}");
     assert_eq!(stored(&db).await, [1, 2]);
-    add(&mut conn, 4).await.expect("the connection serves on");
+    add(&mut conn, 4).await.expect("the connection still works");
     assert_eq!(stored(&db).await, [1, 2, 4]);
     drop(conn);
 
     let mut tx = pool.handle().begin().await.expect("begun");
-    add_both(&mut tx, 5, 6).await.expect("both");
-    assert_eq!(stored(&db).await, [1, 2, 4], "a part of what is not committed");
+    add_both(&mut tx, 5, 6).await.expect("both rows");
+    assert_eq!(stored(&db).await, [1, 2, 4], "not committed yet");
     tx.commit().await.expect("committed");
     assert_eq!(stored(&db).await, [1, 2, 4, 5, 6]);
-    assert_eq!(pool.stats().totals.repaired, 0, "nothing had to be mended");
+    assert_eq!(pool.stats().totals.repaired, 0, "no repair");
 }
 
 #[db_testkit::test]
-async fn a_part_that_is_dropped_outside_of_a_transaction_is_undone_before_the_next_statement(db: TestDb) {
+async fn dropped_nested_work_outside_a_transaction_is_undone_before_the_next_statement(db: TestDb) {
     let pool = table(&db).await;
     let (count, hook) = counter();
     for polls in 0.. {
@@ -117,7 +117,7 @@ async fn a_part_that_is_dropped_outside_of_a_transaction_is_undone_before_the_ne
 
         let stored = stored(&db).await;
         let of_run = |n: i32| stored.contains(&(run + n));
-        assert!(of_run(3), "by itself, after {polls} polls");
+        assert!(of_run(3), "the next statement's row, after {polls} polls");
         assert_eq!(of_run(1), of_run(2), "both or none, after {polls} polls");
         assert_eq!(count.swap(0, Ordering::SeqCst) == 1, of_run(1), "the hook, after {polls} polls");
         if done.is_some() {
@@ -128,7 +128,7 @@ async fn a_part_that_is_dropped_outside_of_a_transaction_is_undone_before_the_ne
 }
 
 #[db_testkit::test]
-async fn a_hook_outside_of_a_transaction_runs_at_once(db: TestDb) {
+async fn a_hook_outside_a_transaction_runs_at_once(db: TestDb) {
     let pool = table(&db).await;
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let (count, hook) = counter();
@@ -139,7 +139,7 @@ async fn a_hook_outside_of_a_transaction_runs_at_once(db: TestDb) {
 
     let mut tx = conn.begin().await.expect("begun");
     tx.after_commit(hook.clone());
-    assert_eq!(count.load(Ordering::SeqCst), 2, "in one, it waits");
+    assert_eq!(count.load(Ordering::SeqCst), 2, "not before the commit");
     let mut part = tx.savepoint().await.expect("a savepoint");
     part.after_commit(hook);
     part.rollback().await.expect("undone");
@@ -163,7 +163,7 @@ async fn swapped_sessions_take_their_transactions_along(db: TestDb) {
 
     assert_eq!((stored(&db).await, count.load(Ordering::SeqCst)), (vec![1], 1));
 
-    // A transaction that was swapped for none has nothing to commit, and says so.
+    // A transaction whose session was swapped for one without a transaction has nothing to commit, and reports that.
     let mut tx = pool.handle().begin().await.expect("begun");
     add(&mut tx, 3).await.expect("added");
     let mut conn = pool.handle().acquire().await.expect("a connection");
@@ -173,42 +173,42 @@ async fn swapped_sessions_take_their_transactions_along(db: TestDb) {
     drop(conn);
     until_repaired(&pool).await;
 
-    // A part of another session is nobody's part.
+    // A savepoint whose session was swapped belongs to no transaction here.
     let mut tx = pool.handle().begin().await.expect("begun");
     let mut other = pool.handle().begin().await.expect("begun");
     let mut part = tx.savepoint().await.expect("a savepoint");
     add(&mut part, 4).await.expect("added");
     std::mem::swap::<Session>(&mut part, &mut other);
-    part.release().await.expect_err("it has no such savepoint");
+    part.release().await.expect_err("the savepoint belongs to another session");
     other.rollback().await.expect("rolled back");
     tx.commit().await.expect("empty");
     assert_eq!(stored(&db).await, [1]);
 }
 
 #[db_testkit::test]
-async fn a_pool_is_an_executor_whose_holder_has_no_line(db: TestDb) {
+async fn a_pool_is_an_executor_without_a_call_site(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let handle = pool.handle();
 
-    let one: i32 = sqlx::query_scalar("select 1").fetch_one(&pool).await.expect("by the pool");
-    let two: i32 = sqlx::query_scalar("select 2").fetch_one(&handle).await.expect("by a handle");
+    let one: i32 = sqlx::query_scalar("select 1").fetch_one(&pool).await.expect("an answer");
+    let two: i32 = sqlx::query_scalar("select 2").fetch_one(&handle).await.expect("an answer");
     assert_eq!((one, two), (1, 2));
 
     let sleeping = sqlx::query("select pg_sleep(600)").execute(&pool);
     let holder = async {
-        db_testkit::until("it is held", async || !pool.holders().is_empty()).await;
+        db_testkit::until("the connection is in use", async || !pool.holders().is_empty()).await;
         pool.holders().remove(0)
     };
     let holder = tokio::select! {
-        _ = sleeping => unreachable!("it takes ten minutes"),
+        _ = sleeping => unreachable!("the statement takes ten minutes"),
         holder = holder => holder,
     };
     assert_eq!(holder.at.location(), None);
-    assert!(holder.to_string().starts_with("&Pool, whose call site is not known for "), "{holder}");
+    assert!(holder.to_string().starts_with("&Pool, whose call site is unknown for "), "{holder}");
 }
 
 #[db_testkit::test]
-async fn what_acquires_and_begins_may_be_spawned(db: TestDb) {
+async fn acquire_and_begin_futures_can_be_spawned(db: TestDb) {
     let pool = table(&db).await;
 
     let acquired = tokio::spawn(pool.handle().acquire());

@@ -1,4 +1,4 @@
-//! Prepared statements that have become stale.
+//! Stale prepared statements and types.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::support::{patient_pool, take};
 const SELECT: &str = "select * from t";
 const UPDATE: &str = "update t set n = n + 1 returning *";
 
-/// A pool of so many, each of which has both statements prepared.
+/// A pool of `max` connections, each with both statements prepared.
 async fn prepared(db: &TestDb, max: usize) -> Pool {
     let pool = patient_pool(db, u32::try_from(max).expect("small"));
     sqlx::raw_sql("create table t (n int); insert into t values (1)")
@@ -24,23 +24,23 @@ async fn prepared(db: &TestDb, max: usize) -> Pool {
         sqlx::query(SELECT).execute(&mut *conn).await.expect("prepared");
         sqlx::query(UPDATE).execute(&mut *conn).await.expect("prepared");
     }
-    sqlx::query("update t set n = 1").execute(&db.pool()).await.expect("as it was");
+    sqlx::query("update t set n = 1").execute(&db.pool()).await.expect("reset");
     pool
 }
 
-/// Gives the table one more column. Says how many it has then.
+/// Adds a column to the table. Returns the number of columns.
 async fn alter(db: &TestDb) -> usize {
     sqlx::raw_sql("alter table t add column more int").execute(&db.pool()).await.expect("altered");
     2
 }
 
-/// Lets the server forget what was prepared, in a way that no text shows.
+/// Makes the server forget prepared statements in a way that no text shows.
 async fn deallocate(conn: &mut Conn) {
     sqlx::query("select forget()").execute(conn).await.expect("forgotten");
 }
 
 #[db_testkit::test]
-async fn a_changed_table_fails_no_statement_of_the_whole_pool(db: TestDb) {
+async fn a_changed_table_fails_no_statement_of_the_pool(db: TestDb) {
     let pool = prepared(&db, 4).await;
     let columns = alter(&db).await;
 
@@ -50,18 +50,18 @@ async fn a_changed_table_fails_no_statement_of_the_whole_pool(db: TestDb) {
     }
     let row = sqlx::query(SELECT).fetch_one(pool.handle()).await.expect("a row");
     assert_eq!(row.columns().len(), columns);
-    assert_eq!(pool.stats().totals.stale_plans, 1, "found once, for all");
-    assert_eq!(pool.stats().totals.dialled, 4, "and none was replaced for it");
+    assert_eq!(pool.stats().totals.stale_plans, 1, "found once for all connections");
+    assert_eq!(pool.stats().totals.dialled, 4, "no connection was replaced");
 }
 
-/// All four connections, after the statement was run once on one of them.
+/// Acquires all four connections, and runs the statement on the first.
 async fn take_one_by_one(pool: &Pool) -> Vec<Conn> {
     sqlx::query(SELECT).execute(pool.handle()).await.expect("healed");
     take(pool, 4).await
 }
 
 #[db_testkit::test]
-async fn connections_that_are_out_heal_by_themselves(db: TestDb) {
+async fn connections_in_use_refresh_their_plans(db: TestDb) {
     let pool = prepared(&db, 4).await;
     let mut held = take(&pool, 4).await;
     let columns = alter(&db).await;
@@ -74,9 +74,9 @@ async fn connections_that_are_out_heal_by_themselves(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn every_way_of_running_a_statement_heals(db: TestDb) {
+async fn every_way_of_running_a_statement_refreshes_a_stale_plan(db: TestDb) {
     let pool = prepared(&db, 1).await;
-    let heals = async |way: u32, conn: &mut Conn| -> (usize, u64) {
+    let refreshes = async |way: u32, conn: &mut Conn| -> (usize, u64) {
         let count = |rows: Vec<sqlx::postgres::PgRow>| (rows[0].columns().len(), rows.len() as u64);
         match way {
             0 => (sqlx::query(SELECT).fetch_one(conn).await.expect("a row").columns().len(), 1),
@@ -88,16 +88,16 @@ async fn every_way_of_running_a_statement_heals(db: TestDb) {
     };
     for way in 0..5 {
         let mut conn = pool.handle().acquire().await.expect("a connection");
-        // Whatever heals forgets all of them.
+        // The first refresh forgets all plans.
         sqlx::query(UPDATE).execute(&mut conn).await.expect("prepared");
-        sqlx::query("update t set n = 1").execute(&mut conn).await.expect("as it was");
+        sqlx::query("update t set n = 1").execute(&mut conn).await.expect("reset");
         alter_again(&db, way).await;
         let columns = if way < 3 { way as usize + 2 } else { 0 };
-        assert_eq!(heals(way, &mut conn).await, (columns, 1), "way {way}");
+        assert_eq!(refreshes(way, &mut conn).await, (columns, 1), "way {way}");
         assert_eq!(pool.stats().totals.stale_plans, u64::from(way) + 1, "way {way}");
     }
     let n: i32 = sqlx::query_scalar("select n from t").fetch_one(&db.pool()).await.expect("a number");
-    assert_eq!(n, 2, "what writes has written once");
+    assert_eq!(n, 2, "the repeated update was applied once");
 }
 
 async fn alter_again(db: &TestDb, n: u32) {
@@ -106,7 +106,7 @@ async fn alter_again(db: &TestDb, n: u32) {
 }
 
 #[db_testkit::test]
-async fn every_way_of_a_handle_heals(db: TestDb) {
+async fn every_executor_method_of_a_handle_refreshes_a_stale_plan(db: TestDb) {
     let pool = prepared(&db, 1).await;
     let db_handle = || pool.handle();
 
@@ -123,7 +123,7 @@ async fn every_way_of_a_handle_heals(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn statements_that_the_server_has_forgotten_are_prepared_anew(db: TestDb) {
+async fn statements_that_the_server_has_forgotten_are_prepared_again(db: TestDb) {
     let pool = prepared(&db, 4).await;
     sqlx::query(
         "create function forget() returns void language plpgsql as $$ begin execute 'deallocate all'; end $$",
@@ -151,7 +151,7 @@ async fn statements_that_the_server_has_forgotten_are_prepared_anew(db: TestDb) 
 }
 
 #[db_testkit::test]
-async fn inside_a_transaction_the_error_comes_and_the_next_one_is_healed(db: TestDb) {
+async fn in_a_transaction_a_stale_plan_is_an_error_and_the_next_transaction_works(db: TestDb) {
     let pool = prepared(&db, 1).await;
     let mut tx = pool.handle().begin().await.expect("begun");
     let columns = alter(&db).await;
@@ -167,7 +167,7 @@ async fn inside_a_transaction_the_error_comes_and_the_next_one_is_healed(db: Tes
 }
 
 #[db_testkit::test]
-async fn a_transaction_that_met_a_changed_table_is_run_again(db: TestDb) {
+async fn a_transaction_that_failed_because_of_a_changed_table_is_repeated(db: TestDb) {
     for swallows in [false, true] {
         let db = &db;
         sqlx::raw_sql("drop table if exists t").execute(&db.pool()).await.expect("none");
@@ -191,9 +191,13 @@ async fn a_transaction_that_met_a_changed_table_is_run_again(db: TestDb) {
             })
             .await;
 
-        assert_eq!((columns.expect("the second time"), runs.load(Ordering::SeqCst)), (2, 2), "{swallows}");
+        assert_eq!(
+            (columns.expect("success on the second run"), runs.load(Ordering::SeqCst)),
+            (2, 2),
+            "{swallows}"
+        );
         let n: i32 = sqlx::query_scalar("select n from t").fetch_one(&db.pool()).await.expect("a number");
-        assert_eq!(n, 2, "written once");
+        assert_eq!(n, 2, "the update was applied once");
     }
 }
 
@@ -203,7 +207,7 @@ fn quick() -> TxRetry {
 }
 
 #[db_testkit::test]
-async fn a_statement_of_the_users_own_that_is_forgotten_or_stale_is_his_and_nobody_elses(db: TestDb) {
+async fn a_users_own_forgotten_or_stale_statement_is_an_error_and_refreshes_no_plans(db: TestDb) {
     let pool = prepared(&db, 2).await;
     let mut held = take(&pool, 2).await;
     let conn = &mut held[0];
@@ -227,15 +231,15 @@ async fn a_statement_of_the_users_own_that_is_forgotten_or_stale_is_his_and_nobo
         let error = sqlx::query(sql).fetch(&mut *conn).try_collect::<Vec<_>>().await.expect_err(sql);
         assert_eq!(Error::from(error).sqlstate().as_deref(), Some(code), "{sql} as a stream");
     }
-    assert_eq!(pool.stats().totals.stale_plans, 0, "nobody's plans were forgotten");
+    assert_eq!(pool.stats().totals.stale_plans, 0, "no plans were forgotten");
 
-    // The driver's own, which the table has made stale as well, heal.
+    // The driver's own statements, which the changed table has made stale as well, are refreshed.
     sqlx::query(SELECT).execute(&mut held[1]).await.expect("healed");
     assert_eq!(pool.stats().totals.stale_plans, 1);
 }
 
 #[db_testkit::test]
-async fn what_only_looks_stale_is_run_once(db: TestDb) {
+async fn an_error_that_only_looks_like_a_stale_plan_is_not_repeated(db: TestDb) {
     let pool = patient_pool(&db, 1);
     for code in ["0A000", "26000"] {
         sqlx::raw_sql(
@@ -274,7 +278,7 @@ async fn what_only_looks_stale_is_run_once(db: TestDb) {
     assert_eq!(pool.stats().totals.stale_plans, 0);
 }
 
-/// A value of the type `mood`, which a migration may make again.
+/// A value of the type `mood`, which a migration may create again.
 struct Mood;
 
 impl sqlx::Type<sqlx::Postgres> for Mood {
@@ -299,7 +303,7 @@ impl sqlx::Encode<'_, sqlx::Postgres> for Mood {
     }
 }
 
-async fn make_mood(db: &TestDb) {
+async fn create_mood(db: &TestDb) {
     sqlx::raw_sql("drop type if exists mood; create type mood as enum ('fine')")
         .execute(&db.pool())
         .await
@@ -307,8 +311,8 @@ async fn make_mood(db: &TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_type_that_was_made_again_fails_one_statement_of_the_whole_pool(db: TestDb) {
-    make_mood(&db).await;
+async fn a_type_that_was_created_again_fails_one_statement_of_the_pool(db: TestDb) {
+    create_mood(&db).await;
     for array in [false, true] {
         let ask = async |conn: &mut Conn, sql: &'static str| {
             let query = sqlx::query(sql);
@@ -319,9 +323,9 @@ async fn a_type_that_was_made_again_fails_one_statement_of_the_whole_pool(db: Te
         for conn in &mut take(&pool, 4).await {
             ask(conn, "select $1").await.expect("known");
         }
-        make_mood(&db).await;
+        create_mood(&db).await;
 
-        // A statement that is prepared, and one that is new.
+        // A prepared statement and a new one.
         let mut failed = 0;
         for sql in ["select $1", "select $1 as other", "select $1", "select $1 as third"] {
             let mut conn = pool.handle().acquire().await.expect("a connection");
@@ -336,13 +340,13 @@ async fn a_type_that_was_made_again_fails_one_statement_of_the_whole_pool(db: Te
 }
 
 #[db_testkit::test]
-async fn a_transaction_that_met_a_type_made_again_is_run_again(db: TestDb) {
-    make_mood(&db).await;
+async fn a_transaction_that_failed_because_of_a_type_created_again_is_repeated(db: TestDb) {
+    create_mood(&db).await;
     let pool = patient_pool(&db, 2);
     for conn in &mut take(&pool, 2).await {
         sqlx::query("select $1").bind(Mood).execute(conn).await.expect("known");
     }
-    make_mood(&db).await;
+    create_mood(&db).await;
     let runs = &AtomicU32::new(0);
 
     let result = pool
@@ -356,6 +360,6 @@ async fn a_transaction_that_met_a_type_made_again_is_run_again(db: TestDb) {
         })
         .await;
 
-    result.expect("the second time");
+    result.expect("success on the second run");
     assert_eq!(runs.load(Ordering::SeqCst), 2);
 }

@@ -1,4 +1,4 @@
-//! A host that becomes a standby while a pool has its sessions there, and the server that takes its place.
+//! A host becomes a standby while a pool has sessions there, and its address then leads to the new primary.
 
 use db_core::{Class, Config, Error, Pool, PoolOptions, Repeat};
 use db_testkit::{Proxy, until};
@@ -19,7 +19,7 @@ fn is_read_only(error: &Error) -> bool {
     error.sqlstate().as_deref() == Some("25006")
 }
 
-/// Whether all connections that the pool may have lead to a standby, or all to a primary.
+/// Whether all connections that the pool may open lead to a standby, or all to a primary.
 async fn all_lead_to(pool: &Pool, standby: bool) -> bool {
     let mut all = true;
     for mut conn in take(pool, MAX as usize).await {
@@ -30,7 +30,7 @@ async fn all_lead_to(pool: &Pool, standby: bool) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writes_at_a_host_that_became_a_standby_are_refused_until_its_address_leads_to_the_next_primary() {
+async fn writes_to_a_host_that_became_a_standby_are_refused_until_its_address_leads_to_the_new_primary() {
     let pair = Pair::start().await;
     let mut setup = PgConnection::connect(&pair.url()).await.expect("a connection");
     sqlx::raw_sql("create table t (n int)").execute(&mut setup).await.expect("a table");
@@ -39,23 +39,23 @@ async fn writes_at_a_host_that_became_a_standby_are_refused_until_its_address_le
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
     let pool = Pool::new(&config, PoolOptions::api().max(MAX).acquire_timeout(PATIENCE));
     assert!(all_lead_to(&pool, false).await);
-    write(&pool).await.expect("the primary takes it");
+    write(&pool).await.expect("the primary accepts writes");
 
     let pair = pair.switch_over().await;
 
-    // Its sessions were ended, and those that are dialled now read.
+    // The sessions of the old primary were ended. Sessions dialled now read from the standby.
     until("the pool has its sessions at the standby", async || all_lead_to(&pool, true).await).await;
     for _ in 0..2 * MAX {
-        let error = write(&pool).await.expect_err("a standby takes no writes");
+        let error = write(&pool).await.expect_err("a standby refuses writes");
         assert!(is_read_only(&error), "{error}");
         assert_eq!((error.class(), error.repeat()), (Class::ReadOnly, Repeat::Later), "{error}");
         assert!(error.retry_after().is_some(), "{error}");
     }
-    assert!(all_lead_to(&pool, true).await, "reads go on");
+    assert!(all_lead_to(&pool, true).await, "reads still work");
 
-    proxy.lead_to(&pair.standby_url()).expect("led there");
+    proxy.lead_to(&pair.standby_url()).expect("redirected");
 
-    // The sessions at the standby are alive. Each that is left tells one user, and more is told to nobody.
+    // The sessions at the standby still work, so each of them may fail one write.
     let users = join_all((0..16).map(|_| async {
         let mut refused = 0;
         while let Err(error) = write(&pool).await {

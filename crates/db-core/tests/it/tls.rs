@@ -1,4 +1,4 @@
-//! TLS, with servers whose certificates are good, expired, another's, or signed by nobody known.
+//! TLS with valid, expired, foreign and untrusted server certificates.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -15,27 +15,27 @@ use tempfile::TempDir;
 
 use crate::support::PATIENCE;
 
-/// What a server's certificate is like.
+/// The kind of a server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Certificate {
     Good,
     Expired,
 }
 
-/// A server that takes connections by TLS only, on an address of its own, and the files of its clients.
+/// A server that accepts TLS connections only, on an address of its own, with its clients' files.
 struct TlsServer {
     server: Server,
     port: u16,
-    /// The address that the certificate is for. The next one is the server's, too.
+    /// The address in the certificate. The server also listens on the next address.
     named: Ipv4Addr,
     files: TempDir,
     authority: String,
 }
 
 impl TlsServer {
-    /// Clients have to have a certificate if `login` says so, in the words of `pg_hba.conf`.
+    /// `login` is the end of the line in `pg_hba.conf`, for example to require client certificates.
     async fn start(certificate: Certificate, login: &str) -> Self {
-        // A network of the test's own: all of 127.0.0.0/8 is this machine.
+        // An address of the test's own, since all of 127.0.0.0/8 is this machine.
         let [_, _, high, low] = process::id().to_be_bytes();
         let named = Ipv4Addr::new(127, high.max(1), low, 2 * turn(100) + 1);
         let port = free_port(named);
@@ -69,7 +69,7 @@ impl TlsServer {
         give(&server, "server.pem", &signed.pem());
         give(&server, "server.key", &key.serialize_pem());
         give(&server, "authority.pem", &authority);
-        let local = fs::read_to_string(server.data_dir().join("pg_hba.conf")).expect("who may connect");
+        let local = fs::read_to_string(server.data_dir().join("pg_hba.conf")).expect("pg_hba.conf");
         give(&server, "pg_hba.conf", &format!("{local}hostssl all all 127.0.0.0/8 trust {login}\n"));
 
         let admin = Config::from_url(&server.url("postgres")).expect("an address");
@@ -89,7 +89,7 @@ impl TlsServer {
         server
     }
 
-    /// The postmaster reads its files when it gets round to it.
+    /// Waits until the server uses TLS: the postmaster reloads its files with a delay.
     async fn until_it_has_tls(&self) {
         let probe = self.files.path().join("client");
         let by = format!("sslmode=require&sslcert={0}.pem&sslkey={0}.key", probe.display());
@@ -125,7 +125,7 @@ impl TlsServer {
         Config::from_url(&url).expect("an address")
     }
 
-    /// Has the server take logins by TCP as this line of `pg_hba.conf` says, beside those by its socket.
+    /// Replaces the line of `pg_hba.conf` for TCP logins.
     async fn admit(&self, line: &str) {
         give(&self.server, "pg_hba.conf", &format!("local all all trust\n{line}\n"));
         let admin = Config::from_url(&self.server.url("postgres")).expect("an address");
@@ -134,7 +134,7 @@ impl TlsServer {
         admin.close().await.expect("closed");
     }
 
-    /// Whether a pool's connections are encrypted: its own, then those of sqlx's pool beside it.
+    /// Whether the connections of a pool, and of its sqlx pool, are encrypted.
     async fn pools(&self, parameters: &str) -> [bool; 2] {
         const ENCRYPTED: &str = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
         let pool = Pool::new(&self.config(self.named, parameters), PoolOptions::api());
@@ -143,21 +143,21 @@ impl TlsServer {
         [own, beside]
     }
 
-    /// A statement of a pool that is cut off is cancelled, and its connection kept.
+    /// Checks that an abandoned statement is cancelled, and its connection kept.
     async fn cancels(&self, parameters: &str) {
         let statement_timeout = Duration::from_millis(50);
         let options = PoolOptions::api().max(1).statement_timeout(statement_timeout);
         let pool = Pool::new(&self.config(self.named, parameters), options);
         let slow = sqlx::query("select pg_sleep(60)").execute(pool.handle());
 
-        slow.await.expect_err("it takes too long");
+        slow.await.expect_err("a timeout");
 
-        db_testkit::until("it is cancelled", async || pool.stats().repairing == 0).await;
+        db_testkit::until("the statement is cancelled", async || pool.stats().repairing == 0).await;
         let totals = pool.stats().totals;
         assert_eq!((totals.cancelled, totals.repair_failed), (1, 0), "{parameters}: {totals:?}");
     }
 
-    /// Fails at the first attempt, since another one would meet the same, and says what.
+    /// Asserts that connecting fails permanently after one attempt. Returns the failure.
     async fn refuses(&self, host: Ipv4Addr, parameters: &str) -> ConnectFailure {
         let error = self.connect(host, parameters, PATIENCE).await.expect_err(parameters);
         assert_eq!(error.attempts(), 1, "{error}");
@@ -169,10 +169,10 @@ impl TlsServer {
     }
 }
 
-fn turn(most: u8) -> u8 {
-    // Tests of one process run side by side.
+fn turn(max: u8) -> u8 {
+    // Tests of one process run in parallel.
     static NEXT: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
-    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % most
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % max
 }
 
 fn next(address: Ipv4Addr) -> Ipv4Addr {
@@ -186,19 +186,19 @@ fn free_port(address: Ipv4Addr) -> u16 {
 
 fn authority() -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::default();
-    // Of another name than what it signs, which would else look as if it had signed itself.
+    // Its name differs from that of the certificates it signs, which would otherwise look self-signed.
     params.distinguished_name.push(DnType::CommonName, "an authority of these tests");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
 }
 
-/// Writes a file that the server may read, and nobody else.
+/// Writes a file that only the server may read.
 fn give(server: &Server, name: &str, text: &str) -> PathBuf {
     let path = server.data_dir().join(name);
     let owner = fs::metadata(server.data_dir()).expect("the data folder");
     fs::write(&path, text).expect("written");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("permissions");
-    chown(&path, Some(owner.uid()), Some(owner.gid())).expect("handed over");
+    chown(&path, Some(owner.uid()), Some(owner.gid())).expect("a new owner");
     path
 }
 
@@ -207,7 +207,7 @@ fn is_tls(failure: &ConnectFailure) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_good_certificate_is_verified_and_another_hosts_is_not_taken() {
+async fn a_valid_certificate_is_accepted_and_another_hosts_is_refused() {
     let server = TlsServer::start(Certificate::Good, "").await;
     let (named, other) = (server.named, next(server.named));
     let file = server.file("authority.pem");
@@ -218,9 +218,9 @@ async fn a_good_certificate_is_verified_and_another_hosts_is_not_taken() {
     }
     assert!(
         server.is_encrypted(other, &format!("sslmode=verify-ca&sslrootcert={file}")).await,
-        "its name is not asked"
+        "the host name is not checked"
     );
-    assert!(server.is_encrypted(other, "sslmode=require").await, "nothing is asked");
+    assert!(server.is_encrypted(other, "sslmode=require").await, "the certificate is not checked");
     assert!(server.is_encrypted(other, "sslmode=prefer").await);
 
     let failure = server.refuses(other, &format!("sslmode=verify-full&sslrootcert={file}")).await;
@@ -228,7 +228,7 @@ async fn a_good_certificate_is_verified_and_another_hosts_is_not_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_that_nobody_known_has_signed_is_not_taken() {
+async fn a_certificate_of_an_unknown_authority_is_refused() {
     let server = TlsServer::start(Certificate::Good, "").await;
     let stranger = server.file("stranger.pem");
 
@@ -243,18 +243,18 @@ async fn a_certificate_that_nobody_known_has_signed_is_not_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_expired_certificate_is_not_taken() {
+async fn an_expired_certificate_is_refused() {
     let server = TlsServer::start(Certificate::Expired, "").await;
     let authority = server.file("authority.pem");
 
     let failure = server.refuses(server.named, &format!("sslmode=verify-ca&sslrootcert={authority}")).await;
 
     assert!(is_tls(&failure) && failure.to_string().contains("expired"), "{failure}");
-    assert!(server.is_encrypted(server.named, "sslmode=require").await, "nothing is asked");
+    assert!(server.is_encrypted(server.named, "sslmode=require").await, "the certificate is not checked");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_shows_its_certificate_and_one_that_has_none_is_refused_at_once() {
+async fn a_client_with_a_certificate_is_accepted_and_one_without_is_refused_at_once() {
     let server = TlsServer::start(Certificate::Good, "clientcert=verify-ca").await;
     let (certificate, key) = (server.file("client.pem"), server.file("client.key"));
     let inline = |path: &str| percent_encoded(&fs::read_to_string(path).expect("a file"));
@@ -267,7 +267,7 @@ async fn a_client_shows_its_certificate_and_one_that_has_none_is_refused_at_once
     let as_text = format!("sslmode=require&sslcert={}&sslkey={}", inline(&certificate), inline(&key));
     assert!(server.is_encrypted(server.named, &as_text).await);
 
-    // By code, for programs whose certificates are in no file and in no address.
+    // Set in code, without files and without an address.
     let plain = server.config(server.named, "sslmode=disable");
     let text = |path: &str| fs::read_to_string(path).expect("a file");
     let by_code = plain
@@ -291,7 +291,7 @@ async fn a_client_shows_its_certificate_and_one_that_has_none_is_refused_at_once
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_has_to_be_encrypted_is_never_sent_in_the_clear() {
+async fn a_mode_that_requires_tls_never_sends_clear_text() {
     let server = TlsServer::start(Certificate::Good, "").await;
     let admin = Config::from_url(&server.server.url("postgres")).expect("an address");
     let mut admin = connect::connect(&admin, ConnectRetry::default()).await.expect("a connection");
@@ -312,7 +312,7 @@ async fn what_has_to_be_encrypted_is_never_sent_in_the_clear() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_authority_verifies_whatever_asks_for_tls_as_libpq_has_it() {
+async fn an_authority_turns_require_into_verify_ca_as_in_libpq() {
     let server = TlsServer::start(Certificate::Good, "").await;
     let (own, stranger) = (server.file("authority.pem"), server.file("stranger.pem"));
     let other = next(server.named);
@@ -321,10 +321,10 @@ async fn an_authority_verifies_whatever_asks_for_tls_as_libpq_has_it() {
         let failure = server.refuses(server.named, &format!("sslmode=require&sslrootcert={authority}")).await;
         assert!(is_tls(&failure), "{failure:?}");
     }
-    // Its name is not asked, as with verify-ca.
+    // The host name is not checked, as with verify-ca.
     assert!(server.is_encrypted(other, &format!("sslmode=require&sslrootcert={own}")).await);
     assert!(server.is_encrypted(other, &format!("sslmode=prefer&sslrootcert={own}")).await);
-    // What is only preferred falls back, which this server refuses; it is told why there was no TLS.
+    // `prefer` falls back to clear text, which this server refuses. The error has the reason of the TLS failure.
     for mode in ["prefer", "allow"] {
         let failure = server.refuses(server.named, &format!("sslmode={mode}&sslrootcert={stranger}")).await;
         assert!(is_tls(&failure), "{mode}: {failure:?}");
@@ -335,14 +335,14 @@ async fn an_authority_verifies_whatever_asks_for_tls_as_libpq_has_it() {
     })
     .await;
     assert!(!server.is_encrypted(server.named, &format!("sslmode=prefer&sslrootcert={stranger}")).await);
-    // Who must not be in between is kept out by the certificate's name, since the driver binds nothing.
+    // channel_binding=require implies a verified host name, since the driver does not support channel binding.
     let failure = server.refuses(other, &format!("channel_binding=require&sslrootcert={own}")).await;
     assert!(is_tls(&failure), "{failure:?}");
     assert!(server.is_encrypted(server.named, &format!("channel_binding=require&sslrootcert={own}")).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn allow_and_prefer_connect_to_a_server_that_takes_the_other_way_only() {
+async fn allow_and_prefer_connect_to_a_server_that_accepts_only_their_second_mode() {
     let server = TlsServer::start(Certificate::Good, "").await;
 
     assert!(server.is_encrypted(server.named, "sslmode=allow").await);
@@ -353,7 +353,7 @@ async fn allow_and_prefer_connect_to_a_server_that_takes_the_other_way_only() {
         server.connect(server.named, "sslmode=require", Duration::ZERO).await.is_err()
     })
     .await;
-    // On this machine, it is what holds when nothing is said.
+    // On this machine, `prefer` is the default.
     for parameters in ["sslmode=prefer", "", "sslmode=allow"] {
         assert!(!server.is_encrypted(server.named, parameters).await, "{parameters}");
         assert_eq!(server.pools(parameters).await, [false, false], "{parameters}");
@@ -363,7 +363,7 @@ async fn allow_and_prefer_connect_to_a_server_that_takes_the_other_way_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn statements_are_cancelled_on_a_server_that_takes_the_other_way_only() {
+async fn statements_are_cancelled_on_a_server_that_accepts_only_the_second_mode() {
     let server = TlsServer::start(Certificate::Good, "").await;
     server.cancels("sslmode=allow").await;
 
@@ -376,7 +376,7 @@ async fn statements_are_cancelled_on_a_server_that_takes_the_other_way_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_password_is_not_said_again_in_the_clear() {
+async fn a_wrong_password_is_not_sent_again_in_clear_text() {
     let server = TlsServer::start(Certificate::Good, "").await;
     server.admit("hostssl all all 127.0.0.0/8 scram-sha-256\nhostnossl all all 127.0.0.0/8 trust").await;
     db_testkit::until("the server asks for a password", async || {
@@ -402,7 +402,7 @@ async fn a_socket_has_no_tls_whatever_the_mode() {
 }
 
 #[test]
-fn an_authority_without_a_certificate_is_none() {
+fn an_authority_without_a_certificate_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = |name: &str, text: &[u8]| {
         let path = folder.path().join(name);
@@ -424,7 +424,7 @@ fn an_authority_without_a_certificate_is_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_in_an_authority_is_not_quoted() {
+async fn the_error_about_a_bad_authority_does_not_quote_it() {
     let server = TlsServer::start(Certificate::Good, "").await;
     let broken = percent_encoded("-----BEGIN CERTIFICATE-----\nhunter2!\n-----END CERTIFICATE-----\n");
 

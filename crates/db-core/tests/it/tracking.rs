@@ -1,4 +1,4 @@
-//! Who holds what, and who waits for himself.
+//! Holders, and tasks that wait for a connection while they hold another.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -17,15 +17,15 @@ fn pool_of_one(db: &TestDb, name: &str, acquire_timeout: Duration) -> Pool {
 }
 
 #[db_testkit::test]
-async fn a_holder_is_known_by_its_line_its_time_its_transaction_and_its_statement(db: TestDb) {
+async fn a_holder_shows_its_call_site_time_transaction_and_statement(db: TestDb) {
     let pool = patient_pool(&db, 2);
     let (line, handle) = (line!(), pool.handle());
     let mut tx = handle.begin().await.expect("begun");
     let idle = pool.handle().acquire().await.expect("a connection");
     let sleep = sqlx::query("select pg_sleep(60), 'hunter2', $1::text").bind("hunter3").execute(&mut tx);
     tokio::select! {
-        _ = sleep => unreachable!("it takes a minute"),
-        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)) => {}
+        _ = sleep => unreachable!("the statement takes a minute"),
+        _ = db.until_sessions("the statement runs", |all| all.iter().any(Session::is_sleeping)) => {}
     }
 
     let holders = pool.holders();
@@ -45,61 +45,61 @@ async fn a_holder_is_known_by_its_line_its_time_its_transaction_and_its_statemen
     assert!(other.to_string().ends_with(" s, running nothing"), "{other}");
 
     drop(tx);
-    until("it was given back", async || pool.holders().len() == 1).await;
+    until("the connection is returned", async || pool.holders().len() == 1).await;
 }
 
 #[db_testkit::test]
-async fn a_handle_s_statement_is_shown_while_it_runs_and_not_while_its_connection_is_in_doubt(db: TestDb) {
+async fn a_handles_statement_is_shown_while_it_runs_and_not_during_the_ping_before_it(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let options = PoolOptions::api().max(1).ping_after(Duration::ZERO);
-    let pool = Pool::new(&Config::from_url(&proxy.url()).expect("its address"), options);
+    let pool = Pool::new(&Config::from_url(&proxy.url()).expect("the proxy's address"), options);
     sqlx::query("select 1").execute(pool.handle()).await.expect("a connection");
     proxy.freeze();
 
     let mut sleep = pin!(sqlx::query("select pg_sleep(60)").execute(pool.handle()));
-    assert!(sleep.as_mut().now_or_never().is_none(), "no sign of life can come");
+    assert!(sleep.as_mut().now_or_never().is_none(), "no ping is answered");
     let statement = pool.holders()[0].statement.clone();
     assert!(statement.is_none(), "{statement:?}");
 
     proxy.thaw();
     tokio::select! {
-        _ = sleep => unreachable!("it takes a minute"),
-        _ = db.until_sessions("it runs", |all| all.iter().any(Session::is_sleeping)) => {}
+        _ = sleep => unreachable!("the statement takes a minute"),
+        _ = db.until_sessions("the statement runs", |all| all.iter().any(Session::is_sleeping)) => {}
     }
     let (statement, _) = pool.holders()[0].statement.clone().expect("a statement");
     assert_eq!(statement, "select pg_sleep(60)");
 }
 
 #[db_testkit::test]
-async fn a_statement_that_finds_a_connection_at_once_is_shown(db: TestDb) {
+async fn a_statement_on_an_idle_connection_is_shown(db: TestDb) {
     let pool = patient_pool(&db, 1);
     sqlx::query("select 1").execute(pool.handle()).await.expect("a connection");
 
     tokio::select! {
-        _ = sqlx::query("select pg_sleep(60)").execute(pool.handle()) => unreachable!("it takes a minute"),
-        () = until("it is shown", async || pool.holders().iter().any(|holder| holder.statement.is_some())) => {}
+        _ = sqlx::query("select pg_sleep(60)").execute(pool.handle()) => unreachable!("the statement takes a minute"),
+        () = until("the statement is shown", async || pool.holders().iter().any(|holder| holder.statement.is_some())) => {}
     }
 }
 
 #[db_testkit::test]
-async fn a_transaction_that_has_ended_is_not_shown_as_one(db: TestDb) {
+async fn an_ended_transaction_is_not_shown(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let mut tx = pool.handle().begin().await.expect("begun");
     assert!(pool.holders()[0].in_transaction);
     let (sender, receiver) = std::sync::mpsc::channel();
     let watched = pool.clone();
-    // The connection is still out when this runs.
-    tx.after_commit(move || sender.send(watched.holders()).expect("the test goes on"));
+    // The connection is still checked out when this hook runs.
+    tx.after_commit(move || sender.send(watched.holders()).expect("the test waits"));
 
     tx.commit().await.expect("committed");
 
-    let holders = receiver.try_recv().expect("it ran");
+    let holders = receiver.try_recv().expect("the hook ran");
     assert_eq!(holders.len(), 1);
     assert!(!holders[0].in_transaction, "{holders:?}");
 }
 
 #[db_testkit::test]
-async fn a_spawned_task_that_waits_for_itself_is_named_when_the_wait_begins(db: TestDb) {
+async fn a_nested_acquire_in_a_spawned_task_is_logged_when_its_wait_begins(db: TestDb) {
     let events = Events::of("own");
     let pool = pool_of_one(&db, "own", crate::support::PATIENCE);
     let watched = pool.clone();
@@ -109,15 +109,15 @@ async fn a_spawned_task_that_waits_for_itself_is_named_when_the_wait_begins(db: 
         let held = handle.acquire().await.expect("the only connection");
         let (second, handle) = (line!(), pool.handle());
         tokio::select! {
-            _ = handle.acquire() => unreachable!("nobody else has one"),
-            told = is_named => told.expect("the test goes on"),
+            _ = handle.acquire() => unreachable!("the only connection is in use"),
+            signal = is_named => signal.expect("the test waits"),
         }
         drop(held);
         (first, second)
     });
-    until("it is named", async || !events.with("waits for").is_empty()).await;
-    assert_eq!(watched.stats().waiting, 1, "while it waits");
-    named.send(()).expect("it still waits");
+    until("the nested acquire is logged", async || !events.with("waits for").is_empty()).await;
+    assert_eq!(watched.stats().waiting, 1, "the caller still waits");
+    named.send(()).expect("the task still waits");
     let (first, second) = waiting.await.expect("no panic");
 
     let lines = events.with("waits for");
@@ -135,18 +135,19 @@ async fn a_spawned_task_that_waits_for_itself_is_named_when_the_wait_begins(db: 
 }
 
 #[db_testkit::test]
-async fn the_error_of_a_task_that_waits_for_itself_says_so(db: TestDb) {
+async fn the_error_of_a_nested_acquire_reports_it(db: TestDb) {
     let pool = pool_of_one(&db, "own error", Duration::from_millis(200));
-    // What the runtime blocks on is no task.
+    // `block_on` runs the future outside a task.
     let blocked = own_wait(pool.clone()).await;
     let spawned = tokio::spawn(own_wait(pool.clone())).await.expect("no panic");
 
     for (line, error) in [blocked, spawned] {
-        let first = error.holds_one_taken_at().expect("it holds one");
+        let first = error.holds_one_taken_at().expect("the call site of the held connection");
         assert_eq!(first.to_string(), format!("{}:{line}", file!()));
         let text = error.to_string();
-        let said = format!("; this task holds one itself, taken at {}:{line} (asked for at ", file!());
-        assert!(text.contains(&said), "{text}");
+        let expected =
+            format!("; this task already holds a connection, acquired at {}:{line} (acquire at ", file!());
+        assert!(text.contains(&expected), "{text}");
     }
     assert_eq!(pool.stats().totals.nested_acquires, 2);
 }
@@ -154,16 +155,16 @@ async fn the_error_of_a_task_that_waits_for_itself_says_so(db: TestDb) {
 async fn own_wait(pool: Pool) -> (u32, db_core::AcquireError) {
     let (line, handle) = (line!(), pool.handle());
     let _held = handle.acquire().await.expect("the only connection");
-    (line, pool.handle().acquire().await.expect_err("there is no second connection"))
+    (line, pool.handle().acquire().await.expect_err("no second connection"))
 }
 
 #[db_testkit::test]
-async fn a_task_that_waits_for_others_is_not_suspected(db: TestDb) {
+async fn a_task_that_waits_for_another_task_is_not_reported(db: TestDb) {
     let pool = pool_of_one(&db, "others", Duration::from_millis(200));
     let _held = pool.handle().acquire().await.expect("the only connection");
     let handle = pool.handle();
 
-    let error = tokio::spawn(async move { handle.acquire().await.expect_err("there is no second") })
+    let error = tokio::spawn(async move { handle.acquire().await.expect_err("no second connection") })
         .await
         .expect("no panic");
 
@@ -172,14 +173,14 @@ async fn a_task_that_waits_for_others_is_not_suspected(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_task_that_gave_its_connection_back_is_not_suspected(db: TestDb) {
-    let pool = pool_of_one(&db, "given back", Duration::from_millis(200));
+async fn a_task_that_returned_its_connection_is_not_reported(db: TestDb) {
+    let pool = pool_of_one(&db, "returned", Duration::from_millis(200));
     drop(pool.handle().acquire().await.expect("the only connection"));
     let handle = pool.handle();
     let held = tokio::spawn(async move { handle.acquire().await.expect("the only connection") });
     let _held = held.await.expect("no panic");
 
-    let error = pool.handle().acquire().await.expect_err("there is no second connection");
+    let error = pool.handle().acquire().await.expect_err("no second connection");
 
     assert!(error.holds_one_taken_at().is_none(), "{error}");
 }

@@ -1,4 +1,4 @@
-//! How transactions end.
+//! The ends of transactions.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ async fn a_panic_rolls_back(db: TestDb) {
 
     let work = pool.handle().tx(async |tx| {
         sqlx::query("insert into t values (1)").execute(&mut *tx).await?;
-        assert!(count(&pool).await == 1, "nobody else sees it: panics");
+        assert!(count(&pool).await == 1, "panics, since other sessions do not see the row");
         Ok::<_, Error>(())
     });
     assert!(AssertUnwindSafe(work).catch_unwind().await.is_err());
@@ -71,7 +71,7 @@ async fn a_panic_rolls_back(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_transaction_in_which_a_statement_failed_does_not_report_success(db: TestDb) {
+async fn a_commit_after_a_failed_statement_is_an_error(db: TestDb) {
     let pool = table(&db).await;
 
     let result = pool
@@ -89,7 +89,7 @@ async fn a_transaction_in_which_a_statement_failed_does_not_report_success(db: T
 }
 
 #[db_testkit::test]
-async fn a_failure_that_we_did_not_see_is_found_before_the_commit(db: TestDb) {
+async fn a_failure_during_a_loan_is_found_before_the_commit(db: TestDb) {
     let pool = table(&db).await;
     let mut tx = pool.handle().begin().await.expect("begun");
     sqlx::query("insert into t values (1)").execute(&mut tx).await.expect("inserted");
@@ -103,7 +103,7 @@ async fn a_failure_that_we_did_not_see_is_found_before_the_commit(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_savepoint_of_ones_own_mends_a_failure(db: TestDb) {
+async fn a_raw_savepoint_recovers_a_failed_transaction(db: TestDb) {
     let pool = table(&db).await;
 
     let result = pool
@@ -123,7 +123,7 @@ async fn a_savepoint_of_ones_own_mends_a_failure(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_commit_that_the_server_refuses_is_a_definite_failure(db: TestDb) {
+async fn a_commit_that_the_server_refuses_has_a_known_outcome(db: TestDb) {
     let pool = table(&db).await;
     sqlx::raw_sql("create table child (n int references t deferrable initially deferred)")
         .execute(&db.pool())
@@ -141,11 +141,11 @@ async fn a_commit_that_the_server_refuses_is_a_definite_failure(db: TestDb) {
     let error = result.expect_err("a child without a parent");
     assert_eq!(error.sqlstate().as_deref(), Some("23503"), "{error}");
     assert_eq!(error.constraint(), Some("child_n_fkey"));
-    assert_eq!(count(&pool).await, 0, "and the connection serves on");
+    assert_eq!(count(&pool).await, 0, "the connection still works");
 }
 
 #[db_testkit::test]
-async fn a_link_lost_during_commit_is_said_to_leave_it_open(db: TestDb) {
+async fn a_link_lost_during_commit_leaves_the_outcome_unknown(db: TestDb) {
     let pool = table(&db).await;
     let tx = pool.handle().begin().await.expect("begun");
     let pid = tx.pid();
@@ -160,9 +160,9 @@ async fn a_link_lost_during_commit_is_said_to_leave_it_open(db: TestDb) {
 async fn errors_answer_questions_and_show_no_values(db: TestDb) {
     let pool = table(&db).await;
     let insert = || sqlx::query("insert into t values (4711)").execute(pool.handle());
-    insert().await.expect("the first");
+    insert().await.expect("the first row");
 
-    let duplicate = Error::from(insert().await.expect_err("the second"));
+    let duplicate = Error::from(insert().await.expect_err("a duplicate"));
     assert!(duplicate.is_unique_violation() && !duplicate.is_transient());
     assert_eq!(duplicate.constraint(), Some("t_pkey"));
 
@@ -183,7 +183,7 @@ async fn shown(tx: &mut db_core::Tx, setting: &str) -> String {
 }
 
 #[db_testkit::test]
-async fn a_transaction_is_begun_as_it_was_asked_for_and_leaves_no_setting_behind(db: TestDb) {
+async fn a_transaction_has_its_options_and_leaves_no_setting_behind(db: TestDb) {
     let pool = pool(&db, 1);
     let defaults = {
         let mut tx = pool.handle().begin().await.expect("begun");
@@ -227,11 +227,11 @@ async fn a_transaction_is_begun_as_it_was_asked_for_and_leaves_no_setting_behind
     assert_eq!(shown(&mut tx, "role").await, "none");
     assert_eq!(shown(&mut tx, "app.tenant").await, "");
     assert_eq!([shown(&mut tx, "statement_timeout").await, shown(&mut tx, "lock_timeout").await], defaults);
-    assert_eq!(pool.stats().totals.repaired, 1, "only the one that was dropped at the beginning");
+    assert_eq!(pool.stats().totals.repaired, 1, "only the dropped transaction needed a repair");
 }
 
 #[db_testkit::test]
-async fn a_setting_that_the_server_refuses_begins_nothing(db: TestDb) {
+async fn a_refused_setting_leaves_no_transaction_open(db: TestDb) {
     let pool = pool(&db, 1);
 
     let options = TxOptions::default().role("nobody of that name");
@@ -240,7 +240,7 @@ async fn a_setting_that_the_server_refuses_begins_nothing(db: TestDb) {
     assert_eq!(error.sqlstate().as_deref(), Some("22023"), "{error}");
     db.until_quiet().await;
     assert_eq!(
-        sqlx::query_scalar::<_, i32>("select 1").fetch_one(pool.handle()).await.expect("serves on"),
+        sqlx::query_scalar::<_, i32>("select 1").fetch_one(pool.handle()).await.expect("an answer"),
         1
     );
 }
@@ -254,7 +254,7 @@ async fn a_savepoint_is_kept_or_undone_alone(db: TestDb) {
     insert(1).execute(&mut tx).await.expect("inserted");
     let mut kept = tx.savepoint().await.expect("a savepoint");
     insert(2).execute(&mut kept).await.expect("inserted");
-    let mut inner = kept.savepoint().await.expect("a savepoint in it");
+    let mut inner = kept.savepoint().await.expect("an inner savepoint");
     insert(3).execute(&mut inner).await.expect("inserted");
     inner.rollback().await.expect("undone");
     kept.release().await.expect("kept");
@@ -262,7 +262,7 @@ async fn a_savepoint_is_kept_or_undone_alone(db: TestDb) {
     insert(4).execute(&mut dropped).await.expect("inserted");
     insert(4).execute(&mut dropped).await.expect_err("a duplicate");
     drop(dropped);
-    insert(5).execute(&mut tx).await.expect("the transaction goes on");
+    insert(5).execute(&mut tx).await.expect("the transaction continues");
     tx.commit().await.expect("committed");
 
     let rows: Vec<i32> =
@@ -271,14 +271,14 @@ async fn a_savepoint_is_kept_or_undone_alone(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_dropped_savepoint_is_undone_even_when_the_commit_comes_next(db: TestDb) {
+async fn a_dropped_savepoint_is_undone_before_a_commit(db: TestDb) {
     let pool = table(&db).await;
 
     let mut tx = pool.handle().begin().await.expect("begun");
     let mut outer = tx.savepoint().await.expect("a savepoint");
-    let mut inner = outer.savepoint().await.expect("a savepoint in it");
+    let mut inner = outer.savepoint().await.expect("an inner savepoint");
     sqlx::query("insert into t values (1)").execute(&mut inner).await.expect("inserted");
-    inner.release().await.expect("kept by the outer one");
+    inner.release().await.expect("released into the outer savepoint");
     drop(outer);
     tx.commit().await.expect("committed");
 
@@ -286,7 +286,7 @@ async fn a_dropped_savepoint_is_undone_even_when_the_commit_comes_next(db: TestD
 }
 
 #[db_testkit::test]
-async fn a_nested_closure_is_undone_on_err_and_the_transaction_goes_on(db: TestDb) {
+async fn a_nested_closure_is_undone_on_err_and_the_transaction_continues(db: TestDb) {
     let pool = table(&db).await;
 
     let done = pool
@@ -316,7 +316,7 @@ async fn a_nested_closure_is_undone_on_err_and_the_transaction_goes_on(db: TestD
     assert_eq!(rows, [1, 3]);
 }
 
-/// Counts how often it is told to.
+/// A hook that counts its run.
 fn tick(ticks: &Arc<AtomicU32>) -> impl FnOnce() + Send + 'static {
     let ticks = Arc::clone(ticks);
     move || {
@@ -325,7 +325,7 @@ fn tick(ticks: &Arc<AtomicU32>) -> impl FnOnce() + Send + 'static {
 }
 
 #[db_testkit::test]
-async fn what_is_to_happen_after_the_commit_happens_after_a_commit_and_never_else(db: TestDb) {
+async fn after_commit_hooks_run_after_a_commit_only(db: TestDb) {
     let pool = table(&db).await;
     let ticks = Arc::new(AtomicU32::new(0));
     let ticked = || ticks.load(Ordering::Relaxed);
@@ -333,7 +333,7 @@ async fn what_is_to_happen_after_the_commit_happens_after_a_commit_and_never_els
     let mut tx = pool.handle().begin().await.expect("begun");
     tx.after_commit(tick(&ticks));
     tx.after_commit(tick(&ticks));
-    assert_eq!(ticked(), 0, "not before");
+    assert_eq!(ticked(), 0, "not before the commit");
     tx.commit().await.expect("committed");
     assert_eq!(ticked(), 2, "after");
 
@@ -359,7 +359,7 @@ async fn what_is_to_happen_after_the_commit_happens_after_a_commit_and_never_els
 }
 
 #[db_testkit::test]
-async fn a_hook_goes_with_its_savepoint(db: TestDb) {
+async fn a_hook_is_dropped_with_its_savepoint(db: TestDb) {
     let pool = table(&db).await;
     let (kept, undone) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
 
@@ -378,7 +378,7 @@ async fn a_hook_goes_with_its_savepoint(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_commit_that_is_to_be_resolved_is_so_also_when_nothing_was_written(db: TestDb) {
+async fn resolve_commit_works_for_a_transaction_without_writes(db: TestDb) {
     let pool = pool(&db, 1);
     let mut tx = pool.handle().begin_with(TxOptions::default().resolve_commit()).await.expect("begun");
     sqlx::query("select 1").execute(&mut tx).await.expect("read");
@@ -388,17 +388,17 @@ async fn a_commit_that_is_to_be_resolved_is_so_also_when_nothing_was_written(db:
         .await
         .expect("killed");
 
-    // Before the commit was sent, so it is known that it was not: the number could not be asked for.
+    // The number could not be queried, so the commit was not sent, and its outcome is known.
     let error = tx.commit().await.expect_err("the session is gone");
     assert!(matches!(error, Error::Statement(_)), "{error:?}");
 
     let mut tx = pool.handle().begin_with(TxOptions::default().resolve_commit()).await.expect("begun");
     sqlx::query("select 1").execute(&mut tx).await.expect("read");
-    tx.commit().await.expect("nothing to lose");
+    tx.commit().await.expect("a commit without writes");
 }
 
 #[db_testkit::test]
-async fn savepoints_that_were_dropped_on_the_way_are_not_mistaken_for_later_ones(db: TestDb) {
+async fn a_savepoint_dropped_before_its_answer_is_not_confused_with_a_later_one(db: TestDb) {
     let pool = table(&db).await;
     let insert = |n: i32| sqlx::query("insert into t values ($1)").bind(n);
     for begun in 0..6 {
@@ -421,7 +421,7 @@ async fn savepoints_that_were_dropped_on_the_way_are_not_mistaken_for_later_ones
 }
 
 #[db_testkit::test]
-async fn what_a_dropped_statement_failed_with_is_not_the_next_transactions_failure(db: TestDb) {
+async fn the_error_of_a_dropped_statement_does_not_fail_the_next_transaction(db: TestDb) {
     let pool = table(&db).await;
     for polls in 0..6 {
         let mut conn = pool.handle().acquire().await.expect("a connection");
@@ -445,7 +445,7 @@ async fn what_a_dropped_statement_failed_with_is_not_the_next_transactions_failu
 }
 
 #[db_testkit::test]
-async fn a_statement_that_takes_too_long_in_a_closure_is_cancelled_and_not_waited_for(db: TestDb) {
+async fn a_statement_beyond_the_deadline_of_a_closure_is_cancelled_and_not_waited_for(db: TestDb) {
     let options = PoolOptions::api().max(1).statement_timeout(Duration::from_millis(300));
     let pool = Pool::new(&config(&db), options);
     let begun = std::time::Instant::now();
@@ -461,13 +461,13 @@ async fn a_statement_that_takes_too_long_in_a_closure_is_cancelled_and_not_waite
     assert!(matches!(result, Err(Error::Deadline(_))), "{result:?}");
     db.until_quiet().await;
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
-    // By repair: a rollback that waited for it would have given the connection back as good as new.
-    until("it is mended", async || pool.stats().totals.repaired == 1).await;
+    // The repair rolled back: a rollback by the caller would have returned a clean connection.
+    until("the connection is repaired", async || pool.stats().totals.repaired == 1).await;
     assert_eq!(pool.stats().totals.cancelled, 1);
 }
 
 #[db_testkit::test]
-async fn a_transaction_has_the_limit_that_it_was_given(db: TestDb) {
+async fn a_transactions_own_timeout_replaces_that_of_the_pool(db: TestDb) {
     let pool = pool(&db, 1);
 
     let result = pool
@@ -483,7 +483,7 @@ async fn a_transaction_has_the_limit_that_it_was_given(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_transaction_that_was_ended_inside_is_not_reported_as_committed(db: TestDb) {
+async fn a_transaction_ended_by_a_statement_inside_it_is_not_reported_as_committed(db: TestDb) {
     let pool = table(&db).await;
     for word in ["rollback", "commit"] {
         let mut tx = pool.handle().begin().await.expect("begun");
@@ -493,13 +493,13 @@ async fn a_transaction_that_was_ended_inside_is_not_reported_as_committed(db: Te
             .expect("inserted");
         sqlx::query(word).execute(&mut tx).await.expect("ended");
 
-        let error = tx.commit().await.expect_err("there is none");
+        let error = tx.commit().await.expect_err("no transaction is open");
         assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
     }
 }
 
 #[db_testkit::test]
-async fn an_error_that_ends_its_session_costs_the_connection_whatever_its_code(db: TestDb) {
+async fn a_fatal_error_loses_the_connection_whatever_its_code(db: TestDb) {
     let pool = patient_pool(&db, 1);
     for (ended, sql, code, class) in [
         (1, "select $1::int / 0", "22012", Class::Other),
@@ -507,10 +507,10 @@ async fn an_error_that_ends_its_session_costs_the_connection_whatever_its_code(d
     ] {
         let mut conn = pool.handle().acquire().await.expect("a connection");
         let pid = conn.pid();
-        // The server makes each error a fatal one, and the text of this does not tell us.
+        // The server makes each error fatal, and the text does not show that.
         sqlx::query("select set_config('exit_on_error', 'on', false)").execute(&mut conn).await.expect("set");
 
-        let error = sqlx::query(sql).bind(1).execute(&mut conn).await.expect_err("its last word");
+        let error = sqlx::query(sql).bind(1).execute(&mut conn).await.expect_err("a fatal error");
         drop(conn);
 
         let error = Error::from(error);
@@ -521,7 +521,7 @@ async fn an_error_that_ends_its_session_costs_the_connection_whatever_its_code(d
 }
 
 #[db_testkit::test]
-async fn a_mistake_in_the_number_of_parameters_costs_no_connection(db: TestDb) {
+async fn a_wrong_number_of_parameters_keeps_the_connection(db: TestDb) {
     let pool = pool(&db, 1);
     let first = pool.handle().acquire().await.expect("a connection").pid();
 
@@ -529,7 +529,7 @@ async fn a_mistake_in_the_number_of_parameters_costs_no_connection(db: TestDb) {
         .bind(1)
         .execute(pool.handle())
         .await
-        .expect_err("one is missing");
+        .expect_err("a parameter is missing");
 
     let error = Error::from(error);
     assert_eq!(error.sqlstate().as_deref(), Some("08P01"), "{error}");

@@ -1,4 +1,4 @@
-//! What an error costs: whether the session is kept, whether others are asked, and whether the work is done again.
+//! The consequences of errors: whether the session is kept, whether other sessions are checked, and whether the work is repeated.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +14,7 @@ use sqlx::{Encode, Executor, Postgres, SqlSafeStr, Type};
 
 use crate::support::{patient_pool, take};
 
-/// More values than a statement can have.
+/// More bind values than a statement can have.
 const TOO_MANY: usize = 70_000;
 
 fn quick() -> TxRetry {
@@ -50,7 +50,7 @@ impl Type<Postgres> for Broken {
 
 impl Encode<'_, Postgres> for Broken {
     fn encode_by_ref(&self, _: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        Err("it has no form".into())
+        Err("it cannot be encoded".into())
     }
 }
 
@@ -67,7 +67,7 @@ fn not_encoded() -> Question {
 }
 
 #[db_testkit::test]
-async fn what_the_driver_refuses_to_send_costs_nothing_and_is_not_done_again(db: TestDb) {
+async fn an_error_before_sending_keeps_the_connection_and_is_not_repeated(db: TestDb) {
     let pool = patient_pool(&db, 2);
     drop(take(&pool, 2).await);
     for question in [too_many, no_such_type, not_encoded] {
@@ -95,7 +95,7 @@ async fn what_the_driver_refuses_to_send_costs_nothing_and_is_not_done_again(db:
 }
 
 #[db_testkit::test]
-async fn what_the_driver_refuses_to_send_does_not_end_a_transaction(db: TestDb) {
+async fn an_error_before_sending_does_not_fail_a_transaction(db: TestDb) {
     let pool = patient_pool(&db, 1);
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
     let mut tx = pool.handle().begin().await.expect("begun");
@@ -113,7 +113,7 @@ async fn what_the_driver_refuses_to_send_does_not_end_a_transaction(db: TestDb) 
 }
 
 #[db_testkit::test]
-async fn more_types_than_a_statement_can_have_cost_nothing_to_prepare(db: TestDb) {
+async fn preparing_with_too_many_types_keeps_the_connection(db: TestDb) {
     let pool = patient_pool(&db, 1);
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let pid = conn.pid();
@@ -128,7 +128,7 @@ async fn more_types_than_a_statement_can_have_cost_nothing_to_prepare(db: TestDb
 }
 
 #[db_testkit::test]
-async fn copy_that_was_sent_as_a_query_costs_its_own_session_and_no_other(db: TestDb) {
+async fn a_copy_run_as_a_query_loses_its_own_session_only(db: TestDb) {
     let pool = patient_pool(&db, 2);
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
     let other = take(&pool, 2).await.remove(0).pid();
@@ -146,10 +146,10 @@ async fn copy_that_was_sent_as_a_query_costs_its_own_session_and_no_other(db: Te
         }
         assert_eq!(pool.stats().totals.lost, lost, "{sql}");
     }
-    assert!(take(&pool, 2).await.iter().any(|conn| conn.pid() == other), "it was replaced");
+    assert!(take(&pool, 2).await.iter().any(|conn| conn.pid() == other), "the other connection is kept");
 }
 
-/// The next user gets his own answer.
+/// Checks that the next statement gets its own answer.
 async fn answers(conn: &mut Conn) {
     let number = fastrand::i64(..);
     let answer: i64 =
@@ -157,7 +157,7 @@ async fn answers(conn: &mut Conn) {
     assert_eq!(answer, number);
 }
 
-/// A table whose commits fail with a code, which ends the session.
+/// A table whose commits fail with a code that ends the session.
 async fn fatal_commits(db: &TestDb) {
     sqlx::raw_sql(
         "create table t (code text);
@@ -173,7 +173,7 @@ async fn fatal_commits(db: &TestDb) {
 
 async fn insert(tx: &mut db_core::Tx, code: &'static str, fatal: bool) -> Result<(), Error> {
     if fatal {
-        // The server makes each error the session's end.
+        // The server makes each error fatal.
         sqlx::query("select set_config('exit_on_error', 'on', true)").execute(&mut *tx).await?;
     }
     sqlx::query("insert into t values ($1)").bind(code).execute(&mut *tx).await?;
@@ -181,21 +181,21 @@ async fn insert(tx: &mut db_core::Tx, code: &'static str, fatal: bool) -> Result
 }
 
 #[db_testkit::test]
-async fn a_session_that_ends_with_the_answer_to_a_commit_leaves_it_unknown_whatever_the_code(db: TestDb) {
+async fn a_fatal_error_during_a_commit_leaves_its_outcome_unknown_whatever_the_code(db: TestDb) {
     fatal_commits(&db).await;
     let pool = patient_pool(&db, 1);
     for code in ["XX000", "58030", "57P01", "23505", "40001", "22012", "08P01"] {
         let result = pool.handle().tx(async |tx| insert(tx, code, true).await).await;
         assert!(matches!(result, Err(Error::CommitUnknown(_))), "{code}: {result:?}");
 
-        // It lives on, so it has refused.
+        // The session continues, so the server has refused the commit.
         let result = pool.handle().tx(async |tx| insert(tx, code, false).await).await;
         assert!(
             matches!(&result, Err(error @ Error::Statement(_)) if error.sqlstate().as_deref() == Some(code)),
             "{result:?}"
         );
 
-        // Asked, the server knows.
+        // With `resolve_commit`, the server is asked, and knows the outcome.
         let options = TxOptions::default().resolve_commit();
         let result = pool.handle().tx_with(options, async |tx| insert(tx, code, true).await).await;
         assert!(matches!(result, Err(Error::RolledBack(_))), "{code}: {result:?}");
@@ -203,7 +203,7 @@ async fn a_session_that_ends_with_the_answer_to_a_commit_leaves_it_unknown_whate
 }
 
 #[db_testkit::test]
-async fn a_fatal_end_at_a_commit_is_not_a_reason_to_run_it_again(db: TestDb) {
+async fn a_transaction_is_not_repeated_after_a_fatal_error_during_its_commit(db: TestDb) {
     fatal_commits(&db).await;
     let pool = patient_pool(&db, 1);
     let runs = &AtomicU32::new(0);
@@ -223,7 +223,7 @@ async fn a_fatal_end_at_a_commit_is_not_a_reason_to_run_it_again(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_commit_that_may_be_done_is_not_done_again(db: TestDb) {
+async fn a_commit_of_unknown_outcome_is_not_repeated(db: TestDb) {
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
     let proxy = Proxy::start(&db).expect("a proxy");
     let pool = Pool::new(
@@ -254,7 +254,7 @@ async fn a_commit_that_may_be_done_is_not_done_again(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_statement_that_may_be_done_names_no_time_to_come_again(db: TestDb) {
+async fn a_statement_that_may_have_taken_effect_has_no_retry_after(db: TestDb) {
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
     let proxy = Proxy::start(&db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
@@ -269,9 +269,9 @@ async fn a_statement_that_may_be_done_names_no_time_to_come_again(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn the_first_failure_decides_whether_a_transaction_is_run_again(db: TestDb) {
+async fn the_first_failure_decides_whether_a_transaction_is_repeated(db: TestDb) {
     let pool = patient_pool(&db, 1);
-    // By a statement, by a savepoint, and by a text of which nobody knows what it does.
+    // Through a statement, through a savepoint, and through a raw text.
     for after in 0..3 {
         for (code, expected) in [("40001", 2), ("23505", 1)] {
             let runs = &AtomicU32::new(0);
@@ -285,7 +285,7 @@ async fn the_first_failure_decides_whether_a_transaction_is_run_again(db: TestDb
                         let raise =
                             format!("do $$ begin raise exception 'x' using errcode = '{code}'; end $$");
                         let raise = sqlx::raw_sql(sqlx::AssertSqlSafe(raise));
-                        // Ignored.
+                        // The closure ignores the error.
                         raise.execute(&mut *tx).await.expect_err("raised");
                         let hidden = match after {
                             0 => Error::from(

@@ -1,4 +1,4 @@
-//! Waiting until a pool has its connections ready.
+//! Waiting until a pool has its connections open.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ fn pool(config: &Config, min_idle: u32) -> Pool {
 }
 
 #[db_testkit::test]
-async fn what_a_pool_keeps_ready_is_there_when_it_is_warm(db: TestDb) {
+async fn after_warm_up_the_min_idle_connections_are_open(db: TestDb) {
     let warm = pool(&config(&db), 3);
 
     warm.warm_up(PATIENCE).await.expect("warm");
@@ -24,7 +24,7 @@ async fn what_a_pool_keeps_ready_is_there_when_it_is_warm(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_pool_is_warm_with_what_its_limits_let_it_have(db: TestDb) {
+async fn warm_up_waits_for_no_more_connections_than_the_limit(db: TestDb) {
     let small = PoolOptions::api().max(2).min_idle(5);
     let small = Pool::new(&config(&db), small);
 
@@ -32,12 +32,12 @@ async fn a_pool_is_warm_with_what_its_limits_let_it_have(db: TestDb) {
 
     assert_eq!(small.stats().idle, 2, "{:?}", small.stats());
     let none = pool(&config(&db), 0);
-    none.warm_up(Duration::ZERO).await.expect("there is nothing to wait for");
+    none.warm_up(Duration::ZERO).await.expect("nothing to wait for");
     assert_eq!(none.stats().totals.dialled, 0);
 }
 
 #[db_testkit::test]
-async fn warming_up_may_be_dropped_wherever_it_waits(db: TestDb) {
+async fn warm_up_can_be_dropped_at_every_await(db: TestDb) {
     let warm = pool(&config(&db), 3);
 
     let mut polls = 0;
@@ -45,18 +45,18 @@ async fn warming_up_may_be_dropped_wherever_it_waits(db: TestDb) {
         polls += 1;
     }
 
-    assert!(polls > 0, "there was something to wait for");
+    assert!(polls > 0, "warm_up was pending");
     assert_eq!((warm.stats().idle, warm.stats().totals.dialled), (3, 3), "{:?}", warm.stats());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_with_too_few_connections_is_named_at_the_deadline() {
+async fn the_error_at_the_deadline_says_that_the_server_has_too_few_connections() {
     let server =
         TestServer::start(Server::throwaway().setting("max_connections", "6")).await.expect("a server");
     let db = server.empty().await.expect("a database");
     let large = pool(&config(&db), 10);
 
-    let error = large.warm_up(Duration::from_secs(2)).await.expect_err("there is no room for ten");
+    let error = large.warm_up(Duration::from_secs(2)).await.expect_err("the server has no room for ten");
 
     let (open, wanted) = error.open_of_wanted();
     assert!(open < 10 && wanted == 10, "{error:?}");
@@ -70,7 +70,7 @@ async fn a_server_with_too_few_connections_is_named_at_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waiting_cannot_mend_is_not_waited_for() {
+async fn warm_up_fails_at_once_where_waiting_cannot_help() {
     let server = Guarded::start().await;
     let wrong = pool(&server.config("app:wrong"), 2);
 
@@ -83,8 +83,8 @@ async fn what_waiting_cannot_mend_is_not_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_that_is_closed_keeps_nobody_waiting() {
-    // Where connections are made and nobody answers.
+async fn closing_the_pool_ends_warm_up() {
+    // A listener that accepts connections and never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = silent.local_addr().expect("an address").port();
     let config = Config::from_url(&format!("postgres://app@127.0.0.1:{port}/shop")).expect("an address");
@@ -93,12 +93,12 @@ async fn a_pool_that_is_closed_keeps_nobody_waiting() {
         let pool = pool.clone();
         async move { pool.warm_up(PATIENCE).await }
     });
-    db_testkit::until("it dials", async || pool.stats().dialling == 1).await;
+    db_testkit::until("a dial has started", async || pool.stats().dialling == 1).await;
 
     let started = Instant::now();
     pool.close(PATIENCE).await;
 
-    let error = warming.await.expect("no panic").expect_err("it will never be warm");
-    assert!(error.to_string().ends_with("and the pool was closed"), "{error}");
+    let error = warming.await.expect("no panic").expect_err("the pool is closed");
+    assert!(error.to_string().ends_with("and the pool is closed"), "{error}");
     assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
 }

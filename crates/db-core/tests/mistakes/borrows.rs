@@ -1,4 +1,4 @@
-//! Does not compile: each line with `//~` has the error that it names.
+//! Does not compile: each line with `//~` has the named error.
 
 use db_core::{Error, Pool, Tx};
 
@@ -6,7 +6,7 @@ pub async fn a_commit_inside_of_the_closure(pool: &Pool) -> Result<(), Error> {
     pool.handle().tx(async |tx| tx.commit().await).await //~ error[E0507]: cannot move out of `*tx`
 }
 
-pub async fn the_transaction_while_a_part_of_it_is_open(tx: &mut Tx) -> Result<(), Error> {
+pub async fn the_transaction_while_its_savepoint_is_open(tx: &mut Tx) -> Result<(), Error> {
     let part = tx.savepoint().await?;
     sqlx::query("select 1").execute(&mut *tx).await?; //~ error[E0499]: cannot borrow `*tx` as mutable
     part.release().await

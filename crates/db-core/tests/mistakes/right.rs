@@ -1,4 +1,4 @@
-//! Compiles: what the mistakes beside this file are compared with.
+//! Compiles: the correct versions of the mistakes beside this file.
 
 use db_core::{Error, Pool, TxRetry, Session, TxOptions};
 use sqlx::PgConnection;

@@ -1,4 +1,4 @@
-//! Does not compile: each line with `//~` has the error that it names.
+//! Does not compile: each line with `//~` has the named error.
 
 use db_core::{Error, Pool, TxRetry, Tx, TxOptions};
 use sqlx::{Acquire, PgConnection, PgPool, Postgres};

@@ -120,7 +120,7 @@ async fn shutdown_closes_everything_and_says_what_it_could_not(db: TestDb) {
 
     assert!(layer.closing().is_cancelled());
     assert!(report.bus_closed && report.api.is_clean() && !report.backend.in_time, "{report:?}");
-    assert!(report.backend.cut[0].at.to_string().starts_with(file!()), "{report:?}");
+    assert!(report.backend.aborted[0].at.to_string().starts_with(file!()), "{report:?}");
     let refused = layer.api().acquire().await.expect_err("closed");
     assert!(refused.is_closed(), "{refused}");
 
@@ -174,7 +174,7 @@ async fn further_pools_are_found_by_their_names_and_closed_with_the_others(db: T
     let held = gc.acquire().await.expect("its only connection");
     let report = layer.shutdown(Duration::from_millis(300)).await;
     assert!(
-        report.named[0].0 == "gc" && report.named[0].1.cut.len() == 1 && !report.is_clean(),
+        report.named[0].0 == "gc" && report.named[0].1.aborted.len() == 1 && !report.is_clean(),
         "{report:?}"
     );
     drop(held);

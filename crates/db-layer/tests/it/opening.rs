@@ -87,7 +87,7 @@ async fn started_before_the_server_it_is_done_when_the_server_has_recovered() {
 
     let opening = spawn(options(&config).await);
     let seen = |what: &str| log.lines_with(&["database not reached yet", &config.to_string(), what]);
-    until("nobody was there", async || seen("no server answers there").len() >= 2).await;
+    until("two attempts failed", async || seen("no server answers").len() >= 2).await;
     let starting = {
         let (data, go) = (data.clone(), go.clone());
         // The archive of a server that recovers from it: it has nothing, but takes its time to say so.
@@ -96,7 +96,7 @@ async fn started_before_the_server_it_is_done_when_the_server_has_recovered() {
             db_embedded::Server::kept(data).setting("restore_command", command).setting("hot_standby", "off");
         tokio::task::spawn_blocking(move || builder.start())
     };
-    until("it recovers", async || seen("the server is there but takes no connection now").len() >= 2).await;
+    until("it recovers", async || seen("the server is up but takes no connections now").len() >= 2).await;
     assert!(!opening.is_finished());
 
     fs::write(&go, "").expect("written");
@@ -203,7 +203,7 @@ async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
     let layer = joined(opening).await;
     assert!(up.elapsed() < Duration::from_secs(10), "{:?} after the server", up.elapsed());
     for step in ["step=\"migrate\"", "step=\"listen\""] {
-        assert!(!log.lines_with(&["interrupted, trying again", db.name(), step]).is_empty(), "{step}");
+        assert!(!log.lines_with(&["a step failed and is tried again", db.name(), step]).is_empty(), "{step}");
     }
     is_whole(layer, &db).await;
 }
@@ -236,7 +236,7 @@ async fn a_link_that_is_cut_at_any_statement_costs_one_more_attempt(_db: TestDb)
 
             let layer = joined(spawn(options)).await;
 
-            let lines = log.lines_with(&["interrupted, trying again", db.name()]);
+            let lines = log.lines_with(&["a step failed and is tried again", db.name()]);
             assert_eq!(lines.len(), 1, "{text}, {after}: {lines:?}");
             is_whole(layer, &db).await;
         }

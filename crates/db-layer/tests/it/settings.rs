@@ -130,7 +130,7 @@ fn each_bad_setting_is_named_and_never_its_value() {
     for (said, complaint) in [
         (
             &[][..],
-            "nothing says which database: set DATABASE_URL, or --postgres-database and what else differs of its parts",
+            "no database is configured: set DATABASE_URL, or --postgres-database and the other parts that differ from their defaults",
         ),
         (
             &[("database-url", "mysql://app:hunter2@db/shop")],
@@ -138,11 +138,11 @@ fn each_bad_setting_is_named_and_never_its_value() {
         ),
         (
             &[url, ("postgres-host", "hunter2"), ("postgres-port", "5432")],
-            "database-url says where the database is, and so does postgres-host and postgres-port: leave one out",
+            "database-url conflicts with postgres-host and postgres-port, since each gives the place of the database: remove one",
         ),
         (
             &[url, ("database-url-direct", "postgres://app:hunter2@db")],
-            "database-url-direct cannot be used: the database address names no database: add /name after the host",
+            "database-url-direct cannot be used: the database address has no database: add /name after the host",
         ),
         (
             &[("postgres-user", "app"), ("postgres-database", "shop"), ("postgres-port", "hunter2")],
@@ -150,7 +150,7 @@ fn each_bad_setting_is_named_and_never_its_value() {
         ),
         (
             &[("postgres-user", "app"), ("postgres-database", "shop"), ("postgres-host", "one,hunter2")],
-            "the host in the database address is a list: one host is supported",
+            "the host in the database address is a list, but only one host is supported",
         ),
         (
             &[("postgres-user", "app"), ("postgres-database", "shop"), ("postgres-sslmode", "hunter2")],
@@ -171,16 +171,16 @@ fn each_bad_setting_is_named_and_never_its_value() {
                 ("postgres-database", "shop"),
                 ("postgres-client-key", "-----BEGIN PRIVATE KEY-----hunter2"),
             ],
-            "postgres-client-key is of no use without --postgres-client-cert: give both",
+            "postgres-client-key needs --postgres-client-cert, too: give both",
         ),
         (
             &[("database-url", "postgres://app:hunter2@db/shop?pgbouncer=true")],
-            "database-url leads through a pooler (pgbouncer=true), and the bus and migrations need the server's own address: \
+            "database-url leads through a pooler (pgbouncer=true), but the bus and migrations need the server's own address: \
              set DATABASE_URL_DIRECT, too",
         ),
         (
             &[url, ("database-url-direct", "postgres://app:hunter2@db/shop?pgbouncer=true")],
-            "database-url-direct must lead to the server itself, and says pgbouncer=true",
+            "database-url-direct must lead to the server itself, but has pgbouncer=true",
         ),
         (
             &[("database-url", "postgres://app@db/shop?connection_limit=hunter2")],
@@ -189,7 +189,7 @@ fn each_bad_setting_is_named_and_never_its_value() {
         ),
         (
             &[("database-url", "postgres://app@db/shop?hunter=hunter2")],
-            "database-url cannot be used: the database address has a parameter `hunter` that is not known (known: \
+            "database-url cannot be used: the database address has an unknown parameter `hunter` (known: \
              application_name, channel_binding, connect_timeout, connection_limit, dbname, fallback_application_name, host, \
              keepalives_idle, lock_timeout, options, password, pgbouncer, pool_timeout, port, schema, search_path, sslcert, \
              sslkey, sslmode, sslrootcert, statement_timeout, user)",
@@ -209,11 +209,11 @@ fn each_bad_setting_is_named_and_never_its_value() {
         ),
         (
             &[url, ("encryption-key-base64", BASE64), ("encryption-key-hex", HEX)],
-            "encryption-key-hex gives the same key as encryption-key-base64: leave one out",
+            "encryption-key-hex gives the same key as encryption-key-base64: remove one",
         ),
         (
             &[url, ("old-encryption-key-hex", HEX)],
-            "old-encryption-key-hex is there without a new key: give that, too, as --encryption-key-base64",
+            "old-encryption-key-hex is given without a new key: set --encryption-key-base64, too",
         ),
     ] {
         let error = settings(said).options().expect_err(complaint);
@@ -311,7 +311,10 @@ fn a_password_that_scram_cannot_say_is_refused_by_the_name_of_who_said_it() {
     ] {
         let error = settings(said).options().expect_err(name).to_string();
 
-        assert!(error.starts_with(&format!("{name} cannot be used: the password cannot be said")), "{error}");
+        assert!(
+            error.starts_with(&format!("{name} cannot be used: the password cannot be used with SCRAM")),
+            "{error}"
+        );
         assert!(!error.contains("hunter2") && !error.contains('🦀'), "{error}");
     }
 }

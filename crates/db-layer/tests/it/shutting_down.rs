@@ -41,7 +41,7 @@ async fn what_never_ends_is_cut_and_named_and_takes_no_later_phase_its_time(db: 
 
     assert!(ended.service.is_none() && !ended.is_clean() && ended.exit_code() == 0, "{ended:?}");
     let closed = ended.closed.expect("nobody signalled again");
-    let [cut] = &closed.backend.cut[..] else { panic!("{closed:?}") };
+    let [cut] = &closed.backend.aborted[..] else { panic!("{closed:?}") };
     assert!(cut.at.to_string().starts_with(file!()), "{}", cut.at);
     assert!(cut.statement.as_ref().is_some_and(|(text, _)| text.contains("pg_sleep")), "{cut}");
     assert!(closed.backend.in_time && closed.api.is_clean() && closed.bus_closed, "{closed:?}");

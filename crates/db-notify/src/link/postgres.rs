@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::slice;
 use std::time::Duration;
 
-use db_core::connect::each_way;
+use db_core::connect::with_tls_fallback;
 use db_core::{Config, ConnectFailure, with_keepalive};
 use futures_util::FutureExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
@@ -87,7 +87,7 @@ impl Link for PostgresLink {
         // at the commit and stores none. So the commit need not wait for the disk.
         let options = self.options("notifier").options([("synchronous_commit", "off")]);
         let connecting = async {
-            let mut connection = each_way(&self.config, options).await?;
+            let mut connection = with_tls_fallback(&self.config, options).await?;
             connection.execute(NO_IDLE_TIMEOUT).await?;
             Ok(connection)
         };

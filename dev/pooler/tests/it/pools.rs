@@ -93,7 +93,7 @@ async fn one_that_does_not_follow_prepared_statements_is_refused_with_what_to_do
             "{error:?}"
         );
         assert!(
-            error.to_string().contains("from 1.21 on, with max_prepared_statements above 0"),
+            error.to_string().contains("PgBouncer 1.21 or later with max_prepared_statements above 0"),
             "{version:?}: {error}"
         );
         assert_eq!(error.attempts(), 1);
@@ -102,7 +102,7 @@ async fn one_that_does_not_follow_prepared_statements_is_refused_with_what_to_do
         let error = number(&pool, 1).await.expect_err("refused");
         let Error::Acquire(error) = error else { panic!("{error}") };
         assert_eq!(error.phase(), AcquirePhase::Dial);
-        assert!(error.to_string().contains("does not follow prepared statements"), "{version:?}: {error}");
+        assert!(error.to_string().contains("does not track prepared statements"), "{version:?}: {error}");
         // What the question prepared is not left to whoever has the session next.
         let mut stranger = bouncer.options().connect().await.expect("connected");
         let left = stranger.fetch_all(sqlx::raw_sql("select name from pg_prepared_statements")).await;
@@ -181,7 +181,7 @@ async fn in_session_mode_it_works_as_without_one_once_it_ignores_what_it_does_no
         let bouncer = builder.clone().start(&db).await.expect("a pooler");
         let strict = Pool::new(&config(&bouncer).with_pooler(Pooler::None), options(1));
         let error = number(&strict, 1).await.expect_err("refused").to_string();
-        assert!(error.contains("have it ignore that (ignore_startup_parameters)"), "{error}");
+        assert!(error.contains("list the parameter in its ignore_startup_parameters"), "{error}");
 
         // As the guide has it.
         let builder = builder.setting("ignore_startup_parameters", "extra_float_digits,options");
@@ -209,11 +209,11 @@ async fn what_needs_a_session_of_its_own_is_not_sent(db: TestDb) {
 
     for (statement, instead) in [
         ("listen a", "LISTEN needs a session of its own"),
-        ("select pg_advisory_lock(1)", "use one of the transaction, such as pg_advisory_xact_lock"),
+        ("select pg_advisory_lock(1)", "use a transaction-level lock, such as pg_advisory_xact_lock"),
         ("set search_path = pg_catalog", "use SET LOCAL in a transaction"),
         ("create temp table t (n int)", "with ON COMMIT DROP"),
-        ("prepare p as select 1", "leave preparing to the driver"),
-        ("declare c cursor with hold for select 1", "read it within the transaction"),
+        ("prepare p as select 1", "let the driver prepare statements"),
+        ("declare c cursor with hold for select 1", "read it inside the transaction"),
     ] {
         let refused = |error: Error| {
             assert!(matches!(error, Error::Pooler(_)), "{statement}: {error}");
@@ -501,7 +501,7 @@ async fn closing_waits_for_work_and_ends_nobody_elses_session(db: TestDb) {
 
     let closed = ours.close(Duration::from_millis(400)).await;
 
-    assert!(!closed.in_time && closed.cut.len() == 1, "{closed:?}");
+    assert!(!closed.in_time && closed.aborted.len() == 1, "{closed:?}");
     running.await.expect("no panic").expect("nobody cancelled it");
     assert_eq!(number(&theirs, 2).await.expect("an answer"), 2);
     let after: HashSet<i32> =

@@ -1,30 +1,31 @@
-//! What the state is told, and what it answers.
+//! The inputs and outputs of the state.
 
 use super::count::{Checkout, Dialling, Quarantined};
 
-/// Counters that go up when something is learnt about all connections at once. A connection remembers their values from when it was
-/// made or last checked.
+/// Counters that rise when something is learnt about all connections at once. A connection stores their values from its dial or its
+/// last check.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Epochs {
-    /// Losses of links. A connection of an older generation is verified before its next use.
+    /// Losses of links. A connection of an older generation is pinged before its next use.
     pub(crate) generation: u64,
-    /// The generation that began when a server was found to refuse writes. A connection of an older one is asked for its role, since
-    /// a demoted server answers pings.
+    /// The generation that began when a server was found to refuse writes. A connection of an older generation is asked for its role,
+    /// since a demoted server answers pings.
     pub(crate) roles: u64,
-    /// How often cached plans were found stale.
+    /// The number of times that cached plans were found stale.
     pub(crate) plans: u64,
-    /// How often types were found stale, or all connections evicted. A connection with a lower count is closed before its next use. `plans` goes up with each.
+    /// The number of times that types were found stale or all connections were evicted. A connection with a lower count is closed
+    /// before its next use. `plans` rises with it.
     pub(crate) types: u64,
 }
 
-/// What a connection must have to be handed out unchecked.
+/// The values that a connection needs to be handed out unchecked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Standard {
     pub(crate) generation: u64,
     pub(crate) plans: u64,
 }
 
-/// How many connections and callers there are.
+/// The numbers of connections and callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) open: u32,
@@ -46,7 +47,7 @@ pub(crate) enum Take<C> {
     Closed,
 }
 
-/// Whether a connection that comes back may serve again.
+/// Whether a returned connection may be used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wear {
     Usable,
@@ -56,7 +57,7 @@ pub(crate) enum Wear {
 
 /// Where a usable connection goes.
 #[derive(Debug)]
-#[must_use = "the connection is in here, unless it is idle"]
+#[must_use = "the connection is in this value, unless it is idle"]
 pub(crate) enum Place<C, W> {
     /// Into the idle stack.
     Idle,
@@ -66,11 +67,11 @@ pub(crate) enum Place<C, W> {
     Close(C, Quarantined),
 }
 
-/// Whether a session may still be at work when its link is lost.
+/// Whether a session may still run a statement when its link is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AtServer {
     Nothing,
-    /// A statement, which has to be ended. It takes a place until then.
+    /// A statement, whose session must be ended. It takes a slot until then.
     Statement,
 }
 
@@ -83,20 +84,20 @@ pub(crate) enum AfterFailure<W> {
     Stop(Vec<W>),
 }
 
-/// What an idle connection's times say.
+/// What an idle connection's times mean.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Age {
-    /// It is older than `max_lifetime`.
+    /// Older than `max_lifetime`.
     pub(crate) is_expired: bool,
-    /// It was not used for `idle_timeout`.
+    /// Not used for `idle_timeout`.
     pub(crate) is_unused: bool,
-    /// The server said nothing on it for `keepalive`.
+    /// No answer from the server for `keepalive`.
     pub(crate) is_silent: bool,
 }
 
-/// What an event asks the driver to do.
+/// What the driver must do after an event.
 #[derive(Debug)]
-#[must_use = "connections and callers are in here"]
+#[must_use = "connections and callers are in this value"]
 pub(crate) struct Actions<C, W> {
     pub(crate) close: Vec<(C, Quarantined)>,
     pub(crate) verify: Vec<(C, Quarantined)>,
@@ -112,11 +113,11 @@ impl<C, W> Default for Actions<C, W> {
 
 /// The loss of a link.
 #[derive(Debug)]
-#[must_use = "connections are in here"]
+#[must_use = "connections are in this value"]
 pub(crate) struct Loss<C, W> {
-    /// The lost connection's session, which has to be ended at the server.
+    /// The lost connection's session, which must be ended at the server.
     pub(crate) orphan: Option<Quarantined>,
-    /// No loss was known that is as recent as this one: other links may be lost as well.
+    /// The first loss of its generation: other links may be lost as well.
     pub(crate) is_news: bool,
     pub(crate) actions: Actions<C, W>,
 }

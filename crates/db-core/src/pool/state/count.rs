@@ -1,9 +1,9 @@
-//! Counts that only their tokens move.
+//! Counts that only their tokens change.
 
 use std::marker::PhantomData;
 use std::thread;
 
-/// How many tokens of one kind are out. Nothing else raises or lowers the number.
+/// The number of existing tokens of one kind. Only tokens change it.
 #[derive(Debug)]
 pub(super) struct Count<K>(u32, PhantomData<K>);
 
@@ -29,15 +29,14 @@ impl<K> Count<K> {
     }
 }
 
-/// One unit of a [`Count`], as a value without a size. Its owner gives it back to the pool's state: a token that is dropped
-/// would be counted for ever.
+/// One unit of a [`Count`], zero-sized. Its owner must return it to the pool's state: a dropped token would stay counted.
 #[derive(Debug)]
-#[must_use = "a token is counted until the state has it back"]
+#[must_use = "a token is counted until it is returned to the state"]
 pub(crate) struct Token<K>(PhantomData<K>);
 
 impl<K> Drop for Token<K> {
     fn drop(&mut self) {
-        debug_assert!(thread::panicking(), "a token was dropped that is still counted");
+        debug_assert!(thread::panicking(), "a token was dropped while it was still counted");
     }
 }
 
@@ -49,23 +48,23 @@ pub(crate) enum InUse {}
 #[derive(Debug)]
 pub(crate) enum Dials {}
 
-/// A connection is with a task that verifies, repairs or closes it.
+/// A connection is pinged, repaired or closed by a task.
 #[derive(Debug)]
 pub(crate) enum Repairs {}
 
-/// Of those in repair, one that takes long.
+/// A repair among those takes long.
 #[derive(Debug)]
 pub(crate) enum SlowRepairs {}
 
-/// What comes with a connection that is in use.
+/// The token of a connection in use.
 pub(crate) type Checkout = Token<InUse>;
 
-/// What comes with an attempt to dial.
+/// The token of a dial.
 pub(crate) type Dialling = Token<Dials>;
 
-/// What comes with a connection that is out of use: it is verified, repaired or closed.
+/// The token of a connection out of use, which is pinged, repaired or closed.
 #[derive(Debug)]
-#[must_use = "a token is counted until the state has it back"]
+#[must_use = "a token is counted until it is returned to the state"]
 pub(crate) struct Quarantined {
     pub(super) repair: Token<Repairs>,
     pub(super) slow: Option<Token<SlowRepairs>>,
@@ -76,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_is_the_number_of_tokens_that_are_out() {
+    fn a_count_is_the_number_of_existing_tokens() {
         let mut count = Count::<InUse>::default();
         let (one, other) = (count.enter(), count.enter());
         assert_eq!(count.get(), 2);
@@ -88,14 +87,14 @@ mod tests {
     }
 
     #[test]
-    fn tokens_take_no_room() {
+    fn tokens_are_zero_sized() {
         assert_eq!(size_of::<(Checkout, Dialling)>(), 0);
     }
 
     #[test]
     #[cfg(debug_assertions)]
     #[should_panic(expected = "still counted")]
-    fn a_token_that_is_dropped_is_noticed() {
+    fn a_dropped_token_panics_in_debug_builds() {
         drop(Count::<InUse>::default().enter());
     }
 }

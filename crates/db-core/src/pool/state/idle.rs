@@ -1,14 +1,14 @@
-//! Connections that wait for their next use.
+//! The stack of idle connections.
 
-/// A worker looks for a connection of its own among this number of entries at the top.
+/// How many entries from the top a worker searches for a connection of its own.
 const REACH: usize = 4;
 
-/// A stack: the connection given back last is taken first. Near the top, a worker prefers the connection that it gave back itself: the
-/// connection's server process runs on the worker's processor, with warm caches, and the answer is often there before the worker
-/// begins to wait for it.
+/// A stack: the most recently returned connection is taken first. Near the top, a worker prefers a connection that it returned itself:
+/// that connection's server process ran for the worker before, with warm caches, and its answer often arrives before the worker
+/// starts to wait.
 #[derive(Debug)]
 pub(super) struct IdleStack<T> {
-    /// From the connection not used for longest to the one given back last.
+    /// From the least to the most recently returned connection.
     entries: Vec<(Worker, T)>,
 }
 
@@ -39,12 +39,12 @@ impl<T> IdleStack<T> {
         }
     }
 
-    /// Takes `count` entries, first those that were not used for longest.
+    /// Takes `count` entries, the least recently used first.
     pub(super) fn drain(&mut self, count: usize) -> Vec<T> {
         self.entries.drain(..count).map(|(_, idle)| idle).collect()
     }
 
-    /// Takes all entries that are not wanted, in their order.
+    /// Removes and returns all entries that are not wanted, in their order.
     pub(super) fn remove_unless(&mut self, mut is_wanted: impl FnMut(&T) -> bool) -> Vec<T> {
         let removed = self.entries.extract_if(.., |(_, idle)| !is_wanted(idle));
         removed.map(|(_, idle)| idle).collect()
@@ -79,18 +79,18 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_takes_what_it_gave_back_itself_before_what_others_did() {
+    fn a_worker_prefers_connections_that_it_returned() {
         let mut stack = stack([(ONE, 0), (ONE, 1), (OTHER, 2), (OTHER, 3)]);
 
         assert_eq!(stack.pop(ONE), Some(1));
         assert_eq!(stack.pop(OTHER), Some(3));
         assert_eq!(stack.pop(ONE), Some(0));
-        assert_eq!(stack.pop(ONE), Some(2), "others' rather than none");
+        assert_eq!(stack.pop(ONE), Some(2), "another worker's rather than none");
         assert_eq!(stack.pop(ONE), None);
     }
 
     #[test]
-    fn what_lies_deep_in_the_stack_is_left_to_idle() {
+    fn a_workers_own_connection_deep_in_the_stack_is_not_taken() {
         let others = (1..=4).map(|n| (OTHER, n));
         let mut stack = stack([(ONE, 0)].into_iter().chain(others));
 
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn those_not_used_for_longest_go_first() {
+    fn the_least_recently_used_go_first() {
         let mut stack = stack((0..5).map(|n| (ONE, n)));
 
         assert_eq!(stack.drain(2), [0, 1]);
@@ -107,9 +107,9 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_itself_and_no_other() {
+    fn each_thread_is_a_worker_of_its_own() {
         let here = Worker::here();
-        let there = std::thread::spawn(Worker::here).join().expect("a thread that tells where it is");
+        let there = std::thread::spawn(Worker::here).join().expect("the thread's worker");
 
         assert_eq!(here, Worker::here());
         assert_ne!(here, there);

@@ -1,7 +1,7 @@
-//! Random orders of events, and a model that says what the state must answer.
+//! Random sequences of events, and a model of what the state must return for each.
 //!
-//! The model holds everything that the state has handed out, and knows each connection and each caller by a number. Nothing here is
-//! I/O, so 100 000 events take a few seconds. A failure prints the seed and the shortest list of events that fails:
+//! The model holds everything that the state has handed out, and identifies connections and callers by numbers. Nothing here does
+//! I/O, so 100 000 events take a few seconds. A failure prints the seed and the shortest failing list of events:
 //!
 //! ```sh
 //! POOL_MODEL_SEED=… cargo test -p db-core --lib model
@@ -24,7 +24,7 @@ use super::*;
 /// Events of one run, on average.
 const LENGTH: usize = 200;
 
-/// What happens. Numbers pick one of what is there, modulo its count; where there is none, nothing happens.
+/// An event. Its numbers select an item modulo the count of items; without items, nothing happens.
 #[derive(Debug, Clone)]
 enum Event {
     Take,
@@ -44,7 +44,7 @@ enum Event {
     Demoted(usize),
     PlansStale,
     TypesStale(usize),
-    /// Of the idle connections, those are expired, unused or silent whose number is divided by these.
+    /// The idle connections whose number is divisible by these are expired, unused or silent.
     TimePassed {
         expired: u64,
         unused: u64,
@@ -56,12 +56,12 @@ enum Event {
 
 type IsFinal = bool;
 
-/// What the dials since the last success have met.
+/// The outcome of the dials since the last success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Server {
     Answers,
     Fails,
-    /// It has refused a login for good, so that nothing is dialled for `min_idle` for some time.
+    /// The server refused a login permanently, so nothing is dialled for `min_idle` for some time.
     Refuses,
 }
 
@@ -105,7 +105,7 @@ fn limits() -> impl Strategy<Value = Limits> {
     })
 }
 
-/// A connection. It cannot be copied.
+/// A connection, which cannot be copied.
 #[derive(Debug)]
 struct Conn {
     number: u64,
@@ -117,8 +117,8 @@ type Caller = u64;
 
 type Outcome = Result<(), TestCaseError>;
 
-/// Where everything is, in the model's own books. What the state hands out is noted before anything is compared: a token must not be
-/// dropped.
+/// The model's own record of where everything is. Everything that the state hands out is stored before any assertion, since a token
+/// must not be dropped.
 struct Model {
     state: PoolState<Conn, Caller>,
     now: Instant,
@@ -127,7 +127,7 @@ struct Model {
     /// The numbers of the connections that the state holds.
     idle: BTreeSet<u64>,
     in_use: Vec<(Conn, Checkout)>,
-    /// `None` where only the session at the server is left.
+    /// `None` if only the session at the server is left.
     quarantined: Vec<(Option<Conn>, Quarantined)>,
     dialling: Vec<Dialling>,
     queue: VecDeque<(Caller, Ticket)>,
@@ -143,7 +143,7 @@ struct Model {
 }
 
 impl Drop for Model {
-    /// After a failure, what is still out is not given back.
+    /// Forgets the tokens that a failed run still holds.
     fn drop(&mut self) {
         std::mem::forget(std::mem::take(&mut self.in_use));
         std::mem::forget(std::mem::take(&mut self.quarantined));
@@ -187,22 +187,22 @@ impl Model {
         self.quarantined.iter().filter(|(_, quarantined)| quarantined.slow.is_some()).count()
     }
 
-    /// Connections that are open or on their way.
+    /// Connections that are open or being dialled.
     fn sum(&self) -> usize {
         self.in_use.len() + self.idle.len() + self.quarantined.len() + self.dialling.len()
     }
 
-    /// How many of them count against the limit.
+    /// The number of them that count against the limit.
     fn claimed(&self) -> usize {
         self.sum() - self.slow().min(EXTRA as usize)
     }
 
-    /// Lets an event happen, and compares what the state makes of it.
+    /// Applies an event, and checks the state's reaction.
     fn step(&mut self, event: &Event) -> Outcome {
         let before = self.sum();
         self.happen(event)?;
-        let most = self.limit() + EXTRA as usize;
-        prop_assert!(before <= most || self.sum() <= before, "above the limit, the sum only falls");
+        let max = self.limit() + EXTRA as usize;
+        prop_assert!(before <= max || self.sum() <= before, "above the limit, the sum only falls");
         self.agree()
     }
 
@@ -211,7 +211,7 @@ impl Model {
             Event::Take => self.take(),
             Event::Leave(pick) => {
                 if let Some(pick) = picked(pick, self.queue.len()) {
-                    let (_, ticket) = self.queue.remove(pick).expect("it is there");
+                    let (_, ticket) = self.queue.remove(pick).expect("a picked waiter");
                     self.state.leave(ticket);
                 }
                 Ok(())
@@ -259,8 +259,8 @@ impl Model {
             Event::DialFailed(pick, is_final) => self.dial_failed(pick, is_final),
             Event::PauseEnded(pick) => {
                 if let Some(dialling) = remove(&mut self.dialling, pick) {
-                    let goes_on = self.state.pause_ended(dialling);
-                    self.dialling.extend(goes_on);
+                    let continues = self.state.pause_ended(dialling);
+                    self.dialling.extend(continues);
                 }
                 Ok(())
             }
@@ -418,7 +418,7 @@ impl Model {
     }
 
     fn types_stale(&mut self, pick: usize) -> Outcome {
-        // Reported by a new connection, or by one of before.
+        // Reported by a connection of the current count or of the previous one.
         let types = self.types.saturating_sub(u64::from(pick % 2 == 1));
         let is_news = types == self.types;
         let actions = self.state.types_stale(types);
@@ -429,7 +429,7 @@ impl Model {
         Ok(())
     }
 
-    /// A connection that came back has its place.
+    /// Records the place of a returned connection.
     fn placed(&mut self, number: u64, place: Place<Conn, Caller>, wear: Wear) -> Outcome {
         let is_over = self.in_use.len() + self.idle.len() >= self.limit();
         let max_idle = self.limits.max_idle.unwrap_or(u32::MAX).max(self.limits.min_idle) as usize;
@@ -490,7 +490,7 @@ impl Model {
         Ok(())
     }
 
-    /// Dials are begun.
+    /// Records started dials.
     fn begun(&mut self, dials: Vec<Dialling>) -> Outcome {
         if dials.is_empty() {
             return Ok(());
@@ -500,11 +500,11 @@ impl Model {
         prop_assert!(self.claimed() <= self.limit(), "dials above the limit");
         prop_assert!(self.sum() <= self.limit() + EXTRA as usize, "dials above the limit and the extra");
         let wanted = self.queue.len().max(self.limits.min_idle as usize);
-        prop_assert!(self.dialling.len() <= wanted, "dials that nobody wants");
+        prop_assert!(self.dialling.len() <= wanted, "more dials than wanted");
         Ok(())
     }
 
-    /// Idle connections above the limits are gone.
+    /// Checks that no idle connection is above the limits.
     fn is_trimmed(&self) -> Outcome {
         let max_idle = self.limits.max_idle.unwrap_or(u32::MAX).max(self.limits.min_idle) as usize;
         prop_assert!(self.idle.len() <= max_idle);
@@ -523,11 +523,11 @@ impl Model {
     fn dials_at_least(&self, wanted: usize) -> Outcome {
         let room = self.limit().saturating_sub(self.claimed() - self.dialling.len());
         let wanted = if self.server == Server::Answers { wanted } else { wanted.min(1) };
-        prop_assert!(self.dialling.len() >= wanted.min(room), "there is room for a dial that is wanted");
+        prop_assert!(self.dialling.len() >= wanted.min(room), "a wanted dial was not started");
         Ok(())
     }
 
-    /// What holds after each event.
+    /// Checks what must hold after each event.
     fn agree(&self) -> Outcome {
         let counts = Counts {
             open: u32::try_from(self.dialled - self.closed).expect("few"),
@@ -553,7 +553,7 @@ impl Model {
         Ok(())
     }
 
-    /// Lets everything come to a good end: each caller is served. Then the pool closes: nothing is left.
+    /// Serves every caller, then closes the pool, and checks that nothing is left.
     fn finish(&mut self) -> Outcome {
         let usable = Wear::Usable;
         for _ in 0..=4 * self.queue.len() + 4 {
@@ -597,10 +597,10 @@ fn from_environment<T: FromStr>(name: &str) -> Option<T> {
 }
 
 #[test]
-fn every_order_of_events_keeps_the_rules_of_the_pool() {
+fn every_sequence_of_events_keeps_the_rules_of_the_pool() {
     let seed = from_environment("POOL_MODEL_SEED").unwrap_or_else(|| fastrand::u64(..));
     let steps = from_environment("POOL_MODEL_STEPS").unwrap_or(100_000u64);
-    // Events before the first failure. What comes later looks for the shortest list.
+    // The number of events before the first failure. Later runs only shrink the list.
     let (taken, has_passed) = (Cell::new(0u64), Cell::new(true));
     let is_first = Cell::new(true);
     let run = |(limits, is_asleep, events): (Limits, bool, Vec<Event>)| {

@@ -1,4 +1,4 @@
-//! Callers that wait for a connection, first come, first served.
+//! The queue of callers, first come, first served.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
-/// Waiters by their tickets, which are given out in order.
+/// Waiters by ticket. Tickets are numbered in order.
 #[derive(Debug)]
 pub(super) struct Queue<W> {
     waiters: BTreeMap<Ticket, W>,
@@ -35,12 +35,12 @@ impl<W> Queue<W> {
         ticket
     }
 
-    /// Takes the waiter that came first.
+    /// Takes the waiter that has waited longest.
     pub(super) fn pop(&mut self) -> Option<W> {
         self.waiters.pop_first().map(|(_, waiter)| waiter)
     }
 
-    /// Removes a waiter that may have been served already.
+    /// Removes a waiter, if it was not served yet.
     pub(super) fn remove(&mut self, ticket: Ticket) {
         self.waiters.remove(&ticket);
     }

@@ -1,4 +1,4 @@
-//! The settings that say where the database is, and which parts of an address they are.
+//! The settings of the database's address, and the address's parameters that they stand for.
 
 use super::super::Setting;
 use crate::config::LIBPQ;
@@ -7,7 +7,7 @@ pub(super) static URL: Setting = Setting {
     name: "database-url",
     value: "URL",
     default: None,
-    help: "The database's address, postgres://role:password@host:port/database. Instead of the parts that follow.",
+    help: "The database's address, postgres://role:password@host:port/database. It replaces the parts below.",
     change: "Always, in production.",
     is_secret: true,
 };
@@ -16,8 +16,8 @@ pub(super) static DIRECT: Setting = Setting {
     name: "database-url-direct",
     value: "URL",
     default: None,
-    help: "The address past a connection pooler such as PgBouncer: for what needs a session of its own (LISTEN, migrations). \
-           Without it, the same as the other.",
+    help: "The address that bypasses a connection pooler such as PgBouncer, for sessions that need LISTEN or run migrations. Without \
+           it, DATABASE_URL.",
     change: "Whenever DATABASE_URL leads through a pooler in transaction mode.",
     is_secret: true,
 };
@@ -27,7 +27,7 @@ pub(super) static HOST: Setting = Setting {
     value: "HOST",
     default: Some("127.0.0.1"),
     help: "The server's name or address, or the folder of its Unix socket.",
-    change: "When the server is elsewhere, and the address is not given whole.",
+    change: "When the server is on another machine and DATABASE_URL is not set.",
     is_secret: false,
 };
 
@@ -44,8 +44,8 @@ pub(super) static USER: Setting = Setting {
     name: "postgres-user",
     value: "ROLE",
     default: None,
-    help: "The role to log in as. Without it, PGUSER, else the name of the operating system's user.",
-    change: "Always: a role of the service's own, which owns no more than it needs.",
+    help: "The role to log in as. Without it, PGUSER, else the operating system's user.",
+    change: "Always: use a role of the service's own with the fewest rights it needs.",
     is_secret: false,
 };
 
@@ -54,7 +54,7 @@ pub(super) static PASSWORD: Setting = Setting {
     value: "PASSWORD",
     default: None,
     help: "The role's password. Without it, PGPASSWORD.",
-    change: "When the server asks for one; better by the environment than by the flag.",
+    change: "When the server asks for one. Prefer the environment to the flag.",
     is_secret: true,
 };
 
@@ -63,7 +63,7 @@ pub(super) static NAME: Setting = Setting {
     value: "NAME",
     default: None,
     help: "The database's name.",
-    change: "Always, if the address is not given whole.",
+    change: "Always, if DATABASE_URL is not set.",
     is_secret: false,
 };
 
@@ -72,8 +72,8 @@ pub(super) static SSLMODE: Setting = Setting {
     value: "MODE",
     default: None,
     help: "disable, allow, prefer, require, verify-ca or verify-full. Without it, verify-full for a server on another machine, \
-           and prefer for one on this. A Unix socket has no TLS.",
-    change: "When the server has no certificate that can be verified, in a network that you trust.",
+           and prefer for a server on this machine. A Unix socket has no TLS.",
+    change: "When the server has no verifiable certificate and you trust the network.",
     is_secret: false,
 };
 
@@ -81,8 +81,8 @@ pub(super) static CA: Setting = Setting {
     name: "postgres-ca-cert",
     value: "FILE",
     default: None,
-    help: "The authority whose certificates are trusted beside the operating system's, as PEM or the path of a file; system for \
-           those alone. Without it, PGSSLROOTCERT.",
+    help: "An authority to trust besides the operating system's, as PEM or a file path; system for the operating system's \
+           only. Without it, PGSSLROOTCERT.",
     change: "When the server's certificate is signed by an authority of your own.",
     is_secret: false,
 };
@@ -91,7 +91,7 @@ pub(super) static CERT: Setting = Setting {
     name: "postgres-client-cert",
     value: "FILE",
     default: None,
-    help: "The certificate to show to the server, as PEM or the path of a file. Without it and its key, PGSSLCERT.",
+    help: "The client's certificate, as PEM or a file path. Without it and its key, PGSSLCERT.",
     change: "When the server asks for one (clientcert in pg_hba.conf).",
     is_secret: false,
 };
@@ -100,8 +100,8 @@ pub(super) static KEY: Setting = Setting {
     name: "postgres-client-key",
     value: "FILE",
     default: None,
-    help: "The key of that certificate, as PEM or the path of a file. Without both, PGSSLKEY.",
-    change: "Together with the certificate.",
+    help: "The key of the client's certificate, as PEM or a file path. Without both, PGSSLKEY.",
+    change: "Together with POSTGRES_CLIENT_CERT.",
     is_secret: true,
 };
 
@@ -109,17 +109,16 @@ pub(super) static OPTIONS: Setting = Setting {
     name: "postgres-options",
     value: "OPTIONS",
     default: None,
-    help: "What each session is told when it begins, as -c name=value -c name=value. PGOPTIONS is heard in its place, and not \
-           beside it.",
-    change: "When a setting of the server's, such as search_path, is to be another for this service, and cannot be set for its role.",
+    help: "Server settings for each session, as -c name=value -c name=value. It replaces PGOPTIONS.",
+    change: "When this service needs another value of a server setting, such as search_path, and it cannot be set for the role.",
     is_secret: false,
 };
 
-/// Where the database is.
+/// The settings of the database's address.
 pub static DATABASE: [&Setting; 12] =
     [&URL, &DIRECT, &HOST, &PORT, &USER, &PASSWORD, &NAME, &SSLMODE, &CA, &CERT, &KEY, &OPTIONS];
 
-/// What an address says in one, in the order of its parts, and as which parameter.
+/// The settings that `DATABASE_URL` replaces, in URL order, with the parameter that each stands for.
 pub(super) static PARTS: [(&Setting, &str); 10] = [
     (&HOST, "host"),
     (&PORT, "port"),
@@ -133,19 +132,19 @@ pub(super) static PARTS: [(&Setting, &str); 10] = [
     (&OPTIONS, "options"),
 ];
 
-/// The settings that libpq has a variable for, with its name.
+/// The settings for which libpq has a variable, with the variable's name.
 pub(in crate::settings) fn libpq() -> impl Iterator<Item = (&'static Setting, &'static str)> {
     PARTS.iter().filter_map(|(part, parameter)| {
         LIBPQ.iter().find(|(of, _)| of == parameter).map(|(_, variable)| (*part, *variable))
     })
 }
 
-/// Whether it says where a database is, and not how to log in to it.
+/// Whether the setting is part of the place, not of the login.
 pub(super) fn is_place(part: &Setting) -> bool {
     [&HOST, &PORT, &NAME].iter().any(|place| place.name == part.name)
 }
 
-/// A certificate and its key, which come from one place.
+/// A certificate and its key, which must come from one source.
 pub(super) static PAIR: [&Setting; 2] = [&CERT, &KEY];
 pub(super) static PAIR_PARAMETERS: [&str; 2] = ["sslcert", "sslkey"];
 

@@ -1,4 +1,4 @@
-//! Pools that close while something is wrong.
+//! Closing a pool during faults.
 
 use std::time::{Duration, Instant};
 
@@ -6,12 +6,12 @@ use db_core::{AcquirePhase, Class, Error, Pool};
 use db_testkit::{Proxy, TestDb, until};
 
 use super::panics;
-use super::stage::{Gate, HANGS, SLACK, ends, fill, options, stage, until_at_rest, until_control};
+use super::stage::{Gate, HANGS, SLACK, ends, fill, options, stage, until_control, until_quiet};
 
-/// Time enough to finish.
+/// More time than the work needs.
 const AMPLE: Duration = Duration::from_secs(15);
 
-/// Waits until the pool takes no more callers, and shows that it says so at once.
+/// Waits until the pool refuses callers, and asserts that it does so with `Closed`.
 async fn until_refusing(pool: &Pool) {
     until("the pool is closed", async || match pool.handle().acquire().await {
         Ok(_) => false,
@@ -24,19 +24,19 @@ async fn until_refusing(pool: &Pool) {
 }
 
 #[db_testkit::test]
-async fn a_statement_that_does_not_end_is_cancelled_and_its_line_is_named(db: TestDb) {
+async fn a_statement_that_does_not_end_is_cancelled_and_its_call_site_reported(db: TestDb) {
     let (_proxy, pool) = stage(&db, options(2));
     fill(&pool).await;
     let sleep =
         |handle: db_core::Handle| async move { sqlx::query("select pg_sleep(60)").execute(handle).await };
-    // The connection for cancelling is there already: half a second after the cancel, the session would be ended.
-    let cut_off = tokio::spawn(sleep(pool.handle()));
-    db.until_sessions("it runs", |all| all.iter().any(db_testkit::Session::is_sleeping)).await;
-    cut_off.abort();
-    until("it is cancelled", async || pool.stats().totals.repaired == 1).await;
+    // Opens the control connection: without it, the session would be ended half a second after the cancel.
+    let abandoned = tokio::spawn(sleep(pool.handle()));
+    db.until_sessions("the statement runs", |all| all.iter().any(db_testkit::Session::is_sleeping)).await;
+    abandoned.abort();
+    until("the statement is cancelled", async || pool.stats().totals.repaired == 1).await;
     let (line, handle) = (line!(), pool.handle());
     let statement = tokio::spawn(sleep(handle));
-    db.until_sessions("it runs", |all| all.iter().any(db_testkit::Session::is_sleeping)).await;
+    db.until_sessions("the statement runs", |all| all.iter().any(db_testkit::Session::is_sleeping)).await;
     let begun = Instant::now();
 
     let deadline = Duration::from_secs(4);
@@ -44,17 +44,17 @@ async fn a_statement_that_does_not_end_is_cancelled_and_its_line_is_named(db: Te
 
     assert!(begun.elapsed() < deadline, "{:?}", begun.elapsed());
     assert!(closed.in_time && !closed.is_clean(), "{closed:?}");
-    let [cut] = &closed.cut[..] else { panic!("{closed:?}") };
-    assert_eq!(cut.at.to_string(), format!("{}:{line}", file!()));
-    assert!(cut.to_string().contains("select pg_sleep"), "{cut}");
-    let error = Error::from(statement.await.expect("no panic").expect_err("it was cancelled"));
+    let [holder] = &closed.aborted[..] else { panic!("{closed:?}") };
+    assert_eq!(holder.at.to_string(), format!("{}:{line}", file!()));
+    assert!(holder.to_string().contains("select pg_sleep"), "{holder}");
+    let error = Error::from(statement.await.expect("no panic").expect_err("the statement was cancelled"));
     assert_eq!((error.class(), error.sqlstate().as_deref()), (Class::TimedOut, Some("57014")), "{error:?}");
-    db.until_sessions("none is left", <[_]>::is_empty).await;
+    db.until_sessions("no session is left", <[_]>::is_empty).await;
     panics::assert_none();
 }
 
-/// Closes a pool with a statement under way and another connection idle, over a link that says nothing any more.
-async fn ends_in_time_in_spite_of(db: &TestDb, fault: fn(&Proxy)) {
+/// Closes a pool with a running statement and an idle connection over a silent link.
+async fn closes_in_time_despite(db: &TestDb, fault: fn(&Proxy)) {
     let (proxy, pool) = stage(db, options(2));
     fill(&pool).await;
     let gate = Gate::shut(db).await;
@@ -69,25 +69,25 @@ async fn ends_in_time_in_spite_of(db: &TestDb, fault: fn(&Proxy)) {
 
     let took = begun.elapsed();
     assert!(took < deadline * 2, "{took:?}");
-    assert!(!closed.in_time && closed.cut.len() == 1, "{closed:?}");
-    // Whoever was at work still ends, and closing can be waited for again.
+    assert!(!closed.in_time && closed.aborted.len() == 1, "{closed:?}");
+    // The running statement still ends, and `close` can be called again.
     statement.abort();
     gate.open().await;
     proxy.heal();
     assert!(ends(pool.close(AMPLE)).await.is_clean());
-    until_at_rest(&pool).await;
+    until_quiet(&pool).await;
     assert_eq!(pool.stats().open, 0);
     panics::assert_none();
 }
 
 #[db_testkit::test]
 async fn in_a_black_hole_a_pool_closes_within_its_deadline(db: TestDb) {
-    ends_in_time_in_spite_of(&db, Proxy::black_hole).await;
+    closes_in_time_despite(&db, Proxy::black_hole).await;
 }
 
 #[db_testkit::test]
 async fn with_a_frozen_server_a_pool_closes_within_its_deadline(db: TestDb) {
-    ends_in_time_in_spite_of(&db, Proxy::freeze).await;
+    closes_in_time_despite(&db, Proxy::freeze).await;
 }
 
 #[db_testkit::test]
@@ -102,10 +102,10 @@ async fn a_statement_whose_link_froze_does_not_outlive_its_pool(db: TestDb) {
 
     let closed = ends(pool.close(Duration::from_secs(3))).await;
 
-    // Beside the link that is frozen, the server can be told.
-    assert_eq!(closed.cut.len(), 1, "{closed:?}");
+    // The control connection is opened anew and bypasses the frozen link.
+    assert_eq!(closed.aborted.len(), 1, "{closed:?}");
     db.until_quiet().await;
-    db.until_sessions("none is left", <[_]>::is_empty).await;
+    db.until_sessions("no session is left", <[_]>::is_empty).await;
     statement.abort();
 }
 
@@ -115,7 +115,7 @@ async fn a_dial_into_a_black_hole_does_not_keep_a_pool_open(db: TestDb) {
     proxy.black_hole();
     let handle = pool.handle();
     let waiting = tokio::spawn(async move { handle.acquire().await });
-    until("it is being dialled", async || proxy.accepted() > 0).await;
+    until("a dial has started", async || proxy.accepted() > 0).await;
     let begun = Instant::now();
 
     let closed = ends(pool.close(AMPLE)).await;
@@ -123,7 +123,7 @@ async fn a_dial_into_a_black_hole_does_not_keep_a_pool_open(db: TestDb) {
     assert!(begun.elapsed() < SLACK, "{:?}", begun.elapsed());
     assert!(closed.is_clean(), "{closed:?}");
     assert!(waiting.await.expect("no panic").expect_err("closed").is_closed());
-    until_at_rest(&pool).await;
+    until_quiet(&pool).await;
 }
 
 #[db_testkit::test]
@@ -140,7 +140,7 @@ async fn idle_connections_in_a_black_hole_do_not_keep_a_pool_open(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn work_that_ends_in_time_is_not_cut(db: TestDb) {
+async fn work_that_ends_in_time_is_not_aborted(db: TestDb) {
     let (_proxy, pool) = stage(&db, options(1));
     let gate = Gate::shut(&db).await;
     let statement = ends(sqlx::query(Gate::WAIT).execute(pool.handle()));
@@ -155,27 +155,27 @@ async fn work_that_ends_in_time_is_not_cut(db: TestDb) {
 
     let (result, closed) = tokio::join!(statement, closing);
 
-    result.expect("it had its time");
+    result.expect("the statement ended in time");
     assert!(closed.is_clean(), "{closed:?}");
-    db.until_sessions("none is left", <[_]>::is_empty).await;
+    db.until_sessions("no session is left", <[_]>::is_empty).await;
 }
 
 #[db_testkit::test]
-async fn those_who_wait_are_sent_away_at_once(db: TestDb) {
+async fn waiting_callers_are_refused_at_once(db: TestDb) {
     let (_proxy, pool) = stage(&db, options(1));
-    let held = ends(pool.handle().acquire()).await.expect("the only one");
+    let held = ends(pool.handle().acquire()).await.expect("the only connection");
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let handle = pool.handle();
         waiting.spawn(async move { handle.acquire().await });
     }
-    until("they wait", async || pool.stats().waiting == 20).await;
+    until("all callers wait", async || pool.stats().waiting == 20).await;
     let closing = {
         let pool = pool.clone();
         tokio::spawn(async move { pool.close(HANGS).await })
     };
 
-    let answers = tokio::time::timeout(SLACK, waiting.join_all()).await.expect("at once");
+    let answers = tokio::time::timeout(SLACK, waiting.join_all()).await.expect("answers at once");
 
     for answer in answers {
         let error = answer.expect_err("closed");
@@ -184,8 +184,8 @@ async fn those_who_wait_are_sent_away_at_once(db: TestDb) {
         assert!(error.class() == Class::Other && !error.is_transient(), "{error}");
         assert_eq!(error.retry_after(), None);
     }
-    assert!(!closing.is_finished(), "one is still out");
+    assert!(!closing.is_finished(), "a connection is still in use");
     drop(held);
     assert!(ends(closing).await.expect("no panic").is_clean());
-    until_at_rest(&pool).await;
+    until_quiet(&pool).await;
 }

@@ -9,7 +9,7 @@ use db_embedded::{Released, Server};
 use db_testkit::{Stop, TestDb, TestServer, until};
 
 use super::stage::{
-    Gate, LONG, SLACK, ask, ends, fill, hasty, options, pool, recovers, rows, table, take_all, until_at_rest,
+    Gate, LONG, SLACK, ask, ends, fill, hasty, options, pool, recovers, rows, table, take_all, until_quiet,
 };
 use super::traffic::Traffic;
 
@@ -19,7 +19,7 @@ async fn terminate(db: &TestDb, pid: i32) {
         .bind(pid)
         .fetch_one(&db.pool())
         .await
-        .expect("asked");
+        .expect("an answer");
     assert!(gone);
 }
 
@@ -31,13 +31,13 @@ async fn pids(pool: &Pool) -> BTreeSet<i32> {
 async fn one_terminated_session_costs_one_new_connection_and_the_others_are_kept(db: TestDb) {
     let pool = pool(&db.url(), options(4));
     let before = fill(&pool).await;
-    // The one given back last, so that the next caller finds it.
+    // The connection returned last, so that the next caller gets it.
     let last = ends(pool.handle().acquire()).await.expect("a connection").pid();
     terminate(&db, last).await;
 
-    ask(&pool, 1).await.expect("nobody notices");
+    ask(&pool, 1).await.expect("the caller does not notice");
 
-    until_at_rest(&pool).await;
+    until_quiet(&pool).await;
     let after = pids(&pool).await;
     assert_eq!(after.intersection(&before).count(), 3, "{after:?} {before:?}");
     recovers(&pool).await;
@@ -46,15 +46,18 @@ async fn one_terminated_session_costs_one_new_connection_and_the_others_are_kept
 }
 
 #[db_testkit::test]
-async fn one_terminated_session_of_those_kept_ready_costs_one_new_connection(db: TestDb) {
+async fn one_terminated_idle_session_costs_one_new_connection(db: TestDb) {
     let keepalive = Duration::from_millis(500);
     let pool = pool(&db.url(), options(10).min_idle(3).keepalive(keepalive));
-    until("they are ready", async || pool.stats().idle == 3).await;
-    terminate(&db, db.sessions().await.expect("three")[0].pid).await;
+    until("three connections are ready", async || pool.stats().idle == 3).await;
+    terminate(&db, db.sessions().await.expect("sessions")[0].pid).await;
 
-    until("it is found and replaced", async || pool.stats().totals.lost == 1 && pool.stats().idle == 3).await;
+    until("the dead session is found and replaced", async || {
+        pool.stats().totals.lost == 1 && pool.stats().idle == 3
+    })
+    .await;
 
-    until_at_rest(&pool).await;
+    until_quiet(&pool).await;
     let stats = pool.stats();
     assert_eq!((stats.open, stats.totals.dialled, stats.totals.acquired), (3, 4, 0), "{stats:?}");
 }
@@ -72,7 +75,7 @@ async fn a_session_terminated_in_a_statement_is_lost_and_the_others_are_kept(db:
     let error = Error::from(result.expect_err("its session is gone"));
     assert_eq!((error.class(), error.sqlstate().as_deref()), (Class::Lost, Some("57P01")), "{error:?}");
     assert!(error.is_transient());
-    until_at_rest(&pool).await;
+    until_quiet(&pool).await;
     assert_eq!(pids(&pool).await.intersection(&before).count(), 2);
     recovers(&pool).await;
     let totals = pool.stats().totals;
@@ -88,7 +91,7 @@ async fn own_server() -> (TestServer, TestDb, Pool) {
     (server, db, pool)
 }
 
-/// Does something to the server while a transaction is under way and others go on asking. The pool stays the same.
+/// Applies a fault to the server during a transaction and other traffic. The same pool must serve again afterwards.
 async fn serves_again_after(fault: impl AsyncFn(&TestServer, i32)) {
     let (server, db, pool) = own_server().await;
     fill(&pool).await;
@@ -123,7 +126,7 @@ async fn after_the_server_was_killed_the_same_pool_serves_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_one_backend_was_killed_and_all_sessions_with_it_the_same_pool_serves_again() {
+async fn after_a_killed_backend_took_all_sessions_with_it_the_same_pool_serves_again() {
     serves_again_after(async |server, pid| {
         server.kill_backend(pid).await.expect("killed");
         server.until_up().await.expect("recovered");
@@ -132,7 +135,7 @@ async fn after_one_backend_was_killed_and_all_sessions_with_it_the_same_pool_ser
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_while_the_server_is_down_names_the_failure_or_waits_until_it_is_back() {
+async fn a_call_while_the_server_is_down_reports_the_failure_or_waits_until_it_is_back() {
     let folder = tempfile::tempdir().expect("a folder");
     open_to_all(folder.path());
     let data = folder.path().join("server");
@@ -150,13 +153,13 @@ async fn a_call_while_the_server_is_down_names_the_failure_or_waits_until_it_is_
     assert_eq!((acquire.phase(), error.class()), (AcquirePhase::Dial, Class::NotReached), "{error}");
     assert!(acquire.waited() < limit + SLACK, "{error}");
     let (failure, _) = acquire.last_dial_failure().expect("a failure");
-    assert!(failure.starts_with("no server answers there"), "{failure}");
+    assert!(failure.starts_with("no server answers"), "{failure}");
 
     let waiting = {
         let pool = patient.clone();
         tokio::spawn(async move { ask(&pool, 2).await })
     };
-    until("it was tried", async || patient.stats().totals.dial_failures > 1).await;
+    until("a second dial has failed", async || patient.stats().totals.dial_failures > 1).await;
     let _server = start(&data).await;
     waiting.await.expect("no panic").expect("the server is back");
     recovers(&patient).await;
@@ -168,7 +171,7 @@ async fn start(data: &Path) -> Server {
     tokio::task::spawn_blocking(|| Server::kept(data).start()).await.expect("no panic").expect("a server")
 }
 
-/// As root, the server is another user's, who must be able to pass.
+/// As root, the server runs as another user, who must be able to enter the folder.
 fn open_to_all(folder: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711)).expect("permissions");

@@ -10,14 +10,14 @@ use futures_util::future::join_all;
 
 use super::stage::{
     CONTROL, Gate, HANGS, LONG, NAME, SLACK, ask, ends, fill, hasty, options, recovers, rows, stage, table,
-    take_all, until_at_rest, until_control,
+    take_all, until_control, until_quiet,
 };
 use super::traffic::Traffic;
 
 /// Short, where a test waits for it to pass.
 const SHORT: Duration = Duration::from_millis(700);
 
-/// How many sessions are the pool's, but for the one that cancels.
+/// The number of the pool's sessions without the control connection.
 fn of_the_pool(sessions: &[Session]) -> usize {
     sessions.iter().filter(|session| session.application_name == NAME).count()
 }
@@ -28,7 +28,7 @@ fn assert_lost(error: &Error) {
     assert!(error.is_transient());
 }
 
-/// What an acquire says that found no way to the server.
+/// Asserts the error of an acquire that did not reach the server.
 fn assert_not_reached(error: &Error, limit: Duration) {
     let Error::Acquire(acquire) = error else { panic!("{error:?}") };
     assert_eq!(acquire.phase(), AcquirePhase::Dial, "{error}");
@@ -38,7 +38,7 @@ fn assert_not_reached(error: &Error, limit: Duration) {
 }
 
 #[db_testkit::test]
-async fn connections_that_were_reset_while_idle_are_replaced_and_nobody_notices(db: TestDb) {
+async fn connections_that_were_reset_while_idle_are_replaced_unnoticed(db: TestDb) {
     let (proxy, pool) = stage(&db, options(4));
     let before = fill(&pool).await;
 
@@ -54,7 +54,7 @@ async fn connections_that_were_reset_while_idle_are_replaced_and_nobody_notices(
 }
 
 #[db_testkit::test]
-async fn a_reset_in_a_statement_is_a_lost_session_and_frees_its_place(db: TestDb) {
+async fn a_reset_in_a_statement_is_a_lost_session_and_frees_its_slot(db: TestDb) {
     let (proxy, pool) = stage(&db, options(2));
     fill(&pool).await;
     let gate = Gate::shut(&db).await;
@@ -71,9 +71,9 @@ async fn a_reset_in_a_statement_is_a_lost_session_and_frees_its_place(db: TestDb
     }
     recovers(&pool).await;
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.repair_failed), (2, 0), "nobody tries to mend them: {totals:?}");
-    // The gate is still shut: nothing but us ends the sessions whose statements wait there.
-    db.until_sessions("only the new ones are left", |all| of_the_pool(all) == 2).await;
+    assert_eq!((totals.lost, totals.repair_failed), (2, 0), "lost connections are not repaired: {totals:?}");
+    // The gate is still shut, so the sessions that wait there were ended by the pool.
+    db.until_sessions("only the new sessions are left", |all| of_the_pool(all) == 2).await;
     gate.open().await;
 }
 
@@ -99,7 +99,7 @@ async fn a_reset_between_two_statements_of_a_transaction_leaves_nothing_of_it(db
 }
 
 #[db_testkit::test]
-async fn in_a_black_hole_each_call_ends_at_its_deadline_and_all_is_well_when_it_heals(db: TestDb) {
+async fn in_a_black_hole_each_call_ends_at_its_deadline_and_the_pool_recovers(db: TestDb) {
     let (proxy, pool) = stage(&db, hasty(2, SHORT, SHORT));
     fill(&pool).await;
     let mut conn = ends(pool.handle().acquire()).await.expect("a connection");
@@ -108,39 +108,39 @@ async fn in_a_black_hole_each_call_ends_at_its_deadline_and_all_is_well_when_it_
 
     let begun = Instant::now();
     let error = Error::from(
-        ends(sqlx::query("select 1").execute(&mut conn)).await.expect_err("nothing comes through"),
+        ends(sqlx::query("select 1").execute(&mut conn)).await.expect_err("no answer in a black hole"),
     );
     assert!(begun.elapsed() >= SHORT && begun.elapsed() < SHORT + SLACK, "{:?}", begun.elapsed());
     assert!(matches!(error, Error::Deadline(_)) && error.class() == Class::TimedOut, "{error:?}");
     drop(conn);
-    // An idle connection is left, which gives no sign of life, and then nothing but the hole.
+    // First an idle connection does not answer its ping, then dials fail.
     for _ in 0..2 {
-        assert_not_reached(&ask(&pool, 1).await.expect_err("nothing comes through"), SHORT);
+        assert_not_reached(&ask(&pool, 1).await.expect_err("no answer in a black hole"), SHORT);
     }
 
     proxy.heal();
 
     recovers(&pool).await;
-    db.until_sessions("none is left over", |all| of_the_pool(all) == 2).await;
+    db.until_sessions("no session is left over", |all| of_the_pool(all) == 2).await;
 }
 
 #[db_testkit::test]
-async fn a_call_that_waits_in_a_black_hole_gets_its_connection_when_it_heals(db: TestDb) {
+async fn a_call_that_waits_in_a_black_hole_gets_its_connection_after_the_recovery(db: TestDb) {
     let (proxy, pool) = stage(&db, options(1));
     proxy.black_hole();
     let fault = async {
-        until("it is being dialled", async || proxy.accepted() > 0).await;
+        until("a dial has started", async || proxy.accepted() > 0).await;
         proxy.heal();
     };
 
     let (answer, ()) = tokio::join!(ask(&pool, 1), fault);
 
-    answer.expect("after the healing");
+    answer.expect("an answer after the recovery");
     recovers(&pool).await;
 }
 
 #[db_testkit::test]
-async fn idle_connections_that_froze_are_replaced_and_the_thaw_brings_none_back(db: TestDb) {
+async fn frozen_idle_connections_are_replaced_and_do_not_return_after_the_thaw(db: TestDb) {
     let (proxy, pool) = stage(&db, options(4));
     let before = fill(&pool).await;
 
@@ -153,7 +153,7 @@ async fn idle_connections_that_froze_are_replaced_and_the_thaw_brings_none_back(
     drop(conns);
     recovers(&pool).await;
     assert_eq!(pool.stats().totals.lost, 4);
-    db.until_sessions("the old ones are gone", |all| of_the_pool(all) == 4).await;
+    db.until_sessions("the old sessions are gone", |all| of_the_pool(all) == 4).await;
 }
 
 #[db_testkit::test]
@@ -172,15 +172,15 @@ async fn a_freeze_that_ends_before_the_deadline_costs_nothing(db: TestDb) {
 
     let (result, ()) = tokio::join!(statement, fault);
 
-    result.expect("it was only late");
+    result.expect("a late answer");
     recovers(&pool).await;
     let totals = pool.stats().totals;
     assert_eq!((totals.lost, totals.dialled), (0, 1), "{totals:?}");
 }
 
 #[db_testkit::test]
-async fn a_statement_whose_link_froze_is_cancelled_beside_it(db: TestDb) {
-    // Long enough for a connection that was silent so long to be asked for a sign of life: the one that cancels is frozen, too.
+async fn a_statement_whose_link_froze_is_cancelled_by_another_connection(db: TestDb) {
+    // Longer than the time after which the control connection is pinged: its link is frozen, too.
     let (proxy, pool) = stage(&db, hasty(1, LONG, SHORT * 2));
     fill(&pool).await;
     until_control(&db).await;
@@ -188,7 +188,7 @@ async fn a_statement_whose_link_froze_is_cancelled_beside_it(db: TestDb) {
     let gate = Gate::shut(&db).await;
     let statement = async {
         let result = ends(sqlx::query(Gate::WAIT).execute(&mut conn)).await;
-        // Not given back before the freeze, however late that comes.
+        // The connection is returned only after the freeze.
         (result, conn)
     };
     let fault = async {
@@ -196,52 +196,55 @@ async fn a_statement_whose_link_froze_is_cancelled_beside_it(db: TestDb) {
         proxy.freeze_open();
     };
     let ((result, conn), ()) = tokio::join!(statement, fault);
-    let error = Error::from(result.expect_err("it waits for ever"));
+    let error = Error::from(result.expect_err("the statement waits at the gate"));
     assert!(matches!(error, Error::Deadline(_)) && !error.is_transient(), "{error:?}");
 
     let pid = conn.pid();
     drop(conn);
 
     ask(&pool, 1).await.expect("another connection meanwhile");
-    assert_eq!(pool.stats().repairing, 1, "that one has not come to rest, and keeps nobody waiting");
-    // The gate is still shut: nothing but the cancel ends it. The session itself is there, behind the link that says nothing.
+    assert_eq!(pool.stats().repairing, 1, "the frozen connection is still in repair and blocks no caller");
+    // The gate is still shut, so only the cancel can have ended the statement. The session still exists behind its silent link.
     db.until_quiet().await;
-    assert!(db.sessions().await.expect("some").iter().any(|session| session.pid == pid));
-    // Without a thaw: it is given up.
+    assert!(db.sessions().await.expect("sessions").iter().any(|session| session.pid == pid));
+    // Without a thaw, the repair gives up.
     recovers(&pool).await;
     assert_eq!(pool.stats().totals.cancelled, 1);
 }
 
 #[db_testkit::test]
-async fn one_half_open_connection_gives_all_others_away(db: TestDb) {
+async fn one_half_open_connection_reveals_all_others(db: TestDb) {
     const MANY: u32 = 20;
     let (proxy, pool) = stage(&db, options(MANY));
     let before = fill(&pool).await;
     proxy.half_open();
     let begun = Instant::now();
 
-    let conn = ends(pool.handle().acquire()).await.expect("a good one");
+    let conn = ends(pool.handle().acquire()).await.expect("a working connection");
 
     assert!(!before.contains(&conn.pid()));
-    until("all of them are found", async || pool.stats().totals.lost == u64::from(MANY)).await;
-    // One after the other they would take six seconds.
+    until("all half-open connections are found", async || pool.stats().totals.lost == u64::from(MANY)).await;
+    // Found one after the other, they would take six seconds.
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     drop(conn);
-    until_at_rest(&pool).await;
+    until_quiet(&pool).await;
     let stats = pool.stats();
     assert_eq!((stats.open, stats.totals.dialled), (1, u64::from(MANY) + 1), "{stats:?}");
     recovers(&pool).await;
 }
 
 #[db_testkit::test]
-async fn half_open_connections_are_found_and_replaced_before_anybody_asks(db: TestDb) {
+async fn half_open_idle_connections_are_found_and_replaced_without_a_caller(db: TestDb) {
     let keepalive = Duration::from_millis(500);
     let (proxy, pool) = stage(&db, options(4).min_idle(4).keepalive(keepalive));
-    until("they are ready", async || pool.stats().idle == 4).await;
+    until("four connections are ready", async || pool.stats().idle == 4).await;
 
     proxy.half_open();
 
-    until("others are ready", async || pool.stats().totals.lost == 4 && pool.stats().idle == 4).await;
+    until("four other connections are ready", async || {
+        pool.stats().totals.lost == 4 && pool.stats().idle == 4
+    })
+    .await;
     assert_eq!(pool.stats().totals.acquired, 0);
     recovers(&pool).await;
 }
@@ -254,12 +257,14 @@ async fn a_slow_link_loses_no_connection(db: TestDb) {
     let again = fill(&pool).await;
     assert_eq!(again, before);
 
-    // Repair goes back and forth several times.
+    // The repair takes several round trips.
     let handle = pool.handle();
-    let cut_off = tokio::spawn(async move { sqlx::query("select pg_sleep(60)").execute(handle).await });
-    db.until_sessions("it runs", |all| all.iter().any(|it| it.is_sleeping() && it.application_name == NAME))
-        .await;
-    cut_off.abort();
+    let abandoned = tokio::spawn(async move { sqlx::query("select pg_sleep(60)").execute(handle).await });
+    db.until_sessions("the statement runs", |all| {
+        all.iter().any(|it| it.is_sleeping() && it.application_name == NAME)
+    })
+    .await;
+    abandoned.abort();
 
     recovers(&pool).await;
     assert_eq!(fill(&pool).await, before);
@@ -269,21 +274,21 @@ async fn a_slow_link_loses_no_connection(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn while_dials_are_refused_what_is_open_serves_and_the_failure_is_named(db: TestDb) {
+async fn while_dials_are_refused_open_connections_serve_and_the_failure_is_reported(db: TestDb) {
     let (proxy, pool) = stage(&db, hasty(2, SHORT, LONG));
-    ask(&pool, 1).await.expect("an open one");
+    ask(&pool, 1).await.expect("an open connection");
 
     proxy.refuse();
 
-    let held = ends(pool.handle().acquire()).await.expect("the open one");
-    let error = ask(&pool, 2).await.expect_err("there is no other");
+    let held = ends(pool.handle().acquire()).await.expect("the open connection");
+    let error = ask(&pool, 2).await.expect_err("no other connection");
     assert_not_reached(&error, SHORT);
-    let Error::Acquire(acquire) = &error else { unreachable!("as was just seen") };
+    let Error::Acquire(acquire) = &error else { unreachable!("checked above") };
     let (failure, _) = acquire.last_dial_failure().expect("a failure");
     assert!(failure.contains("reset"), "{failure}");
     assert!(error.to_string().contains(failure), "{error}");
     drop(held);
-    ask(&pool, 3).await.expect("the open one serves on");
+    ask(&pool, 3).await.expect("the open connection still serves");
 
     proxy.heal();
 
@@ -292,12 +297,12 @@ async fn while_dials_are_refused_what_is_open_serves_and_the_failure_is_named(db
 }
 
 #[db_testkit::test]
-async fn while_dials_are_refused_one_tries_for_all_who_wait(db: TestDb) {
+async fn while_dials_are_refused_one_dial_retries_for_all_waiting_callers(db: TestDb) {
     let (proxy, pool) = stage(&db, options(8));
     proxy.refuse();
     let callers = join_all((0..40).map(|number| ask(&pool, number)));
     let fault = async {
-        until("one of eight goes on", async || {
+        until("one of eight dials retries", async || {
             let stats = pool.stats();
             assert!(stats.waiting < 40 || stats.dialling > 0, "{stats:?}");
             stats.dialling == 1 && stats.totals.dial_failures > 10 && stats.waiting == 40
@@ -305,7 +310,7 @@ async fn while_dials_are_refused_one_tries_for_all_who_wait(db: TestDb) {
         .await;
         proxy.heal();
         proxy.latency(Duration::from_millis(20));
-        until("the others go on, too, at the same time", async || pool.stats().dialling > 1).await;
+        until("further dials run at the same time", async || pool.stats().dialling > 1).await;
     };
 
     let (answers, ()) = tokio::join!(callers, fault);
@@ -315,13 +320,13 @@ async fn while_dials_are_refused_one_tries_for_all_who_wait(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn an_answer_that_breaks_off_is_an_error_and_never_fewer_rows(db: TestDb) {
+async fn a_truncated_answer_is_an_error_and_never_fewer_rows(db: TestDb) {
     let (proxy, pool) = stage(&db, options(1));
     let many = || sqlx::query("select repeat('x', 100) from generate_series(1, 10000)");
     ask(&pool, 1).await.expect("a connection");
 
     proxy.cut_after(300_000);
-    let error = ends(many().fetch_all(pool.handle())).await.expect_err("half of it");
+    let error = ends(many().fetch_all(pool.handle())).await.expect_err("a truncated answer");
     assert_lost(&error.into());
 
     ask(&pool, 2).await.expect("another connection");
@@ -331,7 +336,7 @@ async fn an_answer_that_breaks_off_is_an_error_and_never_fewer_rows(db: TestDb) 
     let error = loop {
         match ends(stream.try_next()).await {
             Ok(Some(_)) => seen += 1,
-            Ok(None) => panic!("{seen} rows are all?"),
+            Ok(None) => panic!("the truncated answer ended after {seen} rows without an error"),
             Err(error) => break error,
         }
     };
@@ -343,11 +348,11 @@ async fn an_answer_that_breaks_off_is_an_error_and_never_fewer_rows(db: TestDb) 
 }
 
 #[db_testkit::test]
-async fn a_cancel_gets_through_although_the_connection_for_it_was_lost(db: TestDb) {
+async fn a_statement_is_cancelled_although_the_control_connection_was_lost(db: TestDb) {
     let (proxy, pool) = stage(&db, options(1));
     let mut cancelled = 0;
     for fault in [|_: &Proxy| {}, Proxy::reset, Proxy::half_open] {
-        // Both the idle connection and the one for cancelling, if they are there.
+        // Hits the idle connection and the control connection, if they exist.
         fault(&proxy);
         let gate = Gate::shut(&db).await;
         let handle = pool.handle();
@@ -357,7 +362,7 @@ async fn a_cancel_gets_through_although_the_connection_for_it_was_lost(db: TestD
         statement.abort();
 
         db.until_quiet().await;
-        until_at_rest(&pool).await;
+        until_quiet(&pool).await;
         cancelled += 1;
         let totals = pool.stats().totals;
         assert_eq!((totals.cancelled, totals.repaired), (cancelled, cancelled), "{totals:?}");
@@ -369,10 +374,10 @@ async fn a_cancel_gets_through_although_the_connection_for_it_was_lost(db: TestD
 #[db_testkit::test]
 async fn a_connection_whose_cancel_was_never_sent_is_kept(db: TestDb) {
     let (proxy, pool) = stage(&db, options(1));
-    // Without one from the beginning, only a new connection can carry a request to cancel.
+    // Without a control connection, only a new connection can carry the cancel request.
     proxy.cut_before(CONTROL);
     let before = fill(&pool).await;
-    // Given back in the middle of the statement, or used again before.
+    // The connection is returned during the statement, or used again before.
     for (repaired, used_again) in [(1, false), (1, true)] {
         let gate = Gate::shut(&db).await;
         let mut conn = ends(pool.handle().acquire()).await.expect("a connection");
@@ -395,7 +400,7 @@ async fn a_connection_whose_cancel_was_never_sent_is_kept(db: TestDb) {
         } else {
             drop(conn);
             opening.await;
-            until("it has come to rest", async || pool.stats().totals.repaired == 1).await;
+            until("the connection is repaired", async || pool.stats().totals.repaired == 1).await;
         }
 
         assert_eq!(fill(&pool).await, before);
@@ -407,7 +412,7 @@ async fn a_connection_whose_cancel_was_never_sent_is_kept(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn what_fails_by_itself_where_it_could_not_be_cancelled_is_not_reported_as_committed(db: TestDb) {
+async fn a_commit_after_a_failed_abandoned_statement_is_not_reported_as_committed(db: TestDb) {
     table(&db).await;
     let (proxy, pool) = stage(&db, options(1));
     proxy.cut_before(CONTROL);
@@ -435,7 +440,7 @@ async fn what_fails_by_itself_where_it_could_not_be_cancelled_is_not_reported_as
 }
 
 #[db_testkit::test]
-async fn callers_who_go_on_asking_through_every_fault_get_right_answers_again(db: TestDb) {
+async fn continuous_callers_get_right_answers_again_after_every_fault(db: TestDb) {
     let (proxy, pool) = stage(&db, hasty(4, SHORT, SHORT));
     let traffic = Traffic::begin(&pool, 8);
     traffic.until_answers().await;
@@ -459,21 +464,21 @@ async fn callers_who_go_on_asking_through_every_fault_get_right_answers_again(db
     }] {
         let timed_out = pool.stats().totals.timed_out;
         fault(&proxy);
-        until("callers are sent away", async || pool.stats().totals.timed_out > timed_out).await;
+        until("callers time out", async || pool.stats().totals.timed_out > timed_out).await;
         proxy.heal();
         traffic.until_answers().await;
     }
 
     traffic.end().await;
     recovers(&pool).await;
-    db.until_sessions("none is left over", |all| {
+    db.until_sessions("no session is left over", |all| {
         all.iter().filter(|session| session.application_name == NAME).count() <= 4
     })
     .await;
 }
 
 #[db_testkit::test]
-async fn a_pool_that_is_full_of_work_takes_nothing_from_the_other(db: TestDb) {
+async fn a_full_pool_takes_nothing_from_another(db: TestDb) {
     let (_proxy, backend) = stage(&db, options(4));
     let (_other, api) = stage(&db, hasty(2, SHORT, SHORT).name("api"));
     let mut work = tokio::task::JoinSet::new();
@@ -481,15 +486,16 @@ async fn a_pool_that_is_full_of_work_takes_nothing_from_the_other(db: TestDb) {
         let handle = backend.handle();
         work.spawn(async move { sqlx::query("select pg_sleep(60)").execute(handle).await });
     }
-    until("it is full", async || backend.stats().in_use == 4 && backend.stats().waiting == 200).await;
+    until("the backend pool is full", async || backend.stats().in_use == 4 && backend.stats().waiting == 200)
+        .await;
 
     for number in 0..200 {
-        ask(&api, number).await.expect("served as ever");
+        ask(&api, number).await.expect("the API pool serves");
     }
 
     let stats = backend.stats();
     assert_eq!((stats.in_use, stats.waiting), (4, 200), "{stats:?}");
-    tokio::time::timeout(HANGS, work.shutdown()).await.expect("all go");
+    tokio::time::timeout(HANGS, work.shutdown()).await.expect("all tasks end");
     recovers(&backend).await;
     db.until_quiet().await;
 }

@@ -1,13 +1,13 @@
-//! Panics of tasks that nobody waits for. The pool's own are spawned and let go, so tokio would swallow theirs.
+//! Detects panics in tasks that nobody awaits, such as the pool's own, which tokio would swallow.
 
 use std::sync::{Mutex, Once, PoisonError};
 
 use tokio::runtime::{Handle, Id};
 
-/// There is one hook for the whole process, and tests run in parallel: so each panic is kept with the runtime it was in.
+/// All panics with their runtimes: the process has one panic hook, and tests run in parallel.
 static SEEN: Mutex<Vec<(Id, String)>> = Mutex::new(Vec::new());
 
-/// From now on, panics are kept.
+/// Starts recording panics.
 pub(super) fn watch() {
     static WATCHED: Once = Once::new();
     WATCHED.call_once(|| {
@@ -22,7 +22,7 @@ pub(super) fn watch() {
     });
 }
 
-/// Fails when a task of this test's runtime has panicked.
+/// Asserts that no task of this test's runtime has panicked.
 pub(super) fn assert_none() {
     let here = Handle::current().id();
     let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -31,11 +31,11 @@ pub(super) fn assert_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_panic_that_nobody_waits_for_is_seen() {
+async fn a_panic_in_a_task_that_nobody_awaits_is_recorded() {
     watch();
     assert_none();
 
-    let ended = tokio::spawn(async { panic!("on purpose, as the test of who looks for panics") }).await;
+    let ended = tokio::spawn(async { panic!("on purpose: a panic to record") }).await;
 
     assert!(ended.is_err_and(|error| error.is_panic()));
     assert!(std::panic::catch_unwind(|| tokio::task::block_in_place(assert_none)).is_err());

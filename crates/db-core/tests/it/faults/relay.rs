@@ -1,4 +1,4 @@
-//! A relay before a proxy that tells the connection that cancels from the others, by the name that it gives itself.
+//! A relay before a proxy. It recognizes the pool's control connection by its application name.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,20 +11,20 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use url::Url;
 
-/// A message of the protocol that went through, by its first byte.
+/// A protocol message that passed through, by its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Passed {
-    /// From the server, on the connection that cancels.
+    /// From the server, on the control connection.
     Control(u8),
-    /// From the server, on another one.
+    /// From the server, on another connection.
     Down(u8),
-    /// To the server, on another one.
+    /// To the server, on another connection.
     Up(u8),
 }
 
-/// The server is ready for the next statement, `ReadyForQuery`.
+/// `ReadyForQuery`.
 pub(super) const READY: u8 = b'Z';
-/// A round trip without a statement.
+/// `Sync`: a round trip without a statement.
 pub(super) const SYNC: u8 = b'S';
 
 pub(super) struct Relay {
@@ -65,7 +65,7 @@ impl Relay {
         self.url.to_string()
     }
 
-    /// Keeps back the statements of the connection that cancels.
+    /// Holds back the statements of the control connection.
     pub(super) fn hold(&self) {
         self.shared.held.send_replace(true);
     }
@@ -74,17 +74,17 @@ impl Relay {
         self.shared.held.send_replace(false);
     }
 
-    /// Whether something is kept back.
+    /// Whether a statement is held back.
     pub(super) fn holds(&self) -> bool {
         self.shared.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// What went through so far.
+    /// The messages that have passed so far.
     pub(super) fn passed(&self) -> Vec<Passed> {
         self.shared.passed.lock().expect("not poisoned").clone()
     }
 
-    /// How many answers have come to an end on the connection that cancels.
+    /// The number of complete answers on the control connection.
     pub(super) fn control_answers(&self) -> usize {
         self.passed().iter().filter(|passed| **passed == Passed::Control(READY)).count()
     }
@@ -99,7 +99,7 @@ impl Drop for Relay {
 async fn link(client: TcpStream, server: TcpStream, shared: Arc<Shared>) {
     let (mut from_client, to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();
-    // The first message has no type.
+    // The startup message has no type byte.
     let Some(startup) = body(&mut from_client).await else { return };
     let is_control = String::from_utf8_lossy(&startup).contains(" control\0");
     if to_server.write_all(&startup).await.is_err() {
@@ -114,10 +114,10 @@ async fn link(client: TcpStream, server: TcpStream, shared: Arc<Shared>) {
 async fn upstream(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared, is_control: bool) {
     let mut held = shared.held.subscribe();
     while let Some((kind, message)) = frame(&mut from).await {
-        // A statement; a sign of life passes.
+        // Holds back statements; pings pass.
         if is_control && matches!(kind, b'P' | b'B') {
             shared.waiting.fetch_add(1, Ordering::Relaxed);
-            held.wait_for(|held| !held).await.expect("the relay is there");
+            held.wait_for(|held| !held).await.expect("the relay exists");
             shared.waiting.fetch_sub(1, Ordering::Relaxed);
         }
         if !is_control {
@@ -146,7 +146,7 @@ async fn frame(from: &mut OwnedReadHalf) -> Option<(u8, Vec<u8>)> {
     Some((kind, message))
 }
 
-/// A length, which counts itself, and what follows.
+/// Reads a length, which includes itself, and the rest of the message.
 async fn body(from: &mut OwnedReadHalf) -> Option<Vec<u8>> {
     let length = from.read_u32().await.ok()?;
     let mut message = length.to_be_bytes().to_vec();

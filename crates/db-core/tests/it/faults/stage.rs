@@ -1,4 +1,4 @@
-//! A pool behind a network that fails on demand, and what must hold afterwards.
+//! A pool behind a network that fails on demand, and the checks after a fault.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,22 +11,22 @@ use tokio::time::timeout;
 
 use super::panics;
 
-/// Well above any deadline of the pools in these tests: what takes longer hangs.
+/// Well above every deadline of the pools in these tests: a call that takes longer hangs.
 pub(super) const HANGS: Duration = Duration::from_secs(20);
 
-/// For calls whose end is no deadline's.
+/// For calls that no deadline should end.
 pub(super) const LONG: Duration = Duration::from_secs(15);
 
-/// What a call may take beyond its deadline, on a busy machine.
+/// How far a call may exceed its deadline on a busy machine.
 pub(super) const SLACK: Duration = Duration::from_secs(2);
 
-/// What the pools call themselves on the server.
+/// The `application_name` of the pools.
 pub(super) const NAME: &str = "tested";
 
-/// And what the connection that cancels calls itself.
+/// The `application_name` of their control connections, which cancel statements.
 pub(super) const CONTROL: &str = "tested control";
 
-/// A pool of so many connections, which asks each for a sign of life before it hands it out. Its deadlines are far away.
+/// Options for `max` connections that are pinged before each use. All time limits are long.
 pub(super) fn options(max: u32) -> PoolOptions {
     PoolOptions::api()
         .name(NAME.to_owned())
@@ -36,7 +36,7 @@ pub(super) fn options(max: u32) -> PoolOptions {
         .statement_timeout(LONG)
 }
 
-/// The same, with so much time for a connection and for a statement.
+/// As [`options`], with these time limits for acquiring and for statements.
 pub(super) fn hasty(max: u32, acquire: Duration, statement: Duration) -> PoolOptions {
     options(max).acquire_timeout(acquire).statement_timeout(statement)
 }
@@ -54,78 +54,80 @@ pub(super) fn stage(db: &TestDb, options: PoolOptions) -> (Proxy, Pool) {
     (proxy, pool)
 }
 
-/// Awaits what has a deadline of its own; fails when it has missed that by far.
+/// Awaits a call that has a deadline of its own, and fails if the call hangs.
 pub(super) async fn ends<T>(call: impl Future<Output = T>) -> T {
     timeout(HANGS, call).await.expect("the call hangs")
 }
 
-/// One statement, with an answer that no other has.
+/// Runs one statement whose answer is different for each number.
 pub(super) async fn ask(pool: &Pool, number: i64) -> Result<(), Error> {
     let question = sqlx::query_scalar("select $1::int8 * 2").bind(number).fetch_one(pool.handle());
     let answer: i64 = ends(question).await?;
-    assert_eq!(answer, number * 2, "somebody else's answer");
+    assert_eq!(answer, number * 2, "the answer to another statement");
     Ok(())
 }
 
-/// Takes as many connections as there may be, at the same time, and has each answer.
+/// Acquires the maximum of connections at the same time, and runs a statement on each.
 pub(super) async fn take_all(pool: &Pool) -> Vec<Conn> {
     join_all((0..pool.limits().max).map(|number| async move {
         let mut conn = ends(pool.handle().acquire()).await.expect("a connection");
         let question = sqlx::query_scalar("select $1::int8 * 2").bind(i64::from(number)).fetch_one(&mut conn);
         let answer: i64 = ends(question).await.expect("an answer");
-        assert_eq!(answer, i64::from(number) * 2, "somebody else's answer");
+        assert_eq!(answer, i64::from(number) * 2, "the answer to another statement");
         conn
     }))
     .await
 }
 
-/// Waits until the connection that cancels is ready. Says where it leads.
+/// Waits until the control connection is ready. Returns its process id.
 pub(super) async fn until_control(db: &TestDb) -> i32 {
     let is_ready = |session: &&Session| {
         session.application_name == CONTROL
             && !session.is_running()
             && session.query.contains("pg_cancel_backend")
     };
-    let sessions = db.until_sessions("it is ready", |all| all.iter().any(|session| is_ready(&session))).await;
-    sessions.iter().find(is_ready).expect("as was just seen").pid
+    let sessions = db
+        .until_sessions("the control connection is ready", |all| all.iter().any(|session| is_ready(&session)))
+        .await;
+    sessions.iter().find(is_ready).expect("found above").pid
 }
 
-/// Opens as many connections as there may be, and leaves them idle. Says where they lead.
+/// Opens the maximum of connections, and leaves them idle. Returns their process ids.
 pub(super) async fn fill(pool: &Pool) -> BTreeSet<i32> {
     let conns = take_all(pool).await;
     conns.iter().map(|conn| conn.pid()).collect()
 }
 
-/// Waits until the pool has nothing to do.
-pub(super) async fn until_at_rest(pool: &Pool) {
-    until("the pool is at rest", async || {
+/// Waits until the pool is quiet: no checkouts, repairs, dials or waiting callers.
+pub(super) async fn until_quiet(pool: &Pool) {
+    until("the pool is quiet", async || {
         let stats = pool.stats();
         stats.in_use + stats.repairing + stats.dialling + stats.waiting == 0
     })
     .await;
 }
 
-/// All places have come back, each with a connection that answers, and no task has panicked on the way.
+/// Checks that all slots are free again with working connections, and that no task has panicked.
 pub(super) async fn recovers(pool: &Pool) {
-    until_at_rest(pool).await;
+    until_quiet(pool).await;
     let conns = take_all(pool).await;
     let stats = pool.stats();
     assert_eq!((stats.in_use, stats.waiting), (stats.max, 0), "{stats:?}");
     drop(conns);
-    until_at_rest(pool).await;
+    until_quiet(pool).await;
     let stats = pool.stats();
     assert!(stats.open <= stats.max, "{stats:?}");
     panics::assert_none();
 }
 
-/// Keeps statements waiting on the server until it is opened.
+/// Keeps statements waiting on the server until the gate is opened.
 pub(super) struct Gate<'a> {
     db: &'a TestDb,
     holder: PgConnection,
 }
 
 impl<'a> Gate<'a> {
-    /// The statement that waits. What it took is released with its transaction.
+    /// The statement that waits. Its lock is released with its transaction.
     pub(super) const WAIT: &'static str = "select pg_advisory_xact_lock(1)";
 
     pub(super) async fn shut(db: &'a TestDb) -> Self {
@@ -134,7 +136,7 @@ impl<'a> Gate<'a> {
         Self { db, holder }
     }
 
-    /// Waits until so many sessions wait. Says where they are.
+    /// Waits until this number of sessions wait. Returns their process ids.
     pub(super) async fn until_waiting(&self, count: usize) -> Vec<i32> {
         let waits = |session: &Session| session.wait.as_deref() == Some("Lock: advisory");
         let sessions = self.db.until_sessions("statements wait", |all| {
@@ -148,12 +150,12 @@ impl<'a> Gate<'a> {
     }
 }
 
-/// A table that a pool's own tests would not have.
+/// Creates the table `t`.
 pub(super) async fn table(db: &TestDb) {
     sqlx::query("create table t (n int)").execute(&db.pool()).await.expect("a table");
 }
 
-/// How many rows are committed there.
+/// The number of committed rows in the table `t`.
 pub(super) async fn rows(db: &TestDb) -> i64 {
     sqlx::query_scalar("select count(*) from t").fetch_one(&db.pool()).await.expect("a count")
 }

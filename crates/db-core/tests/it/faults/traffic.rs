@@ -1,4 +1,4 @@
-//! Callers who go on asking, whatever happens.
+//! Continuous traffic during faults.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -16,7 +16,7 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    /// So many callers, each with one question after the other.
+    /// Starts this number of callers, each of which runs one statement after the other.
     pub(super) fn begin(pool: &Pool, callers: usize) -> Self {
         let (answers, over) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
         let callers = (0..callers).map(|_| {
@@ -36,14 +36,14 @@ impl Traffic {
         Self { callers: callers.collect(), answers, over }
     }
 
-    /// Waits until more questions were answered than now.
+    /// Waits until more statements are answered than before this call.
     pub(super) async fn until_answers(&self) {
         let seen = self.answers.load(Ordering::Relaxed);
         until("questions are answered", async || self.answers.load(Ordering::Relaxed) > seen + 20).await;
     }
 
-    /// Waits for the last answers. Fails when an error says of a fault of the network or the server that it was something
-    /// else.
+    /// Stops the callers and awaits their last answers. Fails if a fault of the network or the server was classified as another kind of
+    /// error.
     pub(super) async fn end(self) {
         self.over.store(true, Ordering::Relaxed);
         for error in ends(self.callers.join_all()).await.into_iter().flatten() {

@@ -1,40 +1,41 @@
-//! A statement as people may see it.
+//! SQL texts without their literals, for logs and errors.
 
 use super::lexer::{Kind, tokens};
 
-/// A statement is cut after this many bytes.
-const SHOWN: usize = 200;
+/// A statement is cut after this number of bytes.
+const MAX_LENGTH: usize = 200;
 
-/// A statement as it is shown in logs and errors: on one line, cut short, and without the literals in it, which may be
-/// anything, a password in `ALTER ROLE` included.
-pub(crate) fn shown(sql: &str) -> String {
-    let mut shown = String::new();
+/// A statement for logs and errors: on one line, shortened, and without its literals, which may contain secrets such as the password
+/// in `ALTER ROLE`.
+pub(crate) fn redact_sql(sql: &str) -> String {
+    let mut redacted = String::new();
     for token in tokens(sql.trim()) {
-        if shown.len() >= SHOWN {
-            shown.push('…');
+        if redacted.len() >= MAX_LENGTH {
+            redacted.push('…');
             break;
         }
         let text = token.text;
         match token.kind {
-            Kind::Blank if shown.ends_with(' ') => {}
-            Kind::Blank => shown.push(' '),
-            // The prefix stays: it is syntax, and no value.
+            Kind::Blank if redacted.ends_with(' ') => {}
+            Kind::Blank => redacted.push(' '),
+            // The prefix stays, since it is syntax and not part of the value.
             Kind::Literal => {
                 let prefix = text.find(['\'', '$']).unwrap_or(0);
-                shown.push_str(&text[..prefix]);
-                shown.push_str("'…'");
+                redacted.push_str(&text[..prefix]);
+                redacted.push_str("'…'");
             }
-            // Without its end, the rest of the statement is in it, literals included.
-            Kind::Name if !is_closed(text) => shown.push_str("\"…"),
+            // An unclosed name extends to the end of the statement, including its literals.
+            Kind::Name if !is_closed(text) => redacted.push_str("\"…"),
             Kind::Name | Kind::Word | Kind::Other => {
-                shown.extend(text.chars().map(|c| if c.is_control() || c.is_whitespace() { ' ' } else { c }));
+                redacted
+                    .extend(text.chars().map(|c| if c.is_control() || c.is_whitespace() { ' ' } else { c }));
             }
         }
     }
-    shown
+    redacted
 }
 
-/// Whether a name in double quotes has its second one. Doubled quotes inside of it are even in number.
+/// Whether a double-quoted name is closed. Doubled quotes inside it are even in number.
 fn is_closed(name: &str) -> bool {
     name.matches('"').count().is_multiple_of(2)
 }
@@ -44,8 +45,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_of_a_statement_is_one_line_without_its_literals() {
-        for (sql, seen) in [
+    fn a_redacted_statement_is_one_line_without_literals() {
+        for (sql, redacted) in [
             ("select 1", "select 1"),
             ("  select\n    n\n  from t ", "select n from t"),
             ("alter role a password 'hunter2'", "alter role a password '…'"),
@@ -59,7 +60,7 @@ mod tests {
                 r"select 1 where a like $1 escape '\' and b = 'hunter2'",
                 "select 1 where a like $1 escape '…' and b = '…'",
             ),
-            // Without a space, `escape` is still a word, and not a prefix.
+            // Without a space, `escape` is still a word, not a prefix.
             (r"select a like b escape'\', 'hunter2'", "select a like b escape'…', '…'"),
             (r"select a like b escape '\'and c = 'hunter2'", "select a like b escape '…'and c = '…'"),
             ("select 1 -- don't\n, 'hunter2'", "select 1 , '…'"),
@@ -83,8 +84,8 @@ mod tests {
             (r"select 0x1e'a\', b", "select 0x1e'…', b"),
             ("select 1 \"a\u{2028}b\"", "select 1 \"a b\""),
         ] {
-            assert_eq!(shown(sql), seen, "{sql}");
+            assert_eq!(redact_sql(sql), redacted, "{sql}");
         }
-        assert!(shown(&"ü ".repeat(1000)).chars().count() < 210);
+        assert!(redact_sql(&"ü ".repeat(1000)).chars().count() < 210);
     }
 }

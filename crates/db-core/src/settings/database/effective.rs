@@ -1,115 +1,115 @@
-//! Who is heard of those who say where the database is.
+//! Decides which of the given database settings take effect.
 
 use secrecy::ExposeSecret;
 
 use super::super::{Setting, SettingSource, Values, keys};
 use super::parts::{DIRECT, OPTIONS, PAIR, PAIR_PARAMETERS, PARTS, PASSWORD, URL, USER, is_pair, is_place};
-use crate::config::parts;
+use crate::config::split_address;
 
-/// Whether any database setting was given, complete or not.
+/// Whether any database setting was given, complete or not. `POSTGRES_USER` and `POSTGRES_PASSWORD` in the environment do not
+/// count: they may be those of the server's image.
 #[must_use]
-pub fn names_a_database(values: &Values) -> bool {
-    let is_said = |part: &Setting| values.is_given(part.name) && !is_of_image(values, part);
-    [&URL, &DIRECT].into_iter().chain(PARTS.iter().map(|(part, _)| *part)).any(is_said)
+pub fn has_database(values: &Values) -> bool {
+    let is_given = |part: &Setting| values.is_given(part.name) && !is_of_image(values, part);
+    [&URL, &DIRECT].into_iter().chain(PARTS.iter().map(|(part, _)| *part)).any(is_given)
 }
 
-/// Whether a setting is heard as the others are: see [`database`](super::database).
+/// Whether the setting takes effect beside the others: see [`database`](super::database).
 #[must_use]
-pub fn matters(values: &Values, setting: &Setting) -> bool {
-    let heard = Heard::of(values);
+pub fn takes_effect(values: &Values, setting: &Setting) -> bool {
+    let effective = Effective::of(values);
     if setting.name == URL.name {
-        heard.address.is_some() || !values.is_given(URL.name)
+        effective.url.is_some() || !values.is_given(URL.name)
     } else if setting.name == DIRECT.name {
-        heard.direct
+        effective.direct
     } else if PARTS.iter().any(|(part, _)| part.name == setting.name) {
-        // The driver hears PGOPTIONS whoever names the database.
+        // The driver reads PGOPTIONS, whichever source names the database.
         let is_default = values.source(setting.name) == SettingSource::Default;
-        let is_heard = heard.hears(setting) || (is_default && heard.address.is_none());
-        is_heard && (names_a_database(values) || setting.name == OPTIONS.name)
+        let is_used = effective.uses(setting) || (is_default && effective.url.is_none());
+        is_used && (has_database(values) || setting.name == OPTIONS.name)
     } else {
-        keys::is_heard(values, setting)
+        keys::takes_effect(values, setting)
     }
 }
 
-/// Whose word holds of where the database is.
+/// The settings that take effect.
 ///
-/// The source that is heard first and says where it is, by an address or by a host, a port or a database's name, is heard whole:
-/// of a place that a lower source names, nothing is left. An address is completed by what it does not say, out of its own source,
-/// a higher one, and libpq's variables; a higher source overrides what it says of the login.
-pub(super) struct Heard {
-    /// The address's parts, when it is what names the place.
-    pub(super) address: Option<Vec<(String, String)>>,
+/// The highest source that names a place (a URL, or a host, a port or a database) decides the whole place; nothing of a lower
+/// source's place is used. What a URL lacks is filled in from its own source, from higher sources and from libpq's variables. A
+/// higher source overrides the URL's role, password and other login parameters.
+pub(super) struct Effective {
+    /// The URL's parameters, if the URL names the place.
+    pub(super) url: Option<Vec<(String, String)>>,
     pub(super) parts: Vec<(&'static Setting, &'static str)>,
-    /// The parts that the address's own source says otherwise.
-    pub(super) twice: Vec<&'static Setting>,
-    /// Whether the address past a pooler is heard.
+    /// Parts that the URL's own source gives with another value.
+    pub(super) conflicts: Vec<&'static Setting>,
+    /// Whether the direct address takes effect.
     pub(super) direct: bool,
 }
 
-impl Heard {
+impl Effective {
     pub(super) fn of(values: &Values) -> Self {
-        let by_address = values.is_given(URL.name).then(|| values.source(URL.name));
+        let by_url = values.is_given(URL.name).then(|| values.source(URL.name));
         let places = PARTS.iter().filter(|(part, _)| is_place(part) && values.is_given(part.name));
         let by_parts = places.map(|(part, _)| values.source(part.name)).max();
-        // What only says how to log in names no place.
-        let by = by_address.max(by_parts);
+        // Parts that only say how to log in name no place.
+        let by = by_url.max(by_parts);
         let direct = !values.is_given(DIRECT.name) || by.is_none_or(|by| values.source(DIRECT.name) >= by);
-        let mut heard = Self { address: None, parts: Vec::new(), twice: Vec::new(), direct };
+        let mut effective = Self { url: None, parts: Vec::new(), conflicts: Vec::new(), direct };
         let found = |part: &Setting| values.found(part.name).is_some();
-        match by_address.filter(|_| by_address == by) {
-            Some(source) => heard.complete(values, source),
-            None => heard.parts = PARTS.into_iter().filter(|(part, _)| found(part)).collect(),
+        match by_url.filter(|_| by_url == by) {
+            Some(source) => effective.complete(values, source),
+            None => effective.parts = PARTS.into_iter().filter(|(part, _)| found(part)).collect(),
         }
-        if PAIR.iter().any(|part| values.is_given(part.name) && heard.hears(part)) {
-            heard.parts.retain(|(part, _)| !is_pair(part) || values.is_given(part.name));
+        if PAIR.iter().any(|part| values.is_given(part.name) && effective.uses(part)) {
+            effective.parts.retain(|(part, _)| !is_pair(part) || values.is_given(part.name));
         }
-        heard
+        effective
     }
 
-    /// Looks at each part beside an address of that source.
+    /// Decides for each part beside a URL of that source.
     fn complete(&mut self, values: &Values, source: SettingSource) {
         let text =
             |setting: &Setting| values.found(setting.name)?.text.as_ref().map(ExposeSecret::expose_secret);
-        let of_address = text(&URL).and_then(|text| parts(text).ok()).unwrap_or_default();
-        let of_address: Vec<_> =
-            of_address.into_iter().filter_map(|(name, value)| Some((name, value.ok()?))).collect();
-        let said = |parameter: &str| {
-            let last = of_address.iter().rev().find(|(name, _)| name == parameter);
-            // A port is always said, by being left out.
+        let url = text(&URL).and_then(|text| split_address(text).ok()).unwrap_or_default();
+        let url: Vec<_> = url.into_iter().filter_map(|(name, value)| Some((name, value.ok()?))).collect();
+        let in_url = |parameter: &str| {
+            let last = url.iter().rev().find(|(name, _)| name == parameter);
+            // A URL without a port means 5432.
             last.map(|(_, value)| value.as_str()).or((parameter == "port").then_some("5432"))
         };
         let role = text(&USER).filter(|_| values.is_given(USER.name));
-        let has_other_role = said("user").is_some_and(|said| role.is_some_and(|role| role != said));
+        let has_other_role = in_url("user").is_some_and(|user| role.is_some_and(|role| role != user));
         for (part, parameter) in PARTS {
             let Some(given) = values.found(part.name) else { continue };
             let is_given = values.is_given(part.name);
-            let is_pair_said = is_pair(part) && PAIR_PARAMETERS.iter().any(|one| said(one).is_some());
+            let is_pair_in_url = is_pair(part) && PAIR_PARAMETERS.iter().any(|one| in_url(one).is_some());
             let of_image = is_of_image(values, part);
-            match said(parameter) {
+            match in_url(parameter) {
                 _ if is_given && given.source < source => {}
-                // The driver hears it, whatever the address says.
+                // The driver reads it, whatever the URL has.
                 _ if !is_given && part.name == OPTIONS.name => self.parts.push((part, parameter)),
-                _ if !is_given && is_pair_said => {}
-                // The password of somebody else.
+                _ if !is_given && is_pair_in_url => {}
+                // The password belongs to another role.
                 None if of_image && part.name == PASSWORD.name && has_other_role => {}
                 None => self.parts.push((part, parameter)),
                 Some(_) if !is_given => {}
-                Some(said) if text(part) == Some(said) => {}
+                Some(value) if text(part) == Some(value) => {}
                 Some(_) if of_image => {}
                 Some(_) if given.source > source => self.parts.push((part, parameter)),
-                Some(_) => self.twice.push(part),
+                Some(_) => self.conflicts.push(part),
             }
         }
-        self.address = Some(of_address);
+        self.url = Some(url);
     }
 
-    pub(super) fn hears(&self, setting: &Setting) -> bool {
+    pub(super) fn uses(&self, setting: &Setting) -> bool {
         self.parts.iter().any(|(part, _)| part.name == setting.name)
     }
 }
 
-/// What the image `postgres` is told of its first role, in the environment of whoever is beside it: of itself, it says nothing of
-/// a database of ours.
+/// Whether the setting may be meant for the image `postgres`: its `POSTGRES_USER` and `POSTGRES_PASSWORD` also appear in the
+/// environment of programs that run beside the server. They do not show that a database of ours is configured.
 fn is_of_image(values: &Values, part: &Setting) -> bool {
     values.is_given(part.name)
         && values.source(part.name) == SettingSource::Environment
@@ -126,11 +126,11 @@ mod tests {
 
     const ADDRESS: &str = "postgres://app:hunter2@db/shop";
 
-    type Said<'a> = (SettingSource, &'a str, &'a str);
+    type Given<'a> = (SettingSource, &'a str, &'a str);
 
-    fn values(said: &[Said<'_>]) -> Values {
+    fn values(given: &[Given<'_>]) -> Values {
         let mut values = Values::new(DATABASE);
-        for (source, name, text) in said {
+        for (source, name, text) in given {
             values.read(*source, |setting| (setting.name == *name).then(|| (*text).into()));
         }
         values
@@ -140,12 +140,12 @@ mod tests {
         let mut reader = Reader::new(values);
         let config = database(&mut reader);
         reader.finish().map_err(|error| error.to_string())?;
-        Ok(config.expect("where there is none, that was found to be wrong"))
+        Ok(config.expect("a config, or an error"))
     }
 
-    /// Where it leads, and with what password.
-    fn leads(said: &[Said<'_>]) -> (String, String) {
-        let config = read(&values(said)).expect("nothing is wrong");
+    /// The address and the password.
+    fn leads(given: &[Given<'_>]) -> (String, String) {
+        let config = read(&values(given)).expect("nothing is wrong");
         let shown = format!("{:?}", config.as_sqlx());
         let password = shown.split_once(" password: ").expect("a password").1.split(", ").next();
         (config.to_string(), password.unwrap_or_default().to_owned())
@@ -153,7 +153,7 @@ mod tests {
 
     fn shown(values: &Values, name: &str) -> Option<String> {
         let setting = DATABASE.into_iter().find(|setting| setting.name == name).expect("a setting");
-        values.shown(setting).filter(|_| matters(values, setting))
+        values.shown(setting).filter(|_| takes_effect(values, setting))
     }
 
     const SOURCES: [SettingSource; 3] =
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_sources_the_higher_one_says_where_the_database_is_and_is_heard_whole() {
+    fn the_higher_of_two_sources_decides_the_whole_place() {
         for (high, low) in pairs() {
             let parts = |source| {
                 [
@@ -176,33 +176,36 @@ mod tests {
                     (source, "postgres-database", "store"),
                 ]
             };
-            let mut said = parts(low).to_vec();
-            said.push((low, "postgres-password", "of the other"));
-            said.push((low, "postgres-sslmode", "disable"));
-            said.push((high, "database-url", ADDRESS));
+            let mut given = parts(low).to_vec();
+            given.push((low, "postgres-password", "of the other"));
+            given.push((low, "postgres-sslmode", "disable"));
+            given.push((high, "database-url", ADDRESS));
             assert_eq!(
-                leads(&said),
+                leads(&given),
                 ("app@db:5432/shop".into(), "Some(\"hunter2\")".into()),
                 "{high:?} {low:?}"
             );
-            let values = values(&said);
+            let values = values(&given);
             assert_eq!(shown(&values, "postgres-host"), None);
             assert_eq!(shown(&values, "postgres-sslmode"), None);
             assert_eq!(shown(&values, "database-url").as_deref(), Some("(hidden)"));
 
-            let mut said = parts(high).to_vec();
-            said.push((low, "database-url", ADDRESS));
-            said.push((low, "database-url-direct", ADDRESS));
-            assert_eq!(leads(&said), ("else@other:6432/store".into(), "None".into()), "{high:?} {low:?}");
-            let values = self::values(&said);
+            let mut given = parts(high).to_vec();
+            given.push((low, "database-url", ADDRESS));
+            given.push((low, "database-url-direct", ADDRESS));
+            assert_eq!(leads(&given), ("else@other:6432/store".into(), "None".into()), "{high:?} {low:?}");
+            let values = self::values(&given);
             assert_eq!(shown(&values, "database-url"), None);
             assert_eq!(shown(&values, "postgres-host").as_deref(), Some("other"));
-            assert!(direct(&mut Reader::new(&values)).is_none(), "it leads to the other one");
+            assert!(
+                direct(&mut Reader::new(&values)).is_none(),
+                "the direct address leads to the other database"
+            );
         }
     }
 
     #[test]
-    fn an_address_past_a_pooler_goes_with_an_address_of_its_own_source_or_a_lower_one() {
+    fn a_direct_address_belongs_to_a_url_of_its_own_source_or_a_lower_one() {
         for (high, low) in pairs() {
             let of = |url, past| {
                 let values =
@@ -217,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_source_says_twice_is_refused_when_it_differs() {
+    fn one_source_must_not_give_two_values() {
         let names = |source: SettingSource, name: &str| match source {
             SettingSource::Flag => format!("--{name}"),
             SettingSource::Environment => name.to_ascii_uppercase().replace('-', "_"),
@@ -232,10 +235,10 @@ mod tests {
                 ("postgres-sslmode", "require", "disable"),
                 ("postgres-options", "-csearch_path=a", "-c search_path=hunter2"),
             ] {
-                let said = |text| [(source, "database-url", &*address), (source, part, text)];
-                assert_eq!(leads(&said(same)).0, "app@db:5432/shop", "{source:?} {part}");
+                let given = |text| [(source, "database-url", &*address), (source, part, text)];
+                assert_eq!(leads(&given(same)).0, "app@db:5432/shop", "{source:?} {part}");
 
-                let error = read(&values(&said(other))).expect_err(part);
+                let error = read(&values(&given(other))).expect_err(part);
                 assert!(error.starts_with(&names(source, "database-url")), "{error}");
                 assert!(error.contains(&names(source, part)) && !error.contains("hunter2"), "{error}");
             }
@@ -243,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_holds_beside_what_the_servers_image_and_its_service_have_in_the_environment() {
+    fn a_url_takes_precedence_over_the_variables_of_the_servers_image_and_service() {
         let env = SettingSource::Environment;
         let variables = BTreeMap::from([
             ("DATABASE_URL", ADDRESS),
@@ -255,7 +258,7 @@ mod tests {
         ]);
         let mut values = Values::new(DATABASE);
         values.read_variables(|variable| variables.get(variable).map(Into::into));
-        let config = read(&values).expect("the address holds");
+        let config = read(&values).expect("the URL takes effect");
         assert_eq!(config.to_string(), "app@db:5432/shop");
         assert!(format!("{:?}", config.as_sqlx()).contains("hunter2"));
         assert_eq!(shown(&values, "postgres-password"), None);
@@ -267,14 +270,14 @@ mod tests {
             "Some(\"other\")"
         );
 
-        // Without a password of its own, the address is not given another role's.
+        // Another role's password does not fill in for a missing one.
         let login = |user| {
             let address = (env, "database-url", "postgres://app@db/shop");
             leads(&[address, (env, "postgres-user", user), (env, "postgres-password", "pw")]).1
         };
         assert_eq!((&*login("postgres"), &*login("app")), ("None", "Some(\"pw\")"));
 
-        // Nor is a link a port when there are parts.
+        // A service link is not a port beside parts either.
         let parts = BTreeMap::from([
             ("POSTGRES_DATABASE", "shop"),
             ("POSTGRES_USER", "app"),
@@ -282,15 +285,15 @@ mod tests {
         ]);
         let mut values = Values::new(DATABASE);
         values.read_variables(|variable| parts.get(variable).map(Into::into));
-        assert_eq!(read(&values).expect("a link is nothing").to_string(), "app@127.0.0.1:5432/shop");
+        assert_eq!(read(&values).expect("a service link is ignored").to_string(), "app@127.0.0.1:5432/shop");
     }
 
     #[test]
-    fn an_address_is_completed_and_a_higher_source_overrides_the_login() {
+    fn a_url_is_completed_and_a_higher_source_overrides_its_login() {
         for (high, low) in pairs() {
             let bare = "postgres://app@db.example/shop";
-            let mode = |said: &[Said<'_>]| {
-                let config = read(&values(said)).expect("nothing is wrong");
+            let mode = |given: &[Given<'_>]| {
+                let config = read(&values(given)).expect("nothing is wrong");
                 format!("{:?}", config.as_sqlx().get_ssl_mode())
             };
             assert_eq!(
@@ -315,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn libpqs_variables_complete_what_nobody_says_and_are_shown_by_their_names() {
+    fn libpqs_variables_fill_in_missing_settings_and_are_shown_by_their_names() {
         let folder = tempfile::tempdir().expect("a folder");
         let pem = folder.path().join("pem").display().to_string();
         std::fs::write(&pem, "-----BEGIN CERTIFICATE-----").expect("written");
@@ -357,7 +360,7 @@ mod tests {
                 (variable.into(), SettingSource::Environment)
             );
         }
-        // What anybody says is heard before them; the certificate and its key come from one place.
+        // Any given setting overrides them. The certificate and its key come from one source.
         values.set(
             "database-url",
             format!("postgres://app:pw@db/shop?sslcert={pem}&sslkey={pem}&sslrootcert=system"),
@@ -372,6 +375,6 @@ mod tests {
         ] {
             assert_eq!(shown(&values, name), None, "{name}");
         }
-        assert_eq!(shown(&values, "postgres-options").as_deref(), Some("-c geqo=off"), "the driver hears it");
+        assert_eq!(shown(&values, "postgres-options").as_deref(), Some("-c geqo=off"), "the driver reads it");
     }
 }

@@ -1,4 +1,4 @@
-//! What a pool is for, and how large it may grow.
+//! The options of a pool.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,17 +8,19 @@ use derive_setters::Setters;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::PgConnection;
 
-use super::state::EXTRA;
-use crate::Tracking;
 use crate::keepalive::milliseconds;
+
+/// Up to this many connections in slow repair do not count against the limit, so that many abandoned statements at once leave room for
+/// callers, and cannot pile up server processes.
+pub(crate) const EXTRA: u32 = 4;
 
 /// The server ends the session of a transaction that idles for this much longer than `tx_timeout`.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What a pool is for, and how large it may grow.
+/// The purpose and limits of a pool.
 ///
 /// A service has two pools, [`PoolOptions::api`] and [`PoolOptions::backend`], so that background work cannot take the connections
-/// that web requests need. Further pools begin with [`PoolOptions::named`]. Each option has a setter of its name.
+/// that web requests need. Make further pools with [`PoolOptions::named`]. Each option has a setter of its name.
 ///
 /// ```
 /// use db_core::PoolOptions;
@@ -32,35 +34,36 @@ pub struct PoolOptions {
     /// The pool's name in errors, logs and `pg_stat_activity`.
     #[setters(into)]
     pub name: String,
-    /// The most connections in use or idle. Zero counts as 1. Cut-off statements may add up to four for a moment: see [`Pool::max_sessions`](crate::Pool::max_sessions).
+    /// The most connections in use or idle. Zero counts as 1. Slow repairs of abandoned statements may add up to four for a moment:
+    /// see [`Pool::max_sessions`](crate::Pool::max_sessions).
     pub max: u32,
-    /// The most connections that stay open while idle; further ones are closed as they come back. `None` is `max`.
+    /// The most connections that stay open while idle; others are closed when they are returned. `None` means `max`.
     pub max_idle: Option<u32>,
     /// Idle connections to keep open (default 0): dialled ahead of demand, and exempt from `idle_timeout`.
     pub min_idle: u32,
-    /// The most callers that may wait for others to give a connection back. A further caller is refused at once, with an error that
+    /// The most callers that may wait for a returned connection. A further caller is rejected immediately, with an error that
     /// says [when to try again](crate::Error::retry_after). `None`, the default, lets each caller wait for
-    /// [`acquire_timeout`](Self::acquire_timeout). Callers for whom a connection is being made, or may be, are not counted.
+    /// [`acquire_timeout`](Self::acquire_timeout). Callers for whom a connection is or may be dialled do not count.
     ///
     /// A good limit is the number of callers that the pool serves in the longest acceptable wait: 250 for 10 connections that are held
     /// for 20 ms each, and a wait of half a second.
     pub max_waiting: Option<u32>,
     /// How long a caller waits for a connection: queueing, dialling and the ping together.
     pub acquire_timeout: Duration,
-    /// A connection that was not used for this long is closed.
+    /// A connection that is not used for this long is closed.
     pub idle_timeout: Duration,
-    /// A connection is closed when it is this old and idle [30 min], up to a tenth earlier by chance, so that those
-    /// opened together do not close together.
+    /// A connection of this age is closed when it is idle (default 30 min). The age is shortened by up to a tenth at random, so that
+    /// connections opened together do not close together.
     pub max_lifetime: Duration,
     /// A connection is closed after this number of uses. `None`, the default, sets no limit.
     pub max_uses: Option<u64>,
-    /// A connection that was idle for longer than this [1 s] is pinged before it is handed out, and replaced when there is no answer
-    /// within 0.3 s.
+    /// A connection that was idle for longer than this (default 1 s) is pinged before it is handed out, and replaced if it does not
+    /// answer within 0.3 s.
     pub ping_after: Duration,
-    /// An idle connection is pinged each time it was silent for this long [15 s], so that no firewall forgets it, and a dead one is
-    /// found before it is needed. The server probes its end of the link as often.
+    /// An idle connection is pinged whenever it was silent for this long (default 15 s), so that firewalls keep its entry, and a dead
+    /// connection is found before it is needed. The server probes its end of the link as often.
     pub keepalive: Duration,
-    /// What happens to a connection that does not come back as it was handed out.
+    /// What happens to a connection that is returned in another state than it was handed out.
     pub reset: Reset,
     /// How long a statement may wait for the server's next row, or for its end. After this time, the statement fails and is
     /// cancelled on the server.
@@ -69,18 +72,18 @@ pub struct PoolOptions {
     /// and the transaction is rolled back. A transaction may have a [limit of its own](crate::TxOptions::timeout). Ten seconds later,
     /// the server ends the session if the transaction still idles.
     pub tx_timeout: Duration,
-    /// A statement that takes longer than this [1 s] is logged at `warn` instead of `debug`.
+    /// A statement that takes longer than this (default 1 s) is logged at `warn` instead of `debug`.
     pub slow_statement: Duration,
-    /// What is remembered about loans.
+    /// What is recorded about checkouts.
     pub tracker: Tracking,
     /// A connection that is held for longer than this is logged and counted as leaked. A
     /// [handle](crate::Handle::leak_after) may have a limit of its own.
     pub leak_after: Duration,
     /// Connections of `max` that are reserved for [`Pool::sqlx`](crate::Pool::sqlx) once it is first called (default 2): at least 1, at most
-    /// `max - 1`. A pool of 1 has one more connection then.
+    /// `max - 1`. A pool of 1 grows to 2.
     pub sqlx_reserve: u32,
     /// The most prepared statements that a connection keeps (default 100). Each takes memory at the server. A new statement
-    /// replaces the one that was not used for longest. Zero counts as 1.
+    /// replaces the least recently used one. Zero counts as 1.
     pub statement_cache: usize,
     #[setters(skip)]
     pub(crate) session: SessionSettings,
@@ -88,7 +91,7 @@ pub struct PoolOptions {
     pub(crate) after_connect: Option<AfterConnect>,
 }
 
-/// What each session of a pool is told. `Debug` shows no value.
+/// The server settings of each session of a pool. `Debug` shows no value.
 #[derive(Clone, Default)]
 pub(crate) struct SessionSettings(Vec<(String, String)>);
 
@@ -99,8 +102,8 @@ impl SessionSettings {
     }
 
     fn set(&mut self, name: &str, value: &str) {
-        match self.0.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
-            Some((_, known)) => value.clone_into(known),
+        match self.0.iter_mut().find(|(present, _)| present.eq_ignore_ascii_case(name)) {
+            Some((_, present)) => value.clone_into(present),
             None => self.0.push((name.to_owned(), value.to_owned())),
         }
     }
@@ -115,10 +118,10 @@ impl fmt::Debug for SessionSettings {
     }
 }
 
-/// Prepares a connection.
+/// Sets up a new connection.
 type Prepare = dyn for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), sqlx::Error>> + Send + Sync;
 
-/// What is run on each new connection: see [`PoolOptions::after_connect`].
+/// The function for each new connection: see [`PoolOptions::after_connect`].
 #[derive(Clone)]
 pub(crate) struct AfterConnect(Arc<Prepare>);
 
@@ -134,23 +137,36 @@ impl fmt::Debug for AfterConnect {
     }
 }
 
-/// What happens to a connection that does not come back as it was handed out.
+/// What a pool records about checkouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Tracking {
+    /// Nothing: no [holders](crate::Pool::holders), no leaks.
+    Off,
+    /// The call site, the start, whether a transaction is open, and the running statement.
+    #[default]
+    Lines,
+    /// The call stack of the acquire, too. Costs some hundred microseconds for each checkout.
+    Stacks,
+}
+
+/// What happens to a connection that is returned in another state than it was handed out.
 ///
-/// An open transaction never reaches the next user, and a transaction that was begun by [`begin`](crate::Handle::begin) or
-/// [`tx`](crate::Handle::tx) and not committed is rolled back, whatever is chosen here.
+/// With every variant, an open transaction never reaches the next caller, and a transaction that was begun by
+/// [`begin`](crate::Handle::begin) or [`tx`](crate::Handle::tx) and not committed is rolled back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Reset {
-    /// Roll back a transaction that was begun by text, and `DISCARD ALL` if a statement may have changed the session.
+    /// Roll back a transaction begun with raw SQL, and `DISCARD ALL` if a statement may have changed the session.
     #[default]
     Rollback,
-    /// The same, but commit a transaction that was begun by text, unless a statement failed in it or was cut off.
+    /// As `Rollback`, but commit a transaction begun with raw SQL, unless a statement in it failed or was abandoned.
     Commit,
-    /// Roll back, and leave the session's settings and temporary tables to the next user. `UNLISTEN *` is sent all the same: a
+    /// Roll back, and leave settings and temporary tables to the next caller. `UNLISTEN *` is sent all the same: a
     /// notification would fail the next statement, and no caller could receive it.
     Keep,
-    /// `DISCARD ALL` after each use, for code that changes its session in ways that its text does not show, such as a function that
-    /// calls `set_config`. This costs two round trips after each use.
+    /// `DISCARD ALL` after each use, for code whose SQL text does not show that it changes the session, such as a function that
+    /// calls `set_config`. Costs two round trips after each use.
     DiscardAll,
 }
 
@@ -200,18 +216,18 @@ impl PoolOptions {
         }
     }
 
-    /// For work of another kind, such as `gc`: the backend's limits under a name of its own.
+    /// For other work, such as `gc`: the backend's limits with another name.
     #[must_use]
     pub fn named(name: &str) -> Self {
         Self { name: name.to_owned(), ..Self::backend() }
     }
 
-    /// Gives each session of the pool a setting, such as `search_path` or `work_mem`. A later value of the same name replaces the
-    /// first. `application_name` replaces the pool's [name](Self::name) there.
+    /// Sets a server setting for each session of the pool, such as `search_path` or `work_mem`. A later value of the same name
+    /// replaces the first. `application_name` replaces the pool's [name](Self::name) there.
     ///
-    /// The server hears the settings with the login, so they cost no round trip, and `RESET` and `DISCARD ALL` return to them.
-    /// Behind a pooler in transaction mode, a session is everybody's: there, settings are sent with each `BEGIN` and hold for
-    /// that transaction; a statement outside of a transaction does not have them.
+    /// The settings are sent with the login, so they cost no round trip, and `RESET` and `DISCARD ALL` return to them.
+    /// A pooler in transaction mode shares its sessions between clients: there, the settings are sent with each `BEGIN` and hold for
+    /// that transaction, and a statement outside a transaction runs without them.
     ///
     /// A setting that the server does not know, or that the driver or the pool sets itself (`timezone`, `datestyle`), is refused
     /// when the pool dials: see [`ConnectFailure::Refused`](crate::ConnectFailure::Refused).
@@ -224,9 +240,10 @@ impl PoolOptions {
     /// Runs `prepare` on each connection before its first use, and again after each `DISCARD ALL`: for what no setting can do, such
     /// as a temporary table or `LOAD`. For settings, [`Self::set`] costs no round trip.
     ///
-    /// It has the time that one attempt to connect has, and after a `DISCARD ALL` that of the repair, 2 s. When it fails, the connection is closed, and callers are told as of any
-    /// other [failure to connect](crate::ConnectFailure::AfterConnect). Behind a pooler in transaction mode it is refused: the
-    /// session that it prepared would be another's.
+    /// The time limit of `prepare` is that of the attempt to connect; after a `DISCARD ALL`, it is that of the repair, 2 s. If
+    /// `prepare` fails, the connection is closed, and callers get
+    /// [`ConnectFailure::AfterConnect`](crate::ConnectFailure::AfterConnect). Behind a pooler in transaction mode, `after_connect` is
+    /// refused: other clients would get the session.
     ///
     /// ```
     /// use db_core::PoolOptions;
@@ -278,19 +295,19 @@ impl PoolOptions {
         self.max.max(1).saturating_add(EXTRA + 1)
     }
 
-    /// The setting that limits how long the server lets a transaction idle.
+    /// The setting that limits how long the server keeps a transaction that idles.
     pub(crate) fn idle_in_transaction(&self) -> (&'static str, String) {
         ("idle_in_transaction_session_timeout", milliseconds(self.tx_timeout.saturating_add(GRACE)))
     }
 
-    /// The settings that go with each `BEGIN` of a transaction with this limit, where a pooler is in between: settings cannot be given
-    /// when a session begins, and statements cannot be cancelled.
+    /// The settings to send with each `BEGIN` of a transaction with this limit behind a pooler, where settings cannot be given at
+    /// login, and statements cannot be cancelled.
     pub(crate) fn for_each_transaction(&self, limit: Duration) -> Vec<(&str, String)> {
         let limits = [
             ("statement_timeout", milliseconds(self.statement_timeout.min(limit))),
             self.idle_in_transaction(),
         ];
-        // The driver has said the name of the program, which a pooler passes on.
+        // The driver sends `application_name` at login, and the pooler passes it on.
         let settings = self.session.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("application_name"));
         limits.into_iter().chain(settings.map(|(name, value)| (name, value.to_owned()))).collect()
     }
@@ -305,8 +322,8 @@ impl PoolOptions {
     }
 }
 
-/// The limits of a pool that may be changed while it runs, with [`Pool::set_limits`](crate::Pool::set_limits). They are made of
-/// those [in force](crate::Pool::limits).
+/// The limits of a pool that [`Pool::set_limits`](crate::Pool::set_limits) can change while the pool runs. Start from the
+/// [current ones](crate::Pool::limits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Setters)]
 #[non_exhaustive]
 pub struct Limits {
@@ -316,6 +333,6 @@ pub struct Limits {
     pub max_idle: Option<u32>,
     /// See [`PoolOptions::min_idle`].
     pub min_idle: u32,
-    /// See [`PoolOptions::max_waiting`]. Callers that wait already are not refused by a lower limit.
+    /// See [`PoolOptions::max_waiting`]. A lower limit does not reject callers that wait already.
     pub max_waiting: Option<u32>,
 }

@@ -1,8 +1,8 @@
-//! The figures of a pool.
+//! The statistics of a pool.
 
 use std::time::Duration;
 
-/// A pool's connections and callers at one moment, and its totals since it was made.
+/// A pool's connections and callers at one moment, and its totals since it was created.
 ///
 /// `open` is `in_use + idle + repairing`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,21 +12,21 @@ pub struct Stats {
     pub max: u32,
     /// Open connections.
     pub open: u32,
-    /// Open connections that are ready to be taken.
+    /// Open connections that are ready for callers.
     pub idle: u32,
-    /// Open connections that are taken.
+    /// Open connections that are checked out.
     pub in_use: u32,
-    /// Open connections that are being verified, repaired or closed.
+    /// Open connections that are being pinged, repaired or closed.
     pub repairing: u32,
-    /// Connections that are being made.
+    /// Connections that are being dialled.
     pub dialling: u32,
     /// Callers in the queue.
     pub waiting: u32,
-    /// What has happened since the pool was made.
+    /// Totals since the pool was created.
     pub totals: Totals,
 }
 
-/// What has happened in a pool since it was made.
+/// Totals of a pool since it was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Totals {
@@ -34,29 +34,29 @@ pub struct Totals {
     pub acquired: u64,
     /// Connections handed out after a wait in the queue.
     pub queued: u64,
-    /// The sum of these waits.
+    /// The sum of the waits in the queue.
     pub queue_wait: Duration,
-    /// Callers that got no connection in time.
+    /// Callers that got no connection within their time limit.
     pub timed_out: u64,
-    /// Callers that were refused at once, since [`max_waiting`](crate::PoolOptions::max_waiting) callers waited.
+    /// Callers that were rejected immediately because [`max_waiting`](crate::PoolOptions::max_waiting) callers waited already.
     pub shed: u64,
-    /// Connections made.
+    /// Connections dialled.
     pub dialled: u64,
-    /// The time that making them took, summed.
+    /// The sum of the times that successful dials took.
     pub dialling: Duration,
-    /// Failed attempts to make a connection.
+    /// Failed dials.
     pub dial_failures: u64,
     /// Connections whose link was lost.
     pub lost: u64,
-    /// Connections that came back in an unknown state, and were repaired.
+    /// Connections that were returned in an unknown state and repaired.
     pub repaired: u64,
-    /// Connections that came back in an unknown state, and could not be repaired in time.
+    /// Connections that were returned in an unknown state and could not be repaired in time.
     pub repair_failed: u64,
-    /// Statements that were cut off, and cancelled on the server.
+    /// Abandoned statements that were cancelled on the server.
     pub cancelled: u64,
     /// Connections held for longer than their threshold.
     pub leaked: u64,
-    /// Leaked connections that came back after all.
+    /// Leaked connections that were returned.
     pub leaks_returned: u64,
     /// Waits of a task that already held a connection of the same pool.
     pub nested_acquires: u64,

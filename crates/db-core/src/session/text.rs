@@ -1,23 +1,23 @@
-//! A statement on its way to the driver.
+//! A statement to be sent.
 
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgStatement};
 use sqlx::{AssertSqlSafe, Execute, Postgres, SqlSafeStr, SqlStr};
 
 use crate::pooler::Needs;
-use crate::sql::{self, Known};
+use crate::sql::{self, HarmlessTexts};
 
-/// A statement taken apart, so that its text can be read before it is sent. It is sent from where it is, as `&mut Text`: the
-/// driver's future holds what it is given, and is made for every statement.
+/// A statement, split into its text and arguments so that the text can be read before it is sent. It is sent as `&mut Text`, which
+/// keeps the driver's future small.
 pub(crate) struct Text {
     sql: SqlStr,
-    /// What is sent in place of the text, if it is not the text itself.
+    /// The text to send, if it differs from `sql`.
     sent_as: Option<SqlStr>,
     statement: Option<PgStatement>,
-    /// None once they were sent.
+    /// `None` once the statement was sent.
     arguments: Option<Result<Option<PgArguments>, BoxDynError>>,
     persistent: bool,
-    /// Sent by the simple protocol, and maybe more than one statement.
+    /// Sent by the simple protocol, and may contain several statements.
     is_raw: bool,
 }
 
@@ -27,7 +27,7 @@ impl Text {
         let is_raw = matches!(arguments, Ok(None));
         let statement = query.statement().cloned();
         let persistent = query.persistent();
-        // A clone of text that the caller owns is shared from here on, so that further ones are cheap.
+        // A clone of a text that the caller owns is shared from here on, so that further clones are cheap.
         let sql = query.sql().clone();
         Self { sql, sent_as: None, statement, arguments: Some(arguments), persistent, is_raw }
     }
@@ -40,38 +40,39 @@ impl Text {
         self.sql.as_str()
     }
 
-    /// Whether it goes by the simple protocol.
+    /// Whether the statement is sent by the simple protocol.
     pub(crate) fn is_raw(&self) -> bool {
         self.is_raw
     }
 
-    /// Has it sent under another text, if it is one that is prepared and kept.
+    /// Appends `mark` to the text that is sent, if the statement is prepared and cached.
     pub(crate) fn mark(&mut self, mark: &str) {
         if self.persistent && matches!(self.arguments, Some(Ok(Some(_)))) {
             self.sent_as = Some(AssertSqlSafe(format!("{} {mark}", self.sql.as_str())).into_sql_str());
         }
     }
 
-    /// What it needs to be sent once more, if it is one that is prepared and kept: only those have plans that become stale.
-    pub(crate) fn spare(&self) -> Option<PgArguments> {
+    /// A copy of the arguments for sending the statement again. `None` if it is not prepared and cached: other statements have no plan
+    /// that could be stale.
+    pub(crate) fn copy_arguments(&self) -> Option<PgArguments> {
         match &self.arguments {
             Some(Ok(Some(arguments))) if self.persistent => Some(arguments.clone()),
             _ => None,
         }
     }
 
-    /// Makes it what it was before it was sent.
-    pub(crate) fn refill(&mut self, spare: PgArguments) {
-        self.arguments = Some(Ok(Some(spare)));
+    /// Restores the arguments so the statement can be sent again.
+    pub(crate) fn refill(&mut self, arguments: PgArguments) {
+        self.arguments = Some(Ok(Some(arguments)));
     }
 
-    /// Whether the session may be another one afterwards, as far as the text shows it. A raw text may be many statements, and
-    /// ends at the first that fails: it is always suspected.
-    pub(crate) fn changes_session(&self, known: &mut Known) -> bool {
-        self.is_raw || known.changes_session(&self.sql)
+    /// Whether the statement may change the session, as far as its text shows. A raw text always may: it may contain several
+    /// statements, of which the first failure skips the rest.
+    pub(crate) fn changes_session(&self, texts: &mut HarmlessTexts) -> bool {
+        self.is_raw || texts.changes_session(&self.sql)
     }
 
-    /// What it needs of its session that a pooler would not keep for it.
+    /// What the statement needs of its session that a pooler does not keep.
     pub(crate) fn needs_session(&self) -> Option<Needs> {
         sql::needs_session(self.as_str(), self.is_raw)
     }

@@ -1,16 +1,16 @@
-//! What belongs to a pool without being its own: the bus, the keyring.
+//! Values attached to a pool by upper layers, such as the bus and the keyring.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// One value of each type. It lets a handle and a transaction reach what layers above this one are made of, without a
-/// global, and without this layer knowing of them.
+/// One value of each type. Through it, handles and transactions give access to values of upper layers without globals, and
+/// without this crate knowing their types.
 #[derive(Default)]
-pub(crate) struct Companions(RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>);
+pub(crate) struct Extensions(RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>);
 
-impl Companions {
+impl Extensions {
     pub(crate) fn put<T: Any + Send + Sync>(&self, value: Arc<T>) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(TypeId::of::<T>(), value);
     }
@@ -21,8 +21,8 @@ impl Companions {
     }
 }
 
-impl fmt::Debug for Companions {
+impl fmt::Debug for Extensions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Companions").finish_non_exhaustive()
+        f.debug_struct("Extensions").finish_non_exhaustive()
     }
 }

@@ -1,34 +1,34 @@
-//! The query log: each statement, how long it took, and how many rows came of it.
+//! The query log: each statement with its duration and rows.
 
 use std::time::Instant;
 
 use sqlx::Either;
 use sqlx::postgres::{PgQueryResult, PgRow};
 
-use crate::error::said;
+use crate::redact::redacted;
 use crate::{CallSite, PoolOptions, sql};
 
-/// One statement on its way to the server and back.
+/// The duration and the rows of one statement.
 #[derive(Debug)]
-pub(crate) struct Trip {
+pub(crate) struct StatementTiming {
     pub(crate) started: Instant,
     pub(crate) rows: u64,
     pub(crate) affected: u64,
 }
 
-impl Trip {
+impl StatementTiming {
     pub(crate) fn begin(now: Instant) -> Self {
         Self { started: now, rows: 0, affected: 0 }
     }
 
-    pub(crate) fn saw(&mut self, result: &Either<PgQueryResult, PgRow>) {
+    pub(crate) fn count(&mut self, result: &Either<PgQueryResult, PgRow>) {
         match result {
             Either::Left(done) => self.affected += done.rows_affected(),
             Either::Right(_) => self.rows += 1,
         }
     }
 
-    /// Writes it to the target `db_core::statement`: slow ones at `warn`, others at `debug`.
+    /// Logs the statement to the target `db_core::statement`: slow ones at `warn`, others at `debug`.
     pub(crate) fn log(
         &self,
         ended: Instant,
@@ -44,8 +44,8 @@ impl Trip {
         }
         let Self { rows, affected, .. } = *self;
         let (pool, ms) = (&options.name, took.as_secs_f64() * 1000.0);
-        let sql = sql::shown(sql);
-        let error = error.map(said).map(tracing::field::display);
+        let sql = sql::redact_sql(sql);
+        let error = error.map(redacted).map(tracing::field::display);
         if is_slow {
             tracing::warn!(target: "db_core::statement", pool, ms, rows, affected, error, "slow: {sql} ({at})");
         } else {

@@ -1,36 +1,35 @@
-//! What runs once something is committed, and what runs also when nobody can tell whether it is.
+//! Hooks that run after a commit, or when its outcome is unknown.
 
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use crate::pool::Rest;
+use crate::statement_end::StatementEnd;
 
-/// Something to run after a commit.
+/// A function to run after a commit.
 pub(crate) struct Hook {
-    /// How many savepoints were open when it was given.
+    /// The number of open savepoints when the hook was added.
     pub(crate) level: usize,
     pub(crate) when: When,
     pub(crate) run: Box<dyn FnOnce() + Send>,
 }
 
-/// What must be known of the commit for a hook to run.
+/// When a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
     Committed,
     NotRolledBack,
 }
 
-/// The hooks of a commit that was sent, until its outcome is known. Dropped before that, it runs those that need only
-/// that nobody knows of a rollback: so the end of a future, of a task or of a runtime loses none.
+/// The hooks of a commit that was sent, until its outcome is known. If this is dropped first, it runs the hooks that tolerate an unknown
+/// outcome: so the end of a future, task or runtime loses none of them.
 ///
-/// In a box, since most connections have none. The mutex is never locked: it makes the value `Sync`, as the connection that
-/// holds it is.
+/// Boxed, since most connections have none. The mutex is never locked: it makes the value `Sync`, as the connection must be.
 #[derive(Default)]
-pub(crate) struct Doubt(Option<Box<Mutex<Vec<Hook>>>>);
+pub(crate) struct PendingHooks(Option<Box<Mutex<Vec<Hook>>>>);
 
-impl Doubt {
+impl PendingHooks {
     pub(crate) fn add(&mut self, hooks: Vec<Hook>) {
         if !hooks.is_empty() {
             let all = self.0.get_or_insert_default();
@@ -38,26 +37,26 @@ impl Doubt {
         }
     }
 
-    /// It is committed.
+    /// The commit succeeded.
     pub(crate) fn committed(&mut self) {
         run(self.take());
     }
 
-    /// Nothing of it is stored, or nothing was in doubt.
-    pub(crate) fn forget(&mut self) {
+    /// The commit failed, or nothing was in flight.
+    pub(crate) fn clear(&mut self) {
         self.0 = None;
     }
 
-    /// Nobody saw the answer, and this is how what was sent came to its end.
-    pub(crate) fn came_to(&mut self, rest: Rest) {
-        match rest {
-            Rest { refused: true, .. } => self.forget(),
-            Rest { failed: false, .. } => self.committed(),
-            Rest { .. } => self.unknown(),
+    /// The answer was not seen by its caller; this is how the statement ended.
+    pub(crate) fn resolve(&mut self, end: StatementEnd) {
+        match end {
+            StatementEnd { refused: true, .. } => self.clear(),
+            StatementEnd { failed: false, .. } => self.committed(),
+            StatementEnd { .. } => self.unknown(),
         }
     }
 
-    /// Nobody will ever know.
+    /// The outcome can no longer be learnt.
     pub(crate) fn unknown(&mut self) {
         let mut hooks = self.take();
         hooks.retain(|hook| hook.when == When::NotRolledBack);
@@ -70,23 +69,23 @@ impl Doubt {
     }
 }
 
-impl Drop for Doubt {
+impl Drop for PendingHooks {
     #[inline]
     fn drop(&mut self) {
-        // Of each statement, of which hardly any has something to run.
+        // This runs for each statement, and hardly any has hooks.
         if self.0.is_some() {
             self.unknown();
         }
     }
 }
 
-impl fmt::Debug for Doubt {
+impl fmt::Debug for PendingHooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Doubt")
+        f.write_str("PendingHooks")
     }
 }
 
-/// Runs all of them, in the order in which they were given. The panic of one does not keep the others from running.
+/// Runs all hooks in the order in which they were added. A panic in one does not prevent the others.
 fn run(hooks: Vec<Hook>) {
     let mut first: Option<Box<dyn Any + Send>> = None;
     for hook in hooks {
@@ -94,7 +93,7 @@ fn run(hooks: Vec<Hook>) {
             first.get_or_insert(panic);
         }
     }
-    // A second panic on the way out of another would end the process.
+    // A second panic during unwinding would abort the process.
     if let Some(panic) = first.filter(|_| !std::thread::panicking()) {
         resume_unwind(panic);
     }

@@ -1,107 +1,107 @@
-//! What a statement leaves behind in its session.
+//! The effects of a statement on its session.
 //!
-//! Judged is the text alone: a function may do anything, and nobody sees it.
+//! Only the text is analyzed: the effects of a function's body are not seen.
 
 use super::lexer::{Kind, Token, tokens};
 use crate::pooler::Needs;
 
-/// For how long a session notices that a statement was run in it.
+/// How long a statement's effect on its session lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Leaves {
-    /// Not at all. What is stored in the database is no matter of the session.
+enum Lasts {
+    /// The session is not affected. Effects on stored data do not count.
     Nothing,
-    /// Until the transaction has ended.
+    /// Until the end of the transaction.
     Transaction,
-    /// Until something undoes it. What is not known may.
-    Stays,
+    /// Until something undoes it. Unknown statements count as this.
+    Session,
 }
 
-use Leaves::{Nothing, Stays};
+use Lasts::{Nothing, Session};
 
-/// What is known of a statement.
+/// The effect of a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Effect {
-    leaves: Leaves,
-    /// What a pooler in between would not keep for it.
+    lasts: Lasts,
+    /// What the statement needs of its session that a pooler does not keep.
     needs: Option<Needs>,
 }
 
-const fn effect(leaves: Leaves, needs: Option<Needs>) -> Effect {
-    Effect { leaves, needs }
+const fn effect(lasts: Lasts, needs: Option<Needs>) -> Effect {
+    Effect { lasts, needs }
 }
 
-/// The commands of PostgreSQL's manual, part VI "SQL Commands", by their first word. Some depend on what follows it:
+/// The commands of PostgreSQL's manual, part VI "SQL Commands", by their first word. For some, later words matter, too:
 /// see [`by_keyword`].
 const COMMANDS: &[(&str, Effect)] = &[
-    ("abort", effect(Stays, None)),
+    ("abort", effect(Session, None)),
     ("alter", effect(Nothing, None)),
     ("analyse", effect(Nothing, None)),
     ("analyze", effect(Nothing, None)),
-    ("begin", effect(Stays, None)),
+    ("begin", effect(Session, None)),
     // A procedure may do anything.
-    ("call", effect(Stays, None)),
+    ("call", effect(Session, None)),
     ("checkpoint", effect(Nothing, None)),
-    // Cursors end with their transaction, or were noticed when they were declared.
+    // Cursors end with their transaction; those that do not were recorded by their `DECLARE`.
     ("close", effect(Nothing, None)),
     ("cluster", effect(Nothing, None)),
     ("comment", effect(Nothing, None)),
-    ("commit", effect(Stays, None)),
-    // The driver does not speak its part of the protocol but by calls of its own.
-    ("copy", effect(Stays, None)),
+    ("commit", effect(Session, None)),
+    // The driver supports it only through calls of its own.
+    ("copy", effect(Session, None)),
     ("create", effect(Nothing, None)),
-    ("deallocate", effect(Stays, Some(Needs::Prepared))),
-    ("declare", effect(Leaves::Transaction, None)),
+    ("deallocate", effect(Session, Some(Needs::Prepared))),
+    ("declare", effect(Lasts::Transaction, None)),
     ("delete", effect(Nothing, None)),
-    ("discard", effect(Stays, Some(Needs::Setting))),
-    ("do", effect(Stays, None)),
+    ("discard", effect(Session, Some(Needs::Setting))),
+    ("do", effect(Session, None)),
     ("drop", effect(Nothing, None)),
-    ("end", effect(Stays, None)),
-    ("execute", effect(Stays, None)),
-    // With ANALYZE, it runs what it explains.
-    ("explain", effect(Stays, None)),
+    ("end", effect(Session, None)),
+    ("execute", effect(Session, None)),
+    // With ANALYZE, it runs the explained statement.
+    ("explain", effect(Session, None)),
     ("fetch", effect(Nothing, None)),
     ("grant", effect(Nothing, None)),
     ("import", effect(Nothing, None)),
     ("insert", effect(Nothing, None)),
-    ("listen", effect(Stays, Some(Needs::Listen))),
-    ("load", effect(Stays, Some(Needs::Setting))),
-    ("lock", effect(Leaves::Transaction, None)),
+    ("listen", effect(Session, Some(Needs::Listen))),
+    ("load", effect(Session, Some(Needs::Setting))),
+    ("lock", effect(Lasts::Transaction, None)),
     ("merge", effect(Nothing, None)),
     ("move", effect(Nothing, None)),
     ("notify", effect(Nothing, None)),
-    ("prepare", effect(Stays, Some(Needs::Prepared))),
+    ("prepare", effect(Session, Some(Needs::Prepared))),
     ("reassign", effect(Nothing, None)),
     ("refresh", effect(Nothing, None)),
     ("reindex", effect(Nothing, None)),
-    ("release", effect(Stays, None)),
-    ("reset", effect(Stays, Some(Needs::Setting))),
+    ("release", effect(Session, None)),
+    ("reset", effect(Session, Some(Needs::Setting))),
     ("revoke", effect(Nothing, None)),
-    ("rollback", effect(Stays, None)),
-    ("savepoint", effect(Stays, None)),
+    ("rollback", effect(Session, None)),
+    ("savepoint", effect(Session, None)),
     ("security", effect(Nothing, None)),
     ("select", effect(Nothing, None)),
-    ("set", effect(Stays, Some(Needs::Setting))),
+    ("set", effect(Session, Some(Needs::Setting))),
     ("show", effect(Nothing, None)),
-    ("start", effect(Stays, None)),
+    ("start", effect(Session, None)),
     ("table", effect(Nothing, None)),
     ("truncate", effect(Nothing, None)),
-    ("unlisten", effect(Stays, Some(Needs::Listen))),
+    ("unlisten", effect(Session, Some(Needs::Listen))),
     ("update", effect(Nothing, None)),
     ("vacuum", effect(Nothing, None)),
     ("values", effect(Nothing, None)),
     ("with", effect(Nothing, None)),
 ];
 
-/// What nearly every statement begins with.
-const EVERYDAY: [&str; 5] = ["select", "insert", "update", "delete", "with"];
+/// The first words of nearly all statements.
+const COMMON: [&str; 5] = ["select", "insert", "update", "delete", "with"];
 
-/// Whether the session may be another one after this text: in a transaction, with other settings, listening, with locks, with
-/// things prepared, declared or created for itself.
+/// Whether the text may change its session: begin a transaction, change settings, listen, lock, or prepare, declare or create
+/// something for the session only.
 pub(super) fn changes_session(sql: &str) -> bool {
-    !is_plain(sql) && effects(sql).iter().any(|effect| effect.leaves == Stays)
+    !is_plain(sql) && effects(sql).iter().any(|effect| effect.lasts == Session)
 }
 
-/// What a text needs of its session that a pooler would not keep for it. Only a raw text may be more than one statement.
+/// What a text needs of its session that a pooler does not keep. Only a raw text may contain several statements.
 pub(crate) fn needs_session(sql: &str, is_raw: bool) -> Option<Needs> {
     if !is_raw && is_plain(sql) {
         return None;
@@ -109,17 +109,17 @@ pub(crate) fn needs_session(sql: &str, is_raw: bool) -> Option<Needs> {
     effects(sql).iter().find_map(|effect| effect.needs)
 }
 
-/// Whether a text is an everyday statement that has no word in it worth a second look. Nothing is taken
-/// apart for that.
+/// Whether a text is a common statement without any word that could change the session. This check does not split the text into
+/// tokens.
 fn is_plain(sql: &str) -> bool {
     let bytes = after_blanks(sql).as_bytes();
-    let is_everyday = EVERYDAY.iter().any(|keyword| {
+    let is_common = COMMON.iter().any(|keyword| {
         let (first, rest) = bytes.split_at(keyword.len().min(bytes.len()));
         first.eq_ignore_ascii_case(keyword.as_bytes()) && rest.first().is_some_and(u8::is_ascii_whitespace)
     });
-    // `set_config`, `pg_advisory_…` and `pg_try_advisory_…` but for `…_xact_…`, and `temp`, `temporary`, `pg_temp`.
+    // Finds `set_config`, `pg_advisory_…` and `pg_try_advisory_…` except `…_xact_…`, and `temp`, `temporary`, `pg_temp`.
     let mut candidates = memchr::memchr3_iter(b'_', b'p', b'P', bytes);
-    is_everyday
+    is_common
         && !candidates.any(|at| {
             let (before, after) = (&bytes[..at], &bytes[at + 1..]);
             if bytes[at] == b'_' {
@@ -133,7 +133,7 @@ fn is_plain(sql: &str) -> bool {
         })
 }
 
-/// What begins with the first word. Comments in front of a statement, such as a query's name, are common.
+/// The text from its first word on. Comments before a statement, such as a query's name, are common.
 fn after_blanks(sql: &str) -> &str {
     if sql.starts_with(|c: char| c.is_ascii_alphabetic()) {
         return sql;
@@ -151,19 +151,19 @@ fn begins_with(bytes: &[u8], word: &[u8]) -> bool {
     bytes.len() >= word.len() && bytes[..word.len()].eq_ignore_ascii_case(word)
 }
 
-/// The effects of a text's statements, one after the other.
+/// The effects of a text's statements, in order.
 fn effects(sql: &str) -> Vec<Effect> {
     let tokens: Vec<_> = tokens(sql).filter(|token| token.kind != Kind::Blank).collect();
     tokens.split(|token| token.text == ";").map(effect_of).collect()
 }
 
-/// The effect of one statement: the longest that it leaves something, and the first that it needs.
+/// The effect of one statement: its longest-lasting effect, and its first need.
 fn effect_of(statement: &[Token<'_>]) -> Effect {
     let open = statement.iter().take_while(|token| token.text == "(").count();
     let statement = &statement[open..];
     let calls = (0..statement.len()).map(|at| of_call(&statement[at..], &statement[..at]));
     let all = [by_keyword(statement), of_temporary(statement)].into_iter().chain(calls);
-    all.reduce(|a, b| effect(a.leaves.max(b.leaves), a.needs.or(b.needs))).expect("there are two at least")
+    all.reduce(|a, b| effect(a.lasts.max(b.lasts), a.needs.or(b.needs))).expect("at least two effects")
 }
 
 fn by_keyword(statement: &[Token<'_>]) -> Effect {
@@ -172,7 +172,7 @@ fn by_keyword(statement: &[Token<'_>]) -> Effect {
         rest.len() >= keywords.len() && rest.iter().zip(keywords).all(|(token, keyword)| token.is(keyword))
     };
     // `SET local.x` sets a parameter of that name, and so does `SET local = x`.
-    let is_a_way_to_set = || match rest {
+    let is_transaction_scope = || match rest {
         [way, next, ..] => {
             way.is_any(&["local", "transaction", "constraints"])
                 && matches!(next.kind, Kind::Word | Kind::Name)
@@ -181,23 +181,23 @@ fn by_keyword(statement: &[Token<'_>]) -> Effect {
         _ => false,
     };
     match COMMANDS.iter().find(|(keyword, _)| first.is(keyword)) {
-        Some(("set", _)) if is_a_way_to_set() => effect(Leaves::Transaction, None),
-        // Two-phase commit is the server's affair.
-        Some(("prepare", _)) if keywords(&["transaction"]) => effect(Stays, None),
-        Some(("declare", _)) if has_keywords(rest, &["with", "hold"]) => effect(Stays, Some(Needs::Cursor)),
+        Some(("set", _)) if is_transaction_scope() => effect(Lasts::Transaction, None),
+        // Two-phase commit survives the session.
+        Some(("prepare", _)) if keywords(&["transaction"]) => effect(Session, None),
+        Some(("declare", _)) if has_keywords(rest, &["with", "hold"]) => effect(Session, Some(Needs::Cursor)),
         Some((_, effect)) => *effect,
-        None => effect(Stays, None),
+        None => effect(Session, None),
     }
 }
 
-/// Whether these keywords stand in it, one after the other.
+/// Whether the statement contains these keywords in a row.
 fn has_keywords(statement: &[Token<'_>], keywords: &[&str]) -> bool {
     statement
         .windows(keywords.len())
         .any(|window| window.iter().zip(keywords).all(|(token, keyword)| token.is(keyword)))
 }
 
-/// What is created for the session alone: by `CREATE TEMP`, by `INTO TEMP`, or in the schema `pg_temp`.
+/// The effect of creating session-local objects: by `CREATE TEMP`, by `INTO TEMP`, or in the schema `pg_temp`.
 fn of_temporary(statement: &[Token<'_>]) -> Effect {
     let is_temporary = |tokens: &[Token<'_>]| {
         let skipped =
@@ -216,23 +216,23 @@ fn of_temporary(statement: &[Token<'_>]) -> Effect {
             && (is_temporary(rest) || rest.first().is_some_and(is_own_schema))
     });
     if is_created && has_keywords(statement, &["on", "commit", "drop"]) {
-        effect(Leaves::Transaction, None)
+        effect(Lasts::Transaction, None)
     } else if is_created || is_selected_into {
-        effect(Stays, Some(Needs::Temporary))
+        effect(Session, Some(Needs::Temporary))
     } else {
         effect(Nothing, None)
     }
 }
 
-/// The effect of a call of the server's functions that act on the session: `set_config` (PostgreSQL's manual, chapter 9.28.1)
-/// and those of chapter 9.28.10 "Advisory Lock Functions" that do not end with the transaction.
+/// The effect of a call of the server's functions that change the session: `set_config` (PostgreSQL's manual, chapter 9.28.1)
+/// and those of chapter 9.28.10 "Advisory Lock Functions" whose locks do not end with the transaction.
 fn of_call(call: &[Token<'_>], before: &[Token<'_>]) -> Effect {
     let nothing = effect(Nothing, None);
     let [name, open, arguments @ ..] = call else { return nothing };
     if open.text != "(" {
         return nothing;
     }
-    // In another schema, it is somebody's own function.
+    // A function in another schema is a user's own.
     if let [.., schema, dot] = before
         && dot.text == "."
         && schema.name().is_none_or(|schema| schema != "pg_catalog")
@@ -241,14 +241,14 @@ fn of_call(call: &[Token<'_>], before: &[Token<'_>]) -> Effect {
     }
     match name.name().as_deref() {
         Some("set_config") => match is_local(arguments) {
-            Some(true) => effect(Leaves::Transaction, None),
-            Some(false) => effect(Stays, Some(Needs::Setting)),
-            None => effect(Stays, None),
+            Some(true) => effect(Lasts::Transaction, None),
+            Some(false) => effect(Session, Some(Needs::Setting)),
+            None => effect(Session, None),
         },
         Some(name) => {
             let lock = name.strip_prefix("pg_advisory_").or_else(|| name.strip_prefix("pg_try_advisory_"));
             match lock {
-                Some(lock) if !lock.starts_with("xact_") => effect(Stays, Some(Needs::Lock)),
+                Some(lock) if !lock.starts_with("xact_") => effect(Session, Some(Needs::Lock)),
                 _ => nothing,
             }
         }
@@ -256,7 +256,7 @@ fn of_call(call: &[Token<'_>], before: &[Token<'_>]) -> Effect {
     }
 }
 
-/// Whether a call of `set_config` says that the setting is for the transaction alone. None where that is no constant.
+/// Whether a call of `set_config` is for the transaction only. `None` if the argument is not a constant.
 fn is_local(call: &[Token<'_>]) -> Option<bool> {
     let mut depth = 0;
     let arguments = call.split(|token| {
@@ -265,11 +265,11 @@ fn is_local(call: &[Token<'_>]) -> Option<bool> {
             ")" | "]" => -1,
             _ => 0,
         };
-        // After its own parenthesis, what follows is no argument any more.
+        // The argument list ends at its closing parenthesis.
         depth < 0 || (depth == 0 && token.text == ",")
     });
     let arguments: Vec<_> = arguments.take(3).collect();
-    // The third one, or `is_local => …`, wherever it stands.
+    // The third argument, or the named argument `is_local => …`.
     let named = arguments.iter().find(|argument| argument.first().is_some_and(|name| name.is("is_local")));
     let value = match named {
         Some(argument) => argument.get(3..)?,
@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_outlives_its_statement_is_seen_through_comments_and_case() {
+    fn statements_that_change_the_session_are_found_despite_comments_and_case() {
         for sql in [
             "BEGIN",
             "  begin isolation level serializable",
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_nothing_or_ends_with_the_transaction_is_not_suspected() {
+    fn statements_without_a_lasting_effect_do_not_count_as_changes() {
         for sql in [
             "select 1",
             "(select 1) union (select 2)",
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pooler_would_leave_to_others_is_seen() {
+    fn statements_that_need_a_session_of_their_own_are_found() {
         for (sql, needs) in [
             ("listen a", Needs::Listen),
             ("/* a */ UNLISTEN *", Needs::Listen),
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_with_the_transaction_passes_a_pooler() {
+    fn statements_whose_effect_ends_with_the_transaction_need_no_session() {
         for sql in [
             "select 1",
             "select pg_advisory_xact_lock(1), pg_try_advisory_xact_lock_shared(2)",
