@@ -175,7 +175,10 @@ fn a_variable_of_libpqs_that_is_heard_is_shown() {
     assert_eq!(line(&shown, "postgres-options"), ["-cgeqo=off", "PGOPTIONS"]);
     assert!(!shown.contains("mine"), "{shown}");
     let (done, _, text) = said(&["--postgres-options", "-cjit=off"], &variables);
-    assert!(!done && text.contains("PGOPTIONS is set, and so are options"), "{text}");
+    assert!(
+        !done && text.contains("PGOPTIONS is set, and the address or the settings set session options"),
+        "{text}"
+    );
     let (done, _, text) =
         said(&[], &[address, ("PGSSLCERT", "/no/such/file"), ("PGSSLKEY", "/no/such/file")]);
     assert!(!done && text.contains("PGSSLCERT must be PEM"), "{text}");
