@@ -5,9 +5,9 @@
 //! DATABASE_URL=postgres://… cargo run -p db-layer --example answer
 //! ```
 //!
-//! One task writes, as a model would: a token now and then. Three read: one from the beginning, one who comes late, and one who
-//! goes away in the middle and resumes where it was. All of them print the same answer. A log knows nothing of what it holds: it may
-//! belong to an import, a job or a chat just as well.
+//! One task appends a token now and then, as a language model would. Three tasks read: one from the beginning, one that starts
+//! late, and one that stops in the middle and resumes at its cursor. All print the same answer. A log does not know what it
+//! holds: an import, a job and a chat work in the same way.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn main() -> Result<()> {
 
     let writing = tokio::spawn(write(events.clone(), log));
     let early = tokio::spawn(read(events.clone(), log, 0));
-    // Goes away after five tokens. What it has to keep is one number.
+    // Stops after five tokens. The reader needs to keep only its cursor.
     let mut stream = events.stream(log, 0);
     let mut beginning = String::new();
     while stream.cursor() < 5
@@ -47,7 +47,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Hands tokens over as they come. What gathers while one statement is under way is stored together by the next.
+/// Hands tokens over as they come. Tokens that arrive while a statement runs are stored together by the next statement.
 async fn write(events: EventLogs, log: LogId) -> Result<()> {
     let answer = events.appender(log);
     for token in ANSWER.split_inclusive(' ') {

@@ -1,11 +1,11 @@
-//! A service as small as they get: takes orders, shows them live, and ends in order when it is asked to.
+//! A minimal service: takes orders, shows them live, and shuts down in order on SIGTERM or SIGINT.
 //!
 //! ```text
 //! DATABASE_URL=postgres://… cargo run -p db-layer --example orders
-//! curl -X POST http://127.0.0.1:PORT/orders/tea     # while another one has  curl http://127.0.0.1:PORT/orders
+//! curl -X POST http://127.0.0.1:PORT/orders/tea     # while another terminal runs  curl http://127.0.0.1:PORT/orders
 //! ```
 //!
-//! It wants a table: `create table orders (item text not null)`. The guide shows what follows.
+//! It needs a table: `create table orders (item text not null)`. The guide explains the program.
 
 use std::process::ExitCode;
 
@@ -37,7 +37,7 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     Ok(ExitCode::from(ended.exit_code()))
 }
 
-/// Stores an order, and tells everybody after the commit.
+/// Stores an order, and notifies the other processes after the commit.
 async fn order(State(db): State<Db>, Path(item): Path<String>) -> StatusCode {
     let topic = Topic::new("orders").expect("a name");
     let stored = db.api().tx(async |tx| {
@@ -54,7 +54,7 @@ async fn order(State(db): State<Db>, Path(item): Path<String>) -> StatusCode {
     }
 }
 
-/// Shows orders as they come, a line each. A stream would go on for ever: it ends with the service, and says so.
+/// Streams orders, a line each. The stream never ends by itself, so it ends when the service closes, with a last line.
 async fn follow(State(db): State<Db>) -> Body {
     let mut orders = db.bus().subscribe(&Topic::new("orders").expect("a name"), 100);
     let closing = db.closing();

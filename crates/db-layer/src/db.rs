@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Health;
 
-/// An open database. Cheap to clone; clones are the same database. Fit for axum's `State`.
+/// An open database. Cheap to clone; clones share the same pools and bus. Fit for axum's `State`.
 #[derive(Debug, Clone)]
 pub struct Db {
     inner: Arc<Inner>,
 }
 
-/// The pools, by the work they are for.
+/// The pools, by purpose.
 #[derive(Debug)]
 pub(crate) struct Pools {
     pub(crate) api: Pool,
@@ -54,7 +54,7 @@ impl Db {
         self.inner.pools.backend.handle()
     }
 
-    /// A further pool, by its name; `None` when there is none of that name.
+    /// The pool that [`Options::pool`](crate::Options::pool) added under this name, or `None`.
     #[must_use]
     #[track_caller]
     pub fn pool(&self, name: &str) -> Option<Handle> {
@@ -74,20 +74,20 @@ impl Db {
         &self.inner.events
     }
 
-    /// The keys that columns are sealed under, if there are any.
+    /// The keys that columns are sealed under, if any.
     #[must_use]
     pub fn keyring(&self) -> Option<&Keyring> {
         self.inner.keyring.as_deref()
     }
 
-    /// Cancelled when a shutdown begins: what would go on for ever, such as a live stream to a browser, ends then. Cancelling it
-    /// begins one that waits in [`Db::shutdown_on_signal`].
+    /// Cancelled when a shutdown begins. Work without an end of its own, such as a live stream to a browser, must end then.
+    /// Cancelling it starts the shutdown of a [`Db::shutdown_on_signal`] that waits.
     #[must_use]
     pub fn closing(&self) -> CancellationToken {
         self.inner.closing.clone()
     }
 
-    /// How the database stands, found out within `limit`.
+    /// The state of the pools and the bus, and whether the database answers a query within `limit`.
     pub async fn health(&self, limit: Duration) -> Health {
         let Pools { api, backend, .. } = &self.inner.pools;
         Health::read(api, backend, &self.inner.bus, limit).await

@@ -1,4 +1,4 @@
-//! From a signal to the end of the process's work.
+//! Ending a service and its database on a signal.
 
 use std::time::Instant;
 
@@ -12,24 +12,24 @@ use crate::{Db, Deadlines, Shutdown};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Ended<T> {
-    /// What the service returned. `None` when it did not within its deadline, or before the second signal.
+    /// What the service returned. `None` when it did not return before its deadline or before the second signal.
     pub service: Option<T>,
-    /// The signal that asked it to end. `None` when it ended by itself, or when [`Db::closing`] was cancelled.
+    /// The signal that began the shutdown. `None` when the service ended by itself, or when [`Db::closing`] was cancelled.
     pub first_signal: Option<Signal>,
-    /// The second signal, which ended the wait.
+    /// The second signal, which ended the shutdown early.
     pub second_signal: Option<Signal>,
-    /// How pools and bus were closed. `None` when the second signal came before they were.
+    /// How pools and bus were closed. `None` when the second signal came first.
     pub closed: Option<Shutdown>,
 }
 
 impl<T> Ended<T> {
-    /// Whether everything was finished and closed in its time.
+    /// Whether the service ended and everything was closed in time.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.service.is_some() && self.closed.as_ref().is_some_and(Shutdown::is_clean)
     }
 
-    /// What the process may exit with: 0, or what a shell gives a process that the second signal ended.
+    /// The exit code for the process: 0, or 128 and the number of the second signal, as shells report it.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         self.second_signal.map_or(0, Signal::exit_code)
@@ -37,7 +37,7 @@ impl<T> Ended<T> {
 }
 
 impl Db {
-    /// Runs the service until it is asked to end, and ends it: what a service's `main` comes to.
+    /// Runs the service until a signal, and then shuts down the service and the database: the body of a service's `main`.
     ///
     /// ```no_run
     /// # async fn run(db: db_layer::Db, listener: tokio::net::TcpListener, router: axum::Router) -> std::io::Result<()> {
@@ -51,31 +51,32 @@ impl Db {
     /// # }
     /// ```
     ///
-    /// `service` is whatever ends when [`Db::closing`] is cancelled: a server with its requests and streams, workers, or all of
-    /// them joined. Each phase begins when the one before has ended, or its [deadline](Deadlines) has passed, and is a line in
-    /// the log, which says how long it took and what it cut:
+    /// `service` is a future that ends when [`Db::closing`] is cancelled: a server with its requests and streams, workers, or
+    /// all of them joined. Each phase begins when the one before has ended or its [deadline](Deadlines) has passed. Each logs
+    /// how long it took and what it cancelled:
     ///
-    /// 1. At the signal, `closing` is cancelled: nothing new is admitted, streams end. When `service` has ended by itself, or
-    ///    somebody else has cancelled `closing`, this is where it goes on.
-    /// 2. `service` is run to its end. At its deadline it is dropped; tasks that it has spawned go on into the next phase.
-    /// 3. The pools close: no more connections, those who wait are refused, work may finish, then it is cancelled and named.
-    /// 4. The bus sends what the last transactions told it after their commit, and closes. Before the pools had closed, it would
-    ///    have missed some of that.
+    /// 1. At the signal, `closing` is cancelled: nothing new is accepted, streams end. This phase also ends when `service`
+    ///    returns by itself, or when other code cancels `closing`.
+    /// 2. `service` runs to its end. At its deadline it is dropped; tasks that it has spawned go on into the next phase.
+    /// 3. The pools close: they give out no more connections and refuse waiting callers. Running work may finish until near the
+    ///    deadline; the rest is cancelled and named.
+    /// 4. The bus sends the notifications that the last transactions queued at their commit, and closes. It closes after the
+    ///    pools, so that none of these is lost.
     ///
-    /// Signalled again, it returns at once and closes nothing more; that the process then ends, with
-    /// [`Ended::exit_code`], is up to `main`. Statements that run on the server then end when the server notices.
+    /// A second signal makes it return at once, without closing the rest. `main` then ends the process with
+    /// [`Ended::exit_code`]. Statements that still run end when the server notices that the connection is gone.
     ///
-    /// Cancel safe in that it may be called again, and goes on from where it was: what was begun stays so, and each phase that
-    /// is not over has its whole time once more. `service` is dropped with the future: give it as a `Pin<&mut _>`, made by
-    /// [`std::pin::pin!`], to keep it, also beyond its deadline or a second signal. One that has ended is not to be given again,
-    /// as no future may be polled after its end: [`std::future::ready`] then stands for it.
+    /// Cancel safe: call it again, and it goes on from where it was. What has begun stays so, and each phase that is not over
+    /// gets its whole time again. `service` is dropped with the future: to keep it, also beyond its deadline or a second
+    /// signal, pass a `Pin<&mut _>` made by [`std::pin::pin!`]. Do not pass a future that has ended, since polling it again
+    /// panics: pass [`std::future::ready`] instead.
     pub async fn shutdown_on_signal<F: IntoFuture>(
         &self,
         signals: &mut Signals,
         deadlines: Deadlines,
         service: F,
     ) -> Ended<F::Output> {
-        // In a box: at its deadline it is dropped, and lets go of what it holds before the pools close.
+        // Boxed, so that it can be dropped at its deadline and releases what it holds before the pools close.
         let mut running = Box::pin(service.into_future());
         let closing = self.closing();
         let (mut service, mut first_signal) = (None, None);
@@ -86,9 +87,9 @@ impl Db {
             output = &mut running => service = Some(output),
         }
         match first_signal {
-            Some(signal) => tracing::info!(%signal, ?deadlines, "shutting down: asked to"),
+            Some(signal) => tracing::info!(%signal, ?deadlines, "shutting down: signal received"),
             None if service.is_some() => tracing::info!(?deadlines, "shutting down: the service has ended"),
-            None => tracing::info!(?deadlines, "shutting down: it was begun"),
+            None => tracing::info!(?deadlines, "shutting down: `Db::closing` was cancelled"),
         }
         closing.cancel();
 
@@ -100,10 +101,10 @@ impl Db {
                 if service.is_some() {
                     tracing::info!(took, "service ended");
                 } else {
-                    tracing::warn!(took, "service cut off: it did not end in time");
+                    tracing::warn!(took, "service cancelled: it did not end before its deadline");
                 }
             }
-            // In a box, too: it is large, and would be part of `main`'s future from the beginning.
+            // Boxed, too, to keep it out of the size of `main`'s future.
             Box::pin(self.close(deadlines.pools, || deadlines.bus)).await
         };
         let (second_signal, closed) = tokio::select! {
@@ -112,13 +113,13 @@ impl Db {
             closed = finish => (None, Some(closed)),
         };
         if let Some(signal) = second_signal {
-            tracing::warn!(%signal, "signalled again: ending at once");
+            tracing::warn!(%signal, "second signal: ending without closing the rest");
         }
         Ended { service, first_signal, second_signal, closed }
     }
 }
 
-/// Waits for the signal after the first, which may still have to come.
+/// Waits for the second signal. The first may still have to come.
 async fn second_signal(signals: &mut Signals, first: &mut Option<Signal>) -> Signal {
     loop {
         let signal = signals.next().await;

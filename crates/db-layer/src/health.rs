@@ -1,4 +1,4 @@
-//! How a database stands.
+//! The state of an open database.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use db_core::Stats;
 use db_notify::{Bus, BusState};
 use tokio::time::timeout;
 
-/// How all parts of a database stand at one moment.
+/// The state of all parts of a database at one moment.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Health {
-    /// The database itself, asked through the API pool.
+    /// Whether the database answers, asked through the API pool.
     pub database: DatabaseHealth,
     /// The API pool.
     pub api: Stats,
@@ -26,19 +26,18 @@ pub struct Health {
 pub enum DatabaseHealth {
     /// It answered a query.
     Answers {
-        /// How long it took, the wait for a connection included.
+        /// How long the answer took, including the wait for a connection.
         within: Duration,
     },
-    /// It did not.
+    /// It did not answer.
     Fails {
-        /// Why, without secrets.
+        /// The reason, without secrets.
         reason: String,
     },
 }
 
 impl Health {
-    /// Whether requests can be served. A bus that is connecting again does not count against it: streams then look by
-    /// themselves.
+    /// Whether requests can be served. A bus that reconnects does not count against it: meanwhile streams poll.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         matches!(self.database, DatabaseHealth::Answers { .. })

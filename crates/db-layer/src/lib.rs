@@ -1,4 +1,4 @@
-//! The front door: [`open`] a database once, and have everything a service needs of it in one cheap handle.
+//! The front door: [`open`] a database once, and get pools, bus, event logs and keys in one handle that is cheap to clone.
 //!
 //! ```
 //! # db_testkit::run(async |test| {
@@ -23,7 +23,7 @@
 //! | [`bus`](Db::bus) | LISTEN and NOTIFY on one connection |
 //! | [`events`](Db::events) | durable, resumable event logs |
 //! | [`keyring`](Db::keyring) | the keys that columns are sealed under |
-//! | [`health`](Db::health) | how all of it stands |
+//! | [`health`](Db::health) | the state of all of it |
 //! | [`shutdown_on_signal`](Db::shutdown_on_signal) | the service's end at SIGTERM or SIGINT, in order, each phase with a deadline |
 //! | [`shutdown`](Db::shutdown) | the same without a service and signals, with one deadline |
 //!
@@ -31,9 +31,9 @@
 //!
 //! # The crates below
 //!
-//! Each crate below is a module here, with its whole public API: [`db_core`], [`db_notify`], [`db_events`] and [`db_migrate`]. So a service
-//! names this crate alone in its `Cargo.toml`: `db_layer::db_notify::Delivery`. The types that most services name are also beside
-//! [`open`].
+//! Each crate below is a module here, with its whole public API: [`db_core`], [`db_notify`], [`db_events`] and [`db_migrate`].
+//! A service needs only this crate in its `Cargo.toml`: `db_layer::db_notify::Delivery`. The types that most services name are
+//! also beside [`open`].
 //!
 //! # Features
 //!

@@ -17,10 +17,10 @@ use tokio::time::timeout;
 use crate::db::Pools;
 use crate::{ConnectionBudgetExceeded, Db, sizing};
 
-/// How long the server may take to say how many connections it has.
+/// Limit for the server's answer to how many connections it has.
 const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
-/// A goodbye takes no longer than this.
+/// Limit for closing a connection gracefully.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What to open, and how.
@@ -29,41 +29,41 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Where the database is.
     pub database: Config,
-    /// Where it is past a connection pooler such as `PgBouncer`, for what needs a session of its own: migrations, and the
-    /// bus. `None`, the default, is the same address.
+    /// The address past a connection pooler such as `PgBouncer`, for what needs a session of its own: migrations and the bus.
+    /// `None`, the default, means [`Self::database`].
     pub direct: Option<Config>,
-    /// How many instances of the service there are, 1 by default. Opening fails when the pools of all of them do not fit into
-    /// what the server has for ordinary roles. 0 turns the check off, and so does a [direct](Self::direct) address: behind a
-    /// pooler it is the pooler that counts.
+    /// How many instances of the service run at once (default 1). Opening fails when the pools of all instances together exceed
+    /// what the server has for ordinary roles. 0 turns the check off, and so does a [direct](Self::direct) address, since
+    /// behind a pooler the pooler's limit counts.
     pub instances: u32,
-    /// Whether to connect to nothing before somebody uses it; off by default. See [`Options::lazy`].
+    /// Whether to connect at the first use only (default false). See [`Options::lazy`].
     #[setters(skip)]
     pub lazy: bool,
-    /// How long to wait for the server [30 s], for all steps of opening together. A migration that is under way then is not
-    /// ended.
+    /// How long to wait for the server (default 30 s), for all steps of opening together. A migration that runs at that moment
+    /// is not interrupted.
     pub wait: ConnectRetry,
-    /// What to migrate to; nothing by default.
+    /// The migrations to apply; none by default.
     #[setters(skip)]
     pub migrations: Option<Migrations>,
-    /// The pool for web requests [10 connections].
+    /// The pool for web requests (default 10 connections).
     pub api: PoolOptions,
-    /// The pool for background work [50 connections].
+    /// The pool for background work (default 50 connections).
     pub backend: PoolOptions,
-    /// Further pools, found again by their names with [`Db::pool`].
+    /// Further pools; [`Db::pool`] finds them by their names.
     pub named: Vec<PoolOptions>,
     /// The bus.
     pub bus: BusOptions,
-    /// The topics by which those who follow event logs are woken.
+    /// The topics on which new events of the logs are announced.
     pub topics: LogTopics,
-    /// How event logs share the pool for background work between appends and those who catch up.
+    /// How event logs share the pool for background work between appends and streams that catch up.
     pub events: EventOptions,
-    /// The keys that columns are sealed under; none by default.
+    /// The keys to seal columns under; none by default.
     #[setters(skip)]
     pub keyring: Option<Keyring>,
 }
 
 impl Options {
-    /// The defaults, for a database.
+    /// The default options for a database.
     #[must_use]
     pub fn new(database: Config) -> Self {
         Self {
@@ -90,22 +90,21 @@ impl Options {
         self
     }
 
-    /// Opens without connecting to anything: [`open`] returns at once, and each part makes its connections when it is first used,
-    /// the pools when somebody asks for a connection, `min_idle` included, the bus when somebody subscribes or notifies. Who
-    /// subscribes before LISTEN is in force is told by a [`Gap`](db_notify::Gap) when it is. A [health](Db::health) check is a
+    /// Opens without connecting: [`open`] returns at once, and each part connects at its first use. A pool, `min_idle`
+    /// included, connects at the first request for a connection, the bus at the first subscription or notification. A
+    /// subscriber from before LISTEN is in force receives a [`Gap`](db_notify::Gap) once it is. A [health](Db::health) check
+    /// counts as a use.
     /// use like any other.
-    ///
-    /// What opening finds out otherwise, the first use does: a server that is not there, a wrong password, pools that are too
-    /// large for the server, which nobody then counts. Migrations cannot wait for a first use, so [`open`] refuses them:
-    /// run [`Migrations::up`] beforehand.
+    /// Errors that `open` would return come from the first use instead: a server that cannot be reached, a wrong password.
+    /// Nobody checks whether the pools fit into the server. Migrations cannot be lazy, so [`open`] refuses them: run
+    /// [`Migrations::up`] beforehand.
     #[must_use]
     pub fn lazy(mut self) -> Self {
         self.lazy = true;
         self
     }
 
-    /// Adds a pool for work of another kind, such as `PoolOptions::named("gc").max(2)`. A later one of
-    /// the same name replaces it.
+    /// Adds a pool for another kind of work, such as `PoolOptions::named("gc").max(2)`. It replaces a pool of the same name.
     #[must_use]
     pub fn pool(mut self, pool: PoolOptions) -> Self {
         self.named.retain(|other| other.name != pool.name);
@@ -120,7 +119,7 @@ impl Options {
         self
     }
 
-    /// Hears other processes of this namespace only.
+    /// Restricts the bus to a namespace: it hears only processes that use the same one.
     #[must_use]
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.bus.namespace = namespace.into();
@@ -128,11 +127,11 @@ impl Options {
     }
 }
 
-/// Why a database could not be opened. Each variant's error says what was tried on what.
+/// Why a database could not be opened. Each variant's error says what was tried, and on what.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The address leads through a pooler, and there is none that leads past it.
+    /// The address leads through a pooler, and no direct address is given.
     #[error(
         "{0} is reached through a pooler, and the bus and migrations need the server's own address: set `Options::direct`, or \
          DATABASE_URL_DIRECT"
@@ -147,7 +146,7 @@ pub enum OpenError {
     /// The server did not say how many connections it has.
     #[error("the server was asked how many connections it has, and did not answer: {0}")]
     Room(db_core::Error),
-    /// Migrations, and nothing to be connected to.
+    /// Migrations were given together with [`Options::lazy`].
     #[error(
         "migrations are to be run, and nothing is to be connected to before it is used: run them beforehand, or do not open \
          lazily"
@@ -156,7 +155,7 @@ pub enum OpenError {
     /// The migrations did not run.
     #[error(transparent)]
     Migrate(#[from] db_migrate::Error),
-    /// A pool did not get the connections that it is to keep ready.
+    /// A pool could not open its `min_idle` connections.
     #[error(transparent)]
     WarmUp(#[from] db_core::WarmUpError),
     /// The bus could not listen.
@@ -171,7 +170,7 @@ impl OpenError {
             Self::Room(error) => matches!(error.class(), Class::Lost | Class::NotReached),
             Self::Migrate(error) => error.is_transient(),
             Self::Bus(error) => !error.is_final(),
-            // Pools have tried by themselves for as long as they may.
+            // Pools have already retried within their own limits.
             Self::ConnectionBudgetExceeded(_)
             | Self::NoDirect(_)
             | Self::LazyMigrations
@@ -180,14 +179,14 @@ impl OpenError {
     }
 }
 
-/// Opens a database: waits for the server, migrates, then makes the pools and starts the bus. When it returns, each pool has as
-/// many connections ready as its [`min_idle`](PoolOptions::min_idle) asks for, and the bus listens. What is opened
-/// [lazily](Options::lazy) waits for its first use instead.
+/// Opens a database: waits for the server, migrates, makes the pools and starts the bus. When it returns, each pool has its
+/// [`min_idle`](PoolOptions::min_idle) connections ready, and the bus listens. [Lazy](Options::lazy) opening leaves all that to
+/// the first use.
 ///
-/// A server that goes away on the way is waited for again, and the step that met it is repeated, all within
-/// [`Options::wait`]; what waiting cannot mend ends it at once. Each attempt that fails is one line of the log.
+/// When the server is lost meanwhile, it is waited for again and the failed step is repeated, all within [`Options::wait`]. An
+/// error that waiting cannot repair is returned at once. Each failed attempt logs one line.
 ///
-/// Dropping the future leaves nothing running; migrations that were done stay done.
+/// Dropping the future leaves no task or connection behind; migrations that were applied stay.
 ///
 /// # Errors
 ///
@@ -213,9 +212,9 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         }
     } else {
         let first = steps.survive(&config, "reach the server", |left| reach(&config, left, &options)).await?;
-        // Boxed, as the other steps are: the future of opening would be as large as all of them.
+        // Boxed, as the other steps are, or the future of `open` would be as large as all of them.
         match &options.migrations {
-            // Another session would cost as much as all that is asked on this one.
+            // Opening another session would cost as much as everything that runs on this one.
             Some(migrations) if options.direct.is_none() => {
                 Box::pin(migrations.up_on(first, &config, steps.left())).await?;
             }
@@ -237,7 +236,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         let limit = left.deadline.max(left.attempt);
         let warm = try_join_all([&api, &backend].into_iter().chain(&named).map(|pool| pool.warm_up(limit)));
         let listening = steps.survive(&direct, "listen", |_| listen(&direct, &options.bus));
-        // Neither waits for the other.
+        // Concurrently, since neither depends on the other.
         let (bus, _) = tokio::try_join!(listening, warm.map_err(OpenError::from))?;
         bus
     };
@@ -263,7 +262,7 @@ impl Steps {
         self.0.left()
     }
 
-    /// Has an error tell of all attempts to connect, and not of the last few alone.
+    /// Makes an error count all attempts to connect, and not only those of the last step.
     fn counted<T>(&mut self, mut done: Result<T, OpenError>) -> Result<T, OpenError> {
         if let Err(OpenError::Connect(error)) = &mut done {
             self.0.count(error);
@@ -271,7 +270,7 @@ impl Steps {
         done
     }
 
-    /// Tries a step again when it meets a loss that mends itself. The steps before it are done and stay so.
+    /// Repeats a step after a transient error. The steps before it stay done.
     async fn survive<T, F: Future<Output = Result<T, OpenError>>>(
         &mut self,
         to: &Config,
@@ -286,7 +285,7 @@ impl Steps {
             }
             match timeout(self.left().deadline, Box::pin(attempt(self.left()))).await {
                 Ok(again) => done = self.counted(again),
-                // What was met last is what is known.
+                // The error of the last complete attempt says more than a timeout.
                 Err(_) => break,
             }
         }
@@ -294,10 +293,10 @@ impl Steps {
     }
 }
 
-/// Waits for the server, and asks whether it has room for the pools.
+/// Waits for the server, and checks whether it has room for the pools.
 async fn reach(config: &Config, left: ConnectRetry, options: &Options) -> Result<PgConnection, OpenError> {
     let mut first = connect::connect(config, left).await?;
-    // Behind a pooler, how many sessions the server sees is the pooler's affair.
+    // Behind a pooler, the pooler decides how many sessions the server sees.
     if options.instances > 0 && options.direct.is_none() {
         let answer = timeout(ROOM_LIMIT, sizing::check(&mut first, options)).await;
         answer

@@ -1,4 +1,4 @@
-//! What a service can be told from outside, of all crates.
+//! The settings of all crates, as flags, environment variables and defaults of the program.
 
 use std::ffi::OsString;
 
@@ -15,13 +15,13 @@ static INSTANCES: Setting = Setting {
     name: "instances",
     value: "NUMBER",
     default: Some("1"),
-    help: "How many instances of the service there are. Opening fails when the pools of all of them do not fit into the \
-           server's max_connections. 0 turns that off, and so does a direct address, since that means a connection pooler.",
-    change: "When more than one instance runs: to the most that run at once, the overlap of a deployment included.",
+    help: "How many instances of the service run at once. Opening fails when the pools of all instances together exceed the \
+           server's max_connections. 0 turns this check off, and so does a direct address, since it means a connection pooler.",
+    change: "When more than one instance runs: to the most that run at once, including the overlap during a deployment.",
     is_secret: false,
 };
 
-/// What a service was told by flags, by the environment and by its own program, before anything of it was looked at.
+/// The settings given by flags, by the environment and by the program itself, not checked yet.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,15 +32,15 @@ static INSTANCES: Setting = Setting {
 /// # }
 /// ```
 ///
-/// With the feature `clap` it is `clap::Args`, to be flattened into a service's own: a flag is heard before the environment,
-/// and that before what the program [set](Settings::set).
+/// With the feature `clap` it is `clap::Args`, to be flattened into a service's own. A flag overrides the environment, and the
+/// environment overrides what the program [set](Settings::set).
 #[derive(Debug, Clone)]
 pub struct Settings {
     values: Values,
 }
 
 impl Default for Settings {
-    /// Nothing said by anybody.
+    /// No settings.
     fn default() -> Self {
         Self { values: Values::new(all()) }
     }
@@ -52,7 +52,7 @@ fn all() -> impl Iterator<Item = &'static Setting> {
 }
 
 impl Settings {
-    /// What the environment says.
+    /// The settings in the environment.
     #[must_use]
     pub fn from_environment() -> Self {
         let mut settings = Self::default();
@@ -60,7 +60,7 @@ impl Settings {
         settings
     }
 
-    /// Has the program itself say something, which holds unless somebody outside says otherwise.
+    /// Sets a default of the program, which flags and the environment override.
     ///
     /// # Panics
     ///
@@ -71,21 +71,21 @@ impl Settings {
         self
     }
 
-    /// Whether anybody says where the database is.
+    /// Whether any setting says where the database is.
     #[must_use]
     pub fn has_database(&self) -> bool {
         has_database(&self.values)
     }
 
-    /// Whether anybody gives a key to seal columns under.
+    /// Whether any setting gives a key to seal columns under.
     #[must_use]
     pub fn has_encryption_key(&self) -> bool {
         KEYS.iter().any(|key| self.values.is_given(key.name))
     }
 
-    /// Each setting, what is in force for it as people may see it, and who said so. Nothing is in force of what is not heard: the
-    /// parts of an address beside one that says the same, an address below the parts that name the database, or, of several
-    /// forms of a key, those below the highest source.
+    /// Each setting, its effective value in a form that may be shown, and where the value comes from. The value is `None` for a
+    /// setting that another one overrides: the parts of an address beside a whole address from the same source, an address from
+    /// a lower source than the parts that name the database, or another form of a key from a lower source.
     pub fn effective(&self) -> impl Iterator<Item = (&'static Setting, Option<String>, SettingSource)> + '_ {
         self.values.settings().map(|setting| {
             let value = self.values.shown(setting).filter(|_| takes_effect(&self.values, setting));
@@ -93,8 +93,8 @@ impl Settings {
         })
     }
 
-    /// The name by which whoever gave a value knows the setting: a flag, a variable of the environment (which may be libpq's, such
-    /// as `PGUSER`), or the setting's own.
+    /// The name of the setting at its source: a flag, an environment variable (which may be libpq's, such as `PGUSER`), or the
+    /// setting's own name.
     #[must_use]
     pub fn known_as(&self, setting: &Setting) -> String {
         self.values.known_as(setting)
@@ -104,27 +104,27 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// [`SettingsError`] with everything that is wrong.
+    /// [`SettingsError`] lists everything that is wrong.
     pub fn options(&self) -> Result<Options, SettingsError> {
         let mut reader = Reader::new(&self.values);
         let config = database(&mut reader);
         finish(reader, config)
     }
 
-    /// The same for a database that the program has found by itself.
+    /// The options for a database whose address the program has from elsewhere.
     ///
     /// # Errors
     ///
-    /// [`SettingsError`] with everything that is wrong.
+    /// [`SettingsError`] lists everything that is wrong.
     pub fn options_for(&self, config: Config) -> Result<Options, SettingsError> {
         finish(Reader::new(&self.values), Some(config))
     }
 
-    /// Looks at everything but where the database is.
+    /// Checks all settings except those of the database's address.
     ///
     /// # Errors
     ///
-    /// [`SettingsError`] with everything that is wrong.
+    /// [`SettingsError`] lists everything that is wrong.
     pub fn check_without_database(&self) -> Result<(), SettingsError> {
         let mut reader = Reader::new(&self.values);
         Rest::read(&mut reader);
@@ -132,18 +132,18 @@ impl Settings {
     }
 }
 
-/// Reads what is left, and puts everything together.
+/// Reads the other settings, and makes the options.
 fn finish(mut reader: Reader<'_>, config: Option<Config>) -> Result<Options, SettingsError> {
     let Rest { direct, instances, api, backend, bus, keyring } = Rest::read(&mut reader);
     if let Some(config) = &config {
         require_direct(&mut reader, config);
     }
     reader.finish()?;
-    let config = config.expect("where there is none, that was found to be wrong");
+    let config = config.expect("the reader has reported a missing address");
     Ok(Options { direct, instances, api, backend, bus, keyring, ..Options::new(config) })
 }
 
-/// Everything but where the database is.
+/// All settings except those of the database's address.
 struct Rest {
     direct: Option<Config>,
     instances: u32,

@@ -1,4 +1,4 @@
-//! Closing pools and bus, in an order and within deadlines.
+//! Closing pools and bus in order, within deadlines.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -9,23 +9,22 @@ use futures_util::future::join_all;
 use crate::Db;
 use crate::db::Pools;
 
-/// So much of a shutdown's one deadline, at most, is kept for what the bus has still to send.
+/// How much of a shutdown's single deadline is reserved, at most, for what the bus still has to send.
 const BUS_SHARE: Duration = Duration::from_secs(1);
 
-/// How long each phase of a shutdown may take. A phase that ends early makes the shutdown shorter, and one that takes its
-/// whole time takes none of the next one's.
+/// How long each phase of a shutdown may take. Time that a phase does not use is not added to the next one.
 ///
-/// Whoever kills the process at last has to wait for longer than their [total](Self::total): Kubernetes for
-/// `terminationGracePeriodSeconds`, 30 s unless told otherwise, Docker for `--stop-timeout`, 10 s, and systemd for
-/// `TimeoutStopSec`, 90 s.
+/// The supervisor's limit before it kills the process must be longer than their [total](Self::total):
+/// `terminationGracePeriodSeconds` of Kubernetes (default 30 s), `--stop-timeout` of Docker (default 10 s), `TimeoutStopSec` of
+/// systemd (default 90 s).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
-    /// For what the service is at when it is asked to end: requests, live streams, workers [15 s].
+    /// For the service to end: its requests, live streams, workers (default 15 s).
     pub service: Duration,
-    /// For the pools [5 s]. Work that outlives the service may go on until a quarter of it, but one second at most, is left;
-    /// then its statements are cancelled, and in the end its sessions.
+    /// For the pools (default 5 s). Work that outlives the service may go on until a quarter of this time is left, but at most
+    /// 1 s; then its statements are cancelled, and at the end its sessions.
     pub pools: Duration,
-    /// For the bus to send what the last transactions had to say [2 s].
+    /// For the bus to send the notifications of the last transactions (default 2 s).
     pub bus: Duration,
 }
 
@@ -36,14 +35,14 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
-    /// The longest that a shutdown takes.
+    /// The longest time that a shutdown takes.
     #[must_use]
     pub fn total(&self) -> Duration {
         self.service.saturating_add(self.pools).saturating_add(self.bus)
     }
 }
 
-/// What a shutdown could not end in time, and what it had to cut.
+/// What a shutdown could not close in time, and what it cancelled.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Shutdown {
@@ -51,18 +50,18 @@ pub struct Shutdown {
     pub api: Closed,
     /// How the backend pool was closed.
     pub backend: Closed,
-    /// How the further pools were closed, by their names.
+    /// How the further pools were closed, by name.
     pub named: Vec<(String, Closed)>,
-    /// How long that took: all pools close at the same time.
+    /// How long closing the pools took; all close at the same time.
     pub pools_took: Duration,
-    /// The bus sent what waited and closed its connections.
+    /// Whether the bus sent everything in its queue and closed its connections in time.
     pub bus_closed: bool,
-    /// How long that took, after the pools.
+    /// How long closing the bus took, counted from the end of the pools.
     pub bus_took: Duration,
 }
 
 impl Shutdown {
-    /// Whether all work was finished and everything closed in time.
+    /// Whether all work finished and everything closed in time.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.bus_closed && self.pools().all(|(_, closed)| closed.is_clean())
@@ -75,13 +74,13 @@ impl Shutdown {
 }
 
 impl Db {
-    /// Ends what would go on for ever, then closes the pools and after them the bus, all within `deadline`: work that is under
-    /// way may finish, what remains near the end is cancelled. Says what was cut and what was not in time.
+    /// Cancels [`Db::closing`], then closes the pools and after them the bus, all within `deadline`. Running work may finish;
+    /// what remains near the deadline is cancelled. The result says what was cancelled and what did not close in time.
     ///
-    /// The bus comes last, since the pools' last transactions tell it after their commit what to send. [`Db::shutdown_on_signal`]
-    /// lets the service finish before any of this.
+    /// The bus closes last, since the pools' last transactions queue their notifications at their commit.
+    /// [`Db::shutdown_on_signal`] also lets the service finish first.
     ///
-    /// Dropping the future leaves closed what is closed, and the pools to new work. It may be called again, and goes on from there.
+    /// Dropping the future leaves the pools closed to new work, and closed what is closed. Call it again to go on from there.
     pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
         let started = Instant::now();
         let pools = deadline.saturating_sub(BUS_SHARE.min(deadline / 4));
@@ -114,7 +113,7 @@ impl Db {
         } else {
             tracing::warn!(
                 took = seconds(report.bus_took),
-                "bus not closed in time: what it had still to send is lost, and subscribers find it by looking"
+                "bus not closed in time: notifications in its queue are lost; readers find the data when they poll"
             );
         }
         report
@@ -126,7 +125,7 @@ pub(crate) fn seconds(time: Duration) -> impl tracing::Value {
     tracing::field::display(format!("{:.3}s", time.as_secs_f64()))
 }
 
-/// What the pools' closing cut, by pool; nothing if it cut nothing.
+/// What closing the pools cancelled, by pool; empty if it cancelled nothing.
 struct Cut<'a>(&'a Shutdown);
 
 impl fmt::Display for Cut<'_> {
@@ -139,10 +138,13 @@ impl fmt::Display for Cut<'_> {
         };
         for (pool, closed) in self.0.pools() {
             for holder in &closed.aborted {
-                item(f, format_args!("pool `{pool}` cut off {holder}"))?;
+                item(f, format_args!("pool `{pool}` cancelled {holder}"))?;
             }
             if closed.unnamed > 0 {
-                item(f, format_args!("pool `{pool}` cut off {} without a tracker", closed.unnamed))?;
+                item(
+                    f,
+                    format_args!("pool `{pool}` cancelled {} holders without a tracker", closed.unnamed),
+                )?;
             }
             if !closed.in_time {
                 item(f, format_args!("pool `{pool}` still has connections out"))?;

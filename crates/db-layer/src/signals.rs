@@ -1,4 +1,4 @@
-//! Being asked to end.
+//! Signals that ask the process to end.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -11,7 +11,7 @@ use tokio::signal::unix::{self, SignalKind};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Signal {
-    /// SIGHUP: the terminal closed. Many daemons read their configuration again instead.
+    /// SIGHUP: the terminal closed. Many daemons reload their configuration instead.
     Hangup,
     /// SIGINT: Ctrl-C.
     Interrupt,
@@ -22,7 +22,7 @@ pub enum Signal {
 }
 
 impl Signal {
-    /// The exit code that a shell gives a process which the signal ended: 128 and its number.
+    /// The exit code that a shell reports for a process ended by this signal: 128 and its number.
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
@@ -54,45 +54,44 @@ impl fmt::Display for Signal {
     }
 }
 
-/// Signals, caught from the moment this is made.
+/// Signals, caught from the moment this value is made.
 ///
-/// From then on, and for as long as the process lives, they do not end it by themselves any more: whoever makes this has to
-/// ask for the [next](Self::next) one and to end.
+/// From then on these signals do not end the process any more, for as long as it lives: the program has to wait for the
+/// [next](Self::next) one, and to end.
 #[derive(Debug)]
 pub struct Signals {
     caught: Vec<(Signal, unix::Signal)>,
 }
 
 impl Signals {
-    /// Catches SIGTERM and SIGINT, which is what a service is asked to end with. Not SIGHUP, which asks many a service for
-    /// something else.
+    /// Catches SIGTERM and SIGINT, the usual requests to end a service. SIGHUP is left out, since many services reload on it.
     ///
     /// # Errors
     ///
-    /// When the operating system refuses it.
+    /// The operating system refused it.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime that drives I/O.
+    /// Outside a tokio runtime that drives I/O.
     pub fn catch() -> io::Result<Self> {
         Self::of([Signal::Terminate, Signal::Interrupt])
     }
 
-    /// Catches these signals; of none, there is never a [next](Self::next) one.
+    /// Catches these signals. Of an empty list, [next](Self::next) waits for ever.
     ///
     /// # Errors
     ///
-    /// When the operating system refuses it.
+    /// The operating system refused it.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime that drives I/O.
+    /// Outside a tokio runtime that drives I/O.
     pub fn of(signals: impl IntoIterator<Item = Signal>) -> io::Result<Self> {
         let catch = |signal: Signal| Ok((signal, unix::signal(signal.kind())?));
         Ok(Self { caught: signals.into_iter().map(catch).collect::<io::Result<_>>()? })
     }
 
-    /// Waits for the next one. One that came while nobody waited is kept; of several of a kind, one.
+    /// Waits for the next signal. A signal that came earlier is kept; several of the same kind count as one.
     ///
     /// Cancel safe.
     pub async fn next(&mut self) -> Signal {

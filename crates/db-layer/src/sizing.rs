@@ -1,4 +1,4 @@
-//! Whether the server has room for all pools of all instances.
+//! Checks whether the server has room for all pools of all instances.
 
 use std::fmt;
 
@@ -6,26 +6,26 @@ use sqlx::{Executor, PgConnection, Row};
 
 use crate::Options;
 
-/// A listener and a notifier.
+/// The bus's sessions: a listener and a notifier.
 const BUS: u32 = 2;
 
-/// The server has no room for all that the pools of all instances may open at once.
+/// The pools of all instances may open more connections than the server has.
 ///
-/// Without the check it would be found out under load, by whoever comes last. `Display` says by how much, and what to change.
+/// Without the check this would show only under load, as refused connections. `Display` gives the numbers and what to change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionBudgetExceeded {
     instances: u32,
-    /// The most sessions of one instance, by what they are for.
+    /// The most sessions of one instance, by purpose.
     parts: Vec<(String, u32)>,
     room: Room,
     backend: u32,
 }
 
-/// What the server has.
+/// The server's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Room {
     max_connections: u32,
-    /// Not for ordinary roles.
+    /// Connections that ordinary roles cannot use.
     reserved: u32,
 }
 
@@ -47,13 +47,13 @@ impl ConnectionBudgetExceeded {
         self.each().saturating_mul(self.instances)
     }
 
-    /// How many the server has for ordinary roles.
+    /// How many sessions the server has for ordinary roles.
     #[must_use]
     pub fn available(&self) -> u32 {
         self.room.for_ordinary_roles()
     }
 
-    /// The largest backend pool with which everything would fit.
+    /// The largest backend pool with which everything fits.
     #[must_use]
     pub fn largest_backend_that_fits(&self) -> Option<u32> {
         let others = self.each() - self.backend;
@@ -80,7 +80,7 @@ impl fmt::Display for ConnectionBudgetExceeded {
         }
         write!(
             f,
-            "raise max_connections to {}; no more than twice the server's cores plus its disks work at the same time",
+            "raise max_connections to {}; more active connections than twice the server's cores plus its disks do not raise throughput",
             needed.saturating_add(reserved)
         )
     }
@@ -88,12 +88,12 @@ impl fmt::Display for ConnectionBudgetExceeded {
 
 impl std::error::Error for ConnectionBudgetExceeded {}
 
-/// Asks the server, and compares.
+/// Asks the server for its limits, and compares.
 pub(crate) async fn check(
     connection: &mut PgConnection,
     options: &Options,
 ) -> Result<Result<(), ConnectionBudgetExceeded>, sqlx::Error> {
-    // `reserved_connections` came with PostgreSQL 16. By the simple protocol it is one round trip.
+    // `reserved_connections` came with PostgreSQL 16. The simple protocol needs one round trip.
     let row = connection
         .fetch_one(sqlx::raw_sql(
             "select current_setting('max_connections')::int4, current_setting('superuser_reserved_connections')::int4 \
@@ -136,7 +136,7 @@ mod tests {
             exceeded.to_string(),
             "the pools may open 144 connections (2 instances of 72: api 15, backend 55, bus 2), and the server has 97 for \
              them (max_connections 100 less 3 reserved): lower backend-max-conns to 26, or raise max_connections to 147; \
-             no more than twice the server's cores plus its disks work at the same time"
+             more active connections than twice the server's cores plus its disks do not raise throughput"
         );
         assert!(of(2, 147).needed() <= of(2, 147).available());
         assert!(2 * (72 - 50 + 26) <= exceeded.available() && 2 * (72 - 50 + 27) > exceeded.available());

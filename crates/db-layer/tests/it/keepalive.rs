@@ -1,4 +1,4 @@
-//! Every long connection is kept alive by the server, too, seen at the server's sockets.
+//! The server's TCP keepalive is on for every long connection, as its sockets show.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -9,10 +9,10 @@ use db_layer::{BusOptions, Config, Migrations, Options, PoolOptions, Topic};
 use db_testkit::{TestDb, TestServer, until};
 use sqlx::{ConnectOptions, Connection};
 
-/// Not the operating system's 7200 s, and longer than the test.
+/// Shorter than the operating system's default of 7200 s, and longer than the test.
 const SILENCE: Duration = Duration::from_secs(45);
 
-/// A server of the test's own that is reached by TCP.
+/// A server of the test's own, reached by TCP.
 async fn by_tcp() -> (TestServer, TestDb, Config, u16) {
     let free = TcpListener::bind("127.0.0.1:0").expect("an address").local_addr().expect("an address");
     let builder =
@@ -29,8 +29,8 @@ async fn by_tcp() -> (TestServer, TestDb, Config, u16) {
     (server, db, config, free.port())
 }
 
-/// By the name of each session that came by TCP, after how many seconds of silence the server asks for a sign of life, as far as
-/// the kernel says so now.
+/// For each session that came by TCP, by its name: the seconds of silence after which the server sends a keepalive probe, as
+/// far as the kernel shows it now.
 async fn asked_after(db: &TestDb, port: u16) -> BTreeMap<String, Option<u64>> {
     let sessions: Vec<(String, i32)> = sqlx::query_as(
         "select application_name, client_port from pg_stat_activity
@@ -79,7 +79,7 @@ async fn each_long_connection_is_kept_alive_by_the_server() {
         .expect("an answer");
     assert_eq!(shown, SILENCE.as_secs().to_string());
     layer.bus().notify(&Topic::new("t").expect("a topic")).await.expect("sent");
-    // Cut off, so that it has to be cancelled.
+    // Dropped while it runs, so that the pool has to cancel it.
     let sleep = sqlx::query("select pg_sleep(600)").execute(layer.api());
     tokio::select! {
         _ = sleep => unreachable!("it takes ten minutes"),

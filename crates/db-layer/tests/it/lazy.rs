@@ -13,12 +13,12 @@ use tokio::task::JoinSet;
 
 use crate::{PATIENCE, config};
 
-/// Opens, and must not have anything to wait for.
+/// Opens, and must be ready at the first poll.
 async fn at_once(options: Options) -> Db {
     poll_then_drop(db_layer::open(options), 1).await.expect("ready at the first poll").expect("opened")
 }
 
-/// A pool that would open a connection ahead of any request, with a keeper that looks fifty times in a second.
+/// A pool that would open connections ahead of any request, with a keeper that runs every 20 ms.
 fn eager(name: &str) -> PoolOptions {
     PoolOptions::named(name).min_idle(1).keepalive(Duration::from_millis(80))
 }
@@ -26,7 +26,7 @@ fn eager(name: &str) -> PoolOptions {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_comes_after_the_opening_is_there_at_the_first_use() {
     let folder = tempfile::tempdir().expect("a folder");
-    // As root, the server is another user's, who must be able to pass.
+    // When the test runs as root, the server runs as another user, who must be able to enter the folder.
     set_permissions(folder.path(), Permissions::from_mode(0o711)).expect("permissions");
     let data = folder.path().join("server");
     let address = format!("postgres://postgres@/postgres?host={}", data.join("run").display());
@@ -49,16 +49,16 @@ async fn a_server_that_comes_after_the_opening_is_there_at_the_first_use() {
         .await
         .expect("sessions")
     };
-    // The time that an ordinary pool needs for the same.
+    // An ordinary pool of the same kind, to know that the keeper has had time to connect.
     let ordinary = Pool::new(&config, eager("ordinary"));
     until("the ordinary pool is open", async || ordinary.stats().idle == 1).await;
-    until("and what cancels its statements", async || sessions().await == ["ordinary", "ordinary control"])
+    until("its control connection is open", async || sessions().await == ["ordinary", "ordinary control"])
         .await;
     assert!(ordinary.close(PATIENCE).await.is_clean());
 
     let one: i32 = sqlx::query_scalar("select 1").fetch_one(layer.api()).await.expect("an answer");
     assert_eq!(one, 1);
-    until("no other is open", async || sessions().await == ["api", "api control"]).await;
+    until("no other session is open", async || sessions().await == ["api", "api control"]).await;
     assert!(layer.shutdown(PATIENCE).await.is_clean());
     observer.close().await.expect("closed");
 }
@@ -88,7 +88,7 @@ async fn many_first_users_share_one_bus_connection_and_open_no_more_than_they_ne
 
     let sessions = db.sessions().await.expect("sessions");
     let of = |name: &str| sessions.iter().filter(|session| session.application_name == name).count();
-    // The bus has heard itself, and keeps the session that it did that with.
+    // The bus has verified delivery to itself, and keeps the session that sent the notification.
     assert_eq!((of("bus"), of("backend"), of("notifier")), (1, 0, 1), "{sessions:?}");
     assert!((1..=USERS).contains(&of("api")), "{sessions:?}");
     assert!(layer.shutdown(PATIENCE).await.is_clean());
@@ -103,7 +103,7 @@ async fn a_lazy_pool_keeps_its_idle_connections_once_it_was_used(db: TestDb) {
     gc.pool().set_limits(gc.pool().limits());
     assert_eq!(proxy.accepted(), 0);
 
-    gc.pool().ping().await.expect("a sign of life");
+    gc.pool().ping().await.expect("a ping");
 
     until("its idle connections are there", async || gc.pool().stats().idle == 3).await;
 }

@@ -90,7 +90,7 @@ async fn health_tells_a_server_that_answers_from_one_that_is_frozen() {
             .await
             .expect("process ids");
     let postmaster = server.embedded().expect("one of its own").postmaster_pid().expect("a process id");
-    // New connections are the postmaster's affair.
+    // The postmaster accepts new connections, so it must be stopped, too.
     pids.push(i32::try_from(postmaster).expect("a process id"));
     let signal = |name: &str| {
         let pids = pids.iter().map(ToString::to_string);
@@ -132,7 +132,7 @@ async fn shutdown_closes_everything_and_says_what_it_could_not(db: TestDb) {
 #[db_testkit::test]
 async fn what_is_committed_during_a_shutdown_is_still_notified(db: TestDb) {
     let layer = db_layer::open(Options::new(config(&db))).await.expect("opened");
-    // As another process would have it.
+    // Stands for another process.
     let other = db_layer::open(Options::new(config(&db))).await.expect("opened");
     let topic = Topic::new("orders").expect("a topic");
     let mut heard = other.bus().subscribe(&topic, 10);
@@ -142,7 +142,7 @@ async fn what_is_committed_during_a_shutdown_is_still_notified(db: TestDb) {
         let layer = layer.clone();
         async move { layer.shutdown(PATIENCE).await }
     });
-    until("the pools take nobody any more", async || {
+    until("the pools refuse callers", async || {
         layer.backend().acquire().await.is_err_and(|error| error.is_closed())
     })
     .await;

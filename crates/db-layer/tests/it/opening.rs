@@ -1,4 +1,4 @@
-//! Opening as soon as it can be done, whatever happens to the server meanwhile.
+//! Opening succeeds as soon as the server allows it, whatever happens to the server meanwhile.
 
 use std::fs::{self, Permissions, set_permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::{PATIENCE, config};
 
-/// Long enough for whatever comes, with short pauses, so that "as soon as" can be told.
+/// A deadline longer than any test needs, with short pauses, so that a delay in opening shows.
 fn long() -> ConnectRetry {
     ConnectRetry::default()
         .deadline(Duration::from_mins(1))
@@ -23,8 +23,8 @@ fn long() -> ConnectRetry {
         .max_pause(Duration::from_millis(100))
 }
 
-/// Each leaves a row, so that one which ran twice would leave two. The second waits for as long as there is a
-/// table `obstacle`, which outlives its server.
+/// Each migration adds a row, so that one which ran twice would add two. The second waits while the table `obstacle` exists,
+/// which outlives a restart of the server.
 async fn migrations() -> Migrations {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, sql) in [
@@ -56,7 +56,7 @@ async fn joined(opening: JoinHandle<Result<Db, OpenError>>) -> Db {
     opened.expect("no panic").expect("opened")
 }
 
-/// It works, each migration was applied once, and after the shutdown nothing is left.
+/// The database works, each migration was applied once, and the shutdown leaves no session.
 async fn is_whole(layer: Db, db: &TestDb) {
     let ran: Vec<i32> = sqlx::query_scalar("select version from ran order by version")
         .fetch_all(layer.api())
@@ -77,7 +77,7 @@ async fn is_clean(db: &TestDb) {
 async fn started_before_the_server_it_is_done_when_the_server_has_recovered() {
     let log = Log::of_this_process("trace");
     let folder = tempfile::tempdir().expect("a folder");
-    // As root, the server is another user's, who must be able to pass.
+    // When the test runs as root, the server runs as another user, who must be able to enter the folder.
     set_permissions(folder.path(), Permissions::from_mode(0o711)).expect("permissions");
     let data = folder.path().join("server");
     let go = folder.path().join("go");
@@ -90,7 +90,7 @@ async fn started_before_the_server_it_is_done_when_the_server_has_recovered() {
     until("two attempts failed", async || seen("no server answers").len() >= 2).await;
     let starting = {
         let (data, go) = (data.clone(), go.clone());
-        // The archive of a server that recovers from it: it has nothing, but takes its time to say so.
+        // The archive command of a server in recovery: it finds nothing, and answers only after the file `go` exists.
         let command = format!("while ! test -e '{}'; do sleep 0.02; done; false", go.display());
         let builder =
             db_embedded::Server::kept(data).setting("restore_command", command).setting("hot_standby", "off");
@@ -106,7 +106,7 @@ async fn started_before_the_server_it_is_done_when_the_server_has_recovered() {
     let ran: Vec<i32> =
         sqlx::query_scalar("select version from ran").fetch_all(layer.api()).await.expect("an answer");
     assert_eq!(ran, [1, 2, 3]);
-    // One line for each attempt that failed, and none is missing.
+    // One line for each failed attempt.
     let attempts = seen("attempt=");
     for (number, line) in attempts.iter().enumerate() {
         assert!(line.contains(&format!("attempt={} ", number + 1)), "{number}: {line}");
@@ -130,8 +130,7 @@ async fn made_to_recover(data: &Path) {
     made.await.expect("no panic");
 }
 
-/// The server as it is for who was there before, who keeps out all others: a new session waits for this lock before it has
-/// begun, and an old one goes on.
+/// Keeps new sessions out of the server while existing ones go on: a new session waits for this lock before it has started.
 struct Gate(PgConnection);
 
 impl Gate {
@@ -144,7 +143,7 @@ impl Gate {
         Self(gate)
     }
 
-    /// Waits until so many new sessions wait.
+    /// Waits until `count` new sessions wait for the lock.
     async fn until(&mut self, count: i64) {
         let waiting = "select count(distinct pid) from pg_locks
                        where not granted and relation = 'pg_database'::regclass
@@ -166,13 +165,13 @@ async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
     let log = Log::of_this_process("trace");
     let builder = db_embedded::Server::throwaway()
         .setting("synchronous_commit", "on")
-        // Its workers would wait at the gate, too.
+        // Autovacuum workers would wait for the lock, too, and be counted.
         .setting("autovacuum", "off");
     let server = TestServer::start(builder).await.expect("a server");
     let db = server.empty().await.expect("a database");
     let pool = PoolOptions::named("gc").min_idle(1);
 
-    // The first step.
+    // The first step: reaching the server.
     sqlx::raw_sql("create table obstacle ()").execute(&db.pool()).await.expect("an obstacle");
     let mut gate = Gate::close(&db).await;
     let opening = spawn(options(&config(&db)).await.pool(pool));
@@ -180,7 +179,7 @@ async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
     server.stop(Stop::Kill).await.expect("stopped");
     server.until_up().await.expect("up");
 
-    // In the middle of the migrations, the lock for which went with the server, too.
+    // During the migrations: the restart also removes their lock.
     let waits = |sessions: &[db_testkit::Session]| {
         sessions.iter().any(|it| it.wait.as_deref() == Some("Timeout: PgSleep"))
     };
@@ -188,13 +187,13 @@ async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
     server.stop(Stop::Immediate).await.expect("stopped");
     server.until_up().await.expect("up");
 
-    // A second one, so that the gate is closed before the pools and the bus are there.
+    // A second run, so that the gate closes before the pools and the bus connect.
     db.until_sessions("a migration waits", waits).await;
     let mut blocker = db.options().application_name("db-testkit").connect().await.expect("a connection");
     let mut gate = Gate::close(&db).await;
     sqlx::raw_sql("drop table obstacle").execute(&mut blocker).await.expect("out of the way");
     blocker.close().await.expect("closed");
-    // The pool's idle connection, and the bus's.
+    // The pool's idle connection and the bus's.
     gate.until(2).await;
     server.stop(Stop::Fast).await.expect("stopped");
     server.until_up().await.expect("up");
@@ -211,7 +210,7 @@ async fn a_server_that_restarts_at_each_step_is_opened_as_soon_as_it_is_back() {
 #[db_testkit::test]
 async fn a_link_that_is_cut_at_any_statement_costs_one_more_attempt(_db: TestDb) {
     let log = Log::of_this_process("trace");
-    // One of each step at least: room, history, lock, a migration and its commit, its time, LISTEN.
+    // At least one statement of each step: room, history, lock, a migration and its commit, its time, LISTEN.
     for text in [
         "superuser_reserved_connections",
         "to_regclass",
@@ -264,7 +263,7 @@ async fn what_waiting_cannot_mend_ends_it_at_once_at_each_step(db: TestDb) {
         matches!(&listening, Err(OpenError::Bus(db_notify::OpenError::Listen { failure, .. })) if is_unknown(failure)),
         "{listening:?}"
     );
-    // Nothing was tried again.
+    // Nothing was retried.
     assert_eq!(log.lines_with(&["pause_ms", db.name()]), [""; 0]);
     is_clean(&db).await;
 }
@@ -309,7 +308,7 @@ async fn a_later_step_has_no_more_time_than_an_earlier_one_has_left(db: TestDb) 
     let error = opening.await.expect("no panic").expect_err("nobody is there");
 
     assert!(matches!(error, OpenError::Migrate(_)) && second.refused() > 0, "{error:?}");
-    // With a deadline of its own it would take 7 s.
+    // With a deadline of its own, the later step would take 7 s.
     assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
 }
 
@@ -324,9 +323,9 @@ async fn a_server_without_a_free_connection_is_waited_for() {
         taken.push(connection);
     }
 
-    // More than fits is asked for only when it is used.
+    // `instances(0)`, or the server would be refused as too small. The connections are opened on demand.
     let opening = spawn(options(&config(&db)).await.instances(0));
-    until("there was no room", async || {
+    until("attempts found no free connection", async || {
         log.lines_with(&["database not reached yet", db.name(), "too many clients"]).len() >= 2
     })
     .await;
@@ -353,6 +352,6 @@ async fn dropped_wherever_it_waits_it_leaves_nothing_behind(db: TestDb) {
         until(&format!("no task is left after {polls} polls"), async || tasks() <= before).await;
         polls += 1;
     };
-    assert!(polls > 10, "{polls} polls are too few to have been everywhere");
+    assert!(polls > 10, "{polls} polls are too few to reach each await");
     is_whole(layer, &db).await;
 }

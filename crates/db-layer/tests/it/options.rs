@@ -1,4 +1,4 @@
-//! `docs/options.md` says what is so.
+//! `docs/options.md` agrees with the code.
 
 use std::fmt::{Debug, Write};
 use std::time::Duration;
@@ -12,7 +12,7 @@ fn page() -> String {
     std::fs::read_to_string(path).expect("the page")
 }
 
-/// The rows of the table below a heading, without its head.
+/// The rows of the table below a heading, without the header row.
 fn rows(heading: &str) -> Vec<Vec<String>> {
     let page = page();
     let (_, section) = page.split_once(&format!("\n## {heading}\n")).expect(heading);
@@ -23,7 +23,7 @@ fn rows(heading: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// The names and values of a struct's fields, as `Debug` has them.
+/// The names and values of a struct's fields, as `Debug` prints them.
 fn fields(of: &impl Debug) -> Vec<(String, String)> {
     let shown = format!("{of:#?}");
     let lines = shown.lines().filter(|line| line.starts_with("    ") && !line.starts_with("     "));
@@ -31,7 +31,7 @@ fn fields(of: &impl Debug) -> Vec<(String, String)> {
     pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned())).collect()
 }
 
-/// What the page says, as `Debug` would say it.
+/// A cell's value, as `Debug` prints it.
 fn as_debug(cell: &str) -> String {
     let cell = cell.trim_matches('`');
     let time = cell.split_once(' ').and_then(|(number, unit)| {
@@ -84,7 +84,7 @@ fn the_page_has_each_option_of_waiting_with_its_default() {
     compare("Waiting for the server", 1, &ConnectRetry::default());
 }
 
-/// The table between the marks, which is what this test says it has to be.
+/// The table between the marks must equal the one made here.
 #[test]
 fn the_page_lists_every_setting() {
     let mut table =

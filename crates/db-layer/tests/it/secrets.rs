@@ -1,12 +1,11 @@
-//! No secret is shown: a password, key material and bound values are planted, and everything that has seen them is formatted.
+//! No type shows a secret: the tests plant a password, key material and bound values, and format everything that has seen them.
 //!
-//! **Keeping it complete.** Whatever this workspace adds as a public type that holds, or was made from, an address, a key or a
-//! bound value is shown here: add it to one of the lists below, in a state in which it has seen the secret.
-//! `every_public_type_is_shown_or_has_its_reason_not_to_be` fails until a new public type is either in its list of what is
-//! shown, or in that of what is not, with the reason.
+//! **Keeping it complete.** A public type that holds, or was made from, an address, a key or a bound value must be formatted
+//! here after it has seen a secret: add it to one of the lists below. `every_public_type_is_shown_or_has_its_reason_not_to_be`
+//! fails until a new public type is either in the list `SHOWN` or, with the reason, in `NOT_SHOWN`.
 //!
-//! Not hidden, on purpose: `Event`, `NewEvent` and `Notification` are data that a program has asked for, as a row is, and show
-//! it; so does `StatementError::as_sqlx`, which says so. What only carries them on their way shows none of it.
+//! Not hidden, on purpose: `Event`, `NewEvent` and `Notification` are data that a program has asked for, as a row is, and
+//! `StatementError::as_sqlx` documents that it shows the values. The types that only carry such data do not show it.
 
 use std::error::Error as StdError;
 use std::fmt::{Debug, Write as _};
@@ -34,7 +33,7 @@ const PASSWORD: &str = "Qw7PasswordPlanted";
 const KEY: &str = "Zk4SealingKey!16";
 const VALUE: &str = "Vb9BoundValuePlanted";
 
-/// What was shown, by its name here.
+/// The formatted texts, each with the name it has in this test.
 #[derive(Default)]
 struct Shown(Vec<(String, String)>);
 
@@ -43,7 +42,7 @@ impl Shown {
         self.0.push((name.to_owned(), format!("{value:?}\n{value:#?}")));
     }
 
-    /// An error in all its forms, with its sources, and as a binary that uses anyhow would print it.
+    /// Formats an error in all its forms, with its sources, and as a binary that uses anyhow prints it.
     fn error<E: StdError + Send + Sync + 'static>(&mut self, name: &str, error: E) {
         let mut text = format!("{error} {error:?} {error:#?}");
         let mut source = error.source();
@@ -56,7 +55,7 @@ impl Shown {
         self.0.push((name.to_owned(), text));
     }
 
-    /// Names what shows something.
+    /// Fails with the names of all texts that show a secret.
     fn check(&self) {
         let leaks: Vec<_> =
             self.0.iter().filter_map(|(name, text)| Some((name, leak(text)?, text))).collect();
@@ -64,14 +63,14 @@ impl Shown {
     }
 }
 
-/// Each by the words in which it is written here.
+/// Formats each expression under its own source text.
 macro_rules! debug {
     ($shown:expr; $($value:expr),+ $(,)?) => {
         $($shown.debug(stringify!($value), &$value);)+
     };
 }
 
-/// The secret that is in a text, in whatever form.
+/// The secret that a text shows, in any form.
 fn leak(text: &str) -> Option<&'static str> {
     [PASSWORD, KEY, VALUE].into_iter().find(|secret| {
         let bytes = secret.as_bytes();
@@ -80,7 +79,7 @@ fn leak(text: &str) -> Option<&'static str> {
             hex
         });
         let list = |separator: &str| bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(separator);
-        // Half of it would be enough to be told.
+        // Half of a secret counts, too.
         [&secret[3..secret.len() - 3], &hex[..12], &list(", ")[..20], &list(",\n    ")[..20]]
             .iter()
             .any(|form| text.contains(form))
@@ -91,7 +90,7 @@ fn leak(text: &str) -> Option<&'static str> {
 #[test]
 fn a_secret_would_be_found_in_each_of_its_forms() {
     let config = Config::from_url(&format!("postgres://app:{PASSWORD}@db/shop")).expect("an address");
-    // The driver's own type shows it, which its documentation and ours warn of.
+    // The driver's own type shows the password; its documentation and ours say so.
     assert_eq!(leak(&format!("{:?}", config.as_sqlx())), Some(PASSWORD));
     assert_eq!(leak(&format!("{:#?}", config.as_sqlx())), Some(PASSWORD));
     let bytes = KEY.as_bytes().to_vec();
@@ -192,7 +191,7 @@ fn settings_and_options_do_not_show_what_they_were_told() {
     debug!(shown; settings, options, values, reader, settings.effective().collect::<Vec<_>>());
     shown.error("SettingsError", reader.finish().expect_err("a port"));
     let all_wrong = settings.effective().fold(Settings::default(), |wrong, (setting, ..)| {
-        // A role, a name or a bus's size is none.
+        // A value without a secret: a role, a name, or a size.
         if setting.is_secret || setting.name.ends_with("conns") {
             wrong.set(setting.name, PASSWORD)
         } else {
@@ -245,7 +244,7 @@ fn keys_and_what_they_seal_show_neither() {
     shown.check();
 }
 
-/// A server of the test's own, where the role `app` needs the password, by TCP through a proxy.
+/// A server of the test's own where the role `app` needs a password, reached by TCP through a proxy.
 struct Guarded {
     proxy: Proxy,
     db: TestDb,
@@ -257,7 +256,7 @@ impl Guarded {
         let server = TestServer::throwaway().await.expect("a server");
         let db = server.empty().await.expect("a database");
         let role = format!("create role app login superuser password '{PASSWORD}'");
-        // Past the pool, whose statements sqlx logs as they are.
+        // Not by the pool, whose statements sqlx logs in full.
         let mut admin = db.options().disable_statement_logging().connect().await.expect("a connection");
         sqlx::raw_sql(sqlx::AssertSqlSafe(role)).execute(&mut admin).await.expect("a role");
         admin.close().await.expect("closed");
@@ -366,7 +365,7 @@ async fn failures_to_open(server: &Guarded, shown: &mut Shown) {
     shown.error("namespace", db_layer::open(named).await.expect_err("no name"));
 }
 
-/// Each is given the value to bind, and PostgreSQL repeats it in the message, the detail or the hint of its error.
+/// Statements that receive the bound value; PostgreSQL repeats it in the message, the detail or the hint of its error.
 const FAILING: [&str; 14] = [
     "insert into kept values ($1, 'a')",
     "insert into checked values ($1)",
@@ -487,7 +486,7 @@ async fn what_waits_to_be_sent(layer: &Db, server: &Guarded, shown: &mut Shown) 
         layer.bus().notify_soon_with(&topic, &format!("{VALUE}\0")).expect_err("a NUL"),
     );
     shown.error("NameError", Topic::new(format!("{VALUE}\0")).expect_err("a NUL"));
-    // Now `untouched` has something that nobody has taken, and the outbox something that cannot be sent.
+    // Now `untouched` holds an undelivered notification, and the outbox one that cannot be sent.
     server.proxy.freeze();
     for n in 0..3 {
         layer.bus().notify_soon_with(&topic, &format!("{VALUE}{n}")).expect("accepted");
@@ -563,7 +562,7 @@ async fn what_a_link_is_made_of(layer: &Db, server: &Guarded, shown: &mut Shown)
     tx.rollback().await.expect("rolled back");
 }
 
-/// What is formatted above.
+/// The types that the tests above format.
 const SHOWN: &[&str] = &[
     "AcquireError",
     "AcquirePhase",
@@ -640,7 +639,7 @@ const SHOWN: &[&str] = &[
     "Writer",
 ];
 
-/// What is not, and why.
+/// The types that no test formats, with the reason.
 const NOT_SHOWN: &[(&str, &str)] = &[
     ("Backoff", "numbers"),
     ("CallSite", "a line of the program"),

@@ -1,4 +1,4 @@
-//! The examples as processes: `orders`, which is asked to end as any service is, by a signal, and `answer`, which ends by itself.
+//! The examples as processes: `orders`, which a signal ends, as any service, and `answer`, which ends by itself.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -69,7 +69,7 @@ impl Orders {
         status.expect("the condition above")
     }
 
-    /// What the log has so far; all of it once the service has ended.
+    /// The log so far; all of it once the service has ended.
     fn log(&self) -> Vec<String> {
         let mut lines = Vec::new();
         while let Ok(line) = self.log.recv_timeout(Duration::from_millis(200)) {
@@ -81,13 +81,13 @@ impl Orders {
 
 impl Drop for Orders {
     fn drop(&mut self) {
-        // Already gone is what it mostly is.
+        // The process has mostly ended already.
         self.child.kill().ok();
         self.child.wait().ok();
     }
 }
 
-/// What a client who follows the orders sees.
+/// What a client that follows the orders receives.
 struct Stream(reqwest::Response);
 
 impl Stream {
@@ -124,7 +124,7 @@ fn client() -> reqwest::Client {
     reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("a client")
 }
 
-/// Has the service's next order wait until what is returned is committed.
+/// Makes the service's next order wait until the returned transaction is committed.
 async fn hold_orders(db: &TestDb) -> sqlx::Transaction<'static, sqlx::Postgres> {
     let mut tx = db.pool().begin().await.expect("begun");
     sqlx::query("lock table orders in access exclusive mode").execute(&mut *tx).await.expect("locked");
@@ -152,7 +152,7 @@ async fn a_service_that_is_asked_to_end_admits_nobody_ends_its_streams_and_finis
 
     assert_eq!(stream.next().await.as_deref(), Some("the service ends\n"));
     assert_eq!(stream.next().await, None);
-    // Not for an order: one that was just admitted would wait for the table, too, and longer than the service has.
+    // Asked of the stream, since an order that was just admitted would wait for the table, longer than the service has.
     until("nobody is admitted any more", async || {
         client().get(&orders.address).send().await.is_err_and(|error| error.is_connect())
     })
@@ -168,7 +168,7 @@ async fn a_service_that_is_asked_to_end_admits_nobody_ends_its_streams_and_finis
     let at = |what: &str| {
         log.iter().position(|line| line.contains(what)).unwrap_or_else(|| panic!("no `{what}` in {log:#?}"))
     };
-    let phases = ["shutting down: asked to", "service ended", "pools closed", "bus closed"].map(at);
+    let phases = ["shutting down: signal received", "service ended", "pools closed", "bus closed"].map(at);
     assert!(phases.is_sorted() && log[phases[0]].contains("SIGTERM"), "{log:#?}");
     assert!(log[phases[1]..].iter().all(|line| line.contains("took=")), "{log:#?}");
     assert!(other.shutdown(PATIENCE).await.is_clean());
@@ -210,7 +210,7 @@ async fn a_second_signal_ends_a_service_at_once(db: TestDb) {
     }
 }
 
-/// What stands between the marks is what this test says it has to be.
+/// The text between the marks must equal the example.
 #[db_testkit::test(migrations = "../../migrations")]
 async fn readers_who_come_late_or_go_away_read_the_same_answer(db: TestDb) {
     let mut command = Command::new(program("answer"));

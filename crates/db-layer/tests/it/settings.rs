@@ -1,4 +1,4 @@
-//! What a service can be told from outside.
+//! The settings of a service, from flags, environment and the program.
 
 use std::fmt::Write;
 
@@ -277,7 +277,7 @@ fn nothing_that_is_made_of_settings_shows_a_secret() {
     let error = broken.options().expect_err("no address");
     write!(shown, "{broken:?} {error} {error:?}").expect("written");
 
-    // The bytes of the key, in the forms in which a slice of them would be shown.
+    // The bytes of the key, in the forms in which a slice of bytes may be formatted.
     for secret in ["hunter2", "104, 117, 110", "68756e746572"] {
         assert!(!shown.contains(secret), "{secret} in {shown}");
     }
@@ -360,7 +360,7 @@ async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: Test
         let opened = db_layer::open(with("backend-max-conns", &backend.to_string())).await;
         assert_eq!(opened.is_ok(), fits, "{backend}");
     }
-    assert!(db_layer::open(with("instances", "0")).await.is_ok(), "nobody is asked");
+    assert!(db_layer::open(with("instances", "0")).await.is_ok(), "the check is off");
     let pooled = settings.clone().set("database-url-direct", db.url()).set("instances", "1000");
     let pooled = pooled.options().expect("nothing is wrong");
     assert!(db_layer::open(pooled).await.is_ok(), "the pooler counts");

@@ -13,7 +13,7 @@ use crate::{PATIENCE, config, open};
 
 const LONG: Deadlines = Deadlines { service: PATIENCE, pools: PATIENCE, bus: PATIENCE };
 
-/// Signals would end the other tests, too: none is caught here. The shutdown begins when `closing` is cancelled.
+/// No signals, since a real one would end the other tests, too. These shutdowns begin when `closing` is cancelled.
 fn none() -> Signals {
     Signals::of([]).expect("nothing to catch")
 }
@@ -40,7 +40,7 @@ async fn what_never_ends_is_cut_and_named_and_takes_no_later_phase_its_time(db: 
     let took = started.elapsed();
 
     assert!(ended.service.is_none() && !ended.is_clean() && ended.exit_code() == 0, "{ended:?}");
-    let closed = ended.closed.expect("nobody signalled again");
+    let closed = ended.closed.expect("no second signal");
     let [cut] = &closed.backend.aborted[..] else { panic!("{closed:?}") };
     assert!(cut.at.to_string().starts_with(file!()), "{}", cut.at);
     assert!(cut.statement.as_ref().is_some_and(|(text, _)| text.contains("pg_sleep")), "{cut}");
@@ -117,7 +117,7 @@ async fn a_stream_that_outlives_the_pools_ends_and_says_why(db: TestDb) {
     );
 }
 
-/// In its three phases: while the service runs, while a connection is out, and wherever it waits after that.
+/// Dropped in each of the three phases: while the service runs, while a connection is checked out, and at every later await.
 #[db_testkit::test]
 async fn a_shutdown_that_was_dropped_midway_is_called_again_and_goes_on(db: TestDb) {
     let layer = db_layer::open(Options::new(config(&db))).await.expect("opened");

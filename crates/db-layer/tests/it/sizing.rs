@@ -1,4 +1,4 @@
-//! Whether the server has room for the pools, found out when they are opened.
+//! The check at opening whether the server has room for the pools.
 
 use db_embedded::Server;
 use db_layer::{Config, OpenError, Options, PoolOptions};
@@ -6,7 +6,7 @@ use db_testkit::{TestDb, TestServer};
 
 use crate::{PATIENCE, config};
 
-/// A server with so few connections that a test can take them all.
+/// A server whose connections a test can use up.
 async fn small(settings: &[(&str, &str)]) -> (TestServer, TestDb) {
     let builder =
         settings.iter().fold(Server::throwaway(), |builder, (name, value)| builder.setting(*name, *value));
@@ -27,7 +27,7 @@ async fn pools_fit_below_max_connections_less_what_superusers_keep() {
     let (_server, db) = small(&[("max_connections", "40"), ("superuser_reserved_connections", "7")]).await;
     let config = config(&db);
 
-    // Each pool has five more at times, and the bus two: 4 + 5 + 17 + 5 + 2 = 33 = 40 - 7.
+    // Each pool may have five more for a time, and the bus has two: 4 + 5 + 17 + 5 + 2 = 33 = 40 - 7.
     let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(sized(&config, 4, 18, 1)).await
     else {
         panic!("there is no room")
@@ -42,7 +42,7 @@ async fn pools_fit_below_max_connections_less_what_superusers_keep() {
     {
         assert!(text.contains(part), "{part} in {text}");
     }
-    assert!(text.ends_with("twice the server's cores plus its disks work at the same time"), "{text}");
+    assert!(text.ends_with("twice the server's cores plus its disks do not raise throughput"), "{text}");
     let two = db_layer::open(sized(&config, 1, 5, 2)).await;
     assert!(
         matches!(&two, Err(OpenError::ConnectionBudgetExceeded(exceeded)) if exceeded.needed() == 2 * 18),
@@ -64,7 +64,7 @@ async fn pools_fit_below_max_connections_less_what_superusers_keep() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_reserved_for_roles_counts_where_the_server_knows_it() {
     let (server, db) = small(&[("max_connections", "30"), ("superuser_reserved_connections", "3")]).await;
-    // With PostgreSQL 16 came `reserved_connections`; an older one refuses the setting, and is asked all the same.
+    // `reserved_connections` came with PostgreSQL 16; an older server refuses the setting, and the check must still work.
     let knows: bool = sqlx::query_scalar("select current_setting('server_version_num')::int4 >= 160000")
         .fetch_one(&db.pool())
         .await

@@ -1,4 +1,4 @@
-//! What is there when `open` returns.
+//! What is ready when `open` returns.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn warm(options: Options, min_idle: u32) -> Options {
 async fn an_open_database_has_its_connections_ready_and_its_bus_listening(db: TestDb) {
     let layer = db_layer::open(warm(options(&db).await, 2)).await.expect("opened");
 
-    // Looked at once, and not until it is so.
+    // Asserted at once, without waiting.
     for (handle, ready) in [(layer.api(), 2), (layer.backend(), 2), (layer.pool("gc").expect("a pool"), 1)] {
         assert_eq!(handle.pool().stats().idle, ready, "{:?}", handle.pool().stats());
     }
@@ -36,12 +36,12 @@ async fn a_server_without_room_for_what_is_to_be_ready_fails_the_opening_and_lea
         TestServer::start(Server::throwaway().setting("max_connections", "6")).await.expect("a server");
     let db = server.empty().await.expect("a database");
     let wait = ConnectRetry::default().deadline(Duration::from_secs(2)).attempt(Duration::from_secs(2));
-    // Or it would be refused before it is tried.
+    // `instances(0)`, or the size check would refuse it before a pool connects.
     let large = warm(Options::new(config(&db)), 5).instances(0).wait(wait);
 
     let error = db_layer::open(large).await.expect_err("there is no room");
 
-    // Whoever came last.
+    // Either a pool or the bus is refused, whichever connects last.
     let failure = match &error {
         OpenError::WarmUp(cold) => cold.failure(),
         OpenError::Bus(BusError::Listen { failure, .. }) => Some(failure),
@@ -51,8 +51,8 @@ async fn a_server_without_room_for_what_is_to_be_ready_fails_the_opening_and_lea
     db.until_sessions("none is left", <[_]>::is_empty).await;
 }
 
-/// What costs more than all that is asked: a session for the questions and the migrations, two for the bus, one for each pool that
-/// cancels its statements, and no other.
+/// Sessions cost more than the statements of opening: one for the checks and migrations, two for the bus, one control
+/// connection for each pool, and no other.
 #[db_testkit::test]
 async fn opening_takes_one_session_beside_those_that_it_keeps(db: TestDb) {
     drop(db_layer::open(options(&db).await).await.expect("migrated"));
@@ -62,11 +62,11 @@ async fn opening_takes_one_session_beside_those_that_it_keeps(db: TestDb) {
 
     let layer = db_layer::open(again).await.expect("opened");
 
-    until("those that cancel are there", async || proxy.accepted() >= 11).await;
+    until("the control connections are open", async || proxy.accepted() >= 11).await;
     assert_eq!(
         proxy.accepted(),
         1 + 2 + 2 + 2 + 1 + 3,
-        "the first, the bus, api, backend, gc, and theirs that cancel"
+        "the first, the bus, api, backend, gc, and the pools' control connections"
     );
     drop(layer);
 }
