@@ -1,4 +1,4 @@
-//! What can go wrong in migrating.
+//! Errors of migrating.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use db_core::Class;
 #[non_exhaustive]
 pub enum Error {
     /// The folder cannot be read as migrations.
-    #[error("the migrations in {dir} cannot be read: {said}")]
+    #[error("the migrations in {dir} cannot be read: {reason}")]
     Source {
         /// The folder.
         dir: String,
-        /// What sqlx said.
-        said: String,
+        /// sqlx's message.
+        reason: String,
     },
     /// The database could not be reached.
     #[error(transparent)]
     Connect(#[from] db_core::ConnectError),
-    /// The address leads through a pooler, which would give the session that has the lock to others.
+    /// The address leads through a pooler, which would share the session that holds the lock with other clients.
     #[error(
         "migrations of {to} need a session of their own, and the address leads through a pooler: use the server's own \
          address (DATABASE_URL_DIRECT)"
@@ -28,19 +28,19 @@ pub enum Error {
         /// Role, host, port and database.
         to: String,
     },
-    /// Somebody else was migrating for the whole time.
-    #[error("the migration lock of database `{database}` was not free within {:.0} s{}", waited.as_secs_f64(), holder.map(|pid| format!("; the session of server process {pid} has it")).unwrap_or_default())]
+    /// Another session held the migration lock for the whole deadline.
+    #[error("the migration lock of database `{database}` was not free within {:.0} s{}", waited.as_secs_f64(), holder.map(|pid| format!("; the session of server process {pid} holds it")).unwrap_or_default())]
     Locked {
         /// The database.
         database: String,
-        /// How long it was tried.
+        /// How long this process tried to take it.
         waited: Duration,
-        /// The server process that holds it, when it could be seen.
+        /// The server process that holds the lock, if it is known.
         holder: Option<i32>,
     },
-    /// The database is ahead of the program.
+    /// A newer version of the program has migrated the database.
     #[error(
-        "the database has migration {version}, which this program does not know: it was made by a newer one"
+        "the database has migration {version}, which this program does not know: a newer version has applied it"
     )]
     Unknown {
         /// The version.
@@ -52,20 +52,22 @@ pub enum Error {
         /// The version.
         version: i64,
     },
-    /// A new file is older than what was applied.
-    #[error("migration {version} is not applied, but {newest}, a newer one, is: give it a later version")]
+    /// A pending file has an older version than an applied one.
+    #[error(
+        "migration {version} is not applied, but the newer {newest} is: give it a version after {newest}"
+    )]
     OutOfOrder {
         /// The version that is not applied.
         version: i64,
-        /// The newest version that is.
+        /// The newest applied version.
         newest: i64,
     },
-    /// There is no way back.
-    #[error("migration {version} has no down file, so version {target} cannot be gone back to")]
+    /// A migration cannot be reverted.
+    #[error("migration {version} has no down file, so the database cannot go down to version {target}")]
     NoDown {
         /// The version without a down file.
         version: i64,
-        /// Where it was to go.
+        /// The version to go down to.
         target: i64,
     },
     /// There is no such version.
@@ -74,32 +76,32 @@ pub enum Error {
         /// The version.
         version: i64,
     },
-    /// A migration failed. It was rolled back, unless it is one that runs outside a transaction.
+    /// A migration failed. It was rolled back, unless it runs outside of a transaction.
     #[error("migration {version} failed: {cause}")]
     Failed {
         /// The version.
         version: i64,
-        /// What the server said.
+        /// The server's error.
         cause: db_core::Error,
     },
     /// The connection was lost while a migration ran outside of a transaction, and the database has no record of it: it may be
-    /// done, in part or not at all. It is not run again by the same call.
+    /// done, in part or not at all. The same call does not run it again.
     #[error(
-        "migration {version} runs outside of a transaction, and the connection was lost in it, so it may be done in part; \
-         look at what it has done before it is run again: {said}"
+        "migration {version} runs outside of a transaction, and the connection was lost while it ran, so it may be done in part; \
+         check what it has done before you run it again: {reason}"
     )]
     Interrupted {
         /// The version.
         version: i64,
-        /// What was met.
-        said: String,
+        /// The error that ended the connection.
+        reason: String,
     },
-    /// The database failed elsewhere.
+    /// Another statement failed.
     #[error("{what}: {cause}")]
     Database {
-        /// What was being done.
+        /// What was tried.
         what: &'static str,
-        /// What it met.
+        /// The error.
         cause: db_core::Error,
     },
     /// sqlx refused for another reason.
@@ -108,8 +110,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the connection was lost, or not to be had, and nothing else is wrong: looking at the database again, and going on
-    /// from there, may do.
+    /// Whether the connection was lost or could not be opened, so that the next attempt may succeed from where this one ended.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {

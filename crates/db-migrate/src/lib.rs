@@ -15,28 +15,27 @@
 //! ```
 //!
 //! The files are `VERSION_name.up.sql` and `VERSION_name.down.sql`, the table is `_sqlx_migrations`, the checksums are
-//! sqlx's: `sqlx migrate run`, `revert` and `info` work on the same folder and database, in any order with us.
-//!
+//! The files are `VERSION_name.up.sql` and `VERSION_name.down.sql`, the table is `_sqlx_migrations`, and the checksums are
+//! sqlx's: `sqlx migrate run`, `revert` and `info` work on the same folder and database, in any order with this crate.
 //! # The lock
 //!
 //! sqlx's own lock is taken, so that its CLI and we exclude each other, but it is *tried*, again and again with a
-//! deadline, and never waited on: a session that waits for an advisory lock holds a snapshot, and `CREATE INDEX
-//! CONCURRENTLY` in the session that has the lock waits for that snapshot, which PostgreSQL ends by killing one of
-//! them. Everything happens on a connection of its own that is closed afterwards, so the lock ends with it, whatever
-//! happened.
-//!
+//! The lock is sqlx's own, so its CLI and this crate exclude each other. It is *tried* again and again until a deadline, and
+//! never waited on: a session that waits for an advisory lock holds a snapshot, and `CREATE INDEX CONCURRENTLY` in the session
+//! that holds the lock waits for that snapshot. PostgreSQL ends this deadlock by an error in one of them. Everything runs on a
+//! connection of its own, and closing that connection releases the lock in every case.
 //! # Losses
 //!
 //! A connection that is lost on the way is replaced, until the retry budget is spent, and the new one goes on from what the
-//! database has on record. A migration without `-- no-transaction` commits together with its record, and its session's lock
-//! outlives it: who has the lock afterwards sees what became of it. One that runs outside of a transaction may be done and not on
-//! record; it is never repeated blindly, but named by [`Error::Interrupted`].
-//!
+//! A connection that is lost meanwhile is replaced, until the retry budget is spent, and the new one goes on from the versions
+//! that the database has on record. A migration without `-- no-transaction` commits together with its record, and its session
+//! keeps the lock until it has ended, so the next holder of the lock sees the outcome. A migration that runs outside of a
+//! transaction may be done and not be on record; it is never repeated blindly, but reported as [`Error::Interrupted`].
 //! # What is refused
 //!
 //! A database that has a migration which the program does not know, a file that was changed after it was applied, a new
-//! file with an older version than one already applied, and going down over a version that has no down file.
-//!
+//! A database with a migration that the program does not know, a file that was changed after it was applied, a new file with a
+//! version older than an applied one, and going down over a version without a down file.
 //! # Features
 //!
 //! This crate has no cargo features.

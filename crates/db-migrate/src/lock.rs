@@ -1,4 +1,4 @@
-//! The lock under which migrations run.
+//! The advisory lock that a migrating session holds.
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +7,12 @@ use sqlx::postgres::PgConnection;
 use crate::Error;
 use crate::session::answer;
 
-/// The key that sqlx's own migrator locks, so that its CLI and we exclude each other (`generate_lock_id` in
-/// sqlx-postgres 0.9.0).
+/// The key that sqlx's own migrator locks (`generate_lock_id` in sqlx-postgres 0.9.0).
 fn key(database: &str) -> i64 {
     0x3d32_ad9e * i64::from(crc32fast::hash(database.as_bytes()))
 }
 
-/// Tries until the lock is had or the deadline is over. It ends with the connection.
+/// Tries to take the lock until the deadline. The lock ends with the connection.
 pub(crate) async fn acquire(
     connection: &mut PgConnection,
     database: &str,
@@ -36,7 +35,7 @@ pub(crate) async fn acquire(
     }
 }
 
-/// Who has it. A wish, not a need: an error here must not hide that the lock is taken.
+/// The process that holds the lock. An error here is only logged, since it must not replace [`Error::Locked`].
 async fn holder(connection: &mut PgConnection, key: i64) -> Option<i32> {
     let asked = sqlx::query_as(
         "select pid
@@ -53,7 +52,7 @@ async fn holder(connection: &mut PgConnection, key: i64) -> Option<i32> {
     match found {
         Ok(row) => row.map(|(pid,)| pid),
         Err(error) => {
-            tracing::debug!(%error, "cannot see who has the migration lock");
+            tracing::debug!(%error, "cannot find the session that holds the migration lock");
             None
         }
     }

@@ -1,4 +1,4 @@
-//! A set of migrations, and running them.
+//! A set of migrations, and running it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use sqlx::postgres::PgConnection;
 use crate::status::{self, State, Status};
 use crate::{Error, lock, session};
 
-/// How long the lock is tried for.
+/// Default of [`Migrations::with_lock_deadline`].
 const LOCK_DEADLINE: Duration = Duration::from_mins(1);
 
 /// The migrations that a program knows.
@@ -24,24 +24,24 @@ pub struct Migrations {
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// The versions applied or reverted, in the order in which it was done.
+    /// The versions applied or reverted, in that order.
     pub changed: Vec<i64>,
-    /// The newest version applied afterwards, 0 for none.
+    /// The newest version applied afterwards, 0 if none is.
     pub version: i64,
 }
 
-/// What is known of a run, over the losses of its connections.
+/// What a run knows when it replaces a lost connection.
 #[derive(Debug, Default)]
 struct Run {
-    /// How the database stood when the lock was first had.
+    /// The statuses when the lock was first taken.
     before: Option<Vec<Status>>,
-    /// A migration outside of a transaction that was under way when the connection was lost, and what was met. Taken by who
-    /// looks whether it is recorded.
+    /// A migration outside of a transaction that ran when the connection was lost, and the error. The next connection checks
+    /// whether it is on record.
     doubtful: Option<(i64, String)>,
 }
 
 impl Run {
-    fn may_look_again(&self, error: &Error) -> bool {
+    fn may_retry(&self, error: &Error) -> bool {
         error.is_transient() || (self.doubtful.is_some() && matches!(error, Error::Interrupted { .. }))
     }
 }
@@ -51,7 +51,7 @@ impl Migrations {
     #[must_use]
     pub fn new(migrator: &Migrator) -> Self {
         let mut migrator = Migrator::with_migrations(migrator.iter().cloned().collect());
-        // sqlx would wait on its lock; ours is tried.
+        // sqlx would wait for its lock; ours is tried.
         migrator.set_locking(false);
         Self { migrator, lock_deadline: LOCK_DEADLINE }
     }
@@ -60,23 +60,23 @@ impl Migrations {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] when it is not one.
+    /// [`Error::Source`] if the folder cannot be read as migrations.
     pub async fn from_dir(dir: impl AsRef<Path>) -> Result<Self, Error> {
         let dir = dir.as_ref();
         let migrator = Migrator::new(dir)
             .await
-            .map_err(|error| Error::Source { dir: dir.display().to_string(), said: error.to_string() })?;
+            .map_err(|error| Error::Source { dir: dir.display().to_string(), reason: error.to_string() })?;
         Ok(Self::new(&migrator))
     }
 
-    /// How long the lock is tried for [60 s].
+    /// How long to try to take the lock (default 60 s).
     #[must_use]
     pub fn with_lock_deadline(mut self, deadline: Duration) -> Self {
         self.lock_deadline = deadline;
         self
     }
 
-    /// Applies all that are pending, with the budget of [`ConnectRetry::default`]. See [`Migrations::up_within`].
+    /// Applies all pending migrations, with the budget of [`ConnectRetry::default`]. See [`Migrations::up_within`].
     ///
     /// # Errors
     ///
@@ -85,14 +85,14 @@ impl Migrations {
         self.up_within(config, ConnectRetry::default()).await
     }
 
-    /// Applies all that are pending. Does nothing, and takes no lock, when none is.
+    /// Applies all pending migrations. Does nothing, and takes no lock, if none is pending.
     ///
     /// Each runs in a transaction of its own, unless its first line is `-- no-transaction`. Dropping the future closes
     /// the connection: the migration under way is rolled back, those before it stay.
     ///
-    /// The server is waited for as `retry` says. When the connection is lost on the way, another one looks at what is recorded,
-    /// once the lock of the lost session is gone and what it had under way with it, and goes on from there: a migration and
-    /// its record are one transaction. One that runs outside of a transaction is not repeated unless it never began.
+    /// `retry` limits the wait for the server. When the connection is lost, a new one waits until the lost session has released
+    /// the lock, reads the versions on record, and goes on from there: a migration and its record are one transaction. A
+    /// migration that runs outside of a transaction is repeated only if it never began.
     ///
     /// # Errors
     ///
@@ -101,8 +101,8 @@ impl Migrations {
         self.up_from(None, config, retry).await
     }
 
-    /// The same on a session that is open already, in the database that `config` names, or on another one when that is lost. It
-    /// is closed afterwards, and the lock ends with it.
+    /// As [`Self::up_within`], but begins on an open session in the database that `config` names. The session is closed at the
+    /// end, which releases the lock.
     ///
     /// # Errors
     ///
@@ -131,14 +131,13 @@ impl Migrations {
                 budget.count(error);
             }
             match done {
-                Err(error) if run.may_look_again(&error) && budget.pause(config, "migrate", &error).await => {
-                }
+                Err(error) if run.may_retry(&error) && budget.pause(config, "migrate", &error).await => {}
                 ended => return ended,
             }
         }
     }
 
-    /// Looks where the database stands, and applies what is pending.
+    /// Reads the versions on record, and applies the pending ones.
     async fn go_on(
         &self,
         first: Option<PgConnection>,
@@ -159,14 +158,14 @@ impl Migrations {
             return Ok(Report { changed: Vec::new(), version: newest(&status) });
         }
 
-        session::have_looked_after(&mut connection).await;
+        session::detect_lost_client(&mut connection).await;
         lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
-        // Somebody may have been quicker, or a session of ours that was lost has come to its end.
+        // Another process may have migrated meanwhile, or a lost session of ours may have finished.
         let status = self.checked_status(&mut connection).await?;
-        if let Some((version, said)) = run.doubtful.take()
+        if let Some((version, reason)) = run.doubtful.take()
             && status.iter().any(|status| status.version == version && status.state == State::Pending)
         {
-            return Err(Error::Interrupted { version, said });
+            return Err(Error::Interrupted { version, reason });
         }
         let pending: Vec<i64> = status
             .iter()
@@ -175,13 +174,13 @@ impl Migrations {
             .collect();
         let before = run.before.get_or_insert(status);
         for version in pending {
-            // One by one, to know which it is that a loss hits.
+            // One migration at a time, to know which one a lost connection has interrupted.
             let applied = self.migrator.run_direct(Some(version), &mut connection, false).await;
             if let Err(error) = applied.map_err(Error::from_sqlx) {
                 if error.is_transient() && self.is_without_transaction(version) {
-                    let said = error.to_string();
-                    run.doubtful = Some((version, said.clone()));
-                    return Err(Error::Interrupted { version, said });
+                    let reason = error.to_string();
+                    run.doubtful = Some((version, reason.clone()));
+                    return Err(Error::Interrupted { version, reason });
                 }
                 return Err(error);
             }
@@ -193,7 +192,7 @@ impl Migrations {
         self.ups().any(|migration| migration.version == version && migration.no_tx)
     }
 
-    /// Reverts all that are newer than `target`, the newest first; 0 reverts everything.
+    /// Reverts all migrations newer than `target`, the newest first; 0 reverts everything.
     ///
     /// # Errors
     ///
@@ -204,13 +203,13 @@ impl Migrations {
         }
         refuse_pooler(config)?;
         let mut connection = connect::connect(config, ConnectRetry::default()).await?;
-        session::have_looked_after(&mut connection).await;
+        session::detect_lost_client(&mut connection).await;
         lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
         let before = self.checked_status(&mut connection).await?;
         let applied =
             before.iter().filter(|status| status.state == State::Applied && status.version > target);
         for Status { version, .. } in applied {
-            // sqlx would skip it, and say that all went well.
+            // sqlx would skip it without an error.
             let has_down = self.migrator.iter().any(|migration| {
                 migration.version == *version && migration.migration_type.is_down_migration()
             });
@@ -238,7 +237,7 @@ impl Migrations {
         self.migrator.iter().filter(|migration| !migration.migration_type.is_down_migration())
     }
 
-    /// The status, unless something in it forbids to go on.
+    /// Reads the statuses, and refuses what the front page lists.
     async fn checked_status(&self, connection: &mut PgConnection) -> Result<Vec<Status>, Error> {
         let status = status::read(connection, self).await?;
         let newest = newest(&status);
@@ -284,9 +283,9 @@ fn newest(statuses: &[Status]) -> i64 {
     applied.map(|status| status.version).max().unwrap_or(0)
 }
 
-/// Closing gives the lock back. When the goodbye fails, the link is gone, and the lock with it.
+/// Releases the lock. If a graceful close fails, the connection is gone, and the lock with it.
 async fn close(connection: PgConnection) {
     if let Err(error) = connection.close().await {
-        tracing::debug!(%error, "the migration connection was lost at its end");
+        tracing::debug!(%error, "the migration connection was lost before it was closed");
     }
 }

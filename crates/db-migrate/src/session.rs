@@ -5,24 +5,24 @@ use std::time::Duration;
 use sqlx::postgres::PgConnection;
 use tokio::time::timeout;
 
-/// How long the server may take to answer what waits for nobody. A link that fell silent would be waited for until the end of
-/// time: the driver does not look after our end of it.
+/// Limit for a query that waits for no lock. The driver detects no dead link by itself, so without a limit such a query could
+/// wait for ever.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// The answer, or the loss that its absence is.
+/// The query's result, or a timed-out I/O error, which counts as a lost connection.
 pub(crate) async fn answer<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
     timeout(ANSWER_LIMIT, asked)
         .await
         .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
 }
 
-/// Has the server look after the session's end.
+/// Makes the server detect that the client is gone.
 ///
-/// A migration may be silent for long, so the server keeps the link alive. And when we are gone, it is to notice while the
-/// migration runs, not when it has an answer for us: until then its session holds the lock. The settings are those of PostgreSQL's
-/// manual, chapter 20.3.2 "TCP Settings"; `client_connection_check_interval` came with PostgreSQL 14.
-pub(crate) async fn have_looked_after(connection: &mut PgConnection) {
-    let told = sqlx::query(
+/// A migration may send nothing for long, so TCP keepalive keeps the link open. If the client dies, the server must notice
+/// while the migration runs, and not only when it sends the result: until then its session holds the lock. The settings are
+/// those of PostgreSQL's manual, chapter 20.3.2 "TCP Settings"; `client_connection_check_interval` came with PostgreSQL 14.
+pub(crate) async fn detect_lost_client(connection: &mut PgConnection) {
+    let set = sqlx::query(
         "select set_config(wanted.name, wanted.value, false)
          from
              (values
@@ -34,8 +34,8 @@ pub(crate) async fn have_looked_after(connection: &mut PgConnection) {
              join pg_settings using (name)",
     )
     .execute(connection);
-    if let Err(error) = answer(told).await {
-        // Systems on which the server cannot look refuse it. A loss is met again by the next statement.
-        tracing::debug!(%error, "the server does not look after the migration session");
+    if let Err(error) = answer(set).await {
+        // Some operating systems do not support it. If the connection is lost, the next statement fails, too.
+        tracing::debug!(%error, "the server will not notice during a migration that this client is gone");
     }
 }

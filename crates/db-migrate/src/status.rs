@@ -1,4 +1,4 @@
-//! Where a database stands.
+//! The migrations on record in a database, compared with the files.
 
 use std::fmt::Write;
 
@@ -14,7 +14,7 @@ use crate::{Error, Migrations};
 pub struct Status {
     /// Its version.
     pub version: i64,
-    /// Its name, as in the file's name, with spaces for underscores.
+    /// The name in its file's name, with spaces for underscores.
     pub description: String,
     /// Its state.
     pub state: State,
@@ -25,23 +25,23 @@ pub struct Status {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum State {
-    /// Not applied.
+    /// Not applied yet.
     Pending,
     /// Applied, and the file is still the same.
     Applied,
-    /// Applied, and changed afterwards.
+    /// Applied, but the file was changed afterwards.
     Changed,
-    /// Applied, and not known to this program.
+    /// Applied, but this program has no such migration.
     Unknown,
 }
 
-/// Compares a database with what the program has, in order of versions. Takes no lock and changes nothing.
+/// Compares a database with the program's migrations, in order of versions. Takes no lock and changes nothing.
 pub(crate) async fn read(
     connection: &mut PgConnection,
     migrations: &Migrations,
 ) -> Result<Vec<Status>, Error> {
     let what = "read the migration table";
-    // By the simple protocol, in which each is one round trip: every start of a service makes them.
+    // The simple protocol needs one round trip for each query, which every start of a service pays.
     let asked = connection.fetch_one(sqlx::raw_sql("select to_regclass('_sqlx_migrations') is not null"));
     let exists = answer(asked).await.and_then(|row| row.try_get(0)).map_err(Error::database(what))?;
     let applied =
@@ -69,8 +69,8 @@ pub(crate) async fn read(
     Ok(all)
 }
 
-/// Version, description and checksum of each that was applied. The checksum as digits, since the text of a `bytea` depends on
-/// `bytea_output`.
+/// Version, description and checksum of each applied migration. The checksum is read as hex digits, since the text of a `bytea`
+/// depends on `bytea_output`.
 async fn applied(connection: &mut PgConnection) -> Result<Vec<(i64, String, String)>, sqlx::Error> {
     let rows = connection
         .fetch_all(sqlx::raw_sql(

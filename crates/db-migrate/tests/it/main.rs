@@ -1,4 +1,4 @@
-//! What `db-migrate` promises, shown on a real PostgreSQL.
+//! `db-migrate` on a real PostgreSQL.
 
 use std::path::Path;
 use std::time::Duration;
@@ -105,7 +105,7 @@ async fn the_lock_is_sqlxs_own_and_a_taken_one_is_given_up_on_with_its_holder(db
     let error = migrations.up(&config(&db)).await.expect_err("somebody migrates");
 
     assert!(matches!(&error, Error::Locked { holder: Some(holder), .. } if *holder == pid), "{error:?}");
-    assert!(error.to_string().ends_with(&format!("the session of server process {pid} has it")), "{error}");
+    assert!(error.to_string().ends_with(&format!("the session of server process {pid} holds it")), "{error}");
     sqlx::migrate::Migrate::unlock(&mut *other).await.expect("unlocked");
     migrations.up(&config(&db)).await.expect("nobody migrates");
 }
@@ -191,7 +191,7 @@ async fn a_folder_that_is_none_is_named() {
     assert!(error.to_string().starts_with("the migrations in no/such/folder cannot be read"), "{error}");
 }
 
-/// Each leaves a row, so that one which ran twice would leave two.
+/// Each migration adds a row, so that one which ran twice would add two.
 const ROWS: [(&str, &str); 3] = [
     ("1_ran.up.sql", "create table ran (version int); insert into ran values (1)"),
     ("2_bare.up.sql", "-- no-transaction\ninsert into ran values (2)"),
@@ -224,7 +224,7 @@ async fn a_connection_that_is_lost_on_the_way_is_replaced_and_nothing_runs_twice
     }
 }
 
-/// As a link is that fell silent, but with somebody there who lets go of it.
+/// A table lock stands for a link that fell silent, but one that the test can end.
 #[db_testkit::test]
 async fn an_answer_that_does_not_come_is_not_waited_for_for_ever(db: TestDb) {
     let migrations = migrations(&[("1_one.up.sql", "create table one ()")]).await;
@@ -244,7 +244,7 @@ async fn an_answer_that_does_not_come_is_not_waited_for_for_ever(db: TestDb) {
     assert!(error.is_transient(), "{error}");
     assert!(error.to_string().starts_with("read the migration table: "), "{error}");
     let (again, released) = tokio::join!(migrations.up(&config), async {
-        // The one that was given up, the next, and the one after that.
+        // The abandoned query, the retry, and the one after that.
         let waits = |it: &&db_testkit::Session| it.wait.as_deref() == Some("Lock: relation");
         db.until_sessions("it asks on another", |all| all.iter().filter(waits).count() >= 3).await;
         silent.rollback().await
@@ -263,7 +263,7 @@ async fn one_outside_of_a_transaction_is_not_repeated_when_nobody_knows_what_bec
     let error = migrations.up(&through).await.expect_err("it may be done or not");
 
     assert!(matches!(&error, Error::Interrupted { version: 2, .. }), "{error:?}");
-    assert!(error.to_string().contains("look at what it has done"), "{error}");
+    assert!(error.to_string().contains("check what it has done"), "{error}");
     assert_eq!(ran(&db).await, [1, 2], "done, not on record, and not again");
     assert_eq!(
         states(&migrations, &db).await,
@@ -278,7 +278,7 @@ async fn a_migration_whose_client_has_gone_does_not_keep_the_lock_until_it_ends(
         .await
         .expect("a version");
     if version < 140_000 {
-        // The server cannot look.
+        // The server does not support `client_connection_check_interval`.
         return;
     }
     let sleeps = migrations(&[("1_sleeps.up.sql", "select pg_sleep(600)")]).await;
