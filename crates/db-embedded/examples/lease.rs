@@ -1,4 +1,4 @@
-//! Holds a lease on a server, prints how to reach it, and ends with its standard input.
+//! Holds a lease on a server, prints its address, and ends when its standard input does.
 //!
 //! ```text
 //! cargo run -p db-embedded --example lease                 # a throwaway of its own
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         server.data_dir().display()
     );
     println!("Ctrl-D ends the lease.");
-    // A closed terminal or pipe is an end of input, and as good.
+    // A closed terminal or pipe ends the input, too.
     let _ = std::io::stdout().flush();
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     match server.release() {

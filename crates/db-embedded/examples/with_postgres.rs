@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         eprintln!("with_postgres COMMAND [ARGUMENT..]");
         return ExitCode::from(2);
     };
-    // The command may put a pooler before it, which must not run as root.
+    // The command may start a pooler, which must not run as root.
     let server = match Server::throwaway().allow_service_account().start() {
         Ok(server) => server,
         Err(error) => {
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         }
     };
     let ended = Command::new(&program).args(words).env("DATABASE_URL", server.url("postgres")).status();
-    // The command's end is what matters; a server that is slow to go is gone soon.
+    // The command's result matters; a slow server still stops by itself.
     if let Err(error) = server.release() {
         eprintln!("with_postgres: {error}");
     }

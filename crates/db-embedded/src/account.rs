@@ -1,4 +1,4 @@
-//! Who the server runs as, and who may connect to it.
+//! The account that runs the server, and the one that may connect to it.
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -9,26 +9,26 @@ use nix::unistd::{Uid, User};
 
 use crate::Error;
 
-/// Accounts to drop to as root, in this order: PostgreSQL refuses to run as root.
+/// Accounts for the server when this process is root, in order of preference: PostgreSQL refuses to run as root.
 const SERVICE_ACCOUNTS: [&str; 2] = ["postgres", "nobody"];
 
-/// What reaches the server's processes of our environment. The rest may hold secrets, or change what the server does
-/// (`PGPORT`, `LC_ALL`).
+/// The environment variables that the server inherits. Others may hold secrets, or change what the server does (`PGPORT`,
+/// `LC_ALL`).
 const ENVIRONMENT: [&str; 4] = ["PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ"];
 
-/// The account that owns the data and runs the server, and the one whose processes may connect.
+/// The account that owns the data and runs the server, and the user that may connect.
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
     uid: u32,
     gid: u32,
     name: String,
-    /// The effective user of this process, as the server will see it on the other end of the socket.
+    /// The effective user of this process, as the server sees it at the other end of the socket.
     client: String,
     client_uid: u32,
 }
 
 impl Account {
-    /// Our own account, or an unprivileged one when we are root.
+    /// The user of this process or, for root, an unprivileged account.
     pub(crate) fn find() -> Result<Account, Error> {
         let uid = Uid::effective();
         let us = look_up(User::from_uid(uid))
@@ -50,7 +50,7 @@ impl Account {
         &self.name
     }
 
-    /// The operating system's name of those who may connect.
+    /// The operating system's name of the user that may connect.
     pub(crate) fn client(&self) -> &str {
         &self.client
     }
@@ -67,18 +67,18 @@ impl Account {
         self.gid
     }
 
-    /// Whether the server runs as somebody else than we do, which only root can arrange.
+    /// Whether the server runs as another user than this process, which only root can arrange.
     pub(crate) fn is_other(&self) -> bool {
         self.uid != self.client_uid
     }
 
-    /// A command that runs as this account, with a clean environment, and outside of our terminal's process group.
+    /// A command that runs as this account, with a clean environment and in a process group of its own.
     pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         command.current_dir("/").process_group(0).env_clear();
         command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         if self.is_other() {
-            // `uid` also gives up our supplementary groups.
+            // `uid` also drops the supplementary groups.
             command.gid(self.gid).uid(self.uid);
         }
         command
@@ -98,7 +98,7 @@ impl Account {
 
     /// The topmost folder on the way to `path`, `path` included, that the account cannot pass through.
     ///
-    /// Only asked when the server runs as somebody else than we do: our own way the kernel judges better.
+    /// `None` if the server runs as the same user as this process: then the kernel's own errors are more exact.
     pub(crate) fn barrier(&self, path: &Path) -> Option<PathBuf> {
         if !self.is_other() {
             return None;
@@ -111,7 +111,7 @@ impl Account {
     }
 }
 
-/// A failing user database counts as one without the user: either way there is nobody to name.
+/// An error of the user database counts as an unknown user.
 fn look_up(found: nix::Result<Option<User>>) -> Option<User> {
     found.ok().flatten()
 }

@@ -10,11 +10,11 @@ use crate::account::Account;
 use crate::error::Error;
 use crate::version::Version;
 
-/// Names the one folder to look in.
+/// The environment variable that names the only folder to search.
 const VARIABLE: &str = "DB_EMBEDDED_PGBIN";
 
-/// Where packages put the programs, with the version in place of the star. The first is Debian's and Ubuntu's, the
-/// second that of PostgreSQL's own packages for Red Hat, the third Alpine's, then Homebrew's two.
+/// Where packages install the programs, with the version in place of the star: Debian and Ubuntu, PostgreSQL's own packages for
+/// Red Hat, Alpine, and Homebrew's two places.
 const VERSIONED: [(&str, &str, &str); 5] = [
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),
@@ -23,7 +23,7 @@ const VERSIONED: [(&str, &str, &str); 5] = [
     ("/usr/local/opt", "postgresql@", "bin"),
 ];
 
-/// Where PostgreSQL installs itself when built from source.
+/// Where PostgreSQL installs itself when it is built from source.
 const FROM_SOURCE: &str = "/usr/local/pgsql/bin";
 
 /// A folder with `postgres` and `initdb` of one version.
@@ -42,10 +42,9 @@ impl Binaries {
         self.folder.join("initdb")
     }
 
-    /// The first ones found or, for data that exists, those that can read it.
+    /// The first programs found or, for existing data, the first that can read it.
     ///
-    /// `explicit` is the only place looked at when given, and so is the environment variable: whoever names a folder
-    /// wants that one, or an error.
+    /// If `explicit` or the environment variable names a folder, only that folder is searched.
     pub(crate) fn find(
         explicit: Option<&Path>,
         data: Option<(&Path, &str)>,
@@ -110,7 +109,7 @@ fn usual_places() -> Vec<PathBuf> {
     places
 }
 
-/// Asks the programs themselves: a folder may hold scripts, or programs of another machine.
+/// Runs the program to learn its version: a folder may hold scripts, or programs for another machine.
 fn inspect(folder: &Path, account: &Account) -> Result<Version, String> {
     for program in ["postgres", "initdb"] {
         if !folder.join(program).is_file() {
@@ -119,18 +118,20 @@ fn inspect(folder: &Path, account: &Account) -> Result<Version, String> {
     }
     let program = fs::canonicalize(folder.join("postgres")).map_err(|error| error.to_string())?;
     if let Some(barrier) = account.barrier(&program) {
-        return Err(format!("{} is closed to the user {}", barrier.display(), account.name()));
+        return Err(format!("{} cannot be entered by the user {}", barrier.display(), account.name()));
     }
     let output = Command::new(&program).arg("--version").output().map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
     match Version::parse(&text) {
         Some(version) if version.major >= Version::OLDEST => Ok(version),
-        Some(version) => Err(format!("version {version} is older than {}", Version::OLDEST)),
+        Some(version) => {
+            Err(format!("version {version} is older than {}, the oldest supported", Version::OLDEST))
+        }
         None => Err(format!("`postgres --version` says {:?} and ends with {}", text.trim(), output.status)),
     }
 }
 
-/// Where the server programs were looked for, and what was there instead.
+/// The folders that were searched for the server programs, and what was wrong with each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
     places: Vec<Place>,
@@ -143,7 +144,7 @@ struct Place {
 }
 
 impl Search {
-    /// The folders that were looked at, in order.
+    /// The folders that were searched, in order.
     pub fn folders(&self) -> impl Iterator<Item = &Path> {
         self.places.iter().map(|place| place.folder.as_path())
     }

@@ -1,26 +1,26 @@
-//! Every wait of this crate ends, and says what it was for.
+//! Waiting with a deadline; the error names what was waited for.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::Error;
 
-/// How often a state is looked at. A fresh server needs 20 ms from its start to its first answer.
-const GLANCE: Duration = Duration::from_millis(5);
+/// Pause between two checks of a state. A fresh server needs 20 ms from its start to its first answer.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What was waited for when the time ran out.
+/// What was waited for at the deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
-    /// Another process is starting or releasing this server, and does not finish.
+    /// Another process that starts or releases this server.
     Starter,
-    /// The previous server on this folder is still stopping.
+    /// The previous server on this folder, to stop.
     PreviousServer,
-    /// `initdb` is making the data folder.
+    /// `initdb`, to make the data folder.
     InitDb,
-    /// The server started and does not accept connections yet; after a crash it may be recovering.
+    /// The server, to accept connections; after a crash it may be recovering.
     Ready,
-    /// The last lease was released and the server does not stop.
+    /// The server, to stop after its last lease was released.
     Stop,
 }
 
@@ -36,30 +36,30 @@ impl fmt::Display for Phase {
     }
 }
 
-/// The end of one `start` or `release`, whatever it waits for on the way.
+/// The deadline of one `start` or `release`, shared by all its phases.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     begun: Instant,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl Deadline {
-    pub(crate) fn after(patience: Duration) -> Deadline {
-        Deadline { begun: Instant::now(), patience }
+    pub(crate) fn after(timeout: Duration) -> Deadline {
+        Deadline { begun: Instant::now(), timeout }
     }
 
     pub(crate) fn waited(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// Blocks until `look` finds something, and looks once more when the time is up.
+    /// Blocks until `look` returns a value. Calls it once more at the deadline.
     pub(crate) fn poll<T>(
         &self,
         phase: Phase,
         mut look: impl FnMut() -> Result<Option<T>, Error>,
     ) -> Result<T, Error> {
         loop {
-            let late = self.waited() >= self.patience;
+            let late = self.waited() >= self.timeout;
             if let Some(found) = look()? {
                 return Ok(found);
             }
@@ -68,9 +68,9 @@ impl Deadline {
             }
             #[expect(
                 clippy::disallowed_methods,
-                reason = "between two looks: everything here blocks, and says so"
+                reason = "between two checks; everything here is documented to block"
             )]
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }

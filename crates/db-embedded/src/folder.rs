@@ -1,14 +1,14 @@
-//! What is where in a server's folder, and who may touch it.
+//! The layout of a server's folder.
 //!
 //! ```text
-//! DIR/start      lock: somebody is starting or releasing
-//! DIR/lease      lock: shared by the users, exclusive for whoever ends the server
-//! DIR/running    lock: held by the supervisor for as long as it lives
-//! DIR/starting   there until the server was ready for the first time
-//! DIR/version    of the programs that run it
-//! DIR/data/      PGDATA; made as data.new-<random>, so that what a killed initdb left never counts
+//! DIR/start      lock: held while a process starts or releases the server
+//! DIR/lease      lock: shared by the users, exclusive by the process that stops the server
+//! DIR/running    lock: held by the supervisor while it lives
+//! DIR/starting   exists until the server was ready for the first time
+//! DIR/version    the version of the programs that run the server
+//! DIR/data/      PGDATA; made as data.new-<random>, so that an unfinished one is never used
 //! DIR/run/       the socket, unless its path would be too long
-//! DIR/log        of the server and its supervisor
+//! DIR/log        output of the server and its supervisor
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -20,13 +20,13 @@ use crate::account::Account;
 use crate::error::{Error, IoResultExt};
 use crate::version::Version;
 
-/// A longer log is moved aside at the next start.
+/// A larger log is moved to `log.old` at the next start.
 const LOG_LIMIT: u64 = 10 * 1024 * 1024;
 
 /// How much of the end of the log goes into an error.
 const TAIL_LINES: usize = 8;
 
-/// What happens to the folder when the last lease goes.
+/// Whether the folder outlives the last lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Throwaway,
@@ -53,12 +53,13 @@ impl Folder {
         self.path.join("running")
     }
 
-    /// Notes that nobody has seen the server ready yet: until then its death is a failed start.
+    /// Notes that the server has not been ready yet: until then its death is a failed start.
     pub(crate) fn mark_starting(&self) -> Result<(), Error> {
         self.write(&self.path.join("starting"), "")
     }
 
-    /// Whoever has seen the server ready takes the note away: the one who wrote it may have been killed.
+    /// Removes the note. Each process that sees the server ready does it, since the one that wrote the note may have been
+    /// killed.
     pub(crate) fn mark_started(&self) -> Result<(), Error> {
         let mark = self.path.join("starting");
         match fs::remove_file(&mark) {
@@ -79,7 +80,7 @@ impl Folder {
         self.path.join("log")
     }
 
-    /// What `PG_VERSION` says; `None` when there is no data yet.
+    /// The content of `PG_VERSION`; `None` if there is no data yet.
     pub(crate) fn made_by(&self) -> Result<Option<String>, Error> {
         read_if_there(&self.data().join("PG_VERSION")).map(|text| text.map(|text| text.trim().to_owned()))
     }
@@ -95,7 +96,7 @@ impl Folder {
 
     /// Replaces a file by one that only the account can read.
     ///
-    /// A new file is made and renamed: as root we must not write through a link that the account may have put there.
+    /// It writes a new file and renames it: the account may have put a link at `path`, and root must not write through it.
     pub(crate) fn write(&self, path: &Path, content: &str) -> Result<(), Error> {
         let mut new = path.as_os_str().to_owned();
         new.push(format!(".new-{}", random_name()));
@@ -117,7 +118,7 @@ impl Folder {
         make_private_dir(path, &self.account).doing("make the folder", path)
     }
 
-    /// Opens the log at its end, and tells where that is.
+    /// Opens the log for appending, and returns its length.
     pub(crate) fn open_log(&self) -> Result<(File, u64), Error> {
         let path = self.log();
         if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_LIMIT) {
@@ -137,7 +138,7 @@ impl Folder {
         open().doing("open", &path)
     }
 
-    /// The last lines that the log got since it was `from` bytes long.
+    /// The last lines of the log after byte `from`.
     pub(crate) fn log_since(&self, from: u64) -> String {
         let read = || -> io::Result<Vec<u8>> {
             let mut file = File::open(self.log())?;
@@ -152,11 +153,11 @@ impl Folder {
                 let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
                 lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
             }
-            Err(error) => format!("(its log {} cannot be read: {error})", self.log().display()),
+            Err(error) => format!("(the log {} cannot be read: {error})", self.log().display()),
         }
     }
 
-    /// Removes the folder in one step for everybody else. Blocks for as long as deleting 40 MB takes.
+    /// Removes the folder: a rename first, so that other processes see it whole or not at all. Blocks while 40 MB are deleted.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         let mut gone = self.path.as_os_str().to_owned();
         gone.push(format!(".gone-{}", random_name()));
@@ -179,13 +180,13 @@ pub(crate) fn random_name() -> String {
     std::iter::repeat_with(fastrand::alphanumeric).map(|c| c.to_ascii_lowercase()).take(10).collect()
 }
 
-/// Fails when it is there already.
+/// Makes a folder of mode 0700 for the account. Fails if the folder exists.
 pub(crate) fn make_private_dir(path: &Path, account: &Account) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)?;
-    // The umask may have taken away from what was asked for.
+    // The umask may have removed permissions.
     fs::set_permissions(path, Permissions::from_mode(0o700))?;
     if account.is_other() {
-        // Last: once it is theirs, they could put something else in its place.
+        // At the end: once the account owns the folder, it could replace it by something else.
         chown(path, Some(account.uid()), Some(account.gid()))?;
     }
     Ok(())

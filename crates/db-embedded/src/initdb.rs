@@ -1,4 +1,4 @@
-//! Makes a data folder.
+//! Makes a data folder with `initdb`.
 
 use std::fs;
 
@@ -14,8 +14,8 @@ use crate::supervisor::{self, LockTool};
 
 const UNFINISHED: &str = "data.new-";
 
-/// Runs `initdb` in a folder of another name and renames it when all went well: what a killed one left behind can be
-/// told from data by its name.
+/// Runs `initdb` in a folder of another name and renames that folder at the end, so that the remains of a killed `initdb` are
+/// never taken for data.
 pub(crate) fn make_data(
     folder: &Folder,
     binaries: &Binaries,
@@ -30,7 +30,7 @@ pub(crate) fn make_data(
     let mut arguments = vec![binaries.initdb().into_os_string(), "-D".into(), new.clone().into_os_string()];
     arguments.extend(["-U", ROLE, "-A", "peer", "-E", "UTF8", "--locale=C"].map(Into::into));
     if folder.kind == Kind::Throwaway {
-        // Does not wait for the disk.
+        // Do not sync to disk.
         arguments.push("-N".into());
     }
     let script = supervisor::Script { verb: "init", folder, sockets: None, tool, orphan: None };
@@ -56,13 +56,14 @@ pub(crate) fn make_data(
     fs::rename(&new, folder.data()).doing("rename to `data`", &new)
 }
 
-/// Removes what killed ones left. An `initdb` that outlived its starter may still be writing: then the rest goes next time.
+/// Removes the remains of killed runs. An `initdb` that outlived its starter may still be writing: then the next start removes
+/// the rest.
 fn sweep_unfinished(folder: &Folder) {
     for entry in fs::read_dir(&folder.path).into_iter().flatten().flatten() {
         if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
             && let Err(error) = fs::remove_dir_all(entry.path())
         {
-            tracing::debug!(folder = %entry.path().display(), %error, "an unfinished data folder stays for now");
+            tracing::debug!(folder = %entry.path().display(), %error, "cannot remove an unfinished data folder");
         }
     }
 }

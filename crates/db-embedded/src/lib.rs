@@ -15,44 +15,44 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # Which one
+//! # Which kind
 //!
 //! | | data | who shares it |
 //! |---|---|---|
-//! | [`Server::throwaway`] | removed at the end, and written without care for power cuts | nobody |
+//! | [`Server::throwaway`] | removed at the end, and not safe against power loss | nobody |
 //! | [`Server::shared`] | the same | every process of this user that gives the same name |
-//! | [`Server::kept`] | survives | every process that names the same folder |
+//! | [`Server::kept`] | kept | every process that names the same folder |
 //!
-//! A [`Server`] is a lease. The first one starts the server, the last one to go ends it, however its process ends: Ctrl-C,
-//! a panic, `SIGKILL`. There is no daemon to install and nothing to clean up.
+//! A [`Server`] is a lease. The first lease starts the server, and the end of the last one stops it, however its process ends:
+//! Ctrl-C, a panic, `SIGKILL`. There is no daemon to install and nothing to clean up.
 //!
 //! # Blocking
 //!
-//! Everything here blocks and none of it needs a runtime. In async code, call it inside `spawn_blocking`.
+//! Every call blocks, and none needs a runtime. In async code, use `spawn_blocking`.
 //!
 //! # Where the programs come from
 //!
-//! From [`Builder::binaries`], else from the folder that the environment variable `DB_EMBEDDED_PGBIN` names, and from no
-//! other place if one of these is set. Otherwise the first of `PATH`, `pg_config --bindir`, the newest of
-//! `/usr/lib/postgresql/*/bin`, `/usr/pgsql-*/bin`, `/usr/libexec/postgresql*`, `/opt/homebrew/opt/postgresql@*/bin`,
-//! `/usr/local/opt/postgresql@*/bin`, and `/usr/local/pgsql/bin` that has both `postgres` and `initdb`, version 10 or
-//! later. Kept data takes those of the major version that made it.
+//! [`Builder::binaries`] or, without it, the environment variable `DB_EMBEDDED_PGBIN` names the only folder to search. Without
+//! either, the programs are the first with both `postgres` and `initdb` of version 10 or later in `PATH`, `pg_config --bindir`,
+//! the newest of `/usr/lib/postgresql/*/bin`, `/usr/pgsql-*/bin`, `/usr/libexec/postgresql*`,
+//! `/opt/homebrew/opt/postgresql@*/bin`, `/usr/local/opt/postgresql@*/bin`, and `/usr/local/pgsql/bin`. Kept data needs
+//! programs of the major version that made it.
 //!
 //! # Who may connect
 //!
-//! The server listens on a Unix socket in a folder that only its own account can enter, not on TCP, and has the kernel
-//! tell who is at the other end: exactly the OS user that started it may connect, as the superuser `postgres`. There is
-//! no password to keep, and nobody else gets in, were the folder wide open.
+//! The server listens on a Unix socket in a folder that only its own account can enter, not on TCP, and the kernel tells it
+//! which user connects: only the OS user that started the server may connect, as the superuser `postgres`. There is no
+//! password, and other users are refused even if they reach the socket.
 //!
-//! PostgreSQL refuses to run as root. For root it runs as the user `postgres`, or else `nobody`, and still only root may
-//! connect; [`Builder::allow_service_account`] lets in that user, too.
+//! PostgreSQL refuses to run as root. When root starts it, it runs as the user `postgres`, or else `nobody`, and still only
+//! root may connect; [`Builder::allow_service_account`] also lets in that user.
 //!
 //! # How it ends
 //!
-//! Each user holds a shared lock on the file `lease`; the kernel takes it away when a process ends. A supervisor, a short
-//! shell script in a process group of its own, waits to get that lock exclusively, and then stops the server. Meanwhile it
-//! revives a server that dies, and gives up when that dies five times within ten seconds of its start. A killed supervisor
-//! takes nothing with it: the next one to join starts another, which adopts the server.
+//! Each lease is a shared lock on the file `lease`; the kernel releases it when the process ends. A supervisor, a short shell
+//! script in a process group of its own, waits for the exclusive lock and then stops the server. Meanwhile it restarts a server
+//! that dies, and gives up after five deaths within ten seconds of a start. If the supervisor is killed, the server goes on,
+//! and the next process that joins starts a supervisor that adopts it.
 //!
 //! The supervisor needs `/bin/sh`, and `flock` of util-linux or `perl`.
 //!

@@ -1,4 +1,4 @@
-//! The lock files of a folder: `flock(2)`, which ends with the process whatever ends the process.
+//! The lock files of a folder: `flock(2)`, which the kernel releases when the process ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -9,15 +9,15 @@ use crate::account::Account;
 use crate::deadline::{Deadline, Phase};
 use crate::error::{Error, IoResultExt};
 
-/// Exclusive or shared.
+/// Whether other holders are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Exclusive,
     Shared,
 }
 
-/// An open lock file. Dropping it gives up the lock. Like every file of the standard library it is closed in child
-/// processes, so that no child can keep a lease that its parent dropped.
+/// An open lock file. Dropping it releases the lock. As every file of the standard library, it is closed in child processes, so
+/// a child cannot keep a lease that its parent dropped.
 #[derive(Debug)]
 pub(crate) struct LockFile {
     file: File,
@@ -25,7 +25,7 @@ pub(crate) struct LockFile {
 }
 
 impl LockFile {
-    /// Opens it, and makes it when it is not there; `None` when the folder is gone.
+    /// Opens the file, and makes it if it does not exist; `None` if the folder is gone.
     pub(crate) fn open(path: &Path, account: &Account) -> Result<Option<LockFile>, Error> {
         let opened = OpenOptions::new()
             .read(true)
@@ -33,7 +33,7 @@ impl LockFile {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            // As root we work in a folder of an unprivileged account: never follow what it may have put there.
+            // Root works in a folder of an unprivileged account here, and must not follow a link that the account put there.
             .custom_flags(nix::libc::O_NOFOLLOW)
             .open(path);
         let file = match opened {
@@ -48,7 +48,7 @@ impl LockFile {
         Ok(Some(LockFile { file, path: path.to_path_buf() }))
     }
 
-    /// Takes the lock, or says that somebody else is in the way. A lock that was held in the other mode is given up.
+    /// Takes the lock, or returns false if another process holds it. A lock held in the other mode is released.
     pub(crate) fn try_take(&self, mode: Mode) -> Result<bool, Error> {
         let taken = match mode {
             Mode::Exclusive => self.file.try_lock(),
@@ -61,12 +61,12 @@ impl LockFile {
         }
     }
 
-    /// Gives up the lock and keeps the file open.
-    pub(crate) fn give_up(&self) -> Result<(), Error> {
+    /// Releases the lock and keeps the file open.
+    pub(crate) fn unlock(&self) -> Result<(), Error> {
         self.file.unlock().doing("unlock", &self.path)
     }
 
-    /// Whether the open file is still the one at its path: the folder may have been removed since, and made anew.
+    /// Whether the open file is still the one at its path: the folder may have been removed and made again.
     pub(crate) fn is_current(&self) -> bool {
         match (self.file.metadata(), self.path.symlink_metadata()) {
             (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
@@ -74,8 +74,7 @@ impl LockFile {
         }
     }
 
-    /// Opens and takes it before the deadline; `None` when what is locked, or was waited for, is no longer the file at
-    /// its path.
+    /// Opens the file and takes the lock before the deadline; `None` if the locked file is no longer the one at its path.
     pub(crate) fn take(
         path: &Path,
         mode: Mode,

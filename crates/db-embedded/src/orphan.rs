@@ -1,4 +1,4 @@
-//! What is left when a supervisor was killed: a server without one, or a folder that nobody removed.
+//! Cleans up after a killed supervisor: a server without one, or a folder that was not removed.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ use crate::pidfile::PidFile;
 use crate::place::prefix;
 use crate::sockets::Sockets;
 
-/// The live server in the folder, which has no supervisor.
+/// A live server in the folder, without a supervisor.
 #[derive(Debug)]
 pub(crate) struct Orphan {
     pub(crate) pid: u32,
@@ -22,10 +22,11 @@ pub(crate) struct Orphan {
 }
 
 impl Orphan {
-    /// Looks for one. A live server of somebody else is an error. The caller knows that there is no supervisor.
+    /// Looks for an orphan. A live server that this crate did not start is an error. The caller must know that no supervisor
+    /// runs.
     pub(crate) fn find(folder: &Folder, deadline: Deadline) -> Result<Option<Orphan>, Error> {
         let data = folder.data();
-        // It may have been started a moment ago, and not have said yet where its socket is.
+        // A server that has just started may not have written its socket folder yet.
         let file = deadline.poll(Phase::Ready, || {
             let alive = PidFile::read(&data)?.filter(|file| file.is_alive_in(&data));
             Ok(match alive {
@@ -42,7 +43,7 @@ impl Orphan {
         }
     }
 
-    /// Stops it as its supervisor would have, and waits until it is gone.
+    /// Stops the server with the supervisor's signal, and waits for its end.
     fn stop(&self, folder: &Folder, deadline: Deadline) -> Result<(), Error> {
         let signal = match folder.kind {
             Kind::Throwaway => Signal::SIGQUIT,
@@ -50,7 +51,7 @@ impl Orphan {
         };
         let data = folder.data();
         if let Ok(pid) = i32::try_from(self.pid) {
-            // It may be gone already, which the loop below sees.
+            // It may be gone already; the loop below sees that.
             let _ = kill(Pid::from_raw(pid), signal);
         }
         deadline.poll(Phase::Stop, || {
@@ -65,8 +66,8 @@ impl Orphan {
     }
 }
 
-/// Does what a killed supervisor did not come to. The caller holds the lease exclusively, and knows that there is no
-/// supervisor.
+/// Stops the server and removes the folder in place of a killed supervisor. The caller holds the lease exclusively, and knows
+/// that no supervisor runs.
 pub(crate) fn finish(folder: &Folder, deadline: Deadline) -> Result<(), Error> {
     if let Some(orphan) = Orphan::find(folder, deadline)? {
         orphan.stop(folder, deadline)?;
@@ -77,8 +78,8 @@ pub(crate) fn finish(folder: &Folder, deadline: Deadline) -> Result<(), Error> {
     }
 }
 
-/// Removes the throwaway folders of this user that lie beside this one and that nobody holds. Failures are only logged:
-/// they are somebody else's past, and no reason not to start a server.
+/// Removes this user's throwaway folders beside this one that no process holds. Failures are only logged, since they do not
+/// concern this server.
 pub(crate) fn sweep_beside(folder: &Folder, deadline: Deadline) {
     let Some(base) = folder.path.parent() else { return };
     let prefix = prefix(&folder.account);
@@ -86,7 +87,7 @@ pub(crate) fn sweep_beside(folder: &Folder, deadline: Deadline) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        // Root's own are those whose maker was killed before it gave them away.
+        // Folders owned by root are those whose maker was killed before it changed the owner.
         let owners = [folder.account.uid(), folder.account.client_uid()];
         let ours = entry.metadata().is_ok_and(|it| it.is_dir() && owners.contains(&it.uid()));
         if !ours || !name.starts_with(&prefix) || name.starts_with(&sockets) || entry.path() == folder.path {
@@ -94,27 +95,27 @@ pub(crate) fn sweep_beside(folder: &Folder, deadline: Deadline) {
         }
         let left = Folder { path: entry.path(), ..folder.clone() };
         let swept = if name.contains(".gone-") {
-            // Had lost its name already. Its supervisor may be at it this moment, so what cannot be removed is no news.
+            // Already renamed: its supervisor may be deleting it right now, so a failure means nothing.
             let _ = fs::remove_dir_all(&left.path);
             Ok(())
         } else {
             sweep(&left, deadline)
         };
         if let Err(error) = swept {
-            tracing::debug!(folder = %left.path.display(), %error, "a leftover folder stays for now");
+            tracing::debug!(folder = %left.path.display(), %error, "cannot remove a leftover folder");
         }
     }
 }
 
 fn sweep(left: &Folder, deadline: Deadline) -> Result<(), Error> {
     let mut held = Vec::new();
-    // In the order in which everybody takes them.
+    // In the order that every process keeps.
     for path in [left.start_lock(), left.lease_lock(), left.running_lock()] {
         match LockFile::open(&path, &left.account)? {
             Some(lock) if lock.try_take(Mode::Exclusive)? && lock.is_current() => held.push(lock),
             _ => return Ok(()),
         }
     }
-    tracing::debug!(folder = %left.path.display(), "removing what a killed supervisor left");
+    tracing::debug!(folder = %left.path.display(), "removing the folder of a killed supervisor");
     finish(left, deadline)
 }

@@ -1,4 +1,4 @@
-//! `postmaster.pid`: what a running server says of itself.
+//! `postmaster.pid`, in which a running server describes itself.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, IoResultExt};
 
-/// The lines of the file that concern us. Of a server that was killed it stays behind.
+/// The lines of the file that this crate reads. A killed server leaves the file behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PidFile {
     /// Line 1.
@@ -26,7 +26,7 @@ pub(crate) struct PidFile {
 }
 
 impl PidFile {
-    /// `None` when there is none, or when it is only half written.
+    /// `None` if there is no file, or if it is half written.
     pub(crate) fn read(data: &Path) -> Result<Option<PidFile>, Error> {
         let path = data.join("postmaster.pid");
         match fs::read(&path) {
@@ -51,23 +51,23 @@ impl PidFile {
         })
     }
 
-    /// Removes the file if its process is alive and is no server on `data`: PostgreSQL would take it for one and refuse to
-    /// start. The file of a dead process stays, since PostgreSQL looks there for what is left of it.
-    pub(crate) fn remove_if_of_a_stranger(data: &Path) -> Result<(), Error> {
+    /// Removes the file if its process is alive but no server on `data`: PostgreSQL would take it for a server and refuse to
+    /// start. The file of a dead process stays, since PostgreSQL reads there what it has to clean up.
+    pub(crate) fn remove_if_stale(data: &Path) -> Result<(), Error> {
         match PidFile::read(data)? {
             Some(file) if process_exists(file.pid) && !file.is_alive_in(data) => {
                 let path = data.join("postmaster.pid");
-                tracing::warn!(file = %path.display(), pid = file.pid, "removing the mark of a server that is gone");
+                tracing::warn!(file = %path.display(), pid = file.pid, "removing the pid file of a dead server: another process has its pid now");
                 fs::remove_file(&path).doing("remove", path)
             }
             _ => Ok(()),
         }
     }
 
-    /// Whether the process that wrote this is alive and at work in `data`.
+    /// Whether the process that wrote the file is alive and works in `data`.
     ///
-    /// A process id alone proves nothing: after a crash or a reboot it may be a stranger's. A server's working folder is
-    /// its data folder; where that cannot be seen, a live process is taken at its word.
+    /// A process id alone proves nothing: after a crash or a reboot another process may have it. A server's working folder is
+    /// its data folder; where that cannot be read, a live process counts as the server.
     pub(crate) fn is_alive_in(&self, data: &Path) -> bool {
         if !process_exists(self.pid) {
             return false;
@@ -83,7 +83,7 @@ impl PidFile {
         }
     }
 
-    /// Whether it says that it is ready, and answers at its socket. The first alone may be left from a crash.
+    /// Whether the server says that it is ready, and answers at its socket. A crashed server may leave the first behind.
     pub(crate) fn accepts_connections(&self) -> bool {
         self.ready
             && process_exists(self.pid)

@@ -1,4 +1,4 @@
-//! Chooses the folder of a server, and makes sure that it is ours.
+//! Chooses the folder of a server, and checks that it may be used.
 
 use std::env;
 use std::fs::{self, Permissions};
@@ -10,11 +10,11 @@ use crate::account::Account;
 use crate::error::{Error, IoResultExt};
 use crate::folder::{Folder, Kind, make_private_dir, random_name};
 
-/// What a kept folder may hold before we have used it: our own layout, and what a file system of its own brings.
+/// Files that a kept folder may hold before its first use: our own layout, and what a file system brings.
 const EXPECTED: [&str; 9] =
     ["start", "lease", "running", "starting", "version", "data", "run", "log", "lost+found"];
 
-/// Which server was asked for.
+/// Which server was requested.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     Private,
@@ -23,7 +23,7 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// Makes the folder when it is not there. A private one is another one each time.
+    /// The folder, made if it does not exist. A private folder is a new one at each call.
     pub(crate) fn open(&self, account: &Account) -> Result<Folder, Error> {
         let (path, kind) = match self {
             Place::Private => (make_private(account)?, Kind::Throwaway),
@@ -39,8 +39,8 @@ pub(crate) fn prefix(account: &Account) -> String {
     format!("db-embedded-{}-", account.client_uid())
 }
 
-/// The folder for temporary files, or another one when the account cannot work there: the end of a throwaway server is
-/// that its own account removes its folder.
+/// The folder for temporary files, or another one if the account cannot write there: at its end a throwaway server removes its
+/// folder as that account.
 pub(crate) fn temp_base(account: &Account) -> Result<PathBuf, Error> {
     let wanted = env::temp_dir();
     let usable = |base: &PathBuf| {
@@ -63,7 +63,7 @@ fn make_private(account: &Account) -> Result<PathBuf, Error> {
         let path = base.join(format!("{}private.{}", prefix(account), random_name()));
         match make_private_dir(&path, account) {
             Ok(()) => return Ok(path),
-            // A sweep took it for a leftover, before it was given to the account and locked.
+            // A sweep removed it as a leftover, before it was locked.
             Err(error) if error.kind() == io::ErrorKind::NotFound && base.exists() => {}
             Err(error) => return Err(error).doing("make the folder", path),
         }
@@ -79,22 +79,22 @@ fn open_shared(name: &str, account: &Account) -> Result<PathBuf, Error> {
     match make_private_dir(&path, account) {
         Ok(()) => return Ok(path),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        // Swept meanwhile, as above; whoever opens the lock file in it finds out.
+        // A sweep removed it, as above; the caller notices when it opens the lock file.
         Err(error) if error.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::exists) => {
             return Ok(path);
         }
         Err(error) => return Err(error).doing("make the folder", path),
     }
-    // The name is no secret: somebody else may have been there first, to get at our data or to be in our way.
+    // Others can guess the name: another user may have made the folder, to read our data or to block us.
     match path.symlink_metadata() {
         Ok(metadata) if metadata.is_dir() && metadata.uid() == account.uid() => Ok(path),
-        // Root that was killed between making it and giving it away.
+        // Root was killed between making the folder and changing its owner.
         Ok(metadata) if metadata.is_dir() && metadata.uid() == account.client_uid() => {
             chown(&path, Some(account.uid()), Some(account.gid())).doing("change the owner of", &path)?;
             Ok(path)
         }
         Ok(metadata) => Err(Error::NotOurs { folder: path, why: belongs_to(&metadata) }),
-        // Its last user just left; whoever opens the lock file in it finds out.
+        // Its last user just left; the caller notices when it opens the lock file.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(path),
         Err(error) => Err(error).doing("inspect", path),
     }
@@ -119,9 +119,9 @@ fn open_kept(folder: &Path, account: &Account) -> Result<PathBuf, Error> {
         return Err(Error::NotTraversable { folder: path, ancestor, user: account.name().to_owned() });
     }
     if !path.join("lease").exists() {
-        refuse_strangers(&path)?;
+        refuse_other_content(&path)?;
     }
-    // The account must get through, and nobody else. As root the folder stays ours, with the account's group.
+    // Only the account may enter. When root makes the folder, it stays root's, with the account's group.
     let root_owned = account.is_other() && metadata.uid() == account.client_uid();
     let mode = if root_owned { 0o710 } else { 0o700 };
     if root_owned && metadata.gid() != account.gid() {
@@ -133,8 +133,8 @@ fn open_kept(folder: &Path, account: &Account) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
-/// Its mode is about to change: not in a folder that somebody uses for something else.
-fn refuse_strangers(path: &Path) -> Result<(), Error> {
+/// Refuses a folder with other files in it, since its mode is about to change.
+fn refuse_other_content(path: &Path) -> Result<(), Error> {
     for entry in fs::read_dir(path).doing("list", path)? {
         let name = entry.doing("list", path)?.file_name();
         let name = name.to_string_lossy();
@@ -150,6 +150,6 @@ fn belongs_to(metadata: &fs::Metadata) -> String {
     if metadata.is_dir() {
         format!("it belongs to the user id {}", metadata.uid())
     } else {
-        "it is no folder".into()
+        "it is not a folder".into()
     }
 }

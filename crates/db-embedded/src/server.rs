@@ -16,13 +16,13 @@ use crate::settings::ROLE;
 use crate::start;
 use crate::version::Version;
 
-/// A lease on a running PostgreSQL server: it runs for as long as any process holds one.
+/// A lease on a running PostgreSQL server, which runs while any process holds one.
 ///
-/// Dropping it releases the lease and returns at once; so does the end of the process, even by `SIGKILL`. The server
-/// is stopped, and a throwaway's folder removed, a moment after its last lease went. [`release`](Server::release) waits for
+/// Dropping it releases the lease and returns at once; the end of the process does the same, even by `SIGKILL`. The server
+/// stops, and a throwaway's folder is removed, a moment after the last lease ended. [`release`](Server::release) waits for
 /// that.
 ///
-/// Every method that takes a while blocks: in async code call it inside `spawn_blocking`.
+/// Every method that takes a while blocks: in async code use `spawn_blocking`.
 #[derive(Debug)]
 pub struct Server {
     folder: Folder,
@@ -31,20 +31,20 @@ pub struct Server {
     sockets: PathBuf,
     port: u16,
     version: Version,
-    patience: Duration,
+    timeout: Duration,
 }
 
-/// What the release of a lease brought about.
+/// The effect of releasing a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Released {
-    /// It was the last one: the server is gone, and if it was a throwaway its folder too.
+    /// It was the last lease: the server has stopped, and a throwaway's folder is removed.
     Stopped,
-    /// Somebody else holds a lease; the server runs on.
+    /// Another process or value holds a lease; the server runs on.
     StillShared,
 }
 
 impl Server {
-    /// A server for this value alone, in a folder of its own for temporary files, which is removed at the end.
+    /// A server for this value alone, in a temporary folder of its own that is removed at the end.
     pub fn throwaway() -> Builder {
         Builder::new(Place::Private)
     }
@@ -52,15 +52,15 @@ impl Server {
     /// A throwaway server shared by every process of this OS user that gives the same name: 1 to 32 characters of `a-z`,
     /// `0-9`, `_` and `-`. The folder is removed when the last lease goes.
     ///
-    /// Processes with different `TMPDIR` do not meet.
+    /// Processes with different `TMPDIR` do not share it.
     pub fn shared(name: &str) -> Builder {
         Builder::new(Place::Shared(name.to_owned()))
     }
 
     /// A server whose data stays in `dir`, shared by every process that names the same folder.
     ///
-    /// The folder is made when it is not there; it must be empty or hold what this crate put there. As root it must be
-    /// somewhere that the user `postgres` (else `nobody`) can get to, because PostgreSQL refuses to run as root.
+    /// The folder is made if it does not exist; it must be empty or made by this crate. When root starts the server, the user
+    /// `postgres` (else `nobody`) must be able to reach the folder, because PostgreSQL refuses to run as root.
     pub fn kept(dir: impl Into<PathBuf>) -> Builder {
         Builder::new(Place::Kept(dir.into()))
     }
@@ -69,7 +69,7 @@ impl Server {
         folder: Folder,
         lease: LockFile,
         file: &PidFile,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Server, Error> {
         Ok(Server {
             data: folder.data(),
@@ -78,14 +78,14 @@ impl Server {
             version: start::version_of(&folder)?,
             folder,
             lease,
-            patience,
+            timeout,
         })
     }
 
-    /// The address of a database on this server, for sqlx, `psql` and everything else that reads libpq's addresses.
+    /// The address of a database on this server, for sqlx, `psql` and every program that reads libpq's addresses.
     ///
-    /// There is no password: the server asks the kernel who connects and lets in the user this process runs as.
-    /// Always there are the databases `postgres` and `template1`.
+    /// There is no password: the kernel tells the server which user connects, and it lets in the user of this process. The
+    /// databases `postgres` and `template1` always exist.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         format!(
@@ -120,17 +120,17 @@ impl Server {
         &self.data
     }
 
-    /// The version of the programs that it was started with.
+    /// The version of the programs that run the server.
     #[must_use]
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// The process id of the server at this moment; another one after a crash.
+    /// The process id of the server; it changes after a crash.
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when it died and was not revived yet.
+    /// [`Error::NotRunning`] if the server died and was not restarted yet.
     pub fn postmaster_pid(&self) -> Result<u32, Error> {
         match PidFile::read(&self.data)? {
             Some(file) if file.is_alive_in(&self.data) => Ok(file.pid),
@@ -138,32 +138,32 @@ impl Server {
         }
     }
 
-    /// Releases the lease and, if it was the last one, blocks until the server is gone: some 50 ms for a throwaway, for
-    /// a kept one the time of a checkpoint, and never longer than [`Builder::start_timeout`].
+    /// Releases the lease and, if it was the last one, blocks until the server has stopped: some 50 ms for a throwaway, the
+    /// time of a checkpoint for a kept one, and never longer than [`Builder::start_timeout`].
     ///
-    /// When two processes release their last leases at the same moment, either may report that the other one still had
-    /// its own.
+    /// When two processes release the last two leases at the same moment, both may get [`Released::StillShared`].
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] when the server does not stop. The lease is released in any case.
+    /// [`Error::TimedOut`] if the server does not stop. The lease is released in any case.
     pub fn release(self) -> Result<Released, Error> {
-        let deadline = Deadline::after(self.patience);
+        let deadline = Deadline::after(self.timeout);
         let account = &self.folder.account;
         let running = LockFile::open(&self.folder.running_lock(), account)?;
         let start =
             LockFile::take(&self.folder.start_lock(), Mode::Exclusive, account, deadline, Phase::Starter)?;
         let (Some(running), Some(_start)) = (running, start) else {
-            // Somebody removed the folder under a running server; the supervisor ends it all the same.
+            // The folder was removed under a running server; the supervisor stops the server all the same.
             return Ok(Released::Stopped);
         };
-        // Exclusively: nobody else holds it. Not even shared: the supervisor got it while we changed over.
+        // If the exclusive lock fails, another process has a lease; if the shared lock fails, too, the supervisor has taken the
+        // lock meanwhile.
         if !self.lease.try_take(Mode::Exclusive)? && self.lease.try_take(Mode::Shared)? {
             return Ok(Released::StillShared);
         }
-        self.lease.give_up()?;
+        self.lease.unlock()?;
         deadline.poll(Phase::Stop, || Ok(running.try_take(Mode::Exclusive)?.then_some(())))?;
-        // The folder of a throwaway is still there, or the server still runs, only if the supervisor was killed.
+        // The throwaway's folder or the server still exists only if the supervisor was killed.
         if running.is_current() && self.lease.try_take(Mode::Exclusive)? {
             orphan::finish(&self.folder, deadline)?;
         }
@@ -171,7 +171,7 @@ impl Server {
     }
 }
 
-/// Everything but RFC 3986's unreserved characters.
+/// Encodes all but RFC 3986's unreserved characters.
 fn percent_encoded(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 3);
     for byte in bytes {

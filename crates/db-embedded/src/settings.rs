@@ -1,4 +1,4 @@
-//! How the server is configured: the command line, and who may connect.
+//! The server's configuration: command line and access rules.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::path::Path;
 use crate::error::Error;
 use crate::folder::{Folder, Kind};
 
-/// The role that everything happens as: the one that `initdb` makes.
+/// The superuser role that `initdb` makes, used for everything.
 pub(crate) const ROLE: &str = "postgres";
 
-/// Only in the name of the socket; there is no TCP. The default of every client.
+/// Part of the socket's name only, as there is no TCP. Every client's default.
 pub(crate) const PORT: &str = "5432";
 
 /// For all servers.
@@ -21,29 +21,29 @@ const COMMON: [(&str, &str); 5] = [
     ("logging_collector", "off"),
 ];
 
-/// For servers whose data nobody will miss: no time spent on surviving a power cut.
+/// For servers whose data is disposable: no time is spent on surviving a power loss.
 const THROWAWAY: [(&str, &str); 5] = [
     ("fsync", "off"),
     ("synchronous_commit", "off"),
     ("full_page_writes", "off"),
     ("shared_buffers", "32MB"),
-    // In the data folder, not in /dev/shm, where what a killed server had would stay.
+    // In the data folder, since segments in /dev/shm would outlive a killed server.
     ("dynamic_shared_memory_type", "mmap"),
 ];
 
-/// For servers whose data must survive. The rest of PostgreSQL's defaults is durable.
+/// For servers whose data must survive. PostgreSQL's other defaults are durable.
 const KEPT: [(&str, &str); 1] = [("shared_buffers", "128MB")];
 
-/// Whose processes may connect.
+/// The users that may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admits {
-    /// Those of the user that started the server.
+    /// The user that started the server.
     Client,
-    /// Those of the account that the server runs as, too.
+    /// Also the account that runs the server.
     ClientAndItself,
 }
 
-/// The arguments of `postgres`. What the user set comes last, and so wins.
+/// The arguments of `postgres`. The caller's settings come last, so they override ours.
 pub(crate) fn arguments(folder: &Folder, sockets: &Path, own: &[(String, String)]) -> Vec<OsString> {
     let mut arguments = vec![OsString::from("-D"), folder.data().into_os_string()];
     let mut set = |name: &str, value: OsString| {
@@ -65,7 +65,7 @@ pub(crate) fn arguments(folder: &Folder, sockets: &Path, own: &[(String, String)
     arguments
 }
 
-/// The setting is a list: a comma or a blank would end the name.
+/// Quoted, since the setting is a list that commas and blanks separate.
 fn quoted(path: &Path) -> OsString {
     let mut text = OsString::from("\"");
     for (index, part) in path.as_os_str().as_encoded_bytes().split(|byte| *byte == b'"').enumerate() {
@@ -78,10 +78,10 @@ fn quoted(path: &Path) -> OsString {
     text
 }
 
-/// Lets exactly the user that this process runs as connect, as [`ROLE`], and on request the server's own account.
+/// Lets only the user of this process connect, as [`ROLE`], and on request the server's own account.
 ///
-/// `peer` asks the kernel who is at the other end of the socket, so there is no password to keep. `trust` would make
-/// whoever gets to the socket a superuser. Written at every start, since the user may be another one than last time.
+/// With `peer`, the kernel names the connecting user, so there is no password. With `trust`, every process that reaches the
+/// socket would be superuser. Written at every start, since the user may differ from the last one.
 pub(crate) fn write_access_rules(folder: &Folder, admits: Admits) -> Result<(), Error> {
     let data = folder.data();
     folder.write(&data.join("pg_hba.conf"), "local all all peer map=owner\n")?;

@@ -1,4 +1,4 @@
-//! Where the socket is: a path that the kernel has little room for.
+//! The folder of the socket, whose path the kernel limits to about 100 bytes.
 
 use std::fs;
 use std::io;
@@ -14,12 +14,12 @@ use crate::settings::PORT;
 /// `sun_path` without its terminating zero.
 const PATH_LIMIT: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
-/// The folder of the socket: nobody but the account can enter it.
+/// The folder of the socket, which only the account can enter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Sockets {
     /// In the server's folder.
     Inside(PathBuf),
-    /// In a temporary folder of its own, since the path would be too long. The others learn it from `postmaster.pid`.
+    /// In a temporary folder of its own, since the path would be too long. Other processes read it from `postmaster.pid`.
     Elsewhere(PathBuf),
 }
 
@@ -43,7 +43,7 @@ impl Sockets {
         Ok(Sockets::Elsewhere(path))
     }
 
-    /// What a running server's `postmaster.pid` names, if we made it.
+    /// The socket folder that a running server's `postmaster.pid` names, if this crate made it.
     pub(crate) fn recognise(folder: &Folder, named: &Path) -> Option<Sockets> {
         if named == folder.run() {
             return Some(Sockets::Inside(named.to_path_buf()));
@@ -60,7 +60,7 @@ impl Sockets {
         path
     }
 
-    /// The folder that somebody has to remove at the end.
+    /// The folder to remove at the end.
     pub(crate) fn to_remove(&self) -> Option<&Path> {
         match self {
             Sockets::Inside(_) => None,
@@ -69,7 +69,7 @@ impl Sockets {
     }
 }
 
-/// A server and supervisor that were both killed leave theirs, and its name.
+/// The socket folder that `postmaster.pid` names after server and supervisor were both killed.
 fn left_by_a_crash(folder: &Folder) -> Result<Option<PathBuf>, Error> {
     Ok(PidFile::read(&folder.data())?.and_then(|file| file.socket_dir).filter(|path| {
         matches!(Sockets::recognise(folder, path), Some(Sockets::Elsewhere(_)))

@@ -1,7 +1,7 @@
 //! Joins the server of a folder, or starts it.
 //!
-//! The order of the locks is always `start`, `lease`, `running`, and only the holder of `start` touches `running`: a
-//! supervisor that finds it taken concludes that there is another one.
+//! Locks are always taken in the order `start`, `lease`, `running`, and only the holder of `start` tries `running`: a
+//! supervisor that finds `running` locked concludes that another supervisor runs.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,15 +23,15 @@ use crate::sockets::Sockets;
 use crate::supervisor::{LockTool, Script, Watch};
 use crate::version::Version;
 
-/// How the server says that processes of its predecessor still use the data.
+/// The server's message when processes of its predecessor still use the data.
 const STILL_ATTACHED: &str = "pre-existing shared memory block";
 
-/// Everything that was asked for.
+/// The request for a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) place: Place,
     pub(crate) binaries: Option<PathBuf>,
-    pub(crate) patience: Duration,
+    pub(crate) timeout: Duration,
     pub(crate) settings: Vec<(String, String)>,
     pub(crate) admits: Admits,
 }
@@ -39,15 +39,15 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn carry_out(&self) -> Result<Server, Error> {
         let account = Account::find()?;
-        let deadline = Deadline::after(self.patience);
-        // Nothing is found when the folder was removed under us by the end of its previous server. Then again.
+        let deadline = Deadline::after(self.timeout);
+        // `None` if the end of the previous server removed the folder meanwhile; then tries again.
         deadline.poll(Phase::PreviousServer, || {
             let folder = self.place.open(&account)?;
             let take = |path: PathBuf, mode, phase| LockFile::take(&path, mode, &account, deadline, phase);
             let Some(start) = take(folder.start_lock(), Mode::Exclusive, Phase::Starter)? else {
                 return Ok(None);
             };
-            // Not before the supervisor, if it is stopping the server, is done with it.
+            // If the supervisor is stopping the server, this waits until it has finished.
             let Some(lease) = take(folder.lease_lock(), Mode::Shared, Phase::PreviousServer)? else {
                 return Ok(None);
             };
@@ -59,21 +59,21 @@ impl Plan {
                 None => self.bring_up(&folder, &lease, deadline)?,
             };
             folder.mark_started()?;
-            Server::new(folder, lease, &file, self.patience).map(Some)
+            Server::new(folder, lease, &file, self.timeout).map(Some)
         })
     }
 
-    /// Starts a server, or adopts one; and when that fails leaves nothing behind.
+    /// Starts or adopts a server, and cleans up if that fails.
     fn bring_up(&self, folder: &Folder, lease: &LockFile, deadline: Deadline) -> Result<PidFile, Error> {
         let result = self.bring_up_or_fail(folder, deadline);
         match &result {
             Ok(file) => {
                 let (path, waited) = (folder.path.display(), deadline.waited());
-                tracing::info!(folder = %path, pid = file.pid, ?waited, "PostgreSQL runs");
+                tracing::info!(folder = %path, pid = file.pid, ?waited, "PostgreSQL is ready");
             }
             Err(_) => {
                 if let Err(error) = abandon(folder, lease, deadline) {
-                    tracing::warn!(folder = %folder.path.display(), %error, "the folder of a failed start stays for now");
+                    tracing::warn!(folder = %folder.path.display(), %error, "cannot remove the folder of a failed start");
                 }
             }
         }
@@ -107,7 +107,7 @@ impl Plan {
         };
         let served = deadline.poll(Phase::PreviousServer, || {
             match self.serve(folder, &script, &binaries, &sockets, deadline) {
-                // The processes of a killed server need a while to notice, and to let go of the data.
+                // The processes of a killed server need a while to notice its death and to release the data.
                 Err(Error::StartFailed { log, .. }) if log.contains(STILL_ATTACHED) => Ok(None),
                 served => served.map(Some),
             }
@@ -135,7 +135,7 @@ impl Plan {
         deadline.poll(Phase::Ready, || {
             let ended = watch.has_ended();
             match PidFile::read(&folder.data())? {
-                // An adopted server accepts them before its supervisor is there.
+                // An adopted server accepts connections before its supervisor runs.
                 Some(file) if file.accepts_connections() && is_supervised(folder)? => Ok(Some(file)),
                 _ if ended => {
                     let log = folder.log_since(log_start);
@@ -148,7 +148,7 @@ impl Plan {
     }
 }
 
-/// Removes the folder of a throwaway that did not start. A supervisor that lives does so itself, as soon as we leave.
+/// Removes the folder of a throwaway that did not start. A live supervisor does that itself once our lease ends.
 fn abandon(folder: &Folder, lease: &LockFile, deadline: Deadline) -> Result<(), Error> {
     if folder.kind == Kind::Throwaway && lease.try_take(Mode::Exclusive)? && !is_supervised(folder)? {
         orphan::finish(folder, deadline)?;
@@ -156,7 +156,7 @@ fn abandon(folder: &Folder, lease: &LockFile, deadline: Deadline) -> Result<(), 
     Ok(())
 }
 
-/// Everything that a new server needs on disk.
+/// Makes everything that a new server needs on disk.
 fn prepare(
     folder: &Folder,
     is_empty: bool,
@@ -168,7 +168,7 @@ fn prepare(
     if is_empty {
         initdb::make_data(folder, binaries, tool, deadline)?;
     } else {
-        PidFile::remove_if_of_a_stranger(&folder.data())?;
+        PidFile::remove_if_stale(&folder.data())?;
     }
     settings::write_access_rules(folder, admits)?;
     folder.set_version(binaries.version)?;
@@ -177,7 +177,7 @@ fn prepare(
     Ok(sockets)
 }
 
-/// Waits for the server that a supervisor looks after; `None` when there is no supervisor.
+/// Waits until the supervised server accepts connections; `None` if there is no supervisor.
 fn join(folder: &Folder, deadline: Deadline) -> Result<Option<PidFile>, Error> {
     deadline.poll(Phase::Ready, || {
         if !is_supervised(folder)? {
@@ -187,7 +187,7 @@ fn join(folder: &Folder, deadline: Deadline) -> Result<Option<PidFile>, Error> {
     })
 }
 
-/// Whether somebody holds `running`. Asking takes it for a moment, which is why a supervisor tries for a whole second.
+/// Whether a supervisor holds `running`. This check takes the lock for a moment, so a supervisor tries for a whole second.
 fn is_supervised(folder: &Folder) -> Result<bool, Error> {
     match LockFile::open(&folder.running_lock(), &folder.account)? {
         Some(running) => Ok(!running.try_take(Mode::Exclusive)?),
@@ -195,7 +195,7 @@ fn is_supervised(folder: &Folder) -> Result<bool, Error> {
     }
 }
 
-/// What the server of a folder runs, for those that joined it.
+/// The version of the server in a folder, for processes that joined it.
 pub(crate) fn version_of(folder: &Folder) -> Result<Version, Error> {
     let noted = folder.version()?;
     let major = folder.made_by()?.and_then(|text| Version::parse(&text));

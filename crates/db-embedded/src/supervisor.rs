@@ -1,4 +1,4 @@
-//! Starts the shell script that keeps the server running, and watches how it ends.
+//! Starts the shell script that keeps the server running, and watches for its end.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,7 +15,7 @@ use crate::folder::{Folder, Kind};
 const SHELL: &str = "/bin/sh";
 const SCRIPT: &str = include_str!("supervisor.sh");
 
-/// The program that takes locks for the script.
+/// The program with which the script takes locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LockTool {
     Flock,
@@ -23,7 +23,7 @@ pub(crate) enum LockTool {
 }
 
 impl LockTool {
-    /// Looks for one that can also wait for a limited time, which the `flock` of busybox cannot.
+    /// Finds one that can wait with a timeout, which the `flock` of busybox cannot.
     pub(crate) fn find(account: &Account) -> Result<LockTool, Error> {
         let works = |program: &str, arguments: &[&str]| {
             account
@@ -45,7 +45,7 @@ impl LockTool {
     }
 }
 
-/// One run of the script; its head explains the arguments.
+/// One run of the script; the head of `supervisor.sh` explains the arguments.
 pub(crate) struct Script<'a> {
     pub(crate) verb: &'static str,
     pub(crate) folder: &'a Folder,
@@ -56,7 +56,7 @@ pub(crate) struct Script<'a> {
 }
 
 impl Script<'_> {
-    /// Starts it with a program and its arguments, which it runs in turn.
+    /// Starts the script, which then runs `program`, a path with its arguments.
     pub(crate) fn spawn(&self, program: Vec<OsString>, log: File) -> Result<Child, Error> {
         let kind = match self.folder.kind {
             Kind::Kept => "kept",
@@ -66,7 +66,7 @@ impl Script<'_> {
             LockTool::Flock => "flock",
             LockTool::Perl => "perl",
         };
-        // What the script says belongs between the lines of the server.
+        // The script's messages belong between the server's lines.
         let errors = log.try_clone().doing("open once more", self.folder.log())?;
         let mut command = self.folder.account.command(SHELL);
         command
@@ -80,7 +80,7 @@ impl Script<'_> {
             .stdout(log)
             .stderr(errors);
         let mut child = command.spawn().doing("run as the server's account", SHELL)?;
-        // Smaller than a pipe's buffer; so this does not block. Without its last line the script does nothing.
+        // The script is smaller than a pipe's buffer, so this does not block. Without its last line the script does nothing.
         let sent = child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(SCRIPT.as_bytes()));
         if let Err(error) = sent {
             let _ = child.kill();
@@ -91,13 +91,13 @@ impl Script<'_> {
     }
 }
 
-/// How a supervisor that we started ended. It outlives us if it must, so nobody can be made to wait for it; but while we
-/// live its end has to be taken note of, or it would stay in the process table.
+/// The exit status of a supervisor that this process started. The supervisor may outlive us, so nobody waits for it, but while
+/// we live its end must be collected, or it would stay in the process table.
 #[derive(Clone, Debug)]
 pub(crate) struct Watch(Arc<OnceLock<ExitStatus>>);
 
 impl Watch {
-    /// Begins a thread that ends with the child.
+    /// Starts a thread that ends with the child.
     pub(crate) fn begin(mut child: Child) -> Result<Watch, Error> {
         let ended = Arc::new(OnceLock::new());
         let cell = Arc::clone(&ended);

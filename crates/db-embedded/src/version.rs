@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A version of PostgreSQL. Data is readable by every minor version of the major one that made it, and by no other.
+/// A version of PostgreSQL. Only versions of the same major number can read each other's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version {
     /// Such as 15.
@@ -12,7 +12,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// The oldest one whose `postmaster.pid` tells when it is ready.
+    /// The oldest version whose `postmaster.pid` says when the server is ready.
     pub(crate) const OLDEST: u32 = 10;
 
     /// Reads `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`, `17beta2` or `15.18`.

@@ -1,4 +1,4 @@
-//! Every process of the play is killed, and nothing stays behind.
+//! Each process involved is killed, and nothing stays behind.
 
 use std::fs;
 use std::path::Path;
@@ -36,7 +36,7 @@ fn a_starter_killed_at_any_point_leaves_nothing() {
                 let starting = Starting::with("throwaway", |command| {
                     command.env("TMPDIR", base);
                 });
-                // Not proof of anything: it chooses the moment, from the first folder to the finished server.
+                // It chooses the moment of the kill, between the first folder and the finished server.
                 #[expect(clippy::disallowed_methods, reason = "it chooses the moment of a kill")]
                 std::thread::sleep(Duration::from_millis(moment * 70));
                 starting.kill();
@@ -45,7 +45,7 @@ fn a_starter_killed_at_any_point_leaves_nothing() {
     });
 
     expect_no_processes_of(base.path());
-    // Killed within a hair's breadth of making the folder, it leaves that folder to the next starter.
+    // A process killed right after it made the folder leaves that folder to the next starter.
     let next = Starting::with("throwaway", |command| {
         command.env("TMPDIR", base.path());
     });
@@ -65,7 +65,7 @@ fn a_starter_killed_while_the_data_is_made_leaves_no_folder() {
     };
     let half_made = || {
         let folders = entries(base.path());
-        // Not only the folder, but initdb's first file in it.
+        // initdb's first file must exist, and not only the folder.
         folders
             .iter()
             .flat_map(|it| entries(it))
@@ -281,7 +281,7 @@ fn lock_files_that_a_killed_server_left_empty_do_not_stand_in_the_way() {
     let data = first.data_dir().to_owned();
     assert_eq!(first.release().unwrap(), Released::Stopped);
 
-    // It was killed after it had made the files and before it wrote into them.
+    // Stands for a server that was killed between making the files and writing into them.
     fs::write(data.join("postmaster.pid"), "").unwrap();
     fs::write(sockets.join(".s.PGSQL.5432.lock"), "").unwrap();
 

@@ -1,4 +1,4 @@
-//! What cannot work says so, and leaves nothing.
+//! Failed starts: the error says why, and nothing is left behind.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::support::{
     PATIENCE, ask, eventually, expect_no_processes_of, is_root, reachable_dir, signal, temp_base,
 };
 
-/// The folder that the programs of the running server come from.
+/// The folder of the running server's programs.
 fn programs_of(server: &Server) -> std::path::PathBuf {
     let options = fs::read_to_string(server.data_dir().join("postmaster.opts")).unwrap();
     let program = fs::canonicalize(options.split_whitespace().next().unwrap()).unwrap();
@@ -103,11 +103,11 @@ fn data_that_another_server_runs_on_is_left_alone() {
     server.release().unwrap();
 }
 
-/// A folder on a file system of 24 MB, less than fresh data takes, for as long as it lives.
+/// A file system of 24 MB, less than fresh data takes, mounted while the value lives.
 struct TinyDisk(TempDir);
 
 impl TinyDisk {
-    /// `None` when we may not mount.
+    /// `None` if we may not mount.
     fn mount() -> Option<TinyDisk> {
         let dir = reachable_dir();
         let mounted = Command::new("mount")
@@ -133,7 +133,7 @@ fn a_full_disk_is_called_by_its_name() {
         expect_no_processes_of(disk.0.path());
         failed
     } else {
-        // Nobody may mount here. A limit on the size of files stops the first WAL segment in its middle.
+        // Without mounting, a limit on the size of files stops the first WAL segment midway.
         let limited = "ulimit -f 16384; exec \"$0\" \"$@\"";
         let failed =
             Starting::of("/bin/sh", &format!("kept {}", dir.path().join("pg").display()), |command| {
@@ -188,7 +188,7 @@ fn a_name_that_is_no_file_name_is_refused() {
     }
 }
 
-/// A `PATH` with these programs only.
+/// A `PATH` with only these programs.
 fn path_of(programs: &[&str]) -> TempDir {
     let dir = reachable_dir();
     let path = std::env::var_os("PATH").unwrap();

@@ -1,4 +1,4 @@
-//! Who gets in.
+//! Which users may connect.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
@@ -13,7 +13,7 @@ use crate::support::{Session, folder_of, is_root, reachable_dir, unique_name};
 
 const ADDRESS: &str = "DB_EMBEDDED_TEST_CONNECT";
 
-/// In a child, as another user: tries to connect and says what came of it. In a normal run: nothing.
+/// In a child, as another user: tries to connect and prints the result. In a normal run: nothing.
 #[test]
 fn connects_when_told_to() {
     let Ok(url) = std::env::var(ADDRESS) else { return };
@@ -23,7 +23,7 @@ fn connects_when_told_to() {
     }
 }
 
-/// What another user is told who tries to connect. Only root can become one.
+/// What another user sees when it tries to connect. Only root can become another user.
 fn as_user(name: &str, program: &Path, url: &str) -> String {
     let user = User::from_name(name).unwrap().unwrap();
     let output = Command::new(program)
@@ -39,7 +39,7 @@ fn as_user(name: &str, program: &Path, url: &str) -> String {
     line.unwrap_or_else(|| panic!("{output:?}")).to_owned()
 }
 
-/// The user that the server runs as.
+/// The user that runs the server.
 fn owner_of(server: &Server) -> String {
     User::from_uid(Uid::from_raw(server.data_dir().metadata().unwrap().uid())).unwrap().unwrap().name
 }
@@ -51,7 +51,7 @@ fn no_other_user_gets_in_not_even_one_that_reaches_the_socket() {
     let url = server.url("postgres");
     let socket = server.socket_dir().join(format!(".s.PGSQL.{}", server.port()));
     if !is_root() {
-        // We cannot be anybody else: what keeps them out must be in place.
+        // Without root we cannot become another user, so the permissions are checked.
         for path in [folder_of(server.data_dir()), server.socket_dir().to_path_buf(), socket.clone()] {
             assert_eq!(path.metadata().unwrap().mode() & 0o077, 0, "{} is open to others", path.display());
         }

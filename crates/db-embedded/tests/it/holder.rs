@@ -1,7 +1,7 @@
-//! Another process that holds a lease: this test program once more, told by its environment what to do.
+//! A child process that holds a lease: this test program again, with orders in its environment.
 //!
-//! Not an example or a program of its own, because only the running test program is sure to be there, under
-//! `cargo test --test it` as under nextest.
+//! It is not an example or a program of its own, since only the running test program is sure to exist, under `cargo test --test
+//! it` as under nextest.
 
 use std::env;
 use std::ffi::OsStr;
@@ -24,7 +24,7 @@ fn builder(order: &str) -> Builder {
     }
 }
 
-/// In a child: starts, reports in one line, holds the lease until its input ends. In a normal run: nothing.
+/// In a child: starts, reports in one line, and holds the lease until its input ends. In a normal run: nothing.
 #[test]
 fn holds_a_lease_when_told_to() {
     let Ok(order) = env::var(ORDER) else { return };
@@ -45,14 +45,14 @@ fn holds_a_lease_when_told_to() {
     stdout.flush().unwrap();
 }
 
-/// The child, before it reported.
+/// The child before its report.
 pub(crate) struct Starting {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
 }
 
-/// The child, with its lease.
+/// The child with its lease.
 pub(crate) struct Holder {
     starting: Starting,
     pub(crate) url: String,
@@ -76,7 +76,7 @@ impl Starting {
         Starting::of(env::current_exe().unwrap(), order, change)
     }
 
-    /// Of a program that is this one, or begins by running it.
+    /// Runs `program`, which is this one or begins by running it.
     pub(crate) fn of(program: impl AsRef<OsStr>, order: &str, change: impl FnOnce(&mut Command)) -> Starting {
         let mut command = Command::new(program.as_ref());
         change(&mut command);
@@ -103,7 +103,7 @@ impl Starting {
         }
     }
 
-    /// Blocks until it has its lease, or failed to get one.
+    /// Blocks until the child has its lease, or failed to get one.
     pub(crate) fn outcome(mut self) -> Result<Holder, Failed> {
         let said = self.line(&["HOLDS", "FAILED"]);
         if said[0] == "FAILED" {
@@ -118,7 +118,7 @@ impl Starting {
         self.outcome().unwrap_or_else(|failed| panic!("the child could not start its server: {failed:?}"))
     }
 
-    /// By `SIGKILL`, in the middle of whatever it is doing.
+    /// Kills the child by `SIGKILL`, whatever it is doing.
     pub(crate) fn kill(mut self) {
         signal(i32::try_from(self.child.id()).unwrap(), Signal::SIGKILL);
         self.child.wait().unwrap();
@@ -126,26 +126,26 @@ impl Starting {
 }
 
 impl Holder {
-    /// By `SIGKILL`.
+    /// Kills the child by `SIGKILL`.
     pub(crate) fn kill(self) {
         self.starting.kill();
     }
 
-    /// By `SIGKILL`, with all of its process group, which it must lead.
+    /// Kills the child and its process group, which it must lead, by `SIGKILL`.
     pub(crate) fn kill_group(mut self) {
         let leader = i32::try_from(self.starting.child.id()).unwrap();
         nix::sys::signal::killpg(nix::unistd::Pid::from_raw(leader), Signal::SIGKILL).unwrap();
         self.starting.child.wait().unwrap();
     }
 
-    /// Has it release its lease, waits for its end and then until everybody closed the output that it had.
+    /// Makes the child release its lease, and waits for its end and until every process has closed its output.
     pub(crate) fn release_and_read_to_the_end(mut self) {
         self.starting.stdin = None;
         assert!(self.starting.child.wait().unwrap().success());
         self.starting.stdout.read_to_end(&mut Vec::new()).unwrap();
     }
 
-    /// Has it release its lease, and tells what came of it.
+    /// Makes the child release its lease, and returns its report.
     pub(crate) fn release(mut self) -> String {
         self.starting.stdin = None;
         let said = self.starting.line(&["RELEASED"]);

@@ -1,5 +1,5 @@
-//! Real servers, real processes, real deaths. Linux tells who holds what in `/proc`; elsewhere the tests that need that
-//! knowledge wait for the folder alone.
+//! `db-embedded` with real servers and real processes. On Linux, `/proc` shows which process holds what; elsewhere the tests
+//! that need it wait for the folder alone.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 

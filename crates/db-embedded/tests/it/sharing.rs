@@ -141,7 +141,7 @@ fn a_kept_server_that_is_just_stopping_is_waited_for() {
     let dir = reachable_dir();
     let folder = dir.path().join("pg");
     for round in 0..5 {
-        // Dropped, not released: the next round meets the server while it stops.
+        // Dropped, not released: the next round begins while the server stops.
         let server = Server::kept(&folder).start().unwrap();
         assert_eq!(ask(&server.url("postgres"), "select 'pong'").unwrap(), "pong", "round {round}");
     }

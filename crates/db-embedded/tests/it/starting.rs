@@ -1,4 +1,4 @@
-//! What starts, and what it is like.
+//! Starting servers, and what they offer.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -28,7 +28,7 @@ fn a_throwaway_server_starts_cold_answers_and_leaves_nothing() {
 fn the_address_works_in_psql() {
     let server = Server::throwaway().start().unwrap();
 
-    // No dependency of ours, so there may be none; sqlx reads the same address in every other test.
+    // psql may be missing; every other test reads the same address by sqlx.
     let Ok(output) =
         Command::new("psql").args(["-XAtc", "select current_user", &server.url("postgres")]).output()
     else {
@@ -44,7 +44,7 @@ fn the_address_works_in_the_commands_of_sqlx() {
     let url = server.url("made");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
 
-    // What `sqlx database create` calls.
+    // The call of `sqlx database create`.
     runtime.block_on(sqlx::Postgres::create_database(&url)).unwrap();
 
     assert!(runtime.block_on(sqlx::Postgres::database_exists(&url)).unwrap());
@@ -166,7 +166,7 @@ fn the_mark_of_a_dead_server_whose_process_id_lives_again_is_no_obstacle() {
     let mark = fs::read_to_string(server.data_dir().join("postmaster.pid")).unwrap();
     let dead = server.postmaster_pid().unwrap().to_string();
     server.release().unwrap();
-    // As after a reboot, with our own process id for the reused one; only /proc can tell.
+    // As after a reboot, with our own process id for the reused one; only /proc shows the difference.
     let mut lived_again = mark.replacen(&dead, &std::process::id().to_string(), 1);
     lived_again.push('\n');
     fs::write(folder.join("data/postmaster.pid"), lived_again).unwrap();

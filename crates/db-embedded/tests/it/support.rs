@@ -1,4 +1,4 @@
-//! Queries, folders, and a look at the process table.
+//! Queries, folders and processes for the tests.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -13,16 +13,16 @@ use sqlx::{ConnectOptions, Connection, Row};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// Long enough for a machine that does many other things; nobody waits for it but a failing test.
+/// Deadline of waits. Long, for a loaded machine; only a failing test waits for it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until the state is reached; `describe` tells what was seen instead.
+/// Waits until the state is reached; on failure, `describe` says what was seen.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut reached: impl FnMut() -> bool, describe: impl Fn() -> String) {
     let begun = Instant::now();
     while !reached() {
         assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}; seen: {}", describe());
-        #[expect(clippy::disallowed_methods, reason = "between two looks, on a thread of the test's own")]
+        #[expect(clippy::disallowed_methods, reason = "between two checks, on a thread of the test's own")]
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -31,14 +31,14 @@ pub(crate) fn is_root() -> bool {
     Uid::effective().is_root()
 }
 
-/// A folder that the server's account can get to, whoever that is.
+/// A folder that the server's account can reach.
 pub(crate) fn reachable_dir() -> TempDir {
     let dir = tempfile::Builder::new().prefix("db-embedded-test-").tempdir_in("/tmp").unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     dir
 }
 
-/// One that can stand for the folder of temporary files.
+/// A folder to use as `TMPDIR`.
 pub(crate) fn temp_base() -> TempDir {
     let dir = reachable_dir();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
@@ -50,7 +50,7 @@ pub(crate) fn unique_name() -> String {
     format!("test-{}", random.to_lowercase())
 }
 
-/// One open connection, for as long as the value lives.
+/// One open connection, closed on drop.
 pub(crate) struct Session {
     runtime: Runtime,
     connection: PgConnection,
@@ -64,7 +64,7 @@ impl Session {
         Ok(Session { runtime, connection })
     }
 
-    /// The first column of the first row, as text; empty when there is none.
+    /// The first column of the first row, as text; empty without a row.
     pub(crate) fn ask(&mut self, sql: &'static str) -> Result<String, sqlx::Error> {
         let rows = self.runtime.block_on(sqlx::query(sql).fetch_all(&mut self.connection))?;
         rows.first().map_or(Ok(String::new()), |row| row.try_get(0))
@@ -82,8 +82,8 @@ pub(crate) fn ask(url: &str, sql: &'static str) -> Result<String, sqlx::Error> {
     Ok(answer)
 }
 
-/// A process that has to do with a folder: names it, works in it or has a file in it open. So do the supervisor, its
-/// `flock` and `sleep`, the server and each of its backends.
+/// A process that names the folder, works in it or has a file in it open: the supervisor, its `flock` and `sleep`, the server
+/// and its backends.
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
     pub(crate) pid: i32,
@@ -97,11 +97,11 @@ impl Process {
 }
 
 pub(crate) fn signal(pid: i32, signal: Signal) {
-    // It may have ended by itself; each test looks at what follows from its end.
+    // It may have ended by itself; the tests check what follows from its end.
     let _ = kill(Pid::from_raw(pid), signal);
 }
 
-/// The processes that have to do with the folder, without our own.
+/// The processes that use the folder, without this one.
 pub(crate) fn processes_of(folder: &Path) -> Vec<Process> {
     let own = std::process::id().to_string();
     let mut found = Vec::new();
@@ -132,7 +132,7 @@ pub(crate) fn processes_of(folder: &Path) -> Vec<Process> {
 #[track_caller]
 pub(crate) fn expect_no_processes_of(folder: &Path) {
     eventually(
-        &format!("no process has to do with {}", folder.display()),
+        &format!("no process uses {}", folder.display()),
         || processes_of(folder).is_empty(),
         || format!("{:#?}", processes_of(folder)),
     );
@@ -156,7 +156,7 @@ pub(crate) fn supervisor_of(folder: &Path) -> Process {
         .unwrap_or_else(|| panic!("no supervisor among {:#?}", processes_of(folder)))
 }
 
-/// The process of the supervisor that waits for the last lease to go; another one each second.
+/// The supervisor's child that waits for the last lease to end; a new one each second.
 pub(crate) fn waiter_of(folder: &Path) -> Option<Process> {
     processes_of(folder).into_iter().find(|process| process.command.starts_with("flock"))
 }
