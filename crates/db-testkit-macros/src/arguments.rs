@@ -1,9 +1,9 @@
-//! What stands in the parentheses of the attribute.
+//! Parses the arguments of the attribute.
 
 use syn::parse::{Parse, ParseStream};
 use syn::{Ident, LitStr, Token};
 
-/// `migrations = "…"`, or nothing.
+/// Either `migrations = "…"` or empty.
 #[derive(Default)]
 pub(crate) struct Arguments {
     pub(crate) migrations: Option<LitStr>,

@@ -1,4 +1,4 @@
-//! Turns the async function into a test that runs it.
+//! Expands an async function into a test.
 
 use quote::{ToTokens, quote};
 use syn::{FnArg, ItemFn};
@@ -11,7 +11,7 @@ pub(crate) fn expand(arguments: &Arguments, function: ItemFn) -> syn::Result<imp
     let (name, output) = (&sig.ident, &sig.output);
     let migrations = arguments.migrations.as_ref().map_or_else(
         || quote!(::core::option::Option::None),
-        // Where the tests are, whatever folder they are run in.
+        // Relative to the package, whatever the working folder is.
         |path| {
             quote!(::core::option::Option::Some(
                 ::core::concat!(::core::env!("CARGO_MANIFEST_DIR"), "/", #path)

@@ -1,4 +1,4 @@
-//! The database's address, with another place in it.
+//! The database's address with some parts replaced.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -8,12 +8,12 @@ use url::Url;
 
 use crate::error::Error;
 
-/// What says where the server is.
+/// The parameters that say where the server is.
 const PLACE: [&str; 3] = ["host", "hostaddr", "port"];
 const LOGIN: [&str; 2] = ["user", "password"];
 const SSL_MODE: [&str; 2] = ["sslmode", "ssl-mode"];
 
-/// With the proxy's place. Everything else, such as the user and the password, stays.
+/// The address of the proxy at `us`, with everything else, such as user and password, unchanged.
 pub(crate) fn through(address: &str, us: SocketAddr, is_local: bool) -> Result<Url, Error> {
     let fails = |why: String| Error::Address { why };
     let mut url = Url::parse(address).map_err(|error| fails(error.to_string()))?;
@@ -27,7 +27,7 @@ pub(crate) fn through(address: &str, us: SocketAddr, is_local: bool) -> Result<U
     Ok(url)
 }
 
-/// By a Unix socket, and without what the login took: whoever gets to the socket needs no password.
+/// The address of a Unix socket, without password and TLS: the socket asks for neither.
 pub(crate) fn through_socket(address: &str, role: &str, folder: &Path, port: u16) -> Result<Url, Error> {
     let fails = |why: String| Error::Address { why };
     let cannot = |()| fails("it has no place for a role, a host and a port".into());
@@ -50,7 +50,7 @@ pub(crate) fn with(url: &Url, key: &str, value: &str) -> Url {
     url
 }
 
-/// The password in it, from either of its two places.
+/// The password in an address, from either of its two places.
 pub(crate) fn password(url: &Url) -> Option<String> {
     let parameter = url.query_pairs().filter(|(key, _)| key == "password").last();
     match parameter {

@@ -7,11 +7,11 @@ use crate::deadline::Deadline;
 use crate::error::{Error, sqlstate};
 use crate::server::TestServer;
 
-/// "Too many connections", and "the server is starting or recovering": both pass.
+/// "Too many connections", and "the server is starting or recovering": both are worth a retry.
 const PASSES: [&str; 2] = ["53300", "57P03"];
 
-/// A session in the maintenance database. Its advisory locks last until it ends, however it ends: they tell everybody
-/// which databases are in use. A pooler that hands out sessions by transaction would break that.
+/// A session in the maintenance database. Its advisory locks mark the databases in use; they last until the session ends,
+/// however it ends. A pooler that shares sessions between clients would break that.
 #[derive(Debug)]
 pub(crate) struct Admin {
     connection: PgConnection,
@@ -44,13 +44,13 @@ impl Admin {
         Ok(Admin { connection, home })
     }
 
-    /// Of the maintenance database. Advisory locks are seen in one database only, so whoever uses another one must use
-    /// other names, and must not sweep ours.
+    /// The object id of the maintenance database. Advisory locks are visible in one database only, so processes with another
+    /// maintenance database must use other names, and must not drop ours.
     pub(crate) fn home(&self) -> i64 {
         self.home
     }
 
-    /// Takes the lock that goes with a database's name, or says that somebody else has it.
+    /// Tries to take the lock that belongs to a database's name; false if another session has it.
     pub(crate) async fn try_lock(&mut self, database: &str) -> Result<bool, Error> {
         sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended($1, 0))")
             .bind(database)
@@ -68,8 +68,8 @@ impl Admin {
         Ok(())
     }
 
-    /// Runs a statement that takes no parameters, as those about databases do. The names in it are ours: lower case
-    /// letters, digits and underscores.
+    /// Runs a statement about databases, which takes no parameters. The names in it are ours: lower case letters, digits and
+    /// underscores.
     pub(crate) async fn run(
         &mut self,
         action: &'static str,
@@ -87,7 +87,7 @@ impl Admin {
         self.run("create", database, format!("create database {database} template {template}")).await
     }
 
-    /// With everybody who is connected to it.
+    /// Drops the database and ends all sessions in it.
     pub(crate) async fn drop_by_force(&mut self, database: &str) -> Result<(), Error> {
         self.run("drop", database, format!("drop database if exists {database} with (force)")).await
     }
@@ -100,7 +100,7 @@ impl Admin {
             .map_err(|source| Error::Statement { action: "look for", database: about.to_owned(), source })
     }
 
-    /// Says goodbye, so that the server does not log a lost client.
+    /// Closes the session gracefully, or the server would log a lost client.
     pub(crate) async fn close(self) {
         if let Err(error) = self.connection.close().await {
             tracing::debug!(%error, "the maintenance connection was lost before it was closed");

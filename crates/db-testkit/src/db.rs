@@ -1,4 +1,4 @@
-//! A database of one test.
+//! The database of one test.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -13,57 +13,57 @@ use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::migrations::Migrations;
 use crate::pgbouncer::{PgBouncer, PgBouncerBuilder};
-use crate::server::{OURSELVES, TestServer};
+use crate::server::{APPLICATION_NAME, TestServer};
 use crate::sweep::sweep;
 use crate::template;
 
-/// "The source database is being accessed by other users", and "there is no such database": somebody has just made, or
-/// just swept, the template.
+/// "The source database is being accessed by other users", and "there is no such database": another test has just made or just
+/// dropped the template.
 const TEMPLATE_MOVES: [&str; 2] = ["55006", "3D000"];
 
-/// What the code under test goes through.
+/// The environment variable that puts a pooler between the tested code and the database.
 const THROUGH: &str = "DB_TESTKIT_THROUGH";
 
-/// When a server does not answer, its databases are left to the next sweep.
-const DROP_PATIENCE: Duration = Duration::from_secs(10);
+/// Limit for dropping a database. After it, the database is left to a later sweep.
+const DROP_LIMIT: Duration = Duration::from_secs(10);
 
-/// A database for one test. Dropping the value drops the database, with everybody who is connected to it.
+/// A database for one test. Dropping the value ends all sessions in the database and drops it.
 ///
-/// The drop blocks the thread for some 20 ms, on a thread and connection of its own, so it works in any runtime, after
-/// its end, and in a panic. [`drop_now`](TestDb::drop_now) does the same without blocking, and tells of failures.
+/// The drop blocks for some 20 ms. It uses a thread and a connection of its own, so it works in any runtime, after the
+/// runtime's end, and in a panic. [`drop_now`](TestDb::drop_now) does the same without blocking, and returns failures.
 pub struct TestDb {
     name: String,
     server: TestServer,
     options: PgConnectOptions,
     pool: OnceLock<PgPool>,
-    /// What the tested code is to go through, if that was asked for.
+    /// The pooler that [`url`](TestDb::url) leads through, if the environment asks for one.
     through: Option<Box<PgBouncer>>,
-    /// Its session holds the lock that protects the database from being swept. `None` when the database is gone.
+    /// Its session holds the lock that protects the database from a sweep. `None` once the database is dropped.
     admin: Option<Admin>,
 }
 
 impl TestDb {
     /// A database with these migrations applied, on the [shared server](TestServer::shared).
     ///
-    /// Takes the path of a folder (relative to the working folder, which `cargo test` sets to that of the package) or a
-    /// [`Migrator`](sqlx::migrate::Migrator). They run once for all tests; this one gets a copy.
+    /// Takes a folder (relative to the working folder, which `cargo test` sets to that of the package) or a
+    /// [`Migrator`](sqlx::migrate::Migrator). The migrations run once for all tests; this database is a copy.
     ///
-    /// Cancel-safe: what was half made is dropped by a later test.
+    /// Cancel safe: a half-made database is dropped by a later test.
     ///
     /// # Errors
     ///
-    /// Each variant of [`Error`] says what is known.
+    /// The variants of [`Error`] say what was tried and what is known.
     pub async fn create(migrations: impl Into<Migrations>) -> Result<TestDb, Error> {
         TestServer::shared().await?.create(migrations).await
     }
 
-    /// A database without anything in it, on the [shared server](TestServer::shared).
+    /// An empty database on the [shared server](TestServer::shared).
     ///
-    /// Cancel-safe, as [`create`](TestDb::create) is.
+    /// Cancel safe, as [`create`](TestDb::create) is.
     ///
     /// # Errors
     ///
-    /// Each variant of [`Error`] says what is known.
+    /// The variants of [`Error`] say what was tried and what is known.
     pub async fn empty() -> Result<TestDb, Error> {
         TestServer::shared().await?.empty().await
     }
@@ -78,17 +78,17 @@ impl TestDb {
             None => None,
         };
         let mut admin = Admin::connect(&server, deadline).await?;
-        if server.has_strangers() {
+        if server.may_have_leftovers() {
             sweep(&mut admin).await?;
         }
         loop {
             let template = match &migrations {
                 Some(migrations) => template::ensure(&server, &mut admin, migrations, deadline).await?,
-                // Not template1: somebody may be connected to it, or have put something into it.
+                // Not template1, which may have been changed or be in use.
                 None => "template0".to_owned(),
             };
             let name = format!("tk_{}_{}", random_name(), admin.home());
-            // Before it exists, or another test's sweep would take it for a leftover.
+            // Before the database exists, or another test's sweep would drop it.
             if !admin.try_lock(&name).await? {
                 continue;
             }
@@ -119,44 +119,43 @@ impl TestDb {
         &self.name
     }
 
-    /// Its address, for whatever the test starts. With `DATABASE_URL` it contains that address's password.
+    /// The address for the tested code. With `DATABASE_URL` it contains that address's password.
     ///
-    /// With `DB_TESTKIT_THROUGH=pgbouncer` in the environment it is that of a [`PgBouncer`] in front of it, so that a whole suite
-    /// goes through one; [`options`](TestDb::options) and [`pool`](TestDb::pool), by which a test looks at what it tests, do
-    /// not.
+    /// With `DB_TESTKIT_THROUGH=pgbouncer` in the environment it leads through a [`PgBouncer`], so that a whole suite can run
+    /// through one. [`options`](TestDb::options) and [`pool`](TestDb::pool), with which the test inspects the database, do not.
     #[must_use]
     pub fn url(&self) -> String {
         self.through.as_ref().map_or_else(|| self.direct_url(), |through| through.url())
     }
 
-    /// The address of the database itself, whatever the environment says: for what cannot go through a pooler.
+    /// The address of the database itself, whatever the environment says: for code that cannot go through a pooler.
     #[must_use]
     pub fn direct_url(&self) -> String {
         self.server.url_of(&self.name)
     }
 
-    /// The same for sqlx.
+    /// The address of the database itself, for sqlx.
     #[must_use]
     pub fn options(&self) -> PgConnectOptions {
         self.options.clone()
     }
 
-    /// A pool of up to five connections, made at the first call: for the test itself, to look at what it tests. Its sessions
-    /// are not among the [`sessions`](TestDb::sessions).
+    /// A pool of up to five connections, made at the first call, with which the test inspects the database.
+    /// [`sessions`](TestDb::sessions) leaves these connections out.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// Outside a tokio runtime.
     pub fn pool(&self) -> PgPool {
         self.pool
             .get_or_init(|| {
-                let options = self.options().application_name(OURSELVES);
+                let options = self.options().application_name(APPLICATION_NAME);
                 PgPoolOptions::new().max_connections(5).connect_lazy_with(options)
             })
             .clone()
     }
 
-    /// The lease on the server, when it is ours: its process id, its socket. `None` when `DATABASE_URL` names it.
+    /// The lease on the server that the kit has started; `None` with `DATABASE_URL`.
     #[must_use]
     pub fn server(&self) -> Option<&Server> {
         self.server.embedded()
@@ -166,18 +165,18 @@ impl TestDb {
         &self.server
     }
 
-    /// For messages.
+    /// The server's name in messages.
     pub(crate) fn server_name(&self) -> &'static str {
         self.server.name()
     }
 
-    /// Drops the database, with everybody who is connected to it.
+    /// Ends all sessions in the database and drops it.
     ///
-    /// Cancel-safe: dropping the value finishes it.
+    /// Cancel safe: then the drop of the value does the rest.
     ///
     /// # Errors
     ///
-    /// [`Error::Statement`] when the server refuses or is gone.
+    /// [`Error::Statement`] if the server refuses or is gone.
     pub async fn drop_now(mut self) -> Result<(), Error> {
         self.through = None;
         if let Some(admin) = &mut self.admin {
@@ -193,7 +192,8 @@ impl TestDb {
 impl Drop for TestDb {
     fn drop(&mut self) {
         self.through = None;
-        // Held until the database is gone. Its runtime may be gone, or wait for us: so it cannot do the work itself.
+        // The lock is held until the database is gone. The runtime of its session may have ended, or be blocked by this drop,
+        // so another session drops the database.
         let Some(_lock) = &self.admin else { return };
         let dropped = thread::scope(|scope| {
             let thread = thread::Builder::new().name("db-testkit-drop".into());
@@ -203,8 +203,8 @@ impl Drop for TestDb {
             }
         });
         if let Err(error) = dropped {
-            // A test has no other place to hear of it, and it is no reason to fail.
-            eprintln!("db-testkit: the database {} stays for now: {error}", self.name);
+            // A failure is only printed, as it is no reason to fail the test.
+            eprintln!("db-testkit: the database {} was not dropped: {error}", self.name);
         }
     }
 }
@@ -212,21 +212,21 @@ impl Drop for TestDb {
 fn drop_blocking(server: &TestServer, name: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let dropped = tokio::time::timeout(DROP_PATIENCE, async {
+        let dropped = tokio::time::timeout(DROP_LIMIT, async {
             let mut admin = Admin::connect(server, Deadline::begin()).await?;
             admin.drop_by_force(name).await?;
             admin.close().await;
             Ok(())
         });
         match dropped.await? {
-            // A server of ours that is gone took its databases along: such tests kill it on purpose.
+            // A dead server of ours took its databases along: some tests kill it on purpose.
             Err(Error::Connect { .. }) if server.is_ours() => Ok(()),
             result => Ok(result?),
         }
     })
 }
 
-/// For suites that were written for the server itself.
+/// Settings for suites that are written for many direct connections.
 fn for_many_clients() -> PgBouncerBuilder {
     PgBouncer::builder().default_pool_size(80).setting("max_client_conn", "1000").max_prepared_statements(200)
 }
@@ -237,7 +237,7 @@ fn random_name() -> String {
 
 impl fmt::Debug for TestDb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the options: they show the password.
+        // Without the options, which show the password.
         f.debug_struct("TestDb")
             .field("name", &self.name)
             .field("server", &self.server)

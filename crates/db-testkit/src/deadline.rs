@@ -1,31 +1,31 @@
-//! Waiting for other tests, never for ever.
+//! Waiting for other tests, with a deadline.
 
 use std::time::{Duration, Instant};
 
 use crate::Error;
 
-/// For one database, the migration of its template included.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// Limit for making one database, including its template.
+const LIMIT: Duration = Duration::from_mins(2);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     begun: Instant,
-    patience: Duration,
+    limit: Duration,
 }
 
 impl Deadline {
     pub(crate) fn begin() -> Deadline {
-        Deadline::after(PATIENCE)
+        Deadline::after(LIMIT)
     }
 
-    pub(crate) fn after(patience: Duration) -> Deadline {
-        Deadline { begun: Instant::now(), patience }
+    pub(crate) fn after(limit: Duration) -> Deadline {
+        Deadline { begun: Instant::now(), limit }
     }
 
-    /// A pause before the next try. Not the same for everybody: those who collided would do so again.
+    /// Pauses before the next try, for a random time so that tests do not collide again.
     pub(crate) async fn pause(self, what: &'static str) -> Result<(), Error> {
         let waited = self.begun.elapsed();
-        if waited > self.patience {
+        if waited > self.limit {
             return Err(Error::TimedOut { what, waited });
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..25))).await;

@@ -1,77 +1,77 @@
-//! Why a test has no database.
+//! Errors of the test kit.
 
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a test has no database, could not get rid of it, or cannot do to it what it wants.
+/// Why a database or server for a test could not be made, changed or dropped.
 ///
 /// No message shows an address: it may hold a password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Our own server did not start.
+    /// The kit's own server did not start.
     #[error("no PostgreSQL server to test on")]
     Server(#[source] db_embedded::Error),
-    /// That of `DATABASE_URL`, or another one, is not the address of a PostgreSQL database.
+    /// An address, such as `DATABASE_URL`, is not that of a PostgreSQL database.
     #[error("the database's address cannot be used: {why}")]
     Address {
-        /// What is wrong with it.
+        /// What is wrong with the address.
         why: String,
     },
-    /// The server cannot be reached, or refuses us.
+    /// The server cannot be reached, or refuses the login.
     #[error("cannot connect to the database {database} on {server}")]
     Connect {
         /// The database.
         database: String,
-        /// Which server that is.
+        /// The server, by name.
         server: &'static str,
-        /// Why.
+        /// The driver's error.
         source: sqlx::Error,
     },
-    /// The folder holds no migrations, or wrong ones.
+    /// The folder holds no migrations, or invalid ones.
     #[error("cannot read the migrations in {folder}", folder = folder.display())]
     Migrations {
-        /// The folder that was named.
+        /// The folder.
         folder: PathBuf,
-        /// Why.
+        /// sqlx's error.
         source: sqlx::migrate::MigrateError,
     },
-    /// A migration failed on the empty database.
+    /// A migration failed on an empty database.
     #[error("cannot migrate the template {template}")]
     Migrate {
-        /// The database that was to become the template; it is dropped again.
+        /// The database that was to become the template; it has been dropped.
         template: String,
-        /// Which migration, and why.
+        /// sqlx's error, with the migration.
         source: sqlx::migrate::MigrateError,
     },
-    /// The server refused a statement of ours.
+    /// The server refused a statement of the kit.
     #[error("cannot {action} {database}")]
     Statement {
-        /// As in "cannot *drop the database* x".
+        /// What was tried, as in "cannot *drop the database* x".
         action: &'static str,
-        /// The database that it was about.
+        /// The database concerned.
         database: String,
-        /// Why.
+        /// The driver's error.
         source: sqlx::Error,
     },
-    /// A proxy does not come up.
-    #[error("no proxy in front of the server: cannot {action}")]
+    /// A proxy could not start.
+    #[error("the proxy cannot {action}")]
     Proxy {
-        /// As in "cannot *listen*".
+        /// What was tried, as in "cannot *listen*".
         action: &'static str,
-        /// Why.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// There is no usable `PgBouncer` on this machine, or nobody to run it as.
+    /// There is no usable `PgBouncer` on this machine, or no account to run it as.
     #[error(
-        "no PgBouncer to put before the server: {tried}\n\
+        "no usable PgBouncer found: {tried}\n\
          Install it: `apt install pgbouncer`, `dnf install pgbouncer`, `apk add pgbouncer`, `brew install pgbouncer`;\n\
          or set DB_TESTKIT_PGBOUNCER to the program."
     )]
     NoPgBouncer {
-        /// Each place, and what was wrong with it.
+        /// Each place searched, and what was wrong with it.
         tried: String,
     },
     /// `PgBouncer` ended before it accepted a connection.
@@ -80,40 +80,40 @@ pub enum Error {
         /// The last lines of its log.
         log: String,
     },
-    /// The operating system refused something that a `PgBouncer` needs.
-    #[error("no PgBouncer before the server: cannot {action}")]
+    /// The operating system refused something that `PgBouncer` needs.
+    #[error("cannot {action} for PgBouncer")]
     PgBouncer {
-        /// As in "cannot *start it*".
+        /// What was tried, as in "cannot *kill the process*".
         action: &'static str,
-        /// Why.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The server is not this test's alone, so others would suffer.
-    #[error("only a server of the test's own may be {done}: take one from TestServer::throwaway")]
+    /// The server is shared, and other tests would be affected.
+    #[error("a shared server may not be {done}: use a server of TestServer::throwaway")]
     NotPrivate {
-        /// As in "may be *stopped*".
+        /// What was tried, as in "may not be *stopped*".
         done: &'static str,
     },
     /// A process of the server cannot be signalled.
     #[error("cannot signal the server's process {pid}")]
     Signal {
-        /// Which one.
+        /// The process id.
         pid: i32,
-        /// Why.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The time ran out.
-    #[error("waited {:.1} s for {what}", waited.as_secs_f64())]
+    /// A deadline has passed.
+    #[error("gave up after waiting {:.1} s for {what}", waited.as_secs_f64())]
     TimedOut {
         /// What was waited for.
         what: &'static str,
-        /// How long.
+        /// How long the wait was.
         waited: Duration,
     },
 }
 
 impl Error {
-    /// The SQLSTATE of the server's refusal.
+    /// The SQLSTATE of the server's error.
     pub(crate) fn sqlstate(&self) -> Option<String> {
         match self {
             Error::Connect { source, .. } | Error::Statement { source, .. } => sqlstate(source),
@@ -121,7 +121,7 @@ impl Error {
         }
     }
 
-    /// The whole chain, for where nobody is left who would follow it.
+    /// The error with all its sources, for places that print it.
     pub(crate) fn with_sources(&self) -> String {
         let mut text = self.to_string();
         let mut source = self.source();

@@ -1,4 +1,4 @@
-//! The server that somebody else runs, and names in `DATABASE_URL`.
+//! The server of `DATABASE_URL`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use url::Url;
 use crate::address;
 use crate::error::Error;
 
-/// An address, read. Both forms may hold a password, so `Debug` shows neither.
+/// A parsed address. Both forms may hold a password, so `Debug` shows neither.
 pub(crate) struct Given {
     url: Url,
     options: PgConnectOptions,
@@ -32,12 +32,12 @@ impl Given {
         Ok(Given { url, options })
     }
 
-    /// As it was given, with its own database.
+    /// The options of the address, with its own database.
     pub(crate) fn options(&self) -> PgConnectOptions {
         self.options.clone()
     }
 
-    /// The same for another database.
+    /// The address of another database on the same server.
     pub(crate) fn url_of(&self, database: &str) -> String {
         address::with_database(&self.url, database).into()
     }

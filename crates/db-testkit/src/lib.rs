@@ -15,21 +15,21 @@
 //! }
 //! ```
 //!
-//! With `#[db_testkit::test(migrations = "../../migrations")]` the database has the tables of that folder, which is relative
-//! to the `Cargo.toml` of the test's package. Without it, it is empty. Tests that need more of a hand in it call
-//! [`TestDb::create`] and [`TestDb::empty`] themselves; tests that kill, freeze or fill up their server get one of their own
-//! from [`TestServer::throwaway`].
+//! `#[db_testkit::test(migrations = "../../migrations")]` applies the migrations of that folder, which is relative to the
+//! `Cargo.toml` of the test's package. Without it the database is empty. Tests that need more control call [`TestDb::create`]
+//! and [`TestDb::empty`] themselves; tests that kill, freeze or fill their server get one of their own from
+//! [`TestServer::throwaway`].
 //!
 //! # Faults
 //!
-//! What code does when its database fails it, a test finds out with
+//! To test how code handles a failing database:
 //!
-//! - [`Proxy`], a network between the code and its server that delays, resets, freezes, swallows and forgets connections,
-//!   loses the answer to a `COMMIT`, and leads to another server when the first is none any more;
-//! - [`TestServer::stop`] and [`TestServer::kill_backend`], for a server of its own;
+//! - [`Proxy`], a network between the code and its server that delays, resets, freezes, swallows and forgets connections, loses
+//!   the answer to a `COMMIT`, and can lead to another server after a failover;
+//! - [`TestServer::stop`] and [`TestServer::kill_backend`], for a server of the test's own;
 //! - [`poll_then_drop`], which cancels a future at each point where it waits;
-//! - [`TestDb::sessions`], [`TestDb::open_transactions`] and [`TestDb::locks`], which tell what all that has left on the server,
-//!   and [`TestDb::until_sessions`], [`TestDb::until_quiet`] and [`until`], which wait for what should be left.
+//! - [`TestDb::sessions`], [`TestDb::open_transactions`] and [`TestDb::locks`], which show what is left on the server, and
+//!   [`TestDb::until_sessions`], [`TestDb::until_quiet`] and [`until`], which wait for an expected state.
 //!
 //! ```
 //! use db_testkit::{Proxy, TestDb};
@@ -56,36 +56,36 @@
 //!
 //! # Through a pooler
 //!
-//! [`PgBouncer`] starts one in front of a test's database, in transaction mode or as it is told, with the settings of
-//! production's file if that is [included](PgBouncerBuilder::include); it is killed and started again like a server. Its program
-//! has to be on the machine, or be named by `DB_TESTKIT_PGBOUNCER`.
+//! [`PgBouncer`] starts one in front of a test's database, in transaction mode by default, with production's configuration file
+//! if that is [included](PgBouncerBuilder::include). It can be killed and restarted. Its program must be on the machine, or be
+//! named by `DB_TESTKIT_PGBOUNCER`.
 //!
 //! # Which server
 //!
-//! When the environment variable `DATABASE_URL` is set and not empty: that one. Its role needs `CREATEDB`, its database
-//! is used to create the others and otherwise left alone, and it must be PostgreSQL 13 or later itself, not a pooler, since
-//! the kit holds locks in sessions.
+//! If the environment variable `DATABASE_URL` is set and not empty, tests use that server. Its role needs `CREATEDB`. The kit
+//! connects to its database to create others and changes nothing else in it. The address must lead to PostgreSQL 13 or later
+//! itself, not to a pooler, since the kit holds locks in sessions.
 //!
-//! Otherwise one starts by itself, in half a second, from the PostgreSQL programs on this machine (see [`db_embedded`]). All
-//! tests of this OS user that run at the same time share it, whether they are threads of `cargo test` or processes of
-//! `cargo nextest`; the last one out ends it and removes its folder.
+//! Otherwise the kit starts a server, in half a second, from the PostgreSQL programs on this machine (see [`db_embedded`]). All
+//! tests of this OS user that run at the same time share it, whether they are threads of `cargo test` or processes of `cargo
+//! nextest`; the end of the last one stops the server and removes its folder.
 //!
 //! # What a test logs
 //!
-//! `DB_TESTKIT_LOG=my_service=debug,db_core=info cargo test NAME -- --nocapture` prints what a test logs by `tracing`. Without the
-//! variable the kit listens to nothing.
+//! `DB_TESTKIT_LOG=my_service=debug,db_core=info cargo test NAME -- --nocapture` prints the `tracing` events of a test. Without
+//! the variable the kit installs no subscriber.
 //!
-//! # How it is fast
+//! # Speed
 //!
-//! The migrations run once, into a template whose name is a digest of them. Each test gets a copy of it, in less than a tenth of a second.
-//! Changed migrations make another template.
+//! The migrations run once, into a template database whose name is a digest of them. Each test gets a copy of it, in less than
+//! 100 ms. Changed migrations make another template.
 //!
 //! # What is left behind
 //!
-//! On a server of ours: nothing, whatever happens to the tests, `SIGKILL` included.
+//! On the kit's own server: nothing, even if tests are killed by `SIGKILL`.
 //!
-//! On the server of `DATABASE_URL`: the template, so that the next run finds it; it is dropped when nobody used it for a
-//! day. The databases of killed tests are dropped by the tests that come after them.
+//! On the server of `DATABASE_URL`: the template, for the next run; it is dropped after a day without use. Later tests drop the
+//! databases of killed tests.
 //!
 //! # Features
 //!
@@ -110,10 +110,10 @@ mod template;
 mod until;
 
 pub use db::TestDb;
-/// Makes an `async fn(db: TestDb)` a test, in a runtime with two workers and with a database of its own.
+/// Turns an `async fn(db: TestDb)` into a test, with a runtime of two workers and a database of its own.
 ///
-/// It may return `()` or a `Result` whose error is `Debug`. The database is dropped when the test ends, in a panic
-/// too. `migrations = "…"` names a folder relative to the `Cargo.toml` of the package; without it the database is empty.
+/// The function returns `()` or a `Result` whose error is `Debug`. The database is dropped when the test ends, also after a
+/// panic. `migrations = "…"` names a folder relative to the `Cargo.toml` of the package; without it the database is empty.
 ///
 /// ```
 /// #[db_testkit::test(migrations = "tests/migrations")]
@@ -123,7 +123,7 @@ pub use db::TestDb;
 /// }
 /// ```
 ///
-/// What is not such a function is refused:
+/// Other functions and arguments are refused:
 ///
 /// ```compile_fail
 /// #[db_testkit::test]

@@ -1,4 +1,4 @@
-//! Where the tables come from.
+//! The migrations of a test's database.
 
 use std::path::{Path, PathBuf};
 
@@ -7,10 +7,10 @@ use sqlx::migrate::Migrator;
 
 use crate::error::Error;
 
-/// Changes when templates are made in another way, so that the old ones are not used.
+/// Incremented when templates are made in another way, so that old ones are not used.
 const FORMAT: u32 = 1;
 
-/// What a test's database is migrated with: a folder in sqlx's form, or a [`Migrator`].
+/// The migrations of a test's database: a folder in sqlx's form, or a [`Migrator`].
 #[derive(Debug)]
 pub struct Migrations(Source);
 
@@ -45,7 +45,7 @@ impl From<Migrator> for Migrations {
     }
 }
 
-/// For what `sqlx::migrate!` makes.
+/// For the result of `sqlx::migrate!`.
 impl From<&'static Migrator> for Migrations {
     fn from(migrator: &'static Migrator) -> Migrations {
         Migrations(Source::Static(migrator))
@@ -53,7 +53,7 @@ impl From<&'static Migrator> for Migrations {
 }
 
 impl Migrations {
-    /// Reads the folder, if it is one.
+    /// Reads the folder, if a folder was given.
     pub(crate) async fn resolve(self) -> Result<Resolved, Error> {
         let migrator = match self.0 {
             Source::Folder(folder) => Resolved::Owned(
@@ -82,8 +82,8 @@ impl Resolved {
         }
     }
 
-    /// Everything that decides what is in the database afterwards. `home` tells databases apart that cannot see each
-    /// other's advisory locks.
+    /// A digest of everything that decides the template's content. `home` separates maintenance databases, which cannot see
+    /// each other's advisory locks.
     pub(crate) fn fingerprint(&self, home: i64) -> String {
         let mut hash = Sha256::new();
         hash.update(format!("{FORMAT} {home} {}", self.migrator().table_name));

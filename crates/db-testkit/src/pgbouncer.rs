@@ -24,21 +24,21 @@ use ini::Ini;
 use process::Process;
 use program::Program;
 
-/// A `PgBouncer` in front of a test's database, in transaction mode. It ends with this value, and with the test process,
-/// however that ends; its folder goes, too.
+/// A `PgBouncer` in front of a test's database, in transaction mode. It ends with this value or with the test process, however
+/// that ends, and its folder is removed.
 ///
-/// Whatever shall pass through it connects by [`url`](PgBouncer::url) or [`options`](PgBouncer::options). What was not
-/// [set](PgBouncerBuilder::setting) is as `PgBouncer` has it by default: startup parameters that it does not know are
-/// refused, and prepared statements are followed from 1.24 on, unless `max_prepared_statements` is set.
+/// Code connects through it by [`url`](PgBouncer::url) or [`options`](PgBouncer::options). Everything that is not
+/// [set](PgBouncerBuilder::setting) has `PgBouncer`'s default: unknown startup parameters are refused, and prepared statements
+/// are tracked from 1.24 on, unless `max_prepared_statements` is set.
 ///
-/// It listens on a Unix socket in a folder that only its own account can enter. Whoever gets there is let in without being
-/// asked for a name or a password, and logged in to the server as the test's role; nobody listens on TCP. Its administration is
-/// the database `pgbouncer`, see [`url_of`](PgBouncer::url_of), which only understands the simple protocol.
+/// It listens only on a Unix socket, in a folder that only its own account can enter. Clients that reach the socket need no
+/// name or password, and are logged in to the server as the test's role. Its administration console is the database
+/// `pgbouncer`, see [`url_of`](PgBouncer::url_of), which understands only the simple protocol.
 ///
-/// The program is that of the environment variable `DB_TESTKIT_PGBOUNCER`, else `pgbouncer` on `PATH` or in `/usr/sbin`.
-/// `PgBouncer` refuses to run as root: for root it runs as the account of the [embedded](db_embedded) server, and before the
-/// server of `DATABASE_URL` as `postgres`, else as `nobody`. A server that asks the kernel who connects has to let in that
-/// account. A password is that of the address or of `PGPASSWORD`; the file of passwords is not read.
+/// The program is the one in the environment variable `DB_TESTKIT_PGBOUNCER`, else `pgbouncer` on `PATH` or in `/usr/sbin`.
+/// `PgBouncer` refuses to run as root. For root it runs as the account of the [embedded](db_embedded) server or, with
+/// `DATABASE_URL`, as `postgres`, else as `nobody`; a server with `peer` authentication must let in that account. The password
+/// comes from the address or from `PGPASSWORD`; the password file is not read.
 ///
 /// ```
 /// use db_testkit::{PgBouncer, TestDb};
@@ -63,7 +63,7 @@ pub struct PgBouncer {
     process: Mutex<Process>,
 }
 
-/// Chooses how a [`PgBouncer`] starts.
+/// Options of a [`PgBouncer`].
 #[derive(Clone, Debug, Default)]
 #[must_use = "nothing happens before `start`"]
 pub struct PgBouncerBuilder {
@@ -73,78 +73,78 @@ pub struct PgBouncerBuilder {
 }
 
 impl PgBouncer {
-    /// One in front of this database, with nothing set.
+    /// Starts one in front of this database, with default settings.
     ///
-    /// Cancel-safe: one that is starting ends.
+    /// Cancel safe: a process that is starting is killed.
     ///
     /// # Errors
     ///
-    /// As [`PgBouncerBuilder::start`] has them.
+    /// As [`PgBouncerBuilder::start`].
     pub async fn start(db: &TestDb) -> Result<PgBouncer, Error> {
         PgBouncer::builder().start(db).await
     }
 
-    /// To set something first.
+    /// Sets options before the start.
     pub fn builder() -> PgBouncerBuilder {
         PgBouncerBuilder::default()
     }
 
-    /// The address of the database through it: `postgres://role@localhost:port/database?host=folder&pgbouncer=true`.
+    /// The address of the database through the pooler: `postgres://role@localhost:port/database?host=folder&pgbouncer=true`.
     ///
-    /// There is no password in it. The parameter `pgbouncer` tells `db_core` what it is about to talk to; sqlx warns of it in its
-    /// log, and goes on.
+    /// It has no password. The parameter `pgbouncer` tells `db_core` that the address is a pooler's; sqlx logs a warning about
+    /// it and ignores it.
     #[must_use]
     pub fn url(&self) -> String {
         self.url.to_string()
     }
 
-    /// The address of another database of the server through it, or that of its own administration, `pgbouncer`.
+    /// The address of another database of the server through the pooler, or of its administration console, `pgbouncer`.
     #[must_use]
     pub fn url_of(&self, database: &str) -> String {
         address::with_database(&self.url, database).into()
     }
 
-    /// The same as [`url`](PgBouncer::url), for sqlx, and without the startup parameter `extra_float_digits`, which sqlx
-    /// sends unless told not to, and `PgBouncer` refuses unless told to ignore it.
+    /// The same as [`url`](PgBouncer::url), for sqlx, without the startup parameter `extra_float_digits`, which sqlx sends by
+    /// default and `PgBouncer` refuses by default.
     #[must_use]
     pub fn options(&self) -> PgConnectOptions {
         self.options.clone()
     }
 
-    /// Such as `(1, 24, 1)`. From `(1, 21, 0)` on, it can follow prepared statements.
+    /// The version, such as `(1, 24, 1)`. From `(1, 21, 0)` on, it can track prepared statements.
     #[must_use]
     pub fn version(&self) -> (u32, u32, u32) {
         self.version
     }
 
-    /// The id of its process; `None` when it was killed or has ended by itself.
+    /// The id of its process; `None` once it was killed or has ended by itself.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process().pid()
     }
 
-    /// What it has logged so far, the starts before a [restart](PgBouncer::restart) included.
+    /// Its whole log, including the starts before a [restart](PgBouncer::restart).
     ///
     /// # Errors
     ///
-    /// [`Error::PgBouncer`] when the file cannot be read.
+    /// [`Error::PgBouncer`] if the file cannot be read.
     pub fn log(&self) -> Result<String, Error> {
         self.process().log()
     }
 
-    /// Kills it with `SIGKILL`, and returns when it is gone, within some milliseconds: clients get an end of file, the
-    /// server sees its sessions closed, and nobody can connect until a [`restart`](PgBouncer::restart).
+    /// Kills it with `SIGKILL`, and returns when it is gone, within some milliseconds. Clients get an end of file, the server
+    /// sees its sessions closed, and new connections fail until a [`restart`](PgBouncer::restart).
     ///
     /// # Errors
     ///
-    /// [`Error::PgBouncer`] when the operating system refuses.
+    /// [`Error::PgBouncer`] if the operating system refuses.
     pub fn kill(&self) -> Result<(), Error> {
         self.process().kill()
     }
 
-    /// [Kills](PgBouncer::kill) it if it runs, starts it again at the same address, and waits until clients can connect.
+    /// [Kills](PgBouncer::kill) it if it runs, starts it at the same address, and waits until clients can connect.
     ///
-    /// Not cancel-safe: it may run, or not yet listen.
+    /// Not cancel safe: afterwards it may run, or not listen yet.
     ///
     /// # Errors
     ///
@@ -158,29 +158,29 @@ impl PgBouncer {
         Ok(())
     }
 
-    /// A panic of somebody who held it leaves it as it is: each order is complete by itself.
+    /// A panic while the lock was held leaves a consistent state: each order is complete by itself.
     fn process(&self) -> MutexGuard<'_, Process> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl PgBouncerBuilder {
-    /// How many sessions of the server it opens at most, for each database and role.
+    /// The most sessions of the server that it opens, for each database and role.
     pub fn default_pool_size(self, sessions: u32) -> PgBouncerBuilder {
         self.setting("default_pool_size", sessions.to_string())
     }
 
-    /// For how many prepared statements of a client it keeps track in each session of the server; with 0 it does not.
-    /// Before 1.21 it does not know this setting, and does not start.
+    /// How many prepared statements of a client it tracks in each session of the server; 0 turns that off. PgBouncer before
+    /// 1.21 does not know this setting, and does not start.
     pub fn max_prepared_statements(self, statements: u32) -> PgBouncerBuilder {
         self.setting("max_prepared_statements", statements.to_string())
     }
 
-    /// Any setting of its section `[pgbouncer]`. The last one wins, over the kit's own as well.
+    /// Sets any parameter of the section `[pgbouncer]`. The last value wins, also over the kit's own.
     ///
     /// # Panics
     ///
-    /// When there is a line break in it.
+    /// If the name or the value has a line break.
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> PgBouncerBuilder {
         let (name, value) = (name.into(), value.into());
         assert!(!name.contains('\n') && !value.contains('\n'), "the setting {name:?} has a line break");
@@ -188,38 +188,38 @@ impl PgBouncerBuilder {
         self
     }
 
-    /// A file of settings, such as that of production. The kit's own settings win over it: where to listen and to log, who
-    /// may connect, and that the server is this test's.
+    /// A configuration file, such as production's. The kit's own settings override it: where to listen and to log, which
+    /// clients may connect, and the server.
     pub fn include(mut self, file: impl Into<PathBuf>) -> PgBouncerBuilder {
         self.include = Some(file.into());
         self
     }
 
-    /// The program, such as an old one; no other place is then looked at.
+    /// The program, such as an old version. No other place is searched then.
     pub fn program(mut self, program: impl Into<PathBuf>) -> PgBouncerBuilder {
         self.program = Some(program.into());
         self
     }
 
-    /// Starts it in front of this database, and waits until clients can connect. Whether the server lets it in is found out by
-    /// the first of them.
+    /// Starts it in front of this database, and waits until clients can connect. It does not check whether the server lets it
+    /// in: the first client does.
     ///
-    /// Takes some 40 ms, and blocks for half of them. Cancel-safe: one that is starting ends.
+    /// Takes some 40 ms, and blocks for half of them. Cancel safe: a process that is starting is killed.
     ///
     /// # Errors
     ///
-    /// [`Error::NoPgBouncer`] when there is no program; [`Error::PgBouncerFailed`] when it ends at once, with what it said;
-    /// [`Error::PgBouncer`] when the operating system refuses something; [`Error::TimedOut`] after 20 seconds.
+    /// [`Error::NoPgBouncer`] without a usable program; [`Error::PgBouncerFailed`] with its log if it ends at once;
+    /// [`Error::PgBouncer`] if the operating system refuses something; [`Error::TimedOut`] after 20 s.
     pub async fn start(self, db: &TestDb) -> Result<PgBouncer, Error> {
         self.start_before(db.test_server(), &db.direct_url(), &db.options()).await
     }
 
-    /// Starts it in front of this server. Its address is that of the database in which others are made; see
+    /// Starts it in front of this server. [`url`](PgBouncer::url) is that of the maintenance database; see
     /// [`url_of`](PgBouncer::url_of).
     ///
     /// # Errors
     ///
-    /// As [`start`](PgBouncerBuilder::start) has them.
+    /// As [`start`](PgBouncerBuilder::start).
     pub async fn to_server(self, server: &TestServer) -> Result<PgBouncer, Error> {
         let options = server.maintenance()?;
         let database = options.get_database().unwrap_or_else(|| options.get_username()).to_owned();
@@ -240,7 +240,7 @@ impl PgBouncerBuilder {
         let options = PgConnectOptions::from_str(url.as_str())
             .map_err(|error| Error::Address { why: error.to_string() })?
             .extra_float_digits(None);
-        // After sqlx has read it, which would warn of a parameter that it does not know.
+        // After sqlx has parsed the address, since it warns about parameters that it does not know.
         let url = address::with(&url, "pgbouncer", "true");
         let bouncer = PgBouncer { url, options, version: program.version, process: Mutex::new(process) };
         bouncer.restart().await?;

@@ -8,11 +8,11 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use crate::until::PATIENCE;
 
-/// Polls a future so many times at most, the first time at once and then each time it was woken, and drops it right after
-/// the last poll. Some output if it finished, none if it was dropped before.
+/// Polls a future at most `polls` times, the first time at once and then after each wake-up, and drops it right after the last
+/// poll. Returns its output if it finished, or `None` if it was dropped before.
 ///
-/// A test that does this with 0, 1, 2, … polls until there is some output has cancelled its future at every point where it
-/// can be cancelled.
+/// A test that calls this with 0, 1, 2, … polls until there is an output has cancelled its future at every await where it can
+/// be cancelled.
 ///
 /// ```
 /// # #[db_testkit::test]
@@ -35,12 +35,12 @@ use crate::until::PATIENCE;
 /// # }
 /// ```
 ///
-/// Only wake-ups of the future's own count: whatever else wakes the task does not poll it. Dropping the returned future drops
-/// the inner one.
+/// Only the future's own wake-ups lead to a poll, not those of the task around it. Dropping the returned future drops the inner
+/// one.
 ///
 /// # Panics
 ///
-/// When no wake-up comes within 20 seconds, so that a test does not hang; and outside of a tokio runtime.
+/// If no wake-up comes within 20 s, so that a test does not hang; and outside a tokio runtime.
 pub async fn poll_then_drop<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let mut future = pin!(future);
     let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(Waker::noop().clone()) });
@@ -64,14 +64,15 @@ pub async fn poll_then_drop<F: Future>(future: F, polls: usize) -> Option<F::Out
     None
 }
 
-/// Tells wake-ups of the future from those of the task around it.
+/// A waker that separates wake-ups of the future from those of the task around it.
 struct Bell {
     rung: AtomicBool,
     task: Mutex<Waker>,
 }
 
 impl Bell {
-    /// Once for each time. The task is noted first, or a ring in between would be lost.
+    /// Whether the future was woken since the last call. The task's waker is stored first, or a wake-up in between would be
+    /// lost.
     fn has_rung(&self, task: &Waker) -> bool {
         self.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(task);
         self.rung.swap(false, Ordering::AcqRel)

@@ -27,20 +27,20 @@ use hub::{Door, Hub, Order};
 use link::Mode;
 use wire::Target;
 
-/// A proxy in front of a test's database that makes the network fail, in each of the ways that networks do.
+/// A proxy in front of a test's database that can make the network fail.
 ///
-/// Whatever shall meet the faults connects by [`url`](Proxy::url) or [`options`](Proxy::options); the test itself looks at
-/// the database past the proxy, with [`TestDb::pool`] and [`TestDb::sessions`].
+/// Code that shall meet the faults connects by [`url`](Proxy::url) or [`options`](Proxy::options). The test itself inspects the
+/// database past the proxy, with [`TestDb::pool`] and [`TestDb::sessions`].
 ///
-/// **When a method returns, its fault is in effect**, for every connection that was open at that moment: no byte passes
-/// the proxy after it that should not. What has passed before may still lie in the receiving side's own buffers. Faults are
-/// independent of each other and each lasts until [`heal`](Proxy::heal), but for those that happen once.
+/// **When a method returns, its fault is in effect** for every connection that was open at that moment: the proxy passes no
+/// further byte against it. Bytes that passed before may still lie in the receiver's buffers. Faults are independent of each
+/// other. Each lasts until [`heal`](Proxy::heal), except those that happen once.
 ///
-/// The methods block for some microseconds and need no runtime: the proxy runs in a thread of its own, so it goes on while
-/// a test blocks. Dropping it closes all of its connections.
+/// The methods block for some microseconds and need no runtime: the proxy runs in a thread of its own, so it works while a test
+/// blocks. Dropping it closes all its connections.
 ///
-/// It listens on `127.0.0.1`, and lets in processes of this OS user only: to a server of ours it is itself the user who
-/// connects, so whoever got through would be a superuser.
+/// It listens on `127.0.0.1`, and lets in processes of this OS user only: it connects to the kit's server as this user, so
+/// every client of the proxy is a superuser there.
 ///
 /// ```
 /// use db_testkit::{Proxy, TestDb};
@@ -67,33 +67,33 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy to this database.
+    /// Starts a proxy to this database.
     ///
     /// # Errors
     ///
-    /// [`Error::Proxy`] when the operating system does not grant a port or a thread, or, on systems other than Linux, when
-    /// the server is reached by a Unix socket: nobody could tell there who connects.
+    /// [`Error::Proxy`] if the operating system grants no port or thread, or, on systems other than Linux, if the server is
+    /// reached by a Unix socket: the proxy cannot check there which user connects.
     pub fn start(db: &TestDb) -> Result<Proxy, Error> {
         Proxy::to(&db.direct_url(), &db.options())
     }
 
-    /// A proxy to this server. Its own address is that of the database in which others are made; see
+    /// Starts a proxy to this server. Its [`url`](Proxy::url) is that of the maintenance database; see
     /// [`url_of`](Proxy::url_of).
     ///
     /// # Errors
     ///
-    /// As [`start`](Proxy::start) has them.
+    /// As [`start`](Proxy::start).
     pub fn to_server(server: &TestServer) -> Result<Proxy, Error> {
         let options = server.maintenance()?;
         let database = options.get_database().unwrap_or_else(|| options.get_username()).to_owned();
         Proxy::to(&server.url_of(&database), &options)
     }
 
-    /// A proxy to the server of this address, such as one that the test has started by itself.
+    /// Starts a proxy to the server of this address, such as a server that the test has started.
     ///
     /// # Errors
     ///
-    /// [`Error::Address`], and as [`start`](Proxy::start) has them.
+    /// [`Error::Address`]; else as [`start`](Proxy::start).
     pub fn to_address(address: &str) -> Result<Proxy, Error> {
         Proxy::to(address, &options(address)?)
     }
@@ -113,11 +113,11 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// The address of the database through the proxy. Like the database's own, it may contain a password.
+    /// The address of the database through the proxy. As the database's own address, it may contain a password.
     ///
-    /// To a Unix socket it says `sslmode=disable`. To a server that is reached by TCP the mode stays as it was, and encrypted
-    /// connections go through; only [`cut_answer_to`](Proxy::cut_answer_to) and [`cut_before`](Proxy::cut_before) cannot
-    /// look inside. `verify-full` fails, since the certificate is not that of `127.0.0.1`.
+    /// To a Unix socket it says `sslmode=disable`. To a server on TCP the mode stays, and encrypted connections pass; only
+    /// [`cut_answer_to`](Proxy::cut_answer_to) and [`cut_before`](Proxy::cut_before) cannot read them. `verify-full` fails,
+    /// since the certificate is not for `127.0.0.1`.
     #[must_use]
     pub fn url(&self) -> String {
         self.url.to_string()
@@ -135,29 +135,28 @@ impl Proxy {
         self.options.clone()
     }
 
-    /// Delays each chunk of bytes by so much, in each direction: an answer takes twice that longer. It is latency and no
-    /// limit to the bandwidth: chunks do not wait for each other.
+    /// Delays each chunk of bytes by `each_way` in each direction, so an answer comes twice that later. It does not limit the
+    /// bandwidth: chunks do not wait for each other.
     ///
-    /// What is on its way already arrives when it would have. Up to 4 MiB are on the way in each direction of a connection.
+    /// Bytes on their way keep their time of arrival. Each direction of a connection buffers up to 4 MiB.
     pub fn latency(&self, each_way: Duration) {
         self.tell(move |hub| hub.faults.latency.set(each_way));
     }
 
-    /// Resets every connection that is open, and closes the server's side of it. New connections work.
+    /// Resets every open connection, and closes the server's side of it. New connections work.
     ///
-    /// The client gets `ECONNRESET` from its next use of the connection, without waiting, or from the one that it is in. The
-    /// server sees an end of file, when it next reads: a statement that runs there runs on, and its transaction is rolled
-    /// back after it.
+    /// The client gets `ECONNRESET`, at once if it is reading or writing, else at its next use of the connection. The server
+    /// sees an end of file at its next read: a running statement goes on, and its transaction is rolled back after it.
     pub fn reset(&self) {
         self.tell(|hub| hub.reset(|_| true));
     }
 
-    /// Lets all bytes vanish, in both directions, on open and on new connections, until [`heal`](Proxy::heal).
+    /// Drops all bytes, in both directions, on open and on new connections, until [`heal`](Proxy::heal).
     ///
-    /// The client can connect and send as much as it likes; nothing answers, nothing fails. That a side closes its connection
-    /// vanishes, too: the server's session stays. New connections are accepted and do not get to the server.
+    /// The client can connect and send; nothing answers and nothing fails. A close is dropped, too: the server's session stays.
+    /// New connections are accepted and do not reach the server.
     ///
-    /// `heal` resets the connections that lost something; those that were idle all the time go on.
+    /// `heal` resets the connections that lost something; connections that were idle all the time go on.
     pub fn black_hole(&self) {
         self.tell(|hub| {
             hub.set_open(Mode::BlackHole);
@@ -165,10 +164,10 @@ impl Proxy {
         });
     }
 
-    /// Stops the bytes on open and on new connections, until [`thaw`](Proxy::thaw) or [`heal`](Proxy::heal).
+    /// Stops all bytes on open and on new connections, until [`thaw`](Proxy::thaw) or [`heal`](Proxy::heal).
     ///
-    /// The client can connect, and gets no answer. Nothing is lost: after the thaw the connections go on where they were,
-    /// and what was sent meanwhile arrives.
+    /// The client can connect, and gets no answer. Nothing is lost: after the thaw the connections go on, and what was sent
+    /// meanwhile arrives.
     pub fn freeze(&self) {
         self.tell(|hub| {
             hub.set_open(Mode::Frozen);
@@ -181,7 +180,7 @@ impl Proxy {
         self.tell(|hub| hub.set_open(Mode::Frozen));
     }
 
-    /// Lets frozen connections go on. Nothing else is healed.
+    /// Lets frozen connections go on. Other faults stay.
     pub fn thaw(&self) {
         self.tell(|hub| {
             hub.thaw();
@@ -191,16 +190,16 @@ impl Proxy {
         });
     }
 
-    /// Closes the server's side of every open connection, and keeps the client's open and silent: the server has forgotten
-    /// them, and nothing tells the client. New connections work.
+    /// Closes the server's side of every open connection, and keeps the client's open and silent, as after a loss of the
+    /// server's state that the client does not notice. New connections work.
     ///
-    /// The client can send as much as it likes, and never gets an answer. [`heal`](Proxy::heal) resets it.
+    /// The client can send, and never gets an answer. [`heal`](Proxy::heal) resets it.
     pub fn half_open(&self) {
         self.tell(Hub::forget);
     }
 
-    /// Lets so many more bytes from the server through, counted over all connections from now, and resets the connection
-    /// that carried the last one. Once.
+    /// Passes `bytes` more bytes from the server, counted over all connections from now, and then resets the connection that
+    /// carried the last one. Happens once.
     ///
     /// The client gets those bytes, and `ECONNRESET` after them. With 0 the connection is reset in place of the next byte. A
     /// second call replaces the first.
@@ -208,54 +207,54 @@ impl Proxy {
         self.tell(move |hub| hub.faults.budget_to_client.set(Some(bytes)));
     }
 
-    /// Lets so many more bytes from the clients through, as [`cut_after`](Proxy::cut_after) does with those from the server.
+    /// As [`cut_after`](Proxy::cut_after), for bytes from the clients.
     ///
     /// The client gets `ECONNRESET`, and the server sees the end of the connection after the last byte, likely within a message.
     pub fn cut_after_from_client(&self, bytes: u64) {
         self.tell(move |hub| hub.faults.budget_to_server.set(Some(bytes)));
     }
 
-    /// Lets the next statement with this text run, and resets the client's connection in place of the answer. Once.
+    /// Runs the next statement that contains this text, and resets the client's connection in place of the answer. Happens
+    /// once.
     ///
-    /// When the client gets its `ECONNRESET`, the server has answered: what was to be done is done, and the client cannot
-    /// know. So a `COMMIT` becomes ambiguous.
+    /// When the client gets its `ECONNRESET`, the server has already answered: the statement is done, and the client cannot
+    /// know. Thus a `COMMIT` becomes ambiguous.
     ///
-    /// The text is looked for, as bytes and within one message, in whatever clients send: statements, the parameters bound
-    /// to them, names. If it is found where a statement is only prepared, then it is the next statement to be completed on
-    /// that connection whose answer is cut. Rows pass; the message that says that the statement is complete, or has failed,
-    /// is the first that does not. A second call replaces the first.
+    /// The text is searched as bytes within one message, in everything that clients send: statements, bound parameters, names.
+    /// If it is found where a statement is only prepared, the answer to the next completed statement on that connection is cut.
+    /// Rows pass; the first message that does not pass is the one that says that the statement is complete or has failed. A
+    /// second call replaces the first.
     ///
     /// # Panics
     ///
-    /// When the text is empty.
+    /// If the text is empty.
     pub fn cut_answer_to(&self, text: impl AsRef<[u8]>) {
         let text = checked(text.as_ref());
         self.tell(move |hub| *hub.faults.answer_to.borrow_mut() = Some(text));
     }
 
-    /// Resets the connection on which a client sends this text next, and passes nothing of it to the server. Once.
+    /// Resets the connection on which a client next sends this text, and passes nothing of it to the server. Happens once.
     ///
     /// The client gets the same `ECONNRESET` as from [`cut_answer_to`](Proxy::cut_answer_to), and nothing is done. The text is
-    /// looked for in the same way. What the client sent along with it, ahead of it, is lost as well.
+    /// searched in the same way. What the client sent ahead of it in the same write is lost as well.
     ///
     /// # Panics
     ///
-    /// When the text is empty.
+    /// If the text is empty.
     pub fn cut_before(&self, text: impl AsRef<[u8]>) {
         let text = checked(text.as_ref());
         self.tell(move |hub| *hub.faults.before.borrow_mut() = Some(text));
     }
 
-    /// Leads new connections to the server of another address from now on: as a name, or a load balancer, that leads to a standby
-    /// once that has become the primary.
+    /// Leads new connections to the server of another address from now on, as a host name or a load balancer does after a
+    /// failover.
     ///
-    /// Connections that are open stay where they are, until they are [`reset`](Proxy::reset). Of the address, only the place
-    /// counts: database, role and password are what the client says, as at the first server. [`heal`](Proxy::heal) leads nowhere
-    /// else.
+    /// Open connections stay at their server until they are [`reset`](Proxy::reset). Only the place in the address counts:
+    /// database, role and password are those that the client sends. [`heal`](Proxy::heal) does not lead back.
     ///
     /// # Errors
     ///
-    /// [`Error::Address`]; [`Error::Proxy`] on systems other than Linux, when that server is reached by a Unix socket.
+    /// [`Error::Address`]; [`Error::Proxy`] on systems other than Linux, if that server is reached by a Unix socket.
     pub fn lead_to(&self, address: &str) -> Result<(), Error> {
         let target = target(&options(address)?)?;
         self.tell(|hub| hub.lead_to(target));
@@ -269,43 +268,43 @@ impl Proxy {
         self.tell(|hub| hub.door = Door::Refusing);
     }
 
-    /// Lets everything pass again: no latency, no cut that has not happened yet, new connections, frozen ones. Connections
-    /// that lost bytes, or their server's side, are reset: nothing could continue them.
+    /// Ends all faults: no latency, no pending cut, new connections work, frozen ones go on. Connections that lost bytes or
+    /// their server's side are reset, since they cannot continue.
     pub fn heal(&self) {
         self.tell(|hub| {
             hub.reset(|link| link.broken.get());
             hub.set_open(Mode::Passing);
             hub.door = Door::Open(Mode::Passing);
-            hub.calm();
+            hub.clear_faults();
         });
     }
 
-    /// How many connections clients have open through the proxy, those in a fault included.
+    /// How many connections clients have open through the proxy, including those in a fault.
     ///
-    /// The proxy learns a moment later that a client has closed one; in a black hole, or frozen, not at all.
+    /// The proxy sees a client's close a moment later; in a black hole, or frozen, not at all.
     #[must_use]
     pub fn open_connections(&self) -> usize {
         self.tell(|hub| hub.open())
     }
 
-    /// How many connections it has let in so far.
+    /// How many connections it has accepted so far.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.tell(|hub| hub.accepted)
     }
 
-    /// How many connections it has turned away so far: because it was told to [`refuse`](Proxy::refuse), or since they came
-    /// from another OS user.
+    /// How many connections it has reset at once so far: because of [`refuse`](Proxy::refuse), or because they came from
+    /// another OS user.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.tell(|hub| hub.refused)
     }
 
-    /// Has something done in the proxy's thread, and waits for that.
+    /// Runs `what` in the proxy's thread, and waits for the result.
     fn tell<T: Send + 'static>(&self, what: impl FnOnce(&mut Hub) -> T + Send + 'static) -> T {
         let (answer, answered) = mpsc::sync_channel(1);
         let order: Order = Box::new(move |hub| {
-            // Nobody waits any more if it took too long.
+            // The caller may have given up waiting.
             let _ = answer.send(what(hub));
         });
         let sent = self.orders.as_ref().is_some_and(|orders| orders.send(order).is_ok());
@@ -316,12 +315,12 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // With the last who could give orders, it ends.
+        // The thread ends when the last sender is gone.
         self.orders = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            // A test has no other place to hear of it.
+            // A test has no other place for this message.
             eprintln!("db-testkit: the thread of a proxy panicked");
         }
     }
@@ -329,7 +328,7 @@ impl Drop for Proxy {
 
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the address: it may hold a password.
+        // Without the address, which may hold a password.
         f.debug_struct("Proxy").field("port", &self.url.port()).finish_non_exhaustive()
     }
 }
@@ -338,17 +337,17 @@ fn options(address: &str) -> Result<PgConnectOptions, Error> {
     PgConnectOptions::from_str(address).map_err(|error| Error::Address { why: error.to_string() })
 }
 
-/// Where a server is, if anybody may be led there.
+/// The server's place, if the proxy can check its clients' users.
 fn target(options: &PgConnectOptions) -> Result<Target, Error> {
     let target = Target::of(options);
     if matches!(target, Target::Unix(_)) && !peer::KNOWN {
         let source = std::io::ErrorKind::Unsupported.into();
-        return Err(Error::Proxy { action: "tell who connects", source });
+        return Err(Error::Proxy { action: "check which user connects", source });
     }
     Ok(target)
 }
 
-/// Anybody on this machine can get to it, but not from elsewhere.
+/// Listens on the loopback address only.
 fn listen() -> std::io::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     listener.set_nonblocking(true)?;
@@ -356,7 +355,7 @@ fn listen() -> std::io::Result<(TcpListener, SocketAddr)> {
     Ok((listener, us))
 }
 
-/// The proxy's thread.
+/// The body of the proxy's thread.
 fn serve(listener: TcpListener, us: SocketAddr, target: Target, orders: UnboundedReceiver<Order>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -365,10 +364,10 @@ fn serve(listener: TcpListener, us: SocketAddr, target: Target, orders: Unbounde
     runtime.block_on(async {
         let second = listener.try_clone().expect("the operating system grants a descriptor");
         let listener = tokio::net::TcpListener::from_std(listener).expect("the listener can be polled");
-        // Its connections are one task: nobody else is there to yield to.
+        // All connections are in one task, so there is no other task to yield to.
         tokio::task::unconstrained(Hub::new(second, us, target).run(listener, orders)).await;
     });
-    // Not waiting for a name that is being looked up.
+    // Without waiting for a name lookup that is running.
     runtime.shutdown_background();
 }
 

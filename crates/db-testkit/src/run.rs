@@ -1,4 +1,4 @@
-//! Runs a test: what the attribute macro calls, and examples.
+//! Runs a test: called by the attribute macro, and by examples.
 
 use std::env;
 use std::sync::Once;
@@ -7,11 +7,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::db::TestDb;
 
-/// Which log lines of a test to print, as `tracing-subscriber` reads them: `db_core=debug`.
+/// The environment variable with a filter of `tracing-subscriber`, such as `db_core=debug`.
 const LOG: &str = "DB_TESTKIT_LOG";
 
-/// Runs an example with an empty database of its own, in a runtime of its own. For what cannot be an `async fn` with the attribute
-/// [`test`](crate::test): examples in documentation, which are programs with a `main`.
+/// Runs an example with an empty database of its own, in a runtime of its own. For code that cannot be an `async fn` with the
+/// attribute [`test`](crate::test), such as examples in documentation, which are programs with a `main`.
 ///
 /// ```
 /// db_testkit::run(async |db| {
@@ -22,16 +22,16 @@ const LOG: &str = "DB_TESTKIT_LOG";
 ///
 /// # Panics
 ///
-/// As the example does, and when there is no database for it.
+/// If the example panics, or if there is no database for it.
 pub fn run<T>(example: impl AsyncFnOnce(TestDb) -> T) -> T {
     run_test(None, example)
 }
 
-/// The database is the test's, so it goes with the test's future, in a panic too.
+/// The database belongs to the test's future, so it is dropped with it, also in a panic.
 ///
 /// # Panics
 ///
-/// As the test does, and when there is no database for it.
+/// If the test panics, or if there is no database for it.
 pub fn run_test<T>(migrations: Option<&str>, test: impl AsyncFnOnce(TestDb) -> T) -> T {
     print_log();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -51,13 +51,13 @@ pub fn run_test<T>(migrations: Option<&str>, test: impl AsyncFnOnce(TestDb) -> T
     })
 }
 
-/// For the whole process, since tasks write from any thread. A test that listens by itself goes first, or fails.
+/// For the whole process, since tasks log from any thread. A test that installs its own subscriber must do so first.
 fn print_log() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let Ok(asked) = env::var(LOG) else { return };
         let filter = EnvFilter::new(asked);
-        // Somebody else's listener, if there is one, goes on.
+        // Fails if a subscriber is installed already; that one stays.
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     });
 }

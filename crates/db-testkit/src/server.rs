@@ -14,35 +14,35 @@ use crate::error::Error;
 use crate::given::Given;
 use crate::migrations::Migrations;
 
-/// For many tests at once, each with a pool or two.
+/// Enough for many tests at once, each with a pool or two.
 const SETTINGS: [(&str, &str); 1] = [("max_connections", "400")];
 
-/// What a test connects to before its database exists, on a server of ours.
+/// The database to connect to before a test's database exists, on a server of the kit.
 const MAINTENANCE: &str = "postgres";
 
-/// What sessions of the kit call themselves, to be told from those that are tested.
-pub(crate) const OURSELVES: &str = "db-testkit";
+/// The application name of the kit's own sessions, which separates them from tested ones.
+pub(crate) const APPLICATION_NAME: &str = "db-testkit";
 
-/// A server that makes databases for tests. Cloning it is cheap; a server of ours runs as long as a clone, or a
-/// [`TestDb`] on it, lives somewhere.
+/// A server that makes databases for tests. Cloning it is cheap; a server of the kit runs while a clone of it, or a [`TestDb`]
+/// on it, exists.
 #[derive(Clone, Debug)]
 pub struct TestServer(Arc<Origin>);
 
 #[derive(Debug)]
 enum Origin {
-    /// Of one test process, whose databases go with it. It is never swept: after a crash of the server their locks are
-    /// gone, and they are not.
+    /// Used by one test process, whose databases end with it. It is never swept: a crash of the server removes the locks of
+    /// databases in use.
     Private(Server),
-    /// Of every test process of this user.
+    /// Shared by all test processes of this user.
     Shared(Server),
     Given(Box<Given>),
 }
 
 impl TestServer {
-    /// The server that [`TestDb::create`] uses: that of `DATABASE_URL`, or else the one that all tests of this OS user
-    /// share and that starts by itself.
+    /// The server that [`TestDb::create`] uses: that of `DATABASE_URL`, or else one that starts by itself and that all tests of
+    /// this OS user share.
     ///
-    /// Cancel-safe: a server that is starting goes when nobody takes it.
+    /// Cancel safe: a server that is starting then stops.
     ///
     /// # Errors
     ///
@@ -58,20 +58,20 @@ impl TestServer {
         Ok(TestServer(Arc::new(origin)))
     }
 
-    /// A server of this test alone, which may be [stopped](TestServer::stop), frozen and filled up.
+    /// A server for this test alone, which may be [stopped](TestServer::stop), frozen and filled up.
     ///
-    /// While it is leased, a server of ours that dies is started again, and what was committed there is kept.
+    /// If the server dies while it is leased, it is restarted with all committed data.
     ///
     /// # Errors
     ///
     /// [`Error::Server`].
     pub async fn throwaway() -> Result<TestServer, Error> {
         let builder = with_settings(Server::throwaway());
-        // Or the server would lose the last commits when it is killed, and tests could not tell that from a fault of theirs.
+        // Or a killed server would lose its last commits, and tests could not distinguish that from a fault of the code.
         TestServer::start(builder.setting("synchronous_commit", "on")).await
     }
 
-    /// A server as the builder describes it, such as a kept one that a test stops and starts again.
+    /// A server made by this builder, such as a kept one that a test stops and starts again.
     ///
     /// # Errors
     ///
@@ -84,21 +84,21 @@ impl TestServer {
     ///
     /// # Errors
     ///
-    /// Each variant of [`Error`] says what is known.
+    /// The variants of [`Error`] say what was tried and what is known.
     pub async fn create(&self, migrations: impl Into<Migrations>) -> Result<TestDb, Error> {
         TestDb::create_on(self.clone(), Some(migrations.into())).await
     }
 
-    /// A database without anything in it; see [`TestDb::empty`].
+    /// An empty database; see [`TestDb::empty`].
     ///
     /// # Errors
     ///
-    /// Each variant of [`Error`] says what is known.
+    /// The variants of [`Error`] say what was tried and what is known.
     pub async fn empty(&self) -> Result<TestDb, Error> {
         TestDb::create_on(self.clone(), None).await
     }
 
-    /// The lease on the server, when it is ours: its process id, its socket. `None` when `DATABASE_URL` names it.
+    /// The lease on the server that the kit has started; `None` with `DATABASE_URL`.
     #[must_use]
     pub fn embedded(&self) -> Option<&Server> {
         match &*self.0 {
@@ -107,7 +107,7 @@ impl TestServer {
         }
     }
 
-    /// A server that only this test uses, or else says what cannot be done to it.
+    /// The server if this test alone uses it, or else an error that names the refused action.
     pub(crate) fn private(&self, done: &'static str) -> Result<&Server, Error> {
         match &*self.0 {
             Origin::Private(server) => Ok(server),
@@ -119,12 +119,12 @@ impl TestServer {
         self.embedded().is_some()
     }
 
-    /// Whether other test processes may have left something there.
-    pub(crate) fn has_strangers(&self) -> bool {
+    /// Whether other test processes may have left databases there.
+    pub(crate) fn may_have_leftovers(&self) -> bool {
         !matches!(&*self.0, Origin::Private(_))
     }
 
-    /// For messages.
+    /// The server's name in messages.
     pub(crate) fn name(&self) -> &'static str {
         if self.is_ours() { "our own server" } else { "the server of DATABASE_URL" }
     }
@@ -146,18 +146,18 @@ impl TestServer {
         }
     }
 
-    /// Where to ask for a new database. Our own statements are slow by nature, and nothing to log.
+    /// Connects to the maintenance database. The kit's own statements are slow by nature and not logged.
     pub(crate) fn maintenance(&self) -> Result<PgConnectOptions, Error> {
         Ok(match &*self.0 {
             Origin::Private(_) | Origin::Shared(_) => self.options_of(MAINTENANCE)?,
             Origin::Given(given) => given.options(),
         }
-        .application_name(OURSELVES)
+        .application_name(APPLICATION_NAME)
         .disable_statement_logging())
     }
 }
 
-/// A pooler between a test and the server must not run as root either.
+/// Lets in the service account, too, since a pooler between a test and the server must not run as root.
 async fn lease(builder: Builder) -> Result<Server, Error> {
     let started = tokio::task::spawn_blocking(|| builder.allow_service_account().start()).await;
     started.expect("the start of a server does not panic").map_err(Error::Server)
@@ -167,10 +167,10 @@ fn with_settings(builder: Builder) -> Builder {
     SETTINGS.iter().fold(builder, |builder, (name, value)| builder.setting(*name, *value))
 }
 
-/// What is asked for besides the settings. One that was started without it goes on as it is.
+/// The request beside the settings that decides which server to share. A running server keeps its access rules.
 const ADMITS: &str = "admits its account";
 
-/// Another one for other settings or other programs, so that nobody joins a server that differs from what it asked for.
+/// A name that depends on settings and programs, so that a test joins only a server like the one it asks for.
 fn shared_name() -> String {
     let programs = env::var_os("DB_EMBEDDED_PGBIN").unwrap_or_default();
     let mut hash = Sha256::new();

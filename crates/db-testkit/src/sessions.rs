@@ -1,4 +1,4 @@
-//! What the server says of a database's sessions.
+//! The server's view of a database's sessions.
 
 use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 use crate::db::TestDb;
 use crate::error::Error;
-use crate::server::OURSELVES;
+use crate::server::APPLICATION_NAME;
 use crate::until::{PATIENCE, PAUSE};
 
-/// A client's session in a test's database, as `pg_stat_activity` had it.
+/// A client's session in a test's database, from `pg_stat_activity`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Session {
@@ -20,19 +20,19 @@ pub struct Session {
     pub pid: i32,
     /// `active`, `idle`, `idle in transaction`, `idle in transaction (aborted)` and others.
     pub state: String,
-    /// What its client calls itself; may be empty.
+    /// The name that its client gave; may be empty.
     pub application_name: String,
-    /// The statement that is running, or was the last to run; may be empty, and is cut off by `track_activity_query_size`.
+    /// The statement that runs or ran last; may be empty, and is truncated to `track_activity_query_size`.
     pub query: String,
-    /// For how long its transaction has been open, if there is one. A statement of its own counts as one while it runs. Of
-    /// an aborted one the server does not tell.
+    /// How long its transaction has been open, if there is one. A single statement counts as a transaction while it runs. The
+    /// server does not report it for an aborted transaction.
     pub transaction_age: Option<Duration>,
-    /// What it waits for, such as `Lock: transactionid` or, while idle, `Client: ClientRead`.
+    /// What the session waits for, such as `Lock: transactionid` or, while idle, `Client: ClientRead`.
     pub wait: Option<String>,
 }
 
 impl Session {
-    /// Whether a transaction is open, be it idle, aborted, or running a statement.
+    /// Whether a transaction is open: idle, aborted, or running a statement.
     #[must_use]
     pub fn is_in_transaction(&self) -> bool {
         self.transaction_age.is_some() || self.state.starts_with("idle in transaction")
@@ -44,8 +44,8 @@ impl Session {
         self.wait.as_deref() == Some("Timeout: PgSleep")
     }
 
-    /// Whether it is running a statement, or preparing one: to see that a statement has begun, wait for what it waits for, such as
-    /// [`is_sleeping`](Self::is_sleeping).
+    /// Whether the session runs or prepares a statement. To see that a statement has begun, wait for its wait event, as
+    /// [`is_sleeping`](Self::is_sleeping) does.
     #[must_use]
     pub fn is_running(&self) -> bool {
         matches!(self.state.as_str(), "active" | "fastpath function call")
@@ -65,8 +65,8 @@ impl Display for Session {
     }
 }
 
-/// A lock that a session in a test's database holds or waits for, as `pg_locks` had it. Those on virtual and real
-/// transaction ids, which each transaction holds on itself, are not among them.
+/// A lock that a session in a test's database holds or waits for, from `pg_locks`. Locks on virtual and real transaction ids
+/// are left out, since each transaction holds them on itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lock {
@@ -76,9 +76,9 @@ pub struct Lock {
     pub kind: String,
     /// `AccessShareLock`, `ExclusiveLock` and others.
     pub mode: String,
-    /// The name of the relation; or the key of an advisory lock, as the one number or the two that it was taken with.
+    /// The name of the relation, or the key of an advisory lock: one number or two, as it was taken.
     pub what: String,
-    /// Whether the session has it, rather than waits for it.
+    /// Whether the session holds the lock; otherwise it waits for it.
     pub granted: bool,
 }
 
@@ -89,14 +89,14 @@ impl Display for Lock {
     }
 }
 
-/// What the server has of a test. None of it counts sessions of the kit: those that ask, and those of [`TestDb::pool`], with
-/// which the test itself looks at the database. What is to be seen here connects by [`TestDb::options`], [`TestDb::url`] or a
+/// The server's view of a test. Sessions of the kit are left out: its observers, and those of [`TestDb::pool`], with which the
+/// test inspects the database. Sessions that shall be seen must connect by [`TestDb::options`], [`TestDb::url`] or a
 /// [`Proxy`](crate::Proxy).
 ///
-/// The server does not hear of everything at once: a session of a client that went, by crash or by politeness, is there for a
-/// moment longer. So a test waits for what it expects, with the methods whose names begin with `until`.
+/// The server sees changes with a delay: the session of a client that has gone exists a moment longer. So tests wait for the
+/// expected state, with the methods whose names begin with `until`.
 impl TestDb {
-    /// The sessions of clients in this database, in the order in which they began.
+    /// The sessions of clients in this database, in order of their start.
     ///
     /// Cancel-safe.
     ///
@@ -110,7 +110,7 @@ impl TestDb {
         Ok(sessions)
     }
 
-    /// Those of the [`sessions`](TestDb::sessions) that have a transaction open: idle in it, or running a statement.
+    /// The [`sessions`](TestDb::sessions) with an open transaction: idle in it, or running a statement.
     ///
     /// Cancel-safe.
     ///
@@ -123,7 +123,7 @@ impl TestDb {
         Ok(sessions)
     }
 
-    /// The locks that those sessions hold or wait for, advisory ones included.
+    /// The locks that those sessions hold or wait for, including advisory ones.
     ///
     /// Cancel-safe.
     ///
@@ -137,7 +137,7 @@ impl TestDb {
         Ok(locks)
     }
 
-    /// Waits until the [`sessions`](TestDb::sessions) are as they should be, and returns them.
+    /// Waits until `hold` returns true for the [`sessions`](TestDb::sessions), and returns them.
     ///
     /// ```
     /// # #[db_testkit::test]
@@ -159,7 +159,7 @@ impl TestDb {
     ///
     /// # Panics
     ///
-    /// When they are not within 20 seconds, and lists those that are there; and when the server cannot be asked.
+    /// After 20 s, with a list of the sessions; and if the server does not answer.
     pub async fn until_sessions(&self, what: &str, mut hold: impl FnMut(&[Session]) -> bool) -> Vec<Session> {
         self.watch(what, async |observer| {
             let sessions = observer.sessions().await?;
@@ -168,13 +168,13 @@ impl TestDb {
         .await
     }
 
-    /// Waits until no session has a transaction open, runs a statement, or holds or awaits a lock. They may be connected.
+    /// Waits until no session has a transaction open, runs a statement, or holds or awaits a lock. Sessions may stay connected.
     ///
     /// Cancel-safe.
     ///
     /// # Panics
     ///
-    /// When they are not quiet within 20 seconds, and lists what is left; and when the server cannot be asked.
+    /// After 20 s, with a list of what is left; and if the server does not answer.
     pub async fn until_quiet(&self) {
         self.watch("no transaction, no statement and no lock", async |observer| {
             let (sessions, locks) = (observer.sessions().await?, observer.locks().await?);
@@ -185,14 +185,14 @@ impl TestDb {
         .await;
     }
 
-    /// Looks again and again, until there is something; or fails with what was there last.
+    /// Calls `look` until it returns a value; panics with what it saw last.
     async fn watch<T>(
         &self,
         what: &str,
         mut look: impl AsyncFnMut(&mut Observer) -> Result<Result<T, String>, Error>,
     ) -> T {
         let begun = Instant::now();
-        let mut last = " nothing was seen".to_owned();
+        let mut last = " no answer".to_owned();
         let watched = tokio::time::timeout(PATIENCE, async {
             let mut observer = Observer::connect(self).await?;
             loop {
@@ -223,7 +223,7 @@ fn list(sessions: &[Session], locks: &[Lock]) -> String {
     if text.is_empty() { " no session".to_owned() } else { text }
 }
 
-/// A session that looks at the others. It has a name of its own, so that none of its kind sees it.
+/// A session that observes the others. Its application name is the kit's, so no observer sees it.
 struct Observer {
     connection: PgConnection,
     database: String,
@@ -232,8 +232,8 @@ struct Observer {
 impl Observer {
     async fn connect(db: &TestDb) -> Result<Observer, Error> {
         let database = db.name().to_owned();
-        // Its own statements are nothing to log.
-        let options = db.options().application_name(OURSELVES).disable_statement_logging();
+        // Its statements are not logged.
+        let options = db.options().application_name(APPLICATION_NAME).disable_statement_logging();
         match options.connect().await {
             Ok(connection) => Ok(Observer { connection, database }),
             Err(source) => Err(Error::Connect { database, server: db.server_name(), source }),
@@ -253,7 +253,7 @@ impl Observer {
     }
 
     async fn locks(&mut self) -> Result<Vec<Lock>, Error> {
-        // An advisory lock of one key has it in two halves; two keys have lost their signs.
+        // `pg_locks` splits the one key of an advisory lock into two halves, and shows two keys as unsigned.
         let sql = "
             select l.pid, l.locktype as kind, l.mode, l.granted,
               case
@@ -271,13 +271,13 @@ impl Observer {
 
     async fn rows(&mut self, sql: &'static str, action: &'static str) -> Result<Vec<PgRow>, Error> {
         sqlx::query(sql)
-            .bind(OURSELVES)
+            .bind(APPLICATION_NAME)
             .fetch_all(&mut self.connection)
             .await
             .map_err(|source| Error::Statement { action, database: self.database.clone(), source })
     }
 
-    /// Says goodbye, so that the server does not log a lost client.
+    /// Closes the session gracefully, or the server would log a lost client.
     async fn close(self) {
         if let Err(error) = self.connection.close().await {
             tracing::debug!(%error, "a connection was lost before it was closed");
@@ -291,7 +291,7 @@ fn session(row: &PgRow) -> Session {
         state: row.get("state"),
         application_name: row.get("application_name"),
         query: row.get("query"),
-        // The clock of a machine may be put back.
+        // The machine's clock may have been set back.
         transaction_age: row
             .get::<Option<f64>, _>("transaction_age")
             .map(|age| Duration::from_secs_f64(age.max(0.0))),

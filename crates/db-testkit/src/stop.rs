@@ -1,4 +1,4 @@
-//! Servers that are killed.
+//! Stopping and killing servers.
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -15,13 +15,13 @@ use crate::until::PATIENCE;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stop {
-    /// As `pg_ctl stop -m fast` does: transactions are rolled back, clients are told (`57P01`), and nothing has to be recovered.
+    /// Like `pg_ctl stop -m fast`: transactions are rolled back, clients get `57P01`, and no recovery is needed.
     Fast,
-    /// As `pg_ctl stop -m immediate` does: sessions end where they are (`57P02`, or an end of file), and what was committed
-    /// is recovered at the next start.
+    /// Like `pg_ctl stop -m immediate`: sessions end where they are (`57P02`, or an end of file), and the next start recovers
+    /// what was committed.
     Immediate,
-    /// `SIGKILL` to the server's first process. Its sessions end when they notice, each with an end of file; one that runs a
-    /// statement may do so for a while.
+    /// `SIGKILL` to the postmaster. Sessions end with an end of file once they notice it, which may take a while during a
+    /// statement.
     Kill,
 }
 
@@ -35,29 +35,28 @@ impl Stop {
     }
 }
 
-/// What one does to a server of one's own.
+/// Stopping a server of the test's own.
 ///
-/// Such a server comes back by itself: it is started again within a second or two, at the same address and with its data.
-/// After two deaths within ten seconds of a start it takes some seconds longer each time, and after five it does not come
-/// back. A test that needs it away for longer puts a [`Proxy`](crate::Proxy) before it, and tells that one to
-/// [`refuse`](crate::Proxy::refuse).
+/// The server is restarted within a second or two, at the same address and with its data. After two deaths within ten seconds
+/// of a start each restart takes some seconds longer, and after five there is no restart. A test that needs the server away for
+/// longer puts a [`Proxy`](crate::Proxy) in front of it, and calls [`refuse`](crate::Proxy::refuse).
 impl TestServer {
-    /// Stops the server, and waits until its first process is gone. It may be back by then.
+    /// Stops the server, and waits until its postmaster is gone. The restart may have happened by then.
     ///
-    /// Not cancel-safe: the server may be told to stop, or not.
+    /// Not cancel safe: the server may or may not have been told to stop.
     ///
     /// # Errors
     ///
-    /// [`Error::NotPrivate`] unless it is from [`throwaway`](TestServer::throwaway) or [`start`](TestServer::start);
-    /// [`Error::Server`] when it does not run; [`Error::Signal`]; [`Error::TimedOut`] after 20 seconds.
+    /// [`Error::NotPrivate`] unless it comes from [`throwaway`](TestServer::throwaway) or [`start`](TestServer::start);
+    /// [`Error::Server`] if it does not run; [`Error::Signal`]; [`Error::TimedOut`] after 20 s.
     pub async fn stop(&self, how: Stop) -> Result<(), Error> {
         let server = self.private("stopped")?;
         let deadline = Deadline::after(PATIENCE);
         let running = server.postmaster_pid().map_err(Error::Server)?;
         let stopped = running.cast_signed();
-        // As long as that one is there: its process id may be somebody else's a moment later.
+        // Only while the same postmaster runs: later another process may have its id.
         while server.postmaster_pid().is_ok_and(|pid| pid == running) {
-            // Each time again, for it ignores them while it starts.
+            // Repeated, since the postmaster ignores signals while it starts.
             match kill(Pid::from_raw(stopped), how.signal()) {
                 // It has just ended.
                 Err(Errno::ESRCH) => {}
@@ -68,13 +67,13 @@ impl TestServer {
         Ok(())
     }
 
-    /// Waits until the server lets clients in.
+    /// Waits until the server accepts connections.
     ///
     /// Cancel-safe.
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`] with the last refusal, when it does not within 20 seconds.
+    /// [`Error::Connect`] with the last refusal, after 20 s.
     pub async fn until_up(&self) -> Result<(), Error> {
         let deadline = Deadline::after(PATIENCE);
         let options = self.maintenance()?;
@@ -98,34 +97,34 @@ impl TestServer {
 
     /// [Stops](TestServer::stop) the server, and waits until it is [up](TestServer::until_up) again.
     ///
-    /// Not cancel-safe: the server may be told to stop, or not.
+    /// Not cancel safe: the server may or may not have been told to stop.
     ///
     /// # Errors
     ///
-    /// As those two have them.
+    /// As both of them.
     pub async fn restart(&self, how: Stop) -> Result<(), Error> {
         self.stop(how).await?;
         self.until_up().await
     }
 
-    /// Kills one session's backend with `SIGKILL`, as the kernel does when memory is short, and waits until the server has
+    /// Kills one session's backend with `SIGKILL`, as the kernel does when memory runs out, and waits until the server has
     /// noticed.
     ///
-    /// Its client gets an end of file. The server then ends **all** sessions of all databases, recovers, and lets clients in
-    /// again: [`until_up`](TestServer::until_up) waits for that. Its first process stays the same. To end one session alone,
-    /// `select pg_terminate_backend(pid)` is the way, on any server.
+    /// The backend's client gets an end of file. The server then ends **all** sessions of all databases, recovers, and accepts
+    /// connections again: [`until_up`](TestServer::until_up) waits for that. The postmaster stays. To end a single session on
+    /// any server, use `select pg_terminate_backend(pid)`.
     ///
-    /// Not cancel-safe: the backend may be killed, or not.
+    /// Not cancel safe: the backend may or may not have been killed.
     ///
     /// # Errors
     ///
-    /// [`Error::NotPrivate`] as in [`stop`](TestServer::stop); [`Error::Signal`] with `ESRCH` when the process is no session
-    /// of this server; [`Error::Connect`] and [`Error::Statement`] when the server cannot be asked; [`Error::TimedOut`]
-    /// after 20 seconds.
+    /// [`Error::NotPrivate`] as in [`stop`](TestServer::stop); [`Error::Signal`] with `ESRCH` if the process is not a session
+    /// of this server; [`Error::Connect`] and [`Error::Statement`] if the server does not answer; [`Error::TimedOut`] after 20
+    /// s.
     pub async fn kill_backend(&self, pid: i32) -> Result<(), Error> {
         self.private("robbed of a backend")?;
         let deadline = Deadline::after(PATIENCE);
-        // Also a witness: it is lost when the server has noticed.
+        // This session also shows when the server has noticed: it is lost then.
         let mut witness = Admin::connect(self, deadline).await?;
         let sql = "select from pg_stat_activity where pid::text = $1 and backend_type = 'client backend'";
         let asked = pid.to_string();

@@ -5,13 +5,13 @@ use sqlx::Row;
 use crate::admin::Admin;
 use crate::error::Error;
 
-/// No test has to clean up after all those of a whole day.
+/// One test shall not clean up after all killed tests of a day.
 const AT_MOST: usize = 4;
 
-/// Drops some databases whose lock nobody holds. One query when there are none.
+/// Drops a few databases whose lock is free. Needs one query if there is none.
 ///
-/// Safe while others create theirs: the lock is taken before the database exists, and given up, by the end of the
-/// session, after it is gone.
+/// Safe while other tests create theirs: a lock is taken before its database exists, and released, by the end of the session,
+/// after the database is gone.
 pub(crate) async fn sweep(admin: &mut Admin) -> Result<(), Error> {
     let sql = "
         select datname::text
@@ -28,9 +28,9 @@ pub(crate) async fn sweep(admin: &mut Admin) -> Result<(), Error> {
         if !admin.try_lock(&name).await? {
             continue;
         }
-        // Without force: if somebody is still connected, then it is no leftover.
+        // Without force: a database with a session in it is still in use.
         if let Err(error) = admin.run("drop", &name, format!("drop database if exists {name}")).await {
-            tracing::debug!(database = name, %error, "the database of a killed test stays for now");
+            tracing::debug!(database = name, %error, "the database of a killed test could not be dropped");
         }
         admin.unlock(&name).await?;
     }

@@ -1,7 +1,7 @@
-//! One migrated database, to be copied for each test.
+//! A migrated database that is copied for each test.
 //!
-//! Its name is a digest of the migrations, so that changed ones make another. Only a finished one is marked as a template
-//! and closed to connections; whoever finds one without the mark, holding its lock, knows that its maker died.
+//! Its name is a digest of the migrations, so that changed migrations make another template. When it is finished it is marked
+//! as a template and closed to connections. A template without that mark whose lock is free was left by a killed process.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,21 +11,21 @@ use crate::admin::Admin;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::migrations::Resolved;
-use crate::server::{OURSELVES, TestServer};
+use crate::server::{APPLICATION_NAME, TestServer};
 
-/// Not noted more often: each note is a write.
+/// Seconds between two notes of a template's use, since each note is a write.
 const NOTED_EVERY: u64 = 60 * 60;
 
-/// What nobody used for so long belongs to migrations of the past.
+/// Seconds without use after which a template is dropped.
 const STALE_AFTER: u64 = 24 * 60 * 60;
 
-/// What stands before the time in the database's comment.
+/// The text before the time in the database's comment.
 const NOTE: &str = "db-testkit template, last used at ";
 
-/// Finds the template for these migrations, or makes it, or waits until another test has made it.
+/// Returns the template for these migrations: finds it, makes it, or waits until another test has made it.
 ///
-/// The lock is tried, not waited for: a waiting statement would hold a snapshot, and that stops `CREATE INDEX CONCURRENTLY`
-/// in a migration for good.
+/// The lock is tried and not waited for: a waiting statement holds a snapshot, which blocks `CREATE INDEX CONCURRENTLY` in a
+/// migration for ever.
 pub(crate) async fn ensure(
     server: &TestServer,
     admin: &mut Admin,
@@ -47,7 +47,7 @@ pub(crate) async fn ensure(
     }
 }
 
-/// Looks, and notes that it is used.
+/// Whether the template is finished; then notes its use.
 async fn is_finished(admin: &mut Admin, name: &str) -> Result<bool, Error> {
     let sql = "
         select coalesce(shobj_description(oid, 'pg_database'), '')
@@ -60,8 +60,8 @@ async fn is_finished(admin: &mut Admin, name: &str) -> Result<bool, Error> {
     if last_used(&note).is_none_or(|at| at + NOTED_EVERY < now())
         && let Err(error) = note_use(admin, name).await
     {
-        // Another test is writing the same note.
-        tracing::debug!(template = name, %error, "the use of a template was not noted");
+        // Another test may be writing the same note.
+        tracing::debug!(template = name, %error, "could not note the use of a template");
     }
     Ok(true)
 }
@@ -87,15 +87,15 @@ async fn make(
     admin.run("mark", name, mark).await
 }
 
-/// On a connection of its own: a session in a database keeps it from being copied.
+/// Runs on a connection of its own, since a database with a session in it cannot be copied.
 async fn migrate(server: &TestServer, migrations: &Resolved, name: &str) -> Result<(), Error> {
-    let options = server.options_of(name)?.application_name(OURSELVES).disable_statement_logging();
+    let options = server.options_of(name)?.application_name(APPLICATION_NAME).disable_statement_logging();
     let mut connection = options.connect().await.map_err(|source| Error::Connect {
         database: name.to_owned(),
         server: server.name(),
         source,
     })?;
-    // `run` is the same, but for a signature that makes every future around it lose `Send`.
+    // `run` does the same, but its signature takes `Send` from every future around it.
     let migrated = migrations.migrator().run_direct(None, &mut connection, false).await;
     let closed = connection.close().await;
     migrated.map_err(|source| Error::Migrate { template: name.to_owned(), source })?;
@@ -115,7 +115,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Drops the templates that nobody used for a day.
+/// Drops the templates that were not used for a day.
 async fn sweep(admin: &mut Admin) -> Result<(), Error> {
     let sql = "
         select datname::text, shobj_description(oid, 'pg_database')
@@ -132,8 +132,8 @@ async fn sweep(admin: &mut Admin) -> Result<(), Error> {
             refused => refused,
         };
         if let Err(error) = dropped {
-            // Somebody else's, or another test drops it at this moment.
-            tracing::debug!(template = name, %error, "a stale template stays");
+            // Another user's, or another test drops it at this moment.
+            tracing::debug!(template = name, %error, "a stale template could not be dropped");
         }
     }
     Ok(())

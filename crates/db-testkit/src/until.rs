@@ -2,19 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-/// For one state of a test.
+/// Limit for one wait of a test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Between two looks.
+/// Pause between two checks.
 pub(crate) const PAUSE: Duration = Duration::from_millis(5);
 
-/// Waits until the condition holds, and looks again every few milliseconds.
+/// Waits until the condition holds, and checks it every few milliseconds.
 ///
-/// Cancel-safe, if the condition's future is.
+/// Cancel safe if the condition's future is.
 ///
 /// # Panics
 ///
-/// When it does not hold within 20 seconds, and names what was waited for. A look that itself never ends counts as well.
+/// After 20 s, naming `what`; also if the condition itself does not return.
 pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     let waited = tokio::time::timeout(PATIENCE, async {

@@ -1,4 +1,4 @@
-//! Who PgBouncer runs as: it refuses to run as root.
+//! The account that runs PgBouncer, which refuses to run as root.
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -10,14 +10,14 @@ use nix::unistd::{Uid, User};
 use crate::error::Error;
 use crate::server::TestServer;
 
-/// Accounts to drop to as root before a server that is not ours, in this order. A server on this machine may well let in
-/// the first of them without a password.
+/// Accounts for root in front of a given server, in order of preference. A server on this machine may let in the first without
+/// a password.
 const SERVICE_ACCOUNTS: [&str; 2] = ["postgres", "nobody"];
 
-/// What reaches its processes of our environment. The rest may hold secrets.
+/// The environment variables that the process inherits. Others may hold secrets.
 const ENVIRONMENT: [&str; 4] = ["PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ"];
 
-/// Somebody else than we are, if we are root.
+/// Another user than this process's, if this process is root.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Account {
     other: Option<(u32, u32)>,
@@ -31,11 +31,11 @@ impl Account {
             return Ok(Account::OURS);
         }
         let other = if let Some(server) = server.embedded() {
-            // A server of the kit's lets in its own account.
+            // A server of the kit lets in the account that runs it.
             let data = server
                 .data_dir()
                 .metadata()
-                .map_err(|source| Error::PgBouncer { action: "see whom the server runs as", source })?;
+                .map_err(|source| Error::PgBouncer { action: "find the user of the server", source })?;
             (data.uid(), data.gid())
         } else {
             SERVICE_ACCOUNTS
@@ -53,19 +53,19 @@ impl Account {
         self.other
     }
 
-    /// A command that runs as this account, with a clean environment, and outside of our terminal's process group.
+    /// A command that runs as this account, with a clean environment and in a process group of its own.
     pub(super) fn command(self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         command.current_dir("/").process_group(0).env_clear().stdin(Stdio::null());
         command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         if let Some((uid, gid)) = self.other {
-            // `uid` also gives up our supplementary groups.
+            // `uid` also drops the supplementary groups.
             command.gid(gid).uid(uid);
         }
         command
     }
 
-    /// Whether it can make something in this folder, and remove it again. The kernel is asked, which knows best.
+    /// Whether the account can make and remove a file in this folder. The kernel is asked, since only it knows all rules.
     pub(super) fn can_work_in(self, folder: &Path) -> bool {
         let mut test = self.command("/bin/sh");
         test.args(["-c", "[ -d \"$0\" ] && [ -w \"$0\" ] && [ -x \"$0\" ]"]).arg(folder);

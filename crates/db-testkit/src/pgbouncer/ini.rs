@@ -1,4 +1,4 @@
-//! What PgBouncer is told: whom to lead to, whom to let in.
+//! PgBouncer's configuration file.
 
 use std::env;
 use std::fs;
@@ -10,14 +10,13 @@ use url::Url;
 use crate::address;
 use crate::error::Error;
 
-/// Only in the name of the socket. The default of PgBouncer.
+/// Part of the socket's name only. PgBouncer's default.
 pub(super) const PORT: u16 = 6432;
 
-/// Its name in the folder.
+/// The configuration's file name.
 pub(super) const FILE: &str = "pgbouncer.ini";
 
-/// What an included file may have set about this machine, and the kit takes back: the socket is the only door, and nothing is
-/// written but the log that the kit reads.
+/// Settings of an included file that the kit overrides: the socket is the only way in, and the log is the only file written.
 const TAKEN_BACK: [(&str, &str); 9] = [
     ("listen_addr", ""),
     ("logfile", ""),
@@ -30,25 +29,26 @@ const TAKEN_BACK: [(&str, &str); 9] = [
     ("server_tls_cert_file", ""),
 ];
 
-/// The files of a certificate, by all names that sqlx knows: the setting, the parameters, the environment's variable.
+/// The certificate files, by all names that sqlx knows: PgBouncer's setting, the address's parameters, the environment
+/// variable.
 const CERTIFICATES: [(&str, &[&str], &str); 3] = [
     ("server_tls_ca_file", &["sslrootcert", "ssl-root-cert", "ssl-ca"], "PGSSLROOTCERT"),
     ("server_tls_key_file", &["sslkey", "ssl-key"], "PGSSLKEY"),
     ("server_tls_cert_file", &["sslcert", "ssl-cert"], "PGSSLCERT"),
 ];
 
-/// The parts of the configuration. Not `Debug`: there may be a password in it.
+/// The parts of the configuration. Not `Debug`, since it may hold a password.
 pub(super) struct Ini {
     included: Included,
-    /// How every database of the server is found.
+    /// The connection string of every database of the server.
     database: String,
     settings: Vec<(String, String)>,
-    /// Copies of what the account may not be able to read, each with the setting that it is for.
+    /// Copies of files that the account may not be able to read, each with its setting.
     certificates: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Ini {
-    /// `url` and `options` are the same address; each tells something that the other keeps to itself.
+    /// `url` and `options` are the same address; each has parts that the other does not return.
     pub(super) fn new(
         url: &str,
         options: &PgConnectOptions,
@@ -81,7 +81,7 @@ impl Ini {
         })
     }
 
-    /// The files to write into its folder.
+    /// The files to write into the folder.
     pub(super) fn files(&self, folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = Vec::new();
         let mut lines = self.included.others.clone();
@@ -94,7 +94,7 @@ impl Ini {
         set("unix_socket_dir", &folder.display().to_string());
         set("unix_socket_mode", "0600");
         set("listen_port", &PORT.to_string());
-        // Nobody who is not let into the folder comes as far as this.
+        // The folder's permissions already keep other users out.
         set("auth_type", "any");
         set("pool_mode", "transaction");
         for (name, content) in &self.certificates {
@@ -111,12 +111,12 @@ impl Ini {
     }
 }
 
-/// The lines of somebody else's file. PgBouncer can include one by itself, but at the second `[pgbouncer]` that it meets, ours,
-/// it forgets what the first one set.
+/// The lines of an included file, which are copied: PgBouncer's own `%include` does not work, since a second section
+/// `[pgbouncer]` makes it forget the first.
 #[derive(Default)]
 struct Included {
     settings: Vec<String>,
-    /// With their sections' names.
+    /// Lines of the other sections, with the sections' names.
     others: Vec<String>,
 }
 
@@ -138,7 +138,7 @@ impl Included {
     }
 }
 
-/// What the address names, or else the environment, as sqlx reads them: PEM, or the path of a file.
+/// The certificates named by the address, or else by the environment, as sqlx reads them: PEM, or the path of a file.
 fn certificates(url: &Url) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
     let mut found = Vec::new();
     for (setting, parameters, variable) in CERTIFICATES {
@@ -154,13 +154,13 @@ fn certificates(url: &Url) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|source| Error::PgBouncer { action: "read a file that is named", source })
+    fs::read(path).map_err(|source| Error::PgBouncer { action: "read a certificate file", source })
 }
 
-/// As in libpq's connection strings, but that PgBouncer doubles a quote to escape it.
+/// Quoted as in libpq's connection strings, except that PgBouncer escapes a quote by doubling it.
 fn quoted(value: &str) -> Result<String, Error> {
     if value.contains(['\n', '\r', '\0']) {
-        return Err(Error::Address { why: "PgBouncer cannot be told of a line break in it".into() });
+        return Err(Error::Address { why: "it has a line break, which PgBouncer cannot quote".into() });
     }
     Ok(format!("'{}'", value.replace('\'', "''")))
 }

@@ -1,8 +1,8 @@
-//! The process and its folder, and their end.
+//! The process, its folder, and the removal of both.
 //!
-//! Beside PgBouncer waits a shell on a pipe that only we hold open: it learns which process runs, and when we are gone, however
-//! that came, it kills that process and removes the folder. It runs as we do and not as the account, for until it is
-//! furnished the folder is ours.
+//! A guard, a shell beside PgBouncer, waits on a pipe that only this process holds open. It is told the id of PgBouncer's
+//! process, and when the pipe closes, however this process ended, it kills that process and removes the folder. It runs as this
+//! user and not as the account, since the folder is this user's at first.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -17,17 +17,17 @@ use super::ini::{self, Ini};
 use super::program::Program;
 use crate::error::Error;
 
-/// Each line is the id of the process that runs now, or empty. `$0` is the folder.
+/// Each line is the id of the running process, or empty. `$0` is the folder.
 const GUARD: &str =
     "while read -r line; do pid=$line; done; [ -z \"$pid\" ] || kill -KILL \"$pid\"; rm -rf \"$0\"";
 
-/// Becomes the program when it is told to: not before the guard knows of it, for we may be killed in between.
+/// Waits for a line and then runs the program: the guard must know the process id first, since we may be killed in between.
 const GATE: &str = "read -r go && exec \"$0\" \"$@\" </dev/null";
 
-/// What the names of all folders begin with.
+/// The prefix of all folders' names.
 const PREFIX: &str = "db-testkit-pgbouncer-";
 
-/// The shortest `sun_path` of all systems, without its terminating zero, and the length of what comes after the base.
+/// The smallest `sun_path` of all systems, without its terminating zero, and the length of the path below the base.
 const PATH_LIMIT: usize = 103;
 const NAME_LENGTH: usize = "/db-testkit-pgbouncer-0123456789/.s.PGSQL.6432".len();
 
@@ -41,22 +41,22 @@ pub(super) struct Process {
     folder: PathBuf,
     guard: Child,
     log: File,
-    /// Where the log of the last start begins, in bytes.
+    /// The length of the log before the last start, in bytes.
     log_start: u64,
     running: Option<Child>,
 }
 
 impl Process {
-    /// Everything but the process itself.
+    /// Prepares everything but the process itself.
     pub(super) fn prepare(account: Account, program: &Program, ini: &Ini) -> Result<Process, Error> {
         let folder = place(account)?;
-        let mut guard = start_guard(&folder).map_err(failed("start a shell that waits for our end"))?;
+        let mut guard = start_guard(&folder).map_err(failed("start a guard shell"))?;
         if let Err(error) = DirBuilder::new().mode(0o700).create(&folder) {
-            // Before its input ends: what is there in this place is somebody else's.
+            // Before its input ends, or it would remove a folder that is not ours.
             let ended = guard.kill().and_then(|()| guard.wait());
-            return Err(failed("make its folder")(ended.err().unwrap_or(error)));
+            return Err(failed("make a folder")(ended.err().unwrap_or(error)));
         }
-        match furnish(account, program, ini, &folder) {
+        match write_files(account, program, ini, &folder) {
             Ok((program, log)) => {
                 Ok(Process { account, program, folder, guard, log, log_start: 0, running: None })
             }
@@ -80,24 +80,24 @@ impl Process {
         read(&self.folder.join("log"), 0).map_err(failed("read the log"))
     }
 
-    /// Starts it, after having killed it if it runs.
+    /// Kills the process if it runs, and starts it.
     pub(super) fn start(&mut self) -> Result<(), Error> {
         self.kill()?;
-        self.log_start = self.log.metadata().map_err(failed("look at the log"))?.len();
-        let log = || self.log.try_clone().map_err(failed("open the log once more"));
+        self.log_start = self.log.metadata().map_err(failed("read the length of the log"))?.len();
+        let log = || self.log.try_clone().map_err(failed("open the log again"));
         let mut command = self.account.command("/bin/sh");
         command.args([OsStr::new("-c"), GATE.as_ref(), self.program.as_os_str()]);
         command.arg(self.folder.join(ini::FILE)).stdin(Stdio::piped()).stdout(log()?).stderr(log()?);
-        let mut child = command.spawn().map_err(failed("start it"))?;
+        let mut child = command.spawn().map_err(failed("start the process"))?;
         let gate = child.stdin.take();
         let pid = child.id();
-        // Ends with this value from now on.
+        // Dropping this value kills it from now on.
         self.running = Some(child);
         self.tell_guard(&format!("{pid}\n"))?;
-        gate.map_or(Ok(()), |mut gate| gate.write_all(b"\n")).map_err(failed("let it begin"))
+        gate.map_or(Ok(()), |mut gate| gate.write_all(b"\n")).map_err(failed("release the process"))
     }
 
-    /// Whether clients can connect; an error when it has ended.
+    /// Whether clients can connect; an error if the process has ended.
     pub(super) fn listens(&mut self) -> Result<bool, Error> {
         if self.pid().is_none() {
             let log = read(&self.folder.join("log"), self.log_start).map_err(failed("read the log"))?;
@@ -108,24 +108,24 @@ impl Process {
         let socket = self.folder.join(format!(".s.PGSQL.{}", ini::PORT));
         match UnixStream::connect(socket) {
             Ok(_) => Ok(true),
-            // Not there yet; or there, and of its killed predecessor.
+            // No socket yet, or that of the killed predecessor.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                 Ok(false)
             }
-            Err(error) => Err(failed("connect to it")(error)),
+            Err(error) => Err(failed("connect to the socket")(error)),
         }
     }
 
     pub(super) fn kill(&mut self) -> Result<(), Error> {
         let Some(mut running) = self.running.take() else { return Ok(()) };
-        running.kill().and_then(|()| running.wait()).map_err(failed("kill it"))?;
-        // Its id may be somebody else's from now on.
+        running.kill().and_then(|()| running.wait()).map_err(failed("kill the process"))?;
+        // Another process may get its id from now on.
         self.tell_guard("\n")
     }
 
     fn tell_guard(&mut self, line: &str) -> Result<(), Error> {
         let told = self.guard.stdin.as_mut().map_or(Ok(()), |pipe| pipe.write_all(line.as_bytes()));
-        told.map_err(failed("tell the shell that waits for our end"))
+        told.map_err(failed("write to the guard shell"))
     }
 }
 
@@ -134,26 +134,26 @@ impl Drop for Process {
         let killed = self.kill();
         end(&mut self.guard);
         if killed.is_err() || self.folder.exists() {
-            // A test has no other place to hear of it, and it is no reason to fail.
-            eprintln!("db-testkit: {} stays for now: {killed:?}", self.folder.display());
+            // A failure is only printed, as it is no reason to fail the test.
+            eprintln!("db-testkit: {} was not removed: {killed:?}", self.folder.display());
         }
     }
 }
 
-/// With its input ends the guard, and removes the folder. Its own end only has to be taken note of.
+/// Closes the guard's input, which makes it remove the folder, and waits for its end.
 fn end(guard: &mut Child) {
     guard.stdin = None;
     let _ = guard.wait();
 }
 
-/// Where the folder will be: where the account can work, and a socket has a short enough name.
+/// A path for the folder: the account must be able to use it, and the socket's path must be short enough.
 fn place(account: Account) -> Result<PathBuf, Error> {
     let candidates = [std::env::temp_dir(), PathBuf::from("/tmp"), PathBuf::from("/var/tmp")];
     let base = candidates
         .into_iter()
         .filter_map(|base| base.canonicalize().ok())
         .find(|base| base.as_os_str().len() + NAME_LENGTH <= PATH_LIMIT && account.can_work_in(base))
-        .ok_or_else(|| failed("find a folder for temporary files")(ErrorKind::PermissionDenied.into()))?;
+        .ok_or_else(|| failed("find a temporary folder")(ErrorKind::PermissionDenied.into()))?;
     let random: String = std::iter::repeat_with(fastrand::alphanumeric).take(10).collect();
     Ok(base.join(format!("{PREFIX}{random}")))
 }
@@ -164,8 +164,13 @@ fn start_guard(folder: &Path) -> io::Result<Child> {
     guard.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
-/// Writes what it needs, and gives it to the account: what is ours alone until then cannot be exchanged for a link.
-fn furnish(account: Account, program: &Program, ini: &Ini, folder: &Path) -> Result<(PathBuf, File), Error> {
+/// Writes the files, and then changes their owner: before that, the account cannot replace them by links.
+fn write_files(
+    account: Account,
+    program: &Program,
+    ini: &Ini,
+    folder: &Path,
+) -> Result<(PathBuf, File), Error> {
     let write = |path: &Path, content: &[u8], mode: u32| -> io::Result<File> {
         let mut file = OpenOptions::new().append(true).create_new(true).mode(mode).open(path)?;
         file.write_all(content)?;
@@ -173,24 +178,24 @@ fn furnish(account: Account, program: &Program, ini: &Ini, folder: &Path) -> Res
         Ok(file)
     };
     for (path, content) in ini.files(folder) {
-        write(&path, &content, 0o600).map_err(failed("write its configuration"))?;
+        write(&path, &content, 0o600).map_err(failed("write the configuration"))?;
     }
-    let log = write(&folder.join("log"), b"", 0o600).map_err(failed("make its log"))?;
+    let log = write(&folder.join("log"), b"", 0o600).map_err(failed("make a log"))?;
     let path = if program.is_out_of_reach {
         let copy = folder.join("pgbouncer");
-        duplicate(&program.path, &copy).map_err(failed("copy the program"))?;
-        give(account, &copy).map_err(failed("give the program away"))?;
+        copy_program(&program.path, &copy).map_err(failed("copy the program"))?;
+        give(account, &copy).map_err(failed("change the owner of the program"))?;
         copy
     } else {
         program.path.clone()
     };
-    give(account, folder).map_err(failed("give its folder away"))?;
+    give(account, folder).map_err(failed("change the owner of the folder"))?;
     Ok((path, log))
 }
 
-/// Not by ourselves: what another thread begins just then would have the file open for writing for a moment, and a program that
-/// somebody writes to cannot be run ("text file busy").
-fn duplicate(program: &Path, copy: &Path) -> io::Result<()> {
+/// Copies by `cp`, and not in this process: a child that another thread starts meanwhile would inherit the file open for
+/// writing, and such a program cannot be run ("text file busy").
+fn copy_program(program: &Path, copy: &Path) -> io::Result<()> {
     let copied = Account::OURS.command("cp").args([program, copy]).stdin(Stdio::null()).output()?;
     if copied.status.success() {
         return Ok(());

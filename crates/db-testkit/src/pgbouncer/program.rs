@@ -7,23 +7,23 @@ use std::path::{Path, PathBuf};
 use super::account::Account;
 use crate::error::Error;
 
-/// Names the one program to use.
+/// The environment variable that names the only program to use.
 const VARIABLE: &str = "DB_TESTKIT_PGBOUNCER";
 
-/// Where Debian and its like put it, which is on nobody's `PATH` but root's.
+/// Debian's folder for it, which is on root's `PATH` only.
 const BESIDES: &str = "/usr/sbin";
 
-/// A program that has told its version.
+/// A program, with its version.
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) path: PathBuf,
     pub(super) version: (u32, u32, u32),
-    /// The account cannot get to it where it is, as in root's home.
+    /// The account cannot reach the program's folder, such as root's home.
     pub(super) is_out_of_reach: bool,
 }
 
 impl Program {
-    /// Whoever names one wants that one, or an error.
+    /// Finds the program. If `explicit` or the environment names one, no other is tried.
     pub(super) fn find(explicit: Option<&Path>, account: &Account) -> Result<Program, Error> {
         let named = explicit
             .map(Path::to_path_buf)
@@ -54,7 +54,7 @@ impl Program {
         let path = place.canonicalize().map_err(|error| error.to_string())?;
         let asked = account.command(&path).arg("--version").output();
         let (output, is_out_of_reach) = match asked {
-            // For us it may be within reach. Its version it tells to everybody.
+            // The account cannot run it, but this process may; the version is the same.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && account.ids().is_some() => {
                 let ours = std::process::Command::new(&path).arg("--version").output();
                 (ours.map_err(|error| error.to_string())?, true)
@@ -67,7 +67,7 @@ impl Program {
         }
         let errors = String::from_utf8_lossy(&output.stderr);
         let line = said.lines().chain(errors.lines()).next().unwrap_or("nothing");
-        Err(format!("`--version` says {line:?} and ends with {}", output.status))
+        Err(format!("`--version` prints {line:?} and exits with {}", output.status))
     }
 }
 

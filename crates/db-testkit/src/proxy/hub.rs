@@ -1,4 +1,4 @@
-//! What runs in the proxy's thread, and owns all of its connections.
+//! The owner of a proxy's connections, in the proxy's thread.
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -14,18 +14,18 @@ use super::link::{End, Faults, Link, Mode};
 use super::peer;
 use super::wire::{Target, Wire};
 
-/// Something to do between two moves of the bytes.
+/// A change to the hub, made between two polls of the connections.
 pub(super) type Order = Box<dyn FnOnce(&mut Hub) + Send>;
 
-/// What new connections find.
+/// What happens to new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Door {
     Open(Mode),
     Refusing,
 }
 
-/// The one owner of everything. A single thread polls its connections and carries out orders, one after the other: so an
-/// order is a step that nothing comes between.
+/// Owns everything. A single thread polls the connections and carries out orders one after the other, so no byte moves during
+/// an order.
 pub(super) struct Hub {
     listener: TcpListener,
     us: SocketAddr,
@@ -37,11 +37,11 @@ pub(super) struct Hub {
     pub(super) refused: u64,
 }
 
-/// A connection and what it does. To drop it is to close it.
+/// A connection and its future. Dropping it closes the connection.
 struct Line {
     link: Rc<Link>,
     work: Pin<Box<dyn Future<Output = End>>>,
-    /// It has a side towards the server, or will have one.
+    /// Whether it has, or will have, a connection to the server.
     is_whole: bool,
 }
 
@@ -59,7 +59,7 @@ impl Hub {
         }
     }
 
-    /// Until nobody can give orders any more.
+    /// Runs until all senders of orders are gone.
     pub(super) async fn run(
         mut self,
         listener: tokio::net::TcpListener,
@@ -70,29 +70,29 @@ impl Hub {
                 biased;
                 order = orders.recv() => match order {
                     Some(order) => {
-                        // Whoever has connected before the order was given is subject to it.
-                        self.admit_the_waiting();
+                        // A connection that was made before the order must be subject to it.
+                        self.accept_pending();
                         order(&mut self);
                     }
                     None => return,
                 },
                 accepted = listener.accept() => match accepted {
                     Ok((client, peer)) => self.admit(client, peer),
-                    // The client has gone already, or descriptors are short; there is nobody to tell.
-                    Err(error) => tracing::debug!(%error, "a connection did not get to the proxy"),
+                    // The client has gone already, or descriptors are exhausted; nobody waits for this error.
+                    Err(error) => tracing::debug!(%error, "the proxy could not accept a connection"),
                 },
                 () = poll_fn(|cx| poll_all(&mut self.lines, cx)) => {}
             }
         }
     }
 
-    /// On the listener's other handle: tokio's would not try before it has heard of them.
-    fn admit_the_waiting(&mut self) {
+    /// Accepts by the other handle of the listener: tokio's accepts only what its reactor has reported.
+    fn accept_pending(&mut self) {
         loop {
             match self.listener.accept() {
                 Ok((client, peer)) => match from_std(client) {
                     Ok(client) => self.admit(client, peer),
-                    Err(error) => tracing::debug!(%error, "a connection did not get to the proxy"),
+                    Err(error) => tracing::debug!(%error, "the proxy could not accept a connection"),
                 },
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return,
@@ -102,12 +102,12 @@ impl Hub {
 
     fn admit(&mut self, client: tokio::net::TcpStream, peer: SocketAddr) {
         let is_ours = peer::is_ours(peer, self.us).unwrap_or_else(|error| {
-            tracing::warn!(%error, "nobody is let through the proxy, since nobody tells who it is");
+            tracing::warn!(%error, "connection refused: the proxy cannot find out which user connects");
             false
         });
         let client = match Wire::tcp(client) {
             Ok(client) => client,
-            Err(error) => return tracing::debug!(%error, "a connection ended at once"),
+            Err(error) => return tracing::debug!(%error, "a connection ended right after it was accepted"),
         };
         let mode = match self.door {
             Door::Open(mode) if is_ours => mode,
@@ -126,7 +126,7 @@ impl Hub {
         self.lines.push(Line { link, work, is_whole: true });
     }
 
-    /// Has connections that are let in from now on lead there.
+    /// Makes new connections lead to `target`.
     pub(super) fn lead_to(&mut self, target: Target) {
         self.target = Rc::new(target);
     }
@@ -141,7 +141,7 @@ impl Hub {
         }
     }
 
-    /// Of all modes this one.
+    /// Ends the mode `Frozen`, and no other.
     pub(super) fn thaw(&mut self) {
         for line in &self.lines {
             line.link.mode.send_if_modified(|mode| {
@@ -154,8 +154,8 @@ impl Hub {
         }
     }
 
-    /// Takes back what is set for all connections together.
-    pub(super) fn calm(&mut self) {
+    /// Ends the faults that concern all connections together.
+    pub(super) fn clear_faults(&mut self) {
         self.faults.latency.set(Duration::ZERO);
         self.faults.budget_to_client.set(None);
         self.faults.budget_to_server.set(None);
@@ -173,13 +173,13 @@ impl Hub {
         });
     }
 
-    /// Closes the server's side of each, and keeps the client's.
+    /// Closes the server's side of each connection, and keeps the client's.
     pub(super) fn forget(&mut self) {
         for line in &mut self.lines {
             let link = Rc::clone(&line.link);
             link.broken.set(true);
             line.is_whole = false;
-            line.work = Box::pin(async move { link.stay_silent().await });
+            line.work = Box::pin(async move { link.discard_all().await });
         }
     }
 }
@@ -189,7 +189,7 @@ pub(super) fn from_std(client: TcpStream) -> std::io::Result<tokio::net::TcpStre
     tokio::net::TcpStream::from_std(client)
 }
 
-/// Lets each connection do what it can, and drops those that ended. There are few, so all are asked each time.
+/// Polls all connections, and drops those that ended. There are few, so none is tracked by its own waker.
 fn poll_all(lines: &mut Vec<Line>, cx: &mut Context<'_>) -> Poll<()> {
     lines.retain_mut(|line| match line.work.as_mut().poll(cx) {
         Poll::Pending => true,

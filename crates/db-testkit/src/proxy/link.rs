@@ -1,4 +1,4 @@
-//! One client's connection, and what connects it to the server.
+//! One client's connection, and its connection to the server.
 
 use std::cell::{Cell, RefCell};
 use std::future::pending;
@@ -12,7 +12,7 @@ use super::messages::{Found, Talk, Wanted};
 use super::way::Way;
 use super::wire::{Target, Wire};
 
-/// As much as is read at once.
+/// How many bytes are read at once.
 const CHUNK: usize = 16 << 10;
 
 /// What happens to the bytes of a connection.
@@ -21,7 +21,7 @@ pub(super) enum Mode {
     Passing,
     /// They wait.
     Frozen,
-    /// They are read, and gone.
+    /// They are read and dropped.
     BlackHole,
 }
 
@@ -38,11 +38,11 @@ pub(super) enum Direction {
     ToClient,
 }
 
-/// What is set for all connections together.
+/// The faults that concern all connections together.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) latency: Cell<Duration>,
-    /// So many bytes more, and then a reset.
+    /// How many more bytes pass before a reset.
     pub(super) budget_to_server: Cell<Option<u64>>,
     pub(super) budget_to_client: Cell<Option<u64>>,
     pub(super) answer_to: RefCell<Option<Vec<u8>>>,
@@ -62,7 +62,7 @@ impl Faults {
 pub(super) struct Link {
     pub(super) client: Wire,
     pub(super) mode: watch::Sender<Mode>,
-    /// Something vanished that was on its way: it can not be continued.
+    /// Bytes were lost, so the connection cannot be continued.
     pub(super) broken: Cell<bool>,
     talk: RefCell<Talk>,
 }
@@ -73,7 +73,7 @@ impl Link {
         Link { client, mode: watch::Sender::new(mode), broken: Cell::new(false), talk }
     }
 
-    /// Connects it to the server, unless something keeps it from that, and passes bytes until one side ends.
+    /// Connects to the server once the mode allows it, and passes bytes until one side ends.
     pub(super) async fn run(&self, target: &Target, faults: &Faults) -> End {
         let mut mode = self.mode.subscribe();
         loop {
@@ -83,7 +83,7 @@ impl Link {
                 Mode::Frozen => {}
                 Mode::BlackHole => {
                     self.broken.set(true);
-                    return self.stay_silent().await;
+                    return self.discard_all().await;
                 }
             }
             change(&mut mode).await;
@@ -91,7 +91,7 @@ impl Link {
         let server = match target.connect().await {
             Ok(server) => server,
             Err(error) => {
-                tracing::debug!(%error, "the proxy does not get to the server");
+                tracing::debug!(%error, "the proxy cannot connect to the server");
                 return End::Reset;
             }
         };
@@ -101,8 +101,8 @@ impl Link {
         }
     }
 
-    /// Says nothing, whatever the client says, until it closes.
-    pub(super) async fn stay_silent(&self) -> End {
+    /// Reads and drops what the client sends, until it closes.
+    pub(super) async fn discard_all(&self) -> End {
         let mut buffer = vec![0; CHUNK];
         loop {
             if self.client.readable().await.is_err() {
@@ -116,8 +116,8 @@ impl Link {
         }
     }
 
-    /// Passes bytes in one direction. Between finding out what to do and doing it there is no await, and a change of the
-    /// mode comes before all else: so no byte passes after a fault was set.
+    /// Passes bytes in one direction. There is no await between a decision and its action, and a change of the mode is handled
+    /// first, so no byte passes after a fault was set.
     async fn pass(&self, from: &Wire, to: &Wire, direction: Direction, faults: &Faults) -> End {
         let mut mode = self.mode.subscribe();
         let mut way = Way::default();
@@ -152,7 +152,8 @@ impl Link {
                     match deliver(&mut way, to, faults.budget(direction)) {
                         Delivered::Some => {}
                         Delivered::LastAllowed => return End::Reset,
-                        // What the other end has said before it went is still to be passed; that direction ends it all.
+                        // The other end has closed. Bytes that it sent before still have to pass; the other direction then ends
+                        // the link.
                         Delivered::NobodyThere => return pending().await,
                     }
                 }
@@ -174,7 +175,7 @@ impl Link {
         }
     }
 
-    /// Sends bytes on their way, as far as they may go.
+    /// Queues bytes for delivery, as far as the faults allow.
     fn take(&self, bytes: &[u8], direction: Direction, way: &mut Way, faults: &Faults) -> Option<End> {
         let latency = faults.latency.get();
         let mut talk = self.talk.borrow_mut();
@@ -237,7 +238,7 @@ fn deliver(way: &mut Way, to: &Wire, budget: &Cell<Option<u64>>) -> Delivered {
     Delivered::Some
 }
 
-/// Waits for another mode. The sender lives as long as the link.
+/// Waits for the next mode. The sender lives as long as the link.
 async fn change(mode: &mut watch::Receiver<Mode>) {
     if mode.changed().await.is_err() {
         pending::<()>().await;

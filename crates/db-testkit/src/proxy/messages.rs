@@ -1,30 +1,30 @@
-//! As much of PostgreSQL's protocol as it takes to find a statement and its answer.
+//! The part of PostgreSQL's protocol that is needed to find a statement and its answer.
 //!
-//! A message is a letter, a length that counts itself, and a body; those of a client that begin a connection have no letter.
-//! The server ends its answer to each `Query` and `Sync`, and to the start, with one `ReadyForQuery`: by counting both it
-//! is known which statement is being answered, however much is sent ahead.
+//! A message is a letter, a length that includes itself, and a body; the client's first messages have no letter. The server
+//! ends its answer to each `Query` and `Sync`, and to the startup, with one `ReadyForQuery`. Counting both shows which
+//! statement an answer belongs to, however much the client sends ahead.
 
 const SSL_REQUEST: [u8; 4] = 80_877_103_u32.to_be_bytes();
 const GSS_REQUEST: [u8; 4] = 80_877_104_u32.to_be_bytes();
 
-/// The messages of one direction, found in chunks that begin and end anywhere.
+/// Splits the bytes of one direction into messages.
 #[derive(Debug, Default)]
 struct Frames {
-    /// Messages have a letter.
+    /// Whether messages have a letter.
     lettered: bool,
     header: Vec<u8>,
     body: Vec<u8>,
-    /// Of the body.
+    /// How many bytes of the body are missing.
     missing: usize,
-    /// How many bytes of the body are kept, for whoever searches it.
+    /// How many bytes of the body are kept for a search.
     keep: usize,
 }
 
-/// What a step in a chunk found.
+/// The result of a step in a chunk.
 enum Step {
-    /// A header was completed by this byte.
+    /// The header is complete.
     Begun(u8),
-    /// The whole message went by.
+    /// The message is complete.
     Ended(u8),
     More,
 }
@@ -34,11 +34,11 @@ impl Frames {
         if self.lettered { self.header[0] } else { 0 }
     }
 
-    /// Takes what belongs to the current message from the front of the chunk.
+    /// Takes bytes of the current message from the front of the chunk.
     fn step(&mut self, chunk: &mut &[u8]) -> Step {
         let header_length = if self.lettered { 5 } else { 4 };
         if self.header.len() < header_length {
-            // What went by is not looked at again, whatever is looked for by now.
+            // The body of the message before is not searched again.
             self.body.clear();
             let (byte, rest) = chunk.split_at(1);
             *chunk = rest;
@@ -65,7 +65,7 @@ impl Frames {
         Step::Ended(letter)
     }
 
-    /// Whether a message without a body, or the end of one, is due although the chunk is used up.
+    /// Whether a message ends exactly at the end of the chunk.
     fn is_complete(&self) -> bool {
         self.header.len() == if self.lettered { 5 } else { 4 } && self.missing == 0
     }
@@ -75,16 +75,16 @@ impl Frames {
     }
 }
 
-/// What is looked for in what the client sends.
+/// The texts to find in what the client sends.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Wanted<'a> {
-    /// The answer to it shall be cut.
+    /// The answer to this text is to be cut.
     pub(super) answered: Option<&'a [u8]>,
-    /// It shall not even get to the server.
+    /// This text must not reach the server.
     pub(super) unsent: Option<&'a [u8]>,
 }
 
-/// What was found.
+/// Which text was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Nothing,
@@ -92,37 +92,37 @@ pub(super) enum Found {
     Unsent,
 }
 
-/// What becomes of a chunk from the server.
+/// What to do with a chunk from the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// How many of its bytes pass.
+    /// How many of its bytes to pass.
     pub(super) pass: usize,
-    /// The answer that does not pass is complete.
+    /// Whether the withheld answer is complete.
     pub(super) finished: bool,
 }
 
-/// The talk on one connection.
+/// The state of the protocol on one connection.
 #[derive(Debug, Default)]
 pub(super) struct Talk {
     client: Frames,
     server: Frames,
-    /// It is encrypted.
+    /// Whether the connection is encrypted.
     opaque: bool,
-    /// The server answers the client's wish for encryption with a single byte.
+    /// Whether the server's next byte answers the client's request for encryption.
     yes_or_no: bool,
     asked: u64,
     answered: u64,
-    /// Where in `answered` the answer that shall be cut begins.
+    /// The value of `answered` from which on an answer is to be cut.
     cut_from: Option<u64>,
     withholding: bool,
 }
 
 impl Talk {
-    /// Follows what the client sends.
+    /// Follows the client's bytes.
     pub(super) fn hear_client(&mut self, mut chunk: &[u8], wanted: Wanted<'_>) -> Found {
         let mut found = Found::Nothing;
         let longest = wanted.answered.into_iter().chain(wanted.unsent).map(<[u8]>::len).max().unwrap_or(0);
-        // The four bytes that tell which beginning of a connection it is.
+        // Four bytes are the code that says what kind of startup message it is.
         self.client.keep = longest.max(4);
         while !self.opaque && (!chunk.is_empty() || self.client.is_complete()) {
             let step = self.client.step(&mut chunk);
@@ -151,7 +151,7 @@ impl Talk {
         found
     }
 
-    /// Follows what the server answers.
+    /// Follows the server's bytes.
     pub(super) fn hear_server(&mut self, chunk: &[u8]) -> Verdict {
         let mut pass = if self.withholding { 0 } else { chunk.len() };
         let mut finished = false;
@@ -164,7 +164,7 @@ impl Talk {
         }
         while !self.opaque && (!rest.is_empty() || self.server.is_complete()) {
             match self.server.step(&mut rest) {
-                // A statement is done, or has failed.
+                // A statement is complete or has failed.
                 Step::Begun(b'C' | b'E' | b'I') if !self.withholding && self.is_to_be_cut() => {
                     self.withholding = true;
                     pass = (chunk.len() - rest.len()).saturating_sub(5);
@@ -179,12 +179,12 @@ impl Talk {
         Verdict { pass, finished }
     }
 
-    /// Whether the server's next answer to a statement is the one.
+    /// Whether the server's next answer to a statement is to be cut.
     fn is_to_be_cut(&self) -> bool {
         self.cut_from.is_some_and(|from| self.answered >= from)
     }
 
-    /// Whether part of the answer was withheld.
+    /// Whether part of an answer was withheld.
     pub(super) fn is_withholding(&self) -> bool {
         self.withholding
     }
@@ -223,7 +223,7 @@ mod tests {
 
             assert_eq!(found.iter().filter(|found| **found == Found::Answered).count(), 1, "{size}");
             let passed: usize = verdicts.iter().map(|verdict| verdict.pass).sum();
-            // A header that is cut in two is begun before it is known what it begins.
+            // A header that the chunk cuts in two passes before its letter is known.
             assert!((first.len()..first.len() + 5).contains(&passed), "{size}: {passed}");
             assert_eq!(
                 verdicts.iter().position(|verdict| verdict.finished),

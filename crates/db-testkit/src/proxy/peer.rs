@@ -1,24 +1,24 @@
-//! Who is at the other end.
+//! The user at the other end of a TCP connection.
 //!
-//! A server of ours asks the kernel who connects to its socket, and would be told that it is us: whoever gets to the proxy
-//! would be a superuser. So the proxy asks the kernel in its turn.
+//! The kit's server asks the kernel which user connects, and sees the proxy's user: any client of the proxy would be a
+//! superuser. So the proxy checks its clients in the same way.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use nix::unistd::Uid;
 
-/// Whether a connection between these two, seen from our end, is that of a process of our own user.
+/// Whether the process that connected from `peer` to `us` belongs to our own user.
 ///
 /// A connection that is closed by now belongs to nobody, and is refused as well.
 #[cfg(target_os = "linux")]
 pub(super) fn is_ours(peer: SocketAddr, us: SocketAddr) -> io::Result<bool> {
-    // The kernel lists sockets in portions, and may miss one while others come and go.
+    // The kernel lists sockets in portions, and may skip one while others come and go.
     for _ in 0..3 {
         for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
             let lines = match std::fs::read_to_string(table) {
                 Ok(lines) => lines,
-                // There is no IPv6 on this machine.
+                // This machine has no IPv6.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && table.ends_with('6') => continue,
                 Err(error) => return Err(error),
             };
@@ -30,23 +30,23 @@ pub(super) fn is_ours(peer: SocketAddr, us: SocketAddr) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Elsewhere nobody tells; the proxy is only made for servers that ask for themselves.
+/// Other systems have no such table; a proxy is made there only for servers that check clients themselves.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn is_ours(_peer: SocketAddr, _us: SocketAddr) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether that function can tell.
+/// Whether this system can tell the user.
 pub(super) const KNOWN: bool = cfg!(target_os = "linux");
 
-/// The user at `peer`. The socket's two addresses are those of ours, the other way round.
+/// The user of the socket at `peer`, whose table row has the two addresses of our socket reversed.
 fn owner_in(lines: &str, peer: SocketAddr, us: SocketAddr) -> Option<u32> {
     const ESTABLISHED: &str = "01";
     let (local, remote) = (in_hex(peer)?, in_hex(us)?);
     lines.lines().find_map(|line| {
         let mut fields = line.split_ascii_whitespace().skip(1);
         let is_it = fields.next()?.ends_with(&local) && fields.next()?.ends_with(&remote);
-        // One that nobody holds open any more counts as root's.
+        // A socket that no process holds open is listed as root's.
         if !is_it || fields.next()? != ESTABLISHED {
             return None;
         }
@@ -54,7 +54,8 @@ fn owner_in(lines: &str, peer: SocketAddr, us: SocketAddr) -> Option<u32> {
     })
 }
 
-/// As the kernel writes it: the address as a number in the machine's order. One in a socket for IPv6 ends so too.
+/// The address in the kernel's form: a number in the machine's byte order. An IPv4 address in an IPv6 socket has the same
+/// ending.
 fn in_hex(address: SocketAddr) -> Option<String> {
     let IpAddr::V4(ip) = address.ip() else { return None };
     Some(format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port()))
@@ -64,7 +65,7 @@ fn in_hex(address: SocketAddr) -> Option<String> {
 mod tests {
     use super::owner_in;
 
-    /// The listener, the client's socket, ours, and a client that is closed already.
+    /// Rows of the listener, the client's socket, ours, and a client that has closed.
     const TABLE: &str = "\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:1538 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 6880 1

@@ -1,4 +1,4 @@
-//! What is on its way in one direction.
+//! The bytes on their way in one direction.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,14 +7,14 @@ use tokio::time::Instant;
 
 use super::link::End;
 
-/// More than that waits with its sender.
+/// How many bytes are buffered; beyond that the sender has to wait.
 const ROOM: usize = 4 << 20;
 
-/// Bytes, each with the time of its arrival, and the end that comes after them.
+/// Chunks of bytes with their times of arrival, and the end that follows them.
 #[derive(Debug, Default)]
 pub(super) struct Way {
     chunks: VecDeque<(Instant, Vec<u8>)>,
-    /// Of the first chunk.
+    /// How many bytes of the first chunk are delivered.
     delivered: usize,
     held: usize,
     end: Option<(Instant, End)>,
@@ -28,7 +28,7 @@ impl Way {
         }
     }
 
-    /// Nothing comes after it.
+    /// Sets the end, after which nothing comes.
     pub(super) fn finish(&mut self, end: End, latency: Duration) {
         self.end = Some((Instant::now() + latency, end));
     }
@@ -37,12 +37,12 @@ impl Way {
         self.end.is_none() && self.held < ROOM
     }
 
-    /// When the next thing arrives.
+    /// The time at which the next chunk, or the end, arrives.
     pub(super) fn due(&self) -> Option<Instant> {
         self.chunks.front().map(|(due, _)| *due).or_else(|| self.end.map(|(due, _)| due))
     }
 
-    /// The bytes at the front, if there are any.
+    /// The bytes at the front, if any.
     pub(super) fn first(&self) -> Option<&[u8]> {
         self.chunks.front().map(|(_, bytes)| &bytes[self.delivered..])
     }
@@ -56,12 +56,12 @@ impl Way {
         }
     }
 
-    /// The end, when nothing is before it.
+    /// The end, once no bytes are before it.
     pub(super) fn end(&self) -> Option<End> {
         if self.chunks.is_empty() { self.end.map(|(_, end)| end) } else { None }
     }
 
-    /// Forgets everything, and says whether there was something.
+    /// Drops everything; returns whether there was anything.
     pub(super) fn lose(&mut self) -> bool {
         let lost = !self.chunks.is_empty() || self.end.is_some();
         *self = Way::default();

@@ -1,4 +1,4 @@
-//! One end of a connection, of either kind.
+//! One end of a connection, by TCP or Unix socket.
 
 use std::io;
 use std::path::PathBuf;
@@ -71,12 +71,12 @@ impl Wire {
         }
     }
 
-    /// Lets the coming close be a reset.
+    /// Makes the coming close a reset.
     pub(super) fn will_reset(&self) {
         if let Wire::Tcp(stream) = self
             && let Err(error) = stream.set_zero_linger()
         {
-            tracing::debug!(%error, "a connection is closed rather than reset");
+            tracing::debug!(%error, "a connection could not be reset, so it is closed");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the server says of a test's sessions.
+//! The server's view of a test's sessions.
 
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ async fn it_is_quiet_when_transaction_statement_and_lock_are_gone(db: TestDb) {
         [("begin", "rollback"), ("select pg_advisory_lock(1)", "select pg_advisory_unlock(1)")]
     {
         connection.execute(begin).await.unwrap();
-        // It looks at least once, which is now.
+        // `until_quiet` checks at least once, which is before the timeout.
         let quiet = async { tokio::time::timeout(Duration::from_millis(300), db.until_quiet()).await };
         assert!(quiet.await.is_err(), "not quiet after {begin}");
         connection.execute(end).await.unwrap();
@@ -106,7 +106,7 @@ async fn who_waits_in_vain_is_told_what_is_there() {
     assert!(shown.contains("holds ExclusiveLock on the advisory 42"), "{shown}");
     let wait = std::panic::AssertUnwindSafe(db.until_sessions("peace on earth", <[Session]>::is_empty));
     let mut wait = Box::pin(wait.catch_unwind());
-    // Has looked, and waits. From here on the clock leaps to whatever is waited for, such as the deadline.
+    // By now it has checked once and waits. From here on, the paused clock jumps to the next deadline.
     assert!(tokio::time::timeout(Duration::from_millis(300), &mut wait).await.is_err());
     tokio::time::pause();
     let panic = wait.await.unwrap_err();

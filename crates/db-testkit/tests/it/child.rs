@@ -1,4 +1,4 @@
-//! Another test process: this test program once more, told by its environment what to do.
+//! Another test process: this test program again, with orders in its environment.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -7,8 +7,8 @@ use db_testkit::TestDb;
 
 const ORDER: &str = "DB_TESTKIT_TEST_HOLD";
 
-/// In a child: makes a database, tells its name and where its server is, and keeps it until its input ends. In a normal
-/// run: nothing.
+/// In a child: makes a database, prints its name and the server's folder, and keeps it until its input ends. In a normal run:
+/// nothing.
 #[test]
 fn holds_a_database_when_told_to() {
     if std::env::var_os(ORDER).is_none() {
@@ -29,7 +29,7 @@ fn holds_a_database_when_told_to() {
 pub(crate) struct Holder {
     child: Child,
     stdin: Option<ChildStdin>,
-    /// Open, so that the child can finish its last words.
+    /// Kept open, so that the child can write its last output.
     stdout: BufReader<ChildStdout>,
     pub(crate) database: String,
     pub(crate) data: String,

@@ -1,4 +1,4 @@
-//! Each test has its own, for as long as it runs.
+//! Each test has its own database, for as long as it runs.
 
 use std::path::Path;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! What a client meets behind the proxy, and what the server sees of it.
+//! What a client behind the proxy sees of each fault, and what the server sees.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -14,14 +14,14 @@ use tokio::time::timeout;
 
 use crate::support::PATIENCE;
 
-/// Long enough for an answer that comes, where the test is that none does.
+/// Longer than an answer takes, for tests in which none may come.
 const SILENCE: Duration = Duration::from_millis(300);
 
 async fn connect(proxy: &Proxy) -> PgConnection {
     timeout(PATIENCE, proxy.options().connect()).await.unwrap().unwrap()
 }
 
-/// The simple protocol: one message, one answer.
+/// Runs a statement by the simple protocol: one message, one answer.
 async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
     let done = connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned())));
     timeout(PATIENCE, done).await.expect("an answer or an error").map(drop)
@@ -33,7 +33,7 @@ async fn is_silent(connection: &mut PgConnection) -> bool {
 
 fn is_reset(result: Result<(), sqlx::Error>) -> bool {
     match result {
-        // Which of them depends on whether it was writing or reading.
+        // Which error it is depends on whether the client was writing or reading.
         Err(sqlx::Error::Io(error)) => {
             matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
         }
@@ -125,7 +125,7 @@ async fn latency_is_added_in_each_direction_and_not_to_each_chunk(db: TestDb) {
     let begun = Instant::now();
     run(&mut connection, "select 1").await.unwrap();
     let one = begun.elapsed();
-    // Some hundred chunks, one after the other, would take a minute.
+    // One delay for each of some hundred chunks would add up to a minute.
     let begun = Instant::now();
     run(&mut connection, "select repeat('x', 1000) from generate_series(1, 10000)").await.unwrap();
     let many = begun.elapsed();
@@ -166,7 +166,7 @@ async fn the_server_does_not_learn_of_a_close_in_a_black_hole(db: TestDb) {
 
     connection.close().await.unwrap();
 
-    // It would be gone in some milliseconds.
+    // Without the black hole, the session would be gone within some milliseconds.
     tokio::time::sleep(SILENCE).await;
     assert_eq!(db.sessions().await.unwrap().len(), 1);
     proxy.heal();
@@ -344,7 +344,7 @@ async fn a_terminated_client_hears_why_as_without_a_proxy(db: TestDb) {
     sqlx::query("select pg_terminate_backend($1)").bind(session.pid).execute(&db.pool()).await.unwrap();
     db.until_sessions("none", <[_]>::is_empty).await;
 
-    // It has written already when the server's last words come.
+    // The client has written already when the server's last message arrives.
     let mut query = Box::pin(run(&mut connection, "select 1"));
     assert!(timeout(SILENCE, &mut query).await.is_err());
     proxy.thaw();
@@ -374,7 +374,7 @@ async fn a_cut_lets_just_so_many_bytes_through(db: TestDb) {
         let mut client = dial(&proxy);
         proxy.cut_after(bytes);
 
-        // It asks for the start of a session, and would be let in.
+        // A startup message, which the server would accept.
         let start = format!("user\0{}\0database\0{}\0\0", db.options().get_username(), db.name());
         let length = u32::try_from(start.len() + 8).unwrap().to_be_bytes();
         client.write_all(&[&length[..], &[0, 3, 0, 0], start.as_bytes()].concat()).unwrap();
@@ -389,12 +389,12 @@ async fn a_cut_lets_just_so_many_bytes_through(db: TestDb) {
 #[db_testkit::test]
 async fn another_user_of_the_machine_is_turned_away(db: TestDb) {
     if !Uid::effective().is_root() {
-        println!("skipped: only root can be somebody else");
+        println!("skipped: only root can become another user");
         return;
     }
     let proxy = Proxy::start(&db).unwrap();
     let connects_as = |uid| {
-        // Stays until the other side closes, and says how that was.
+        // Waits until the other side closes, and exits with the way it did.
         let script = r#"exec 3<>"/dev/tcp/127.0.0.1/$0" && read -r -n 1 -t 20 <&3"#;
         let port = proxy.options().get_port().to_string();
         Command::new("bash").args(["-c", script, &port]).uid(uid).gid(uid).current_dir("/").spawn().unwrap()
@@ -411,7 +411,7 @@ async fn another_user_of_the_machine_is_turned_away(db: TestDb) {
     assert_eq!(proxy.refused(), 1);
 }
 
-/// Without a driver, and without anybody who would read ahead.
+/// A raw connection, without a driver that reads ahead.
 fn dial(proxy: &Proxy) -> TcpStream {
     let client = TcpStream::connect(("127.0.0.1", proxy.options().get_port())).unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();

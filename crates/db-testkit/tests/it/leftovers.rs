@@ -1,4 +1,4 @@
-//! What killed test processes leave.
+//! What killed test processes leave behind.
 
 use db_embedded::Server;
 use sqlx::postgres::PgConnectOptions;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::child::Holder;
 use crate::support::{databases, eventually, open_dir};
 
-/// A database of a test, not a template.
+/// The tests' databases, without templates.
 async fn test_databases(options: &PgConnectOptions) -> Vec<String> {
     let mut all = databases(options, "tk_").await;
     all.retain(|name| !name.starts_with("tk_template_"));
@@ -36,7 +36,7 @@ async fn on_a_given_server_the_next_test_drops_what_a_killed_one_left_and_spares
     .await;
 
     assert_eq!(test_databases(&options).await, [living.database.as_str()]);
-    assert_eq!(living.data, "", "DATABASE_URL names the server, so it is none of ours");
+    assert_eq!(living.data, "", "DATABASE_URL names the server, so the kit has started none");
     living.end();
     assert_eq!(test_databases(&options).await, [""; 0]);
     assert_eq!(databases(&options, "tk_template_").await.len(), 1, "the template stays for the next run");

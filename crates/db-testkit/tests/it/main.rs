@@ -1,4 +1,4 @@
-//! Against real servers; those that are killed or filled with rubbish belong to one test alone.
+//! `db-testkit` on real servers; tests that kill a server or fill it have one of their own.
 #![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod activity;

@@ -1,4 +1,4 @@
-//! Futures that are dropped where they wait.
+//! Dropping futures where they wait.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ async fn a_future_that_nobody_wakes_fails_the_test() {
 
 #[db_testkit::test]
 async fn each_point_of_a_transaction_can_be_cancelled(db: TestDb) {
-    // Or an answer may be there before it is waited for.
+    // The proxy delays answers, or one may be there before it is awaited.
     let proxy = Proxy::start(&db).unwrap();
     proxy.latency(Duration::from_millis(2));
     let mut dropped = 0;

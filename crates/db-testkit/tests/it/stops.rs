@@ -1,4 +1,4 @@
-//! Servers of one test, and their ends.
+//! Stopping a test's own server.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a server says of its databases, and migrations made for one test.
+//! Queries about databases, and migrations for one test.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +19,7 @@ pub(crate) async fn eventually(what: &str, mut reached: impl AsyncFnMut() -> boo
     }
 }
 
-/// A folder that the server can write to, whoever it runs as.
+/// A folder that the server can write to, whichever user it runs as.
 pub(crate) fn open_dir() -> TempDir {
     let dir = tempfile::Builder::new().prefix("db-testkit-test-").tempdir_in("/tmp").unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
@@ -37,7 +37,7 @@ pub(crate) async fn connect(options: &PgConnectOptions) -> PgConnection {
     options.connect().await.unwrap()
 }
 
-/// The one value that a query gives.
+/// The single value that a query returns.
 pub(crate) async fn ask(options: &PgConnectOptions, sql: &str) -> String {
     let mut connection = connect(options).await;
     let answer = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap();
@@ -45,7 +45,7 @@ pub(crate) async fn ask(options: &PgConnectOptions, sql: &str) -> String {
     answer
 }
 
-/// What is there besides PostgreSQL's own databases, those whose name begins so.
+/// The databases whose name begins with `beginning`.
 pub(crate) async fn databases(options: &PgConnectOptions, beginning: &str) -> Vec<String> {
     let mut connection = connect(options).await;
     let names =
@@ -58,7 +58,7 @@ pub(crate) async fn databases(options: &PgConnectOptions, beginning: &str) -> Ve
     names
 }
 
-/// The database that others are made from, on a server of ours.
+/// The maintenance database of the kit's server.
 pub(crate) fn maintenance(db: &db_testkit::TestDb) -> PgConnectOptions {
     db.options().database("postgres")
 }

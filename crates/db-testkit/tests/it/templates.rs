@@ -1,4 +1,4 @@
-//! Migrations run once, and every test gets the result.
+//! Migrations run once, and each test gets a copy of the result.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ async fn many_tests_at_once_migrate_once() {
     let server = TestServer::throwaway().await.unwrap();
     let traces = open_dir();
     let trace = traces.path().join("runs");
-    // Unlike everything in a database, a program's output is not undone or copied.
+    // A program's output is neither rolled back nor copied, unlike the content of a database.
     let sql = format!(
         "create table t (n int); copy (select 'run') to program 'cat >> {}'; select pg_sleep(0.1);",
         trace.display()
@@ -72,7 +72,7 @@ async fn a_template_whose_maker_was_killed_is_made_anew() {
     let folder = migration("create table t (n int);");
     let first = server.create(folder.path()).await.unwrap();
     let template = databases(&maintenance(&first), "tk_template_").await.pop().unwrap();
-    // As between the migrations and the mark, with something done that must not be done twice.
+    // The state between the migrations and the mark, with a table that must not be made twice.
     execute(
         &maintenance(&first),
         format!("alter database {template} with is_template false allow_connections true"),
@@ -98,7 +98,7 @@ async fn a_template_that_somebody_is_connected_to_is_waited_for() {
     execute(&watch, format!("alter database {template} with allow_connections false")).await;
 
     let waiting = tokio::spawn(async move { server.create(folder.path()).await });
-    // PostgreSQL itself waits for five seconds, and then refuses. Only what comes after that is ours.
+    // PostgreSQL waits for five seconds and then refuses; the retry after that is ours.
     let refused = "select count(*)::text from pg_stat_activity
         where application_name = 'db-testkit' and query like '%pg_advisory_unlock%'";
     eventually("the copy is refused", async || ask(&watch, refused).await != "0").await;
