@@ -1,5 +1,5 @@
-//! `sqlx::migrate!` reads a folder, which cargo does not know of. And the tests of the page need Chromium and its driver on the
-//! machine, so they are built only when the environment asks for them.
+//! `sqlx::migrate!` reads a folder that cargo does not watch. The page's tests need Chromium and chromedriver, so they are
+//! compiled only if the environment asks for them.
 
 fn main() {
     println!("cargo:rerun-if-changed=../../migrations");

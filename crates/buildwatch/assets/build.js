@@ -1,11 +1,11 @@
 "use strict";
 
-// The page keeps this many lines and characters; a browser is no place for a million lines, nor for one without an end.
+// The page keeps this many lines and characters, since browsers get slow with more.
 const MOST_LINES = 20000;
 const MOST_CHARACTERS = 8000000;
-// What arrives within this many milliseconds is drawn at once.
+// Lines that arrive within this many milliseconds are drawn together.
 const GATHER = 30;
-// The longest pause before the server is tried again, in milliseconds.
+// The longest pause before a reconnection, in milliseconds.
 const LONGEST_PAUSE = 5000;
 
 const id = location.pathname.split("/")[2];
@@ -13,11 +13,11 @@ const log = document.getElementById("log");
 const connection = document.getElementById("connection");
 const status = document.getElementById("status");
 
-let last = 0;        // the number of the last event that was taken
-let lastId = "";     // its id, as the server gave it: what to resume with
+let last = 0;        // the number of the last event that was shown
+let lastId = "";     // its id as the server sent it, to resume with
 let pause = 500;
 let gathered = [];   // pieces that are not drawn yet
-let blocks = [];     // what is drawn, oldest first, with its number of lines
+let blocks = [];     // drawn elements, oldest first, with their numbers of lines
 let lines = 0;
 let characters = 0;
 let cut = 0;
@@ -66,7 +66,7 @@ function draw() {
   if (follow) log.scrollTop = log.scrollHeight;
 }
 
-// Whether an event is new. After a reconnection the server begins where we stopped, so this is a belt to its braces.
+// Whether an event is new. The server resumes after the last one, so this is a second check.
 function take(event) {
   const number = parseInt(event.id, 10);
   if (number <= last) return false;
@@ -75,7 +75,7 @@ function take(event) {
   return true;
 }
 
-// Forgets all that was shown.
+// Removes all lines.
 function forget() {
   log.replaceChildren();
   gathered = [];
@@ -85,10 +85,10 @@ function forget() {
   document.getElementById("cut").hidden = true;
 }
 
-// The stream says why it ends. Returns whether there is nothing more to come.
+// Handles the reason for which a stream ended. Returns whether the build's output is complete.
 function streamEnd(reason) {
   if (reason === "rewound") {
-    // The server has lost some of what is shown, and may have other lines in its place.
+    // The server has lost some of the lines shown, and may have others in their place.
     forget();
   }
   if (reason !== "removed") return false;
@@ -121,7 +121,7 @@ function end(event) {
   document.title = `Build ${id}: ${data.status}`;
 }
 
-// The messages of a stream of server-sent events, as this server writes them: with LF.
+// Parses server-sent events as this server writes them, with LF.
 async function* messages(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -143,12 +143,12 @@ async function* messages(body) {
       }
     }
   } finally {
-    // Whoever has seen enough leaves the connection to others.
+    // Frees the connection when the caller stops early.
     reader.cancel().catch(() => {});
   }
 }
 
-// An EventSource cannot send the token, so the stream is read by `fetch`. Says whether there is nothing more to come.
+// Reads the stream by `fetch`, since an EventSource cannot send the token. Returns whether the build's output is complete.
 async function watch() {
   const headers = { Accept: "text/event-stream" };
   if (lastId) headers["Last-Event-ID"] = lastId;
@@ -169,7 +169,7 @@ async function watch() {
     }
     if (message.kind === "stream-end" && streamEnd(message.data)) return true;
   }
-  throw new Error("the stream has ended, and the build has not");
+  throw new Error("the stream ended before the build");
 }
 
 async function follow() {
@@ -177,7 +177,7 @@ async function follow() {
     try {
       if (await watch()) return;
     } catch {
-      connection.textContent = "The connection was lost; trying again.";
+      connection.textContent = "The connection was lost; reconnecting.";
     }
     await new Promise((resolve) => setTimeout(resolve, pause));
     pause = Math.min(2 * pause, LONGEST_PAUSE);

@@ -1,10 +1,10 @@
 "use strict";
 
 const TOKEN = "buildwatch-token";
-const NO_TOKEN = "This server shows builds to those who have its token: open the address that it printed, with #token= in it.";
+const NO_TOKEN = "This server requires its token: open the address that it printed, which ends in #token=….";
 
-// The address that `serve` prints has the token after the `#`, which is never sent to anybody. It stays with this tab, and out
-// of the address bar.
+// The address that `serve` prints has the token after the `#`, which browsers do not send. This tab keeps the token and removes it
+// from the address bar.
 function takeToken() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (given) {
@@ -14,8 +14,8 @@ function takeToken() {
   return sessionStorage.getItem(TOKEN);
 }
 
-// Asks the API, with the token if there is one: as a header, since addresses are logged, and a cookie would go to every port of
-// this host.
+// Calls the API, with the token if there is one: in a header, since addresses are logged, and a cookie would be sent to every port
+// of this host.
 function ask(path, options = {}) {
   const token = sessionStorage.getItem(TOKEN);
   const headers = token ? { ...options.headers, Authorization: `Bearer ${token}` } : options.headers;
@@ -26,8 +26,8 @@ const EMOJI = String.raw`\p{Extended_Pictographic}\p{Emoji_Modifier}?\ufe0f?`;
 const UNSEEN = String.raw`[\x00-\x08\x0b-\x1f\x7f-\x9f\p{Bidi_Control}\p{Default_Ignorable_Code_Point}\u2028\u2029\ufff9-\ufffb]`;
 const SHOWN = new RegExp(`(${EMOJI}(?:\u200d${EMOJI})*)|${UNSEEN}`, "gu");
 
-// A control character is shown as its picture (U+2400 and on), not obeyed and not lost; what turns the direction of the text or
-// takes no room, by its number, but where it joins the parts of an emoji. `src/visible.rs` does the same for a terminal.
+// Shows a control character as its picture (U+2400 and on). Shows a character that changes the direction of text or has no width by
+// its number, except joiners within an emoji. `src/visible.rs` does the same for a terminal.
 function visible(text) {
   if (/^[\x20-\x7e\t\n]*$/.test(text)) return text;
   return text.replace(SHOWN, (character, emoji) => {

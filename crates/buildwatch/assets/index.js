@@ -1,6 +1,6 @@
 "use strict";
 
-// How often the list is read again, in milliseconds.
+// How often the list is refreshed, in milliseconds.
 const PAUSE = 1500;
 
 const rows = document.getElementById("builds");
@@ -52,12 +52,12 @@ async function read() {
       document.getElementById("start").hidden = !starts;
     }
   } catch {
-    connection.textContent = "The server does not answer; trying again.";
+    connection.textContent = "The server does not answer; retrying.";
   }
   setTimeout(read, PAUSE);
 }
 
-// Words as a shell splits them, with quotes and backslashes and nothing more: there is no shell.
+// Splits words as a shell does, with quotes and backslashes only, since no shell runs the command.
 function words(line) {
   const found = line.match(/(?:[^\s"'\\]|\\.|"(?:[^"\\]|\\.)*"|'[^']*')+/g) ?? [];
   return found.map((word) =>

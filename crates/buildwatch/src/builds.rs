@@ -1,4 +1,4 @@
-//! Builds as rows.
+//! The rows of builds.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -12,17 +12,17 @@ use time::OffsetDateTime;
 
 use crate::output::End;
 
-/// What is to be done, sealed in the database: a command line often has secrets in it.
+/// What a build runs, sealed in the database, since a command line often holds secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) command: Vec<String>,
     pub(crate) folder: String,
-    /// Names only. The values are nobody's business.
+    /// Names only, since values may be secrets.
     pub(crate) environment: Vec<String>,
 }
 
 impl Plan {
-    /// The plan of running a command here and now.
+    /// The plan of running a command in a folder, with this process's environment.
     pub(crate) fn of(command: &[OsString], folder: &Path) -> Self {
         let text = |os: &OsString| os.to_string_lossy().into_owned();
         let mut environment: Vec<String> = std::env::vars_os().map(|(name, _)| text(&name)).collect();
@@ -54,7 +54,7 @@ impl Status {
         }
     }
 
-    /// The column has a check constraint with these four.
+    /// The column's check constraint allows only these four.
     fn from_column(text: &str) -> Self {
         match text {
             "succeeded" => Self::Succeeded,
@@ -65,7 +65,7 @@ impl Status {
     }
 }
 
-/// A build, as it is shown.
+/// A build as clients see it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Build {
     pub(crate) id: i64,
@@ -73,7 +73,7 @@ pub(crate) struct Build {
     pub(crate) log: LogId,
     pub(crate) status: Status,
     pub(crate) exit_code: Option<i32>,
-    /// `null` when the plan was sealed under a key that is not here.
+    /// `null` if the plan was sealed under a key that this process does not have.
     pub(crate) command: Option<Vec<String>>,
     pub(crate) folder: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
@@ -92,15 +92,14 @@ struct Row {
     ended_at: Option<OffsetDateTime>,
 }
 
-/// What was said already of plans that cannot be unsealed: each key that is not here is named once, and each row with another
-/// fault, however often they are read.
+/// Plans that could not be unsealed and are logged already: each missing key is logged once, and each row with another fault.
 #[derive(Debug, Default)]
 pub(crate) struct UnsealLog {
     said: Mutex<BTreeSet<String>>,
 }
 
 impl UnsealLog {
-    /// After so many, nothing new is remembered or said.
+    /// Limit of remembered keys and rows; nothing new is logged after it.
     const MOST: usize = 1_000;
 
     fn warn(&self, error: &EncryptionError) {
@@ -114,9 +113,12 @@ impl UnsealLog {
         }
         match error {
             EncryptionError::UnknownKey { key_id, .. } => {
-                tracing::warn!(key_id, "plans that are sealed under another key cannot be shown");
+                tracing::warn!(
+                    key_id,
+                    "cannot show plans: they are sealed under a key that this process does not have"
+                );
             }
-            other => tracing::warn!(error = %other, "a plan cannot be shown"),
+            other => tracing::warn!(error = %other, "cannot show a plan"),
         }
     }
 }
@@ -144,12 +146,12 @@ fn plan_place(id: i64) -> Context {
     Context::new("builds", "plan", id)
 }
 
-/// Writes down a build that begins now, with an empty log.
+/// Stores a new build with an empty log.
 pub(crate) async fn create(db: &Db, plan: &Plan) -> anyhow::Result<(i64, LogId)> {
     let keyring = db.keyring().expect("buildwatch opens its database with a keyring");
     db.backend()
         .tx(async |tx| {
-            // The plan is sealed for the row, so the row's number must be known first.
+            // The row's number is sealed into the plan, so it must be known first.
             let id =
                 sqlx::query_scalar!(r#"select nextval(pg_get_serial_sequence('builds', 'id')) as "id!""#)
                     .fetch_one(&mut *tx)
@@ -186,7 +188,7 @@ pub(crate) async fn newest(db: &Db, log: &UnsealLog, limit: i64) -> Result<Vec<B
     Ok(rows.into_iter().map(|row| row.unseal(db, log)).collect())
 }
 
-/// One build, if there is one of this number.
+/// The build with this number, if any.
 pub(crate) async fn find(db: &Db, log: &UnsealLog, id: i64) -> Result<Option<Build>, Error> {
     let row = sqlx::query_as!(
         Row,
@@ -200,14 +202,14 @@ pub(crate) async fn find(db: &Db, log: &UnsealLog, id: i64) -> Result<Option<Bui
     Ok(row.map(|row| row.unseal(db, log)))
 }
 
-/// The log of a build, if there is one of this number.
+/// The log of the build with this number, if any.
 pub(crate) async fn log_of(db: &Db, id: i64) -> Result<Option<LogId>, Error> {
     let log =
         sqlx::query_scalar!("select log from builds where id = $1", id).fetch_optional(db.api()).await?;
     Ok(log.map(LogId))
 }
 
-/// Writes down how a build ended, in the transaction that finishes its log.
+/// Stores how a build ended, in the transaction that finishes its log.
 pub(crate) async fn end(tx: &mut Tx, id: i64, end: &End) -> Result<(), Error> {
     sqlx::query!(
         "update builds set status = $2, exit_code = $3, ended_at = now() where id = $1 and status = 'running'",
@@ -220,7 +222,7 @@ pub(crate) async fn end(tx: &mut Tx, id: i64, end: &End) -> Result<(), Error> {
     Ok(())
 }
 
-/// Says that the process which runs a build is there.
+/// Stores that the process of a build is alive.
 pub(crate) async fn seen(db: &Db, id: i64) -> Result<(), Error> {
     sqlx::query!("update builds set seen_at = now() where id = $1 and status = 'running'", id)
         .execute(db.backend())
@@ -228,7 +230,7 @@ pub(crate) async fn seen(db: &Db, id: i64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Builds that are running, with their logs and when their processes were last seen.
+/// Running builds, with their logs and the time when their process last called [`seen`].
 pub(crate) async fn running(db: &Db) -> Result<Vec<(i64, LogId, OffsetDateTime)>, Error> {
     let rows = sqlx::query!("select id, log, seen_at from builds where status = 'running' order by id")
         .fetch_all(db.backend())

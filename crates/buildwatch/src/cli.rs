@@ -10,13 +10,13 @@ use db_layer::{SettingSource, Settings};
 use crate::print::shown;
 use crate::serve::Host;
 
-/// Run a command as a build, and watch it live from anywhere.
+/// Run a command as a build, and watch it live from any machine.
 ///
-/// Without a subcommand: serves the web page on 127.0.0.1:8080 (or a free port) and starts one build to look at.
+/// Without a subcommand: serves the web page on 127.0.0.1:8080 (or a free port) and starts a first build as an example.
 ///
-/// Builds live in the PostgreSQL that `DATABASE_URL` names, or `--postgres-database` and its like. Without them,
-/// buildwatch starts one of its own in the data folder, shares it with every other buildwatch that uses the folder, and
-/// stops it when the last of them ends.
+/// Builds are stored in the PostgreSQL that `DATABASE_URL` or `--postgres-database` and related flags name. Without them,
+/// buildwatch starts a server in the data folder, shares it with every other buildwatch on that folder, and stops it when the
+/// last one ends.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -26,13 +26,13 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
 }
 
-/// Where builds live.
+/// Where builds are stored.
 #[derive(Debug, Args)]
 pub(crate) struct Site {
-    /// The data folder: the key that plans are sealed under, unless another is given, and the embedded PostgreSQL.
+    /// The data folder, with the embedded PostgreSQL and, unless another is given, the key that plans are sealed under.
     ///
     /// Default: the platform's data folder, such as ~/.local/share/buildwatch; for root, /var/lib/buildwatch. A folder that
-    /// belongs to another user, or that others may write to, is refused, and so is a key that others may read.
+    /// belongs to another user or that others may write to is refused, and so is a key that others may read.
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     #[command(flatten)]
@@ -40,8 +40,8 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// The flags by which another buildwatch finds the same place, as a shell takes them, each after a space. A secret is not
-    /// told: `...` stands for it.
+    /// The flags with which another buildwatch finds the same database, quoted for a shell, each after a space. A secret is
+    /// shown as `...`.
     pub(crate) fn flags(&self) -> String {
         let data = self.data.as_deref().map(|data| {
             let data = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
@@ -55,7 +55,7 @@ impl Site {
         shown(&data.into_iter().chain(given).collect::<String>())
     }
 
-    /// Warns of secrets in the list of processes.
+    /// Warns of secrets given as flags, which the list of processes shows.
     pub(crate) fn warn_of_open_secrets(&self) {
         for (setting, _, source) in self.settings.effective() {
             if setting.is_secret && source == SettingSource::Flag {
@@ -68,15 +68,15 @@ impl Site {
     }
 }
 
-/// A name as `Host` has it, without a port.
+/// A host name as in the header `Host`, without a port.
 fn host_name(text: &str) -> Result<Host, &'static str> {
     match Host::parse(text) {
         Some(host) if host.port.is_none() => Ok(host),
-        _ => Err("not a name as browsers say it, such as builds.example: no scheme, no port, ASCII"),
+        _ => Err("not a host name such as builds.example: give it without scheme and port, in ASCII"),
     }
 }
 
-/// A word as a shell takes it.
+/// A word, quoted for a shell.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {
@@ -87,25 +87,25 @@ fn quoted(word: &str) -> String {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a command as a build and print its output as it is stored.
+    /// Run a command as a build and print its output once it is stored.
     ///
-    /// The build's stdout goes to stdout, its stderr to stderr. The command's stdin is empty, and its environment is this
-    /// one without what is buildwatch's own: the settings that are secrets, PG*, addresses of PostgreSQL with a password,
-    /// and what a service manager says. `run -- env NAME=value COMMAND` gives it more. The exit code is the
-    /// command's; 127 when there is no such command, 126 when it cannot be executed, 128 plus the signal's number when
-    /// a signal ended it, 125 when buildwatch itself fails. Ctrl-C ends the command and marks the build as aborted.
+    /// The build's stdout goes to stdout, its stderr to stderr. The command's stdin is empty. Its environment is buildwatch's,
+    /// without secret settings, PG*, PostgreSQL addresses with a password, and the variables of a service manager; `run -- env
+    /// NAME=value COMMAND` adds variables. The exit code is the command's; 127 if the command does not exist, 126 if it cannot
+    /// be executed, 128 plus the signal's number if a signal ended it, 125 if buildwatch itself fails. Ctrl-C ends the command
+    /// and marks the build as aborted.
     Run(RunArgs),
     /// Show builds on a web page, and serve the API.
     Serve(ServeArgs),
-    /// Print a build's events from the start, or from an event on, and follow it to its end.
+    /// Print a build's events from the start, or after a given event, and follow it to its end.
     ///
-    /// How the build ended is said on stderr. The exit code is 0 all the same, unless --exit-code is given.
+    /// The result is printed on stderr. The exit code is 0 whatever the result, unless --exit-code is given.
     Watch(WatchArgs),
     /// List builds, the newest first.
     List(ListArgs),
-    /// Bring the database to a version. Every other subcommand brings it to the newest one first.
+    /// Migrate the database to a version. Every other subcommand first migrates to the newest one.
     Migrate(MigrateArgs),
-    /// Show what is in force of all settings, and who said so, without secrets. Fails when something is wrong with them.
+    /// Show the value and source of each setting, without secrets. Fails if a setting is wrong.
     Config(ConfigArgs),
 }
 
@@ -114,9 +114,8 @@ pub(crate) struct PrintArgs {
     /// Print each event as a JSON object on a line of its own.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Let control sequences of the output reach the terminal, and characters that turn the direction of the text or
-    /// that nobody sees. Without it they are shown, not obeyed: `^[`, `\u{202e}`. Output that does not go to a terminal
-    /// is never changed.
+    /// Pass control characters of the output to the terminal, as well as characters that change the direction of text or are
+    /// invisible. By default they are escaped: `^[`, `\u{202e}`. Output that does not go to a terminal is never changed.
     #[arg(long, conflicts_with = "json")]
     pub(crate) raw: bool,
 }
@@ -135,28 +134,28 @@ pub(crate) struct RunArgs {
 pub(crate) struct ServeArgs {
     /// The address to listen on. Port 0 takes a free one.
     ///
-    /// Where other machines can reach it, reading builds takes the token that is printed at the start, as starting them does:
-    /// commands and their output often hold secrets. There is no TLS: put a proxy with it in front.
+    /// If other machines can reach the address, reading builds takes the token that is printed at the start, as starting builds
+    /// does: commands and their output often hold secrets. There is no TLS: put a proxy with TLS in front.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
-    /// Let builds be started over HTTP, which runs commands on this machine as this user.
+    /// Allow clients to start builds over HTTP, which runs commands on this machine as this user.
     ///
-    /// It takes a token that is printed at the start: send it as `Authorization: Bearer TOKEN`, or open the printed
-    /// address, which hands it to the page.
+    /// Starting a build takes the token that is printed at the start: send it as `Authorization: Bearer TOKEN`, or open the
+    /// printed address, which passes it to the page.
     #[arg(long)]
     pub(crate) allow_start: bool,
     /// Allow --allow-start together with an address that other machines can reach.
     #[arg(long, requires = "allow_start")]
     pub(crate) allow_start_from_anywhere: bool,
-    /// Let everybody who can reach the server read builds, with their commands and output, without the token.
+    /// Let everyone who can reach the server read builds, with commands and output, without the token.
     #[arg(long)]
     pub(crate) public_read: bool,
-    /// A name that browsers reach this server by, beside `localhost`, this machine's name and IP addresses. Requests for
-    /// other names are refused, since a page elsewhere may have made its name point here. May be repeated. A server with a
-    /// name of its own is taken to be reached from elsewhere, through a proxy: reading builds takes the token.
+    /// A host name of this server, beside `localhost`, this machine's name and IP addresses. Requests for other names are
+    /// refused, since another site may have pointed its name at this server. May be repeated. With a name, the server counts as
+    /// reachable from other machines, through a proxy: reading builds takes the token.
     #[arg(long, value_name = "NAME", value_parser = host_name)]
     pub(crate) host: Vec<Host>,
-    /// Print where it listens as a JSON object on a line of its own.
+    /// Print the address and the token as a JSON object on one line.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -165,11 +164,11 @@ pub(crate) struct ServeArgs {
 pub(crate) struct WatchArgs {
     /// The build's number.
     pub(crate) id: i64,
-    /// The last event already seen: print those after it.
+    /// The last event already seen; printing starts after it.
     #[arg(long, value_name = "EVENT", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
     pub(crate) from: i64,
-    /// End with the build's exit code, as `run` does: 125 when it has none, was not watched to its end, or buildwatch
-    /// itself fails, and 128 plus the signal's number when a signal ended the watching.
+    /// Exit with the build's exit code, as `run` does: 125 if the build has none, was not watched to its end, or buildwatch
+    /// itself fails, and 128 plus the signal's number if a signal ended the watching.
     #[arg(long)]
     pub(crate) exit_code: bool,
     #[command(flatten)]
@@ -203,12 +202,12 @@ pub(crate) struct MigrateArgs {
 pub(crate) enum MigrateAction {
     /// Apply all pending migrations. This is the default.
     Up,
-    /// Revert all migrations newer than a version, with what they hold, after asking on the terminal.
+    /// Revert all migrations newer than a version, including the data in their tables, after asking on the terminal.
     Down {
         /// The version to go back to; 0 reverts everything.
         #[arg(long, value_name = "VERSION")]
         to: i64,
-        /// Do not ask. Without a terminal to ask on, it takes this.
+        /// Do not ask. Required without a terminal.
         #[arg(long)]
         yes: bool,
     },

@@ -23,13 +23,13 @@ pub(crate) fn command(site: &Site, args: &ConfigArgs) -> anyhow::Result<u8> {
     }
     print_out(&text)?;
 
-    // What is in force may still be wrong.
+    // The settings that were just shown may still be wrong.
     if site.settings.has_database() {
         let database = site.settings.options()?.database;
         eprintln!("buildwatch: the database is {database}");
     } else {
         site.settings.check_without_database()?;
-        eprintln!("buildwatch: the database is in a server of its own, in the data folder");
+        eprintln!("buildwatch: the database is on an embedded server in the data folder");
     }
     Ok(0)
 }

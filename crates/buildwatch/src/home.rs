@@ -1,7 +1,7 @@
 //! The data folder, and the key in it.
 //!
-//! Everything is looked at before anything is changed: what others could have put there, or could exchange later, is refused and
-//! stays as it was found.
+//! Everything is checked before anything is changed: files and folders that others could have made, or could replace later, are
+//! refused and left as they are.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
@@ -14,23 +14,23 @@ use nix::libc::O_NONBLOCK;
 use nix::unistd::geteuid;
 use secrecy::ExposeSecret;
 
-/// A key's file is shorter than this by far.
+/// A key's file is much shorter than this.
 const LONGEST: u64 = 4 << 10;
 
-/// The folder that a command line names, else the platform's; made if it is not there. Others may not look into it.
+/// The folder named on the command line, else the platform's; made if it does not exist. Other users cannot read it.
 pub(crate) fn data_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let dir = choose(given)?;
     make(&dir).with_context(|| format!("cannot use the data folder {}", dir.display()))?;
     Ok(dir)
 }
 
-/// Whether the embedded server, which is not root's, could pass to a data folder that is there or is to be made.
+/// Whether the embedded server, which root runs as another user, could reach an existing or new data folder.
 pub(crate) fn check_way(given: Option<&Path>) -> anyhow::Result<()> {
     if !geteuid().is_root() {
         return Ok(());
     }
     let dir = choose(given)?;
-    // Whom a group or another owner lets through, the server itself finds out.
+    // Only permissions for all users are checked; the server itself finds out about groups and owners.
     let is_closed =
         |folder: &Path| fs::metadata(folder).is_ok_and(|found| found.uid() == 0 && found.mode() & 0o011 == 0);
     if let Some(closed) = dir.ancestors().skip(1).find(|folder| is_closed(folder)) {
@@ -43,9 +43,9 @@ pub(crate) fn check_way(given: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the embedded server keeps its data, in a data folder that the server's account can pass.
+/// The folder of the embedded server's data, in a data folder that the server's account can pass through.
 pub(crate) fn server_dir(dir: &Path) -> anyhow::Result<PathBuf> {
-    // As root, the server runs as another user. What lies in the folder is still readable by root only.
+    // Root runs the server as another user. The files in the folder stay readable by root only.
     let open_to_all = |folder: &Path| fs::metadata(folder).is_ok_and(|found| found.mode() & 0o001 != 0);
     let is_closed_here_only = !open_to_all(dir) && dir.ancestors().skip(1).all(open_to_all);
     if geteuid().is_root() && is_closed_here_only {
@@ -65,9 +65,9 @@ fn make(dir: &Path) -> anyhow::Result<()> {
     let mode = if geteuid().is_root() { 0o711 } else { 0o700 };
     for folder in missing.into_iter().rev() {
         match DirBuilder::new().mode(mode).create(folder) {
-            // The umask may have taken away from what was asked for.
+            // The umask may have removed permissions.
             Ok(()) => fs::set_permissions(folder, Permissions::from_mode(mode))?,
-            // Somebody else was quicker.
+            // Another process made it first.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error).with_context(|| format!("cannot make {}", folder.display())),
         }
@@ -75,7 +75,7 @@ fn make(dir: &Path) -> anyhow::Result<()> {
     check(&fs::metadata(dir)?)
 }
 
-/// The folders that are to be made, from the last one up.
+/// The folders to make, from the last one up.
 fn missing(dir: &Path) -> anyhow::Result<Vec<&Path>> {
     let mut missing = Vec::new();
     for folder in dir.ancestors() {
@@ -91,29 +91,29 @@ fn missing(dir: &Path) -> anyhow::Result<Vec<&Path>> {
     Ok(missing)
 }
 
-/// Whether others could put a key into a folder, or could have done so.
+/// Fails if others could put a key into the folder, or could have done so.
 fn check(folder: &Metadata) -> anyhow::Result<()> {
     if !folder.is_dir() {
-        bail!("it is no folder");
+        bail!("it is not a folder");
     }
     check_owner(folder)?;
     let mode = folder.mode() & 0o7777;
     if mode & 0o022 != 0 {
         bail!(
-            "others may write to it (mode {mode:04o}), and could put a key of theirs in it: chmod go-w, and look at what is in it"
+            "others may write to it (mode {mode:04o}), and could have put their own key in it: run chmod go-w, and check what is in it"
         );
     }
     Ok(())
 }
 
-/// Whether others could put another folder in the place of one in this.
+/// Fails if others could replace a folder in this one.
 fn check_parent(folder: &Path) -> anyhow::Result<()> {
     let mode = fs::metadata(folder)?.mode() & 0o7777;
-    // In a sticky folder, as /tmp is, everybody can only rename what is his own.
+    // In a sticky folder, such as /tmp, users can rename only their own files.
     if mode & 0o002 != 0 && mode & 0o1000 == 0 {
         let folder = folder.display();
         bail!(
-            "everybody may exchange it, since everybody may write to {folder} (mode {mode:04o}): chmod o-w {folder}"
+            "every user could replace it, since every user may write to {folder} (mode {mode:04o}): run chmod o-w {folder}"
         );
     }
     Ok(())
@@ -122,7 +122,7 @@ fn check_parent(folder: &Path) -> anyhow::Result<()> {
 fn check_owner(found: &Metadata) -> anyhow::Result<()> {
     let us = geteuid().as_raw();
     if found.uid() != us && found.uid() != 0 {
-        bail!("it belongs to the user id {}, and we are {us}", found.uid());
+        bail!("it belongs to the user id {}, and buildwatch runs as {us}", found.uid());
     }
     Ok(())
 }
@@ -131,7 +131,7 @@ fn choose(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(dir) = given {
         return std::path::absolute(dir).with_context(|| format!("--data {}", dir.display()));
     }
-    // Root's own folder can be entered by nobody else, and the embedded server must not run as root.
+    // No other user can enter root's home, and the embedded server must not run as root.
     if geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/buildwatch"));
     }
@@ -141,9 +141,9 @@ fn choose(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     Ok(dirs.data_dir().to_owned())
 }
 
-/// The key that plans are sealed under: made on first use, readable by this user only.
+/// The key that plans are sealed under: made at the first use, readable by this user only.
 ///
-/// Services on several machines that share a database share this file, too.
+/// Processes on several machines that share a database need the same file.
 pub(crate) fn key(dir: &Path) -> anyhow::Result<Key> {
     let path = dir.join("key");
     let read = || read_key(&path).with_context(|| format!("cannot use the key in {}", path.display()));
@@ -155,24 +155,24 @@ pub(crate) fn key(dir: &Path) -> anyhow::Result<Key> {
     {
         return Ok(fresh);
     }
-    // Somebody else was quicker: then theirs is the key.
-    read()?.with_context(|| format!("the key in {} was there, and is gone", path.display()))
+    // Another process made a key first: then that is the key.
+    read()?.with_context(|| format!("the key in {} has been removed", path.display()))
 }
 
-/// The key in a file; `None` when there is no such file.
+/// The key in a file; `None` if there is no such file.
 fn read_key(path: &Path) -> anyhow::Result<Option<Key>> {
-    // Without O_NONBLOCK, a named pipe would keep us until somebody writes to it.
+    // Without O_NONBLOCK, opening a named pipe waits for a writer.
     let file = match OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => match fs::read_link(path) {
-            Ok(target) => bail!("it is a symbolic link to {}, where there is nothing", target.display()),
+            Ok(target) => bail!("it is a symbolic link to {}, which does not exist", target.display()),
             Err(_) => return Ok(None),
         },
         Err(error) => return Err(error.into()),
     };
     let found = file.metadata()?;
     if !found.is_file() {
-        bail!("it is no file");
+        bail!("it is not a file");
     }
     if found.len() > LONGEST {
         bail!("it is too long for a key");
@@ -181,23 +181,23 @@ fn read_key(path: &Path) -> anyhow::Result<Option<Key>> {
     file.take(LONGEST).read_to_string(&mut text)?;
     let key = Key::from_hex(&text)?;
     check_owner(&found)?;
-    // As PostgreSQL has it for the key of a server: root may have a file read by a group.
+    // As PostgreSQL's rule for a server's key: root's file may be readable by a group.
     let may_be = if found.uid() == geteuid().as_raw() { 0o600 } else { 0o640 };
     let mode = found.mode() & 0o777;
     if mode & !may_be & 0o077 != 0 {
         bail!(
-            "others may read or write it (mode {mode:04o}): chmod {may_be:03o}, and make a new key if somebody has"
+            "others may read or write it (mode {mode:04o}): run chmod {may_be:03o}, and make a new key if another user may have read it"
         );
     }
     Ok(Some(key))
 }
 
-/// Makes a key; `None` when somebody else was quicker.
+/// Makes a key; `None` if another process made one first.
 fn make_key(dir: &Path, path: &Path) -> anyhow::Result<Option<Key>> {
     let fresh = Key::generate()?;
     let draft = dir.join(format!("key.{}.{:?}", std::process::id(), std::thread::current().id()));
     let made = write_private(&draft, fresh.to_hex().expose_secret())
-        // A link, unlike a rename, fails when there is one already.
+        // A link, unlike a rename, fails if the file exists.
         .and_then(|()| fs::hard_link(&draft, path));
     fs::remove_file(&draft).ok();
     match made {
@@ -211,7 +211,7 @@ fn make_key(dir: &Path, path: &Path) -> anyhow::Result<Option<Key>> {
 }
 
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    // One of the same name was left by a process that was killed; a link would lead elsewhere.
+    // A killed process may have left a draft of the same name; writing through a link would write elsewhere.
     fs::remove_file(path).ok();
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     writeln!(file, "{text}")?;

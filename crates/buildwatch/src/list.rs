@@ -38,7 +38,7 @@ pub(crate) async fn command(site: &Site, args: ListArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Prints to a reader that may have gone away.
+/// Prints to a reader that may have closed the pipe.
 pub(crate) fn print_out(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print"),
@@ -53,7 +53,7 @@ fn row(build: &Build) -> anyhow::Result<String> {
     Ok(format!("{:>6}  {:<9}  {code:>4}  {at}  {command}", build.id, build.status.as_str()))
 }
 
-/// A command line on one line, whatever is in it.
+/// A command line, escaped to stay on one line.
 fn shown(command: &[String]) -> String {
     let words = command.iter().map(|word| {
         let is_plain = |c: char| (c.is_alphanumeric() && !is_hidden(c)) || "-_./=:,@%+".contains(c);

@@ -1,8 +1,7 @@
-//! buildwatch: run a command as a build, and watch it live from anywhere.
+//! buildwatch: run a command as a build, and watch it live from any machine.
 //!
-//! The reference service of the workspace, and an example of how its crates are put together. Read it in this order:
-//! [`open`] has the database, [`builds`] its rows, [`run`] turns a command into events, [`mod@print`] and [`serve`] show
-//! them.
+//! The reference service of the workspace, and an example of using its crates. Read it in this order: [`open`] opens the
+//! database, [`builds`] has its rows, [`run`] turns a command into events, [`mod@print`] and [`serve`] show them.
 
 mod builds;
 mod cli;
@@ -40,8 +39,8 @@ fn main() -> ExitCode {
         .without_time()
         .init();
 
-    // `run` and `watch --exit-code` say by their exit code what became of the command, so their own failures need another
-    // one: 125, as with `env`, `timeout` and `docker run`.
+    // `run` and `watch --exit-code` exit with the command's code, so their own failures exit with 125, as those of `env`,
+    // `timeout` and `docker run`.
     let own_failure = match &cli.command {
         Some(Command::Run(_)) => 125,
         Some(Command::Watch(args)) if args.exit_code => 125,
@@ -49,7 +48,7 @@ fn main() -> ExitCode {
     };
     match &cli.command {
         Some(Command::Run(_)) => privacy::shut_proc(),
-        // Its commands come from others, to whom our caller has given nothing.
+        // Its commands come from clients, which must not use files that our caller left open.
         Some(Command::Serve(_)) | None => {
             privacy::shut_proc();
             privacy::close_inherited();
@@ -63,7 +62,7 @@ fn main() -> ExitCode {
         }
     };
     let result = runtime.block_on(dispatch(cli));
-    // What still runs is a blocking read or a task that is not worth waiting for.
+    // Only blocking reads and tasks without results still run.
     runtime.shutdown_background();
     match result {
         Ok(code) => ExitCode::from(code),

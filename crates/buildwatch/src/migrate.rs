@@ -56,7 +56,7 @@ async fn act(config: &Config, args: MigrateArgs) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Has somebody at the terminal say that he means it, when there is anything to revert.
+/// Asks on the terminal for a confirmation, if there is anything to revert.
 async fn confirm(migrations: &Migrations, config: &Config, to: i64) -> anyhow::Result<()> {
     let applied: Vec<_> = migrations
         .status(config)
@@ -69,13 +69,13 @@ async fn confirm(migrations: &Migrations, config: &Config, to: i64) -> anyhow::R
     }
     if !io::stdin().is_terminal() {
         bail!(
-            "migrate down deletes what the migrations hold, and there is no terminal to ask on: say --yes if it is meant"
+            "migrate down deletes the data in the reverted tables, and there is no terminal to ask on: add --yes to confirm"
         );
     }
     for status in &applied {
         eprintln!("{}  {}", status.version, shown(&status.description));
     }
-    eprint!("Revert these in {config}, and delete all that they hold? Type yes to do so: ");
+    eprint!("Revert these in {config}, and delete their data? Type yes to confirm: ");
     let answer = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
         io::stdin().read_line(&mut line).map(|_| line)

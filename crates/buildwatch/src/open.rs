@@ -1,4 +1,4 @@
-//! The database: the one that the settings name, else one that starts by itself.
+//! Opens the database that the settings name, else one on an embedded server.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,44 +15,44 @@ use crate::home;
 
 static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
-/// How long an end may take.
+/// Limit for closing the database.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
-/// An open database and, if it is ours, the server that it lives in.
+/// An open database and, unless the settings name one, its embedded server.
 pub(crate) struct Opened {
     pub(crate) db: Db,
-    /// Where the database is, for people.
+    /// The database, described for users.
     pub(crate) place: String,
     server: Option<Server>,
 }
 
 impl Opened {
-    /// Closes the database, and gives up the lease on the server.
+    /// Closes the database, and releases the lease on the server.
     pub(crate) async fn close(self) {
         let report = self.db.shutdown(SHUTDOWN).await;
         tracing::debug!(?report, "database closed");
         self.release().await;
     }
 
-    /// Gives up the lease on the server, once the database is closed.
+    /// Releases the lease on the server, once the database is closed.
     pub(crate) async fn release(self) {
         release(self.server).await;
     }
 }
 
-/// What to open, and the server that must live as long as it is used.
+/// What to open, and the server that must outlive it.
 pub(crate) struct Place {
     pub(crate) options: Options,
     pub(crate) server: Option<Server>,
 }
 
-/// Opens the database for everything but migrating.
+/// Opens the database, migrated to the newest version.
 pub(crate) async fn open(site: &Site) -> anyhow::Result<Opened> {
     let key = if site.settings.has_encryption_key() { None } else { Some(home::key(&data_home(site)?)?) };
     let Place { options, server } = place(site).await?;
     let place = match &server {
         Some(server) => {
-            format!("PostgreSQL {} of its own in {}", server.version(), data_home(site)?.display())
+            format!("embedded PostgreSQL {} in {}", server.version(), data_home(site)?.display())
         }
         None => options.database.to_string(),
     };
@@ -70,7 +70,7 @@ pub(crate) async fn open(site: &Site) -> anyhow::Result<Opened> {
     }
 }
 
-/// Each build's events have a topic, and NOTIFY is for those that somebody watches, in whatever process.
+/// Each build's events have a topic, and NOTIFY is sent only for topics that a process watches.
 fn topics() -> anyhow::Result<LogTopics> {
     Ok(LogTopics::new("build_events_", Topic::new("being_watched_build_event_channel")?)?)
 }
@@ -79,16 +79,16 @@ pub(crate) fn migrations() -> Migrations {
     Migrations::new(&MIGRATOR)
 }
 
-/// Finds the database, starting a server when there is none to be found.
+/// Finds the database, and starts a server if the settings name none.
 pub(crate) async fn place(site: &Site) -> anyhow::Result<Place> {
     if site.settings.has_database() {
         return Ok(Place { options: site.settings.options()?, server: None });
     }
 
-    // Not after a server was started.
+    // Before a server is started.
     site.settings.check_without_database()?;
     let dir = home::server_dir(&data_home(site)?)?;
-    // Starting is work of files and processes, which blocks.
+    // Starting a server blocks.
     let server = tokio::task::spawn_blocking(move || Server::kept(dir).start()).await??;
     let options = match database(&server).await {
         Ok(config) => site.settings.options_for(config).map_err(Into::into),
@@ -103,7 +103,7 @@ pub(crate) async fn place(site: &Site) -> anyhow::Result<Place> {
     }
 }
 
-/// The data folder, made if it is not there; but not where the embedded server could not reach it, if there is to be one.
+/// The data folder, made if it does not exist, unless an embedded server is needed and could not reach it.
 fn data_home(site: &Site) -> anyhow::Result<PathBuf> {
     if !site.settings.has_database() {
         home::check_way(site.data.as_deref())?;
@@ -111,7 +111,7 @@ fn data_home(site: &Site) -> anyhow::Result<PathBuf> {
     home::data_dir(site.data.as_deref())
 }
 
-/// The database on our own server, made on first use.
+/// The database on the embedded server, made at the first use.
 async fn database(server: &Server) -> anyhow::Result<Config> {
     let maintenance = Config::from_url(&server.url("postgres")).context("the embedded server's address")?;
     let mut connection = db_layer::db_core::connect::connect(&maintenance, ConnectRetry::default()).await?;
@@ -129,7 +129,7 @@ async fn ensure_database(connection: &mut PgConnection) -> Result<(), sqlx::Erro
         return Ok(());
     }
     match sqlx::query("create database buildwatch").execute(connection).await {
-        // Somebody else was quicker: 42P04 when he is done, 23505 when he was at it.
+        // Another process was first: 42P04 if it has finished, 23505 if it is making the database.
         Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42P04" | "23505")) => {
             Ok(())
         }
@@ -137,12 +137,12 @@ async fn ensure_database(connection: &mut PgConnection) -> Result<(), sqlx::Erro
     }
 }
 
-/// Gives up the lease; the last one to do so waits until the server has stopped.
+/// Releases the lease. If it was the last one, waits until the server has stopped.
 pub(crate) async fn release(server: Option<Server>) {
     let Some(server) = server else { return };
     match tokio::task::spawn_blocking(move || server.release()).await {
         Ok(Ok(released)) => tracing::debug!(?released, "server released"),
-        Ok(Err(error)) => tracing::warn!(%error, "the embedded server was not seen to stop"),
-        Err(error) => tracing::warn!(%error, "the embedded server was not released"),
+        Ok(Err(error)) => tracing::warn!(%error, "could not wait for the embedded server to stop"),
+        Err(error) => tracing::warn!(%error, "releasing the embedded server panicked"),
     }
 }

@@ -1,12 +1,12 @@
-//! What a build's events hold.
+//! The events of a build.
 //!
-//! | type | data |
+//! | kind | data |
 //! |---|---|
-//! | `stdout`, `stderr` | `{"text": "…"}`, a line; with `"newline": false`, a piece that no line end followed yet |
+//! | `stdout`, `stderr` | `{"text": "…"}`, a line; with `"newline": false`, a piece without a line end |
 //! | | `{"base64": "…"}` instead of `text` where the bytes are not UTF-8 |
 //! | `end` | `{"status": "succeeded" \| "failed" \| "aborted", "exit_code": 0, "message": "…"}`, the last event |
 //!
-//! Put together, the pieces are the command's output, byte for byte.
+//! All pieces together are the command's output, byte for byte.
 
 mod end;
 mod piece;
@@ -16,9 +16,9 @@ pub(crate) use end::End;
 pub(crate) use piece::Piece;
 pub(crate) use splitter::Splitter;
 
-/// The type of a piece of standard output.
+/// The kind of a piece of standard output.
 pub(crate) const STDOUT: &str = "stdout";
-/// The type of a piece of standard error.
+/// The kind of a piece of standard error.
 pub(crate) const STDERR: &str = "stderr";
-/// The type of the last event.
+/// The kind of the last event.
 pub(crate) const END: &str = "end";

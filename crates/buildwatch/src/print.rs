@@ -43,12 +43,12 @@ impl Printer {
         }
     }
 
-    /// Prints a stream to its end, or until nobody reads stdout any more, which is no error.
+    /// Prints a stream to its end, or until the reader of stdout has gone, which is no error.
     ///
-    /// Tells whether all of it was printed, and what the last event said, if it was there.
+    /// Returns whether all of it was printed, and the last event, if it was printed.
     ///
-    /// Writing to a slow reader blocks, so it is done by a thread of its own. Dropping the future ends the reading; the
-    /// thread ends once what it is at was written.
+    /// A thread writes, since writing to a slow reader blocks. Dropping the future ends the reading; the thread ends after its
+    /// current write.
     pub(crate) async fn print_all(mut self, mut events: EventStream) -> anyhow::Result<Printed> {
         let (batches, mut waiting) = mpsc::channel::<Events>(1);
         let printing = tokio::task::spawn_blocking(move || {
@@ -93,7 +93,7 @@ impl Printer {
     }
 
     fn text(&mut self, event: &Event) -> io::Result<()> {
-        // The two may lead to the same place, where their order is to be kept.
+        // Stdout and stderr may lead to the same place, where the order of the lines matters.
         let target = match &*event.kind {
             STDOUT => {
                 self.stderr.flush()?;
@@ -108,23 +108,23 @@ impl Printer {
         if let Some(piece) = Piece::read(&event.data) {
             target.write(&piece);
         } else {
-            tracing::warn!(event = event.id, "an event of a form that is not known here");
+            tracing::warn!(event = event.id, "skipped an event of an unknown form");
         }
         target.flush_when_full()
     }
 }
 
-/// What became of printing a stream.
+/// The result of printing a stream.
 pub(crate) struct Printed {
-    /// Not so when nobody reads stdout any more.
+    /// False if the reader of stdout has gone.
     pub(crate) is_whole: bool,
-    /// The build's, when its last event was among those printed.
+    /// The build's end, if its last event was printed.
     pub(crate) end: Option<End>,
 }
 
 struct Target {
     out: Box<dyn Write + Send>,
-    /// Whether control sequences are shown instead of obeyed.
+    /// Whether control characters are escaped.
     shown: bool,
     buffer: Vec<u8>,
     is_closed: bool,
@@ -171,8 +171,8 @@ impl Target {
     }
 }
 
-/// JSON on one line, harmless to a terminal: serde escapes the control characters below U+0020, and JSON lets us escape
-/// the others, too, and what nobody sees.
+/// JSON on one line, safe for a terminal: serde escapes the control characters below U+0020; this also escapes the others and
+/// invisible characters.
 pub(crate) fn json_line(value: &impl Serialize) -> serde_json::Result<String> {
     let line = serde_json::to_string(value)?;
     let is_escaped = |character: char| character.is_control() || visible::is_hidden(character);
@@ -191,20 +191,20 @@ pub(crate) fn json_line(value: &impl Serialize) -> serde_json::Result<String> {
     }))
 }
 
-/// A message on one line, whatever is in it.
+/// A message, escaped to one line.
 pub(crate) fn shown(message: &str) -> String {
     shown_lines(&message.replace('\n', "\\n"))
 }
 
-/// A message of one or more lines, whatever is in it.
+/// A message of one or more lines, escaped.
 pub(crate) fn shown_lines(message: &str) -> String {
     let mut bytes = Vec::new();
     show(message.as_bytes(), &mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Writes bytes so that a terminal shows them all and obeys none but the line end and the tabulator: a control character
-/// as in `cat -v`, a byte that is not UTF-8 as `\xff`, and what nobody would see by its number.
+/// Escapes bytes so that a terminal shows them all and interprets only line ends and tabs: a control character as `cat -v`
+/// shows it, a byte that is not UTF-8 as `\xff`, an invisible character by its number.
 fn show(bytes: &[u8], out: &mut Vec<u8>) {
     for chunk in bytes.utf8_chunks() {
         let mut text = String::with_capacity(chunk.valid().len());

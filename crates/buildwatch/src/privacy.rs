@@ -1,9 +1,9 @@
-//! What this process keeps from the commands that it runs.
+//! Protects this process from the commands that it runs.
 
 use std::fs;
 
-/// Keeps the environment and the memory of this process from commands of the same user, who else could read them in `/proc`, and
-/// attach a debugger. Root's commands can do so all the same.
+/// Makes this process's environment and memory unreadable for commands of the same user, which could otherwise read them in
+/// `/proc` or attach a debugger. Root's commands still can.
 pub(crate) fn shut_proc() {
     #[cfg(target_os = "linux")]
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
@@ -11,11 +11,11 @@ pub(crate) fn shut_proc() {
     }
 }
 
-/// Closes the files that whoever started this process left open: each command would inherit them. For a process that knows of no
-/// file but the standard ones, before it has opened any.
+/// Closes the files that the caller of this process left open, which each command would inherit. Call it before any file is
+/// opened.
 pub(crate) fn close_inherited() {
     let Ok(open) = fs::read_dir("/dev/fd") else { return };
-    // Read to the end before one is closed: the folder itself is among them, and is closed by then.
+    // The whole list is read before any file is closed: the folder's own descriptor is in it, and is closed by then.
     let numbers: Vec<i32> = open
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())

@@ -1,8 +1,8 @@
-//! Ending builds whose process is gone.
+//! Ends builds whose process has died.
 //!
-//! A process that runs a build writes down every [`BEAT`] that it is there. Whoever watches builds looks at that from time
-//! to time, and ends a build for which nothing new was written during [`PATIENCE`] looks in a row. Looks are counted, not
-//! seconds: while the database is away nobody can write, but nobody can look either.
+//! A process that runs a build updates its row every [`BEAT`]. Each process that watches builds checks the rows every
+//! [`CHECK`], and ends a build whose row has not changed in [`MISSED`] checks in a row. Checks are counted, not seconds: while
+//! the database is away nobody can update a row, but nobody can check one either.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,47 +14,47 @@ use time::OffsetDateTime;
 use crate::builds;
 use crate::output::End;
 
-/// How often the process that runs a build says that it is there.
+/// How often a process updates the row of a build that it runs.
 pub(crate) const BEAT: Duration = Duration::from_secs(5);
-/// How often running builds are looked at.
-const LOOK: Duration = Duration::from_secs(6);
-/// After how many looks without anything new a build is ended.
-const PATIENCE: u32 = 5;
+/// How often running builds are checked.
+const CHECK: Duration = Duration::from_secs(6);
+/// After how many checks without a change a build is ended.
+const MISSED: u32 = 5;
 
-/// Looks at running builds until it is dropped.
+/// Checks running builds until it is dropped.
 pub(crate) async fn run(db: Db) {
-    let mut looks = HashMap::new();
-    let mut tick = tokio::time::interval(LOOK);
-    // After a pause, no looks are made up for: they would all see the same.
+    let mut checks = HashMap::new();
+    let mut tick = tokio::time::interval(CHECK);
+    // Missed checks are not made up for: they would all see the same.
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         match builds::running(&db).await {
             Ok(running) => {
-                for (id, log) in stale(&mut looks, &running) {
+                for (id, log) in stale(&mut checks, &running) {
                     reap(&db, id, log).await;
                 }
             }
-            Err(error) => tracing::debug!(%error, "cannot look at running builds"),
+            Err(error) => tracing::debug!(%error, "cannot check running builds"),
         }
     }
 }
 
-/// Counts a look, and says which builds have had enough.
+/// Counts a check, and returns the builds to end.
 fn stale(
-    looks: &mut HashMap<i64, (OffsetDateTime, u32)>,
+    checks: &mut HashMap<i64, (OffsetDateTime, u32)>,
     running: &[(i64, LogId, OffsetDateTime)],
 ) -> Vec<(i64, LogId)> {
-    looks.retain(|id, _| running.iter().any(|(other, ..)| other == id));
+    checks.retain(|id, _| running.iter().any(|(other, ..)| other == id));
     let mut stale = Vec::new();
     for &(id, log, seen_at) in running {
-        let (last, count) = looks.entry(id).or_insert((seen_at, 0));
+        let (last, count) = checks.entry(id).or_insert((seen_at, 0));
         if *last == seen_at {
             *count += 1;
         } else {
             (*last, *count) = (seen_at, 1);
         }
-        if *count > PATIENCE {
+        if *count > MISSED {
             stale.push((id, log));
         }
     }
@@ -62,12 +62,12 @@ fn stale(
 }
 
 async fn reap(db: &Db, id: i64, log: LogId) {
-    let end = End::aborted("the process that ran it is gone");
+    let end = End::aborted("the process that ran it has died");
     match finish(db, id, log, &end).await {
-        Ok(()) => tracing::warn!(build = id, "ended: the process that ran it is gone"),
-        // It was there after all, or somebody else was quicker.
+        Ok(()) => tracing::warn!(build = id, "build ended: the process that ran it has died"),
+        // Its process lives after all, or another process ended the build first.
         Err(Error::Finished { .. } | Error::Conflict { .. }) => {}
-        Err(error) => tracing::warn!(build = id, %error, "cannot end a build whose process is gone"),
+        Err(error) => tracing::warn!(build = id, %error, "cannot end a build whose process has died"),
     }
 }
 
@@ -96,21 +96,21 @@ mod tests {
 
     #[test]
     fn a_build_is_stale_after_enough_looks_that_saw_nothing_new() {
-        let mut looks = HashMap::new();
+        let mut checks = HashMap::new();
         let silent = [(1, LogId(1), START)];
 
-        let seen: Vec<usize> = (0..7).map(|_| stale(&mut looks, &silent).len()).collect();
+        let seen: Vec<usize> = (0..7).map(|_| stale(&mut checks, &silent).len()).collect();
 
         assert_eq!(seen, [0, 0, 0, 0, 0, 1, 1]);
     }
 
     #[test]
     fn a_sign_of_life_starts_the_count_again() {
-        let mut looks = HashMap::new();
+        let mut checks = HashMap::new();
         for second in 0..20 {
             let seen_at = START + Duration::from_secs(second / 3 * 10);
-            assert_eq!(stale(&mut looks, &[(1, LogId(1), seen_at)]), []);
+            assert_eq!(stale(&mut checks, &[(1, LogId(1), seen_at)]), []);
         }
-        assert!(stale(&mut looks, &[]).is_empty() && looks.is_empty(), "an ended build is forgotten");
+        assert!(stale(&mut checks, &[]).is_empty() && checks.is_empty(), "an ended build is forgotten");
     }
 }

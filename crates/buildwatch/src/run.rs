@@ -26,9 +26,9 @@ use crate::reaper;
 use crate::run::process::Process;
 use crate::signals;
 
-/// How many chunks of read output wait for the database before the command has to wait, too.
+/// How many chunks of output wait for the database before the command has to wait, too.
 const CHUNKS: usize = 4;
-/// How long a build that was told twice to end may still take, and the printing of one that was told to end and did.
+/// How long a build may still take after the second request to end, and printing after the build's end.
 const GIVE_UP: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A build that runs in this process.
@@ -46,7 +46,7 @@ impl Running {
         self.cancel.cancel();
     }
 
-    /// Ends the command at once.
+    /// Kills the command.
     pub(crate) fn kill(&self) {
         self.cancel.cancel();
         self.kill.cancel();
@@ -63,15 +63,15 @@ impl Running {
     /// Waits until the build and its log are finished. Cancel safe.
     pub(crate) async fn ended(&mut self) -> anyhow::Result<End> {
         let end = (&mut self.task).await.context("the build's task failed")?;
-        end.context("the build's output could not be stored")
+        end.context("cannot store the build's output")
     }
 }
 
-/// Writes down a build and starts its command, which then runs whether or not anybody waits for it.
+/// Stores a build and starts its command, which runs whether or not this value is awaited.
 pub(crate) async fn start(db: &Db, command: Vec<OsString>) -> anyhow::Result<Running> {
     let folder = std::env::current_dir().context("the current folder")?;
     let plan = Plan::of(&command, &folder);
-    let (id, log) = builds::create(db, &plan).await.context("the build could not be written down")?;
+    let (id, log) = builds::create(db, &plan).await.context("cannot store the build")?;
 
     let cancel = CancellationToken::new();
     let kill = CancellationToken::new();
@@ -79,7 +79,7 @@ pub(crate) async fn start(db: &Db, command: Vec<OsString>) -> anyhow::Result<Run
     Ok(Running { id, log, task, cancel, kill })
 }
 
-/// One build, from its command's start to the end of its log.
+/// One build, from the start of its command to the end of its log.
 async fn build(
     db: Db,
     id: i64,
@@ -102,7 +102,7 @@ async fn build(
     let record = async {
         let recorded = recorder::record(writer, stored).await;
         if recorded.is_err() {
-            // The command has nobody to tell any more.
+            // Without a log, the command cannot go on.
             cancel.cancel();
             kill.cancel();
         }
@@ -115,15 +115,15 @@ async fn build(
     Ok(end)
 }
 
-/// Says again and again that the build is running.
+/// Updates the build's row while it runs.
 async fn beat(db: Db, id: i64) {
     loop {
         tokio::time::sleep(reaper::BEAT).await;
-        // One that hangs must not keep the next from being heard.
+        // An update that hangs must not block the next one.
         match timeout(reaper::BEAT, builds::seen(&db, id)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "cannot say that the build is running"),
-            Err(_) => tracing::debug!("no answer to saying that the build is running"),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot update the row of a running build"),
+            Err(_) => tracing::debug!("no answer to the update of a running build's row"),
         }
     }
 }
@@ -141,7 +141,7 @@ pub(crate) async fn command(site: &Site, args: RunArgs) -> anyhow::Result<u8> {
     code
 }
 
-/// Runs the build and prints what comes back from the database.
+/// Runs the build and prints its events from the database.
 async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyhow::Result<u8> {
     let db = &opened.db;
     let mut running = start(db, args.command).await?;
@@ -167,7 +167,7 @@ async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyho
             end = running.ended(), if ended.is_none() => {
                 ended = Some(end?);
                 if asked.is_some() {
-                    // Whoever reads what is printed may have stopped reading.
+                    // The reader of the output may have stopped reading.
                     give_up.get_or_insert(Instant::now() + GIVE_UP);
                 }
             }
@@ -177,7 +177,7 @@ async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyho
                     give_up.get_or_insert(Instant::now() + GIVE_UP);
                 }
             } else {
-                // Asked again: at once. If the database is away, whoever looks at it later ends the build.
+                // The second request ends it at once. If the database is away, another process ends the build later.
                 running.kill();
                 give_up.get_or_insert(Instant::now() + GIVE_UP);
             },
@@ -190,6 +190,6 @@ async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyho
     if let Some(message) = &end.message {
         eprintln!("buildwatch: {}", shown(message));
     }
-    // A wait status has eight bits.
+    // Exit codes have eight bits.
     Ok(end.exit_code.map_or(interrupted, |code| u8::try_from(code).unwrap_or(u8::MAX)))
 }

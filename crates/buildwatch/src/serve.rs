@@ -37,13 +37,13 @@ use crate::serve::guard::{Guard, Rights};
 pub(crate) use crate::serve::host::Host;
 use crate::signals;
 
-/// How long requests and builds may take to end once the server was asked to, and the database after them.
+/// Limits for requests and builds to end after the first signal, and for the database after them.
 const DEADLINES: Deadlines =
     Deadlines { service: Duration::from_secs(8), pools: Duration::from_secs(4), bus: Duration::from_secs(1) };
-/// How long requests and builds may still take once it was asked to twice.
+/// How long requests and builds may still take after a second signal.
 const GIVE_UP: Duration = Duration::from_secs(2);
 
-/// What every request sees.
+/// The state that every request shares.
 #[derive(Clone)]
 pub(crate) struct App {
     pub(crate) db: Db,
@@ -57,7 +57,7 @@ pub(crate) struct App {
 /// The builds that this server runs.
 pub(crate) struct Builds {
     running: Mutex<JoinSet<()>>,
-    /// The database's: its shutdown ends the builds.
+    /// The database's token: its shutdown ends the builds.
     closing: CancellationToken,
     killing: CancellationToken,
 }
@@ -72,18 +72,18 @@ impl Builds {
         let id = running.id;
         let see_through = see_through(running, self.closing.clone(), self.killing.clone());
         if self.closing.is_cancelled() {
-            // Nobody waits for the set any more, but the server does for its requests.
+            // The set is not awaited any more, so the request waits for the build itself.
             see_through.await;
             return Ok(id);
         }
         let mut set = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that have ended make room.
+        // Removes builds that have ended.
         while set.try_join_next().is_some() {}
         set.spawn(see_through);
         Ok(id)
     }
 
-    /// Waits until all builds are finished, which end when the database closes. Dropping the future leaves them to themselves.
+    /// Waits until all builds have ended, which they do when the database closes. Dropping the future leaves them running.
     async fn ended(&self) {
         let mut set = std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
         while set.join_next().await.is_some() {}
@@ -118,7 +118,7 @@ pub(crate) async fn command(site: &Site, args: ServeArgs) -> anyhow::Result<u8> 
     let mut signals = signals::catch()?;
     site.warn_of_open_secrets();
     let listener = listen(args.listen).await?;
-    // A name of its own is what others know it by, through a proxy on this machine.
+    // With a name, other machines reach the server, through a proxy on this machine.
     let may_read = args.public_read || (!remote && args.host.is_empty());
     let guard = Guard::new(Rights { may_start: args.allow_start, may_read }, args.host)?;
     let server = tokio::select! {
@@ -133,13 +133,13 @@ pub(crate) async fn command(site: &Site, args: ServeArgs) -> anyhow::Result<u8> 
     server.run(&mut signals).await
 }
 
-/// `buildwatch` alone: the server, and one build to look at.
+/// `buildwatch` without a subcommand: the server, and an example build.
 pub(crate) async fn demo(site: &Site) -> anyhow::Result<u8> {
     let mut signals = signals::catch()?;
     let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
     let listener = match listen(usual).await {
         Ok(listener) => listener,
-        // Somebody has it. A newcomer should see something all the same.
+        // The port is taken. Take any other, so that a newcomer sees something.
         Err(_) => listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?,
     };
     let guard = Guard::new(Rights { may_start: false, may_read: true }, Vec::new())?;
@@ -166,7 +166,7 @@ pub(crate) async fn demo(site: &Site) -> anyhow::Result<u8> {
     server.run(&mut signals).await
 }
 
-/// A minute of lines, slow enough to watch.
+/// Lines for a minute, slow enough to watch.
 const FIRST_BUILD: &str = r#"echo "Each line is stored in PostgreSQL before you see it. Reload the page: nothing is lost."
 i=1
 while [ "$i" -le 60 ]; do
@@ -205,7 +205,7 @@ impl Server {
         Ok(Self { app, opened, listener, local, limits })
     }
 
-    /// Where a browser on this machine finds it.
+    /// The server's address for a browser on this machine.
     fn address(&self) -> String {
         if self.local.ip().is_unspecified() {
             format!("http://localhost:{}", self.local.port())
@@ -221,7 +221,7 @@ impl Server {
             shown(&self.opened.place)
         );
         if let Some(token) = self.app.guard.token() {
-            // After the `#`, where browsers keep it to themselves.
+            // After the `#`, which browsers do not send.
             text += &[
                 format!(
                     "  {:<21}{}/#token={token}\n",
@@ -233,7 +233,7 @@ impl Server {
             .concat();
         }
         if self.app.guard.rights().may_read && !is_this_machine(self.local.ip()) {
-            text += "  Everybody who can reach it reads all builds, with commands and output.\n";
+            text += "  Everyone who can reach this address can read all builds, with commands and output.\n";
         }
         text
     }
@@ -245,16 +245,16 @@ impl Server {
         })
     }
 
-    /// Serves until it is asked to end; asked again, it ends at once.
+    /// Serves until a signal; a second signal ends it at once.
     async fn run(self, signals: &mut Signals) -> anyhow::Result<u8> {
         let App { db, builds, .. } = &self.app;
         let _reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(db.clone())));
         let serving = connections::serve(self.listener, router(self.app.clone()), self.limits, db.closing());
         let service = async {
             serving.await;
-            // Asked to or not: without a server, nobody would end the builds.
+            // Also if the server ended by itself, or nobody would end the builds.
             db.closing().cancel();
-            // Requests start builds, so these come last.
+            // After the server, since requests start builds.
             builds.ended().await;
         };
         let mut service = pin!(service);
@@ -262,7 +262,7 @@ impl Server {
         let ended = db.shutdown_on_signal(signals, DEADLINES, service.as_mut()).await;
         if ended.second_signal.is_some() {
             if ended.service.is_none() {
-                // At once; but no command is left running.
+                // At once, but no command is left running.
                 builds.killing.cancel();
                 timeout(GIVE_UP, service).await.ok();
             }
@@ -273,7 +273,7 @@ impl Server {
     }
 }
 
-/// Whether nobody but the users of this machine can reach an address.
+/// Whether only users of this machine can reach an address.
 fn is_this_machine(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }

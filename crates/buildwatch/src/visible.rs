@@ -1,15 +1,15 @@
-//! Characters that nobody sees, and that change what is seen.
+//! Characters that are invisible, or that change how others are shown.
 //!
-//! Output and command lines are other people's. A character that turns the direction of what follows, or that takes no room, makes
-//! "denied" of "deined", so it is shown by its number, `\u{202e}`: the characters that Unicode calls `Bidi_Control` and
-//! `Default_Ignorable_Code_Point`, the anchors of annotations, and the separators of lines and paragraphs. What joins the parts of
-//! an emoji (U+200D, U+FE0F) stays where it does so; everywhere else it is shown, in the scripts that join letters by it as well.
+//! Output and command lines come from others. A character that changes the direction of text, or that has no width, can make
+//! one word look like another, so it is shown by its number, `\u{202e}`: Unicode's `Bidi_Control` and
+//! `Default_Ignorable_Code_Point`, annotation anchors, and line and paragraph separators. Joiners between parts of an emoji
+//! (U+200D, U+FE0F) stay; elsewhere they are shown, also in scripts that join letters with them.
 //!
 //! `assets/common.js` does the same for the page.
 
 use std::fmt::Write as _;
 
-/// Whether a character is to be shown by its number.
+/// Whether a character is shown by its number.
 pub(crate) fn is_hidden(character: char) -> bool {
     matches!(
         character,
@@ -21,7 +21,7 @@ pub(crate) fn is_hidden(character: char) -> bool {
     )
 }
 
-/// Writes a text, each hidden character as its number.
+/// Writes a text with hidden characters as their numbers.
 pub(crate) fn write(text: &str, out: &mut String) {
     let mut rest = text;
     while let Some(character) = rest.chars().next() {
@@ -38,21 +38,21 @@ pub(crate) fn write(text: &str, out: &mut String) {
     }
 }
 
-/// A text, each hidden character as its number.
+/// A text with hidden characters as their numbers.
 pub(crate) fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     write(text, &mut shown);
     shown
 }
 
-/// How long the emoji is that a text begins with, its joiners included.
+/// The length of the emoji at the beginning of a text, including its joiners.
 fn emoji(text: &str) -> Option<usize> {
     let mut length = 0;
     loop {
         let mut characters = text[length..].chars();
         let picture = characters.next().filter(|character| is_picture(*character));
         let Some(picture) = picture else {
-            // A joiner that joins nothing is not part of it.
+            // A joiner at the end is not part of the emoji.
             return (length > 0).then(|| length - '\u{200d}'.len_utf8());
         };
         length += picture.len_utf8();
@@ -70,7 +70,7 @@ fn emoji(text: &str) -> Option<usize> {
     }
 }
 
-/// About what Unicode calls `Extended_Pictographic`.
+/// Roughly Unicode's `Extended_Pictographic`.
 fn is_picture(character: char) -> bool {
     matches!(
         character,

@@ -13,12 +13,12 @@ use crate::print::{Printed, Printer, shown};
 use crate::reaper;
 use crate::signals;
 
-/// What `--exit-code` says when the result was not seen, or there is no command's: as `run` does.
+/// The exit code of `--exit-code` without a known result, as in `run`.
 const UNKNOWN: u8 = 125;
 
 pub(crate) async fn command(site: &Site, args: WatchArgs) -> anyhow::Result<u8> {
     let mut signals = signals::catch()?;
-    // Being asked to end is how watching usually ends, so it is no failure, unless somebody waits for the result.
+    // A signal is the usual end of watching, so it is a failure only if the result was asked for.
     let waits_for_the_result = args.exit_code;
     let asked = |signal: Signal| if waits_for_the_result { signal.exit_code() } else { 0 };
     let opened = tokio::select! {
@@ -45,7 +45,7 @@ async fn watch(opened: &Opened, args: WatchArgs) -> anyhow::Result<u8> {
     let printed = Printer::new(args.print).print_all(opened.db.events().stream(log, args.from)).await;
     let printed = printed.map_err(|error| match error.downcast_ref() {
         Some(Error::Rewound { last, .. }) => anyhow::anyhow!(
-            "of the events that were seen of build {id}, the server has those up to {last} only: \
+            "build {id} has events up to {last} only, and later ones were seen before: \
              `buildwatch watch {id} --from {last}` prints what comes after them",
             id = args.id
         ),
@@ -60,11 +60,11 @@ async fn watch(opened: &Opened, args: WatchArgs) -> anyhow::Result<u8> {
     if !args.exit_code {
         return Ok(0);
     }
-    // A wait status has eight bits.
+    // Exit codes have eight bits.
     Ok(build.exit_code.map_or(UNKNOWN, |code| u8::try_from(code).unwrap_or(u8::MAX)))
 }
 
-/// How a build ended, in a sentence.
+/// The result of a build, in a sentence.
 fn result(build: &Build, printed: &Printed) -> String {
     let mut text = format!("build {} {}", build.id, build.status.as_str());
     if let (Status::Failed, Some(code)) = (build.status, build.exit_code) {

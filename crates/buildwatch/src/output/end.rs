@@ -10,9 +10,9 @@ use crate::builds::Status;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct End {
     pub(crate) status: Status,
-    /// The command's; `null` when it was not left to end.
+    /// The command's exit code; `null` if the command was not run to its end.
     pub(crate) exit_code: Option<i32>,
-    /// For people, where the exit code does not say it all.
+    /// An explanation for users, where the exit code is not enough.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) message: Option<String>,
 }

@@ -14,7 +14,7 @@ pub(crate) struct Piece<'a> {
     text: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     base64: Option<String>,
-    /// Whether a line end followed, which is so common that only its absence is written.
+    /// Whether a line end follows. It is written only if false, since true is the common case.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     newline: bool,
 }
@@ -43,7 +43,7 @@ impl<'a> Piece<'a> {
             (Some(text), _) => out.extend_from_slice(text.as_bytes()),
             (None, Some(base64)) => match STANDARD.decode(base64) {
                 Ok(bytes) => out.extend_from_slice(&bytes),
-                // Not ours; shown as it is rather than not at all.
+                // Not written by buildwatch; shown as it is rather than dropped.
                 Err(_) => out.extend_from_slice(base64.as_bytes()),
             },
             (None, None) => {}

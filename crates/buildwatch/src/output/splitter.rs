@@ -1,13 +1,13 @@
-//! Cutting a stream of bytes into lines.
+//! Splits a stream of bytes into lines.
 
 use db_layer::NewEvent;
 
 use super::Piece;
 
-/// A line longer than this becomes several pieces, so that no event is large however long a line is.
+/// A longer line becomes several pieces, so that no event is large.
 const MAX_PIECE: usize = 64 << 10;
 
-/// Cuts one stream's bytes into events: a line each, long lines in pieces, nothing changed and nothing left out.
+/// Splits one stream into events: one for each line, several for a long line. No byte is changed or left out.
 #[derive(Debug)]
 pub(crate) struct Splitter {
     kind: &'static str,
@@ -20,7 +20,7 @@ impl Splitter {
         Self { kind, pending: Vec::new() }
     }
 
-    /// Takes bytes as they were read.
+    /// Adds bytes that were read.
     pub(crate) fn push(&mut self, bytes: &[u8], out: &mut Vec<NewEvent>) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
@@ -42,13 +42,13 @@ impl Splitter {
         !self.pending.is_empty()
     }
 
-    /// Gives out what is held back although its line has not ended, so that a prompt is seen while it waits. The bytes
-    /// of a character that is not complete stay.
+    /// Emits what is held back without waiting for the line end, so that a prompt is visible. The bytes of an incomplete
+    /// character stay.
     pub(crate) fn flush(&mut self, out: &mut Vec<NewEvent>) {
         self.cut(complete(&self.pending), out);
     }
 
-    /// Gives out everything: there will be no more.
+    /// Emits everything, at the end of the stream.
     pub(crate) fn finish(&mut self, out: &mut Vec<NewEvent>) {
         self.cut(self.pending.len(), out);
     }
@@ -70,7 +70,7 @@ impl Splitter {
     }
 }
 
-/// How many bytes there are up to the last complete character. All of them when it is not UTF-8 anyway.
+/// How many bytes there are up to the last complete character; all of them if they are not UTF-8.
 fn complete(bytes: &[u8]) -> usize {
     match std::str::from_utf8(bytes) {
         Err(error) if error.error_len().is_none() => error.valid_up_to(),

@@ -1,13 +1,13 @@
-//! What of this process's environment a command does not get.
+//! The environment variables that a command does not get.
 //!
-//! A command is somebody else's code, and its output is shown to others. It gets the environment as it is, but for what is said to
-//! buildwatch itself: the secrets among its settings, what libpq's clients read, and what a service manager tells a service.
+//! A command is foreign code, and its output is shown to others. It gets buildwatch's environment without what concerns
+//! buildwatch itself: secret settings, libpq's variables, and those of a service manager.
 
 use std::ffi::{OsStr, OsString};
 
 use db_layer::Settings;
 
-/// What a service manager says to the service that it has started: by these, a command could speak in its name.
+/// Variables of a service manager for its service: with them, a command could act in the service's name.
 const SERVICE: [&str; 7] = [
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
@@ -36,7 +36,7 @@ fn secrets() -> Vec<String> {
 
 fn is_kept_back(secrets: &[String], name: &OsStr, value: &OsStr) -> bool {
     let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
-    // Where a secret lies is told as its file or its descriptor by the same name.
+    // A secret's file or descriptor is given by the same name with a suffix.
     let base = name.strip_suffix("_FILE").or_else(|| name.strip_suffix("_FD")).unwrap_or(&name);
     secrets.iter().any(|secret| secret == base)
         || name.starts_with("PG")
@@ -44,7 +44,7 @@ fn is_kept_back(secrets: &[String], name: &OsStr, value: &OsStr) -> bool {
         || has_database_password(&value)
 }
 
-/// Whether a value is a database's address with a password in it, as a URL or as libpq's words.
+/// Whether a value is a database's address with a password, as a URL or in libpq's keyword form.
 fn has_database_password(value: &str) -> bool {
     let Some((scheme, rest)) = value.split_once("://") else {
         let says = |key: &str| value.split_whitespace().any(|word| word.starts_with(key));
@@ -52,7 +52,7 @@ fn has_database_password(value: &str) -> bool {
             && ["host=", "hostaddr=", "dbname=", "user=", "service="].into_iter().any(says);
     };
     let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
-    // A password may have an `@` or a `/` that nobody has escaped.
+    // A password may hold an unescaped `@` or `/`.
     let has_userinfo = address.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
     scheme.to_ascii_lowercase().contains("postgres")
         && (has_userinfo || query.split('&').any(|parameter| parameter.starts_with("password=")))

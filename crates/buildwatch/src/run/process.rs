@@ -19,19 +19,19 @@ use crate::output::End;
 use crate::run::watchdog::Watchdog;
 use crate::run::{environment, reader};
 
-/// How long a command that was asked to end may take.
+/// How long a command may take to end after the first signal.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long processes that the command left behind may go on writing.
+/// How long processes that the command left behind may still write.
 const LEFT_BEHIND: Duration = Duration::from_secs(1);
 
-/// A running command: the leader of a process group, so that what it starts can be ended with it.
+/// A running command. It leads a process group, so that its children can be ended with it.
 pub(super) struct Process {
     child: Child,
     group: Group,
 }
 
 impl Process {
-    /// Starts a command; the error is the build's end.
+    /// Starts a command; an error becomes the build's end.
     pub(super) fn spawn(command: &[OsString]) -> Result<Self, End> {
         let name = command[0].to_string_lossy().into_owned();
         let mut line = Command::new(&command[0]);
@@ -40,7 +40,7 @@ impl Process {
         }
         let child = line
             .args(&command[1..])
-            // A build asks nobody anything.
+            // A build reads no input.
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -56,7 +56,7 @@ impl Process {
         Ok(Self { child, group: Group { leader, watchdog } })
     }
 
-    /// Reads the command's output until it ends. Dropping the future kills the command and all that it started.
+    /// Reads the command's output until it ends. Dropping the future kills the command and its children.
     pub(super) async fn run(
         mut self,
         chunks: Sender<Vec<NewEvent>>,
@@ -86,8 +86,7 @@ impl Process {
             }
         };
         if !all_read {
-            // Something that the command left in the background may still hold the pipes. How long what was read takes to be
-            // stored is another matter, and has no limit.
+            // A background child of the command may still hold the pipes. Storing what was read has no limit.
             let clear = async {
                 sleep(LEFT_BEHIND).await;
                 self.group.signal(Signal::SIGKILL);
@@ -106,12 +105,12 @@ impl Process {
         }
         match status {
             Ok(status) => ended(status),
-            Err(error) => End::failed(126, format!("the command's end was not seen: {error}")),
+            Err(error) => End::failed(126, format!("cannot wait for the command: {error}")),
         }
     }
 }
 
-/// Until a command that was asked to end has had its time, or there is no time for it.
+/// Waits until a command that was asked to end has used its time, or must be killed at once.
 async fn overdue(kill: &CancellationToken) {
     timeout(GRACE, kill.cancelled()).await.ok();
 }
@@ -124,18 +123,18 @@ fn ended(status: ExitStatus) -> End {
                 Signal::try_from(signal).map_or_else(|_| signal.to_string(), |signal| signal.to_string());
             End::failed(128 + signal, format!("ended by {name}"))
         }
-        (None, None) => End::failed(126, "ended for no known reason".to_owned()),
+        (None, None) => End::failed(126, "ended without an exit code or signal".to_owned()),
     }
 }
 
-/// A process group, killed when it is dropped, and by its watchdog when this process is gone.
+/// A process group, killed when it is dropped, and by its watchdog if this process dies.
 struct Group {
     leader: Option<Pid>,
     watchdog: Option<Watchdog>,
 }
 
 impl Group {
-    /// The command has ended, and what it left behind may live: from here on, the number may be somebody else's.
+    /// The command has ended, and its children may live on: from here on, another group may get the number.
     fn release(&mut self) {
         self.leader = None;
         if let Some(watchdog) = self.watchdog.take() {
@@ -145,7 +144,7 @@ impl Group {
 
     fn signal(&self, signal: Signal) {
         if let Some(group) = self.leader {
-            // ESRCH: nobody is left in it.
+            // ESRCH: the group is empty.
             killpg(group, signal).ok();
         }
     }

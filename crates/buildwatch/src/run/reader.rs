@@ -1,4 +1,4 @@
-//! Reading the command's two streams.
+//! Reads the command's two streams.
 
 use std::future::pending;
 use std::io;
@@ -13,15 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::output::{STDERR, STDOUT, Splitter};
 
-/// As much as a pipe holds.
+/// The size of a pipe's buffer.
 const CHUNK: usize = 64 << 10;
 /// How long the beginning of a line waits for its end before it is shown.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Reads both streams to their ends, and sends what was read as events, in the order in which it was read. Told to stop,
-/// it still takes what the pipes hold, and then waits for no more.
+/// Reads both streams to their ends, and sends events in the order of reading. After `stop` it still reads what the pipes hold,
+/// and then ends.
 ///
-/// While nobody takes the events, nothing is read, and the command has to wait as with any full pipe.
+/// While the receiver takes no events, nothing is read, and the command has to wait as with any full pipe.
 pub(super) async fn read(
     stdout: ChildStdout,
     stderr: ChildStderr,
@@ -34,7 +34,7 @@ pub(super) async fn read(
         let mut events = Vec::new();
         let (show_stdout, show_stderr) = (stdout.show_at, stderr.show_at);
         let read = async {
-            // Neither of them starves the other.
+            // In random order, so that neither stream starves the other.
             tokio::select! {
                 read = stdout.read() => Read::Stdout(read),
                 read = stderr.read() => Read::Stderr(read),
@@ -42,7 +42,7 @@ pub(super) async fn read(
         };
         tokio::select! {
             biased;
-            // First what there is to read: the end of a line may be in it.
+            // Data first: it may hold the end of a line.
             read = read => match read {
                 Read::Stdout(read) => stdout.take(read, &mut events),
                 Read::Stderr(read) => stderr.take(read, &mut events),
@@ -77,7 +77,7 @@ struct Source<R> {
     pipe: Option<R>,
     buffer: Box<[u8]>,
     lines: Splitter,
-    /// When the beginning of a line that is held back is shown without its end.
+    /// When a held back beginning of a line is shown without its end.
     show_at: Option<Instant>,
 }
 
@@ -90,7 +90,7 @@ impl<R: AsyncRead + Unpin> Source<R> {
         self.pipe.is_some()
     }
 
-    /// Reads once; for ever when the stream has ended. Cancel safe.
+    /// Reads once; waits for ever after the end of the stream. Cancel safe.
     async fn read(&mut self) -> io::Result<usize> {
         match &mut self.pipe {
             Some(pipe) => pipe.read(&mut self.buffer).await,
@@ -102,7 +102,7 @@ impl<R: AsyncRead + Unpin> Source<R> {
         match read {
             Ok(bytes @ 1..) => {
                 self.lines.push(&self.buffer[..bytes], events);
-                // Counted from the line's beginning: output without line ends is shown, too.
+                // Counted from the line's beginning, so that output without line ends is shown, too.
                 let same_line = self.show_at.filter(|_| events.is_empty());
                 let moment = || same_line.unwrap_or_else(|| Instant::now() + PATIENCE);
                 self.show_at = self.lines.has_pending().then(moment);
@@ -116,7 +116,7 @@ impl<R: AsyncRead + Unpin> Source<R> {
         }
     }
 
-    /// What then is still held back is half a character, and waits for its other half.
+    /// After it, only an incomplete character is held back.
     fn show(&mut self, events: &mut Vec<NewEvent>) {
         self.show_at = None;
         self.lines.flush(events);

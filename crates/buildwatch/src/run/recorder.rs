@@ -1,4 +1,4 @@
-//! Storing a build's output.
+//! Stores a build's output.
 
 use db_layer::NewEvent;
 use db_layer::db_events::{Error, Writer};
@@ -6,12 +6,11 @@ use tokio::sync::mpsc::Receiver;
 
 /// A batch takes no more chunks once it holds this many events.
 const ENOUGH: usize = 5_000;
-/// One append takes at most this many events and this much text; a chunk of short or long lines may hold more.
+/// The most events of one append, and below it the most text; a single chunk may exceed both.
 const MAX_EVENTS: usize = 10_000;
 const MAX_BYTES: usize = 4 << 20;
 
-/// Appends what it receives until there is no more, as much at a time as has gathered while the last append was under
-/// way. Returns the log's last event.
+/// Appends all chunks: each append stores what has arrived during the one before. Returns the log's last event.
 pub(super) async fn record(mut writer: Writer, mut chunks: Receiver<Vec<NewEvent>>) -> Result<i64, Error> {
     while let Some(mut gathered) = chunks.recv().await {
         while gathered.len() < ENOUGH {
@@ -27,7 +26,7 @@ pub(super) async fn record(mut writer: Writer, mut chunks: Receiver<Vec<NewEvent
     Ok(writer.last())
 }
 
-/// Cuts events into batches that one append takes.
+/// Splits events into batches within the limits of one append.
 fn cut(mut events: &[NewEvent]) -> impl Iterator<Item = &[NewEvent]> {
     std::iter::from_fn(move || {
         let mut bytes = 0;
@@ -39,7 +38,7 @@ fn cut(mut events: &[NewEvent]) -> impl Iterator<Item = &[NewEvent]> {
                 bytes <= MAX_BYTES
             })
             .count();
-        // One event always fits: a piece of output is never that large.
+        // One event always fits, since a piece of output is small.
         let (batch, rest) = events.split_at(fitting.max(1).min(events.len()));
         events = rest;
         (!batch.is_empty()).then_some(batch)

@@ -1,4 +1,4 @@
-//! Ending a command whose buildwatch was killed.
+//! Kills a command whose buildwatch was killed.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -6,22 +6,22 @@ use std::process::{Child, Command, Stdio};
 
 use nix::unistd::Pid;
 
-/// Waits for a line or for the end of its input, which comes when this process is gone, however it went.
+/// Waits for a line, or for the end of its input, which means that this process has died.
 const SCRIPT: &str = r#"read -r dismissed || kill -s KILL -- "-$1""#;
 
-/// A shell that kills a process group when this process is gone without having dismissed it.
+/// A shell that kills a process group if this process dies before it has dismissed the shell.
 pub(super) struct Watchdog {
     shell: Child,
 }
 
 impl Watchdog {
-    /// Without a shell there is none, and a command outlives a buildwatch that is killed.
+    /// Without a shell there is no watchdog, and the command outlives a killed buildwatch.
     pub(super) fn start(group: Pid) -> Option<Self> {
         Command::new("/bin/sh")
             .args(["-c", SCRIPT, "sh", &group.to_string()])
-            // The command is the same user's, and could read it there.
+            // The command runs as the same user, and could read the environment in /proc.
             .env_clear()
-            // What comes from the terminal is not for it.
+            // Signals from the terminal must not reach it.
             .process_group(0)
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -29,22 +29,22 @@ impl Watchdog {
             .stderr(Stdio::null())
             .spawn()
             .inspect_err(
-                |error| tracing::warn!(%error, "the command will outlive a buildwatch that is killed"),
+                |error| tracing::warn!(%error, "cannot start the watchdog: if buildwatch is killed, the command goes on"),
             )
             .ok()
             .map(|shell| Self { shell })
     }
 
-    /// The group is no concern of its any more.
+    /// Ends the watchdog without killing the group.
     pub(super) fn dismiss(mut self) {
         if let Some(mut line) = self.shell.stdin.take()
             && let Err(error) = line.write_all(b"dismissed\n")
         {
-            tracing::debug!(%error, "the watchdog was gone already");
+            tracing::debug!(%error, "the watchdog had ended already");
         }
-        // It ends at once, and must not stay behind as a zombie.
+        // It ends at once; waiting for it leaves no zombie.
         if let Err(error) = self.shell.wait() {
-            tracing::debug!(%error, "the watchdog's end was not seen");
+            tracing::debug!(%error, "cannot wait for the watchdog");
         }
     }
 }

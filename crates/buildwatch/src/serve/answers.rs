@@ -1,7 +1,7 @@
-//! What an error looks like: a page for people, Problem Details (RFC 9457) for programs.
+//! The form of error answers: a page for browsers, Problem Details (RFC 9457) for programs.
 //!
-//! Handlers, extractors and the router answer each in a form of its own. Here each becomes the form that `Accept` prefers: a
-//! browser that opens an address prefers HTML, and everybody who does not say so gets JSON.
+//! Handlers, extractors and the router each produce errors of their own form. Here each gets the form that `Accept` prefers: a
+//! browser that opens an address prefers HTML; clients that state no preference get JSON.
 
 use axum::body::{Body, to_bytes};
 use axum::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, VARY};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const PAGE: &str = include_str!("../../assets/error.html");
 
-/// More than this, no error has to say.
+/// The most bytes of an error's text that are read.
 const LONGEST: usize = 64 << 10;
 
 /// The form that a client prefers.
@@ -22,8 +22,8 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// By `Accept` (RFC 9110, section 12.5.1). Read here, since the crate for it, `headers-accept` 0.3, takes a weight that it cannot
-    /// read for the highest, and refuses the whole header for one range that is none.
+    /// Parses `Accept` (RFC 9110, section 12.5.1). Not by the crate `headers-accept` 0.3, which takes an invalid weight for the
+    /// highest, and refuses the whole header for one invalid range.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let accept: Vec<&str> =
             headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
@@ -34,7 +34,7 @@ impl Form {
     }
 }
 
-/// How much a type is wanted, from 0 to 1: by the range that names it most exactly.
+/// The weight of a type, from 0 to 1, by the most specific range that covers it.
 fn quality(accept: &str, kind: &str, subtype: &str) -> f32 {
     let mut best = (0, 0.0);
     for range in accept.split(',') {
@@ -61,12 +61,12 @@ fn quality(accept: &str, kind: &str, subtype: &str) -> f32 {
     best.1
 }
 
-/// Gives an answer that is an error its form; any other stays as it is.
+/// Gives an error answer the form; other answers stay as they are.
 pub(super) async fn give(answer: Response, form: Form) -> Response {
     let status = answer.status();
     let kind =
         answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
-    // JSON of its own is what /health/ready says.
+    // /health/ready answers JSON of its own.
     if !(status.is_client_error() || status.is_server_error()) || kind == "application/json" {
         return answer;
     }
@@ -76,7 +76,7 @@ pub(super) async fn give(answer: Response, form: Form) -> Response {
         let problem: Value = serde_json::from_slice(&said).unwrap_or_default();
         problem["detail"].as_str().map(str::to_owned)
     } else {
-        // What axum's extractors say of a request.
+        // The messages of axum's extractors.
         String::from_utf8(said.to_vec()).ok().filter(|text| !text.is_empty())
     };
     let (kind, body) = match form {
@@ -104,12 +104,12 @@ fn problem(status: StatusCode, detail: Option<String>) -> String {
 fn page(status: StatusCode, detail: Option<&str>) -> String {
     let text = detail.unwrap_or(match status {
         StatusCode::NOT_FOUND => "There is nothing at this address.",
-        StatusCode::METHOD_NOT_ALLOWED => "Nobody can do that at this address.",
+        StatusCode::METHOD_NOT_ALLOWED => "This address does not support this method.",
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-            "This cannot be answered at the moment. Try again in a while."
+            "The server cannot answer this now. Try again in a while."
         }
-        status if status.is_server_error() => "Something went wrong here. The server's log says what.",
-        _ => "This request cannot be answered.",
+        status if status.is_server_error() => "An internal error occurred. The server's log has the details.",
+        _ => "The server refused this request.",
     });
     PAGE.replace("{title}", title(status)).replace("{text}", &escaped(text))
 }

@@ -37,7 +37,7 @@ pub(super) fn routes(app: &App) -> Router<App> {
 }
 
 async fn list(State(app): State<App>) -> Result<impl IntoResponse> {
-    // By it, the page knows whether to offer a start.
+    // The page reads this header to decide whether to offer a start.
     let methods = if app.guard.rights().may_start { "GET, HEAD, POST" } else { "GET, HEAD" };
     Ok(([(ALLOW, methods)], Json(builds::newest(&app.db, &app.unseal_log, list::LIMIT).await?)))
 }
@@ -64,7 +64,7 @@ async fn start(
     Ok((StatusCode::CREATED, [(LOCATION, format!("/api/builds/{id}"))], Json(json!({ "id": id }))))
 }
 
-/// What a request says, once all of it has come.
+/// The command in a request, once the whole body has arrived.
 async fn body(app: &App, request: Request) -> Result<Start> {
     let closing = app.db.closing();
     let read = tokio::select! {
@@ -74,14 +74,14 @@ async fn body(app: &App, request: Request) -> Result<Start> {
         }
     };
     let Ok(read) = read else {
-        let detail = format!("the request's body did not come within {} s", BODY.as_secs());
+        let detail = format!("the request's body did not arrive within {} s", BODY.as_secs());
         return Err(Error::new(StatusCode::REQUEST_TIMEOUT, detail));
     };
     read.map(|Json(start)| start)
         .map_err(|rejection: JsonRejection| Error::new(rejection.status(), rejection.body_text()))
 }
 
-/// The database's errors know their answers; others are ours.
+/// Errors of the database have their own answers; others become internal errors.
 fn internal(error: anyhow::Error) -> Error {
     let error = match error.downcast::<db_layer::Error>() {
         Ok(error) => return error.into(),
@@ -90,8 +90,11 @@ fn internal(error: anyhow::Error) -> Error {
     match error.downcast::<db_layer::db_events::Error>() {
         Ok(error) => error.into(),
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "a build could not be started");
-            Error::new(StatusCode::INTERNAL_SERVER_ERROR, "the build could not be started")
+            tracing::error!(error = format!("{error:#}"), "cannot start a build");
+            Error::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the server could not start the build; its log has the details",
+            )
         }
     }
 }
@@ -106,9 +109,9 @@ async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Bui
 
 async fn events(State(app): State<App>, Path(id): Path<String>, selection: Selection) -> Result<Response> {
     let log = log_of(&app, &id).await?;
-    // For as long as the answer lasts.
+    // The permit lasts as long as the answer.
     let Ok(permit) = Arc::clone(&app.streams).try_acquire_owned() else {
-        let detail = "as many are watching as this server has connections for";
+        let detail = "the server has no connection left for another live stream";
         let error = Error::new(StatusCode::SERVICE_UNAVAILABLE, detail);
         return Ok(([(RETRY_AFTER, "5")], error).into_response());
     };
@@ -116,7 +119,7 @@ async fn events(State(app): State<App>, Path(id): Path<String>, selection: Selec
     Ok(answer.map(|body| holding(body, permit)))
 }
 
-/// The log of a build by the number in an address; what is not a number is no build's.
+/// The log of a build by the number in an address; not a number means no such build.
 pub(super) async fn log_of(app: &App, id: &str) -> Result<LogId> {
     let log = match id.parse() {
         Ok(id) => builds::log_of(&app.db, id).await?,

@@ -35,8 +35,7 @@ async fn build(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Result<impl IntoResponse> {
-    // A browser that opens an address cannot show the token. What the page asks for later can, and says whether there is such
-    // a build.
+    // A browser that opens an address sends no token. The page's later requests do, and then say whether the build exists.
     if app.guard.check_read(&headers).is_ok() {
         api::log_of(&app, &id).await?;
     } else if id.parse::<i64>().is_err() {

@@ -1,11 +1,10 @@
-//! Connections: how many there may be, and how long a client may keep one waiting.
+//! Limits of connections, and of the time that a client may keep one waiting.
 //!
-//! A connection costs a file, of which a process has few. So there is a limit, half of what `ulimit -n` allows, and at the limit
-//! the connection that has waited longest for a request makes room for the next one. One with a request under way is never taken
-//! from its client; where all have one, a new one is closed. A client elsewhere has a quarter of the limit at most.
+//! A connection costs a file descriptor, of which a process has few. So there is a limit, half of `ulimit -n`. At the limit,
+//! the connection that has been idle longest is closed for a new one. A connection with a running request is never closed; if
+//! all have one, the new one is. A client of another machine may have a quarter of the limit.
 //!
-//! A client has [`HEAD`] to send a request's head, the first one and each that follows, and [`STALL`] to take something of an
-//! answer.
+//! A client has [`HEAD`] to send each request's head, and [`STALL`] to take some bytes of an answer.
 
 use std::collections::HashMap;
 use std::io;
@@ -33,33 +32,33 @@ use tokio_util::sync::CancellationToken;
 
 use crate::serve::holding::holding;
 
-/// How long a request's head may take, and an idle connection until there is one.
+/// How long a client may take for a request's head; also how long a connection may be idle.
 const HEAD: Duration = Duration::from_secs(10);
-/// How long a client may take nothing of its answer.
+/// How long a client may take no bytes of its answer.
 const STALL: Duration = Duration::from_mins(1);
-/// The same once the server is closing, when a connection without a request ends, too.
+/// The same while the server closes, when idle connections are closed at once.
 const LAST_STALL: Duration = Duration::from_secs(1);
-/// How long nothing is accepted after that has failed.
+/// How long no connection is accepted after an error of accepting.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How soon the same is said again.
+/// How long the same warning is not repeated.
 const QUIET: Duration = Duration::from_mins(1);
 
-/// How much a server takes on at the same time.
+/// Limits of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     connections: usize,
     per_client: usize,
-    /// Answers that have no end of their own; the rest is for requests that are answered at once.
+    /// The most endless answers; the remaining connections are for other requests.
     pub(crate) streams: usize,
 }
 
 impl Limits {
-    /// What the process may have files for.
+    /// Derives the limits from the process's limit of open files.
     pub(crate) fn find() -> Self {
         let files = match getrlimit(Resource::RLIMIT_NOFILE) {
             Ok((files, _)) => files,
             Err(error) => {
-                tracing::warn!(%error, "the limit of open files is unknown, and taken to be 1024");
+                tracing::warn!(%error, "cannot read the limit of open files; using 1024");
                 1024
             }
         };
@@ -72,7 +71,7 @@ impl Limits {
     }
 }
 
-/// Serves until `closing` is cancelled, then until the requests that are under way have their answers. Dropping the future closes all
+/// Serves until `closing` is cancelled, and then until running requests have their answers. Dropping the future closes all
 /// connections.
 pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits, closing: CancellationToken) {
     let open = Arc::new(Open { limits, places: Mutex::default(), left: Notify::new() });
@@ -84,7 +83,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
             () = closing.cancelled() => break,
             Some(ended) = tasks.join_next() => {
                 if let Err(error) = ended {
-                    tracing::error!(%error, "a connection's task failed");
+                    tracing::error!(%error, "a connection's task panicked");
                 }
                 continue;
             }
@@ -100,7 +99,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
                     tracing::warn!(
                         connections = limits.connections,
                         per_client = limits.per_client,
-                        "as many connections as there may be (half of ulimit -n, a quarter of that for one client): \
+                        "the limit of connections is reached (half of ulimit -n, a quarter of that for one client): \
                          those without a request are closed for new ones"
                     );
                 }
@@ -108,7 +107,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
                     tasks.spawn(connection(stream, router.clone(), place, closing.clone()));
                 }
             }
-            // The client's, who has gone already.
+            // The client has gone already.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -118,7 +117,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
                 ) => {}
             Err(error) => {
                 if failed.is_new() {
-                    tracing::warn!(%error, "cannot accept connections; trying again and again");
+                    tracing::warn!(%error, "cannot accept connections; retrying");
                 }
                 open.make_room(|_| true);
                 sleep(PAUSE).await;
@@ -128,19 +127,19 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
     drop(listener);
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
-            tracing::error!(%error, "a connection's task failed");
+            tracing::error!(%error, "a connection's task panicked");
         }
     }
 }
 
-/// Whether something was said a short time ago.
+/// When a warning was last logged.
 #[derive(Default)]
 struct Said(Option<Instant>);
 
 impl Said {
     fn is_new(&mut self) -> bool {
         let is_new = self.0.is_none_or(|last| last.elapsed() >= QUIET);
-        // What goes on is not new either.
+        // A lasting condition is not a new one either.
         self.0 = Some(Instant::now());
         is_new
     }
@@ -163,7 +162,7 @@ async fn connection(stream: TcpStream, router: Router, place: Place, closing: Ca
         .header_read_timeout(HEAD)
         .serve_connection(io, service);
     let mut served = pin!(served);
-    // What goes wrong here is the client's going away, or not doing what it should: nobody needs to be told.
+    // Errors here are clients that go away or misbehave, and are not logged.
     tokio::select! {
         _ = served.as_mut() => return,
         () = place.taken.cancelled() => return,
@@ -184,25 +183,25 @@ async fn connection(stream: TcpStream, router: Router, place: Place, closing: Ca
     }
 }
 
-/// Connections that are open, by the order in which they came.
+/// Open connections, in order of their acceptance.
 struct Open {
     limits: Limits,
     places: Mutex<Places>,
-    /// Told when a connection has closed that was to make room.
+    /// Notified when a connection that had to make room has closed.
     left: Notify,
 }
 
 #[derive(Default)]
 struct Places {
     next: u64,
-    /// Connections that are to make room, and still have their files.
+    /// Connections that have to make room, and are not closed yet.
     leaving: usize,
     held: HashMap<u64, Held>,
 }
 
 struct Held {
     client: Option<IpAddr>,
-    /// Since when it waits for a request; `None` while it has one.
+    /// Since when it is idle; `None` during a request.
     idle_since: Option<Instant>,
     taken: CancellationToken,
 }
@@ -212,7 +211,7 @@ impl Open {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection, if there is one or can be made, and whether there was none.
+    /// A place for a new connection, if there is one or can be made, and whether the limit was reached.
     fn enter(self: &Arc<Self>, from: SocketAddr) -> (Option<Place>, bool) {
         let client = client(from.ip());
         let is_same = |held: &Held| held.client == client;
@@ -235,7 +234,7 @@ impl Open {
         (Some(Place { number, taken, open: Arc::clone(self) }), is_full)
     }
 
-    /// Closes the connection that has waited longest for a request, of those that `may` go.
+    /// Closes the connection that has been idle longest, among those that `may` be closed.
     fn make_room(&self, may: impl Fn(&Held) -> bool) -> bool {
         let mut places = self.places();
         let waiting = places.held.iter().filter(|(_, held)| may(held));
@@ -248,7 +247,7 @@ impl Open {
         held.is_some()
     }
 
-    /// Waits until those that were to make room have closed: accepting is quicker than they are.
+    /// Waits until the connections that had to make room have closed, since accepting is quicker.
     async fn room_is_made(&self) {
         while self.places().leaving > 0 {
             self.left.notified().await;
@@ -262,8 +261,8 @@ impl Open {
     }
 }
 
-/// Who a client is, for its share: an address, or as much of it as one customer of a provider has. This machine's own are not counted:
-/// all users of a proxy come from there.
+/// A client for its share of the limit: an address, or a network prefix as providers give it to one customer. `None` for this
+/// machine, since all users of a proxy come from there.
 fn client(address: IpAddr) -> Option<IpAddr> {
     let address = address.to_canonical();
     match address {
@@ -273,10 +272,10 @@ fn client(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// One connection's place, given back when it is dropped.
+/// One connection's place, released on drop.
 struct Place {
     number: u64,
-    /// Somebody else got the place.
+    /// Cancelled when another connection gets the place.
     taken: CancellationToken,
     open: Arc<Open>,
 }
@@ -302,7 +301,7 @@ impl Drop for Place {
     }
 }
 
-/// A request that is under way, until its answer was handed over.
+/// A running request, until its answer was sent.
 struct Busy {
     number: u64,
     open: Arc<Open>,
@@ -314,11 +313,11 @@ impl Drop for Busy {
     }
 }
 
-/// A socket whose client must take something of what is written within a time.
+/// A socket whose client must take some bytes of an answer within a time.
 struct Patient {
     stream: TcpStream,
     closing: CancellationToken,
-    /// Since when nothing was taken.
+    /// Since when the client has taken nothing.
     since: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
@@ -336,7 +335,7 @@ impl Patient {
             sleep.as_mut().reset(deadline);
         }
         ready!(sleep.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing of its answer")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes of its answer")))
     }
 }
 

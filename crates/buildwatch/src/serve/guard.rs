@@ -1,15 +1,14 @@
-//! Who may ask for what.
+//! Who may read and start builds.
 //!
-//! Two things could let a web page elsewhere run commands on this machine: it sends a request here from the reader's
-//! browser, or it makes its own name point here (DNS rebinding) and then reads answers, too. Against the second, each
-//! request's host must be a name that is ours: `localhost`, this machine's name, an IP address, or one given by
-//! `--host`. Against the first, starting a build takes a token that only the printed address has, and its `Origin`, if
-//! there is one, must be the host.
+//! Another site could make the reader's browser run commands on this machine in two ways: it sends a request to this server, or
+//! it points its own name here (DNS rebinding) and then also reads the answers. Against rebinding, each request's host must be
+//! one of this server's names: `localhost`, this machine's name, an IP address, or one given by `--host`. Against foreign
+//! requests, starting a build takes a token that only the printed address has, and the request's `Origin`, if there is one,
+//! must be the host.
 //!
-//! Reading takes the token, too, where others than the users of this machine could read: commands and their output often hold
-//! secrets.
+//! Reading takes the token, too, if other machines could read: commands and their output often hold secrets.
 //!
-//! The token is not part of any page: other users of this machine can read our pages, too.
+//! No page holds the token, since other users of this machine can read the pages.
 
 use std::fmt;
 use std::time::Duration;
@@ -33,14 +32,14 @@ use crate::serve::host::{Host, Name};
 /// How long a request may take until its answer begins; a live stream then goes on.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// 128 random bits. Shown by `Display` where it is printed on purpose, and by nothing else.
+/// 128 random bits. Only `Display` shows them.
 pub(crate) struct Token(String);
 
 impl Token {
     pub(crate) fn generate() -> anyhow::Result<Self> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)
-            .map_err(|error| anyhow::anyhow!("no random bytes for a token: {error}"))?;
+            .map_err(|error| anyhow::anyhow!("cannot get random bytes for a token: {error}"))?;
         Ok(Self(const_hex::encode(bytes)))
     }
 }
@@ -51,27 +50,27 @@ impl fmt::Display for Token {
     }
 }
 
-/// What is allowed, and to whom.
+/// What clients are allowed to do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rights {
-    /// With the token, builds may be started.
+    /// Whether builds may be started with the token.
     pub(crate) may_start: bool,
-    /// Without the token, builds may be read.
+    /// Whether builds may be read without the token.
     pub(crate) may_read: bool,
 }
 
 impl Rights {
-    /// What the token is good for, as a line of the banner begins.
+    /// The banner's label for the address with the token.
     pub(crate) fn with_the_token(self) -> &'static str {
         if self.may_start { "Start builds at:" } else { "Read builds at:" }
     }
 }
 
-/// Whom a request is for; `None` when it does not say so, as those of HTTP/1.0 need not.
+/// The host that a request names; `None` if it names none, which HTTP/1.0 allows.
 #[derive(Debug, Clone)]
 pub(crate) struct Target(Option<Host>);
 
-/// The rules of one server.
+/// The access rules of a server.
 pub(crate) struct Guard {
     rights: Rights,
     token: Option<Token>,
@@ -79,7 +78,7 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// With a token if one is ever needed.
+    /// Makes a token if the rights need one.
     pub(crate) fn new(rights: Rights, hosts: Vec<Host>) -> anyhow::Result<Self> {
         let needs_token = rights.may_start || !rights.may_read;
         let token = if needs_token { Some(Token::generate()?) } else { None };
@@ -101,38 +100,34 @@ impl Guard {
         self.token.as_ref()
     }
 
-    /// Whether a request is meant for this server, and by what name. The authority of its target, if it has one, is heard before
-    /// `Host`, which has to be there all the same (RFC 9112, section 3.2).
+    /// Checks that a request is meant for this server, and returns the host it names. The authority of its target, if there is
+    /// one, counts before `Host`, which must be present all the same (RFC 9112, section 3.2).
     fn check_target(&self, version: Version, target: &Uri, headers: &HeaderMap) -> Result<Target, Error> {
         let bad = |detail: &str| Error::new(StatusCode::BAD_REQUEST, detail);
-        let given =
-            match only(headers, &HOST).map_err(|()| bad("a request has one Host, and this one has more"))? {
-                Some(value) => {
-                    let host = value.to_str().ok().and_then(Host::parse);
-                    Some(host.ok_or_else(|| {
-                        bad("Host must be a name or an address, and a port if there is one")
-                    })?)
-                }
-                None if version > Version::HTTP_10 => {
-                    return Err(bad("a request has a Host, and this one has none"));
-                }
-                None => None,
-            };
-        let said =
-            match (target.authority(), target.scheme_str()) {
-                (None, _) => given,
-                (Some(authority), None | Some("http" | "https")) => {
-                    let host = Host::parse(authority.as_str());
-                    Some(host.ok_or_else(|| {
-                        bad("the target's authority must be a name or an address, and a port")
-                    })?)
-                }
-                (Some(_), Some(_)) => return Err(bad("the target is neither http nor https")),
-            };
+        let given = match only(headers, &HOST).map_err(|()| bad("more than one Host header"))? {
+            Some(value) => {
+                let host = value.to_str().ok().and_then(Host::parse);
+                Some(host.ok_or_else(|| bad("Host must be a name or an address, with an optional port"))?)
+            }
+            None if version > Version::HTTP_10 => {
+                return Err(bad("no Host header"));
+            }
+            None => None,
+        };
+        let said = match (target.authority(), target.scheme_str()) {
+            (None, _) => given,
+            (Some(authority), None | Some("http" | "https")) => {
+                let host = Host::parse(authority.as_str());
+                Some(host.ok_or_else(|| {
+                    bad("the target's authority must be a name or an address, with an optional port")
+                })?)
+            }
+            (Some(_), Some(_)) => return Err(bad("the target's scheme must be http or https")),
+        };
         match &said {
             Some(Host { name: name @ Name::Registered(_), .. }) if !self.hosts.contains(name) => {
                 let detail =
-                    "this server does not know itself by that name; if it should, name it with serve --host";
+                    "this host is not one of the server's names; add it with serve --host if it should be";
                 Err(Error::new(StatusCode::MISDIRECTED_REQUEST, detail))
             }
             _ => Ok(Target(said)),
@@ -150,46 +145,44 @@ impl Guard {
             let detail = "builds cannot be started here: the server runs without --allow-start";
             return Err(Error::new(StatusCode::FORBIDDEN, detail));
         }
-        let origin = only(headers, &ORIGIN).map_err(|()| {
-            Error::new(StatusCode::BAD_REQUEST, "a request has one Origin, and this one has more")
-        })?;
+        let origin = only(headers, &ORIGIN)
+            .map_err(|()| Error::new(StatusCode::BAD_REQUEST, "more than one Origin header"))?;
         if !origin.is_none_or(|origin| is_ours(origin, target)) {
-            let detail = "builds can be started from this server's page only";
+            let detail = "only this server's own page may start builds";
             return Err(Error::new(StatusCode::FORBIDDEN, detail));
         }
         self.check_token(headers, "starting a build")
     }
 
     fn check_token(&self, headers: &HeaderMap, what: &str) -> Result<(), Error> {
-        let given = only(headers, &AUTHORIZATION).map_err(|()| {
-            Error::new(StatusCode::BAD_REQUEST, "a request has one Authorization, and this one has more")
-        })?;
+        let given = only(headers, &AUTHORIZATION)
+            .map_err(|()| Error::new(StatusCode::BAD_REQUEST, "more than one Authorization header"))?;
         let given = given.and_then(|given| bearer(given.as_bytes())).unwrap_or_default();
         if self.token.as_ref().is_some_and(|token| bool::from(given.ct_eq(token.0.as_bytes()))) {
             return Ok(());
         }
         let detail = format!(
-            "{what} takes the token that the server printed: open the address with it, or send `Authorization: Bearer TOKEN`"
+            "{what} needs the token that the server printed: open the printed address, or send `Authorization: Bearer TOKEN`"
         );
         Err(Error::new(StatusCode::UNAUTHORIZED, detail))
     }
 }
 
-/// The value of a header that must not be there twice.
+/// The value of a header that may occur only once.
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, ()> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
     if values.next().is_some() { Err(()) } else { Ok(first) }
 }
 
-/// The token of `Bearer TOKEN` (RFC 9110, section 11.4): the scheme in any case, and any number of spaces after it.
+/// The token of `Bearer TOKEN` (RFC 9110, section 11.4): the scheme in any case, then any number of spaces.
 fn bearer(credentials: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = credentials.split_at_checked("bearer".len())?;
     let token = rest.trim_ascii_start();
     (scheme.eq_ignore_ascii_case(b"bearer") && rest.first() == Some(&b' ')).then_some(token)
 }
 
-/// Whether a page of this origin is ours: the host that the request is for, and its port.
+/// Whether an origin is this server: the request's host and port.
 fn is_ours(origin: &HeaderValue, target: &Target) -> bool {
     let origin = origin.to_str().ok().and_then(Host::of_origin);
     match (origin, &target.0) {
@@ -200,7 +193,7 @@ fn is_ours(origin: &HeaderValue, target: &Target) -> bool {
     }
 }
 
-/// Lets through who may read.
+/// Passes requests that may read builds.
 pub(crate) async fn check_read(State(app): State<App>, request: Request, next: Next) -> Response {
     match app.guard.check_read(request.headers()) {
         Ok(()) => next.run(request).await,
@@ -208,7 +201,7 @@ pub(crate) async fn check_read(State(app): State<App>, request: Request, next: N
     }
 }
 
-/// Refuses what is not meant for us, gives errors the form that was asked for, and tells browsers to be strict with all of it.
+/// Refuses requests for other hosts, gives errors the preferred form, and adds strict security headers.
 pub(crate) async fn check(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let form = Form::of(request.headers());
     let has_credentials = request.headers().contains_key(AUTHORIZATION);
@@ -226,7 +219,7 @@ pub(crate) async fn check(State(app): State<App>, mut request: Request, next: Ne
     let mut response = give(answer, form).await;
     let headers = response.headers_mut();
     if status == StatusCode::UNAUTHORIZED {
-        // RFC 6750, section 3: without credentials, no error is named.
+        // RFC 6750, section 3: without credentials, the challenge names no error.
         let challenge = if has_credentials {
             r#"Bearer realm="buildwatch", error="invalid_token""#
         } else {

@@ -1,4 +1,4 @@
-//! An answer's body that holds something for as long as it is there.
+//! An answer's body that keeps a value alive.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use axum::body::{Body, HttpBody};
 use hyper::body::{Bytes, Frame, SizeHint};
 
-/// A body with something that is dropped with it: when all of it was handed over, or nobody wants it any more.
+/// A body that drops `held` with itself: after its last byte, or when the client has gone.
 pub(super) fn holding<T: Unpin + Send + 'static>(body: Body, held: T) -> Body {
     Body::new(Holding { body, _held: held })
 }

@@ -1,9 +1,8 @@
-//! Whom a request is for: `Host`, and the authority of a target or an `Origin`.
+//! Hosts: of the header `Host`, of a target's authority, and of an `Origin`.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// `uri-host [ ":" port ]` (RFC 9110, section 7.2). Names are compared without regard to case, and to the dot at the end that
-/// names of the DNS may have.
+/// `uri-host [ ":" port ]` (RFC 9110, section 7.2). Comparing names ignores case and a final dot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Host {
     pub(crate) name: Name,
@@ -18,7 +17,7 @@ pub(crate) enum Name {
 }
 
 impl Host {
-    /// `None` for what is none, user information included.
+    /// `None` if the text is not a host, also if it has user information.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (name, port) = if let Some(literal) = text.strip_prefix('[') {
             let (address, port) = literal.split_once(']')?;
@@ -32,12 +31,12 @@ impl Host {
         if !port.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }
-        // A port may be left out after its colon.
+        // The port may be missing after its colon.
         let port = if port.is_empty() { None } else { Some(port.parse().ok()?) };
         Some(Self { name, port })
     }
 
-    /// An origin's host, and the port that its scheme has when none is said; `None` for what is no web page's.
+    /// An origin's host, and its port or the default one of its scheme; `None` for other schemes.
     pub(crate) fn of_origin(origin: &str) -> Option<(Self, u16)> {
         let (scheme, host) = origin.split_once("://")?;
         let usual = match scheme {

@@ -1,4 +1,4 @@
-//! What people get wrong, and what programs print.
+//! Wrong input of users, and unusual output of commands.
 
 use db_testkit::TestDb;
 
@@ -114,7 +114,7 @@ async fn a_wrong_database_url_says_which_part_and_never_the_password(db: TestDb)
 fn a_server_that_is_not_there_is_named_without_the_password() {
     let home = Home::embedded();
     let mut list = home.buildwatch(["list"]);
-    // Long enough to be refused a few times, and no longer: the wait itself is 30 s.
+    // The whole wait takes 30 s; the test needs only a few refused attempts.
     let waiting = crate::support::Live::new({
         list.env("DATABASE_URL", "postgres://app:hunter2@127.0.0.1:1/shop");
         list

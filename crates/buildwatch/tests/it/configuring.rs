@@ -1,10 +1,10 @@
-//! What buildwatch is told from outside.
+//! Settings by flags and environment.
 
 use db_testkit::TestDb;
 
 use crate::support::{Home, err, out};
 
-/// The line of `buildwatch config` about a setting, its columns parted.
+/// The columns of a setting's line in `buildwatch config`.
 fn line(text: &str, name: &str) -> Vec<String> {
     let line = text.lines().find(|line| line.split_whitespace().next() == Some(name)).expect("a line");
     line.split_whitespace().skip(1).map(str::to_owned).collect()
@@ -93,8 +93,7 @@ async fn a_key_that_is_given_replaces_the_one_in_the_data_folder(db: TestDb) {
     assert!(home.data().join("key").exists());
 }
 
-/// What `buildwatch config` says of the database with these flags and variables, and nothing else of the kind: where it is, or
-/// what is wrong.
+/// Runs `buildwatch config` with only these flags and variables: whether it succeeded, its stdout, and its stderr.
 fn said(flags: &[&str], variables: &[(&str, &str)]) -> (bool, String, String) {
     let home = Home::embedded();
     let mut command = home.buildwatch(["config"]);
@@ -132,7 +131,7 @@ fn what_the_environment_has_of_a_service_named_postgres_does_not_stand_in_the_wa
     }
     for around in [&kubernetes[..], &compose[..]] {
         let (done, _, text) = said(&[], around);
-        assert!(done && text.contains("a server of its own"), "{text}");
+        assert!(done && text.contains("an embedded server"), "{text}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The data folder: what is in it, and whose it is.
+//! The data folder: its files, owners and permissions.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -17,7 +17,7 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).expect("a file").mode() & 0o7777
 }
 
-/// That a command failed by one line that names a path, and did not die.
+/// Asserts that a command failed with one line that names a path, and without a panic.
 fn is_refused(output: &Output, path: &Path, because: &str) {
     let text = err(output);
     assert_eq!(output.status.code(), Some(1), "{because}: {text}");
@@ -47,11 +47,11 @@ async fn a_key_that_is_none_is_an_error_that_names_it(db: TestDb) {
             }
             "folder" => {
                 fs::create_dir(&key).expect("a folder");
-                "it is no file"
+                "it is not a file"
             }
             "pipe" => {
                 nix::unistd::mkfifo(&key, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
-                "it is no file"
+                "it is not a file"
             }
             other => {
                 let (bytes, because): (&[u8], _) = match other {
@@ -106,7 +106,7 @@ async fn a_folder_that_others_could_exchange_is_not_made(db: TestDb) {
     let data = above.join("below/data");
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_buildwatch"));
     command.arg("--data").arg(&data).arg("list").env("DATABASE_URL", db.url());
-    is_refused(&command.output().expect("it runs"), &above, "everybody may exchange it");
+    is_refused(&command.output().expect("it runs"), &above, "every user could replace it");
     assert!(!above.join("below").exists());
 
     set_mode(&above, 0o1777);
@@ -117,7 +117,7 @@ async fn a_folder_that_others_could_exchange_is_not_made(db: TestDb) {
 #[db_testkit::test]
 async fn a_folder_or_a_key_of_another_user_is_refused(db: TestDb) {
     if !nix::unistd::geteuid().is_root() {
-        // Only root can give something away.
+        // Only root can change a file's owner.
         return;
     }
     let home = Home::on(&db);

@@ -1,4 +1,4 @@
-//! What a command learns of the buildwatch that runs it.
+//! The environment of commands.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -8,7 +8,7 @@ use db_testkit::TestDb;
 use crate::serving::{client, serve_by};
 use crate::support::{Home, err, out};
 
-/// Variables that a command gets, and those that it does not.
+/// Variables that a command gets, and variables that it does not get.
 const KEPT: [(&str, &str); 2] =
     [("HOMEPAGE", "https://ada:lovelace@example.org/"), ("POSTGRES_NOTE", "a note")];
 const KEPT_BACK: [(&str, &str); 6] = [
@@ -46,7 +46,7 @@ async fn a_command_of_serve_gets_neither_our_secrets_nor_our_open_files(db: Test
     let secret = home.path("secret");
     fs::write(&secret, "hunter2 in a file").expect("written");
     let file = fs::File::open(&secret).expect("a file");
-    // Without the flag by which Rust keeps its files to itself: what a shell's `3<secret` does.
+    // The shell opens a file without close-on-exec, which Rust would set.
     let script = format!("exec 3<{}; exec \"$0\" \"$@\"", secret.display());
     let mut shell = std::process::Command::new("sh");
     let program = home.buildwatch(["serve", "--json", "--listen", "127.0.0.1:0", "--allow-start"]);
@@ -75,7 +75,7 @@ async fn a_command_of_serve_gets_neither_our_secrets_nor_our_open_files(db: Test
     assert!(!events.contains("hunter2"), "{events}");
 }
 
-/// The shell that ends a command whose buildwatch was killed is the same user's, who can read its environment.
+/// The watchdog's shell runs as the same user as the command, which could read its environment.
 #[db_testkit::test]
 async fn no_process_beside_a_command_has_our_secrets_in_its_environment(db: TestDb) {
     let home = Home::on(&db);
@@ -103,7 +103,7 @@ async fn no_process_beside_a_command_has_our_secrets_in_its_environment(db: Test
     assert!(run.ended().success());
 }
 
-/// Root may read all of `/proc`, so this takes another user, whom only root can become.
+/// Root may read all of `/proc`, so the command runs as another user, which only root can arrange.
 #[test]
 fn a_command_cannot_read_the_environment_of_its_buildwatch() {
     use std::os::unix::fs::chown;

@@ -8,7 +8,7 @@ use crate::support::{Home, Live, err, out};
 #[db_testkit::test]
 async fn a_watcher_killed_and_resumed_ten_times_sees_every_event_once_and_in_order(db: TestDb) {
     let home = Home::on(&db);
-    // It goes on for as long as the watchers below come and go.
+    // The command writes until the watchers below have finished.
     let enough = home.path("enough");
     let script =
         format!("i=1; while [ ! -e {} ]; do echo line $i; i=$((i + 1)); sleep 0.005; done", enough.display());
@@ -112,7 +112,7 @@ async fn watch_says_how_a_build_ended_and_ends_like_it_when_asked_to(db: TestDb)
             );
         }
     }
-    // Where there is nothing left to print, too.
+    // Also with nothing left to print.
     let output = home.output(["watch", "1", "--from", "1", "--exit-code"]);
     assert_eq!((out(&output), output.status.code()), (String::new(), Some(3)));
     assert_eq!(home.output(["watch", "4711", "--exit-code"]).status.code(), Some(125));

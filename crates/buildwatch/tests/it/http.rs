@@ -1,4 +1,4 @@
-//! `serve` as HTTP has it, and as clients that do not.
+//! `serve` with requests of all kinds, correct and wrong.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -17,7 +17,7 @@ impl Served {
         stream
     }
 
-    /// Sends bytes as they are, and reads until the server closes.
+    /// Sends bytes unchanged, and reads until the server closes.
     fn raw(&self, bytes: &str) -> String {
         let mut stream = self.connect();
         stream.write_all(bytes.as_bytes()).expect("written");
@@ -34,7 +34,7 @@ impl Served {
     }
 }
 
-/// All that comes, until the other side closes, however it does.
+/// Everything that arrives until the other side closes or resets.
 fn read_all(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let mut part = [0; 4096];
@@ -116,7 +116,7 @@ fn a_host_that_no_browser_says_is_refused_at_the_start() {
     for bad in ["http://builds.example", "builds.example:8080", "b\u{fc}ilds.example", ""] {
         let output = Home::embedded().output(["serve", "--host", bad]);
         assert_eq!(output.status.code(), Some(2), "{bad}");
-        assert!(err(&output).contains("not a name as browsers say it"), "{}", err(&output));
+        assert!(err(&output).contains("not a host name"), "{}", err(&output));
     }
 }
 
@@ -128,7 +128,7 @@ async fn off_loopback_reading_takes_the_token_or_a_flag(db: TestDb) {
         ("0.0.0.0:0", &[]),
         ("[::]:0", &[]),
         ("0.0.0.0:0", &["--allow-start", "--allow-start-from-anywhere"]),
-        // A name of its own: others reach it through a proxy here.
+        // With a name, other machines reach the server through a proxy on this one.
         ("127.0.0.1:0", &["--host", "builds.example"]),
     ];
     for (address, args) in addresses {
@@ -138,7 +138,7 @@ async fn off_loopback_reading_takes_the_token_or_a_flag(db: TestDb) {
             assert_eq!(status, 401, "{address} {path}");
             assert!(!text.contains("hunter2"), "{text}");
         }
-        // Pages hold nothing of builds, not even whether there is one.
+        // Pages tell nothing of builds, not even whether one exists.
         for path in ["/", "/builds/1", "/builds/99", "/assets/build.js", "/health/live"] {
             assert_eq!(served.get(path).await.0, 200, "{address} {path}");
         }
@@ -175,7 +175,7 @@ fn a_server_that_shows_builds_to_everybody_says_so() {
         rest.join("\n")
     };
 
-    assert!(says(&["--public-read"]).contains("Everybody who can reach it reads all builds"));
+    assert!(says(&["--public-read"]).contains("Everyone who can reach this address can read all builds"));
     assert!(says(&[]).contains("Read builds at:"));
 }
 
@@ -226,7 +226,7 @@ async fn errors_are_pages_for_people_and_problems_for_programs(db: TestDb) {
             }
         }
     }
-    // An error that has no body has none in any form.
+    // An answer to HEAD has no body in any form.
     let head = client().head(format!("{}/nothing", served.address)).send().await.expect("an answer");
     assert_eq!((head.status(), head.text().await.expect("text").as_str()), (StatusCode::NOT_FOUND, ""));
 }
@@ -264,10 +264,10 @@ async fn a_body_that_does_not_come_is_told_as_that(db: TestDb) {
     ));
 
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    assert!(answer.contains("the request's body did not come") && !answer.contains("database"), "{answer}");
+    assert!(answer.contains("the request's body did not arrive") && !answer.contains("database"), "{answer}");
 }
 
-/// A server that may have this many files.
+/// A server with this limit of open files.
 fn serve_with_files(home: &Home, files: u32) -> Served {
     let program = home.buildwatch(["serve", "--json", "--listen", "127.0.0.1:0"]);
     let mut shell = std::process::Command::new("sh");
@@ -290,7 +290,7 @@ async fn clients_that_say_nothing_keep_nobody_from_being_served_and_are_said_onc
     for beginning in ["", "GET /api/builds HTTP/1.1\r\nHost: loc"] {
         let mut idle: Vec<TcpStream> = (0..250).map(|_| served.connect()).collect();
         for stream in &mut idle {
-            // It may have been closed for another one by now.
+            // The server may have closed it for another connection by now.
             stream.write_all(beginning.as_bytes()).ok();
         }
 
@@ -352,7 +352,7 @@ async fn a_head_that_does_not_come_ends_its_connection(db: TestDb) {
     assert!(read_all(&mut used).starts_with("HTTP/1.1 200 "));
 }
 
-/// What takes a connection and gives nothing: the beginning of a request, one without its body, and an answer that nobody reads.
+/// Clients that hold a connection: half a request, a request without its body, and an answer that is not read.
 #[db_testkit::test]
 async fn clients_that_hang_do_not_keep_a_server_from_ending(db: TestDb) {
     let home = Home::on(&db);
@@ -374,7 +374,7 @@ async fn clients_that_hang_do_not_keep_a_server_from_ending(db: TestDb) {
         stream.write_all(bytes.as_bytes()).expect("written");
         hanging.push(stream);
     }
-    // The stream's first bytes are here, so the server has seen them all.
+    // The stream's first bytes have arrived, so the server has accepted all of them.
     hanging[4].peek(&mut [0; 1]).expect("an answer");
     served.json("/api/builds").await;
 
@@ -382,7 +382,7 @@ async fn clients_that_hang_do_not_keep_a_server_from_ending(db: TestDb) {
 
     assert_eq!(served.live.ended().code(), Some(0));
     let said = served.live.errors();
-    assert!(!said.iter().any(|line| line.contains("cut off")), "{said:?}");
+    assert!(!said.iter().any(|line| line.contains("cancelled")), "{said:?}");
     for stream in &hanging {
         stream.shutdown(Shutdown::Both).ok();
     }

@@ -1,4 +1,4 @@
-//! Ctrl-C, and being killed.
+//! Ctrl-C and SIGKILL.
 
 use std::time::Duration;
 
@@ -98,7 +98,7 @@ async fn nobody_reading_what_is_printed_does_not_keep_anybody_from_being_interru
     let home = Home::on(&db);
     let unread = |args: &[&str]| {
         let mut command = home.buildwatch(args);
-        // A pipe that is held open and never read.
+        // A pipe that is open and never read.
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
         command.spawn().expect("it starts")
     };
@@ -107,7 +107,7 @@ async fn nobody_reading_what_is_printed_does_not_keep_anybody_from_being_interru
     // More is stored than a pipe holds.
     until_count(&db, "select coalesce(max(last), 0) from event_log_batches", 200_000).await;
     let mut watch = unread(&["watch", "1"]);
-    // Both catch signals by the time they listen.
+    // Both listen only after they catch signals.
     let listening = "select count(*) from pg_stat_activity
                      where datname = current_database() and application_name = 'bus'";
     until_count(&db, listening, 2).await;
@@ -137,10 +137,10 @@ async fn a_killed_run_takes_its_command_with_it_and_whoever_watches_ends_the_bui
     run.kill();
     until("the command is gone", || processes(&marker).is_empty());
 
-    // The watcher looks again and again, and after half a minute without a sign of life ends the build.
+    // The watcher ends the build after half a minute without an update of its row.
     let watch = home.start(["watch", &id.to_string(), "--json"]);
     assert!(watch.line().contains("ready"));
     let end = watch.line();
-    assert!(end.contains("the process that ran it is gone"), "{end}");
+    assert!(end.contains("the process that ran it has died"), "{end}");
     assert_eq!(home.json(["list", "--json"])[0]["status"], "aborted");
 }

@@ -1,4 +1,4 @@
-//! Live, not afterwards; and from the database, not from the pipe.
+//! Output is shown live, and from the database, not from the pipe.
 
 use std::fs;
 use std::time::Duration;
@@ -22,7 +22,7 @@ async fn a_watcher_sees_a_line_while_the_command_waits(db: TestDb) {
 
     let watch = home.start(["watch", &id.to_string()]);
     assert_eq!(watch.line(), "first");
-    // Only now can the command go on.
+    // The command waits until here.
     fs::write(&gate, "second\n").expect("written");
 
     assert_eq!(watch.line(), "second");
@@ -61,7 +61,7 @@ fn while_the_database_is_frozen_nothing_is_printed_and_thawed_everything() {
     assert_eq!(run.line(), "before");
     let frozen = Frozen::new(&home);
 
-    // The command writes, and the pipe is read; but what is printed comes from the database.
+    // buildwatch reads the pipe, but prints only what the database returns.
     fs::write(&gate, "go\n").expect("written");
     assert_eq!(run.line_within(Duration::from_secs(3)), None);
     drop(frozen);
@@ -81,7 +81,7 @@ fn a_command_that_ends_while_the_database_is_frozen_loses_no_output() {
     let home = Home::embedded();
     let gate = home.fifo("gate");
     let ended = home.path("ended");
-    // Less than a pipe holds, so that the command can end; and its last line has no end.
+    // Less than a pipe holds, so that the command can end; the last line has no line end.
     let script = format!(
         "echo before; read go < {}; seq 1 3000; sleep 0.2; seq 3001 6000; printf last; touch {}",
         gate.display(),
@@ -93,7 +93,7 @@ fn a_command_that_ends_while_the_database_is_frozen_loses_no_output() {
     fs::write(&gate, "go\n").expect("written");
     crate::support::until("the command has ended", || ended.exists());
 
-    // Longer than anything that is left behind may hold the pipes.
+    // Longer than a background process may hold the pipes.
     assert_eq!(run.line_within(Duration::from_secs(4)), None);
     drop(frozen);
 
@@ -119,7 +119,7 @@ async fn output_without_line_ends_is_live_too(db: TestDb) {
     watch.rest();
 }
 
-/// A server all of whose processes are stopped until this is dropped.
+/// Stops all processes of a server until it is dropped.
 struct Frozen(Vec<u32>);
 
 impl Frozen {
@@ -148,7 +148,7 @@ fn a_server_that_is_killed_and_comes_back_costs_a_build_nothing() {
     let mut run: Live = home.start(["run", "--", "sh", "-c", &script]);
     assert_eq!(run.line(), "before");
 
-    // Crash recovery, with the build's supervisor bringing the server back.
+    // The supervisor restarts the server, which recovers.
     signal("KILL", &server_processes(&home)[..1]);
     fs::write(&gate, "go\n").expect("written");
 

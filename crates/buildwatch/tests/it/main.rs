@@ -1,4 +1,4 @@
-//! What buildwatch promises, shown on the program itself.
+//! buildwatch as a program.
 
 mod bad_input;
 mod configuring;

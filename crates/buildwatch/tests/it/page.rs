@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::serving::{serve, serve_on};
 use crate::support::{Home, PATIENCE};
 
-/// A browser with a driver of its own, gone when this is dropped.
+/// A browser with its own driver, ended on drop.
 struct Browser {
     client: Client,
     driver: Child,
@@ -77,7 +77,7 @@ impl Browser {
         self.client.execute(script, Vec::new()).await.expect("the script runs")
     }
 
-    /// Waits until an element's text fits.
+    /// Waits until an element's text satisfies `fits`.
     async fn until(&self, id: &str, fits: impl Fn(&str) -> bool) -> String {
         let mut text = String::new();
         let waited = tokio::time::timeout(PATIENCE, async {
@@ -102,7 +102,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // For tests that failed; the driver takes its browser with it on SIGTERM only.
+        // After a failed test: only SIGTERM makes the driver end its browser.
         if let Ok(None) = self.driver.try_wait() {
             crate::support::signal("TERM", &[self.driver.id()]);
             self.driver.wait().ok();
@@ -155,7 +155,7 @@ async fn the_browser_s_own_event_source_sees_the_end_of_a_stream_and_stays_away(
     assert_eq!(run.line(), "one");
     let served = serve(&home, &[]);
     let browser = Browser::open().await;
-    // A page of the same origin that follows nothing by itself.
+    // A page of the same origin that follows no build.
     browser.goto(&served.address).await;
     browser
         .evaluate(
@@ -181,7 +181,7 @@ async fn the_browser_s_own_event_source_sees_the_end_of_a_stream_and_stays_away(
 
     std::fs::write(&gate, "go\n").expect("written");
 
-    // It connects again after what it saw last, is answered that there is nothing, and is closed for good.
+    // It reconnects with the last id that it saw, gets 204, and stops for good.
     seen(json!([["stdout 1", "end 2", "stream-end 2", "finished"], 2])).await;
     assert!(run.ended().success());
     browser.close().await;
@@ -223,7 +223,7 @@ async fn a_page_shows_what_a_server_has_that_has_lost_some_lines(db: TestDb) {
     assert_eq!(run.line(), "one");
     std::fs::write(&gate, "go\n").expect("written");
     assert_eq!(run.line(), "two");
-    // It would end the build when it sees what follows.
+    // Killed, since it would end the build when it sees the changed log.
     run.signal("KILL");
     run.ended();
     let served = serve(&home, &[]);
@@ -325,7 +325,7 @@ async fn a_page_off_loopback_shows_builds_to_who_has_the_token(db: TestDb) {
     let browser = Browser::open().await;
     for path in ["/", "/builds/1"] {
         browser.goto(&format!("{}{path}", served.address)).await;
-        browser.until("connection", |text| text.contains("those who have its token")).await;
+        browser.until("connection", |text| text.contains("requires its token")).await;
     }
     assert_eq!(browser.text("log").await, "");
 

@@ -1,4 +1,4 @@
-//! What reaches a terminal.
+//! Output on a terminal.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use db_testkit::TestDb;
 
 use crate::support::{Home, err, out};
 
-/// Runs buildwatch with a terminal as its stdout, and returns what the terminal was sent.
+/// Runs buildwatch with a terminal as its stdout, and returns what the terminal received.
 fn on_a_terminal(home: &Home, db: &TestDb, args: &str) -> String {
     let line = format!("{} --data {} {args}", env!("CARGO_BIN_EXE_buildwatch"), home.data().display());
     // script(1) makes a terminal.

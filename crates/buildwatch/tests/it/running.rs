@@ -1,4 +1,4 @@
-//! `run`: what goes where, and what it ends with.
+//! `run`: output, exit codes and stored data.
 
 use db_testkit::TestDb;
 
@@ -31,7 +31,7 @@ async fn a_hundred_thousand_lines_come_out_exactly_and_their_ids_are_dense(db: T
     }
     let end = events.pop().expect("an end");
     assert_eq!((end["type"].as_str(), end["data"]["status"].as_str()), (Some("end"), Some("succeeded")));
-    // A line is one event, unless the command stopped in the middle of it.
+    // A line is one event, unless the command stopped in its middle.
     let texts = events.iter().map(|event| {
         let line_end = if event["data"]["newline"] == false { "" } else { "\n" };
         format!("{}{line_end}", event["data"]["text"].as_str().expect("a text"))
@@ -60,7 +60,7 @@ async fn the_plan_is_sealed_in_the_database_and_holds_names_of_the_environment_o
     assert!(!dump.contains("hunter2") && !dump.contains("BUILD_SECRET"), "{dump}");
 
     let list = home.json(["list", "--json"]);
-    assert_eq!(list[0]["command"][2], ": hunter2 in the command", "whoever has the key can read it");
+    assert_eq!(list[0]["command"][2], ": hunter2 in the command", "the key's owner can read it");
     assert_eq!(list[0]["status"], "succeeded");
     assert_eq!(list[0]["exit_code"], 0);
     assert_eq!(list[0]["folder"], std::env::current_dir().expect("a folder").to_str().expect("UTF-8"));
@@ -132,7 +132,7 @@ async fn nothing_is_reverted_unless_somebody_means_it(db: TestDb) {
         let asked =
             std::process::Command::new("sh").args(["-c", &line]).env("DATABASE_URL", db.url()).output();
         let text = out(&asked.expect("it runs"));
-        assert!(text.contains("delete all that they hold?") && text.contains("builds"), "{text}");
+        assert!(text.contains("delete their data?") && text.contains("builds"), "{text}");
         assert!(text.contains(says), "{text}");
     }
     assert!(home.json(["list", "--json"]).is_empty(), "yes was meant");
@@ -150,16 +150,16 @@ async fn each_other_key_is_warned_of_once_and_not_for_each_row(db: TestDb) {
         .expect("damaged");
 
     let list = err(&here.output(["list"]));
-    assert_eq!(list.matches("cannot be shown").count(), 3, "two keys, and a row with another fault: {list}");
+    assert_eq!(list.matches("cannot show").count(), 3, "two keys, and a row with another fault: {list}");
 
     let served = crate::serving::serve(&here, &[]);
     for _ in 0..3 {
         assert_eq!(served.json("/api/builds").await.as_array().map(Vec::len), Some(5));
         served.json("/api/builds/1").await;
     }
-    // Written before the answers were sent.
+    // The log is written before the answers are sent.
     let said = served.live.errors();
-    assert_eq!(said.iter().filter(|line| line.contains("cannot be shown")).count(), 3, "{said:?}");
+    assert_eq!(said.iter().filter(|line| line.contains("cannot show")).count(), 3, "{said:?}");
 }
 
 #[test]

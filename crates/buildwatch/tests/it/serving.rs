@@ -27,7 +27,7 @@ pub(crate) fn serve_on(home: &Home, address: &str, args: &[&str]) -> Served {
     serve_by(home.buildwatch([&["serve", "--json", "--listen", address], args].concat()))
 }
 
-/// By a command that is not started yet, and prints where it listens as JSON.
+/// Starts `command`, which prints its address as JSON.
 pub(crate) fn serve_by(command: std::process::Command) -> Served {
     let live = Live::new(command);
     let said: Value = serde_json::from_str(&live.line()).expect("JSON");
@@ -49,7 +49,7 @@ impl Served {
     }
 }
 
-/// Events whose ids are numbers alone.
+/// The events, with their ids cut to numbers.
 fn without_marks(events: &str) -> String {
     events
         .split_inclusive('\n')
@@ -88,7 +88,7 @@ async fn builds_and_their_events_are_served(db: TestDb) {
     {
         let (status, text) = served.get(asset).await;
         assert_eq!(status, 200, "{asset}");
-        // The only address from elsewhere is a name, not a place: SVG's namespace.
+        // Except SVG's namespace, which is a name and not a place.
         let text = text.replace("http://www.w3.org/2000/svg", "");
         for elsewhere in ["http:", "https:", "=\"//", "url(", "@import"] {
             assert!(!text.contains(elsewhere), "{asset} has {elsewhere}");
@@ -170,7 +170,7 @@ async fn builds_are_started_over_http_only_when_that_is_allowed(db: TestDb) {
     let (_, events) = open.get(&format!("/api/builds/{id}/events")).await;
     assert!(events.contains(r#"data: {"text":"hello"}"#), "{events}");
 
-    // Reading is refused, too, under a name that somebody else pointed here.
+    // Reading is refused, too, under a name that another site pointed here.
     let rebound = client().get(format!("{own}/api/builds")).header("host", "evil.example").send().await;
     assert_eq!(rebound.expect("an answer").status(), 421);
 }

@@ -64,7 +64,7 @@ fn many_that_start_at_once_share_one_server() {
     until("no process is left", || processes(&home.data()).is_empty());
 }
 
-/// Another user can be made by root only; an ordinary user checks what another one would run into.
+/// Only root can become another user; as an ordinary user the test checks the permissions.
 #[test]
 fn another_user_of_the_machine_cannot_connect() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -96,7 +96,7 @@ fn another_user_of_the_machine_cannot_connect() {
     assert_eq!(out(&psql(None)), "1\n", "the user who started it");
     assert_eq!(fs::metadata(&sockets).expect("the sockets' folder").permissions().mode() & 0o777, 0o700);
     if nix::unistd::geteuid().is_root() {
-        // `nobody`, and the account that the server itself runs under.
+        // `nobody`, and the account that runs the server.
         for user in [65534, fs::metadata(&sockets).expect("the sockets' folder").uid()] {
             let stranger = psql(Some(user));
             assert!(!stranger.status.success() && out(&stranger).is_empty(), "{user}: {}", err(&stranger));

@@ -1,4 +1,4 @@
-//! `buildwatch` alone, which is the first thing that anybody types.
+//! `buildwatch` without arguments, as a newcomer runs it.
 
 use crate::serving::client;
 use crate::support::{Home, processes, until};
@@ -27,7 +27,7 @@ async fn without_a_subcommand_it_serves_runs_one_build_and_says_what_to_do_next(
     while !text.contains("line 1 of 60") {
         text += std::str::from_utf8(&stream.chunk().await.expect("no error").expect("more")).expect("text");
     }
-    // A second terminal finds the server that the first one started.
+    // A second process finds the server that the first one started.
     assert_eq!(home.json(["list", "--json"])[0]["status"], "running");
 
     alone.signal("INT");

@@ -1,4 +1,4 @@
-//! The program, seen from outside.
+//! Runs buildwatch as a program.
 
 use std::ffi::OsStr;
 use std::fmt::Write;
@@ -14,25 +14,25 @@ use db_testkit::TestDb;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// No wait in these tests is longer than this.
+/// Limit for every wait in these tests.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A data folder, and the database that goes with it.
+/// A data folder, and the address of its database.
 pub(crate) struct Home {
     folder: TempDir,
     url: Option<String>,
 }
 
 impl Home {
-    /// With an embedded server of its own.
+    /// A data folder with an embedded server.
     pub(crate) fn embedded() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        // As root, the server is another user's, who must be able to pass.
+        // When the test runs as root, the server runs as another user, who must be able to enter the folder.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).expect("permissions");
         Self { folder, url: None }
     }
 
-    /// On a test's database.
+    /// A data folder with a test's database.
     pub(crate) fn on(db: &TestDb) -> Self {
         Self { url: Some(db.url()), ..Self::embedded() }
     }
@@ -41,7 +41,7 @@ impl Home {
         self.folder.path().join("data")
     }
 
-    /// Any file of the test's own.
+    /// The path of a file for the test.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -60,7 +60,7 @@ impl Home {
         command
     }
 
-    /// Runs it to its end.
+    /// Runs `buildwatch ARGS` to its end.
     pub(crate) fn output<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Output {
         self.buildwatch(args).output().expect("buildwatch runs")
     }
@@ -70,12 +70,12 @@ impl Home {
         self.output(["run", "--", "sh", "-c", script])
     }
 
-    /// Starts it, and reads what it prints line by line.
+    /// Starts `buildwatch ARGS`, and reads its output line by line.
     pub(crate) fn start<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Live {
         Live::new(self.buildwatch(args))
     }
 
-    /// The objects that a command prints as JSON.
+    /// Runs `buildwatch ARGS`, and parses the JSON objects that it prints.
     pub(crate) fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Vec<Value> {
         let output = self.output(args);
         assert!(output.status.success(), "{}", err(&output));
@@ -87,9 +87,8 @@ impl Home {
         self.json(["watch", &id.to_string(), "--json"])
     }
 
-    /// Makes a named pipe.
-    /// A named pipe that a command waits at, for one time: whoever writes may not have closed it yet when the command opens it
-    /// again, which would then find its end instead of waiting.
+    /// Makes a named pipe at which a command can wait once. For a second wait use another pipe: the first writer may not have
+    /// closed it yet, so the command would read its end instead of waiting.
     pub(crate) fn fifo(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
@@ -138,7 +137,7 @@ impl Live {
             .unwrap_or_else(|error| panic!("no line: {error}; {:?}", self.errors()))
     }
 
-    /// What stdout says within a time, if anything.
+    /// The next line of stdout, if one comes within `time`.
     pub(crate) fn line_within(&self, time: Duration) -> Option<String> {
         match self.out.recv_timeout(time) {
             Ok(line) => Some(line),
@@ -157,13 +156,13 @@ impl Live {
         }
     }
 
-    /// The build's number, which `run` says on stderr.
+    /// The build's number, which `run` prints on stderr.
     pub(crate) fn build(&self) -> i64 {
         let line = self.error_with("build ");
         line.rsplit(' ').next().and_then(|id| id.parse().ok()).unwrap_or_else(|| panic!("{line}"))
     }
 
-    /// All the lines that stdout still has.
+    /// All remaining lines of stdout.
     pub(crate) fn rest(&self) -> Vec<String> {
         let mut rest = Vec::new();
         loop {
@@ -200,7 +199,7 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        // Already gone is what it mostly is.
+        // The program has mostly ended already.
         self.child.kill().ok();
         self.child.wait().ok();
     }
@@ -238,7 +237,7 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
         assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        #[expect(clippy::disallowed_methods, reason = "between two looks, on a thread of the test's own")]
+        #[expect(clippy::disallowed_methods, reason = "between two checks, on a thread of the test's own")]
         std::thread::sleep(Duration::from_millis(10));
     }
 }
