@@ -1,10 +1,10 @@
 //! The public API of each library as text: one line for each item, sorted.
 //!
-//! `dev/api/NAME.txt` holds what was agreed on. A test compares that with the code, and the program of this crate (`just api`) writes it
-//! anew.
+//! `dev/api/NAME.txt` holds the committed API. A test compares it with the code, and this crate's program (`just api`) writes
+//! it anew.
 //!
-//! The lines are made from rustdoc's JSON, whose form changes with the compiler, so `public-api` is pinned to a version that reads
-//! what our compiler writes.
+//! The lines are made from rustdoc's JSON, whose format changes with the compiler, so `public-api` is pinned to a version that
+//! reads our compiler's format.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -13,21 +13,21 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-/// What somebody may depend on.
+/// The libraries with a public API.
 pub const LIBRARIES: [&str; 8] =
     ["db-core", "db-notify", "db-events", "db-migrate", "db-layer", "db-axum", "db-embedded", "db-testkit"];
 
-/// Where the agreed API of a library is.
+/// The file of a library's committed API.
 #[must_use]
 pub fn committed(library: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(library).with_extension("txt")
 }
 
-/// The API that each library has now, with all of its features.
+/// The current API of each library, with all its features.
 ///
 /// # Errors
 ///
-/// When a library does not compile, or rustdoc writes a form that is not read here.
+/// If a library does not compile, or rustdoc writes a format that `public-api` cannot read.
 pub fn current() -> anyhow::Result<Vec<(&'static str, String)>> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let documented = Command::new(env!("CARGO"))
@@ -37,7 +37,7 @@ pub fn current() -> anyhow::Result<Vec<(&'static str, String)>> {
         .args(["doc", "--quiet", "--no-deps", "--lib", "--all-features"])
         .args(LIBRARIES.iter().flat_map(|library| ["--package", library]))
         .status()
-        .context("cargo does not start")?;
+        .context("cannot start cargo")?;
     ensure!(documented.success(), "rustdoc ended with {documented}");
 
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
@@ -50,13 +50,13 @@ pub fn current() -> anyhow::Result<Vec<(&'static str, String)>> {
                 .omit_auto_trait_impls(true)
                 .omit_blanket_impls(true)
                 .build()
-                .with_context(|| format!("{} is not read", json.display()))?;
+                .with_context(|| format!("cannot read {}", json.display()))?;
             Ok((library, api.to_string()))
         })
         .collect()
 }
 
-/// The lines that are gone, each after `-`, and those that are new, each after `+`.
+/// The removed lines, each after `-`, and the new ones, each after `+`.
 #[must_use]
 pub fn difference(before: &str, after: &str) -> String {
     let (old, new): (BTreeSet<&str>, BTreeSet<&str>) = (before.lines().collect(), after.lines().collect());

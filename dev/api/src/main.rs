@@ -1,4 +1,4 @@
-//! Writes the public API of each library to `dev/api/`, and prints what is different now.
+//! Writes the public API of each library to `dev/api/`, and prints the difference.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ fn main() -> anyhow::Result<()> {
         let before = fs::read_to_string(&file).unwrap_or_default();
         if before != api {
             print!("{library}\n{}", api::difference(&before, &api));
-            fs::write(&file, api).with_context(|| format!("{} is not written", file.display()))?;
+            fs::write(&file, api).with_context(|| format!("cannot write {}", file.display()))?;
         }
     }
     Ok(())

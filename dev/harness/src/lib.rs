@@ -1,7 +1,7 @@
-//! What the tests of several crates of this workspace set up. No user needs it: what users need is in `db-testkit`.
+//! Fixtures for the tests of several crates of this workspace. What users need is in `db-testkit`.
 //!
-//! - [`Process`]: this test program once more, in a process that is told what to do and may be killed;
-//! - [`Log`]: the lines that all tests of a process write to the log;
+//! - [`Process`]: this test program in a second process that takes orders and may be killed;
+//! - [`Log`]: the lines that all tests of a process log;
 //! - [`Pair`]: a primary and the standby that takes its place.
 
 mod log;

@@ -1,19 +1,19 @@
-//! What is written to the log.
+//! The log of a test process.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// All lines of all tests of this process: tasks write from any thread, so a listener of one thread would miss some. What
-/// tells the tests apart is a name in the line, such as that of the database.
+/// All log lines of this process: tasks log from any thread, so a subscriber for one thread would miss some. To separate tests,
+/// search for a name in the line, such as the database's.
 #[derive(Debug, Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Listens from the first call on, to what the filter of that call lets through, such as `db_notify=debug`.
+    /// Subscribes at the first call, with that call's filter, such as `db_notify=debug`.
     ///
     /// # Panics
     ///
-    /// When the process has another subscriber already.
+    /// If the process has another subscriber already.
     pub fn of_this_process(filter: &str) -> &'static Self {
         static LOG: OnceLock<Log> = OnceLock::new();
         LOG.get_or_init(|| {
@@ -28,13 +28,13 @@ impl Log {
         })
     }
 
-    /// All that was written so far.
+    /// The whole log so far.
     #[must_use]
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes()).into_owned()
     }
 
-    /// The lines that contain all of these.
+    /// The lines that contain all of `parts`.
     #[must_use]
     pub fn lines_with(&self, parts: &[&str]) -> Vec<String> {
         let text = self.text();
@@ -42,7 +42,7 @@ impl Log {
         lines.map(str::to_owned).collect()
     }
 
-    /// How many lines contain all of these.
+    /// How many lines contain all of `parts`.
     #[must_use]
     pub fn count(&self, parts: &[&str]) -> usize {
         self.lines_with(parts).len()

@@ -1,4 +1,4 @@
-//! Other processes: this test program once more, in which one test does what it is told, order by order.
+//! A second process of this test program, in which one test follows orders.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -10,17 +10,17 @@ use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
-/// Where the database is, for a process that is told what to do.
+/// The environment variable with the database's address, which also tells a process to take orders.
 const ADDRESS: &str = "DB_HARNESS_ADDRESS";
 
-/// How long an answer may take: longer than whatever such a process waits for, so that it can say what it has seen.
+/// Limit for an answer: longer than every wait of such a process, so that it can report what it saw.
 const LONGEST: Duration = Duration::from_secs(100);
 
-/// Before each answer and each note: the test harness writes to the same pipe.
+/// Written before each answer, since cargo's test harness prints to the same pipe.
 const ANSWER: &str = "ANSWER\t";
 const NOTE: &str = "NOTE\t";
 
-/// A process. It ends when nobody can give orders any more, and is killed when this is dropped.
+/// A process that takes orders. It ends when this value does, and is killed on drop.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -32,11 +32,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `test`, which begins with [`told`].
+    /// Starts `test`, which must begin with [`told`].
     ///
     /// # Panics
     ///
-    /// When the operating system refuses a process, a pipe or a thread.
+    /// If the operating system refuses a process, a pipe or a thread.
     #[must_use]
     pub fn start(test: &str, address: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this program's path"));
@@ -61,11 +61,11 @@ impl Process {
         Self { child, orders, last: String::new(), answers, notes, reading: Some(reading) }
     }
 
-    /// Gives an order.
+    /// Sends an order.
     ///
     /// # Panics
     ///
-    /// When the process has ended.
+    /// If the process has ended.
     pub fn tell(&mut self, order: &str) {
         writeln!(self.orders, "{order}").expect("it listens");
         order.clone_into(&mut self.last);
@@ -75,34 +75,34 @@ impl Process {
     ///
     /// # Panics
     ///
-    /// When there is none within 100 seconds, or the process has ended.
+    /// After 100 s, or if the process has ended.
     pub async fn hear(&mut self) -> String {
         let answer = timeout(LONGEST, self.answers.recv()).await;
         let answer = answer.unwrap_or_else(|_| panic!("no answer in time to `{}`", self.last));
         answer.unwrap_or_else(|| panic!("the process has ended at `{}`", self.last))
     }
 
-    /// Gives an order, and waits for the answer.
+    /// Sends an order, and waits for the answer.
     ///
     /// # Panics
     ///
-    /// As [`tell`](Self::tell) and [`hear`](Self::hear) do.
+    /// As [`tell`](Self::tell) and [`hear`](Self::hear).
     pub async fn ask(&mut self, order: &str) -> String {
         self.tell(order);
         self.hear().await
     }
 
-    /// What it has noted since this was last asked.
+    /// The notes since the last call.
     ///
     /// # Panics
     ///
-    /// When the thread that reads has panicked.
+    /// If the thread that reads has panicked.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         std::mem::take(&mut self.notes.lock().expect("no panic"))
     }
 
-    /// Kills it with `SIGKILL`; returns what it had noted until then.
+    /// Kills the process with `SIGKILL`, and returns its remaining notes.
     #[expect(clippy::must_use_candidate, reason = "not every process notes something")]
     pub fn kill(mut self) -> Vec<String> {
         self.end();
@@ -110,7 +110,7 @@ impl Process {
     }
 
     fn end(&mut self) {
-        // Already gone is what it may be.
+        // It may have ended already.
         self.child.kill().ok();
         self.child.wait().ok();
         if let Some(reading) = self.reading.take() {
@@ -125,7 +125,7 @@ impl Drop for Process {
     }
 }
 
-/// In such a process: the address and the orders, which end with the process that gives them. In a normal run: nothing.
+/// In such a process: the database's address and the orders, which end with the parent. In a normal run: `None`.
 #[must_use]
 pub fn told() -> Option<(String, UnboundedReceiver<String>)> {
     let address = std::env::var(ADDRESS).ok()?;
@@ -145,19 +145,19 @@ pub fn answer(text: &str) {
     say(ANSWER, text);
 }
 
-/// Notes something for later. It is known to the other process whatever happens to this one afterwards.
+/// Writes a note, which the parent has even if this process dies afterwards.
 pub fn note(text: &str) {
     say(NOTE, text);
 }
 
 fn say(what: &str, text: &str) {
     let mut stdout = std::io::stdout().lock();
-    // In one piece. If the parent has gone, the orders end, too.
+    // In one write. If the parent has gone, the orders end, too.
     stdout.write_all(format!("\n{what}{text}\n").as_bytes()).ok();
     stdout.flush().ok();
 }
 
-/// How many bytes of memory this process has.
+/// The resident memory of this process, in bytes.
 ///
 /// # Panics
 ///

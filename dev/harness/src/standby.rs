@@ -1,4 +1,4 @@
-//! A primary and the standby that takes its place, on this machine and for one test.
+//! A primary and its standby, on this machine and for one test.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -9,35 +9,35 @@ use db_embedded::Server;
 use db_testkit::until;
 use sqlx::{Connection, PgConnection};
 
-/// The port of the server that clients use, and that of the standby until it takes over. They only name the sockets,
-/// which are in a folder of their own.
+/// The port of the primary, and the standby's port until it takes over. Ports only name the sockets, which are in the pair's
+/// own folder.
 const KNOWN: u16 = 5432;
 const HIDDEN: u16 = 5433;
 
-/// A primary, `a`, and a standby, `b`, that follows it. They are stopped, and their data removed, when this is dropped.
+/// A primary, `a`, and its standby, `b`. On drop they are stopped and their data is removed.
 ///
-/// Its methods panic when a server does not do what it is told.
+/// The methods panic if a server fails.
 #[derive(Debug)]
 pub struct Pair {
     folder: tempfile::TempDir,
     programs: PathBuf,
-    /// Whose programs they are, when we are root: PostgreSQL refuses to run as root.
+    /// The account that runs PostgreSQL if this process is root: PostgreSQL refuses to run as root.
     account: Option<(u32, u32)>,
     running: Vec<&'static str>,
 }
 
 impl Pair {
-    /// Starts both.
+    /// Starts both servers.
     ///
     /// # Panics
     ///
-    /// When a program of PostgreSQL's fails.
+    /// If a program of PostgreSQL fails.
     pub async fn start() -> Self {
         blocking(Self::start_now).await
     }
 
     fn start_now() -> Self {
-        let found = Server::throwaway().start().expect("a server shows where its programs are");
+        let found = Server::throwaway().start().expect("a server, to find its programs");
         let programs = program(&found);
         found.release().expect("released");
         let folder = tempfile::tempdir().expect("a folder");
@@ -48,7 +48,7 @@ impl Pair {
             "initdb",
             &["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C", "-D", text(&a)],
         );
-        // As `pg_basebackup` would copy it, which not every package has.
+        // Instead of `pg_basebackup`, which not every package has.
         let copied = Command::new("cp").arg("-a").args([&a, &b]).status().expect("`cp` is on the PATH");
         assert!(copied.success(), "the standby's data is not copied");
         let settings = |port| {
@@ -72,7 +72,7 @@ impl Pair {
         pair
     }
 
-    /// The address of the primary, and of the server that takes its place by [`fail_over`](Self::fail_over).
+    /// The address of the primary, also after [`fail_over`](Self::fail_over).
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(KNOWN)
@@ -89,11 +89,11 @@ impl Pair {
         format!("postgres://postgres@{folder}:{port}/postgres")
     }
 
-    /// The standby has all that the primary has, and gets nothing more from now on.
+    /// Waits until the standby has received everything, and then stops replication.
     ///
     /// # Panics
     ///
-    /// When a server cannot be asked, or does not get that far within 20 seconds.
+    /// If a server does not answer, or if it takes longer than 20 s.
     pub async fn part(&self) {
         let mut primary = self.connect(KNOWN).await;
         let mut standby = self.connect(HIDDEN).await;
@@ -122,11 +122,11 @@ impl Pair {
         .await;
     }
 
-    /// The primary is lost, and the standby takes its place, behind the same address.
+    /// Stops the primary, and promotes the standby at the same address.
     ///
     /// # Panics
     ///
-    /// When a server does not do what it is told.
+    /// If a server fails.
     pub async fn fail_over(self) -> Self {
         blocking(move || {
             let mut pair = self;
@@ -140,15 +140,15 @@ impl Pair {
         .await
     }
 
-    /// The two change places: the standby becomes the primary, and the primary its standby. Each stays at its own address.
+    /// The standby becomes the primary, and the primary its standby. Each keeps its address.
     ///
     /// # Panics
     ///
-    /// When a server does not do what it is told.
+    /// If a server fails.
     pub async fn switch_over(self) -> Self {
         blocking(move || {
             let mut pair = self;
-            // It ends after the standby has received all that it has.
+            // It ends only after the standby has received everything.
             pair.control("a", "stop", &["-m", "fast"]);
             pair.control("b", "promote", &[]);
             let data = pair.data("a");
@@ -202,7 +202,7 @@ impl Pair {
     fn command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.programs.join(name));
         command.args(arguments).current_dir("/").env_clear().env("LC_ALL", "C").env("PATH", &self.programs);
-        // The server that `pg_ctl` starts keeps the files that it inherits, and no process waits for its end.
+        // The server that `pg_ctl` starts would inherit the pipes, and nobody waits for its end.
         command.stdin(Stdio::null());
         if name == "pg_ctl" {
             command.stdout(Stdio::null());
@@ -219,20 +219,20 @@ impl Drop for Pair {
         for name in std::mem::take(&mut self.running) {
             let data = self.data(name);
             let arguments = ["-D", text(&data), "-m", "immediate", "-w", "-t", "60", "stop"];
-            // It may be gone already.
+            // It may have ended already.
             self.command("pg_ctl", &arguments).stderr(Stdio::null()).status().ok();
         }
     }
 }
 
-/// The folder of the programs that a server was started from.
+/// The folder of a running server's programs.
 fn program(server: &Server) -> PathBuf {
     let pid = server.postmaster_pid().expect("it runs");
     let program = std::fs::read_link(format!("/proc/{pid}/exe")).expect("its program");
     program.parent().expect("a folder").to_owned()
 }
 
-/// The account that PostgreSQL runs as, which owns the folder then; none if it may run as ours.
+/// The account to run PostgreSQL as, which then owns the folder; `None` if it can run as this user.
 fn account(folder: &Path) -> Option<(u32, u32)> {
     let number = |which: &str, name: &str| -> u32 {
         let output = Command::new("id").args([which, name]).output().expect("`id` is on the PATH");

@@ -1,1 +1,1 @@
-//! Nothing: the tests of this package need PgBouncer on the machine, so they are in none of the packages that `cargo test` builds.
+//! Empty: this package has only tests. They need PgBouncer, so plain `cargo test` leaves the package out.

@@ -1,4 +1,4 @@
-//! The files in `deploy`, for whoever runs a PgBouncer, as they stand there but for names and paths.
+//! The example files in `deploy`, run as they are except for names and paths.
 #![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::fs::{self, Permissions};
@@ -18,11 +18,11 @@ const INI: &str = include_str!("../../../../deploy/pgbouncer.ini");
 const COMPOSE: &str = include_str!("../../../../deploy/pgbouncer.compose.ini");
 const SQL: &str = include_str!("../../../../deploy/pgbouncer.sql");
 
-/// What the kit sets itself, so that it runs here.
+/// Settings that the kit overrides.
 const OF_THE_KIT: [&str; 5] =
     ["listen_addr", "listen_port", "auth_file", "server_tls_sslmode", "server_tls_ca_file"];
 
-/// A PgBouncer with the file, before a server that asks everybody but the test itself for a password.
+/// A PgBouncer with the file, in front of a server that asks all roles but the test's own for a password.
 struct Deployed {
     bouncer: PgBouncer,
     db: TestDb,
@@ -111,7 +111,7 @@ async fn what_differs_in_compose_goes_on_where_the_example_ends() {
 
     assert_eq!(ask(&mut connection, "select current_database()::text").await, deployed.db.name());
     assert_eq!(complaints(&deployed.bouncer), [""; 0]);
-    // It knows who may steer, and asks for a password.
+    // PgBouncer checks who may use its administration console.
     let admin = deployed.app().database("pgbouncer").connect().await.unwrap_err();
     assert!(admin.as_database_error().unwrap().message().contains("not allowed"), "{admin}");
     deployed.app().password("guessed").connect().await.unwrap_err();
@@ -138,7 +138,7 @@ async fn a_role_logs_in_by_its_own_password_and_no_other() {
 async fn statements_have_a_limit_from_the_role_and_from_the_first_query_of_a_session() {
     let deployed = Deployed::start().await;
     let limit = "select current_setting('statement_timeout')";
-    // The same in both files.
+    // Both files set the same limit.
     deployed.db.pool().execute("alter role app set statement_timeout = '29s'").await.unwrap();
     let mut connection = deployed.app().connect().await.unwrap();
 

@@ -1,4 +1,4 @@
-//! A PgBouncer between a test and its database.
+//! db-testkit's `PgBouncer` between a test and its database.
 #![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::fs::Permissions;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::support::{PATIENCE, old_program, open_dir};
 
-/// For a child: what to put a PgBouncer before.
+/// For a child: the database to put a PgBouncer in front of.
 const ORDER: &str = "DB_TESTKIT_TEST_BOUNCE";
 
 async fn connect(bouncer: &PgBouncer) -> PgConnection {
@@ -28,18 +28,18 @@ async fn backend(connection: &mut PgConnection) -> i32 {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await.unwrap()
 }
 
-/// The answers of the simple protocol, in which nothing is prepared.
+/// Answers of the simple protocol, which prepares nothing.
 async fn texts(connection: &mut PgConnection, sql: &str) -> Vec<String> {
     let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await.unwrap();
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// Where its socket is.
+/// The folder of its socket.
 fn folder_of(bouncer: &PgBouncer) -> PathBuf {
     bouncer.options().get_socket().unwrap().clone()
 }
 
-/// A process that is there, and has not ended.
+/// Whether a process exists and is not a zombie.
 fn runs(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
@@ -112,7 +112,7 @@ async fn an_old_one_knows_nothing_of_prepared_statements(db: TestDb) {
     assert_eq!(texts(&mut connection, "select name from pg_prepared_statements").await, ["sqlx_s_1"]);
     let mut other = connect(&bouncer).await;
     let refused = sqlx::query("select 4712").execute(&mut other).await.unwrap_err();
-    // Of the same name, in the one session that both have.
+    // Both clients share one session, so the second name is taken.
     assert_eq!(refused.as_database_error().unwrap().code().unwrap(), "42P05", "{refused}");
 }
 
@@ -213,8 +213,8 @@ async fn its_folder_is_closed_to_others_and_it_has_no_port(db: TestDb) {
     assert!(listens.len() == 1 && listens[0].contains(&folder.display().to_string()), "{log}");
 }
 
-/// In a child: puts a PgBouncer before a database, tells of it, and keeps both until its input ends. In a normal run:
-/// nothing.
+/// In a child: starts a PgBouncer in front of a database, prints its address, and keeps both until its input ends. In a normal
+/// run: nothing.
 #[test]
 fn puts_one_before_a_database_when_told_to() {
     if std::env::var_os(ORDER).is_none() {
@@ -235,7 +235,7 @@ fn puts_one_before_a_database_when_told_to() {
 
 struct Other {
     child: Child,
-    /// Open, so that the child can finish its last words.
+    /// Kept open, so that the child can write its last output.
     _stdout: Lines<BufReader<ChildStdout>>,
     pid: u32,
     folder: PathBuf,
@@ -305,7 +305,7 @@ async fn before_a_given_server_it_logs_in_as_the_address_says_and_shows_no_passw
     other.end();
 }
 
-/// A server that listens on TCP as well, and lets in as these rules say. It cannot be told to let the kernel choose a port.
+/// A server that also listens on TCP, with these access rules. It cannot let the kernel choose a port.
 fn with_a_port(rules: &Path) -> (Server, u16) {
     loop {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -314,7 +314,7 @@ fn with_a_port(rules: &Path) -> (Server, u16) {
             .setting("listen_addresses", "127.0.0.1")
             .setting("port", port.to_string());
         match server.start() {
-            // Somebody was given the same one meanwhile.
+            // Another process took the same port meanwhile.
             Err(db_embedded::Error::StartFailed { log, .. }) if log.contains("could not create any TCP") => {}
             started => return (started.unwrap(), port),
         }

@@ -1,5 +1,5 @@
-//! What the kit, `db-core` and `db-layer` promise of a pooler. `.ci/through-pgbouncer` runs these, and the crates' own suites through
-//! one.
+//! Tests of `db-testkit`, `db-core` and `db-layer` with a pooler. `.ci/through-pgbouncer` runs them, and then the crates' own
+//! suites through a pooler.
 
 mod deployed;
 mod kit;

@@ -1,4 +1,4 @@
-//! Opening through a pooler in transaction mode, real ones.
+//! Opening through a real pooler in transaction mode.
 
 use std::time::Duration;
 
@@ -73,11 +73,11 @@ async fn a_pooler_that_cannot_do_it_fails_the_opening_with_the_reason(db: TestDb
     assert!(error.to_string().contains("max_prepared_statements above 0"), "{error}");
 }
 
-/// The worst case: nobody said that it is there, and it was told to let everything pass.
+/// The worst case: the address does not declare the pooler, and the pooler lets everything pass.
 #[db_testkit::test]
 async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
     let unaware = following().setting("ignore_startup_parameters", "extra_float_digits,options");
-    // What notifies then has another session than what listens, and the notification goes to nobody.
+    // The notifier gets another session than the listener, and nobody receives the notification.
     let several = unaware.clone().setting("min_pool_size", "3").setting("server_round_robin", "1");
     let bouncer = several.start(&db).await.expect("a pooler");
     let unsaid = Config::from_url(&bouncer.url()).expect("its address").with_pooler(Pooler::None);
@@ -91,7 +91,7 @@ async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
     let error = Bus::open(&unsaid, BusOptions::default()).await.expect_err("delivers nothing");
     assert!(matches!(error, BusError::NothingDelivered { .. }), "{error}");
 
-    // What notifies has the session that listens, and gets the notification itself.
+    // The notifier gets the listener's session, and that session receives the notification itself.
     let bouncer = unaware.start(&db).await.expect("a pooler");
     let unsaid = Config::from_url(&bouncer.url()).expect("its address").with_pooler(Pooler::None);
 
@@ -102,7 +102,7 @@ async fn a_bus_notices_that_listen_delivers_nothing(db: TestDb) {
     let error = db_layer::open(Options::new(unsaid.clone())).await.expect_err("delivers nothing");
     assert!(matches!(error, OpenError::Bus(BusError::NothingDelivered { .. })), "{error}");
 
-    // Nobody waits for the answer of a lazy one, which does not say that it listens, but why not, and that once.
+    // A lazy bus has no caller to report to: it does not claim to listen, and logs the reason once.
     let lazy = Bus::lazy(&unsaid, &BusOptions::default()).expect("nobody is asked");
     let log = Log::of_this_process("trace");
     let topic = Topic::new("orders").expect("a topic");

@@ -1,4 +1,4 @@
-//! A pooler in transaction mode, real ones.
+//! Pools on real poolers in transaction mode.
 
 use std::collections::HashSet;
 use std::fs::{Permissions, set_permissions};
@@ -103,7 +103,7 @@ async fn one_that_does_not_follow_prepared_statements_is_refused_with_what_to_do
         let Error::Acquire(error) = error else { panic!("{error}") };
         assert_eq!(error.phase(), AcquirePhase::Dial);
         assert!(error.to_string().contains("does not track prepared statements"), "{version:?}: {error}");
-        // What the question prepared is not left to whoever has the session next.
+        // The statement that the check prepared is not left behind in the shared session.
         let mut stranger = bouncer.options().connect().await.expect("connected");
         let left = stranger.fetch_all(sqlx::raw_sql("select name from pg_prepared_statements")).await;
         assert_eq!(left.expect("names").len(), 0, "{version:?}");
@@ -126,7 +126,7 @@ async fn one_that_nobody_spoke_of_is_recognised(db: TestDb) {
     }
 }
 
-/// Whoever runs it may read them, whoever that is.
+/// Whichever user runs PgBouncer must be able to read the file.
 fn passwords(folder: &Path) -> String {
     set_permissions(folder, Permissions::from_mode(0o755)).expect("permissions");
     let file = folder.join("userlist.txt");
@@ -153,7 +153,7 @@ async fn who_is_not_let_in_by_it_is_told_so_at_once(db: TestDb) {
             assert_eq!(
                 right.is_ok(),
                 bouncer.version() >= (1, 21, 0),
-                "an old one lets it in, and is of no use: {right:?}"
+                "an old version lets it in, but does not track prepared statements: {right:?}"
             );
             if let Err(error) = right {
                 assert!(matches!(error.failure(), ConnectFailure::Pooler(_)), "{error}");
@@ -183,7 +183,7 @@ async fn in_session_mode_it_works_as_without_one_once_it_ignores_what_it_does_no
         let error = number(&strict, 1).await.expect_err("refused").to_string();
         assert!(error.contains("list the parameter in its ignore_startup_parameters"), "{error}");
 
-        // As the guide has it.
+        // The setting that the guide recommends.
         let builder = builder.setting("ignore_startup_parameters", "extra_float_digits,options");
         let bouncer = builder.start(&db).await.expect("a pooler");
         let pool = Pool::new(&config(&bouncer).with_pooler(Pooler::None), options(1));
@@ -265,21 +265,25 @@ async fn each_transaction_tells_the_server_its_limits(db: TestDb) {
 
     assert_eq!(said(TxOptions::default()).await, ("7s".into(), "30s".into()));
     let short = TxOptions::default().timeout(Duration::from_secs(2));
-    assert_eq!(said(short).await, ("2s".into(), "30s".into()), "the transaction's own, if that is shorter");
+    assert_eq!(
+        said(short).await,
+        ("2s".into(), "30s".into()),
+        "the transaction's own limit, if that is shorter"
+    );
     let other = TxOptions::default().statement_timeout(Duration::from_secs(3));
-    assert_eq!(said(other).await, ("3s".into(), "30s".into()), "what was asked for wins");
+    assert_eq!(said(other).await, ("3s".into(), "30s".into()), "the transaction's own setting wins");
     let outside: String =
         sqlx::query_scalar("show statement_timeout").fetch_one(pool.handle()).await.expect("an answer");
-    assert_eq!(outside, "0", "and nothing of it stays in the session");
+    assert_eq!(outside, "0", "no limit stays in the session");
 }
 
 #[db_testkit::test]
 async fn a_dropped_transaction_is_rolled_back_and_met_by_nobody(db: TestDb) {
     let bouncer = following().default_pool_size(1).start(&db).await.expect("a pooler");
-    // With nothing to reset: that is not the pool's to do where sessions are everybody's.
+    // Discard does nothing here: sessions are shared, so the pool must not reset them.
     let pool = Pool::new(&config(&bouncer), options(1).reset(Reset::DiscardAll));
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
-    // Of another service, in the one session of the server.
+    // The pool of another service, which shares the single session of the server.
     let other = self::pool(&bouncer, 1);
     assert_eq!(number(&other, 1).await.expect("an answer"), 1);
 
@@ -299,7 +303,7 @@ async fn a_dropped_transaction_is_rolled_back_and_met_by_nobody(db: TestDb) {
             sqlx::query_scalar("select count(*) from t").fetch_one(other.handle()).await.expect("a count");
         assert_eq!(rows, 0);
     }
-    until("both are mended", async || pool.stats().totals.repaired == 2).await;
+    until("both are repaired", async || pool.stats().totals.repaired == 2).await;
     let mut stranger = bouncer.options().connect().await.expect("connected");
     let kept = sqlx::raw_sql("select name from pg_prepared_statements where statement = 'select $1::int4'");
     assert_eq!(stranger.fetch_all(kept).await.expect("names").len(), 1, "what the other has prepared");
@@ -314,7 +318,7 @@ async fn a_statement_that_was_cut_off_is_waited_for_and_not_cancelled(db: TestDb
     assert!(tokio::time::timeout(Duration::from_millis(100), cut).await.is_err());
     drop(conn);
 
-    until("it has come to rest", async || {
+    until("the statement has ended", async || {
         let sessions = db.sessions().await.expect("sessions");
         assert!(sessions.iter().all(|session| session.application_name != "test control"), "{sessions:?}");
         pool.stats().totals.repaired == 1
@@ -323,13 +327,13 @@ async fn a_statement_that_was_cut_off_is_waited_for_and_not_cancelled(db: TestDb
 
     assert_eq!(pool.stats().totals.cancelled, 0);
     assert_eq!(number(&pool, 1).await.expect("an answer"), 1);
-    // One that does not come to rest is given up with its connection, and its place with it.
+    // A statement that does not end in time costs its connection, and the place of that connection is free again.
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let cut = sqlx::query("select pg_sleep(30)").execute(&mut conn);
     assert!(tokio::time::timeout(Duration::from_millis(100), cut).await.is_err());
     drop(conn);
     assert_eq!(number(&pool, 2).await.expect("an answer"), 2);
-    until("it is given up", async || pool.stats().totals.repair_failed == 1).await;
+    until("the connection is closed", async || pool.stats().totals.repair_failed == 1).await;
     assert_eq!(number(&pool, 3).await.expect("an answer"), 3);
 }
 
@@ -384,7 +388,7 @@ async fn ten_thousand_dropped_statements_cancel_none_of_another_service(db: Test
     over.store(true, Ordering::Relaxed);
     let mut answered = 0;
     for other in others {
-        answered += other.await.expect("nobody else's statement was cancelled");
+        answered += other.await.expect("no statement of the other service was cancelled");
     }
 
     assert!(answered > 1_000, "{answered}");
@@ -392,7 +396,7 @@ async fn ten_thousand_dropped_statements_cancel_none_of_another_service(db: Test
     assert!(dropped.load(Ordering::Relaxed) >= 10_000 && stats.totals.cancelled == 0, "{stats:?}");
     assert_eq!(theirs.stats().totals.lost, 0);
     assert!(db.sessions().await.expect("sessions").len() <= 6);
-    until("all are back", async || {
+    until("all connections are returned", async || {
         let stats = ours.stats();
         stats.in_use == 0 && stats.repairing == 0 && stats.open <= 8
     })
@@ -460,7 +464,7 @@ async fn a_server_that_is_down_behind_it_is_waited_for(_db: TestDb) {
 
     server.stop(Stop::Immediate).await.expect("stopped");
     let failure = connect(&down, one_try().attempt(Duration::from_secs(1))).await;
-    assert!(failure.is_err(), "who is let in by the pooler has not reached the server");
+    assert!(failure.is_err(), "a login at the pooler does not prove that the server answers");
     let opened = tokio::spawn(async move { connect(&down, ConnectRetry::default()).await.map(drop) });
     server.until_up().await.expect("up again");
 
@@ -502,7 +506,7 @@ async fn closing_waits_for_work_and_ends_nobody_elses_session(db: TestDb) {
     let closed = ours.close(Duration::from_millis(400)).await;
 
     assert!(!closed.in_time && closed.aborted.len() == 1, "{closed:?}");
-    running.await.expect("no panic").expect("nobody cancelled it");
+    running.await.expect("no panic").expect("it was not cancelled");
     assert_eq!(number(&theirs, 2).await.expect("an answer"), 2);
     let after: HashSet<i32> =
         db.sessions().await.expect("sessions").iter().map(|session| session.pid).collect();
