@@ -15,8 +15,8 @@
 //! An id without a mark, such as `10`, works, too. With the mark, a client that comes back after the server has lost the end of the
 //! log gets `rewound`; without it, the client gets the events that have the next ids now.
 //!
-//! A client that selects kinds is sent the id of the last event that was read, without data, after 15 s in which no event was
-//! selected: it does not have to read the others again when it resumes. A kind with a comma in its name cannot be selected.
+//! A client that selects kinds gets the id of the last event that was read, without data, after 15 s without a selected event.
+//! So when it resumes, it does not read the other events again. A kind with a comma in its name cannot be selected.
 //!
 //! The answer ends with a message of the type `stream-end`, whose data is the reason:
 //!
@@ -31,9 +31,9 @@
 //! A browser resumes with these ids by itself. No event of a log is of the kind `stream-end`
 //! ([`db_events::NewEvent::RESERVED_KINDS`]); if one is stored all the same, it is sent without its kind.
 //!
-//! For a client that does not read, the answer holds 64 KiB at most, and no page of the log after 1 s: it reads the log again when
-//! there is room. When the service shuts down, an answer that cannot be written within 1 s ends with an error, which closes the
-//! connection; so does an answer that has to end in the middle of an event.
+//! For a client that does not read, the answer holds 64 KiB at most, and after 1 s no page of the log: the log is read again
+//! when there is room. When the service shuts down, an answer that cannot be written within 1 s ends with an error, which
+//! closes the connection. So does an answer that would have to end in the middle of an event.
 
 mod room;
 mod selection;
@@ -72,12 +72,12 @@ const SOON: Duration = Duration::from_millis(200);
 /// A client that takes no output for this long holds no page.
 const STALLED: Duration = Duration::from_secs(1);
 
-/// The number of stalls after which only small pages are read for a client, and the size of those in bytes of text.
+/// After this many stalls, only small pages are read for a client; below, their size in bytes of text.
 const STALLS: u32 = 3;
 const SMALL: u32 = 64 << 10;
 
 /// How long a client has to read the end of its answer when the service shuts down.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const FINAL_WRITE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Answers with the selected events of a log, live, until the log is finished or the service shuts down. `selection` is a
 /// [`Selection`], or a [`Cursor`] for all events after it.
@@ -117,15 +117,15 @@ fn body(db: Db, log: LogId, kinds: Option<Arc<[String]>>, from: Cursor, mut know
         let room = Room::new();
         let late = async || {
             closing.cancelled().await;
-            sleep(LAST_WORDS).await;
+            sleep(FINAL_WRITE_LIMIT).await;
         };
         yield Ok(room.take().await.fill(format!("retry: {}\n\n", RETRY.as_millis())));
         let mut heartbeat = Instant::now() + HEARTBEAT;
-        // The last event that was read and written or skipped, and how much of the event after it was written.
+        // The last event that was written or skipped, and how much of the next event was written.
         let (mut cursor, mut part, mut stalls) = (from, Part::default(), 0);
         let end = 'answer: loop {
+            // A page is read only once there is room for a piece of it.
             let has_room = tokio::select! {
-                // Another client may be connected sooner than this one again.
                 () = closing.cancelled() => break End::CLOSING,
                 place = room.take() => place,
             };
@@ -136,7 +136,7 @@ fn body(db: Db, log: LogId, kinds: Option<Arc<[String]>>, from: Cursor, mut know
             }
             loop {
                 let batch = {
-                    // Not dropped for a heartbeat: a query that is slower than those would never end.
+                    // The heartbeat must not drop the query: a query slower than a heartbeat would never finish.
                     let mut next = pin!(events.next_batch());
                     loop {
                         tokio::select! {
@@ -145,7 +145,8 @@ fn body(db: Db, log: LogId, kinds: Option<Arc<[String]>>, from: Cursor, mut know
                             () = sleep_until(heartbeat) => {}
                         }
                         heartbeat = Instant::now() + HEARTBEAT;
-                        // Not in the middle of an event, which the heartbeat would end. A client that does not read gets none.
+                        // Not in the middle of an event, since the heartbeat's empty line would end the event. A client that
+                        // does not read gets no heartbeat.
                         if !part.is_begun() && let Some(place) = room.try_take() {
                             yield Ok(place.fill(match unknown(cursor, known) {
                                 Some(cursor) => format!("id: {cursor}\n\n"),
@@ -181,7 +182,7 @@ fn body(db: Db, log: LogId, kinds: Option<Arc<[String]>>, from: Cursor, mut know
                 (cursor, part) = text.place();
             }
         };
-        // Nothing can be said in the middle of an event: the client would take it for the event's end.
+        // No last message in the middle of an event: its empty line would end the event.
         let place = if part.is_begun() {
             None
         } else {
@@ -190,12 +191,13 @@ fn body(db: Db, log: LogId, kinds: Option<Arc<[String]>>, from: Cursor, mut know
                 () = late() => None,
             }
         };
-        let is_said = place.is_some();
+        let is_sent = place.is_some();
         if let Some(place) = place {
             yield Ok(place.fill(end.message(unknown(cursor, known))));
         }
-        // The answer ends after its last message is written, and not before: hyper would wait for that without a limit.
-        let is_written = is_said && tokio::select! {
+        // The answer ends only when its last message is written, with a limit of its own: hyper would wait for the socket
+        // without a limit.
+        let is_written = is_sent && tokio::select! {
             () = room.empty() => true,
             () = late() => false,
         };
@@ -212,7 +214,8 @@ fn stream_of(db: &Db, log: LogId, Cursor(after, mark): Cursor) -> EventStream {
     }
 }
 
-/// The cursor, if the client was not sent its id: it does not want the events before the cursor.
+/// The cursor, unless the client has been sent its id. With the id, the client does not read the events before the cursor
+/// again.
 fn unknown(cursor: Cursor, known: Option<i64>) -> Option<Cursor> {
     (known != Some(cursor.0)).then_some(cursor)
 }
@@ -220,7 +223,7 @@ fn unknown(cursor: Cursor, known: Option<i64>) -> Option<Cursor> {
 /// Why an answer ends.
 struct End {
     reason: &'static str,
-    /// The event after which the client should resume; none for the last event that it was sent.
+    /// The event after which the client should resume; `None` for the last event that it was sent.
     resume: Option<i64>,
     retry: Option<Duration>,
 }

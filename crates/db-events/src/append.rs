@@ -1,4 +1,4 @@
-//! Appending to a log: by itself, inside a transaction, again after a lost answer.
+//! Appending to a log: alone, in a transaction, or again after a lost answer.
 
 mod appender;
 mod statement;
@@ -20,8 +20,8 @@ use statement::{Attempt, Batch, Outcome, append};
 impl EventLogs {
     /// Appends events after the last event of a log, all of them or none. Returns their ids.
     ///
-    /// One statement and one round trip. If another writer was quicker, the statement is sent again. If the future is dropped,
-    /// all of the events are stored or none.
+    /// One statement and one round trip. If another writer has appended meanwhile, the statement is sent again. If the future
+    /// is dropped, either all of the events are stored or none.
     ///
     /// # Errors
     ///
@@ -51,12 +51,11 @@ impl EventLogs {
     /// # }
     /// ```
     ///
-    /// **Append last.** Until the transaction ends, every other writer of the log waits: for at most 30 s or the limit of its pool,
-    /// then its append fails and nothing of it is stored. Whatever the transaction does after the append, it does at their
-    /// expense.
+    /// **Append last.** Until the transaction ends, every other writer of the log waits: for at most 30 s or the limit of its
+    /// pool, then its append fails and stores nothing. So do other work before the append.
     ///
-    /// **Two logs in the order of their ids.** Two transactions that append to the same two logs in opposite orders wait for each
-    /// other. The server ends one of them with a deadlock (SQLSTATE 40P01), after 1 s by default.
+    /// **Append to two logs in the order of their ids.** Two transactions that append to the same two logs in opposite orders
+    /// wait for each other. The server ends one of them with a deadlock (SQLSTATE 40P01), after 1 s by default.
     ///
     /// In a transaction that keeps its snapshot (`repeatable read`, `serializable`), an append that loses a race against another
     /// writer fails with SQLSTATE 40001, and the transaction with it: use `tx_retry`. In the default isolation the append is
@@ -160,7 +159,7 @@ impl EventLogs {
                     self.wake(log);
                     return Ok(ids);
                 }
-                // The quicker writer has committed, so this ends: each time around, some writer has stored a batch.
+                // The other writer has committed, so this loop ends: in each round, some writer stores a batch.
                 Ok(Outcome::Raced) => attempt = Attempt::InTurn,
                 Err(error) if error.is_serialization_failure() => attempt = Attempt::InTurn,
                 Err(error) => {
@@ -179,7 +178,7 @@ impl EventLogs {
         log: LogId,
         batch: &Batch<'_>,
     ) -> Result<RangeInclusive<i64>, Error> {
-        // Before the statement: if this future is dropped, the transaction may commit the batch all the same.
+        // Before the statement: if this future is dropped, the transaction may still commit the batch.
         self.wake_after(db, log);
         let mut attempt = Attempt::AtOnce;
         let ids = loop {
@@ -194,7 +193,7 @@ impl EventLogs {
         Ok(ids)
     }
 
-    /// Stores a batch that has a writer and a sequence number, once, however long that takes.
+    /// Stores a batch that has a writer and a sequence number, repeating it until there is an answer.
     async fn store(
         &self,
         log: LogId,
@@ -204,7 +203,7 @@ impl EventLogs {
         let mut backoff = pauses(LONGEST_APPEND_PAUSE);
         loop {
             match self.append_batch(log, after, batch).await {
-                Err(error) if error.may_pass() => {
+                Err(error) if error.may_be_repeated() => {
                     tracing::warn!(%log, %error, "append failed, will be repeated");
                     sleep(backoff.pause()).await;
                 }

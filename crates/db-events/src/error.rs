@@ -23,7 +23,7 @@ pub enum Error {
         /// The first event after the cursor that is still there: read on after event `first - 1`. None if the log was removed.
         first: Option<i64>,
     },
-    /// Events that the reader has seen are not there any more, or other events have their ids: a standby that had not received
+    /// Events that the reader has seen do not exist any more, or other events have their ids: a standby that had not received
     /// them was promoted, or a backup was restored. Or the reader's cursor is beyond the end of the log.
     #[error(
         "event log {log} was rewound: of the events that were read, those up to {last} are known to be unchanged"
@@ -31,8 +31,8 @@ pub enum Error {
     Rewound {
         /// The log.
         log: LogId,
-        /// The last event that is known to be the one that was seen; 0 for none. Read on after it: events after it may be ones that
-        /// the reader has seen.
+        /// The last event that is known to be unchanged; 0 for none. Read on after it; some of the events after it may be ones
+        /// that the reader has seen.
         last: i64,
     },
     /// The log is finished. Nothing was stored.
@@ -162,17 +162,18 @@ impl Error {
         matches!(self, Self::Database { cause, .. } if cause.sqlstate().as_deref() == Some(code))
     }
 
-    /// As [`is_transient`](Self::is_transient), for callers that must go on: also if the server is in a bad state. A server may be
-    /// read-only for a while (25006), out of disk space or memory (class 53), or fail internally (classes 58 and XX).
-    pub(crate) fn may_be_mended(&self) -> bool {
+    /// As [`is_transient`](Self::is_transient), for callers that must go on: also true if the server is in a bad state that can
+    /// end. It may be read-only for a while (25006), out of disk space or memory (class 53), or fail internally (classes 58 and
+    /// XX).
+    pub(crate) fn may_recover(&self) -> bool {
         self.is_transient() || matches!(self, Self::Database { cause, .. } if is_of_the_server(cause))
     }
 
-    /// As [`may_be_mended`](Self::may_be_mended), for callers that may repeat whatever has become of the attempt: also if a limit of
-    /// the pool was shorter than ours.
-    pub(crate) fn may_pass(&self) -> bool {
+    /// As [`may_recover`](Self::may_recover), for callers that may repeat an attempt even if it was executed: also true if a
+    /// limit of the pool was shorter than ours.
+    pub(crate) fn may_be_repeated(&self) -> bool {
         let is_late = matches!(self, Self::Database { cause, .. } if cause.class() == Class::TimedOut);
-        self.may_be_mended() || is_late
+        self.may_recover() || is_late
     }
 
     /// Whether the statement may have been executed all the same.

@@ -53,8 +53,8 @@ impl NewEvent {
     /// (`stream-end`), or for an event of its own connection (`error` and `open` of a browser's `EventSource`).
     pub const RESERVED_KINDS: [&str; 3] = ["error", "open", "stream-end"];
 
-    /// An event of a kind, with data: any text without NUL, usually JSON. The kind has 1 to 64 bytes and no control characters, since
-    /// it is a line of SSE, and is none of [`RESERVED_KINDS`](Self::RESERVED_KINDS).
+    /// An event of a kind, with data: any text without NUL, usually JSON. The kind has 1 to 64 bytes and no control characters,
+    /// since server-sent events need it on one line, and must not be one of [`RESERVED_KINDS`](Self::RESERVED_KINDS).
     pub fn new(kind: impl Into<Cow<'static, str>>, data: impl Into<String>) -> Self {
         Self { kind: kind.into(), data: data.into(), version: 1 }
     }

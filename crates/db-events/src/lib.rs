@@ -50,10 +50,10 @@
 //!
 //! * [`Error::Removed`]: the log, or the next events after the cursor, were removed by [`remove`](EventLogs::remove),
 //!   [`retain`](EventLogs::retain) or [`trim`](EventLogs::trim). The error has the first event that is left: read on from there.
-//! * [`Error::Rewound`]: events that were seen are not there any more, or other events have their ids. This happens when a standby
-//!   that had not received all events is promoted, when a backup is restored, or when a server with `synchronous_commit = off`
-//!   crashes. The error has the last event that is unchanged: read on after it. A cursor beyond the end of its log gets the same
-//!   error.
+//! * [`Error::Rewound`]: events that were seen do not exist any more, or other events have their ids. This happens when a
+//!   standby that had not received all events is promoted, when a backup is restored, or when a server with `synchronous_commit
+//!   = off` crashes. The error has the last event that is unchanged: read on after it. A cursor beyond the end of its log gets
+//!   the same error.
 //!
 //! Each page is checked: it must begin right after the cursor, and the event at the cursor must be the one that was seen. For that,
 //! each event has the [`Mark`] of its batch, a short hash. A stream remembers the marks of some of the batches that it has returned.
@@ -67,8 +67,8 @@
 //! which is no error for the server and leaves no dead row, and tries again. No counter is updated, so an old snapshot elsewhere does
 //! not slow appends down. The last row of a finished log says that nothing can follow.
 //!
-//! When a log is removed before it is finished, it gets a last row without events and of size 0 until it is gone. An append that
-//! had begun before the removal meets that row, and fails.
+//! When a log is removed before it is finished, it gets a last row without events and of size 0 until it is gone. An append
+//! that had begun before the removal finds that row, and fails.
 //!
 //! [`SCHEMA`] has two tables and a view. Copy its files into your `migrations/`.
 //!

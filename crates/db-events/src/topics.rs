@@ -1,4 +1,4 @@
-//! The names by which followers of a log are woken.
+//! The topics on which the growth of a log is notified.
 
 use db_notify::{NameError, Topic, WatchOptions};
 
@@ -14,7 +14,8 @@ pub struct LogTopics {
 }
 
 impl LogTopics {
-    /// Topics that are `prefix` and a log's number. Under the topic `watched`, processes tell each other which logs they follow.
+    /// Topics that consist of `prefix` and a log's number. On the topic `watched`, processes tell each other which logs they
+    /// follow.
     ///
     /// # Errors
     ///
@@ -26,7 +27,7 @@ impl LogTopics {
         Ok(topics)
     }
 
-    /// Sets how processes keep each other informed of the logs that they follow.
+    /// Sets the options of the map of watched logs.
     #[must_use]
     pub fn options(self, options: WatchOptions) -> Self {
         Self { options, ..self }
@@ -36,7 +37,7 @@ impl LogTopics {
         Topic::new(format!("{}{log}", self.prefix))
     }
 
-    /// The topic under which appends to a log are notified.
+    /// The topic on which appends to a log are notified.
     pub(crate) fn of(&self, log: LogId) -> Topic {
         self.checked(log).expect("the longest topic was checked")
     }

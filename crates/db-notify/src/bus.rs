@@ -70,8 +70,8 @@ impl Bus {
     /// Connects, LISTENs, checks that its own notification arrives, and starts the two tasks of the bus on the current tokio
     /// runtime.
     ///
-    /// `config` must lead to PostgreSQL itself. Through `PgBouncer` in transaction mode, LISTEN succeeds and delivers nothing, which
-    /// the bus notices within [`BusOptions::answer`]. Dropping the future closes the connections.
+    /// `config` must lead to PostgreSQL itself. Through `PgBouncer` in transaction mode, LISTEN succeeds and nothing is
+    /// delivered, which the bus notices within [`BusOptions::answer`]. Dropping the future closes the connections.
     ///
     /// # Errors
     ///
@@ -242,7 +242,8 @@ impl Bus {
     /// Notifies within a transaction. The server sends the notification if and only if the transaction commits, even if this process
     /// is killed right after the commit.
     ///
-    /// The price: all such transactions of the server commit one after the other. With 50 connections, a fifth of the rate is left.
+    /// The price: all such transactions of the server commit one after the other. With 50 connections, this leaves a fifth of
+    /// the rate.
     /// Use [`NotifyAfterCommit`](crate::NotifyAfterCommit), unless a lost notification is worse than that.
     ///
     /// The transaction must be in the database of the bus. Dropping the future is like dropping the future of any statement: the

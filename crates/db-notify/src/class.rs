@@ -1,5 +1,5 @@
-//! What an error of a session means for the bus. `db_core::Class` has the table of the server's codes and of the driver's errors;
-//! this file adds what only a bus asks.
+//! The meaning of a session's error for the bus. `db_core::Class` has the table of SQLSTATEs and driver errors; this file adds
+//! the questions that only a bus asks.
 
 use db_core::Class;
 use sqlx::error::DatabaseError;

@@ -1,4 +1,4 @@
-//! How much of an answer may wait to be read by its client.
+//! How many bytes of an answer may wait for the client.
 
 use std::sync::Arc;
 

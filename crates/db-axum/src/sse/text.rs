@@ -33,7 +33,7 @@ pub(super) struct Part {
 }
 
 impl Text {
-    /// A page of which a part of the first event to be written was written before.
+    /// A page, of whose first event `part` was already written.
     pub(super) fn new(events: Events, kinds: Option<Arc<[String]>>, before: Cursor, part: Part) -> Self {
         let mut text = Self { events, kinds, before, number: 0, written: None, part };
         text.skip();
@@ -168,7 +168,7 @@ mod tests {
             for most in 1..80 {
                 let (mut all, mut part) = (String::new(), Part::default());
                 loop {
-                    // An answer that has stalled goes on with a copy.
+                    // An answer that stalled continues from a copy of its part.
                     let mut again = part;
                     let mut piece = String::new();
                     let is_whole = again.write(format_args!("{HEAD}"), data, most, &mut piece);
@@ -183,7 +183,7 @@ mod tests {
                         break;
                     }
                     if most < 4 && piece.is_empty() {
-                        // No room for a letter of four bytes.
+                        // The piece has no room for a letter of four bytes.
                         all = whole(data);
                         break;
                     }

@@ -94,7 +94,8 @@ impl Appender {
 
     /// Appends an event, and returns its id when the event is stored.
     ///
-    /// If the future is dropped while it waits for room, nothing is appended; later, the event is stored all the same.
+    /// If the future is dropped while it waits for room, nothing is appended; if it is dropped later, the event is stored all
+    /// the same.
     ///
     /// # Errors
     ///
@@ -105,7 +106,7 @@ impl Appender {
         id.await.map_err(|_| self.closed())
     }
 
-    /// Hands an event over. Waits for room, and not until the event is stored: the next [`flush`](Self::flush) does.
+    /// Queues an event. Waits for room, but not until the event is stored; [`flush`](Self::flush) waits for that.
     ///
     /// If the future is dropped before it has returned, nothing is appended.
     ///
@@ -133,7 +134,8 @@ impl Appender {
     /// of them are stored. Streams of the log end. The appender is closed: for events that clones hand over later, the error is
     /// [`Error::AppenderClosed`].
     ///
-    /// If the future is dropped while it waits for room, nothing is appended; later, the log is finished all the same.
+    /// If the future is dropped while it waits for room, nothing is appended; if it is dropped later, the log is finished all
+    /// the same.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The one statement that appends, and what it takes and returns.
+//! The statement that appends: its parameters and its results.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -100,19 +100,19 @@ fn versions(events: &[NewEvent]) -> Option<Vec<i16>> {
 pub(super) enum Outcome {
     /// It has stored the batch, with these ids.
     Stored(RangeInclusive<i64>),
-    /// It has stored nothing: a batch of the same writer and sequence number is stored, with these ids.
-    /// [`Batch::recognize`] compares it.
+    /// It has stored nothing: a batch with the same writer and sequence number is stored, with these ids. [`Batch::recognize`]
+    /// compares the two.
     SequenceUsed(RangeInclusive<i64>),
-    /// It has stored nothing: another writer was quicker, and the log's tail has moved on.
+    /// It has stored nothing: another writer has appended meanwhile, and the log's tail has moved on.
     Raced,
 }
 
-/// How an attempt treats other writers.
+/// How an attempt deals with other writers.
 #[derive(Clone, Copy)]
 pub(super) enum Attempt {
-    /// It expects none.
+    /// It expects no other writer.
     AtOnce,
-    /// It waits for the other writers that have lost a race.
+    /// It waits for its turn among the writers that have lost a race.
     InTurn,
 }
 
@@ -155,11 +155,11 @@ macro_rules! statement {
 
 /// Appends a batch after the log's last event, which must be `after` if that is given.
 ///
-/// To lose a race is no error for the server: a violated constraint would cost a dead row, an entry in each index and a line of
-/// the server's log. The loser inserts nothing instead. If another transaction has inserted the same row and is open, the statement
-/// waits for its end: it inserts if that transaction rolls back, and does nothing if it commits. Rows that were committed after
-/// the statement began are not in its snapshot, so the statement cannot return why it did nothing: the next attempt sees them. In
-/// a transaction that keeps its snapshot, the server fails the statement instead (40001).
+/// Losing a race must not be an error for the server: a violated constraint would cost a dead row, an entry in each index and a
+/// line of the server's log. The loser inserts nothing instead. If an open transaction has inserted the same row, the statement
+/// waits for its end: it inserts if that transaction rolls back, and does nothing if it commits. Rows committed after the
+/// statement began are not in its snapshot, so the statement cannot return why it did nothing; the next attempt sees them. In a
+/// transaction that keeps its snapshot, the server fails the statement instead (40001).
 ///
 /// All losers wake when the winner commits. If two of them inserted at the same moment, the server would remove one row again, and
 /// that is a dead row. So losers take turns, by a transaction-level advisory lock that only they take, whose key is the table and a

@@ -10,8 +10,8 @@ use crate::{Error, EventLogs, LogId, NewEvent, WriterId};
 
 /// The only writer of a log. It knows where the log ends, and notices if another writer appends: [`Error::Conflict`].
 ///
-/// Each batch is stored exactly once, whatever happens to the connection meanwhile: it is sent again until there is an answer, for
-/// as long as the database is away.
+/// Each batch is stored exactly once, whatever happens to the connection: it is sent again until there is an answer, even while
+/// the database is away.
 ///
 /// If a future is dropped, its batch may be stored or not. Append the same events again, and they are stored once; other events
 /// are refused with [`Error::SequenceReused`] if the first ones were stored.
@@ -39,7 +39,7 @@ impl Writer {
     /// # Errors
     ///
     /// [`Error::Finished`] or [`Error::Conflict`] if another writer has appended to the log: nothing of the batch is stored.
-    /// Errors that a later attempt would meet, too.
+    /// Other errors that a later attempt would return, too.
     pub async fn append(&mut self, events: &[NewEvent]) -> Result<(), Error> {
         let batch = self.batch(events, false)?;
         self.last = *self.events.store(self.log, Some(self.last), &batch).await?.end();
@@ -72,9 +72,9 @@ impl Writer {
         loop {
             match self.finish_in_tx(&batch, &also).await {
                 Ok(true) => return Ok(()),
-                // The quicker writer has committed: the next attempt sees what it has stored.
+                // The other writer has committed: the next attempt sees what it has stored.
                 Ok(false) => {}
-                Err(error) if error.may_be_mended() => {
+                Err(error) if error.may_recover() => {
                     tracing::warn!(log = %self.log, %error, "the transaction that finishes the log failed, will be repeated");
                     sleep(backoff.pause()).await;
                 }

@@ -12,8 +12,8 @@ use crate::read::Events;
 
 /// The most pages that are kept for slow followers. A follower that is further behind reads pages by itself.
 const KEPT: usize = 16;
-/// The most bytes of the pages that are kept: some full pages, so that a burst does not send all followers back to reading pages. The
-/// newest page is kept even if it is larger.
+/// The most bytes of the pages that are kept: a few full pages, so that a burst does not make all followers read pages by
+/// themselves. The newest page is kept even if it is larger.
 const KEPT_BYTES: usize = 4 << 20;
 
 /// The publishing end. A page is kept until each follower has received it, or until the pages after it exceed a limit.
@@ -61,7 +61,7 @@ impl Fanout {
                 oldest.lock().take();
             }
         }
-        // It is no error that there is no follower at the moment.
+        // Without followers, sending fails, which is no error.
         let _: Result<_, _> = self.sender.send(Published { slot, is_finished });
     }
 }
@@ -79,7 +79,7 @@ pub(crate) enum Next {
     },
     /// Pages were dropped for this follower. Read pages from the database until the stream has caught up, then continue here.
     TooSlow,
-    /// Nothing will be published any more.
+    /// The reader has ended.
     Ended,
 }
 

@@ -14,8 +14,8 @@ use crate::{Error, LogId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct EventOptions {
-    /// Connections of the pool that may read pages at once, for streams that catch up and for histories [a quarter of the pool, at
-    /// least 1]. The other connections stay free for appends, however many streams catch up.
+    /// Connections of the pool that may read pages at once, for streams that catch up and for histories (default a quarter of
+    /// the pool, at least 1). The other connections stay free for appends, however many streams catch up.
     pub max_page_reads: Option<u32>,
 }
 

@@ -18,7 +18,7 @@ use crate::{LogId, Mark};
 /// The reader of a log. Its task reads from when the first stream has caught up until the last stream is dropped.
 pub(crate) struct Reader {
     live: Arc<Live>,
-    /// Made before the first page is read, so that no append falls between that page and the wait after it.
+    /// Made before the first page is read, so that no append falls between that page and the first wait.
     watch: Mutex<Option<Watch>>,
     /// Dropped with the reader, which ends the task.
     task: OnceLock<JoinSet<()>>,
@@ -37,7 +37,7 @@ pub(crate) struct Live {
     tail: Mutex<Tail>,
     /// Notified when there are events that were not published, or the log is gone.
     woken: Notify,
-    /// None once the reader has ended: then each stream reads a page, and meets the reason.
+    /// None once the reader has ended: each stream then reads a page, which shows the reason.
     fanout: Mutex<Option<Fanout>>,
 }
 
@@ -128,7 +128,7 @@ impl Live {
         self.woken.notify_one();
     }
 
-    /// Ends publishing. Each stream then reads a page by itself, and meets the reason.
+    /// Ends publishing. Each stream then reads a page by itself, which shows the reason.
     pub(crate) fn end(&self) {
         self.fanout().take();
     }
@@ -161,7 +161,7 @@ impl Drop for ReaderTask {
 }
 
 impl ReaderTask {
-    /// Publishes new events each time that there may be some, until the log is finished, cannot be read, or does not continue the
+    /// Publishes new events whenever there may be some, until the log is finished, cannot be read, or does not continue the
     /// events that were published.
     async fn run(mut self) {
         loop {
@@ -205,7 +205,7 @@ impl ReaderTask {
             let tail = self.live.position();
             let page = match page(&self.registry, *log, Wanted::after(tail.id)).await {
                 Ok(page) => page,
-                Err(error) if error.may_pass() => {
+                Err(error) if error.may_be_repeated() => {
                     tracing::warn!(%log, %error, "cannot read an event log for its followers, will be repeated");
                     sleep(backoff.pause()).await;
                     continue;
@@ -218,7 +218,7 @@ impl ReaderTask {
             backoff = pauses(POLL_FLOOR);
             match page.continuity(tail.id, tail.mark) {
                 Continuity::Continues | Continuity::AtEnd => {}
-                // The log is empty, or gone: the poll of the heads finds out.
+                // The log is empty or gone; the poll of the heads shows which.
                 Continuity::NoTrace if tail.id == 0 => {}
                 continuity @ (Continuity::Removed | Continuity::Rewound | Continuity::NoTrace) => {
                     tracing::warn!(%log, ?continuity, tail = tail.id, "an event log does not continue the events that were published");

@@ -125,9 +125,9 @@ pub(crate) async fn run_poller(guard: PollerGuard, bus: Bus) {
         is_bus_open = wait(&mut gaps, is_bus_open).await;
         let mut backoff = pauses(POLL_FLOOR);
         while let Err(error) = poll_heads(registry).await {
-            if !error.may_pass() {
+            if !error.may_be_repeated() {
                 tracing::debug!(%error, "cannot poll the event logs that are followed");
-                // Each stream then reads a page by itself, and meets the reason, such as a closed pool.
+                // Each stream then reads a page by itself, which shows the reason, such as a closed pool.
                 registry.end();
                 break;
             }
@@ -160,7 +160,7 @@ async fn poll_heads(registry: &Registry) -> Result<(), Error> {
     let heads = limited(WHAT, Head::read(registry.pool.handle(), &logs)).await?;
     for (live, tail) in reading {
         match heads.get(&live.log) {
-            // If the log ends before the tail, or with another batch, it was rewound: the reader finds out.
+            // If the log ends before the tail, or with another batch, it was rewound, which the reader detects.
             Some(head) if (Tail { id: head.last, mark: head.mark }) != tail || head.is_finished => {
                 live.wake();
             }

@@ -19,7 +19,7 @@ use crate::{Error, Event, EventLogs, LogId, Mark};
 /// joins the log's reader in this process: one query reads new events for all streams of the log. A stream that is too slow for
 /// the reader goes back to pages, and joins again later; it delays no other stream.
 ///
-/// While the database is away, the stream waits. An error is one that waiting cannot mend.
+/// While the database is away, the stream waits. It returns only errors that waiting cannot repair.
 ///
 /// **No event is skipped silently.** Each page continues the events that were returned before, or the stream ends with an error:
 /// [`Error::Removed`] if events after the cursor were removed, [`Error::Rewound`] if events that were returned are not there any
@@ -100,8 +100,8 @@ impl EventStream {
         self.cursor
     }
 
-    /// Sets the size of pages [1 MiB, which is the most], for callers that must hold little memory. A page that the stream reads
-    /// has less than three times that many bytes of text, or one event. Pages that it receives from the log's reader may be larger.
+    /// Sets the size of pages (default and maximum 1 MiB), for callers with little memory. A page that the stream reads has
+    /// less than three times that many bytes of text, or one event. Pages that it receives from the log's reader may be larger.
     #[must_use]
     pub fn page_bytes(self, bytes: u32) -> Self {
         Self { page_bytes: i64::from(bytes).clamp(1, PAGE_BYTES), ..self }
@@ -119,7 +119,7 @@ impl EventStream {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownLog`], [`Error::Removed`], [`Error::Rewound`], and errors that waiting cannot mend.
+    /// [`Error::UnknownLog`], [`Error::Removed`], [`Error::Rewound`], and errors that waiting cannot repair.
     pub async fn next_batch(&mut self) -> Result<Option<Events>, Error> {
         let mut backoff = pauses(POLL_FLOOR);
         while !self.is_finished {
@@ -135,7 +135,7 @@ impl EventStream {
                     return Ok(Some(events));
                 }
                 Ok(None) => backoff = pauses(POLL_FLOOR),
-                Err(error) if error.may_pass() => {
+                Err(error) if error.may_be_repeated() => {
                     tracing::warn!(log = %self.log, %error, "cannot read an event log, will be repeated");
                     sleep(backoff.pause()).await;
                 }
@@ -234,11 +234,11 @@ impl EventStream {
         if self.is_finished {
             self.joined = None;
         } else if let Some(joined) = &mut self.joined {
-            // A reader that has started further on was started after that page, by another stream that had seen more.
+            // A reader with a later start was started after that page, by another stream that had read further.
             joined.is_live = joined.reader.start_at(end, mark, self.events.registry()) <= end;
             if !joined.is_live && end == self.cursor {
-                // The other stream had seen events that are not there: the log was rewound, or removed. The reader finds out, and
-                // ends.
+                // The other stream had read events that do not exist now: the log was rewound or removed. The reader detects
+                // that, and ends.
                 joined.reader.live().wake();
                 self.joined = None;
             }

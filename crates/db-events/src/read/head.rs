@@ -1,4 +1,4 @@
-//! Where a log begins and ends, and the errors for readers that expected it elsewhere.
+//! The ends of a log, and the errors for readers that expected other ends.
 
 use std::collections::HashMap;
 
@@ -63,10 +63,10 @@ impl EventLogs {
         Ok(Error::Removed { log, first: self.first_after(log, cursor).await? })
     }
 
-    /// The error for a reader that has seen events which are not there any more.
+    /// The error for a reader that has seen events which do not exist any more.
     pub(crate) async fn rewound(&self, log: LogId, seen: &Seen) -> Result<Error, Error> {
         let last = if seen.is_empty() {
-            // An id without a mark is believed, as far as the log goes.
+            // An id without a mark is trusted, as far as the log goes.
             self.head(log).await?.last
         } else {
             limited(WHAT, seen.last_unchanged(self.handle(), log)).await?

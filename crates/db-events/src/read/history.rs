@@ -57,7 +57,7 @@ pub struct History {
     selection: Selection,
     /// None before the first page.
     range: Option<Range>,
-    /// The batches that were read, to find out whether the rest continues them.
+    /// The batches that were read, to check that the rest continues them.
     seen: Seen,
 }
 
@@ -81,9 +81,9 @@ impl History {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownLog`]. [`Error::Removed`] if events that are still to be read were removed, and [`Error::Rewound`] if events
-    /// that were read, or expected, are not there any more. After [`Error::Database`] and [`Error::TimedOut`], call again, and the
-    /// history goes on.
+    /// [`Error::UnknownLog`]. [`Error::Removed`] if events that are still to be read were removed, and [`Error::Rewound`] if
+    /// events that were read, or expected, do not exist any more. After [`Error::Database`] and [`Error::TimedOut`], call again
+    /// to go on.
     pub async fn next_batch(&mut self) -> Result<Option<Vec<Event>>, Error> {
         let mut range = match self.range {
             Some(range) => range,
@@ -126,8 +126,8 @@ impl History {
             }
             Continuity::Continues | Continuity::AtEnd | Continuity::NoTrace => {}
         }
-        // A page of some kinds has holes where batches without them are, so the log's ends are compared instead. A log that is removed
-        // is gone before its batches are.
+        // A page of some kinds has holes for batches without them, so the log's ends are compared instead. When a log is
+        // removed, its row goes before its batches.
         let head = self.events.head(self.log).await?;
         if self.selection.kinds.is_none() || head.last < range.until {
             return Err(self.events.rewound(self.log, &self.seen).await?);

@@ -206,7 +206,7 @@ impl Row {
         self.data.is_some() && self.bytes > LARGE
     }
 
-    /// Whether this row is no batch, but the sign that the log is being removed.
+    /// Whether this row is no batch, but the fence of a log that is being removed.
     fn is_fence(&self) -> bool {
         self.bytes == 0
     }
@@ -299,7 +299,7 @@ impl Page {
             let mut conn = pool.handle().acquire().await?;
             let rows: Vec<Row> = query.fetch_all(&mut conn).await?;
             if rows.iter().any(Row::is_large) {
-                // The page is there. A link that is lost meanwhile is the pool's concern.
+                // The page is complete, so a failure here does not concern it; the pool replaces the connection.
                 let _: Result<_, _> = conn.shrink_buffers().await;
             }
             Ok(rows)

@@ -1,4 +1,4 @@
-//! The batches that a reader has seen, by which it finds out later which of its events are unchanged.
+//! The batches that a reader has seen, which show later which of its events are unchanged.
 
 use sqlx::{Executor, Postgres};
 use time::OffsetDateTime;
@@ -12,8 +12,8 @@ const SOME: u64 = 4;
 /// The number of batches between two times that old ones are forgotten.
 const BETWEEN: u64 = 16;
 
-/// The last events of batches that were seen, with their marks: of all of the newest batches, and of ever fewer of the older ones, so
-/// that a hundred represent a million. A log is only appended to: while one of these batches is there, so are all before it.
+/// The last events of batches that were seen, with their marks: all of the newest batches, and fewer and fewer of the older
+/// ones, so that a hundred represent a million. A log is only appended to: if one of these batches exists, so do all before it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
     ends: Vec<End>,

@@ -12,17 +12,18 @@ use crate::{Error, EventLogs, LogId};
 /// The name of the operation, in errors.
 const WHAT: &str = "remove an event log";
 
-/// The most checks whether the transactions have ended that were open when a log was removed, and the pause between them.
+/// Limits the wait for the transactions that were open when a log was removed: the most checks, and the pause between them.
 const FENCE_TRIES: usize = 50;
 const FENCE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Which logs are removed, and how gently.
+/// Which logs to remove, and at what pace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retention {
     /// How long ago a log must have been finished, by the database's clock. A log that is not finished is never removed.
     pub older_than: Duration,
-    /// The pause after each statement that removes up to 1000 batches [20 ms]. Writers and readers have the database meanwhile.
+    /// The pause after each statement that removes up to 1000 batches (default 20 ms). It leaves the database to writers and
+    /// readers.
     pub pause: Duration,
 }
 
@@ -59,8 +60,8 @@ impl EventLogs {
     /// Removes logs that were finished long ago, one after the other, by statements that remove some batches at a time. Streams of
     /// such a log end with [`Error::Removed`].
     ///
-    /// Several processes may do so at once. If the future is dropped, a log may be gone while some of its batches are left: the next
-    /// call removes them.
+    /// Several processes may do so at once. If the future is dropped, a log may be gone while some of its batches remain: the
+    /// next call removes them.
     ///
     /// # Errors
     ///
@@ -110,11 +111,11 @@ impl EventLogs {
         limited("find old event logs", find).await
     }
 
-    /// Removes a log behind a fence, which is a last row that is no batch.
+    /// Removes a log with a fence: a last row that is no batch.
     ///
-    /// The snapshot of an append that waits for another append's end is older than the removal. Where it wants to insert, it meets
-    /// the fence: it waits for the fence's transaction, inserts nothing, and does not find the log in its next attempt. Likewise, the
-    /// fence waits for an append whose transaction is open, and then comes after it.
+    /// An append that waits for another append's end has a snapshot from before the removal. When it then inserts, it conflicts
+    /// with the fence: it waits for the fence's transaction, inserts nothing, and does not find the log in its next attempt.
+    /// Likewise, the fence waits for an append whose transaction is open, and is then inserted after it.
     async fn remove_log(&self, log: LogId, pause: Duration) -> Result<u64, Error> {
         let fence = self.fence(log).await?;
         // Followers find out that the log is gone.
@@ -154,7 +155,7 @@ impl EventLogs {
             .bind(log.0)
             .fetch_optional(self.handle());
             match limited(WHAT, gone).await {
-                // An append was quicker, so this ends: each time around, some append was stored.
+                // An append was inserted first, so this loop ends: in each round, some append is stored.
                 Err(Error::Database { cause, .. }) if cause.is_unique_violation() => {}
                 other => return other,
             }
@@ -189,8 +190,8 @@ impl EventLogs {
         Ok(false)
     }
 
-    /// Removes the next batches after the one that begins with event `after`. Returns how many, and the first event of the last one.
-    /// The final batch goes last: by it, a log that is half removed is found again.
+    /// Removes the next batches after the one that begins with event `after`. Returns how many, and the first event of the last
+    /// one. The final batch is removed last, since a half-removed log is found by it.
     ///
     /// The chunk is a range of the primary key, for the same reasons as [a page](crate::read::Page::read), and its rows are deleted
     /// by their physical places: rows that were removed before are not scanned again.

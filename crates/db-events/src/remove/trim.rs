@@ -8,7 +8,7 @@ use super::{CHUNK, PAUSE};
 use crate::limits::limited;
 use crate::{Error, EventLogs, LogId};
 
-/// Which events of a log to remove, and how gently.
+/// Which events of a log to remove, and at what pace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trim {
     keep: Keep,
@@ -34,7 +34,8 @@ impl Trim {
         Self { keep: Keep::Within(age), pause: PAUSE }
     }
 
-    /// Sets the pause after each statement that removes up to 1000 batches [20 ms]. Writers and readers have the database meanwhile.
+    /// Sets the pause after each statement that removes up to 1000 batches (default 20 ms). It leaves the database to writers
+    /// and readers.
     #[must_use]
     pub fn pause(self, pause: Duration) -> Self {
         Self { pause, ..self }
@@ -48,9 +49,9 @@ impl EventLogs {
     /// Batches are removed whole, as long as all of their events are to be removed, and the last batch stays: the next append
     /// continues its ids. So a log may keep some more events than [`Trim`] says.
     ///
-    /// A reader whose next event was removed gets [`Error::Removed`] with the first event that is left, and can read on from there. So
-    /// does a reader that resumes with the mark of the last event that was removed, although it has missed none: nothing is left by
-    /// which to recognize that event. Keep more events than your slowest reader is behind.
+    /// A reader whose next event was removed gets [`Error::Removed`] with the first event that is left, and can read on from
+    /// there. A reader that resumes with the mark of the last removed event gets the same error although it has missed nothing,
+    /// since no row is left to compare the mark with. Keep more events than your slowest reader is behind.
     ///
     /// If the future is dropped, some of the events are removed.
     ///
@@ -78,8 +79,8 @@ impl EventLogs {
     /// Removes the next batches after the one that begins with event `after`, up to event `until`, as long as they are older than
     /// `age` seconds. Returns how many were removed, and the first event of the last one that was considered.
     ///
-    /// The times of batches are not quite in their order, since a batch has the time at which its transaction began. So the
-    /// statement removes the batches before the first one that stays, and not each old one: a log never has a hole.
+    /// Batches are not exactly in the order of their times, since a batch has the time at which its transaction began. So the
+    /// statement removes only the batches before the first one that stays, and never makes a hole.
     async fn trim_chunk(
         &self,
         log: LogId,

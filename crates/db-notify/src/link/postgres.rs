@@ -76,7 +76,7 @@ impl Link for PostgresLink {
         let mut listener = within(limit, PgListener::connect_with(&pool)).await?;
         // sqlx reports some losses as other errors, so every error ends the session.
         listener.eager_reconnect(false);
-        // After a loss the driver would silently take another connection from the pool. A closed pool has none.
+        // After a loss the driver would silently take another connection from the pool, but a closed pool has none.
         listener.ignore_pool_close_event(true);
         let _still_closing: Option<()> = pool.close().now_or_never();
         Ok(PostgresListener { listener: Some(listener), pool, close_timeout: self.close_timeout })

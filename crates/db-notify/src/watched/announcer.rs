@@ -53,8 +53,8 @@ pub(super) struct Announcer {
     /// When the last delivered renewal was composed.
     renewed: Instant,
     due: Instant,
-    /// When the local watchers were last told of a gap.
-    gap_told: Instant,
+    /// When the local watchers last received a gap.
+    last_gap: Instant,
 }
 
 impl Announcer {
@@ -67,13 +67,13 @@ impl Announcer {
             renewal_in_flight: None,
             renewed: now,
             due: now,
-            gap_told: now,
+            last_gap: now,
         }
     }
 
     /// Announcements are sent from now on. Other processes lack nothing that was composed before.
     pub(super) fn start(&mut self, now: Instant, jitter: f64) {
-        (self.renewed, self.gap_told) = (now, now);
+        (self.renewed, self.last_gap) = (now, now);
         self.schedule(now, jitter);
     }
 
@@ -143,16 +143,16 @@ impl Announcer {
         };
         let Some(lacked_since) = lacked_since else { return false };
         // A mark lasts for three renewals, and a dropped notification is remembered for more than two. After the last gap the
-        // watchers looked for themselves.
-        let is_late = now.duration_since(lacked_since.max(self.gap_told)) > self.renewal * 2;
+        // watchers have read the data again.
+        let is_late = now.duration_since(lacked_since.max(self.last_gap)) > self.renewal * 2;
         if is_late {
-            self.gap_told = now;
+            self.last_gap = now;
         }
         is_late
     }
 
-    /// `jitter` is from 0 to 1. Less than a renewal, so that two of them fit into the time of doubt; spread, so that the processes
-    /// do not announce at the same time.
+    /// `jitter` is from 0 to 1. The interval is shorter than a renewal, so that two fit into the time of doubt, and random, so
+    /// that processes do not announce at the same time.
     fn schedule(&mut self, now: Instant, jitter: f64) {
         self.due = now + self.renewal.mul_f64(jitter.mul_add(0.2, 0.7));
     }
