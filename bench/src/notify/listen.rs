@@ -30,6 +30,10 @@ pub(crate) fn listen() -> anyhow::Result<()> {
     thread::spawn(|| {
         // Whether stdin ends or cannot be read, the parent is gone.
         let _: std::io::Result<usize> = std::io::stdin().read_to_end(&mut Vec::new());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the parent is gone, and this process owns nothing but a session"
+        )]
         std::process::exit(0);
     });
     let runtime = Builder::new_current_thread().enable_all().build()?;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::output::End;
+use crate::status::Status;
 
 /// What a build runs, sealed in the database, since a command line often holds secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,36 +32,6 @@ impl Plan {
             command: command.iter().map(text).collect(),
             folder: folder.to_string_lossy().into_owned(),
             environment,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Status {
-    Running,
-    Succeeded,
-    Failed,
-    Aborted,
-}
-
-impl Status {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Aborted => "aborted",
-        }
-    }
-
-    /// The column's check constraint allows only these four.
-    fn from_column(text: &str) -> Self {
-        match text {
-            "succeeded" => Self::Succeeded,
-            "failed" => Self::Failed,
-            "aborted" => Self::Aborted,
-            _ => Self::Running,
         }
     }
 }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use db_layer::{SettingSource, Settings};
 
-use crate::print::shown;
-use crate::serve::Host;
+use crate::host::Host;
+use crate::terminal::shown;
 
 /// Run a command as a build, and watch it live from any machine.
 ///

@@ -6,8 +6,7 @@ use db_layer::{Setting, SettingSource};
 use serde_json::json;
 
 use crate::cli::{ConfigArgs, Site};
-use crate::list::print_out;
-use crate::print::{json_line, shown};
+use crate::terminal::{json_line, print_out, shown};
 
 pub(crate) fn command(site: &Site, args: &ConfigArgs) -> anyhow::Result<u8> {
     let mut text = String::new();

@@ -1,15 +1,13 @@
 //! `buildwatch list`.
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Write};
 
-use anyhow::Context;
 use time::format_description::well_known::Rfc3339;
 
 use crate::builds::{self, Build, UnsealLog};
 use crate::cli::{ListArgs, Site};
 use crate::open::open;
-use crate::print::json_line;
+use crate::terminal::{json_line, print_out};
 use crate::visible::{is_hidden, visible};
 
 /// How many builds are listed.
@@ -36,14 +34,6 @@ pub(crate) async fn command(site: &Site, args: ListArgs) -> anyhow::Result<u8> {
     }
     print_out(&text)?;
     Ok(0)
-}
-
-/// Prints to a reader that may have closed the pipe.
-pub(crate) fn print_out(text: &str) -> anyhow::Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print"),
-        _ => Ok(()),
-    }
 }
 
 fn row(build: &Build) -> anyhow::Result<String> {

@@ -7,6 +7,7 @@ mod builds;
 mod cli;
 mod config;
 mod home;
+mod host;
 mod list;
 mod migrate;
 mod open;
@@ -17,6 +18,8 @@ mod reaper;
 mod run;
 mod serve;
 mod signals;
+mod status;
+mod terminal;
 mod visible;
 mod watch;
 
@@ -84,6 +87,6 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("buildwatch: {}", print::shown_lines(&format!("{error:#}")));
+    eprintln!("buildwatch: {}", terminal::shown_lines(&format!("{error:#}")));
     ExitCode::from(code)
 }

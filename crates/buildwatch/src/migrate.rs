@@ -9,9 +9,8 @@ use db_layer::{Config, Migrations};
 use serde_json::json;
 
 use crate::cli::{MigrateAction, MigrateArgs, Site};
-use crate::list::print_out;
 use crate::open::{self, Place};
-use crate::print::{json_line, shown};
+use crate::terminal::{json_line, print_out, shown};
 
 pub(crate) async fn command(site: &Site, args: MigrateArgs) -> anyhow::Result<u8> {
     let Place { options, server } = open::place(site).await?;

@@ -21,10 +21,11 @@ use crate::builds::{self, Plan};
 use crate::cli::{RunArgs, Site};
 use crate::open::{Opened, open};
 use crate::output::End;
-use crate::print::{Printer, shown};
+use crate::print::Printer;
 use crate::reaper;
 use crate::run::process::Process;
 use crate::signals;
+use crate::terminal::shown;
 
 /// How many chunks of output wait for the database before the command has to wait, too.
 const CHUNKS: usize = 4;

@@ -6,7 +6,6 @@ mod assets;
 mod connections;
 mod guard;
 mod holding;
-mod host;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -27,15 +26,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::builds::UnsealLog;
 use crate::cli::{ServeArgs, Site};
-use crate::list::print_out;
 use crate::open::{Opened, open};
-use crate::print::shown;
 use crate::reaper;
 use crate::run::{self, Running};
 use crate::serve::connections::Limits;
 use crate::serve::guard::{Guard, Rights};
-pub(crate) use crate::serve::host::Host;
 use crate::signals;
+use crate::terminal::{print_out, shown};
 
 /// Limits for requests and builds to end after the first signal, and for the database after them.
 const DEADLINES: Deadlines =

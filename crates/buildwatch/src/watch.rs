@@ -6,12 +6,14 @@ use db_layer::Signal;
 use db_layer::db_events::Error;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::builds::{self, Build, Status, UnsealLog};
+use crate::builds::{self, Build, UnsealLog};
 use crate::cli::{Site, WatchArgs};
 use crate::open::{Opened, open};
-use crate::print::{Printed, Printer, shown};
+use crate::print::{Printed, Printer};
 use crate::reaper;
 use crate::signals;
+use crate::status::Status;
+use crate::terminal::shown;
 
 /// The exit code of `--exit-code` without a known result, as in `run`.
 const UNKNOWN: u8 = 125;

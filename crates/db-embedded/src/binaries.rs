@@ -1,13 +1,13 @@
 //! Finds the server programs on this machine.
 
 use std::env;
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::account::Account;
 use crate::error::Error;
+use crate::search::{Place, Search};
 use crate::version::Version;
 
 /// The environment variable that names the only folder to search.
@@ -128,47 +128,5 @@ fn inspect(folder: &Path, account: &Account) -> Result<Version, String> {
             Err(format!("version {version} is older than {}, the oldest supported", Version::OLDEST))
         }
         None => Err(format!("`postgres --version` says {:?} and ends with {}", text.trim(), output.status)),
-    }
-}
-
-/// The folders that were searched for the server programs, and what was wrong with each.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Search {
-    places: Vec<Place>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    folder: PathBuf,
-    found: Result<Version, String>,
-}
-
-impl Search {
-    /// The folders that were searched, in order.
-    pub fn folders(&self) -> impl Iterator<Item = &Path> {
-        self.places.iter().map(|place| place.folder.as_path())
-    }
-}
-
-impl fmt::Display for Search {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, place) in self.places.iter().enumerate() {
-            f.write_str(if index == 0 { "" } else { ", " })?;
-            match &place.found {
-                Ok(version) => write!(f, "{} ({version})", place.folder.display())?,
-                Err(why) => write!(f, "{} ({why})", place.folder.display())?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// `15.18 was` or `16.4 and 17.2 were`.
-pub(crate) struct Versions<'a>(pub(crate) &'a [Version]);
-
-impl fmt::Display for Versions<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<String> = self.0.iter().map(Version::to_string).collect();
-        write!(f, "{} {}", names.join(" and "), if names.len() == 1 { "was" } else { "were" })
     }
 }

@@ -16,8 +16,31 @@ pub struct Builder {
     plan: Plan,
 }
 
+impl Server {
+    /// A server for this value alone, in a temporary folder of its own that is removed at the end.
+    pub fn throwaway() -> Builder {
+        Builder::new(Place::Private)
+    }
+
+    /// A throwaway server shared by every process of this OS user that gives the same name: 1 to 32 characters of `a-z`,
+    /// `0-9`, `_` and `-`. The folder is removed when the last lease goes.
+    ///
+    /// Processes with different `TMPDIR` do not share it.
+    pub fn shared(name: &str) -> Builder {
+        Builder::new(Place::Shared(name.to_owned()))
+    }
+
+    /// A server whose data stays in `dir`, shared by every process that names the same folder.
+    ///
+    /// The folder is made if it does not exist; it must be empty or made by this crate. When root starts the server, the user
+    /// `postgres` (else `nobody`) must be able to reach the folder, because PostgreSQL refuses to run as root.
+    pub fn kept(dir: impl Into<PathBuf>) -> Builder {
+        Builder::new(Place::Kept(dir.into()))
+    }
+}
+
 impl Builder {
-    pub(crate) fn new(place: Place) -> Builder {
+    fn new(place: Place) -> Builder {
         Builder {
             plan: Plan {
                 place,

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::binaries::{Search, Versions};
-use crate::deadline::Phase;
+use crate::phase::Phase;
+use crate::search::{Search, Versions};
 use crate::version::Version;
 
 /// Why there is no server. The text is one to three lines, for operators.

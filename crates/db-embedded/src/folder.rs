@@ -85,8 +85,15 @@ impl Folder {
         read_if_there(&self.data().join("PG_VERSION")).map(|text| text.map(|text| text.trim().to_owned()))
     }
 
+    /// The version of the server, for processes that joined it: the one on record, else that of the data.
+    pub(crate) fn server_version(&self) -> Result<Version, Error> {
+        let noted = self.version()?;
+        let major = self.made_by()?.and_then(|text| Version::parse(&text));
+        noted.or(major).ok_or_else(|| Error::NotRunning { folder: self.path.clone() })
+    }
+
     /// The version of the programs that run the server.
-    pub(crate) fn version(&self) -> Result<Option<Version>, Error> {
+    fn version(&self) -> Result<Option<Version>, Error> {
         Ok(read_if_there(&self.path.join("version"))?.and_then(|text| Version::parse(&text)))
     }
 

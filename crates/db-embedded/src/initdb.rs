@@ -6,9 +6,10 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::binaries::Binaries;
-use crate::deadline::{Deadline, Phase};
+use crate::deadline::Deadline;
 use crate::error::{Error, IoResultExt};
 use crate::folder::{Folder, Kind, random_name};
+use crate::phase::Phase;
 use crate::settings::ROLE;
 use crate::supervisor::{self, LockTool};
 

@@ -6,8 +6,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use crate::account::Account;
-use crate::deadline::{Deadline, Phase};
+use crate::deadline::Deadline;
 use crate::error::{Error, IoResultExt};
+use crate::phase::Phase;
 
 /// Whether other holders are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

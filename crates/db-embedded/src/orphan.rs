@@ -6,10 +6,11 @@ use std::os::unix::fs::MetadataExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::deadline::{Deadline, Phase};
+use crate::deadline::Deadline;
 use crate::error::{Error, IoResultExt};
 use crate::folder::{Folder, Kind};
 use crate::lock::{LockFile, Mode};
+use crate::phase::Phase;
 use crate::pidfile::PidFile;
 use crate::place::prefix;
 use crate::sockets::Sockets;

@@ -4,16 +4,14 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::builder::Builder;
-use crate::deadline::{Deadline, Phase};
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::folder::Folder;
 use crate::lock::{LockFile, Mode};
 use crate::orphan;
+use crate::phase::Phase;
 use crate::pidfile::PidFile;
-use crate::place::Place;
 use crate::settings::ROLE;
-use crate::start;
 use crate::version::Version;
 
 /// A lease on a running PostgreSQL server, which runs while any process holds one.
@@ -44,27 +42,6 @@ pub enum Released {
 }
 
 impl Server {
-    /// A server for this value alone, in a temporary folder of its own that is removed at the end.
-    pub fn throwaway() -> Builder {
-        Builder::new(Place::Private)
-    }
-
-    /// A throwaway server shared by every process of this OS user that gives the same name: 1 to 32 characters of `a-z`,
-    /// `0-9`, `_` and `-`. The folder is removed when the last lease goes.
-    ///
-    /// Processes with different `TMPDIR` do not share it.
-    pub fn shared(name: &str) -> Builder {
-        Builder::new(Place::Shared(name.to_owned()))
-    }
-
-    /// A server whose data stays in `dir`, shared by every process that names the same folder.
-    ///
-    /// The folder is made if it does not exist; it must be empty or made by this crate. When root starts the server, the user
-    /// `postgres` (else `nobody`) must be able to reach the folder, because PostgreSQL refuses to run as root.
-    pub fn kept(dir: impl Into<PathBuf>) -> Builder {
-        Builder::new(Place::Kept(dir.into()))
-    }
-
     pub(crate) fn new(
         folder: Folder,
         lease: LockFile,
@@ -75,7 +52,7 @@ impl Server {
             data: folder.data(),
             sockets: file.socket_dir.clone().unwrap_or_else(|| folder.run()),
             port: file.port,
-            version: start::version_of(&folder)?,
+            version: folder.server_version()?,
             folder,
             lease,
             timeout,

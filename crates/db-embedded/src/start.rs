@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use crate::account::Account;
 use crate::binaries::Binaries;
-use crate::deadline::{Deadline, Phase};
+use crate::deadline::Deadline;
 use crate::error::{Error, IoResultExt};
 use crate::folder::{Folder, Kind};
 use crate::initdb;
 use crate::lock::{LockFile, Mode};
 use crate::orphan::{self, Orphan};
+use crate::phase::Phase;
 use crate::pidfile::PidFile;
 use crate::place::Place;
 use crate::server::Server;
 use crate::settings::{self, Admits};
 use crate::sockets::Sockets;
 use crate::supervisor::{LockTool, Script, Watch};
-use crate::version::Version;
 
 /// The server's message when processes of its predecessor still use the data.
 const STILL_ATTACHED: &str = "pre-existing shared memory block";
@@ -193,11 +193,4 @@ fn is_supervised(folder: &Folder) -> Result<bool, Error> {
         Some(running) => Ok(!running.try_take(Mode::Exclusive)?),
         None => Ok(false),
     }
-}
-
-/// The version of the server in a folder, for processes that joined it.
-pub(crate) fn version_of(folder: &Folder) -> Result<Version, Error> {
-    let noted = folder.version()?;
-    let major = folder.made_by()?.and_then(|text| Version::parse(&text));
-    noted.or(major).ok_or_else(|| Error::NotRunning { folder: folder.path.clone() })
 }

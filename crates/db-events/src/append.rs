@@ -10,12 +10,11 @@ use db_core::Session;
 use tokio::time::sleep;
 
 pub use appender::Appender;
-pub(crate) use statement::{MAX_BYTES, MAX_EVENTS, WHAT};
 pub use writer::Writer;
 
 use crate::limits::{LONGEST_APPEND_PAUSE, pauses};
 use crate::{Error, EventLogs, LogId, NewEvent, WriterId};
-use statement::{Attempt, Batch, Outcome, append};
+use statement::{Attempt, Batch, Outcome, WHAT, append};
 
 impl EventLogs {
     /// Appends events after the last event of a log, all of them or none. Returns their ids.
@@ -144,7 +143,11 @@ impl EventLogs {
         let mut attempt = Attempt::AtOnce;
         loop {
             // Acquired here, so that the wait for a connection has the pool's limit and the statement its own.
-            let mut conn = self.handle().acquire().await.map_err(|error| Error::of(error.into()))?;
+            let mut conn = self
+                .handle()
+                .acquire()
+                .await
+                .map_err(|error| Error::Database { what: WHAT, cause: error.into() })?;
             // If this future is dropped, the batch may be stored all the same.
             let events = self.clone();
             conn.if_abandoned(move || events.wake(log));

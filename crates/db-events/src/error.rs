@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use db_core::Class;
 
-use crate::append::{MAX_BYTES, MAX_EVENTS, WHAT};
-use crate::{LogId, WriterId};
+use crate::id::{LogId, WriterId};
+use crate::limits::{MAX_BYTES, MAX_EVENTS};
 
 /// Why an append or a read failed.
 #[derive(Debug, thiserror::Error)]
@@ -187,11 +187,6 @@ impl Error {
             }
             _ => false,
         }
-    }
-
-    /// An error before or around the statement that appends.
-    pub(crate) fn of(cause: db_core::Error) -> Self {
-        Self::Database { what: WHAT, cause }
     }
 
     pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {

@@ -1,41 +1,12 @@
-//! Events and the logs they are in.
+//! Events.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::{Error, Mark};
-
-/// A log, by its number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LogId(pub i64);
-
-impl fmt::Display for LogId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// A writer that may have to send a batch again, by a number of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct WriterId(pub i64);
-
-impl WriterId {
-    /// A random number from the operating system: two processes that seed a generator alike would be one writer. A writer that may
-    /// have to send a batch again after a restart must keep its number.
-    ///
-    /// # Panics
-    ///
-    /// If the operating system has no randomness.
-    #[must_use]
-    pub fn random() -> Self {
-        let number = getrandom::u64().expect("the operating system gives random numbers");
-        Self(number.cast_signed())
-    }
-}
 
 /// An event to be appended.
 #[derive(Debug, Clone, PartialEq, Eq)]

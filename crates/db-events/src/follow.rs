@@ -1,12 +1,11 @@
-//! Following a log: streams that catch up by pages, and one reader for all streams that are at the end of a log.
+//! The readers of followed logs: one for all streams that are at the end of a log.
 
 mod fanout;
 mod page_reads;
 mod reader;
 mod registry;
-mod stream;
 
+pub(crate) use fanout::{Follower, Next};
 pub use page_reads::EventOptions;
-pub(crate) use reader::Reader;
+pub(crate) use reader::{Reader, page};
 pub(crate) use registry::{PollerGuard, Registry, run_poller};
-pub use stream::EventStream;

@@ -91,25 +91,32 @@
 //! This crate has no cargo features.
 
 mod append;
+mod deadline;
 mod error;
 mod event;
 mod follow;
+mod history;
+mod id;
 mod limits;
 mod logs;
 mod mark;
 mod read;
 mod remove;
+mod stream;
 mod topics;
 
 pub use append::{Appender, Writer};
 pub use error::Error;
-pub use event::{Event, LogId, NewEvent, WriterId};
-pub use follow::{EventOptions, EventStream};
+pub use event::{Event, NewEvent};
+pub use follow::EventOptions;
+pub use history::{History, Selection};
+pub use id::{LogId, WriterId};
 pub use limits::POLL_FLOOR;
 pub use logs::{EventLogs, EventsState};
 pub use mark::Mark;
-pub use read::{Events, Head, History, IntoIter, Selection};
+pub use read::{Events, Head, IntoIter};
 pub use remove::{Removed, Retention, Trim};
+pub use stream::EventStream;
 pub use topics::LogTopics;
 
 /// The tables of this crate, as one migration.

@@ -9,8 +9,9 @@ use sqlx::Executor;
 use tokio::runtime;
 use tokio::task::JoinSet;
 
+use crate::deadline::limited;
 use crate::follow::{PollerGuard, Reader, Registry, run_poller};
-use crate::limits::limited;
+use crate::read::{self, Head, Seen, WHAT};
 use crate::{Error, EventOptions, LogId, LogTopics};
 
 /// The event logs of a database. Cheap to clone.
@@ -106,6 +107,57 @@ impl EventLogs {
     /// As [`create`](Self::create).
     pub async fn create_in(&self, db: &mut Session) -> Result<LogId, Error> {
         create(db).await
+    }
+
+    /// Where a log ends now. No event is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownLog`], [`Error::Removed`], [`Error::Database`] and [`Error::TimedOut`].
+    pub async fn head(&self, log: LogId) -> Result<Head, Error> {
+        match limited(WHAT, Head::read(self.handle(), &[log.0])).await?.remove(&log) {
+            Some(head) => Ok(head),
+            None if limited(WHAT, read::was_created(self.handle(), log)).await? => {
+                Err(Error::Removed { log, first: None })
+            }
+            None => Err(Error::UnknownLog(log)),
+        }
+    }
+
+    /// The first event after event `after` that is still there; none if there is none, or if the log is gone.
+    pub(crate) async fn first_after(&self, log: LogId, after: i64) -> Result<Option<i64>, Error> {
+        let first = sqlx::query_scalar(
+            "select batch.first
+             from event_logs
+             cross join lateral (
+                 select first
+                 from event_log_batches
+                 where log = event_logs.id and first > $2
+                 order by first
+                 limit 1
+             ) as batch
+             where event_logs.id = $1",
+        )
+        .bind(log.0)
+        .bind(after)
+        .fetch_optional(self.handle());
+        limited(WHAT, first).await
+    }
+
+    /// The error for a reader whose next event was removed.
+    pub(crate) async fn removed(&self, log: LogId, cursor: i64) -> Result<Error, Error> {
+        Ok(Error::Removed { log, first: self.first_after(log, cursor).await? })
+    }
+
+    /// The error for a reader that has seen events which do not exist any more.
+    pub(crate) async fn rewound(&self, log: LogId, seen: &Seen) -> Result<Error, Error> {
+        let last = if seen.is_empty() {
+            // An id without a mark is trusted, as far as the log goes.
+            self.head(log).await?.last
+        } else {
+            limited(WHAT, seen.last_unchanged(self.handle(), log)).await?
+        };
+        Ok(Error::Rewound { log, last })
     }
 
     /// Tells the followers of a log, in all processes, that it may have grown.

@@ -46,6 +46,7 @@ mod db;
 mod ending;
 mod health;
 mod open;
+mod options;
 mod settings;
 mod shutdown;
 #[cfg(unix)]
@@ -56,7 +57,8 @@ pub use db::Db;
 #[cfg(unix)]
 pub use ending::Ended;
 pub use health::{DatabaseHealth, Health};
-pub use open::{OpenError, Options, open};
+pub use open::{OpenError, open};
+pub use options::Options;
 pub use settings::Settings;
 pub use shutdown::{Deadlines, Shutdown};
 #[cfg(unix)]

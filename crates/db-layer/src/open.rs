@@ -3,129 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use db_core::encryption::Keyring;
-use db_core::{Class, Config, ConnectRetry, Pool, PoolOptions, Pooler, RetryBudget, connect};
-use db_events::{EventLogs, EventOptions, LogTopics};
-use db_migrate::Migrations;
+use db_core::{Class, Config, ConnectRetry, Pool, Pooler, RetryBudget, connect};
+use db_events::EventLogs;
 use db_notify::{Bus, BusOptions};
-use derive_setters::Setters;
 use futures_util::TryFutureExt;
 use futures_util::future::try_join_all;
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
 use crate::db::Pools;
-use crate::{ConnectionBudgetExceeded, Db, sizing};
+use crate::{ConnectionBudgetExceeded, Db, Options, sizing};
 
 /// Limit for the server's answer to how many connections it has.
 const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
 /// Limit for closing a connection gracefully.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-
-/// What to open, and how.
-#[derive(Debug, Setters)]
-#[non_exhaustive]
-pub struct Options {
-    /// Where the database is.
-    pub database: Config,
-    /// The address past a connection pooler such as `PgBouncer`, for what needs a session of its own: migrations and the bus.
-    /// `None`, the default, means [`Self::database`].
-    pub direct: Option<Config>,
-    /// How many instances of the service run at once (default 1). Opening fails when the pools of all instances together exceed
-    /// what the server has for ordinary roles. 0 turns the check off, and so does a [direct](Self::direct) address, since
-    /// behind a pooler the pooler's limit counts.
-    pub instances: u32,
-    /// Whether to connect at the first use only (default false). See [`Options::lazy`].
-    #[setters(skip)]
-    pub lazy: bool,
-    /// How long to wait for the server (default 30 s), for all steps of opening together. A migration that runs at that moment
-    /// is not interrupted.
-    pub wait: ConnectRetry,
-    /// The migrations to apply; none by default.
-    #[setters(skip)]
-    pub migrations: Option<Migrations>,
-    /// The pool for web requests (default 10 connections).
-    pub api: PoolOptions,
-    /// The pool for background work (default 50 connections).
-    pub backend: PoolOptions,
-    /// Further pools; [`Db::pool`] finds them by their names.
-    pub named: Vec<PoolOptions>,
-    /// The bus.
-    pub bus: BusOptions,
-    /// The topics on which new events of the logs are announced.
-    pub topics: LogTopics,
-    /// How event logs share the pool for background work between appends and streams that catch up.
-    pub events: EventOptions,
-    /// The keys to seal columns under; none by default.
-    #[setters(skip)]
-    pub keyring: Option<Keyring>,
-}
-
-impl Options {
-    /// The default options for a database.
-    #[must_use]
-    pub fn new(database: Config) -> Self {
-        Self {
-            database,
-            direct: None,
-            instances: 1,
-            lazy: false,
-            wait: ConnectRetry::default(),
-            migrations: None,
-            api: PoolOptions::api(),
-            backend: PoolOptions::backend(),
-            named: Vec::new(),
-            bus: BusOptions::default(),
-            topics: LogTopics::default(),
-            events: EventOptions::default(),
-            keyring: None,
-        }
-    }
-
-    /// Migrates while opening.
-    #[must_use]
-    pub fn migrations(mut self, migrations: Migrations) -> Self {
-        self.migrations = Some(migrations);
-        self
-    }
-
-    /// Opens without connecting: [`open`] returns at once, and each part connects at its first use. A pool, `min_idle`
-    /// included, connects at the first request for a connection, the bus at the first subscription or notification. A
-    /// subscriber from before LISTEN is in force receives a [`Gap`](db_notify::Gap) once it is. A [health](Db::health) check
-    /// counts as a use.
-    /// use like any other.
-    /// Errors that `open` would return come from the first use instead: a server that cannot be reached, a wrong password.
-    /// Nobody checks whether the pools fit into the server. Migrations cannot be lazy, so [`open`] refuses them: run
-    /// [`Migrations::up`] beforehand.
-    #[must_use]
-    pub fn lazy(mut self) -> Self {
-        self.lazy = true;
-        self
-    }
-
-    /// Adds a pool for another kind of work, such as `PoolOptions::named("gc").max(2)`. It replaces a pool of the same name.
-    #[must_use]
-    pub fn pool(mut self, pool: PoolOptions) -> Self {
-        self.named.retain(|other| other.name != pool.name);
-        self.named.push(pool);
-        self
-    }
-
-    /// Seals columns under these keys.
-    #[must_use]
-    pub fn keyring(mut self, keyring: Keyring) -> Self {
-        self.keyring = Some(keyring);
-        self
-    }
-
-    /// Restricts the bus to a namespace: it hears only processes that use the same one.
-    #[must_use]
-    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
-        self.bus.namespace = namespace.into();
-        self
-    }
-}
 
 /// Why a database could not be opened. Each variant's error says what was tried, and on what.
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +73,7 @@ impl OpenError {
 }
 
 /// Opens a database: waits for the server, migrates, makes the pools and starts the bus. When it returns, each pool has its
-/// [`min_idle`](PoolOptions::min_idle) connections ready, and the bus listens. [Lazy](Options::lazy) opening leaves all that to
+/// [`min_idle`](db_core::PoolOptions::min_idle) connections ready, and the bus listens. [Lazy](Options::lazy) opening leaves all that to
 /// the first use.
 ///
 /// When the server is lost meanwhile, it is waited for again and the failed step is repeated, all within [`Options::wait`]. An

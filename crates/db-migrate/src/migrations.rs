@@ -228,18 +228,18 @@ impl Migrations {
     /// [`Error::Connect`] or [`Error::Database`].
     pub async fn status(&self, config: &Config) -> Result<Vec<Status>, Error> {
         let mut connection = connect::connect(config, ConnectRetry::default()).await?;
-        let status = status::read(&mut connection, self).await?;
+        let status = status::read(&mut connection, self.ups()).await?;
         close(connection).await;
         Ok(status)
     }
 
-    pub(crate) fn ups(&self) -> impl Iterator<Item = &Migration> {
+    fn ups(&self) -> impl Iterator<Item = &Migration> {
         self.migrator.iter().filter(|migration| !migration.migration_type.is_down_migration())
     }
 
     /// Reads the statuses, and refuses what the front page lists.
     async fn checked_status(&self, connection: &mut PgConnection) -> Result<Vec<Status>, Error> {
-        let status = status::read(connection, self).await?;
+        let status = status::read(connection, self.ups()).await?;
         let newest = newest(&status);
         for Status { version, state, .. } in &status {
             let version = *version;
@@ -254,7 +254,7 @@ impl Migrations {
     }
 
     async fn report(&self, mut connection: PgConnection, before: &[Status]) -> Result<Report, Error> {
-        let after = status::read(&mut connection, self).await?;
+        let after = status::read(&mut connection, self.ups()).await?;
         close(connection).await;
 
         let applied = |statuses: &[Status], version| {

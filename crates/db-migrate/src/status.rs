@@ -3,11 +3,12 @@
 use std::fmt::Write;
 
 use serde::Serialize;
+use sqlx::migrate::Migration;
 use sqlx::postgres::PgConnection;
 use sqlx::{Executor, Row};
 
+use crate::Error;
 use crate::session::answer;
-use crate::{Error, Migrations};
 
 /// A migration and its state in one database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -38,7 +39,7 @@ pub enum State {
 /// Compares a database with the program's migrations, in order of versions. Takes no lock and changes nothing.
 pub(crate) async fn read(
     connection: &mut PgConnection,
-    migrations: &Migrations,
+    migrations: impl Iterator<Item = &Migration>,
 ) -> Result<Vec<Status>, Error> {
     let what = "read the migration table";
     // The simple protocol needs one round trip for each query, which every start of a service pays.
@@ -48,7 +49,6 @@ pub(crate) async fn read(
         if exists { answer(applied(connection)).await.map_err(Error::database(what))? } else { Vec::new() };
 
     let mut all: Vec<Status> = migrations
-        .ups()
         .map(|migration| {
             let state = match applied.iter().find(|(version, ..)| *version == migration.version) {
                 None => State::Pending,

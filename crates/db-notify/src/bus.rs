@@ -18,11 +18,11 @@ use crate::error::{NotifyError, NotifyInError, OpenError};
 use crate::link::Link;
 use crate::link::postgres::PostgresLink;
 use crate::listen::{self, LISTEN_TIMEOUT, Listening, Sessions, Unreadable};
+use crate::notifier::Notifier;
 use crate::options::BusOptions;
-use crate::send::{self, Notifier};
 use crate::shared::BusShared;
 use crate::state::{BusState, Counters};
-use crate::{Channel, Topic, wire};
+use crate::{Channel, Topic, outbox, wire};
 
 /// A notification bus. Cheap to clone; clones are the same bus.
 ///
@@ -258,7 +258,7 @@ impl Bus {
         topic: &Topic,
         payload: &str,
     ) -> Result<(), NotifyInError> {
-        send::check(topic, payload)?;
+        outbox::check(topic, payload)?;
         sqlx::query("select pg_notify($1, $2)")
             .bind(self.inner.channel.as_str())
             .bind(wire::encode([(topic.as_str(), payload)]).concat())

@@ -74,7 +74,7 @@ pub trait NotifyAfterCommit {
 impl NotifyAfterCommit for Session {
     fn notify_with(&mut self, topic: &Topic, payload: &str) -> Result<(), NotifyError> {
         let bus = self.bus().ok_or(NotifyError::NoBus)?;
-        crate::send::check(topic, payload)?;
+        crate::outbox::check(topic, payload)?;
         let (topic, payload) = (topic.clone(), payload.to_owned());
         self.unless_rolled_back(move || {
             if let Err(error) = bus.notify_soon_with(&topic, &payload) {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::deliver::{GapReason, Routes};
 use crate::options::BusOptions;
-use crate::send::Outbox;
+use crate::outbox::Outbox;
 use crate::state::{Condition, Counters};
 
 pub(crate) struct BusShared {

@@ -11,18 +11,8 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use crate::admin::Admin;
 use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::migrations::Migrations;
-use crate::pgbouncer::{PgBouncer, PgBouncerBuilder};
+use crate::pgbouncer::PgBouncer;
 use crate::server::{APPLICATION_NAME, TestServer};
-use crate::sweep::sweep;
-use crate::template;
-
-/// "The source database is being accessed by other users", and "there is no such database": another test has just made or just
-/// dropped the template.
-const TEMPLATE_MOVES: [&str; 2] = ["55006", "3D000"];
-
-/// The environment variable that puts a pooler between the tested code and the database.
-const THROUGH: &str = "DB_TESTKIT_THROUGH";
 
 /// Limit for dropping a database. After it, the database is left to a later sweep.
 const DROP_LIMIT: Duration = Duration::from_secs(10);
@@ -43,74 +33,14 @@ pub struct TestDb {
 }
 
 impl TestDb {
-    /// A database with these migrations applied, on the [shared server](TestServer::shared).
-    ///
-    /// Takes a folder (relative to the working folder, which `cargo test` sets to that of the package) or a
-    /// [`Migrator`](sqlx::migrate::Migrator). The migrations run once for all tests; this database is a copy.
-    ///
-    /// Cancel safe: a half-made database is dropped by a later test.
-    ///
-    /// # Errors
-    ///
-    /// The variants of [`Error`] say what was tried and what is known.
-    pub async fn create(migrations: impl Into<Migrations>) -> Result<TestDb, Error> {
-        TestServer::shared().await?.create(migrations).await
+    /// The database `name`, whose lock the session of `admin` holds.
+    pub(crate) fn new(name: String, server: TestServer, options: PgConnectOptions, admin: Admin) -> TestDb {
+        TestDb { name, server, options, pool: OnceLock::new(), through: None, admin: Some(admin) }
     }
 
-    /// An empty database on the [shared server](TestServer::shared).
-    ///
-    /// Cancel safe, as [`create`](TestDb::create) is.
-    ///
-    /// # Errors
-    ///
-    /// The variants of [`Error`] say what was tried and what is known.
-    pub async fn empty() -> Result<TestDb, Error> {
-        TestServer::shared().await?.empty().await
-    }
-
-    pub(crate) async fn create_on(
-        server: TestServer,
-        migrations: Option<Migrations>,
-    ) -> Result<TestDb, Error> {
-        let deadline = Deadline::begin();
-        let migrations = match migrations {
-            Some(migrations) => Some(migrations.resolve().await?),
-            None => None,
-        };
-        let mut admin = Admin::connect(&server, deadline).await?;
-        if server.may_have_leftovers() {
-            sweep(&mut admin).await?;
-        }
-        loop {
-            let template = match &migrations {
-                Some(migrations) => template::ensure(&server, &mut admin, migrations, deadline).await?,
-                // Not template1, which may have been changed or be in use.
-                None => "template0".to_owned(),
-            };
-            let name = format!("tk_{}_{}", random_name(), admin.home());
-            // Before the database exists, or another test's sweep would drop it.
-            if !admin.try_lock(&name).await? {
-                continue;
-            }
-            match admin.clone_database(&name, &template).await {
-                Ok(()) => {
-                    let options = server.options_of(&name)?;
-                    let pool = OnceLock::new();
-                    let mut db = TestDb { name, server, options, pool, through: None, admin: Some(admin) };
-                    if std::env::var_os(THROUGH).is_some_and(|through| through == "pgbouncer") {
-                        db.through = Some(Box::new(for_many_clients().start(&db).await?));
-                    }
-                    return Ok(db);
-                }
-                Err(error)
-                    if error.sqlstate().is_some_and(|state| TEMPLATE_MOVES.contains(&state.as_str())) =>
-                {
-                    admin.unlock(&name).await?;
-                    deadline.pause("the template to be free for copying").await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+    /// Makes [`url`](TestDb::url) lead through a pooler, which ends with the value.
+    pub(crate) fn lead_through(&mut self, pooler: PgBouncer) {
+        self.through = Some(Box::new(pooler));
     }
 
     /// The name of the database.
@@ -224,15 +154,6 @@ fn drop_blocking(server: &TestServer, name: &str) -> Result<(), Box<dyn std::err
             result => Ok(result?),
         }
     })
-}
-
-/// Settings for suites that are written for many direct connections.
-fn for_many_clients() -> PgBouncerBuilder {
-    PgBouncer::builder().default_pool_size(80).setting("max_client_conn", "1000").max_prepared_statements(200)
-}
-
-fn random_name() -> String {
-    std::iter::repeat_with(|| fastrand::alphanumeric().to_ascii_lowercase()).take(10).collect()
 }
 
 impl fmt::Debug for TestDb {

@@ -93,6 +93,7 @@
 
 mod address;
 mod admin;
+mod create;
 mod db;
 mod deadline;
 mod error;

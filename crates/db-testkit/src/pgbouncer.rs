@@ -14,7 +14,6 @@ use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
 use crate::address;
-use crate::db::TestDb;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::server::TestServer;
@@ -73,17 +72,6 @@ pub struct PgBouncerBuilder {
 }
 
 impl PgBouncer {
-    /// Starts one in front of this database, with default settings.
-    ///
-    /// Cancel safe: a process that is starting is killed.
-    ///
-    /// # Errors
-    ///
-    /// As [`PgBouncerBuilder::start`].
-    pub async fn start(db: &TestDb) -> Result<PgBouncer, Error> {
-        PgBouncer::builder().start(db).await
-    }
-
     /// Sets options before the start.
     pub fn builder() -> PgBouncerBuilder {
         PgBouncerBuilder::default()
@@ -201,19 +189,6 @@ impl PgBouncerBuilder {
         self
     }
 
-    /// Starts it in front of this database, and waits until clients can connect. It does not check whether the server lets it
-    /// in: the first client does.
-    ///
-    /// Takes some 40 ms, and blocks for half of them. Cancel safe: a process that is starting is killed.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoPgBouncer`] without a usable program; [`Error::PgBouncerFailed`] with its log if it ends at once;
-    /// [`Error::PgBouncer`] if the operating system refuses something; [`Error::TimedOut`] after 20 s.
-    pub async fn start(self, db: &TestDb) -> Result<PgBouncer, Error> {
-        self.start_before(db.test_server(), &db.direct_url(), &db.options()).await
-    }
-
     /// Starts it in front of this server. [`url`](PgBouncer::url) is that of the maintenance database; see
     /// [`url_of`](PgBouncer::url_of).
     ///
@@ -226,7 +201,7 @@ impl PgBouncerBuilder {
         self.start_before(server, &server.url_of(&database), &options).await
     }
 
-    async fn start_before(
+    pub(crate) async fn start_before(
         self,
         server: &TestServer,
         url: &str,

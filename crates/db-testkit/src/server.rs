@@ -9,10 +9,8 @@ use sha2::{Digest, Sha256};
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::db::TestDb;
 use crate::error::Error;
 use crate::given::Given;
-use crate::migrations::Migrations;
 
 /// Enough for many tests at once, each with a pool or two.
 const SETTINGS: [(&str, &str); 1] = [("max_connections", "400")];
@@ -23,8 +21,8 @@ const MAINTENANCE: &str = "postgres";
 /// The application name of the kit's own sessions, which separates them from tested ones.
 pub(crate) const APPLICATION_NAME: &str = "db-testkit";
 
-/// A server that makes databases for tests. Cloning it is cheap; a server of the kit runs while a clone of it, or a [`TestDb`]
-/// on it, exists.
+/// A server that makes databases for tests. Cloning it is cheap; a server of the kit runs while a clone of it, or a
+/// [`TestDb`](crate::TestDb) on it, exists.
 #[derive(Clone, Debug)]
 pub struct TestServer(Arc<Origin>);
 
@@ -39,8 +37,8 @@ enum Origin {
 }
 
 impl TestServer {
-    /// The server that [`TestDb::create`] uses: that of `DATABASE_URL`, or else one that starts by itself and that all tests of
-    /// this OS user share.
+    /// The server that [`TestDb::create`](crate::TestDb::create) uses: that of `DATABASE_URL`, or else one that starts by itself
+    /// and that all tests of this OS user share.
     ///
     /// Cancel safe: a server that is starting then stops.
     ///
@@ -78,24 +76,6 @@ impl TestServer {
     /// [`Error::Server`].
     pub async fn start(builder: Builder) -> Result<TestServer, Error> {
         Ok(TestServer(Arc::new(Origin::Private(lease(builder).await?))))
-    }
-
-    /// A database with these migrations; see [`TestDb::create`].
-    ///
-    /// # Errors
-    ///
-    /// The variants of [`Error`] say what was tried and what is known.
-    pub async fn create(&self, migrations: impl Into<Migrations>) -> Result<TestDb, Error> {
-        TestDb::create_on(self.clone(), Some(migrations.into())).await
-    }
-
-    /// An empty database; see [`TestDb::empty`].
-    ///
-    /// # Errors
-    ///
-    /// The variants of [`Error`] say what was tried and what is known.
-    pub async fn empty(&self) -> Result<TestDb, Error> {
-        TestDb::create_on(self.clone(), None).await
     }
 
     /// The lease on the server that the kit has started; `None` with `DATABASE_URL`.

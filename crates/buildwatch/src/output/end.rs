@@ -4,7 +4,7 @@ use db_layer::NewEvent;
 use serde::{Deserialize, Serialize};
 
 use super::END;
-use crate::builds::Status;
+use crate::status::Status;
 
 /// How a build ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

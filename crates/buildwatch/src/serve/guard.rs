@@ -25,9 +25,9 @@ use db_axum::Error;
 use subtle::ConstantTimeEq;
 use tokio::time::timeout;
 
+use crate::host::{Host, Name};
 use crate::serve::App;
 use crate::serve::answers::{Form, give};
-use crate::serve::host::{Host, Name};
 
 /// How long a request may take until its answer begins; a live stream then goes on.
 const LIMIT: Duration = Duration::from_secs(30);

@@ -8,7 +8,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
-use super::statement::{Batch, MAX_BYTES, MAX_EVENTS};
+use super::statement::Batch;
+use crate::limits::{MAX_BYTES, MAX_EVENTS};
 use crate::{Error, EventLogs, LogId, NewEvent, WriterId};
 
 /// How many bytes may wait to be stored. An event counts with its text and [`OVERHEAD`].

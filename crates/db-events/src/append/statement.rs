@@ -5,16 +5,12 @@ use std::ops::RangeInclusive;
 
 use sqlx::{Executor, Postgres};
 
-use crate::limits::limited;
+use crate::deadline::limited;
+use crate::limits::{MAX_BYTES, MAX_EVENTS};
 use crate::{Error, LogId, NewEvent, WriterId};
 
-/// The most events in one append.
-pub(crate) const MAX_EVENTS: usize = 10_000;
-/// The most bytes of text in one append.
-pub(crate) const MAX_BYTES: usize = 16 << 20;
-
 /// The name of the operation, in errors.
-pub(crate) const WHAT: &str = "append to an event log";
+pub(super) const WHAT: &str = "append to an event log";
 
 /// A checked batch, in the form in which the statement takes it.
 pub(super) struct Batch<'a> {

@@ -11,7 +11,8 @@ use tokio::time::{sleep, timeout};
 
 use super::page_reads::{EventOptions, PageReads};
 use super::reader::{Live, Reader, Tail};
-use crate::limits::{POLL_FLOOR, limited, pauses};
+use crate::deadline::limited;
+use crate::limits::{POLL_FLOOR, pauses};
 use crate::read::WHAT;
 use crate::{Error, Head, LogId};
 

@@ -1,14 +1,11 @@
-//! The ends of a log, and the errors for readers that expected other ends.
+//! The ends of logs.
 
 use std::collections::HashMap;
 
 use sqlx::{Executor, Postgres};
 use time::OffsetDateTime;
 
-use super::page::WHAT;
-use super::seen::Seen;
-use crate::limits::limited;
-use crate::{Error, EventLogs, LogId, Mark};
+use crate::{LogId, Mark};
 
 /// The end of a log at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,59 +17,6 @@ pub struct Head {
     pub is_finished: bool,
     /// The mark of the last event; none without events.
     pub mark: Option<Mark>,
-}
-
-impl EventLogs {
-    /// Where a log ends now. No event is read.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownLog`], [`Error::Removed`], [`Error::Database`] and [`Error::TimedOut`].
-    pub async fn head(&self, log: LogId) -> Result<Head, Error> {
-        match limited(WHAT, Head::read(self.handle(), &[log.0])).await?.remove(&log) {
-            Some(head) => Ok(head),
-            None if limited(WHAT, was_created(self.handle(), log)).await? => {
-                Err(Error::Removed { log, first: None })
-            }
-            None => Err(Error::UnknownLog(log)),
-        }
-    }
-
-    /// The first event after event `after` that is still there; none if there is none, or if the log is gone.
-    pub(crate) async fn first_after(&self, log: LogId, after: i64) -> Result<Option<i64>, Error> {
-        let first = sqlx::query_scalar(
-            "select batch.first
-             from event_logs
-             cross join lateral (
-                 select first
-                 from event_log_batches
-                 where log = event_logs.id and first > $2
-                 order by first
-                 limit 1
-             ) as batch
-             where event_logs.id = $1",
-        )
-        .bind(log.0)
-        .bind(after)
-        .fetch_optional(self.handle());
-        limited(WHAT, first).await
-    }
-
-    /// The error for a reader whose next event was removed.
-    pub(crate) async fn removed(&self, log: LogId, cursor: i64) -> Result<Error, Error> {
-        Ok(Error::Removed { log, first: self.first_after(log, cursor).await? })
-    }
-
-    /// The error for a reader that has seen events which do not exist any more.
-    pub(crate) async fn rewound(&self, log: LogId, seen: &Seen) -> Result<Error, Error> {
-        let last = if seen.is_empty() {
-            // An id without a mark is trusted, as far as the log goes.
-            self.head(log).await?.last
-        } else {
-            limited(WHAT, seen.last_unchanged(self.handle(), log)).await?
-        };
-        Ok(Error::Rewound { log, last })
-    }
 }
 
 /// A log, and its last batch, if it has one.
@@ -121,7 +65,7 @@ impl Head {
 }
 
 /// Whether a log with this number was created at some time.
-async fn was_created<'c>(
+pub(crate) async fn was_created<'c>(
     executor: impl Executor<'c, Database = Postgres>,
     log: LogId,
 ) -> Result<bool, sqlx::Error> {

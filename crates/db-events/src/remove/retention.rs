@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use tokio::time::sleep;
 
 use super::{CHUNK, PAUSE};
-use crate::limits::limited;
+use crate::deadline::limited;
 use crate::{Error, EventLogs, LogId};
 
 /// The name of the operation, in errors.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{CHUNK, PAUSE};
-use crate::limits::limited;
+use crate::deadline::limited;
 use crate::{Error, EventLogs, LogId};
 
 /// Which events of a log to remove, and at what pace.

@@ -31,6 +31,10 @@ pub(super) fn assert_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the runtime of the test has two threads, and the panic is to be caught in place"
+)]
 async fn a_panic_in_a_task_that_nobody_awaits_is_recorded() {
     watch();
     assert_none();

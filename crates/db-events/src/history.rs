@@ -1,7 +1,6 @@
 //! The events that are stored, without waiting for more.
 
-use super::page::{Continuity, Page, Wanted};
-use super::seen::Seen;
+use crate::read::{Continuity, Page, Seen, Wanted};
 use crate::{Error, Event, EventLogs, LogId};
 
 /// Which events of a log to read; all of them by default.

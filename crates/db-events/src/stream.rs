@@ -7,8 +7,7 @@ use async_stream::try_stream;
 use futures_util::Stream;
 use tokio::time::sleep;
 
-use super::fanout::{Follower, Next};
-use super::reader::{self, Reader};
+use crate::follow::{self, Follower, Next, Reader};
 use crate::limits::{POLL_FLOOR, pauses};
 use crate::read::{Continuity, Events, PAGE_BYTES, Seen, Wanted};
 use crate::{Error, Event, EventLogs, LogId, Mark};
@@ -193,7 +192,7 @@ impl EventStream {
         let all = Wanted::after(self.cursor);
         let batches = self.page_batches.unwrap_or(all.batches);
         let wanted = Wanted { bytes: self.page_bytes, batches, ..all };
-        let read = || reader::page(registry, self.log, wanted);
+        let read = || follow::page(registry, self.log, wanted);
         let page = registry.page_reads().page(self.log, wanted, read).await?;
         self.page_batches = Some(page.next_batches);
         let continuity = page.continuity(self.cursor, self.mark());

@@ -1,0 +1,112 @@
+//! What to open, and how.
+
+use db_core::encryption::Keyring;
+use db_core::{Config, ConnectRetry, PoolOptions};
+use db_events::{EventOptions, LogTopics};
+use db_migrate::Migrations;
+use db_notify::BusOptions;
+use derive_setters::Setters;
+
+/// What to open, and how.
+#[derive(Debug, Setters)]
+#[non_exhaustive]
+pub struct Options {
+    /// Where the database is.
+    pub database: Config,
+    /// The address past a connection pooler such as `PgBouncer`, for what needs a session of its own: migrations and the bus.
+    /// `None`, the default, means [`Self::database`].
+    pub direct: Option<Config>,
+    /// How many instances of the service run at once (default 1). Opening fails when the pools of all instances together exceed
+    /// what the server has for ordinary roles. 0 turns the check off, and so does a [direct](Self::direct) address, since
+    /// behind a pooler the pooler's limit counts.
+    pub instances: u32,
+    /// Whether to connect at the first use only (default false). See [`Options::lazy`].
+    #[setters(skip)]
+    pub lazy: bool,
+    /// How long to wait for the server (default 30 s), for all steps of opening together. A migration that runs at that moment
+    /// is not interrupted.
+    pub wait: ConnectRetry,
+    /// The migrations to apply; none by default.
+    #[setters(skip)]
+    pub migrations: Option<Migrations>,
+    /// The pool for web requests (default 10 connections).
+    pub api: PoolOptions,
+    /// The pool for background work (default 50 connections).
+    pub backend: PoolOptions,
+    /// Further pools; [`Db::pool`](crate::Db::pool) finds them by their names.
+    pub named: Vec<PoolOptions>,
+    /// The bus.
+    pub bus: BusOptions,
+    /// The topics on which new events of the logs are announced.
+    pub topics: LogTopics,
+    /// How event logs share the pool for background work between appends and streams that catch up.
+    pub events: EventOptions,
+    /// The keys to seal columns under; none by default.
+    #[setters(skip)]
+    pub keyring: Option<Keyring>,
+}
+
+impl Options {
+    /// The default options for a database.
+    #[must_use]
+    pub fn new(database: Config) -> Self {
+        Self {
+            database,
+            direct: None,
+            instances: 1,
+            lazy: false,
+            wait: ConnectRetry::default(),
+            migrations: None,
+            api: PoolOptions::api(),
+            backend: PoolOptions::backend(),
+            named: Vec::new(),
+            bus: BusOptions::default(),
+            topics: LogTopics::default(),
+            events: EventOptions::default(),
+            keyring: None,
+        }
+    }
+
+    /// Migrates while opening.
+    #[must_use]
+    pub fn migrations(mut self, migrations: Migrations) -> Self {
+        self.migrations = Some(migrations);
+        self
+    }
+
+    /// Opens without connecting: [`open`](crate::open) returns at once, and each part connects at its first use. A pool, `min_idle`
+    /// included, connects at the first request for a connection, the bus at the first subscription or notification. A
+    /// subscriber from before LISTEN is in force receives a [`Gap`](db_notify::Gap) once it is. A [health](crate::Db::health) check
+    /// counts as a use.
+    ///
+    /// Errors that `open` would return come from the first use instead: a server that cannot be reached, a wrong password.
+    /// Nobody checks whether the pools fit into the server. Migrations cannot be lazy, so [`open`](crate::open) refuses them: run
+    /// [`Migrations::up`] beforehand.
+    #[must_use]
+    pub fn lazy(mut self) -> Self {
+        self.lazy = true;
+        self
+    }
+
+    /// Adds a pool for another kind of work, such as `PoolOptions::named("gc").max(2)`. It replaces a pool of the same name.
+    #[must_use]
+    pub fn pool(mut self, pool: PoolOptions) -> Self {
+        self.named.retain(|other| other.name != pool.name);
+        self.named.push(pool);
+        self
+    }
+
+    /// Seals columns under these keys.
+    #[must_use]
+    pub fn keyring(mut self, keyring: Keyring) -> Self {
+        self.keyring = Some(keyring);
+        self
+    }
+
+    /// Restricts the bus to a namespace: it hears only processes that use the same one.
+    #[must_use]
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.bus.namespace = namespace.into();
+        self
+    }
+}
