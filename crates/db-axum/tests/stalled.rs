@@ -1,4 +1,4 @@
-//! The memory of clients that ask for a log and do not read. A program of its own, since its allocator counts.
+//! The memory of clients that request a log and do not read. A program of its own, since its allocator counts.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
 
-/// How soon what clients took is given back once they have gone.
+/// How soon the memory of clients is freed after they have gone.
 const SOON: Duration = Duration::from_secs(5);
 
 async fn open(db: &TestDb) -> Db {
@@ -62,9 +62,9 @@ async fn serve(layer: &Db, log: LogId) -> (SocketAddr, AbortOnDropHandle<()>) {
     (address, AbortOnDropHandle::new(server))
 }
 
-/// Asks for the log, and reads the first byte only.
+/// Requests the log, and reads only the first byte.
 async fn stall(address: SocketAddr, from: i64) -> TcpStream {
-    // The kernel's buffers are no heap; with small ones a client stalls sooner.
+    // Kernel buffers are not heap; with small ones a client stalls sooner.
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(16 << 10).expect("a small buffer");
     let mut socket = socket.connect(address).await.expect("connected");
@@ -74,7 +74,7 @@ async fn stall(address: SocketAddr, from: i64) -> TcpStream {
     socket
 }
 
-/// Lets clients stall. Returns the memory that each takes, and the memory that is left after they have gone.
+/// Opens stalled clients. Returns the memory of each, and the memory that remains after they have gone.
 async fn cost(layer: &Db, log: LogId, clients: usize, apart: i64) {
     const EACH: usize = 256 << 10;
     let (address, _server) = serve(layer, log).await;
@@ -115,11 +115,11 @@ async fn cost(layer: &Db, log: LogId, clients: usize, apart: i64) {
 #[db_testkit::test]
 async fn clients_that_do_not_read_cost_little_each_and_nothing_when_they_have_gone(db: TestDb) {
     let layer = open(&db).await;
-    // A million lines, by clients that come together, and by clients that are at different places.
+    // A million lines, read by clients that start together, and by clients at different positions.
     let log = filled(&db, &layer, 1000, 1000, 80).await;
     cost(&layer, log, 500, 0).await;
     cost(&layer, log, 100, 1000).await;
-    // Events of 15 MiB: not even the connections by which they are read keep room for one.
+    // Events of 15 MiB: the connections that read them keep no room for one.
     let log = filled(&db, &layer, 4, 1, 15 << 20).await;
     cost(&layer, log, 200, 0).await;
 }

@@ -16,7 +16,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::support::{client, open, serve};
 
-/// Runs one of the statements below, as a handler would.
+/// Runs one of the statements below, as a handler does.
 async fn run(State(db): State<Db>, Path(which): Path<usize>) -> db_axum::Result<&'static str> {
     let (statement, _) = STATEMENTS[which];
     sqlx::query_scalar::<_, i32>(statement).fetch_one(db.api()).await?;
@@ -58,7 +58,7 @@ async fn each_error_is_the_answer_it_deserves_and_tells_nothing(db: TestDb) {
             assert_eq!(answer.headers()["content-type"], "application/problem+json");
             let problem: Value = answer.json().await.expect("JSON");
             assert_eq!(problem["status"], *status);
-            // The status and its own name, and nothing else.
+            // The status and its title, and nothing else.
             assert_eq!(problem.as_object().expect("an object").len(), 2, "{problem}");
         }
     }
@@ -83,7 +83,7 @@ async fn a_statement_that_took_too_long_is_504(db: TestDb) {
     assert_eq!(answer.status().as_u16(), 504);
 }
 
-/// Notes at which levels something is said.
+/// Counts log lines by level.
 #[derive(Clone, Default)]
 struct Levels(Arc<Mutex<Vec<Level>>>);
 
@@ -139,7 +139,7 @@ async fn a_clients_value_is_400_and_a_mistake_in_the_statement_is_500_with_an_er
         ("select $1 from generate_series(1, 2, 0)", "22023"),
         ("select $1 where ln(0) = 1", "2201E"),
         ("select $1, jsonb_path_query('{}', 'strict $.a')", "2203A"),
-        // Of the statement's own text, whatever the code.
+        // The value is in the statement's text, so it is the handler's error, whatever the code.
         ("select $1, 'ten'::int", "22P02"),
         ("select $1, date '2026-13-45'", "22008"),
         ("select $1 where 'a' = '{'::jsonb::text", "22P02"),
@@ -192,7 +192,7 @@ async fn a_request_that_may_be_done_is_no_invitation_to_send_it_again(db: TestDb
     let detail = problem["detail"].as_str().expect("a detail");
     assert!(detail.contains("not known whether the request was carried out"), "{detail}");
 
-    // A statement alone may be done, too.
+    // A statement outside of a transaction may have been executed, too.
     proxy.cut_answer_to("insert into orders");
     let answer = client().post(format!("{}/alone", served.address)).send().await.expect("an answer");
     assert_eq!((answer.status().as_u16(), answer.headers().get("retry-after")), (503, None));

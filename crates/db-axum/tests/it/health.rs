@@ -1,4 +1,4 @@
-//! Live and ready.
+//! `/health/live` and `/health/ready`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What `db-axum` promises, shown on a real PostgreSQL and over real HTTP.
+//! `db-axum` on a real PostgreSQL and over real HTTP.
 
 mod errors;
 mod health;

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use crate::support::{PATIENCE, Served, client, open, serve};
 
-/// More than sockets take: far more than the kernel's largest buffers of both sides.
+/// More bytes than the kernel's largest buffers of both sides take.
 const MEGABYTES: usize = 32;
 
 async fn events(
@@ -221,7 +221,7 @@ async fn a_client_resumes_after_the_event_it_names(db: TestDb) {
     assert_eq!(ids(format!("{log}"), Some("1")).await, (200, vec![2, 3]));
     assert_eq!(ids(format!("{log}?from=2"), None).await, (200, vec![3]));
     assert_eq!(ids(format!("{log}?from=0"), Some("2")).await, (200, vec![3]), "the header is newer");
-    // Tells an EventSource to stay away.
+    // 204 makes an EventSource stop.
     assert_eq!(ids(format!("{log}"), Some("3")).await, (204, vec![]));
     let mark = marks(&layer, log).await[0];
     assert_eq!(ids(format!("{log}"), Some(&format!("2-{mark}"))).await, (200, vec![3]));
@@ -251,7 +251,7 @@ async fn a_client_resumes_after_the_event_it_names(db: TestDb) {
     assert_eq!(ids(format!("{log}"), None).await.0, 410);
 }
 
-/// The ids in an answer: of events, and of the message that ends it.
+/// The ids in an answer: those of events, and that of the last message.
 fn ids(text: &str) -> (Vec<&str>, Option<&str>) {
     let mut messages: Vec<&str> = text.split_terminator("\n\n").collect();
     let end = messages.pop().filter(|end| end.contains("event: stream-end")).expect("an end");
@@ -282,7 +282,7 @@ async fn a_client_selects_kinds_and_the_last_events(db: TestDb) {
         ("last=100", None, vec![1, 2, 3, 4, 5], None),
         ("last=3&kinds=warning", None, vec![4], Some(5)),
         ("kinds=line&from=1", None, vec![3, 5], None),
-        // A browser that connects again repeats the address.
+        // A browser that reconnects repeats the address.
         ("last=1", Some("2"), vec![3, 4, 5], None),
         ("last=1&kinds=warning", Some("3"), vec![4], Some(5)),
     ] {
@@ -293,7 +293,7 @@ async fn a_client_selects_kinds_and_the_last_events(db: TestDb) {
         assert_eq!(events, seen.iter().map(|n| id(*n)).collect::<Vec<_>>(), "{query} {header:?}: {text}");
         assert_eq!(last, end.map(id).as_deref(), "{query} {header:?}: {text}");
     }
-    // A browser comes back with the id of the end, and stops.
+    // A browser resumes with the id of the end, gets 204, and stops.
     assert_eq!(body(&served, &format!("{log}?kinds=warning"), Some(&id(5))).await.0, 204);
     assert_eq!(body(&served, &format!("{log}?last=0"), None).await.0, 204);
 }
@@ -428,7 +428,7 @@ async fn events_arrive_while_they_are_appended_and_the_beginning_of_a_shutdown_e
         layer.events().append(log, &[NewEvent::new("n", n.to_string())]).await.expect("appended");
         until(&format!("\nevent: n\ndata: {n}\n\n")).await;
     }
-    // What shutdown begins with; pools and bus are still open.
+    // The first step of a shutdown; pools and bus are still open.
     layer.closing().cancel();
 
     until("retry: 200\nevent: stream-end\ndata: closing\n\n").await;
@@ -452,7 +452,7 @@ impl Curl {
     }
 
     async fn line(&mut self) -> Option<String> {
-        // Longer than a log may be quiet without a comment.
+        // Longer than an answer may be quiet without a comment.
         let line = timeout(2 * PATIENCE, self.lines.next_line()).await;
         line.expect("a line in time").expect("text")
     }
@@ -557,7 +557,7 @@ async fn a_page_that_is_slower_than_the_heartbeat_is_asked_for_once_and_arrives(
     assert_eq!(layer.events().state().pages, 1);
 }
 
-/// Serves a log as a service does that closes when it is told to.
+/// Serves a log as a service does, until `closing` is cancelled.
 async fn serve_until_closing(layer: &Db) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = listener.local_addr().expect("an address");
@@ -568,7 +568,7 @@ async fn serve_until_closing(layer: &Db) -> (SocketAddr, JoinHandle<()>) {
     (address, tokio::spawn(async move { server.await.expect("serves") }))
 }
 
-/// Asks for a log, and reads the first byte only.
+/// Requests a log, and reads only the first byte.
 async fn stall(address: SocketAddr, log: LogId) -> TcpStream {
     let mut socket = TcpStream::connect(address).await.expect("connected");
     let request = format!("GET /{log} HTTP/1.1\r\nHost: {address}\r\n\r\n");
@@ -594,7 +594,7 @@ async fn clients_that_do_not_read_do_not_hold_up_a_shutdown(db: TestDb) {
     for log in [finished, open, finished, open] {
         idle.push(stall(address, log).await);
     }
-    // A client that reads, and waits for more, is told.
+    // A client that reads and waits gets the last message.
     let (has_all, mut waits) = watch::channel(false);
     let mut reading = TcpStream::connect(address).await.expect("connected");
     let request = format!("GET /{open} HTTP/1.1\r\nHost: {address}\r\n\r\n");
@@ -609,7 +609,7 @@ async fn clients_that_do_not_read_do_not_hold_up_a_shutdown(db: TestDb) {
             }
             tail.extend_from_slice(&chunk[..read]);
             all += read;
-            // The last event that there is has ended.
+            // The last complete event in the answer.
             has_all.send_replace(all > (MEGABYTES / 2 + 15) << 20 && tail.ends_with(b"\n\n\r\n"));
             tail.drain(..tail.len().saturating_sub(80));
         }
@@ -635,7 +635,7 @@ async fn clients_that_do_not_read_do_not_hold_up_a_shutdown(db: TestDb) {
 async fn a_client_that_reads_after_a_while_has_everything_once(db: TestDb) {
     let layer = open(&db).await;
     let log = layer.events().create().await.expect("a log");
-    // Lines that end in the middle of pieces, in events that are larger than a piece, in batches that are larger than a page.
+    // Lines that end within pieces, events larger than a piece, batches larger than a page.
     let event = |n: usize| NewEvent::new("line", format!("{n}\r\n").repeat(n % 7 * 5000 + 1));
     for batch in 0..24 {
         let events: Vec<NewEvent> = (0..10).map(|n| event(batch * 10 + n)).collect();
@@ -655,7 +655,7 @@ async fn a_client_that_reads_after_a_while_has_everything_once(db: TestDb) {
     };
     let slow = stall(address, log).await;
     let whole = all(stall(address, log).await).await;
-    // Longer than a client that takes nothing holds a page.
+    // Longer than the time after which an answer drops its page.
     tokio::time::sleep(Duration::from_millis(1500)).await;
 
     assert!(all(slow).await == whole, "something is missing, or there twice");

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers of the tests.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use db_testkit::TestDb;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-/// No wait in these tests is longer than this.
+/// Limit for every wait in these tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) async fn open(db: &TestDb) -> Db {

@@ -1,13 +1,11 @@
 //! Events that come one by one, and batches that are sent again.
 
-use db_core::{Config, Pool, PoolOptions};
-use db_events::{Error, EventLogs, NewEvent, WriterId};
-use db_notify::{Bus, BusOptions};
-use db_testkit::{Proxy, TestDb, poll_then_drop};
+use db_events::{Error, NewEvent, WriterId};
+use db_testkit::{TestDb, poll_then_drop};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::support::{NO_LOG, PATIENCE, assert_dense, events, numbered, read_to_end};
+use crate::support::{NO_LOG, PATIENCE, assert_dense, events, events_behind_a_proxy, numbered, read_to_end};
 
 async fn batches(db: &TestDb) -> i64 {
     sqlx::query_scalar("select count(*) from event_log_batches").fetch_one(&db.pool()).await.expect("a count")
@@ -103,11 +101,7 @@ async fn many_callers_of_an_appender_get_the_ids_of_their_own_events(db: TestDb)
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn nothing_is_acknowledged_before_it_is_stored_and_a_lost_answer_doubles_nothing(db: TestDb) {
-    let proxy = Proxy::start(&db).expect("a proxy");
-    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
-    let direct = Config::from_url(&db.direct_url()).expect("an address");
-    let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
-    let events = EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus);
+    let (proxy, events) = events_behind_a_proxy(&db).await;
     let log = events.create().await.expect("a log");
     let appender = events.appender(log);
     appender.append(NewEvent::new("n", "1")).await.expect("stored");
@@ -204,11 +198,7 @@ async fn an_event_keeps_its_version_and_its_json(db: TestDb) {
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn an_appender_finishes_its_log_after_all_that_was_handed_over_and_takes_nothing_more(db: TestDb) {
-    let proxy = Proxy::start(&db).expect("a proxy");
-    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
-    let direct = Config::from_url(&db.direct_url()).expect("an address");
-    let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
-    let events = EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus);
+    let (proxy, events) = events_behind_a_proxy(&db).await;
     let log = events.create().await.expect("a log");
     let appender = events.appender(log);
     let stream = events.stream(log, 0);
@@ -278,7 +268,7 @@ async fn appenders_and_writers_wait_for_a_server_in_a_bad_state_and_go_on(db: Te
         last = writer.last();
     }
 
-    // What waiting does not mend ends it, with the reason.
+    // An error that waiting cannot repair closes the appender, with its reason.
     refuse(&db, "42501", 2).await;
     let refused = appender.append(NewEvent::new("n", "x")).await;
     assert!(

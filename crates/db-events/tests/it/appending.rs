@@ -47,7 +47,7 @@ async fn many_writers_leave_no_hole_and_no_event_out(db: TestDb) {
 
     assert_eq!(all.len(), 8 * 25 * 3 + 1);
     assert_dense(&all, 1);
-    // What a writer appended later has a higher id.
+    // A later append has a higher id, whichever writer it is from.
     for writer in 0..8 {
         let theirs: Vec<i64> = all
             .iter()
@@ -150,7 +150,7 @@ async fn a_writers_number_stands_for_the_same_events_or_is_an_error(db: TestDb) 
 
     assert_eq!(events.append_once(log, source, &batch()).await.expect("the same once more"), 1..=2);
     assert_eq!(events.head(log).await.expect("a head").last, 2);
-    // Another writer's number is another one, and so is that of another log.
+    // The same sequence number of another writer, or of another log, is another batch.
     assert_eq!(events.append_once(log, (WriterId(8), 1), &numbered(3, 1)).await.expect("appended"), 3..=3);
     let elsewhere = events.create().await.expect("a log");
     assert_eq!(events.append_once(elsewhere, source, &numbered(1, 1)).await.expect("appended"), 1..=1);

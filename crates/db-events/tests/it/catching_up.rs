@@ -30,7 +30,7 @@ async fn filled(events: &EventLogs, pages: usize) -> LogId {
     log
 }
 
-/// Reads all of a log, and counts.
+/// Reads a whole log, and counts its events.
 fn read(events: &EventLogs, log: LogId) -> JoinHandle<usize> {
     let mut stream = events.stream(log, 0);
     tokio::spawn(async move {
@@ -51,7 +51,7 @@ async fn streams_that_catch_up_leave_most_of_the_pool_to_others(db: TestDb) {
         for _ in 0..20 {
             logs.push(filled(&events, 1).await);
         }
-        // No page can be read for a while.
+        // All permits for page reads are taken.
         let mut blocker = db.pool().begin().await.expect("begun");
         sqlx::query("lock table event_log_batches").execute(&mut *blocker).await.expect("locked");
         let mut readers: Vec<_> = logs.iter().cycle().take(200).map(|log| read(&events, *log)).collect();
@@ -62,7 +62,7 @@ async fn streams_that_catch_up_leave_most_of_the_pool_to_others(db: TestDb) {
         created.expect("a log");
         let stats = pool.stats();
         assert_eq!((stats.in_use, stats.waiting), (places, 0), "{stats:?}");
-        // Streams that read pages for others may go away.
+        // A stream that reads a page for others may be dropped.
         for gone in readers.drain(..60) {
             gone.abort();
         }
@@ -91,7 +91,7 @@ async fn streams_that_want_the_same_page_at_once_read_it_once(db: TestDb) {
         let count = timeout(PATIENCE, reader).await.expect("in time").expect("no panic");
         assert_eq!(count, 16 * PAGES + 1);
     }
-    // Each stream reads the last page itself; streams that come later read some of the others again.
+    // Each stream reads the last page by itself; late streams may read some other pages again.
     let state = events.state();
     assert!(state.pages < 3 * STREAMS, "{state:?}");
 }

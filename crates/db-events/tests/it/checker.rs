@@ -1,7 +1,7 @@
-//! Writers, watchers and faults in several processes, and what is true whatever happens.
+//! Writers, watchers and faults in several processes, and the facts that must hold in every case.
 //!
-//! `cargo test` runs a short one. `CHECKER_SECONDS=180 cargo test -p db-events --test it -- --nocapture checker` runs one for three
-//! minutes, and prints what it has done.
+//! `cargo test` runs it for some 20 s. `CHECKER_SECONDS=180 cargo test -p db-events --test it -- --nocapture checker` runs it
+//! for three minutes, and prints what it has done.
 
 mod brief;
 mod child;
@@ -29,15 +29,15 @@ const SECONDS: &str = "CHECKER_SECONDS";
 const FAULTS: usize = 15;
 const EVENTS: i64 = 3000;
 
-/// Logs to which all write.
+/// Logs to which all processes write.
 const SHARED: usize = 2;
 
-/// Processes. One is killed and one falls into black holes; all of them meet everything else.
+/// Processes. One is killed and one falls into black holes; all other faults hit all of them.
 const SLOTS: usize = 3;
 const KILLED: usize = 1;
 const LOST: usize = 2;
 
-/// A server that is stopped more often than that does not come back by itself.
+/// Limit of the stops of the server, which is not restarted after more.
 const BETWEEN_RESTARTS: Duration = Duration::from_secs(20);
 
 #[test]
@@ -56,13 +56,14 @@ enum Fault {
     Answer,
     /// An append is lost before it is done.
     Request,
-    /// `SIGKILL` to a process, and another one takes its place.
+    /// `SIGKILL` to a process, which another one replaces.
     Kill,
-    /// Nothing passes and nothing can be dialled, without an error, until the process notices. Meanwhile, another process is killed.
+    /// The network of a process drops everything without an error, until the process notices. Meanwhile, another process is
+    /// killed.
     BlackHole,
-    /// What is open falls silent until it is noticed.
+    /// Open connections fall silent until their process notices.
     Freeze,
-    /// More notifications than a bus keeps.
+    /// More notifications than the queue of a bus.
     Flood,
     /// The server stops, and starts.
     Restart,
@@ -87,7 +88,7 @@ impl Fault {
     }
 }
 
-/// One of the processes, and those that were before it in its place.
+/// The current process of a slot, and the notes of those before it.
 struct Slot {
     process: Process,
     proxy: Proxy,
@@ -113,7 +114,7 @@ impl Checker {
         let count = i64::try_from(SHARED + SLOTS).expect("few");
         let make = "insert into event_logs select from generate_series(1, $1) returning id";
         let logs: Vec<i64> = sqlx::query_scalar(make).bind(count).fetch_all(&db.pool()).await.expect("logs");
-        // Those that are compared in the end are kept, finished or not, by a foreign key.
+        // A foreign key keeps the logs that are compared at the end.
         sqlx::raw_sql("create table kept (log bigint primary key references event_logs (id))")
             .execute(&db.pool())
             .await
@@ -165,7 +166,7 @@ impl Checker {
                 sqlx::query(kill).execute(&self.db.pool()).await.expect("killed");
             }
             Fault::Reset => self.slots[any].proxy.reset(),
-            // What it appends says whose it is.
+            // Each event names its writer.
             Fault::Answer => self.slots[any].proxy.cut_answer_to(format!("s{any}/")),
             Fault::Request => self.slots[any].proxy.cut_before(format!("s{any}/")),
             Fault::Kill => self.replace(KILLED).await,
@@ -180,7 +181,7 @@ impl Checker {
                 if fault == Fault::BlackHole {
                     self.replace(KILLED).await;
                 }
-                // The others are not held up.
+                // The other processes go on.
                 self.progress(Some(LOST)).await;
                 self.slots[LOST].proxy.heal();
             }
@@ -217,14 +218,14 @@ impl Checker {
         log
     }
 
-    /// Finishes the brief log. From then on it is removed, unless it is held.
+    /// Finishes the brief log, which is removed from then on unless it is held.
     async fn end_brief(&mut self) {
         self.briefs.append().await;
         let (log, held) = self.briefs.finish().await;
         self.judge.brief.insert(log.0, held);
     }
 
-    /// Kills a process at whatever it is doing; the one that takes its place goes on with what it had begun.
+    /// Kills a process; its replacement continues its work.
     async fn replace(&mut self, slot: usize) {
         let Slot { process, proxy, mut memory, generation } = self.slots.remove(slot);
         self.judge.hear(&mut memory, &process.kill());
@@ -233,7 +234,7 @@ impl Checker {
         self.slots.insert(slot, Slot { process, proxy, memory, generation });
     }
 
-    /// Each process stores new events, and sees new events in each log; `lost` does not have to.
+    /// Waits until each process has stored new events and seen new events in each log; process `lost` is exempt.
     async fn progress(&mut self, lost: Option<usize>) {
         let mut grow = self.shared.clone();
         grow.extend(
@@ -242,7 +243,7 @@ impl Checker {
         self.all(&format!("progress {}", list(&grow)), |slot| Some(slot) != lost).await;
     }
 
-    /// While no task writes, all watchers see all events that are stored, without the help of later ones.
+    /// While no task writes, all watchers must see all stored events, without later ones to wake them.
     async fn rest(&mut self) -> i64 {
         self.all("pause", |_| true).await;
         let heads: Vec<(i64, i64)> = sqlx::query_as(
@@ -257,7 +258,7 @@ impl Checker {
         heads.values().sum()
     }
 
-    /// Tells all of them at once, and waits until all have done it.
+    /// Sends an order to all processes at once, and waits until all have carried it out.
     async fn all(&mut self, order: &str, who: impl Fn(usize) -> bool) {
         let mut told: Vec<&mut Slot> =
             self.slots.iter_mut().enumerate().filter(|(slot, _)| who(*slot)).map(|(_, slot)| slot).collect();
@@ -270,7 +271,7 @@ impl Checker {
         }
     }
 
-    /// Ends all logs, and compares.
+    /// Finishes all logs, and compares them with the notes.
     async fn end(mut self) -> Judge {
         self.all("end", |_| true).await;
         let config = Config::from_url(&self.db.url()).expect("an address");
@@ -331,7 +332,7 @@ async fn every_watcher_sees_every_event_once_and_in_order_whatever_happens() {
     for (name, count) in &judge.counts {
         println!("{count:>9} {name}");
     }
-    // Otherwise nothing was shown.
+    // Otherwise the run has shown nothing.
     for name in [
         "sent-again",
         "unknown-stored",

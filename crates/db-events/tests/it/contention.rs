@@ -1,4 +1,4 @@
-//! Many writers of one log: what losing a race costs the server.
+//! Many writers of one log: the cost of a lost race for the server.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::support::{
 
 const WRITERS: i64 = 16;
 
-/// The load of the first test: the longer it is, the more races are lost. No assertion is about it.
+/// The duration of the first test's load. A longer load loses more races; no assertion is about it.
 const LOAD: Duration = Duration::from_secs(5);
 
 /// All writers append at once for [`LOAD`]. Returns the number of appends.
@@ -55,7 +55,7 @@ async fn write_together(events: &EventLogs, log: LogId, each: i64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_that_lose_the_race_leave_no_error_in_the_servers_log_and_few_dead_rows() {
-    // The longer a commit takes, the more of the others lose meanwhile.
+    // The longer a commit takes, the more other writers lose their race meanwhile.
     let durable = [("fsync", "on"), ("synchronous_commit", "on"), ("autovacuum", "off")];
     let builder = durable
         .iter()
@@ -70,7 +70,7 @@ async fn writers_that_lose_the_race_leave_no_error_in_the_servers_log_and_few_de
 
     let appends = write_for_a_while(&events, log).await;
     assert_eq!(events.head(log).await.expect("a head").last, appends);
-    // A session reports its counts at its end at the latest.
+    // A session reports its counters at its end at the latest.
     pool.close(PATIENCE).await;
     let counts = async || -> (i64, i64) {
         let counts =

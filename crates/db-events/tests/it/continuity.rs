@@ -1,4 +1,4 @@
-//! What a reader is told when a log is not what it was: nothing is skipped without a word.
+//! A reader of a log that has lost events gets an error: no event is skipped silently.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn follower(db: &TestDb, events: &EventLogs, seen: i64) -> (LogId, EventSt
     (log, stream)
 }
 
-/// A log of [`LONG`] batches of which a page is read; it is being removed, and its first 2000 batches are gone.
+/// A log of [`LONG`] batches, of which one page is read; it is being removed, and its first 2000 batches are gone.
 async fn half_removed(db: &TestDb, events: &EventLogs) -> (LogId, EventStream) {
     let log = events.create().await.expect("a log");
     batches_by_hand(db, log, (1, LONG), true).await;
@@ -62,7 +62,7 @@ async fn a_stream_that_begins_while_a_log_is_removed_gets_an_error(db: TestDb) {
     let told = ended(&mut events.stream(log, 0)).await;
 
     assert!(matches!(told, Error::Removed { log: which, .. } if which == log), "{told:?}");
-    // The last event that this stream has seen is gone, so nothing shows that the next one continues it.
+    // The last event that this stream has seen is gone, so it cannot check that the next one continues it.
     let told = ended(&mut middle).await;
     assert!(matches!(told, Error::Removed { log: which, .. } if which == log), "{told:?}");
     removing.abort();
@@ -151,7 +151,7 @@ async fn a_hole_in_a_log_ends_a_stream_after_what_comes_before_it(db: TestDb) {
 #[db_testkit::test(migrations = "../../migrations")]
 async fn followers_of_a_log_that_is_rewound_get_the_last_unchanged_event(db: TestDb) {
     let events = events(&db).await;
-    // In the end as many events as before, fewer, more, or none at all, before the next page is read.
+    // When the next page is read, the log has as many events as before, fewer, more, or none.
     for again in [0, 1, 5, 9] {
         let (log, mut stream) = follower(&db, &events, 10).await;
         let (mut beside, mut late) = (events.stream(log, 0), events.stream(log, 8));
@@ -159,7 +159,7 @@ async fn followers_of_a_log_that_is_rewound_get_the_last_unchanged_event(db: Tes
         assert_eq!(next_ids(&mut late).await, [9, 10]);
         lose_after(&db, log, 5).await;
         batches_by_hand(&db, log, (6, 5 + again), false).await;
-        // A writer appends as always.
+        // A writer appends normally.
         events.append(log, &numbered(6 + again, 1)).await.expect("appended");
 
         for stream in [&mut stream, &mut beside] {
@@ -169,7 +169,7 @@ async fn followers_of_a_log_that_is_rewound_get_the_last_unchanged_event(db: Tes
                 "{again}: {told:?}"
             );
         }
-        // It had not seen what holds.
+        // The stream had not seen the replaced events.
         let told = ended(&mut late).await;
         assert!(matches!(told, Error::Rewound { last: 0, .. }), "{again}: {told:?}");
         let ids = next_ids(&mut events.stream(log, 5)).await;

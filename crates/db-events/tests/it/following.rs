@@ -116,7 +116,7 @@ async fn watchers_that_come_and_go_see_every_event_once_and_in_order(db: TestDb)
         watchers.spawn(async move {
             let mut seen = Vec::new();
             let mut cut = 0;
-            // Each goes away in the middle of whatever it is at, and resumes with the last event it has.
+            // Each reader drops its stream at any moment, and resumes with the last event it has.
             while seen.last().is_none_or(|event: &db_events::Event| event.id < 601) {
                 let mut stream = reader.stream(log, seen.last().map_or(0, |event| event.id));
                 for _ in 0..3 {
@@ -165,7 +165,7 @@ async fn a_lost_notification_delays_a_follower_by_no_more_than_the_floor(db: Tes
     let waiting = tokio::spawn(async move { stream.next_batch().await });
     until_waiting(&events, 0).await;
 
-    // Appended by hand: no notification is sent.
+    // Inserted by SQL, so no notification is sent.
     sqlx::query("insert into event_log_batches values ($1, 1, 1, 1, '{n}', '{1}', false)")
         .bind(log.0)
         .execute(&db.pool())
@@ -177,7 +177,7 @@ async fn a_lost_notification_delays_a_follower_by_no_more_than_the_floor(db: Tes
     assert_eq!(found.expect("no panic").expect("no error").expect("more")[0].id, 1);
 }
 
-/// Waits until a stream has looked, found nothing, and looked again from its place.
+/// Waits until a stream has read a page, found nothing, and read again from its position.
 async fn until_waiting(events: &EventLogs, pages: u64) {
     until("it waits", async || events.state().pages >= pages + 2).await;
 }
@@ -214,7 +214,7 @@ async fn a_flood_of_gaps_costs_few_head_polls(db: TestDb) {
     until_waiting(&events, pages).await;
     let (head_polls, begun) = (events.state().head_polls, Instant::now());
 
-    // Another process has too much to say, or speaks another language, all the time.
+    // Another process permanently sends too much, or notifications of an unknown form.
     for form in ["1*", "not ours"].into_iter().cycle().take(600) {
         sqlx::query("select pg_notify('db_notify.default', $1)")
             .bind(form)
@@ -226,7 +226,7 @@ async fn a_flood_of_gaps_costs_few_head_polls(db: TestDb) {
     let woken = timeout(PATIENCE, waiting).await.expect("in time").expect("no panic");
     assert_eq!(woken.expect("no error").expect("more")[0].id, 1);
 
-    // The first at once, then one for all that came in each fifth of a second.
+    // The first poll is at once; then one poll answers all gaps within 200 ms.
     let most = begun.elapsed().as_millis() / 200 + 2;
     let head_polls = events.state().head_polls - head_polls;
     assert!(u128::from(head_polls) <= most, "{head_polls} head polls, where {most} will do");

@@ -1,4 +1,4 @@
-//! What is stored, from anywhere to anywhere, and what is removed.
+//! Histories: any range of the stored events, and removed events.
 
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ async fn a_history_ends_where_the_log_ended_when_it_was_begun(db: TestDb) {
 
     let mut ids = Vec::new();
     loop {
-        // A future that is dropped has read nothing; one that is done at its first poll has.
+        // A dropped future has read nothing; a future that is ready at its first poll has.
         let page = match poll_then_drop(history.next_batch(), 1).await {
             Some(page) => page,
             None => history.next_batch().await,
@@ -127,7 +127,7 @@ async fn what_was_finished_long_ago_is_removed_and_nothing_else(db: TestDb) {
         .await
         .expect("made");
     sqlx::query("insert into owners values ($1)").bind(logs[1].0).execute(&db.pool()).await.expect("owned");
-    // Another one was half removed when its process was killed.
+    // Another log was half removed when its process was killed.
     let half = "with gone as (delete from event_logs where id = $1)
                 delete from event_log_batches where log = $1 and first < 10";
     sqlx::query(half).bind(logs[3].0).execute(&db.pool()).await.expect("half removed");

@@ -39,7 +39,7 @@ async fn order(pool: &Pool, events: &EventLogs, item: &str) -> Result<LogId, Err
         .await
 }
 
-/// The orders, and those of them that have their event. No event is there without its order.
+/// The number of orders, and of orders with their event. No event exists without its order.
 async fn orders_and_events(db: &TestDb) -> (i64, i64) {
     db.until_quiet().await;
     let (orders, paired, all): (i64, i64, i64) = sqlx::query_as(
@@ -134,7 +134,7 @@ async fn events_of_a_transaction_come_with_its_commit_and_wake_followers(db: Tes
     events.finish_in(&mut tx, log, &numbered(5, 1)).await.expect("finished");
     let late = events.append_in(&mut tx, log, &numbered(6, 1)).await;
     assert!(matches!(late, Err(Error::Finished { last: 5, .. })), "{late:?}");
-    // Refusals leave the transaction as it was.
+    // A refused append leaves the transaction usable.
     let unknown = events.append_in(&mut tx, NO_LOG, &numbered(1, 1)).await;
     assert!(matches!(unknown, Err(Error::UnknownLog(NO_LOG))), "{unknown:?}");
     let bad = events.append_in(&mut tx, log, &[NewEvent::new("", "")]).await;
@@ -227,7 +227,7 @@ async fn an_append_that_loses_a_race_is_repeated_unless_its_transaction_keeps_it
         let log = events.create().await.expect("a log");
         let mut tx =
             pool.handle().begin_with(TxOptions::default().isolation(isolation)).await.expect("begun");
-        // Takes the snapshot, where it is kept.
+        // The first statement takes the snapshot, in the isolation levels that keep one.
         sqlx::query("select 1").execute(&mut tx).await.expect("asked");
         let open = append_and_stay_open(&db, log, (1, 1)).await;
         let slow = tokio::spawn({
@@ -256,6 +256,6 @@ async fn an_append_that_loses_a_race_is_repeated_unless_its_transaction_keeps_it
     }
 }
 
-/// That a session of the API pool waits for another session's transaction.
+/// Waits until a session of the API pool waits for another session's transaction.
 const WAITING_OF_API: &str = "select pid from pg_stat_activity
     where datname = current_database() and application_name = 'api' and wait_event_type = 'Lock'";

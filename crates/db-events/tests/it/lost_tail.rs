@@ -1,4 +1,4 @@
-//! A primary is lost, and with it what its standby had not received yet.
+//! A primary is lost, with events that its standby had not received.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::support::{next_batch, next_ids, numbered};
 
-/// How long a watcher may wait for the server that takes the primary's place.
+/// Limit for a watcher's wait for the new primary.
 const LONG: Duration = Duration::from_mins(2);
 
 async fn open(url: &str) -> EventLogs {
@@ -20,7 +20,7 @@ async fn open(url: &str) -> EventLogs {
     EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus)
 }
 
-/// What a watcher ends with: it waits for a server that is away meanwhile.
+/// The error that ends a watcher; it waits while the server is away.
 async fn told(mut stream: EventStream) -> Error {
     timeout(LONG, stream.next_batch()).await.expect("in time").expect_err("it was told")
 }
@@ -50,7 +50,7 @@ async fn followers_of_a_log_whose_tail_was_lost_with_the_primary_get_the_last_un
     let waiting = [tokio::spawn(told(first)), tokio::spawn(told(second))];
 
     let pair = pair.fail_over().await;
-    // Another writer goes on, and soon the log is longer than it was.
+    // Another writer goes on, and soon the log is longer than before.
     let other = open(&pair.url()).await;
     let again: Vec<NewEvent> = (6..=12).map(|n| NewEvent::new("again", n.to_string())).collect();
     assert_eq!(other.append(log, &again).await.expect("appended"), 6..=12);
@@ -63,7 +63,7 @@ async fn followers_of_a_log_whose_tail_was_lost_with_the_primary_get_the_last_un
     assert!(matches!(told, Error::Rewound { .. }), "{told:?}");
     let mut resumed = events.stream(log, 5);
     assert_eq!(next_ids(&mut resumed).await, (6..=12).collect::<Vec<_>>());
-    // Of another log nothing was lost.
+    // The other log has lost nothing.
     let mut whole = whole;
     other.append(short, &numbered(4, 1)).await.expect("appended");
     let next = timeout(LONG, next_batch(&mut whole)).await.expect("in time").expect("more");

@@ -1,4 +1,4 @@
-//! What a page costs, whatever is in the log and whatever the planner knows of it.
+//! The cost of a page, for any log and any state of the planner's statistics.
 
 use std::fs;
 
@@ -42,7 +42,7 @@ async fn of_a_batch_that_is_larger_than_a_page_a_page_is_read(db: TestDb) {
     const EVENTS: i64 = 9_999;
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
-    // Each says which it is, in its type, its version and its data.
+    // Each event's kind, version and data hold its number.
     let event = |id: i64| {
         let kind = format!("kind-{}", id % 7);
         let version = i16::try_from(id % 5).expect("a small number");
@@ -75,10 +75,10 @@ async fn of_a_batch_that_is_larger_than_a_page_a_page_is_read(db: TestDb) {
     some.iter().for_each(check);
 }
 
-/// More than the planner sorts for the sake of one page.
+/// More batches than the planner would sort for one page.
 const MANY: i64 = 30_000;
 
-/// A server that knows nothing of its tables, as after a restore, and writes all plans into its log.
+/// A server without statistics of its tables, as after a restore, which logs all plans.
 async fn forgetful() -> TestServer {
     let settings = [
         ("autovacuum", "off"),
@@ -117,14 +117,14 @@ async fn no_plan_depends_on_what_is_known_of_the_tables() {
         let (full, other) = (full.await.expect("a log"), other.await.expect("a log"));
         events.append(other, &numbered(1, 1)).await.expect("appended");
         if is_known {
-            // What is known is wrong: the table has grown since then.
+            // The statistics are wrong: the table has grown since.
             sqlx::query("analyze event_log_batches").execute(&db.pool()).await.expect("analyzed");
         }
         fill(&db, full, batches).await;
         let said = db.server().expect("our own").data_dir().with_file_name("log");
         let begun = fs::metadata(&said).expect("the server's log").len();
 
-        // More often than a plan takes to become one for all values.
+        // More often than PostgreSQL needs to switch to a generic plan.
         for after in 0..8 {
             assert_eq!(next_batch(&mut events.stream(full, after)).await.expect("a page")[0].id, after + 1);
             let last = events.history(full, Selection::default().after(3 * batches - 1).kinds(["line"]));
@@ -155,7 +155,7 @@ async fn a_log_is_removed_without_being_read_again_for_each_chunk(db: TestDb) {
     let events = events(&db).await;
     let log = events.create().await.expect("a log");
     fill(&db, log, MANY).await;
-    // As long as a snapshot may see removed rows, they stay where they were.
+    // While a snapshot may see removed rows, they stay in the table.
     let mut old = db.pool().begin().await.expect("begun");
     sqlx::query("set transaction isolation level repeatable read").execute(&mut *old).await.expect("set");
     sqlx::query("select from event_logs").execute(&mut *old).await.expect("a snapshot");

@@ -1,4 +1,4 @@
-//! Removing a log while appends to it are under way.
+//! Removing a log during appends to it.
 
 use db_events::{Error, EventLogs, LogId};
 use db_testkit::{TestDb, until};
@@ -65,7 +65,7 @@ async fn an_append_that_waits_while_its_log_is_removed_leaves_nothing_behind(db:
         let appended = append.await.expect("no panic");
         let removed = remove.await.expect("no panic");
         removed.expect("whoever is before it ends");
-        // Before it, and then it has gone with the log; or not at all.
+        // The append was stored before the removal and is gone with the log, or it failed.
         assert!(matches!(appended, Ok(_) | Err(Error::UnknownLog(_))), "{appended:?}");
         assert_eq!(left(&db, log).await, 0, "first {is_first}, commits {commits}: {appended:?}");
         let gone = events.append(log, &numbered(2, 1)).await;
@@ -87,7 +87,7 @@ async fn while_an_append_to_it_is_open_a_log_is_not_removed(db: TestDb) {
     remove.abort();
     assert!(remove.await.expect_err("dropped").is_cancelled());
 
-    // Dropped, it has done nothing.
+    // A dropped append has done nothing.
     open.commit().await.expect("committed");
     db.until_quiet().await;
     assert_eq!(events.head(log).await.expect("it is there").last, 2);
@@ -100,7 +100,7 @@ async fn the_fence_of_a_log_that_was_half_removed_is_no_event_and_is_removed_by_
     let log = one_event(&db, &events).await;
     let mut stream = events.stream(log, 0);
     next_batch(&mut stream).await.expect("the first");
-    // As when a process is killed in the middle.
+    // As after the death of a process during the removal.
     let half = "with gone as (delete from event_logs where id = $1)
                 insert into event_log_batches values ($1, 2, 2, 0, '{}', '{}', true)";
     sqlx::query(half).bind(log.0).execute(&db.pool()).await.expect("half removed");

@@ -10,17 +10,17 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::support::{events, next_batch, numbered};
 
-/// A runtime of another thread's, which ends when it is told.
+/// A runtime on another thread, which ends on request.
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Ends it, while tasks may run on it.
+/// Ends the runtime, even while tasks run on it.
 async fn end(runtime: Runtime) {
     tokio::task::spawn_blocking(move || drop(runtime)).await.expect("ended");
 }
 
-/// Follows until the stream waits, and returns it.
+/// Follows until the stream waits, and returns the stream.
 async fn wait_in(stream: &mut EventStream, events: &EventLogs) {
     let pages = events.state().pages;
     let waiting = async {
@@ -32,7 +32,7 @@ async fn wait_in(stream: &mut EventStream, events: &EventLogs) {
     }
 }
 
-/// Begins to follow a log in a runtime that ends then, or is left alone: the runtime is returned.
+/// Starts to follow a log on a runtime that then ends, or is no longer driven: then it is returned.
 async fn follow_elsewhere(events: &EventLogs, log: LogId) -> Runtime {
     let events = events.clone();
     let following = thread::spawn(move || {
@@ -40,7 +40,7 @@ async fn follow_elsewhere(events: &EventLogs, log: LogId) -> Runtime {
         runtime.block_on(async {
             let mut stream = events.stream(log, 0);
             wait_in(&mut stream, &events).await;
-            // It still follows: only its runtime does nothing more.
+            // The stream still follows, but nothing drives its runtime.
             std::mem::forget(stream);
         });
         runtime
@@ -56,7 +56,7 @@ async fn a_log_first_followed_on_a_runtime_that_ends_is_followed_on(db: TestDb) 
     let mut stream = events.stream(log, 0);
     wait_in(&mut stream, &events).await;
 
-    // No thread drives it now.
+    // No thread drives the runtime now.
     events.append(log, &numbered(1, 1)).await.expect("appended");
     assert_eq!(next_batch(&mut stream).await.expect("more")[0].id, 1);
 

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::support::{PATIENCE, append_by_hand, assert_dense, events, next_batch, numbered};
 
-/// A task that follows, and what it has read.
+/// A task that follows a log, and the events that it has read.
 fn follow(mut stream: EventStream) -> (JoinHandle<()>, mpsc::UnboundedReceiver<i64>) {
     let (seen, ids) = mpsc::unbounded_channel();
     let task = tokio::spawn(async move {
@@ -46,7 +46,7 @@ async fn a_hundred_followers_cost_one_query_for_each_append(db: TestDb) {
         let seen: Vec<i64> = std::iter::from_fn(|| ids.try_recv().ok()).collect();
         assert_eq!(seen, (1..=22).collect::<Vec<_>>());
     }
-    // One page for each append, and perhaps one without events for each append and each poll.
+    // One page for each append, and perhaps an empty one for each append and each poll.
     let state = events.state();
     assert!(state.pages <= 2 * FOLLOWERS + 2 * 21 + state.head_polls, "{state:?}");
 }
@@ -60,7 +60,7 @@ async fn a_stream_that_is_too_slow_goes_back_to_pages_and_misses_nothing(db: Tes
     assert_eq!(next_batch(&mut slow).await.expect("the first").len(), 1);
     assert_eq!(next_batch(&mut quick).await.expect("the first").len(), 1);
 
-    // Many more than wait for anybody.
+    // Many more events than are kept for a slow follower.
     for n in 2..=200 {
         events.append(log, &numbered(n, 1)).await.expect("appended");
         assert_eq!(next_batch(&mut quick).await.expect("more")[0].id, n);
@@ -73,7 +73,7 @@ async fn a_stream_that_is_too_slow_goes_back_to_pages_and_misses_nothing(db: Tes
     assert_dense(&seen, 2);
     assert!(events.state().pages > pages, "it has read by itself");
 
-    // And then it follows like the others.
+    // Afterwards it follows like the others.
     let pages = events.state().pages;
     for n in 201..=220 {
         events.append(log, &numbered(n, 1)).await.expect("appended");
@@ -129,7 +129,7 @@ async fn a_gap_asks_once_for_all_logs_and_reads_those_that_have_moved(db: TestDb
         assert_eq!(timeout(PATIENCE, ids.recv()).await.expect("in time"), Some(id));
     }
     let after = events.state();
-    // The loss and, on a slow machine, the floor.
+    // The loss, and on a slow machine the poll at the floor.
     assert!((1..=3).contains(&(after.head_polls - before.head_polls)), "{before:?} {after:?}");
     assert!(after.pages - before.pages <= 3, "{before:?} {after:?}");
 }
@@ -145,7 +145,7 @@ async fn a_log_that_is_removed_while_it_is_followed_ends_its_streams_with_the_re
         next_batch(&mut stream).await.expect("the first");
         streams.spawn(async move { stream.next_batch().await });
     }
-    // At once: a log that has lost its events and is there still is another thing.
+    // At once, since a log without events that still exists is another case.
     let remove = "with events as (delete from event_log_batches) delete from event_logs";
     sqlx::query(remove).execute(&db.pool()).await.expect("removed");
 

@@ -1,14 +1,14 @@
-//! What the tests share.
+//! Helpers of the tests.
 
 use std::time::Duration;
 
 use db_core::{Config, Pool, PoolOptions};
 use db_events::{Error, Event, EventLogs, EventStream, Events, LogId, NewEvent};
 use db_notify::{Bus, BusOptions};
-use db_testkit::TestDb;
+use db_testkit::{Proxy, TestDb};
 use tokio::time::timeout;
 
-/// No wait in these tests is longer than this.
+/// Limit for every wait in these tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn events(db: &TestDb) -> EventLogs {
@@ -16,7 +16,18 @@ pub(crate) async fn events(db: &TestDb) -> EventLogs {
 }
 
 pub(crate) async fn events_and_bus(db: &TestDb) -> (EventLogs, Bus) {
-    let config = Config::from_url(&db.url()).expect("the test database's address");
+    events_at(&db.url(), db).await
+}
+
+/// Event logs whose pool connects through a proxy, and whose bus does not.
+pub(crate) async fn events_behind_a_proxy(db: &TestDb) -> (Proxy, EventLogs) {
+    let proxy = Proxy::start(db).expect("a proxy");
+    let (events, _) = events_at(&proxy.url(), db).await;
+    (proxy, events)
+}
+
+async fn events_at(url: &str, db: &TestDb) -> (EventLogs, Bus) {
+    let config = Config::from_url(url).expect("an address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
     let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
     (EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus), bus)
@@ -40,7 +51,7 @@ pub(crate) async fn next_batch(stream: &mut EventStream) -> Option<Events> {
     timeout(PATIENCE, stream.next_batch()).await.expect("events in time").expect("no error")
 }
 
-/// Asks again and again until there is an answer.
+/// Repeats the query until it returns a row.
 pub(crate) async fn answer(db: &TestDb, query: &'static str) -> i32 {
     let asked = timeout(PATIENCE, async {
         loop {
@@ -61,7 +72,7 @@ pub(crate) fn assert_dense(events: &[Event], from: i64) {
     assert_eq!(ids, dense);
 }
 
-/// The error that ends a stream, and nothing before it.
+/// The error that ends a stream, which must return no event before.
 pub(crate) async fn ended(stream: &mut EventStream) -> Error {
     timeout(PATIENCE, stream.next_batch()).await.expect("an end in time").expect_err("no more events")
 }
@@ -71,7 +82,7 @@ pub(crate) async fn next_ids(stream: &mut EventStream) -> Vec<i64> {
     next_batch(stream).await.expect("more").iter().map(|event| event.id).collect()
 }
 
-/// Makes batches of one event each, from one event to another, without telling anybody. The last one may finish the log.
+/// Inserts batches of one event each without a notification. The last one may finish the log.
 pub(crate) async fn batches_by_hand(db: &TestDb, log: LogId, (from, to): (i64, i64), is_final: bool) {
     sqlx::query(
         "insert into event_log_batches
@@ -86,7 +97,7 @@ pub(crate) async fn batches_by_hand(db: &TestDb, log: LogId, (from, to): (i64, i
     .expect("stored");
 }
 
-/// What a server forgets that has lost the end of a log.
+/// Deletes the end of a log, as a lagging standby lacks it.
 pub(crate) async fn lose_after(db: &TestDb, log: LogId, last: i64) {
     let lose = "delete from event_log_batches where log = $1 and last > $2";
     sqlx::query(lose).bind(log.0).bind(last).execute(&db.pool()).await.expect("lost");
@@ -137,7 +148,7 @@ pub(crate) async fn until_one_waits(db: &TestDb) {
     answer(db, waiting).await;
 }
 
-/// Runs what another process of these tests does.
+/// Runs the work of a second process of these tests.
 pub(crate) fn run(what: impl Future<Output = ()>) {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(2).enable_all().build().expect("a runtime");

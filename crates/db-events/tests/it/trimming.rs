@@ -28,7 +28,7 @@ async fn log_of(db: &TestDb, events: &EventLogs, count: i64) -> LogId {
     log
 }
 
-/// Makes the events up to `last` an hour older.
+/// Makes the events up to `last` one hour older.
 async fn age(db: &TestDb, log: LogId, last: i64) {
     let age = "update event_log_batches set at = at - interval '1 hour' where log = $1 and last <= $2";
     sqlx::query(age).bind(log.0).bind(last).execute(&db.pool()).await.expect("aged");
@@ -84,7 +84,7 @@ async fn old_events_are_removed_up_to_the_first_one_that_is_not_and_the_last_bat
     let hour = Trim::older_than(Duration::from_mins(30));
     assert_eq!(events.trim(log, &hour).await.expect("nothing is old"), 0);
     age(&db, log, 4).await;
-    // A long transaction has appended this one: it is older than those before it.
+    // A long transaction has appended this batch, so it is older than the batches before it.
     let out_of_order =
         "update event_log_batches set at = at - interval '2 hours' where log = $1 and first = 8";
     sqlx::query(out_of_order).bind(log.0).execute(&db.pool()).await.expect("aged");
@@ -163,7 +163,7 @@ async fn trimming_goes_on_while_others_append_and_follow(db: TestDb) {
         }
     });
     for batch in 0..500 {
-        // The reader is less far behind than what is kept.
+        // The reader is not as far behind as the number of kept events.
         progress.wait_for(|seen| seen + 1000 > batch * 20).await.expect("it reads");
         events.append(log, &numbered(batch * 20 + 1, 20)).await.expect("appended");
     }

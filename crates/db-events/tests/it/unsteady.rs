@@ -1,4 +1,4 @@
-//! Watchers of logs that lose their tails, and that retention removes as soon as they have ended.
+//! Watchers of logs that lose their tails, and that are removed right after their end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ const LOGS: usize = 8;
 const WATCHERS: usize = 4;
 const STEPS: usize = 60;
 
-/// Appends, loses what was appended last now and then, and ends the log. Returns what the log holds then.
+/// Appends, sometimes loses the last events, and finishes the log. Returns its content at that time.
 async fn write(db: Arc<TestDb>, events: EventLogs, log: LogId) -> Vec<String> {
     let mut there: Vec<Vec<String>> = Vec::new();
     for step in 0..STEPS {
@@ -34,7 +34,8 @@ async fn write(db: Arc<TestDb>, events: EventLogs, log: LogId) -> Vec<String> {
     there.concat()
 }
 
-/// Watches to the end, and goes on with what holds when it is told. Returns what it has seen of a log that it has seen whole.
+/// Watches to the end, and continues at the last unchanged event after a loss. Returns the content of a log that it has seen
+/// whole.
 async fn watch(events: EventLogs, log: LogId, resumes: bool, told: Arc<AtomicU64>) -> Option<Vec<String>> {
     let mut seen: Vec<Event> = Vec::new();
     let mut stream = events.stream(log, 0);

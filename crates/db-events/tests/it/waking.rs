@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::support::{PATIENCE, numbered};
 
-/// A writer that does not know yet which logs are watched, so that it notifies of all, and a bus of another process.
+/// A writer that does not know yet which logs are watched, so that it notifies for all, and the bus of another process.
 async fn writer_and_bus(db: &TestDb) -> (EventLogs, Bus) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
@@ -30,8 +30,8 @@ async fn is_stored(db: &TestDb, log: LogId) -> bool {
     count.fetch_one(&db.pool()).await.expect("an answer")
 }
 
-/// Drops such an append at each of its polls, until one that was cut off was stored all the same: the server may be quicker than
-/// the request to cancel it, or not. Whatever is stored must have been notified of.
+/// Drops such an append at each of its polls, until a dropped one was stored all the same: the cancel request may arrive before
+/// or after the statement's end. Each stored append must have been notified.
 async fn drop_at_any_poll<F>(db: &TestDb, append: impl Fn(EventLogs, LogId) -> F)
 where
     F: Future<Output = ()>,

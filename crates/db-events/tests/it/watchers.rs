@@ -1,4 +1,4 @@
-//! What many watchers cost, and what one of them does to others.
+//! The cost of many watchers, and their effect on each other.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::support::{
 
 const MANY: usize = 5000;
 
-/// The most that a watcher may take.
+/// The most memory of one watcher, in bytes.
 const MOST: usize = 20 << 10;
 
 async fn logs_by_hand(db: &TestDb, count: usize) -> Vec<LogId> {
@@ -27,7 +27,7 @@ async fn logs_by_hand(db: &TestDb, count: usize) -> Vec<LogId> {
     made.expect("logs").into_iter().map(LogId).collect()
 }
 
-/// In a process of its own, whose memory can be measured: opens as many streams as it is ordered to, each in a task that waits.
+/// Runs in a process of its own, to measure its memory: opens as many streams as ordered, each in a task that waits.
 #[test]
 fn a_process_that_watches() {
     let Some((address, mut orders)) = told() else { return };
@@ -45,7 +45,7 @@ fn a_process_that_watches() {
             for _ in 0..count {
                 let (mut stream, sender) = (live.stream(log, 0), sender.clone());
                 tasks.spawn(async move {
-                    // What is there, so that it is live afterwards.
+                    // Reads the existing events, so that the stream is live afterwards.
                     stream.next_batch().await.expect("no error").expect("an event");
                     sender.send(()).expect("somebody counts");
                     drop(sender);
@@ -57,7 +57,7 @@ fn a_process_that_watches() {
                 waiting.recv().await.expect("all of them");
             }
             assert_eq!(tasks.len(), before + count);
-            // Whatever they still had to do is done when nothing is asked for any more.
+            // After all requests have ended, remaining work is done.
             let mut pages = 0;
             while pages != events.state().pages {
                 pages = events.state().pages;
@@ -73,7 +73,7 @@ async fn five_thousand_watchers_of_a_log_take_at_most_20_kib_each(db: TestDb) {
     let log = logs_by_hand(&db, 1).await[0];
     append_by_hand(&db, log, 1).await;
     let mut process = Process::start("watchers::a_process_that_watches", &db.url());
-    // The first streams open all connections, and make all that is made once.
+    // The first streams open all connections and allocate what is allocated once.
     let warm = process.ask(&format!("{log} 200")).await;
 
     let full = process.ask(&format!("{log} {MANY}")).await;
@@ -96,7 +96,7 @@ async fn five_thousand_idle_logs_cost_one_query_for_each_poll_and_no_page(db: Te
             panic!("nothing was appended: {next:?}");
         });
     }
-    // Each has looked, found nothing, taken its place, and looked once more.
+    // Each stream has read a page, subscribed, and read one more.
     let asked = || events.state().pages >= 2 * u64::try_from(MANY).expect("few");
     let looked = timeout(PATIENCE * 2, until_all(&db, asked));
     looked.await.expect("all of them have looked");
@@ -119,7 +119,7 @@ async fn five_thousand_idle_logs_cost_one_query_for_each_poll_and_no_page(db: Te
     );
 }
 
-/// Waits for a state, and for no statement to be under way.
+/// Waits for a state, and until no statement runs.
 async fn until_all(db: &TestDb, holds: impl Fn() -> bool) {
     while !holds() {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -167,7 +167,7 @@ async fn a_database_that_is_slower_than_the_pool_allows_ends_neither_a_stream_no
     tasks.spawn(async move { live.next_batch().await.map(|batch| batch.expect("more").last_id()) });
     tasks.spawn(async move { late.next_batch().await.map(|batch| batch.expect("more").last_id().max(2)) });
     tasks.spawn(async move { appender.append(NewEvent::new("n", "2")).await });
-    // Each statement that waits now is given up, and another one takes its place.
+    // Each waiting statement is cancelled, and another takes its place.
     let waiting = async || {
         let sql = "select coalesce(max(query_start)::text, '') from pg_stat_activity
                    where datname = current_database() and application_name = 'backend' and wait_event_type = 'Lock'";
@@ -299,7 +299,8 @@ async fn a_next_batch_that_is_dropped_at_any_poll_loses_and_doubles_nothing(db: 
     let (mut seen, mut last) = (Vec::new(), 1);
     seen.extend(next_batch(&mut live).await.expect("the first"));
 
-    // Live: dropped after each number of polls, before and after an append. What the one before has left may come at any of them.
+    // A live stream, dropped after each number of polls, before and after an append. Each of these polls may receive what the
+    // dropped future left.
     for polls in 0..20 {
         let before = poll_then_drop(live.next_batch(), 1).await;
         last += 1;
@@ -315,7 +316,7 @@ async fn a_next_batch_that_is_dropped_at_any_poll_loses_and_doubles_nothing(db: 
     assert_eq!(i64::try_from(seen.len()).expect("few"), last);
     assert_dense(&seen, 1);
 
-    // What was there before, and a history.
+    // Existing events, and a history.
     let mut polls = 0;
     let mut found = loop {
         if let Some(batch) = poll_then_drop(backlog.next_batch(), polls).await {

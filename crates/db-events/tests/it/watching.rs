@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::support::{next_batch, numbered};
 
-/// The event logs of a process that knows which logs are followed, and its bus.
+/// The event logs of a process that knows which logs are followed, and the process's bus.
 async fn process(db: &TestDb) -> (EventLogs, Bus) {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let direct = Config::from_url(&db.direct_url()).expect("an address past a pooler");
@@ -46,7 +46,7 @@ async fn a_new_follower_is_woken_from_the_first_append_on(db: TestDb) {
     let mut stream = reader.stream(log, 0);
     writer.append(log, &numbered(1, 1)).await.expect("appended");
     assert_eq!(next_batch(&mut stream).await.expect("the first")[0].id, 1);
-    // At once, whether or not the writer has heard of the reader.
+    // At once, whether or not the writer knows of the reader yet.
     writer.append(log, &numbered(2, 1)).await.expect("appended");
     let second = timeout(POLL_FLOOR / 2, next_batch(&mut stream)).await;
     assert_eq!(second.expect("long before it would look by itself").expect("the second")[0].id, 2);

@@ -1,15 +1,13 @@
-//! The only writer of a log, whose connections are lost.
+//! The only writer of a log, whose connections get lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use db_core::{Config, Pool, PoolOptions};
-use db_events::{Error, EventLogs, NewEvent};
-use db_notify::{Bus, BusOptions};
-use db_testkit::{Proxy, TestDb, poll_then_drop};
+use db_events::{Error, NewEvent};
+use db_testkit::{TestDb, poll_then_drop};
 
-use crate::support::{PATIENCE, answer, assert_dense, events, numbered, read_to_end};
+use crate::support::{PATIENCE, answer, assert_dense, events, events_behind_a_proxy, numbered, read_to_end};
 
 const KILL: &str = "select pg_terminate_backend(pid) from pg_stat_activity
                     where datname = current_database() and application_name = 'backend'";
@@ -32,7 +30,7 @@ async fn each_batch_is_stored_once_though_sessions_are_killed_at_any_moment(db: 
 
     let mut writer = events.writer(log, 0);
     let mut batches = 0;
-    // However fast it writes: the writer goes on until enough of its sessions were lost.
+    // The writer goes on, at any speed, until enough of its sessions were lost.
     while batches < 150 || kills.load(Ordering::Relaxed) <= 10 {
         writer.append(&numbered(batches * 3 + 1, 3)).await.expect("appended");
         batches += 1;
@@ -51,7 +49,7 @@ async fn each_batch_is_stored_once_though_sessions_are_killed_at_any_moment(db: 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_whose_answer_was_lost_after_its_commit_is_found_and_not_stored_again() {
-    // A standby that never comes: a commit is done here, and its answer waits, until the session is killed.
+    // With a synchronous standby that never comes: a commit is done here, and its answer waits until the session is killed.
     let builder = db_embedded::Server::throwaway().setting("synchronous_standby_names", "nobody");
     let server = db_testkit::TestServer::start(builder).await.expect("a server");
     let db = server.create("../../migrations").await.expect("a database");
@@ -177,7 +175,7 @@ async fn finishing_and_what_is_done_with_it_happen_together_or_not_at_all(db: Te
     assert_eq!(state(other).await, None);
     assert!(!events.head(other).await.expect("a head").is_finished);
 
-    // A conflict undoes what was done with it.
+    // A conflict rolls back the work of `also`.
     events.append(other, &numbered(1, 1)).await.expect("appended");
     let conflict = events
         .writer(other, 0)
@@ -194,11 +192,7 @@ async fn finishing_and_what_is_done_with_it_happen_together_or_not_at_all(db: Te
 
 #[db_testkit::test(migrations = "../../migrations")]
 async fn a_finish_whose_commit_has_lost_its_answer_does_nothing_twice(db: TestDb) {
-    let proxy = Proxy::start(&db).expect("a proxy");
-    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
-    let direct = Config::from_url(&db.direct_url()).expect("an address");
-    let bus = Bus::open(&direct, BusOptions::default()).await.expect("a bus");
-    let events = EventLogs::new(Pool::new(&config, PoolOptions::backend()), &bus);
+    let (proxy, events) = events_behind_a_proxy(&db).await;
     sqlx::raw_sql("create table job (log bigint primary key)").execute(&db.pool()).await.expect("a table");
     let log = events.create().await.expect("a log");
     let runs = AtomicU64::new(0);

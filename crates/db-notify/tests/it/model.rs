@@ -1,12 +1,12 @@
-//! Buses, subscriptions and faults in any order, against what the crate's documentation promises: every notification of a topic
-//! that a subscription follows is delivered, once and in the order of its process, or a gap comes in its place or later; and
-//! nothing else is.
+//! Random buses, subscriptions and faults, checked against the promise of the crate's documentation: a subscription that
+//! follows a topic receives each of its notifications once and in the order of the sending process, or a gap in its place or
+//! later, and receives nothing else.
 //!
-//! What is in force when a notification is sent and what when it is routed may differ, as may the sessions that carry it. So the
-//! time is cut into epochs, at whose ends everything that was sent has been routed, or is known to be lost, everywhere: what
-//! a subscription follows from before the call to the end of its epoch it must be told of, and what it follows at some time
-//! between the two it may. A statement may have been done twice only in an epoch with a fault. Equal notifications surely wait
-//! together when the buses' tasks did not run between the calls: within a breath.
+//! The subscriptions in force when a notification is sent and when it is routed may differ, and so may the sessions that carry
+//! it. So the time is divided into epochs. At the end of each epoch, every bus has routed, or is known to have lost, all that
+//! was sent. A subscription must receive what it followed from before the call to the end of the call's epoch, and may receive
+//! what it followed at some time in between. A statement may run twice only in an epoch with a fault. Equal notifications are
+//! certain to be sent as one only if the tasks of the buses did not run between the calls; such a period is called a breath.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -28,15 +28,15 @@ use crate::support::{PATIENCE, Place, Server, topic};
 
 const CHANNEL: &str = "db_notify.default";
 
-/// What the outbox holds.
+/// The size of the outbox.
 const QUEUE: usize = 1000;
 
-/// No case on PostgreSQL begins later than this.
+/// Time after which no further case begins on PostgreSQL.
 const ENOUGH: Duration = Duration::from_secs(8);
 
 const TOPICS: [&str; 3] = ["a", "b", "c"];
 
-/// Every bus follows it, to see the end of an epoch.
+/// A topic that every bus follows, which shows the end of an epoch.
 const MARKER: &str = "end of the epoch";
 
 #[test]
@@ -55,12 +55,12 @@ fn in_memory_all_that_was_sent_is_delivered_or_covered_by_a_gap() {
 
 #[test]
 fn on_postgresql_all_that_was_sent_is_delivered_or_covered_by_a_gap() {
-    // In one thread, so that nothing is routed while a test reads.
+    // On one thread, so that nothing is routed while a test reads.
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let server = Server::of(runtime.block_on(TestDb::empty()).expect("a database"));
     let begun = Instant::now();
     check(12, 30, |case| {
-        // On a slow machine fewer are enough.
+        // A slow machine runs fewer cases.
         if begun.elapsed() > ENOUGH {
             return Ok(());
         }
@@ -71,7 +71,7 @@ fn on_postgresql_all_that_was_sent_is_delivered_or_covered_by_a_gap() {
             Ok(())
         })
     });
-    // Its pool belongs to the runtime.
+    // The pool belongs to this runtime.
     let _guard = runtime.enter();
     drop(server);
 }
@@ -129,17 +129,17 @@ enum Step {
         topic: usize,
         bytes: usize,
     },
-    /// A payload that others have, too.
+    /// A payload that is also used by others.
     NotifyEqual {
         bus: usize,
         topic: usize,
     },
-    /// More than the outbox holds.
+    /// More notifications than the outbox holds.
     Burst {
         bus: usize,
         topic: usize,
     },
-    /// The buses' tasks go on a little.
+    /// Lets the tasks of the buses run for a moment.
     Yield {
         times: usize,
     },
@@ -233,17 +233,17 @@ struct World<'p, P> {
     buses: Vec<Bus>,
     markers: Vec<Subscription>,
     readers: Vec<Reader>,
-    /// Of each bus, in the order of the calls.
+    /// For each bus, its notifications in the order of the calls.
     sent: Vec<Vec<Sent>>,
-    /// How often each bus was called.
+    /// How many calls each bus has had.
     calls: Vec<u64>,
-    /// Calls that wait for the place to be back.
+    /// Calls that wait for the server to be back.
     waiting: Vec<Call>,
     now: At,
-    /// How often the buses' tasks may have run.
+    /// How often the tasks of the buses may have run.
     breath: usize,
     is_away: bool,
-    /// When each epoch ended, and how many faults there were in it.
+    /// The end of each epoch, and the number of faults in it.
     epochs: Vec<(At, usize)>,
     faults: usize,
     markers_sent: usize,
@@ -260,17 +260,17 @@ struct Sent {
 
 #[derive(Clone, Copy)]
 enum Payload {
-    /// Like no other.
+    /// A payload that is used once.
     Own { bytes: usize },
-    /// Like all of these of the bus.
+    /// The payload that these calls of the bus share.
     Equal,
 }
 
-/// A subscription, what it followed, and what it was delivered.
+/// A subscription, the topics that it followed, and its deliveries.
 struct Reader {
     bus: usize,
     size: usize,
-    /// None once it was dropped.
+    /// `None` once it is dropped.
     subscription: Option<Subscription>,
     follows: Vec<Follow>,
     log: Vec<(At, Delivery)>,
@@ -283,7 +283,7 @@ struct Follow {
 }
 
 impl Reader {
-    /// Takes what is there, and while nothing can be added.
+    /// Reads the deliveries that are there, while no task can add one.
     fn read(&mut self, now: At, most: usize) -> Result<(), TestCaseError> {
         let Some(subscription) = &mut self.subscription else { return Ok(()) };
         let ready = std::iter::from_fn(|| subscription.recv().now_or_never().flatten());
@@ -423,7 +423,7 @@ impl<'p, P: Place> World<'p, P> {
         self.place.start();
     }
 
-    /// Notes a call, and returns what to call with.
+    /// Records a call, and returns its arguments.
     fn note(&mut self, bus: usize, number: usize, payload: Payload) -> (Topic, String) {
         let sent = &mut self.sent[bus];
         let (payload, is_equal) = match payload {
@@ -464,8 +464,8 @@ impl<'p, P: Place> World<'p, P> {
         Ok(())
     }
 
-    /// Has every bus tell every bus something, until all have heard all of it and none has met a gap. What was sent before has
-    /// then been routed, or a gap was told in its place.
+    /// Makes every bus notify every bus until all have received everything without a gap. All that was sent before has then
+    /// been routed, or a gap has replaced it.
     async fn end_epoch(&mut self) -> Result<(), TestCaseError> {
         if self.is_away {
             self.start();
@@ -516,7 +516,7 @@ impl<'p, P: Place> World<'p, P> {
         Ok(())
     }
 
-    /// Nothing that was not sent to what it follows, in the order in which it was sent, and each once.
+    /// Asserts that it received only notifications that it followed, in their order, and each once.
     fn judge_order(&self, reader: &Reader, bus: usize, sent: &[Sent]) -> Result<(), TestCaseError> {
         let mut last = None;
         let mut equal: HashMap<usize, usize> = HashMap::new();
@@ -568,12 +568,12 @@ impl<'p, P: Place> World<'p, P> {
         Ok(())
     }
 
-    /// All that it follows, or a gap in its place or later.
+    /// Asserts that it received all that it followed, or a gap in its place or later.
     fn judge_whole(&self, reader: &Reader, bus: usize, sent: &[Sent]) -> Result<(), TestCaseError> {
         if reader.subscription.is_none() {
             return Ok(());
         }
-        // Where each was delivered first, and when those that are equal were last.
+        // For each notification, its first delivery, and the last delivery of an equal one.
         let (mut places, mut equals) = (HashMap::new(), HashMap::<(&str, &str), (At, usize)>::new());
         for (place, (at, delivery)) in reader.log.iter().enumerate() {
             let Delivery::Notification(notification) = delivery else { continue };
@@ -583,7 +583,7 @@ impl<'p, P: Place> World<'p, P> {
             (*last, *count) = (*at, *count + 1);
         }
         let gaps: Vec<(usize, At, Gap)> = reader.gaps().collect();
-        // Its place is after all that was sent before it, and has arrived.
+        // The gap's place is after all that was sent before it and has arrived.
         let mut place = 0;
         let mut epochs: HashMap<usize, HashSet<usize>> = HashMap::new();
         for sent in sent {
@@ -624,7 +624,7 @@ impl<'p, P: Place> World<'p, P> {
         Ok(())
     }
 
-    /// What is said to be missing is what is missing.
+    /// Asserts that a gap's count is the number of missing notifications.
     fn judge_count(&self, reader: &Reader) -> Result<(), TestCaseError> {
         let missed: Option<u64> = reader.gaps().map(|(_, _, gap)| gap.missed).sum();
         let (Some(missed), Some(_)) = (missed, &reader.subscription) else { return Ok(()) };
@@ -637,7 +637,7 @@ impl<'p, P: Place> World<'p, P> {
             if self.may(reader, sent) && (!sent.is_equal || breaths.insert((bus, sent.topic, sent.breath))) {
                 most += 1 + self.faults_of(sent);
             }
-            // Equal ones of one epoch may all have been sent together.
+            // Equal notifications of one epoch may have been sent as one.
             if self.must(reader, sent) && (!sent.is_equal || flushes.insert((bus, sent.topic, sent.epoch))) {
                 least += 1;
             }
@@ -675,7 +675,7 @@ async fn acknowledged(call: impl Future<Output = Result<(), NotifyError>>) -> Re
     Ok(())
 }
 
-/// Reads until all buses were heard in this round; false if there was a gap.
+/// Reads until every bus was heard in this round; false after a gap.
 async fn heard(marker: &mut Subscription, buses: usize, round: usize) -> Result<bool, TestCaseError> {
     let mut missing: HashSet<String> = (0..buses).map(|bus| format!("{bus} {round}")).collect();
     let mut is_whole = true;
@@ -684,7 +684,7 @@ async fn heard(marker: &mut Subscription, buses: usize, round: usize) -> Result<
             Ok(Some(Delivery::Notification(notification))) => {
                 missing.remove(notification.payload());
             }
-            // What is missing may have been lost, or be yet to come.
+            // A missing notification may be lost, or still on its way.
             Ok(Some(Delivery::Gap(_))) => {
                 is_whole = false;
                 break;
@@ -708,7 +708,7 @@ impl Reader {
         })
     }
 
-    /// Where each was read, and when.
+    /// For each delivery, its place and its time.
     fn gaps(&self) -> impl Iterator<Item = (usize, At, Gap)> {
         self.log.iter().enumerate().filter_map(|(place, (at, delivery))| match delivery {
             Delivery::Gap(gap) => Some((place, *at, *gap)),
@@ -717,7 +717,7 @@ impl Reader {
     }
 }
 
-/// For messages: without what only makes it long.
+/// A shorter form for messages.
 fn short(payload: &str) -> &str {
     payload.get(..12).unwrap_or(payload)
 }

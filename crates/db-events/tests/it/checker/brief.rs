@@ -1,5 +1,5 @@
-//! Brief logs: the parent appends to them, trims them, loses their tails, and removes them as soon as they are finished. Each watcher
-//! in each process sees each event once and in order, or is told.
+//! Brief logs: the parent appends to them, trims them, loses their tails, and removes them once they are finished. Each watcher
+//! in each process must see each event once and in order, or get an error that says what is gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -16,23 +16,23 @@ use tokio::time::{sleep, timeout};
 use super::judge::digest;
 use crate::support::lose_after;
 
-/// No wait for an event is longer than this.
+/// Limit for each wait for an event.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// The events that a trim keeps: more than a lost tail takes.
+/// How many events a trim keeps: more than a lost tail has.
 const KEPT: u64 = 12;
 
 /// The parent's side of all brief logs.
 pub(super) struct Briefs {
     events: EventLogs,
     now: Option<Brief>,
-    /// The log that is trimmed; 0 for none.
+    /// The log to trim; 0 for none.
     trimmed: Arc<AtomicI64>,
     retaining: JoinSet<()>,
     counts: Arc<Counts>,
 }
 
-/// A log, and what it holds.
+/// A log and its events.
 struct Brief {
     log: LogId,
     batches: Vec<Vec<String>>,
@@ -43,7 +43,7 @@ struct Brief {
 struct Counts {
     logs: AtomicU64,
     trimmed: AtomicU64,
-    /// How often a finished log was kept, because a foreign key refers to it.
+    /// How many finished logs were kept because a foreign key refers to them.
     kept: AtomicU64,
 }
 
@@ -54,7 +54,7 @@ impl Brief {
 }
 
 impl Briefs {
-    /// Begins to remove what is finished. Logs that something refers to are kept.
+    /// Starts the removal of finished logs. Logs with references are kept.
     pub(super) async fn begin(db: &TestDb) -> Self {
         let held = "create table held (log bigint primary key references event_logs (id))";
         sqlx::raw_sql(held).execute(&db.pool()).await.expect("made");
@@ -95,20 +95,20 @@ impl Briefs {
         brief.last()
     }
 
-    /// Trims the log, or no longer does.
+    /// Starts or stops trimming the log.
     pub(super) fn trim(&self, is_trimmed: bool) {
         let log = self.now.as_ref().filter(|_| is_trimmed).map_or(0, |brief| brief.log.0);
         self.trimmed.store(log, Ordering::Relaxed);
     }
 
-    /// Keeps the log by a foreign key: its watchers all see its end.
+    /// Keeps the log by a foreign key, so that all its watchers see its end.
     pub(super) async fn hold(&self, db: &TestDb) {
         let Some(brief) = &self.now else { panic!("there is a log") };
         let hold = sqlx::query("insert into held values ($1)").bind(brief.log.0);
         hold.execute(&db.pool()).await.expect("held");
     }
 
-    /// Loses the last batches, as a server does that was promoted too early.
+    /// Loses the last batches, as a promotion of a lagging standby does.
     pub(super) async fn lose_tail(&mut self, db: &TestDb) {
         let Some(brief) = &mut self.now else { panic!("there is a log") };
         let lost = fastrand::usize(1..3);
@@ -117,7 +117,7 @@ impl Briefs {
         brief.writer = self.events.writer(brief.log, brief.last());
     }
 
-    /// Finishes the log. Returns all that it holds, trimmed or not.
+    /// Finishes the log. Returns all its events, including trimmed ones.
     pub(super) async fn finish(&mut self) -> (LogId, Vec<String>) {
         let Some(mut brief) = self.now.take() else { panic!("there is a log") };
         let finished = timeout(PATIENCE, brief.writer.finish(&[NewEvent::new("n", "end")])).await;
@@ -130,7 +130,7 @@ impl Briefs {
         (brief.log, brief.batches.concat())
     }
 
-    /// Ends the removing.
+    /// Ends the removal.
     pub(super) async fn end(mut self) -> [(&'static str, u64); 3] {
         self.retaining.abort_all();
         while let Some(ended) = self.retaining.join_next().await {
@@ -162,38 +162,38 @@ async fn retain(events: EventLogs, trimmed: Arc<AtomicI64>, counts: Arc<Counts>)
     }
 }
 
-/// How a watcher of a brief log behaves.
+/// The behaviour of a watcher of a brief log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Habit {
-    /// From the beginning to the end.
+    /// Reads from the beginning to the end.
     Stays,
     /// Leaves, and resumes with its last event and its mark.
     Resumes,
-    /// Begins again at 0.
+    /// Starts again at 0.
     Restarts,
 }
 
 pub(super) const HABITS: [Habit; 3] = [Habit::Stays, Habit::Resumes, Habit::Restarts];
 
-/// What watchers of brief logs were told, in one process.
+/// The errors and ends that the watchers of brief logs in one process have met.
 #[derive(Default)]
 pub(super) struct Told {
-    /// That the end of a log is not what they have seen.
+    /// The log was rewound.
     pub(super) rewound: AtomicU64,
-    /// That the beginning of a log was removed.
+    /// The beginning of the log was removed.
     pub(super) trimmed: AtomicU64,
-    /// That a log was removed.
+    /// The log was removed.
     pub(super) removed: AtomicU64,
-    /// That a log is finished.
+    /// The log is finished.
     pub(super) finished: AtomicU64,
 }
 
-/// Consecutive events that a watcher has seen since it was last told of events that are gone.
+/// The consecutive events that a watcher has seen since the last error.
 #[derive(Default)]
 struct Run(Vec<(i64, String, Mark)>);
 
 impl Run {
-    /// A stream after the last of them, or after `cursor` if there are none.
+    /// A stream after the last of these events, or after `cursor` if there are none.
     fn resume(&self, events: &EventLogs, log: LogId, cursor: i64) -> EventStream {
         match self.0.last() {
             Some((id, _, mark)) => events.resume(log, *id, *mark),
@@ -202,7 +202,7 @@ impl Run {
     }
 }
 
-/// Watches a brief log until it is finished or removed. `place` is the last event that was seen.
+/// Watches a brief log until it is finished or removed. `place` gets the last event seen.
 pub(super) async fn watch(
     events: EventLogs,
     log: LogId,

@@ -1,4 +1,4 @@
-//! One of the processes: it writes to all logs in all ways, and watches all of them in all ways.
+//! One of the processes: it writes to all logs, and watches all of them, in every way that the crate offers.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -18,39 +18,39 @@ use tokio::time::{sleep, timeout};
 use super::brief::{self, HABITS, Habit, Told};
 use super::judge::{digest, kind};
 
-/// No wait of such a process is longer than this.
+/// Limit for every wait of such a process.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A stream that is this many batches behind was overtaken: the reader keeps 16 pages.
 const FAR_BEHIND: u64 = 20;
 
-/// More than a bus keeps.
+/// More notifications than the queue of a bus.
 const FLOOD: usize = 4000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Writing,
-    /// No task writes, and no watcher leaves: a watcher that is behind now stays behind.
+    /// Set while no task writes and no watcher leaves: a watcher that is behind now must not stay behind.
     Resting,
     Ending,
 }
 
-/// How a task watches.
+/// The behaviour of a watching task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// From the beginning to the end.
+    /// Reads from the beginning to the end.
     Live,
-    /// Waits until it has been overtaken, again and again.
+    /// Repeatedly waits until it has been overtaken.
     Slow,
-    /// Goes away in the middle of whatever it is at, and resumes with its cursor.
+    /// Drops its stream at any moment, and resumes with its cursor.
     Cut,
-    /// Begins again and again, anywhere.
+    /// Repeatedly starts at any event.
     Late,
 }
 
 const WAYS: [Way; 5] = [Way::Live, Way::Live, Way::Slow, Way::Cut, Way::Late];
 
-/// How a task writes, and what it has to know for that.
+/// A way of writing, with its state.
 enum Hand {
     Plain,
     Once {
@@ -73,14 +73,14 @@ impl Hand {
     }
 }
 
-/// What is known of a log in this process.
+/// The state of a log in this process.
 struct Seen {
     log: LogId,
-    /// The digest after each event, in the order of their ids. The watcher that sees an event first adds it; all others compare.
+    /// The digest after each event, in order. The first watcher that sees an event adds it; the others compare.
     digests: Mutex<Vec<u64>>,
-    /// How many batches one that is live has got.
+    /// How many batches a live watcher has received.
     batches: AtomicU64,
-    /// Where its watchers are.
+    /// The positions of its watchers.
     places: Mutex<Vec<(Way, Arc<AtomicI64>)>>,
 }
 
@@ -90,12 +90,12 @@ impl Seen {
         Self { log, digests, batches: AtomicU64::new(0), places: Mutex::default() }
     }
 
-    /// The last event that anybody has seen.
+    /// The last event that any watcher has seen.
     fn last(&self) -> i64 {
         i64::try_from(self.digests.lock().expect("no panic").len()).expect("few") - 1
     }
 
-    /// Has seen these events after that one.
+    /// Records that these events were seen after that one.
     fn take(&self, way: Way, after: i64, events: &[Event]) -> i64 {
         let mut digests = self.digests.lock().expect("no panic");
         let mut last = after;
@@ -120,7 +120,7 @@ impl Seen {
         note(&format!("saw {} {count} {}", self.log, digests[count]));
     }
 
-    /// A place for a watcher, and whether its batches are the ones that are counted.
+    /// The position of a watcher, and whether its batches are counted.
     fn place(&self, way: Way) -> (Arc<AtomicI64>, bool) {
         let place = Arc::new(AtomicI64::new(0));
         let mut places = self.places.lock().expect("no panic");
@@ -135,7 +135,7 @@ impl Seen {
     }
 }
 
-/// What is counted of such a process, for the report.
+/// Counters for the report.
 #[derive(Default)]
 struct Counts {
     cut: AtomicU64,
@@ -149,23 +149,23 @@ struct Counts {
 pub(super) struct Child {
     events: EventLogs,
     bus: Bus,
-    /// Its place among the processes, and how many were there before it.
+    /// The process's slot, and the number of earlier processes in it.
     name: String,
     slot: i64,
     seen: HashMap<LogId, Arc<Seen>>,
     phase: watch::Sender<Phase>,
-    /// The steps that each writing task has done.
+    /// The number of steps of each writing task.
     steps: Vec<AtomicU64>,
     resting: AtomicUsize,
     counts: Counts,
-    /// Where the steady watchers of brief logs are.
+    /// The positions of the steady watchers of brief logs.
     brief: Mutex<HashMap<LogId, Arc<AtomicI64>>>,
     told: Arc<Told>,
 }
 
 impl Child {
-    /// Does what it is told. The first order is `begin`, its slot and generation, the logs to which all write, those of each slot,
-    /// and the number of the last batch that was begun for each log by `append_once`.
+    /// Carries out orders. The first order is `begin`, with the slot and generation, the logs to which all write, those of each
+    /// slot, and the number of the last batch that was begun for each log by `append_once`.
     pub(super) async fn run(address: &str, mut orders: tokio::sync::mpsc::UnboundedReceiver<String>) {
         let begin = orders.recv().await.expect("an order");
         let words: Vec<&str> = begin.split(' ').collect();
@@ -188,7 +188,7 @@ impl Child {
 
         let mut hands: Vec<(LogId, Hand)> = vec![(own, Hand::Only(None))];
         for log in &shared {
-            // A batch that was begun by the process before this one is sent again.
+            // A batch that the previous process had begun is sent again.
             let sequence = once.get(log).copied().unwrap_or(1);
             let writer = WriterId(slot * 1000 + log.0);
             hands.push((*log, Hand::Once { writer, sequence }));
@@ -350,7 +350,7 @@ impl Child {
         self.steps.iter().map(|steps| steps.load(Ordering::Relaxed)).collect()
     }
 
-    /// Says what it has seen and counted, and reads all of it once more.
+    /// Prints what it has seen and counted, and then reads all logs again.
     async fn report(&self) {
         for seen in self.seen.values() {
             let history = self.events.history(seen.log, Selection::default()).collect();
@@ -401,7 +401,7 @@ impl Child {
                 Some(writer) => writer,
                 None => self.events.writer(log, self.head(log).await),
             };
-            // An append of a process that was killed may come as late as this; this process is not killed.
+            // A killed process's append may arrive as late as this; this process is not killed.
             let last = writer.last();
             writer.append(&batch).await.expect("the only writer");
             note(&format!("ack {key} {}", last + 1));
@@ -440,7 +440,7 @@ impl Child {
         }
     }
 
-    /// Sends the same batch until it is known to be stored; now and then once more.
+    /// Sends the same batch until it is known to be stored, and sometimes once more.
     async fn once(&self, log: LogId, source: (WriterId, i64)) {
         let key = format!("s{}/once/{log}/{}", self.slot, source.1);
         let count = usize::try_from(source.1 % 4).expect("a number") + 1;
@@ -472,10 +472,10 @@ impl Child {
         let last = writer.last();
         let batch = new_batch(log, key, fastrand::usize(1..5));
         match self.perhaps_cut(writer.append(&batch)).await {
-            // A writer whose future was dropped is dropped, too.
+            // A writer is dropped together with its future.
             None => return,
             Some(Ok(())) => note(&format!("ack {key} {}", last + 1)),
-            // What an earlier one has sent was stored after this one has looked where the log ends.
+            // An earlier batch was stored after this writer had read the end of the log.
             Some(Err(Error::Conflict { .. })) => {
                 note(&format!("no {key}"));
                 return;
@@ -515,7 +515,7 @@ impl Child {
         }
     }
 
-    /// Some of them are dropped in the middle.
+    /// Some of its futures are dropped midway.
     async fn perhaps_cut<T>(&self, append: impl Future<Output = T>) -> Option<T> {
         if fastrand::u8(..12) > 0 || *self.phase.borrow() == Phase::Ending {
             return Some(append.await);
@@ -598,7 +598,7 @@ impl Child {
     }
 }
 
-/// Whether an append may be stored all the same, by what is said of its error.
+/// Whether the error leaves it open if the append is stored.
 fn is_open(error: &Error) -> bool {
     match error {
         Error::TimedOut { .. } => true,
@@ -607,7 +607,7 @@ fn is_open(error: &Error) -> bool {
     }
 }
 
-/// A batch of numbered events. Notes that it is about to be appended.
+/// A batch of numbered events, noted before it is appended.
 fn new_batch(log: LogId, key: &str, count: usize) -> Vec<NewEvent> {
     note(&format!("try {log} {key} {count}"));
     (0..count).map(|number| NewEvent::new(kind(key, number), format!("{key}.{number}"))).collect()
@@ -617,7 +617,7 @@ fn logs(text: &str) -> Vec<LogId> {
     text.split(',').map(|log| LogId(log.parse().expect("a log"))).collect()
 }
 
-/// `log:number,…`; nothing is `-`.
+/// Parses `log:number,…`, or `-` for nothing.
 fn pairs(text: &str) -> Vec<(LogId, i64)> {
     let pair = |pair: &str| {
         let (log, number) = pair.split_once(':').expect("two");

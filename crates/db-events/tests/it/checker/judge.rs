@@ -1,55 +1,55 @@
-//! The stored events, compared with the notes of all writers and watchers.
+//! Compares the stored events with the notes of all writers and watchers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use db_testkit::TestDb;
 
-/// The type of an event of a batch: in some batches all have the same one, in others not.
+/// The kind of an event: the same for all events in some batches, different in others.
 pub(super) fn kind(key: &str, number: usize) -> &'static str {
     if key.len().is_multiple_of(2) { "n" } else { ["a", "b", "c"][number % 3] }
 }
 
-/// The digest of a log up to an event, from the one before it.
+/// The digest of a log up to an event, from the digest before it.
 pub(super) fn digest(before: u64, id: i64, kind: &str, data: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (before, id, kind, data).hash(&mut hasher);
     hasher.finish()
 }
 
-/// A batch that a task has tried to append.
+/// A batch that a task tried to append.
 #[derive(Debug, Default)]
 struct Batch {
     log: i64,
     count: usize,
     tries: usize,
-    /// Where it has to be stored: after all that its process knew to be stored in that log.
+    /// The event after which it must be stored: the last one that its process knew to be stored.
     after: i64,
-    /// The id of its first event, as told.
+    /// The id of its first event, if its append returned one.
     first: Option<i64>,
-    /// Told to be stored, though not where.
+    /// Acknowledged without ids.
     stored: bool,
-    /// Told not to be stored.
+    /// Refused.
     refused: bool,
     /// Sent again until it is stored.
     once: bool,
 }
 
-/// What the processes have noted.
+/// The notes of the processes.
 #[derive(Default)]
 pub(super) struct Judge {
     batches: HashMap<String, Batch>,
-    /// What was seen of a log: up to which event, and with which digest.
+    /// For each log, the last event seen and its digest.
     seen: Vec<(i64, usize, u64)>,
-    /// What the brief logs held at their ends.
+    /// The content of brief logs at their ends.
     pub(super) brief: HashMap<i64, Vec<String>>,
-    /// Of which brief log a watcher has seen the end, from which event on, and with which digest.
+    /// For watchers that saw the end of a brief log: the log, the first event, and the digest.
     ended: Vec<(i64, i64, u64)>,
     pub(super) counts: BTreeMap<String, u64>,
 }
 
 impl Judge {
-    /// Hears what one process has noted, in its order.
+    /// Adds the notes of one process, in their order.
     pub(super) fn hear(&mut self, process: &mut Memory, notes: &[String]) {
         for note in notes {
             let words: Vec<&str> = note.split(' ').collect();
@@ -105,7 +105,7 @@ impl Judge {
         }
     }
 
-    /// Compares all of it with what is stored, which is read without the code that is tested.
+    /// Compares the notes with the stored rows, which are read without the tested code.
     pub(super) async fn compare(&mut self, db: &TestDb) {
         let rows: Vec<(i64, i64, String, String)> = sqlx::query_as(
             "select log, id, type, data from event_log_events join kept using (log) order by log, id",
@@ -113,7 +113,7 @@ impl Judge {
         .fetch_all(&db.pool())
         .await
         .expect("what is stored");
-        // Of each batch: where its first events are.
+        // For each batch, the stored places of its first event.
         let mut places: HashMap<&str, Vec<(i64, i64)>> = HashMap::new();
         let mut digests: HashMap<i64, Vec<u64>> = HashMap::new();
         let mut open: Option<(&str, usize, usize)> = None;
@@ -171,10 +171,10 @@ impl Judge {
     }
 }
 
-/// What is known of a process, and of those that were before it in its place.
+/// The notes of a slot: its process and those before it.
 #[derive(Default)]
 pub(super) struct Memory {
-    /// The last event of each log that was told to be stored.
+    /// The last acknowledged event of each log.
     stored: HashMap<i64, i64>,
     /// The number of the last batch that was begun for each log by `append_once`.
     pub(super) once: BTreeMap<i64, i64>,
