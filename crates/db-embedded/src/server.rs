@@ -116,7 +116,7 @@ impl Server {
     }
 
     /// Releases the lease and, if it was the last one, blocks until the server has stopped: some 50 ms for a throwaway, the
-    /// time of a checkpoint for a kept one, and never longer than [`Builder::start_timeout`].
+    /// time of a checkpoint for a kept one, and never longer than [`Builder::start_timeout`](crate::Builder::start_timeout).
     ///
     /// When two processes release the last two leases at the same moment, both may get [`Released::StillShared`].
     ///

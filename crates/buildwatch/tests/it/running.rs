@@ -119,7 +119,7 @@ async fn nothing_is_reverted_unless_somebody_means_it(db: TestDb) {
 
     let output = home.output(down);
     assert_eq!(output.status.code(), Some(1));
-    assert!(err(&output).contains("say --yes"), "{}", err(&output));
+    assert!(err(&output).contains("add --yes"), "{}", err(&output));
 
     for (answer, says) in [("no", "nothing was reverted"), ("", "nothing was reverted"), ("yes", "reverted")]
     {
