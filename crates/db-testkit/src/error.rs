@@ -88,6 +88,22 @@ pub enum Error {
         /// The operating system's error.
         source: std::io::Error,
     },
+    /// The rules of a script cannot be followed.
+    #[cfg(feature = "script")]
+    #[error("the script cannot be followed: {why}")]
+    Rules {
+        /// Which rules, and why.
+        why: String,
+    },
+    /// A script does not come up.
+    #[cfg(feature = "script")]
+    #[error("no script for the test: cannot {action}")]
+    Script {
+        /// As in "cannot *listen*".
+        action: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The server is shared, and other tests would be affected.
     #[error("a shared server may not be {done}: use a server of TestServer::throwaway")]
     NotPrivate {

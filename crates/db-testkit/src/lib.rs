@@ -54,6 +54,13 @@
 //! }
 //! ```
 //!
+//! # Without a database
+//!
+//! With the feature `script`, a `Script` is a PostgreSQL that has no database: rules say what it answers to which statement, with
+//! typed rows, an error with all its fields, a notice, a delay, silence, half a message or a closed connection. The driver and the
+//! pool are real. It is there in a millisecond or two, and answers what no server can be made to answer on demand: a serialization
+//! failure at the second try, or a `COMMIT` whose answer is lost.
+//!
 //! # Through a pooler
 //!
 //! [`PgBouncer`] starts one in front of a test's database, in transaction mode by default, with production's configuration file
@@ -89,7 +96,9 @@
 //!
 //! # Features
 //!
-//! This crate has no cargo features.
+//! | feature | on by default | what it adds |
+//! |---|---|---|
+//! | `script` | no | the module `script`: a PostgreSQL that has no database, on the messages of `pgwire` |
 
 mod address;
 mod admin;
@@ -103,6 +112,8 @@ mod pgbouncer;
 mod polls;
 mod proxy;
 mod run;
+#[cfg(feature = "script")]
+pub mod script;
 mod server;
 mod sessions;
 mod stop;

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod admission;
+mod both;
 mod cancelling;
 mod connecting;
 mod copying;

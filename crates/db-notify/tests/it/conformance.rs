@@ -1,5 +1,5 @@
-//! The promises of a link, and of a bus on it, checked on PostgreSQL and on `MemoryLink`. So a test that uses one of them proves
-//! something about the other.
+//! The promises of a link, and of a bus on it, checked on PostgreSQL, on a `Script` of the test kit and on `MemoryLink`. So a test that
+//! uses one of them proves something about the others.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 use tokio::time::timeout;
 
-use crate::support::{PATIENCE, Place, Server, channel, gap, next, payload, topic};
+use crate::support::{PATIENCE, Place, Scripted, Server, channel, gap, next, payload, topic};
 
-/// Makes two tests of each fact. Those on `MemoryLink` run in paused time.
-macro_rules! on_both {
+/// Makes three tests of each fact. Those on `MemoryLink` run in paused time.
+macro_rules! on_each {
     ($($fact:ident),+ $(,)?) => {
         mod on_postgresql {
             use super::*;
@@ -24,6 +24,17 @@ macro_rules! on_both {
                 #[db_testkit::test]
                 async fn $fact(db: TestDb) {
                     super::$fact(Server::of(db)).await;
+                }
+            )+
+        }
+
+        mod on_a_script {
+            use super::*;
+
+            $(
+                #[tokio::test]
+                async fn $fact() {
+                    super::$fact(Scripted::start()).await;
                 }
             )+
         }
@@ -41,7 +52,7 @@ macro_rules! on_both {
     };
 }
 
-on_both! {
+on_each! {
     notifications_after_listen_arrive_once_and_in_order,
     notifications_before_listen_do_not_arrive,
     notifications_after_unlisten_do_not_arrive,

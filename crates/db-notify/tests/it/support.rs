@@ -7,6 +7,7 @@ use db_notify::link::Link;
 use db_notify::{
     Bus, BusOptions, Channel, Delivery, GapReason, MemoryLink, PostgresLink, Subscription, Topic,
 };
+use db_testkit::script::Script;
 use db_testkit::{Proxy, TestDb, until};
 use tokio::time::timeout;
 
@@ -178,5 +179,59 @@ impl Place for Server {
 
     async fn until_sessions(&self, count: usize) {
         self.db.until_sessions(&format!("{count} sessions"), |sessions| sessions.len() == count).await;
+    }
+}
+
+/// A PostgreSQL that has no database, behind a proxy.
+pub(crate) struct Scripted {
+    /// Goes first.
+    proxy: Proxy,
+    script: Script,
+}
+
+impl Scripted {
+    pub(crate) fn start() -> Self {
+        let script = Script::start([]).expect("a script");
+        let proxy = Proxy::to_address(&script.url()).expect("a proxy");
+        Self { proxy, script }
+    }
+}
+
+impl Place for Scripted {
+    type Link = PostgresLink;
+
+    fn link(&self) -> PostgresLink {
+        let config = Config::from_url(&self.proxy.url()).expect("the proxy's address");
+        PostgresLink::new(&config, &BusOptions::default())
+    }
+
+    async fn cut(&self) {
+        self.script.terminate();
+        until("all sessions have ended", async || self.script.open_sessions() == 0).await;
+    }
+
+    fn cut_before_notify(&self, channel: &str) {
+        self.proxy.cut_before(channel);
+    }
+
+    fn cut_answer_to_notify(&self, channel: &str) {
+        self.proxy.cut_answer_to(channel);
+    }
+
+    fn black_hole(&self) {
+        self.proxy.half_open();
+    }
+
+    fn stop(&self) {
+        self.proxy.refuse();
+        self.proxy.reset();
+    }
+
+    fn start(&self) {
+        self.proxy.heal();
+    }
+
+    async fn until_sessions(&self, count: usize) {
+        until(&format!("{count} sessions"), async || self.script.open_sessions() == count).await;
     }
 }

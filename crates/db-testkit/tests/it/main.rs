@@ -8,6 +8,7 @@ mod databases;
 mod faults;
 mod leftovers;
 mod polls;
+mod scripted;
 mod stops;
 mod support;
 mod templates;
