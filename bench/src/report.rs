@@ -43,6 +43,8 @@ pub(crate) struct ArmFigures {
     p99: Option<f64>,
     /// Operations per second in each round.
     rates: Vec<f64>,
+    /// Microseconds that 99 of 100 operations took at most, in each round.
+    p99s: Option<Vec<f64>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -117,6 +119,7 @@ impl ArmFigures {
             p50: latencies.as_ref().map(|them| median(&sorted(them.iter().map(|latency| latency.p50)))),
             p99: latencies.as_ref().map(|them| median(&sorted(them.iter().map(|latency| latency.p99)))),
             rates: rounds.iter().map(|slice| slice.rate).collect(),
+            p99s: latencies.map(|all| all.iter().map(|latency| latency.p99).collect()),
         }
     }
 }

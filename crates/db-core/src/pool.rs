@@ -25,6 +25,7 @@ mod keeper;
 mod live;
 mod quarantine;
 mod repair;
+mod sessions;
 mod state;
 mod warm;
 
@@ -129,7 +130,7 @@ impl Pool {
     #[must_use]
     pub fn holders(&self) -> Vec<Holder> {
         let now = Instant::now();
-        let sessions: Vec<_> = self.inner.core().sessions().collect();
+        let sessions = self.inner.sessions.all();
         let mut holders: Vec<_> = sessions.iter().filter_map(|session| session.holder(now)).collect();
         holders.sort_by_key(|holder| std::cmp::Reverse(holder.held));
         holders

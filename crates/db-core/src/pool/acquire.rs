@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, SqlStr};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::driver::{Driver, Taken};
@@ -21,15 +22,34 @@ use crate::tracker::{Caller, TaskKey};
 /// The limit for a connection to forget its cached plans.
 const FORGET_LIMIT: Duration = Duration::from_secs(1);
 
-/// A place in the queue, given up when it is dropped.
+/// A place in the queue, given up when it is dropped without an answer.
 struct Queued {
     driver: Arc<Driver>,
-    ticket: Ticket,
+    ticket: Option<Ticket>,
+}
+
+impl Queued {
+    fn new(driver: &Arc<Driver>, ticket: Ticket) -> Self {
+        Self { driver: Arc::clone(driver), ticket: Some(ticket) }
+    }
+
+    /// Waits for the answer at most for this time. An answered caller is not in the queue any more.
+    async fn answer(
+        mut self,
+        answer: Answer,
+        limit: Duration,
+    ) -> Result<<Answer as Future>::Output, Elapsed> {
+        let answer = timeout(limit, answer).await?;
+        self.ticket = None;
+        Ok(answer)
+    }
 }
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        self.driver.core().state.leave(self.ticket);
+        if let Some(ticket) = self.ticket {
+            self.driver.core().state.leave(ticket);
+        }
     }
 }
 
@@ -47,7 +67,7 @@ pub(crate) async fn acquire(
             Err(conn) => (Arc::clone(conn.inner()), Next::Check(conn, standard)),
         },
         Taken::Queued(ticket, answer) => {
-            let queued = Queued { driver: Arc::clone(&**inner), ticket };
+            let queued = Queued::new(&inner, ticket);
             (inner, Next::Wait(queued, answer))
         }
         Taken::Shed => (inner, Next::GiveUp(AcquirePhase::Shed)),
@@ -122,10 +142,7 @@ async fn acquire_slow(
             Next::Wait(queued, answer) => {
                 let since = Instant::now();
                 warn_of_nested_acquire(inner, caller);
-                let answer = timeout(left, answer).await;
-                // Dropped now, so that an error below does not count this caller as waiting.
-                drop(queued);
-                let out = match answer {
+                let out = match queued.answer(answer, left).await {
                     Ok(Ok(Ok(handoff))) => handoff.open(),
                     Ok(Ok(Err(Refusal::Dial(failure)))) => {
                         return give_up(AcquirePhase::Dial, Some(failure.to_string()));
@@ -162,9 +179,7 @@ async fn acquire_slow(
                     Err(conn) => Next::Check(conn, standard),
                 }
             }
-            Taken::Queued(ticket, answer) => {
-                Next::Wait(Queued { driver: Arc::clone(&**inner), ticket }, answer)
-            }
+            Taken::Queued(ticket, answer) => Next::Wait(Queued::new(inner, ticket), answer),
             Taken::Shed => Next::GiveUp(AcquirePhase::Shed),
             Taken::Closed => Next::GiveUp(AcquirePhase::Closed),
         };
@@ -235,8 +250,7 @@ fn taken_by_this_task(inner: &Driver) -> Option<CallSite> {
         return None;
     }
     let here = TaskKey::here();
-    let sessions: Vec<_> = inner.core().sessions().collect();
-    sessions.iter().find_map(|session| session.acquired_by(here))
+    inner.sessions.find(|session| session.acquired_by(here))
 }
 
 fn explain(
@@ -253,7 +267,6 @@ fn explain(
         .last_failure
         .as_ref()
         .map(|(failure, at)| (failure.to_string(), now.saturating_duration_since(*at)));
-    let sessions: Vec<_> = core.sessions().collect();
     let queue_time = core.queue_time();
     let is_full = core.state.is_full();
     drop(core);
@@ -262,6 +275,7 @@ fn explain(
         AcquirePhase::Queue if !is_full => AcquirePhase::Dial,
         other => other,
     };
+    let sessions = inner.sessions.all();
     let oldest = sessions
         .iter()
         .filter_map(|session| Some((session.since()?, session)))

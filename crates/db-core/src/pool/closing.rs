@@ -89,7 +89,7 @@ async fn emptied(driver: &Driver) {
 }
 
 fn sessions_out(driver: &Driver) -> Vec<Arc<Session>> {
-    driver.core().sessions().collect()
+    driver.sessions.all()
 }
 
 /// Records and logs the checkouts that are aborted.

@@ -96,11 +96,10 @@ impl Dial {
         if let Some(canceller) = &driver.canceller {
             canceller.open();
         }
+        driver.sessions.add(&session);
         let mut core = driver.core();
         core.totals.dialled += 1;
         core.totals.dialling += now - started;
-        core.sessions.retain(|session| session.strong_count() > 0);
-        core.sessions.push(Arc::downgrade(&session));
         let epochs = core.state.epochs();
         let live = Box::new(Live {
             raw,

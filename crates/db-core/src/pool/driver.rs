@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
@@ -14,6 +14,7 @@ use super::cancel::Canceller;
 use super::handoff::{Answer, Handoff, Refusal, Waiter};
 use super::live::{CheckedOut, Live};
 use super::quarantine::Quarantine;
+use super::sessions::Sessions;
 use super::state::{
     Actions, AtServer, Dialling, Loss, Place, PoolState, Quarantined, Standard, Take, Ticket, Wear, Worker,
 };
@@ -22,14 +23,13 @@ use crate::extensions::Extensions;
 use crate::pool_options::{EXTRA, Limits, PoolOptions, Reset, Tracking};
 use crate::statement::{InFlight, State};
 use crate::stats::{Stats, Totals};
-use crate::tracker::{Returned, Session};
+use crate::tracker::Returned;
 use crate::{Config, Pooler};
 
 /// What the lock protects: the state, and numbers for statistics and errors.
 pub(crate) struct Core {
     pub(super) state: PoolState<Box<Live>, Waiter>,
     pub(super) totals: Totals,
-    pub(super) sessions: Vec<Weak<Session>>,
     pub(super) last_failure: Option<(ConnectFailure, Instant)>,
     /// How long connections are held, as a moving average in seconds.
     held: f64,
@@ -40,6 +40,7 @@ pub(crate) struct Driver {
     pub(crate) options: PoolOptions,
     pub(crate) config: Config,
     core: Mutex<Core>,
+    pub(super) sessions: Sessions,
     /// `None` through a pooler, where process ids are other clients'.
     pub(crate) canceller: Option<Canceller>,
     /// Makes the pool's statement texts differ from those of other pools: a pooler shares prepared statements between clients.
@@ -136,11 +137,6 @@ impl Core {
             totals: self.totals,
         }
     }
-
-    /// The sessions that are still there.
-    pub(super) fn sessions(&self) -> impl Iterator<Item = Arc<Session>> {
-        self.sessions.iter().filter_map(Weak::upgrade)
-    }
 }
 
 impl Driver {
@@ -155,10 +151,10 @@ impl Driver {
             core: Mutex::new(Core {
                 state: PoolState::new(options.limits()),
                 totals: Totals::default(),
-                sessions: Vec::new(),
                 last_failure: None,
                 held: 0.0,
             }),
+            sessions: Sessions::default(),
             options,
             config,
             extensions: Extensions::default(),

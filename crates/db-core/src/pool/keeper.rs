@@ -49,8 +49,7 @@ fn tend_idle(driver: &Arc<Driver>, now: Instant) {
 
 /// Logs each connection that is held for too long, once.
 fn log_leaks(driver: &Driver, now: Instant) {
-    let sessions: Vec<_> = driver.core().sessions().collect();
-    for session in sessions {
+    for session in driver.sessions.all() {
         if session.flag_leak(now) {
             driver.core().totals.leaked += 1;
             if let Some(holder) = session.holder(now) {
