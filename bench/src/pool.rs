@@ -38,7 +38,7 @@ const ARRIVING_SLICE: Duration = Duration::from_millis(250);
 
 /// How many rounds of arrivals there are for each round of the others: the 99th percentile varies more between rounds than the
 /// throughput does.
-const ARRIVING_ROUNDS: usize = 3;
+const ARRIVING_ROUNDS: usize = 6;
 
 /// With `only`, runs these arms without ratios.
 pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyhow::Result<Report> {
