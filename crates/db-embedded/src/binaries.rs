@@ -34,6 +34,10 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     pub(crate) fn postgres(&self) -> PathBuf {
         self.folder.join("postgres")
     }

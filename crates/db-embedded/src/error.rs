@@ -22,6 +22,18 @@ pub enum Error {
         /// Each folder searched, and what was wrong with it.
         search: Search,
     },
+    /// A program that not every package has is missing.
+    #[error(
+        "no program `{name}` in {folder}\n\
+         Install the complete server package of PostgreSQL, or set DB_EMBEDDED_PGBIN to a folder that has it.",
+        folder = folder.display(),
+    )]
+    NoProgram {
+        /// The program.
+        name: &'static str,
+        /// The folder of the other programs.
+        folder: PathBuf,
+    },
     /// The kept data needs another major version than those found.
     #[error(
         "the data in {folder} was made by PostgreSQL {made_by}, but only {found} found\n\
