@@ -107,6 +107,7 @@ mod db;
 mod deadline;
 mod error;
 mod given;
+mod guard;
 mod migrations;
 mod pgbouncer;
 mod polls;

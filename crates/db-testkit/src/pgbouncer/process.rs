@@ -1,13 +1,8 @@
-//! The process, its folder, and the removal of both.
-//!
-//! A guard, a shell beside PgBouncer, waits on a pipe that only this process holds open. It is told the id of PgBouncer's
-//! process, and when the pipe closes, however this process ended, it kills that process and removes the folder. It runs as this
-//! user and not as the account, since the folder is this user's at first.
+//! The process, its folder, and the removal of both, also by a [`Guard`] when the test process is killed.
 
-use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -16,13 +11,7 @@ use super::account::Account;
 use super::ini::{self, Ini};
 use super::program::Program;
 use crate::error::Error;
-
-/// Each line is the id of the running process, or empty. `$0` is the folder.
-const GUARD: &str =
-    "while read -r line; do pid=$line; done; [ -z \"$pid\" ] || kill -KILL \"$pid\"; rm -rf \"$0\"";
-
-/// Waits for a line and then runs the program: the guard must know the process id first, since we may be killed in between.
-const GATE: &str = "read -r go && exec \"$0\" \"$@\" </dev/null";
+use crate::guard::{self, Guard};
 
 /// The prefix of all folders' names.
 const PREFIX: &str = "db-testkit-pgbouncer-";
@@ -38,8 +27,7 @@ const TAIL_LINES: usize = 8;
 pub(super) struct Process {
     account: Account,
     program: PathBuf,
-    folder: PathBuf,
-    guard: Child,
+    guard: Guard,
     log: File,
     /// The length of the log before the last start, in bytes.
     log_start: u64,
@@ -49,26 +37,13 @@ pub(super) struct Process {
 impl Process {
     /// Prepares everything but the process itself.
     pub(super) fn prepare(account: Account, program: &Program, ini: &Ini) -> Result<Process, Error> {
-        let folder = place(account)?;
-        let mut guard = start_guard(&folder).map_err(failed("start a guard shell"))?;
-        if let Err(error) = DirBuilder::new().mode(0o700).create(&folder) {
-            // Before its input ends, or it would remove a folder that is not ours.
-            let ended = guard.kill().and_then(|()| guard.wait());
-            return Err(failed("make a folder")(ended.err().unwrap_or(error)));
-        }
-        match write_files(account, program, ini, &folder) {
-            Ok((program, log)) => {
-                Ok(Process { account, program, folder, guard, log, log_start: 0, running: None })
-            }
-            Err(error) => {
-                end(&mut guard);
-                Err(error)
-            }
-        }
+        let guard = Guard::over(place(account)?, "KILL").map_err(failed("make a folder and its guard"))?;
+        let (program, log) = write_files(account, program, ini, guard.folder())?;
+        Ok(Process { account, program, guard, log, log_start: 0, running: None })
     }
 
     pub(super) fn folder(&self) -> &Path {
-        &self.folder
+        self.guard.folder()
     }
 
     pub(super) fn pid(&mut self) -> Option<u32> {
@@ -77,7 +52,7 @@ impl Process {
     }
 
     pub(super) fn log(&self) -> Result<String, Error> {
-        read(&self.folder.join("log"), 0).map_err(failed("read the log"))
+        read(&self.folder().join("log"), 0).map_err(failed("read the log"))
     }
 
     /// Kills the process if it runs, and starts it.
@@ -85,27 +60,25 @@ impl Process {
         self.kill()?;
         self.log_start = self.log.metadata().map_err(failed("read the length of the log"))?.len();
         let log = || self.log.try_clone().map_err(failed("open the log again"));
-        let mut command = self.account.command("/bin/sh");
-        command.args([OsStr::new("-c"), GATE.as_ref(), self.program.as_os_str()]);
-        command.arg(self.folder.join(ini::FILE)).stdin(Stdio::piped()).stdout(log()?).stderr(log()?);
-        let mut child = command.spawn().map_err(failed("start the process"))?;
-        let gate = child.stdin.take();
+        let ini = self.folder().join(ini::FILE);
+        let mut command = guard::gate(self.account.command("/bin/sh"), &self.program, &[ini.as_os_str()]);
+        let child = command.stdout(log()?).stderr(log()?).spawn().map_err(failed("start the process"))?;
         let pid = child.id();
         // Dropping this value kills it from now on.
-        self.running = Some(child);
-        self.tell_guard(&format!("{pid}\n"))?;
-        gate.map_or(Ok(()), |mut gate| gate.write_all(b"\n")).map_err(failed("release the process"))
+        let running = self.running.insert(child);
+        self.guard.watch([pid]).map_err(failed("write to the guard shell"))?;
+        guard::open(running).map_err(failed("release the process"))
     }
 
     /// Whether clients can connect; an error if the process has ended.
     pub(super) fn listens(&mut self) -> Result<bool, Error> {
         if self.pid().is_none() {
-            let log = read(&self.folder.join("log"), self.log_start).map_err(failed("read the log"))?;
+            let log = read(&self.folder().join("log"), self.log_start).map_err(failed("read the log"))?;
             let lines: Vec<&str> = log.lines().collect();
             let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
             return Err(Error::PgBouncerFailed { log: tail });
         }
-        let socket = self.folder.join(format!(".s.PGSQL.{}", ini::PORT));
+        let socket = self.folder().join(format!(".s.PGSQL.{}", ini::PORT));
         match UnixStream::connect(socket) {
             Ok(_) => Ok(true),
             // No socket yet, or that of the killed predecessor.
@@ -120,30 +93,16 @@ impl Process {
         let Some(mut running) = self.running.take() else { return Ok(()) };
         running.kill().and_then(|()| running.wait()).map_err(failed("kill the process"))?;
         // Another process may get its id from now on.
-        self.tell_guard("\n")
-    }
-
-    fn tell_guard(&mut self, line: &str) -> Result<(), Error> {
-        let told = self.guard.stdin.as_mut().map_or(Ok(()), |pipe| pipe.write_all(line.as_bytes()));
-        told.map_err(failed("write to the guard shell"))
+        self.guard.watch([]).map_err(failed("write to the guard shell"))
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let killed = self.kill();
-        end(&mut self.guard);
-        if killed.is_err() || self.folder.exists() {
-            // A failure is only printed, as it is no reason to fail the test.
-            eprintln!("db-testkit: {} was not removed: {killed:?}", self.folder.display());
+        if let Err(error) = self.kill() {
+            tracing::warn!(%error, "the guard has to kill PgBouncer");
         }
     }
-}
-
-/// Closes the guard's input, which makes it remove the folder, and waits for its end.
-fn end(guard: &mut Child) {
-    guard.stdin = None;
-    let _ = guard.wait();
 }
 
 /// A path for the folder: the account must be able to use it, and the socket's path must be short enough.
@@ -156,12 +115,6 @@ fn place(account: Account) -> Result<PathBuf, Error> {
         .ok_or_else(|| failed("find a temporary folder")(ErrorKind::PermissionDenied.into()))?;
     let random: String = std::iter::repeat_with(fastrand::alphanumeric).take(10).collect();
     Ok(base.join(format!("{PREFIX}{random}")))
-}
-
-fn start_guard(folder: &Path) -> io::Result<Child> {
-    let mut guard = Account::OURS.command("/bin/sh");
-    guard.args([OsStr::new("-c"), GUARD.as_ref(), folder.as_os_str()]);
-    guard.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
 /// Writes the files, and then changes their owner: before that, the account cannot replace them by links.
