@@ -104,6 +104,32 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The operating system refused something that a cluster needs.
+    #[error("no cluster: cannot {action}")]
+    Cluster {
+        /// As in "cannot *make its folder*".
+        action: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A program of a cluster failed: a server that ended, `initdb`, `pg_rewind`.
+    #[error("{what}:\n{log}")]
+    ClusterProgram {
+        /// As in "*member 1 of the cluster has ended*".
+        what: String,
+        /// The last lines that the program wrote.
+        log: String,
+    },
+    /// A member of a cluster does not have the role that the call needs.
+    #[error("cannot {action} member {member} of the cluster: that member is {role}")]
+    Role {
+        /// As in "cannot *promote*".
+        action: &'static str,
+        /// The number of the member.
+        member: usize,
+        /// As in "is *the primary*".
+        role: &'static str,
+    },
     /// The server is shared, and other tests would be affected.
     #[error("a shared server may not be {done}: use a server of TestServer::throwaway")]
     NotPrivate {

@@ -67,6 +67,11 @@
 //! if that is [included](PgBouncerBuilder::include). It can be killed and restarted. Its program must be on the machine, or be
 //! named by `DB_TESTKIT_PGBOUNCER`.
 //!
+//! # Failover and replicas
+//!
+//! [`Cluster`] starts a primary and its standbys. A test promotes and demotes them, stops them, pauses their replay, cuts them
+//! off, and asks how far they are behind.
+//!
 //! # Which server
 //!
 //! If the environment variable `DATABASE_URL` is set and not empty, tests use that server. Its role needs `CREATEDB`. The kit
@@ -94,6 +99,9 @@
 //! On the server of `DATABASE_URL`: the template, for the next run; it is dropped after a day without use. Later tests drop the
 //! databases of killed tests.
 //!
+//! By a [`Cluster`]: no process and no folder, but the data folder that `initdb` made, as one file in the folder for temporary
+//! files, for the next cluster; it is removed after a day without use.
+//!
 //! # Features
 //!
 //! | feature | on by default | what it adds |
@@ -102,6 +110,7 @@
 
 mod address;
 mod admin;
+mod cluster;
 mod create;
 mod db;
 mod deadline;
@@ -122,6 +131,7 @@ mod sweep;
 mod template;
 mod until;
 
+pub use cluster::{Cluster, ClusterBuilder, Lag, Member};
 pub use db::TestDb;
 /// Turns an `async fn(db: TestDb)` into a test, with a runtime of two workers and a database of its own.
 ///

@@ -26,7 +26,7 @@ pub enum Stop {
 }
 
 impl Stop {
-    fn signal(self) -> Signal {
+    pub(crate) fn signal(self) -> Signal {
         match self {
             Stop::Fast => Signal::SIGINT,
             Stop::Immediate => Signal::SIGQUIT,

@@ -4,6 +4,7 @@
 mod activity;
 mod attribute;
 mod child;
+mod clusters;
 mod databases;
 mod faults;
 mod leftovers;
