@@ -1,13 +1,10 @@
 //! Fixtures for the tests of several crates of this workspace. What users need is in `db-testkit`.
 //!
 //! - [`Process`]: this test program in a second process that takes orders and may be killed;
-//! - [`Log`]: the lines that all tests of a process log;
-//! - [`Pair`]: a primary and the standby that takes its place.
+//! - [`Log`]: the lines that all tests of a process log.
 
 mod log;
 mod processes;
-mod standby;
 
 pub use log::Log;
 pub use processes::{Process, answer, note, resident, told};
-pub use standby::Pair;

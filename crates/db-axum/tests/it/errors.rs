@@ -6,8 +6,7 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use db_layer::{Config, Db, Options, Pool, PoolOptions};
-use db_testkit::{Proxy, TestDb, until};
-use harness::Pair;
+use db_testkit::{Cluster, Proxy, TestDb, until};
 use serde_json::Value;
 use sqlx::error::DatabaseError;
 use sqlx::{Connection, PgConnection};
@@ -208,8 +207,9 @@ async fn a_refused_write_is_503_where_the_host_became_a_standby_and_500_where_th
         sqlx::query("insert into orders values (1)").execute(pool.handle()).await?;
         Ok(())
     }
-    let pair = Pair::start().await;
-    let mut setup = PgConnection::connect(&pair.url()).await.expect("a connection");
+    let mut cluster = Cluster::start().await.expect("a cluster");
+    let (old, new) = (cluster.primary(), cluster.standby(0));
+    let mut setup = PgConnection::connect(&old.url()).await.expect("a connection");
     sqlx::raw_sql(
         "create table orders (n int); create role reader login; grant insert on orders to reader;
          alter role reader set default_transaction_read_only = on",
@@ -220,7 +220,7 @@ async fn a_refused_write_is_503_where_the_host_became_a_standby_and_500_where_th
     setup.close().await.expect("closed");
     let pool =
         |address: &str| Pool::new(&Config::from_url(address).expect("an address"), PoolOptions::api().max(2));
-    let (writes, reads) = (pool(&pair.url()), pool(&pair.url().replace("//postgres@", "//reader@")));
+    let (writes, reads) = (pool(&old.url()), pool(&old.url().replace("//postgres@", "//reader@")));
     let routes = Router::new().route("/", post(order));
     let served =
         (serve(routes.clone().with_state(writes.clone())).await, serve(routes.with_state(reads)).await);
@@ -232,7 +232,7 @@ async fn a_refused_write_is_503_where_the_host_became_a_standby_and_500_where_th
     assert_eq!(answer(&served.0.address).await, (200, None));
     assert_eq!(answer(&served.1.address).await, (500, None));
 
-    let _pair = pair.switch_over().await;
+    cluster.switch_over(&new).await.expect("changed places");
 
     until("the host's new sessions only read", async || {
         let write = sqlx::query("insert into orders values (1)").execute(writes.handle()).await;

@@ -1,9 +1,8 @@
 //! A host becomes a standby while a pool has sessions there, and its address then leads to the new primary.
 
 use db_core::{Class, Config, Error, Pool, PoolOptions, Repeat};
-use db_testkit::{Proxy, until};
+use db_testkit::{Cluster, Proxy, until};
 use futures_util::future::join_all;
-use harness::Pair;
 use sqlx::{Connection, PgConnection};
 
 use crate::support::{PATIENCE, take};
@@ -31,17 +30,18 @@ async fn all_lead_to(pool: &Pool, standby: bool) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_to_a_host_that_became_a_standby_are_refused_until_its_address_leads_to_the_new_primary() {
-    let pair = Pair::start().await;
-    let mut setup = PgConnection::connect(&pair.url()).await.expect("a connection");
+    let mut cluster = Cluster::start().await.expect("a cluster");
+    let (old, new) = (cluster.primary(), cluster.standby(0));
+    let mut setup = PgConnection::connect(&old.url()).await.expect("a connection");
     sqlx::raw_sql("create table t (n int)").execute(&mut setup).await.expect("a table");
     setup.close().await.expect("closed");
-    let proxy = Proxy::to_address(&pair.url()).expect("a proxy");
+    let proxy = Proxy::to_address(&old.url()).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
     let pool = Pool::new(&config, PoolOptions::api().max(MAX).acquire_timeout(PATIENCE));
     assert!(all_lead_to(&pool, false).await);
     write(&pool).await.expect("the primary accepts writes");
 
-    let pair = pair.switch_over().await;
+    cluster.switch_over(&new).await.expect("changed places");
 
     // The sessions of the old primary were ended. Sessions dialled now read from the standby.
     until("the pool has its sessions at the standby", async || all_lead_to(&pool, true).await).await;
@@ -53,7 +53,7 @@ async fn writes_to_a_host_that_became_a_standby_are_refused_until_its_address_le
     }
     assert!(all_lead_to(&pool, true).await, "reads still work");
 
-    proxy.lead_to(&pair.standby_url()).expect("redirected");
+    proxy.lead_to(&new.url()).expect("redirected");
 
     // The sessions at the standby still work, so each of them may fail one write.
     let users = join_all((0..16).map(|_| async {

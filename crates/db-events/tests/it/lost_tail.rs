@@ -5,7 +5,7 @@ use std::time::Duration;
 use db_core::{Config, Pool, PoolOptions};
 use db_events::{Error, EventLogs, EventStream, LogId, NewEvent, SCHEMA};
 use db_notify::{Bus, BusOptions};
-use harness::Pair;
+use db_testkit::{Cluster, Proxy, Stop};
 use sqlx::Connection;
 use tokio::time::timeout;
 
@@ -27,13 +27,15 @@ async fn told(mut stream: EventStream) -> Error {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn followers_of_a_log_whose_tail_was_lost_with_the_primary_get_the_last_unchanged_event() {
-    let pair = Pair::start().await;
-    let mut setup = sqlx::PgConnection::connect(&pair.url()).await.expect("a connection");
+    let mut cluster = Cluster::start().await.expect("a cluster");
+    let (old, new) = (cluster.primary(), cluster.standby(0));
+    let proxy = Proxy::to_address(&old.url()).expect("a proxy");
+    let mut setup = sqlx::PgConnection::connect(&old.url()).await.expect("a connection");
     for schema in SCHEMA {
         sqlx::raw_sql(schema.up).execute(&mut setup).await.expect("the tables");
     }
     drop(setup);
-    let events = open(&pair.url()).await;
+    let events = open(&proxy.url()).await;
     let (log, short) = (events.create().await.expect("a log"), events.create().await.expect("a log"));
     let mut streams = [events.stream(log, 0), events.stream(log, 0), events.stream(short, 0)];
     for n in 1..=5 {
@@ -41,7 +43,7 @@ async fn followers_of_a_log_whose_tail_was_lost_with_the_primary_get_the_last_un
     }
     events.append(short, &numbered(1, 3)).await.expect("appended");
     assert_eq!(next_ids(&mut streams[2]).await, [1, 2, 3]);
-    pair.part().await;
+    cluster.part(&new).await.expect("cut off");
     for n in 6..=10 {
         append(&events, &mut streams, log, n).await;
     }
@@ -49,9 +51,11 @@ async fn followers_of_a_log_whose_tail_was_lost_with_the_primary_get_the_last_un
     let [first, second, whole] = streams;
     let waiting = [tokio::spawn(told(first)), tokio::spawn(told(second))];
 
-    let pair = pair.fail_over().await;
+    cluster.stop(&old, Stop::Immediate).await.expect("stopped");
+    cluster.promote(&new).await.expect("promoted");
+    proxy.lead_to(&new.url()).expect("redirected");
     // Another writer goes on, and soon the log is longer than before.
-    let other = open(&pair.url()).await;
+    let other = open(&new.url()).await;
     let again: Vec<NewEvent> = (6..=12).map(|n| NewEvent::new("again", n.to_string())).collect();
     assert_eq!(other.append(log, &again).await.expect("appended"), 6..=12);
 
