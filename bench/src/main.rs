@@ -16,6 +16,7 @@ mod load;
 mod logs;
 mod notify;
 mod open;
+mod orm;
 mod peers;
 mod pool;
 mod report;
@@ -73,6 +74,14 @@ enum Topic {
         #[command(flatten)]
         options: Options,
         /// Run only this arm, such as `tx.ours`, without ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
+    /// Entities of `SeaORM` on our pool: find by key, and a transaction of one update, 10 tasks on 10 connections.
+    Orm {
+        #[command(flatten)]
+        options: Options,
+        /// Only this one, such as `orm.10.ours`, and no ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
@@ -182,6 +191,10 @@ fn act() -> anyhow::Result<ExitCode> {
         }
         Topic::Tx { options, arms } => {
             let report = tx::measure(&workers()?, options.rounds(9), &arms)?;
+            (options, report)
+        }
+        Topic::Orm { options, arms } => {
+            let report = orm::measure(&workers()?, options.rounds(9), &arms)?;
             (options, report)
         }
         Topic::Isolation { options } => {

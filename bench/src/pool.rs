@@ -54,7 +54,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         let diesel = Diesel::new(url, size)?;
         let bb8 = runtime.block_on(Bb8::new(url, CONNECTIONS))?;
         let alone = Arc::new(runtime.block_on(Alone::new(url, CONNECTIONS))?);
-        let seaorm = runtime.block_on(SeaOrm::new(url, CONNECTIONS))?;
+        let seaorm = runtime.block_on(SeaOrm::new(url, CONNECTIONS, Test::Default))?;
 
         let capacity = Capacity::of(runtime, Select(deadpool.clone()));
         let mut close = vec![

@@ -24,6 +24,10 @@ use crate::load::Work;
 /// The statement that every driver prepares once on each connection.
 const SELECT: &str = "select $1::int8";
 
+/// Reads one row by its key, in the words of `SeaORM`.
+const FIND: &str =
+    r#"SELECT "bench_rows"."id", "bench_rows"."n" FROM "bench_rows" WHERE "bench_rows"."id" = $1 LIMIT $2"#;
+
 /// Updates one row by its key.
 const UPDATE: &str = "update bench_rows set n = n + 1 where id = $1";
 

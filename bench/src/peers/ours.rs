@@ -2,7 +2,7 @@
 
 use db_core::{Config, Pool, PoolOptions};
 
-use super::{SELECT, Selects, Takes, UPDATE, Updates};
+use super::{FIND, Finds, SELECT, Selects, Takes, UPDATE, Updates};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Ours(Pool);
@@ -33,5 +33,12 @@ impl Updates for Ours {
         let done = sqlx::query(UPDATE).bind(id).execute(&mut tx).await?;
         tx.commit().await?;
         Ok(done.rows_affected())
+    }
+}
+
+impl Finds for Ours {
+    async fn find(&self, id: i64) -> anyhow::Result<i64> {
+        let (_, n): (i64, i64) = sqlx::query_as(FIND).bind(id).bind(1_i64).fetch_one(self.0.handle()).await?;
+        Ok(n)
     }
 }

@@ -109,6 +109,26 @@ impl From<sqlx::Error> for Error {
     }
 }
 
+#[cfg(feature = "sea-orm")]
+impl From<sea_orm::DbErr> for Error {
+    fn from(error: sea_orm::DbErr) -> Self {
+        db_core::Error::from(error).into()
+    }
+}
+
+#[cfg(feature = "sea-orm")]
+impl<E: std::error::Error> From<sea_orm::TransactionError<E>> for Error
+where
+    Self: From<E>,
+{
+    fn from(error: sea_orm::TransactionError<E>) -> Self {
+        match error {
+            sea_orm::TransactionError::Connection(error) => error.into(),
+            sea_orm::TransactionError::Transaction(error) => error.into(),
+        }
+    }
+}
+
 impl From<db_core::AcquireError> for Error {
     fn from(error: db_core::AcquireError) -> Self {
         db_core::Error::from(error).into()

@@ -33,7 +33,9 @@
 //!
 //! # Features
 //!
-//! This crate has no cargo features.
+//! | feature | on by default | what it adds |
+//! |---|---|---|
+//! | `sea-orm` | no | `SeaORM`'s errors become [`Error`]s; `db.api().orm()` and `tx.orm()` of `db-layer` |
 
 mod error;
 pub mod health;

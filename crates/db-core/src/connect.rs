@@ -155,7 +155,7 @@ fn is_refused(error: &sqlx::Error) -> bool {
 const TLS_REQUIRED: [&str; 2] = ["SSL required", "TLS connection required"];
 
 /// Why a database could not be reached.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ConnectError {
     to: String,
     failure: ConnectFailure,

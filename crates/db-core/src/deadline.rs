@@ -89,11 +89,11 @@ impl TxDeadline {
     }
 }
 
-/// A time limit passed: the server did not answer a statement, a transaction was open for too long, or an abandoned statement in a
-/// transaction did not end.
+/// A time limit passed: the server did not answer a statement, a transaction was open for too long, an abandoned statement in a
+/// transaction did not end, or a statement of `SeaORM` waited too long for another one on the same session.
 ///
 /// Dropping the connection cancels the statement on the server and rolls back the transaction.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct DeadlineError {
     pool: String,
     at: CallSite,
@@ -108,6 +108,9 @@ enum Late {
     Transaction,
     /// A statement whose future was dropped, in a transaction.
     Abandoned,
+    /// Another statement on the same session.
+    #[cfg(feature = "sea-orm")]
+    Busy,
 }
 
 impl DeadlineError {
@@ -118,6 +121,11 @@ impl DeadlineError {
 
     pub(crate) fn of_abandoned(pool: &str, at: CallSite, after: Duration) -> Self {
         Self { pool: pool.to_owned(), at, after, late: Late::Abandoned }
+    }
+
+    #[cfg(feature = "sea-orm")]
+    pub(crate) fn of_busy(pool: &str, at: CallSite, after: Duration) -> Self {
+        Self { pool: pool.to_owned(), at, after, late: Late::Busy }
     }
 
     /// The name of the pool.
@@ -156,6 +164,12 @@ impl fmt::Display for DeadlineError {
                 f,
                 "pool `{pool}`: an abandoned statement in the transaction did not end within {after:.1} s and was cancelled, which \
                      failed the transaction"
+            )?,
+            #[cfg(feature = "sea-orm")]
+            Late::Busy => write!(
+                f,
+                "pool `{pool}`: the statement was not sent: another statement, or a stream that is still open, used the session \
+                 for {after:.1} s"
             )?,
         }
         write!(f, " (acquire at {at})")

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::class::{Repeat, Verdict};
@@ -11,7 +12,7 @@ use crate::{
 };
 
 /// Anything that can go wrong between a service and its database.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The configuration cannot be used.
@@ -45,6 +46,10 @@ pub enum Error {
     /// found it, or a [`COPY`](crate::Session::copy_in) on the session was not finished.
     #[error(transparent)]
     Lent(#[from] LentError),
+    /// `SeaORM` failed without an error of the driver, or one of its transactions had been ended by the end of an outer one.
+    #[cfg(feature = "sea-orm")]
+    #[error(transparent)]
+    Orm(#[from] crate::orm::OrmError),
 }
 
 impl Error {
@@ -63,6 +68,8 @@ impl Error {
             Self::RolledBack(_) => Class::Conflict,
             Self::Deadline(_) => Class::TimedOut,
             Self::Lent(error) => error.class(),
+            #[cfg(feature = "sea-orm")]
+            Self::Orm(error) => error.class(),
         }
     }
 
@@ -78,6 +85,8 @@ impl Error {
             Self::CommitUnknown(_) => Repeat::IfHarmless,
             Self::RolledBack(_) => Repeat::Soon,
             Self::Lent(error) => error.repeat(),
+            #[cfg(feature = "sea-orm")]
+            Self::Orm(error) => error.repeat(),
         }
     }
 
@@ -151,7 +160,12 @@ impl Error {
     /// Whether a query that had to return a row returned none.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Statement(StatementError(sqlx::Error::RowNotFound)))
+        match self {
+            Self::Statement(error) => matches!(error.as_sqlx(), sqlx::Error::RowNotFound),
+            #[cfg(feature = "sea-orm")]
+            Self::Orm(error) => error.is_not_found(),
+            _ => false,
+        }
     }
 
     /// The name of the violated constraint, if the server gave one.
@@ -167,32 +181,28 @@ impl Error {
 impl From<sqlx::Error> for Error {
     /// Recovers an error of this crate that was passed through sqlx's `Executor`; wraps any other.
     fn from(error: sqlx::Error) -> Self {
-        let io = match error {
-            sqlx::Error::Io(io) => io,
-            sqlx::Error::Configuration(other) => {
-                let other = match other.downcast::<PoolerError>() {
-                    Ok(ours) => return Self::Pooler(*ours),
-                    Err(other) => other,
-                };
-                return match other.downcast::<LentError>() {
-                    Ok(ours) => Self::Lent(*ours),
-                    Err(other) => Self::Statement(StatementError(sqlx::Error::Configuration(other))),
-                };
-            }
-            other => return Self::Statement(StatementError(other)),
+        Self::of_driver(Arc::new(error))
+    }
+}
+
+impl Error {
+    /// The same for a shared error.
+    pub(crate) fn of_driver(error: Arc<sqlx::Error>) -> Self {
+        Self::inside(&error).unwrap_or_else(|| Self::Statement(StatementError(error)))
+    }
+
+    /// The error of this crate inside of an error of sqlx, if there is one.
+    fn inside(error: &sqlx::Error) -> Option<Self> {
+        let inside: &(dyn std::error::Error + 'static) = match error {
+            sqlx::Error::Io(io) => io.get_ref()?,
+            sqlx::Error::Configuration(other) => &**other,
+            _ => return None,
         };
-        let io = match io.downcast::<AcquireError>() {
-            Ok(ours) => return Self::Acquire(ours),
-            Err(io) => io,
-        };
-        let io = match io.downcast::<LentError>() {
-            Ok(ours) => return Self::Lent(ours),
-            Err(io) => io,
-        };
-        match io.downcast::<DeadlineError>() {
-            Ok(ours) => Self::Deadline(ours),
-            Err(io) => Self::Statement(StatementError(sqlx::Error::Io(io))),
-        }
+        None.or_else(|| inside.downcast_ref().cloned().map(Self::Acquire))
+            .or_else(|| inside.downcast_ref().cloned().map(Self::Deadline))
+            .or_else(|| inside.downcast_ref().cloned().map(Self::Pooler))
+            .or_else(|| inside.downcast_ref().cloned().map(Self::Lent))
+            .or_else(|| inside.downcast_ref::<Self>().cloned())
     }
 }
 
@@ -200,9 +210,14 @@ impl From<sqlx::Error> for Error {
 ///
 /// `Display` and `Debug` show the server's message. They leave out the line of the server's C source, which sqlx 0.9 adds, and
 /// the message of data errors (class 22), which quotes the value.
-pub struct StatementError(pub(crate) sqlx::Error);
+#[derive(Clone)]
+pub struct StatementError(pub(crate) Arc<sqlx::Error>);
 
 impl StatementError {
+    pub(crate) fn new(error: sqlx::Error) -> Self {
+        Self(Arc::new(error))
+    }
+
     /// The kind of error, for decisions.
     #[must_use]
     pub fn class(&self) -> Class {
@@ -257,8 +272,8 @@ impl std::error::Error for StatementError {}
 ///
 /// `Display` shows what was waited for and how long, the pool's numbers, the oldest checkout and its call site, whether this
 /// task already holds a connection, and the last dial failure.
-#[derive(Debug)]
-pub struct AcquireError(Box<AcquireDetails>);
+#[derive(Debug, Clone)]
+pub struct AcquireError(Arc<AcquireDetails>);
 
 /// The content of an [`AcquireError`].
 #[derive(Debug)]
@@ -293,7 +308,7 @@ pub enum AcquirePhase {
 
 impl AcquireError {
     pub(crate) fn new(details: AcquireDetails) -> Self {
-        Self(Box::new(details))
+        Self(Arc::new(details))
     }
 
     /// The name of the pool.

@@ -41,6 +41,12 @@ impl Handle {
         self.pool.acquire_for(self.caller, statement)
     }
 
+    /// The same, for another line.
+    #[cfg(feature = "sea-orm")]
+    pub(crate) fn at(&self, at: CallSite) -> Self {
+        Self { pool: self.pool.clone(), caller: Caller { at, ..self.caller } }
+    }
+
     /// The pool behind the handle.
     #[must_use]
     pub fn pool(&self) -> &Pool {

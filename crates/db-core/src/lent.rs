@@ -6,7 +6,7 @@ use crate::{CallSite, Class, Repeat};
 
 /// A statement was not sent: its session was lent by [`as_sqlx`](crate::Session::as_sqlx) and came back in another state, or a
 /// [`COPY`](crate::Session::copy_in) on the session was not finished.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LentError {
     pool: String,
     at: CallSite,

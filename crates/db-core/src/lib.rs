@@ -73,6 +73,7 @@
 //! | feature | on by default | what it adds |
 //! |---|---|---|
 //! | `clap` | no | `settings` as command-line flags |
+//! | `sea-orm` | no | `orm`: `SeaORM` on handles, connections and transactions of this crate; `Pool::sea_orm` |
 
 mod backoff;
 mod call_site;
@@ -89,6 +90,8 @@ mod handle;
 mod hooks;
 mod keepalive;
 mod lent;
+#[cfg(feature = "sea-orm")]
+pub mod orm;
 mod pool;
 mod pool_options;
 mod pooler;

@@ -28,6 +28,8 @@ mod stale;
 mod text;
 
 pub use copy::CopyIn;
+#[cfg(feature = "sea-orm")]
+pub(crate) use text::Text;
 
 /// A session on the server, inside or outside a transaction: the argument type for functions that run statements and work in both
 /// cases.

@@ -5,6 +5,8 @@ use std::ops::{Deref, DerefMut};
 use crate::{Error, Session};
 
 mod end;
+#[cfg(feature = "sea-orm")]
+mod dropped;
 mod nesting;
 mod options;
 mod resolve;
@@ -14,6 +16,8 @@ pub use options::{Isolation, TxOptions};
 pub use savepoint::Savepoint;
 
 pub(crate) use nesting::Nesting;
+#[cfg(feature = "sea-orm")]
+pub(crate) use {dropped::DroppedScopes, nesting::Scope};
 
 use resolve::Outcome;
 

@@ -40,6 +40,7 @@
 //! | feature | on by default | what it adds |
 //! |---|---|---|
 //! | `clap` | no | [`Settings`] is `clap::Args`, for `#[command(flatten)]` |
+//! | `sea-orm` | no | `db.api().orm()` and `tx.orm()`: `SeaORM` on handles, connections and transactions (`db_core::orm`) |
 
 mod db;
 #[cfg(unix)]

@@ -86,7 +86,7 @@ impl Session {
                 self.state.pending_hooks.clear();
                 Err(error.into())
             }
-            Err(error) => Err(Error::CommitUnknown(StatementError(error))),
+            Err(error) => Err(Error::CommitUnknown(StatementError::new(error))),
         }
     }
 
@@ -111,7 +111,7 @@ impl Session {
 
     /// Checks whether the transaction is aborted, if not every statement was seen: the server answers the commit of an aborted
     /// transaction without an error.
-    async fn check_aborted(&mut self) -> Result<(), Error> {
+    pub(super) async fn check_aborted(&mut self) -> Result<(), Error> {
         match self.status().await? {
             TxStatus::Open => {}
             TxStatus::Aborted => self.state.transaction = Transaction::Aborted,
@@ -156,5 +156,5 @@ impl Session {
 /// The error of a commit whose outcome is unknown because the transaction had already ended.
 fn ended_early() -> Error {
     let what = "a statement inside the transaction had already ended it";
-    Error::CommitUnknown(StatementError(sqlx::Error::Protocol(what.to_owned())))
+    Error::CommitUnknown(StatementError::new(sqlx::Error::Protocol(what.to_owned())))
 }

@@ -32,9 +32,11 @@ pub enum Isolation {
 ///     .tenant("acme");
 /// ```
 #[derive(Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for, or not, whatever the others are")]
 pub struct TxOptions {
     isolation: Option<Isolation>,
     pub(crate) read_only: bool,
+    read_write: bool,
     deferrable: bool,
     settings: Vec<(String, String)>,
     pub(crate) timeout: Option<Duration>,
@@ -51,7 +53,14 @@ impl TxOptions {
     /// Makes the transaction read-only.
     #[must_use]
     pub fn read_only(self) -> Self {
-        Self { read_only: true, ..self }
+        Self { read_only: true, read_write: false, ..self }
+    }
+
+    /// Allow writes, also where the role or the database begins transactions that only read (`default_transaction_read_only`). A
+    /// standby refuses to begin such a transaction.
+    #[must_use]
+    pub fn read_write(self) -> Self {
+        Self { read_only: false, read_write: true, ..self }
     }
 
     /// Waits for a moment in which a serializable read-only transaction cannot fail. Has no effect on other transactions.
@@ -120,6 +129,9 @@ impl TxOptions {
         if self.read_only {
             sql.push_str(" READ ONLY");
         }
+        if self.read_write {
+            sql.push_str(" READ WRITE");
+        }
         if self.deferrable {
             sql.push_str(" DEFERRABLE");
         }
@@ -133,7 +145,11 @@ impl TxOptions {
 
     /// Whether [`TxOptions::begin`] is a bare `BEGIN`.
     pub(crate) fn is_plain(&self) -> bool {
-        self.isolation.is_none() && !self.read_only && !self.deferrable && self.settings.is_empty()
+        self.isolation.is_none()
+            && !self.read_only
+            && !self.read_write
+            && !self.deferrable
+            && self.settings.is_empty()
     }
 }
 
@@ -144,6 +160,7 @@ impl fmt::Debug for TxOptions {
         f.debug_struct("TxOptions")
             .field("isolation", &self.isolation)
             .field("read_only", &self.read_only)
+            .field("read_write", &self.read_write)
             .field("deferrable", &self.deferrable)
             .field("settings", &settings)
             .field("timeout", &self.timeout)

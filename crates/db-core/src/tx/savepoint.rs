@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 
 use super::TxOptions;
-use super::nesting::Place;
+use super::nesting::Scope;
 use crate::statement::Transaction;
 use crate::{Error, Session};
 
@@ -15,16 +15,8 @@ use crate::{Error, Session};
 #[derive(Debug)]
 pub struct Savepoint<'s> {
     session: &'s mut Session,
-    scope: Scope,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Scope {
-    /// A whole transaction.
-    Transaction,
-    Savepoint(Place),
-    /// Released or undone.
-    Ended,
+    /// None once it was released or undone.
+    scope: Option<Scope>,
 }
 
 impl Session {
@@ -37,12 +29,12 @@ impl Session {
         self.make_ready().await?;
         if self.state.transaction == Transaction::None {
             // Created before the first byte is sent, so that a dropped future is undone.
-            let savepoint = Savepoint { session: self, scope: Scope::Transaction };
+            let savepoint = Savepoint { session: self, scope: Some(Scope::Transaction) };
             savepoint.session.begin_transaction(&TxOptions::default()).await?;
             return Ok(savepoint);
         }
         let place = self.make_savepoint().await?;
-        Ok(Savepoint { session: self, scope: Scope::Savepoint(place) })
+        Ok(Savepoint { session: self, scope: Some(Scope::Savepoint(place)) })
     }
 
     /// Runs `work` as nested work: keeps it if `work` returns `Ok`, and undoes it if `work` returns `Err` or its
@@ -72,23 +64,17 @@ impl Session {
 }
 
 impl Savepoint<'_> {
-    /// Keeps the nested work, which is stored when the transaction commits. Dropping the future undoes it; if the server had already
-    /// released it, the transaction fails instead. If the nested work is a transaction of its own, it is committed.
+    /// Keeps the nested work, which is stored when the transaction commits. Dropping the future undoes it. If the nested work is a transaction of its own, it is committed.
     ///
     /// # Errors
     ///
     /// [`Error::Statement`] if a statement in it had failed (25P02): the nested work is undone. If it is a transaction of its own, the
     /// errors of [`Tx::commit`](crate::Tx::commit).
     pub async fn release(mut self) -> Result<(), Error> {
-        match self.scope {
-            Scope::Transaction => {
-                self.session.get_ready_to_commit().await?;
-                self.session.send_commit().await?;
-            }
-            Scope::Savepoint(place) => self.session.release_savepoint(place).await?,
-            Scope::Ended => {}
+        if let Some(scope) = self.scope {
+            self.session.release(scope).await?;
         }
-        self.scope = Scope::Ended;
+        self.scope = None;
         Ok(())
     }
 
@@ -98,23 +84,19 @@ impl Savepoint<'_> {
     ///
     /// [`Error::Statement`] if the link was lost: the server then rolls back the whole transaction.
     pub async fn rollback(mut self) -> Result<(), Error> {
-        self.undo();
-        Ok(self.session.undo_pending().await?)
-    }
-
-    fn undo(&mut self) {
-        match self.scope {
-            Scope::Transaction => self.session.undo_transaction(),
-            Scope::Savepoint(place) => self.session.undo_from(place),
-            Scope::Ended => {}
+        if let Some(scope) = self.scope {
+            self.session.roll_back_to(scope).await?;
         }
-        self.scope = Scope::Ended;
+        self.scope = None;
+        Ok(())
     }
 }
 
 impl Drop for Savepoint<'_> {
     fn drop(&mut self) {
-        self.undo();
+        if let Some(scope) = self.scope {
+            self.session.undo(scope);
+        }
     }
 }
 

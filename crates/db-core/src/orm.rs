@@ -1,0 +1,376 @@
+//! `SeaORM` on the pools, the connections and the transactions of this crate.
+//!
+//! [`Handle::orm`](crate::Handle::orm) makes an [`Orm`], and [`Session::orm`](crate::Session::orm), so `tx.orm()`, `savepoint.orm()` and
+//! `conn.orm()`, an [`OrmSession`]. Both are connections of `SeaORM`'s, on which its entities find, insert, save, stream and begin. All that they send has the limits, the
+//! log, the cancelling and the repairs of any other statement here.
+//!
+//! ```
+//! use db_core::{Error, Pool};
+//! use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionSession, TransactionTrait};
+//!
+//! async fn add(db: &impl ConnectionTrait, word: &str) -> Result<(), sea_orm::DbErr> {
+//!     let sql = "insert into word values ($1)";
+//!     db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, [word.into()])).await?;
+//!     Ok(())
+//! }
+//!
+//! # db_testkit::run(async |db| {
+//! # let pool = Pool::new(&db_core::Config::from_url(&db.url())?, db_core::PoolOptions::api());
+//! # sqlx::query("create table word (t text)").execute(&pool).await?;
+//! add(&pool.handle().orm(), "by itself").await?;
+//! let words: i64 = pool
+//!     .handle()
+//!     .tx(async |tx| {
+//!         add(&tx.orm(), "in a transaction").await?;
+//!         let part = tx.orm().begin().await?; // a savepoint
+//!         add(&part, "in a part of it").await?;
+//!         part.rollback().await?;
+//!         Ok::<_, Error>(sqlx::query_scalar("select count(*) from word").fetch_one(&mut *tx).await?)
+//!     })
+//!     .await?;
+//! assert_eq!(words, 2);
+//! # Ok::<_, Error>(())
+//! # }).unwrap();
+//! ```
+//!
+//! # Transactions
+//!
+//! What `SeaORM` begins is an [`OrmTx`]: a transaction where none is open, and a savepoint otherwise. It ends with `commit`, `rollback` or by
+//! being dropped, and then what was done in it is undone, right before the session's next statement or its transaction's commit, wherever
+//! its future was cut off. The transaction that an [`OrmSession`] was made from is its owner's to end: an [`OrmSession`] has neither
+//! `commit` nor `rollback`.
+//!
+//! Several may be open side by side, as `SeaORM` has it. Savepoints are a stack on the server: the one that was begun later lies in the one
+//! before it, and what is sent meanwhile by whichever handle lies in both. So when the outer one ends, the inner one ends with it, and
+//! answers [`OrmError`] from then on; it never ends what is not its own.
+//!
+//! One statement at a time runs on a session. Another one waits for it, and for a stream until that is dropped, for as long as a statement
+//! may take ([`statement_timeout`](crate::PoolOptions::statement_timeout)): a stream that is read while each of its rows is saved on the
+//! same transaction waits for itself, and fails with a [`DeadlineError`](crate::DeadlineError).
+//!
+//! # Errors
+//!
+//! `?` works both ways, and loses nothing: a [`DbErr`](sea_orm::DbErr) becomes an [`Error`](crate::Error) with its class, SQLSTATE and
+//! constraint, an [`Error`](crate::Error) becomes a `DbErr` that is the same error again when it comes back. `DbErr::sql_err` finds
+//! constraints as ever.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use async_stream::try_stream;
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{TryFutureExt, TryStreamExt};
+use sea_orm::{
+    AccessMode, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, FromQueryResult,
+    IsolationLevel, QueryResult, QueryTrait, SqlxPostgresConnector, Statement, StreamTrait, TransactionError,
+    TransactionOptions, TransactionSession, TransactionTrait,
+};
+use sqlx::SqlStr;
+use tokio::sync::MappedMutexGuard;
+
+use crate::call_site::CallSite;
+use crate::{Conn, Error, Handle, Pool, Session};
+
+mod begun;
+mod error;
+mod loan;
+mod options;
+mod statement;
+
+pub use begun::OrmTx;
+pub use error::OrmError;
+pub use loan::{Lent, Own};
+
+use error::{executing, querying};
+use loan::{Loan, Seat};
+
+/// A pool as a connection of `SeaORM`'s, made by [`Handle::orm`]. See the [module](self) for what it does and does not.
+#[derive(Debug, Clone)]
+pub struct Orm(Handle);
+
+/// A [`Session`] as a connection of `SeaORM`'s, made by [`Session::orm`]. See the [module](self) for what it does and does not.
+///
+/// In a future that has to be `Send`, such as a handler's, the compiler does not accept `StreamTrait` of a type that borrows
+/// ("implementation of `StreamTrait` is not general enough"). [`stream_as`](Self::stream_as) is for those.
+#[derive(Debug, Clone)]
+pub struct OrmSession<'s>(Loan<Lent<'s>>);
+
+impl Handle {
+    /// The pool as a connection of `SeaORM`'s. Each statement takes a connection, and `begin` takes one for a transaction.
+    ///
+    /// Holders, errors and the log name the line that calls this.
+    #[must_use]
+    #[track_caller]
+    pub fn orm(&self) -> Orm {
+        Orm(self.at(CallSite::caller()))
+    }
+}
+
+impl Session {
+    /// The session as a connection of `SeaORM`'s, in its transaction if there is one. `begin` makes a savepoint there, and begins a
+    /// transaction otherwise.
+    ///
+    /// Statements of sqlx go on where the last use of it, of what was begun on it, and of its streams ends; between them,
+    /// [`OrmTx::session`] is the way.
+    #[must_use]
+    #[track_caller]
+    pub fn orm(&mut self) -> OrmSession<'_> {
+        OrmSession(Loan::of(self, CallSite::caller()))
+    }
+}
+
+impl Pool {
+    /// A pool of `SeaORM`'s own, for code that needs a `&DatabaseConnection`: it has the connections of [`Pool::sqlx`], and follows their
+    /// rules. Its statements are not logged, limited or cancelled by this pool, no holder shows them, and they share no transaction with
+    /// this pool's. What takes any `ConnectionTrait` is better given [`Handle::orm`].
+    ///
+    /// `DatabaseConnection::close` closes the pool that [`Pool::sqlx`] returns, too, and it stays closed.
+    #[must_use]
+    pub fn sea_orm(&self) -> DatabaseConnection {
+        SqlxPostgresConnector::from_sqlx_postgres_pool(self.sqlx().clone())
+    }
+}
+
+/// The session that a statement is sent on.
+enum Taken<'a> {
+    Conn(Conn),
+    Lent(MappedMutexGuard<'a, Session>),
+}
+
+impl Deref for Taken<'_> {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        match self {
+            Self::Conn(conn) => conn,
+            Self::Lent(session) => session,
+        }
+    }
+}
+
+impl DerefMut for Taken<'_> {
+    fn deref_mut(&mut self) -> &mut Session {
+        match self {
+            Self::Conn(conn) => conn,
+            Self::Lent(session) => session,
+        }
+    }
+}
+
+impl Orm {
+    /// The session for one statement.
+    async fn take(&self, statement: &SqlStr) -> Result<Taken<'_>, Error> {
+        Ok(Taken::Conn(self.0.clone().acquire_for(statement).await?))
+    }
+
+    /// The session for a statement whose rows are read one by one.
+    async fn take_to_stream(&self) -> Result<Taken<'_>, Error> {
+        Ok(Taken::Conn(self.0.acquire().await?))
+    }
+
+    async fn start(&self, options: TransactionOptions) -> Result<OrmTx, Error> {
+        OrmTx::begin(&Loan::of_conn(self.0.acquire().await?), None, options).await
+    }
+}
+
+impl<'s> OrmSession<'s> {
+    async fn take(&self, _statement: &SqlStr) -> Result<Taken<'_>, Error> {
+        self.take_to_stream().await
+    }
+
+    async fn take_to_stream(&self) -> Result<Taken<'_>, Error> {
+        Ok(Taken::Lent(self.0.session().await?))
+    }
+
+    async fn start(&self, options: TransactionOptions) -> Result<OrmTx<Lent<'s>>, Error> {
+        OrmTx::begin(&self.0, None, options).await
+    }
+}
+
+/// `SeaORM`'s traits, which are the same for whatever takes a session, and begins.
+macro_rules! connection {
+    ($connection:ty, $begun:ty $(, $lifetime:lifetime)?) => {
+        #[async_trait]
+        impl $(<$lifetime>)? ConnectionTrait for $connection {
+            fn get_database_backend(&self) -> DbBackend {
+                DbBackend::Postgres
+            }
+
+            async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+                let mut text = statement::bound(statement)?;
+                let mut session = self.take(text.sql_str()).await?;
+                Ok(session.count(&mut text).await.map_err(executing)?.into())
+            }
+
+            async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+                let mut text = statement::raw(sql);
+                let mut session = self.take(text.sql_str()).await?;
+                Ok(session.count(&mut text).await.map_err(executing)?.into())
+            }
+
+            async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+                let mut text = statement::bound(statement)?;
+                let mut session = self.take(text.sql_str()).await?;
+                Ok(session.optional(&mut text).await.map_err(querying)?.map(QueryResult::from))
+            }
+
+            async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+                let text = statement::bound(statement)?;
+                let mut session = self.take_to_stream().await?;
+                let mut results = session.many(text);
+                let mut rows = Vec::new();
+                while let Some(result) = results.try_next().await.map_err(querying)? {
+                    rows.extend(result.right().map(QueryResult::from));
+                }
+                Ok(rows)
+            }
+        }
+
+        impl $(<$lifetime>)? StreamTrait for $connection {
+            type Stream<'a>
+                = BoxStream<'a, Result<QueryResult, DbErr>>
+            where
+                Self: 'a;
+
+            fn get_database_backend(&self) -> DbBackend {
+                DbBackend::Postgres
+            }
+
+            fn stream_raw<'a>(
+                &'a self,
+                statement: Statement,
+            ) -> BoxFuture<'a, Result<Self::Stream<'a>, DbErr>> {
+                Box::pin(async move {
+                    let text = statement::bound(statement)?;
+                    let mut session = self.take_to_stream().await?;
+                    let rows: Self::Stream<'a> = Box::pin(try_stream! {
+                        let mut results = session.many(text);
+                        while let Some(result) = results.try_next().await.map_err(querying)? {
+                            if let Some(row) = result.right() {
+                                yield QueryResult::from(row);
+                            }
+                        }
+                    });
+                    Ok(rows)
+                })
+            }
+        }
+
+        #[async_trait]
+        impl $(<$lifetime>)? TransactionTrait for $connection {
+            type Transaction = $begun;
+
+            async fn begin(&self) -> Result<$begun, DbErr> {
+                self.begin_with_options(TransactionOptions::default()).await
+            }
+
+            async fn begin_with_config(
+                &self,
+                isolation_level: Option<IsolationLevel>,
+                access_mode: Option<AccessMode>,
+            ) -> Result<$begun, DbErr> {
+                self.begin_with_options(with(isolation_level, access_mode)).await
+            }
+
+            async fn begin_with_options(&self, options: TransactionOptions) -> Result<$begun, DbErr> {
+                Ok(self.start(options).await?)
+            }
+
+            async fn transaction<F, T, E>(&self, callback: F) -> Result<T, TransactionError<E>>
+            where
+                F: for<'c> FnOnce(&'c $begun) -> BoxFuture<'c, Result<T, E>> + Send,
+                T: Send,
+                E: fmt::Display + fmt::Debug + Send,
+            {
+                self.transaction_with_config(callback, None, None).await
+            }
+
+            async fn transaction_with_config<F, T, E>(
+                &self,
+                callback: F,
+                isolation_level: Option<IsolationLevel>,
+                access_mode: Option<AccessMode>,
+            ) -> Result<T, TransactionError<E>>
+            where
+                F: for<'c> FnOnce(&'c $begun) -> BoxFuture<'c, Result<T, E>> + Send,
+                T: Send,
+                E: fmt::Display + fmt::Debug + Send,
+            {
+                let begun = self.begin_with_config(isolation_level, access_mode).await;
+                let tx = begun.map_err(TransactionError::Connection)?;
+                tx.run(callback).await
+            }
+        }
+    };
+}
+
+connection!(Orm, OrmTx);
+connection!(OrmTx, OrmTx);
+connection!(OrmSession<'s>, OrmTx<Lent<'s>>, 's);
+connection!(OrmTx<Lent<'s>>, OrmTx<Lent<'s>>, 's);
+
+/// The form of `transaction` that takes an async closure, which the types of `SeaORM` have beside their traits. Not where a session is
+/// borrowed: no future with such a closure would be `Send`.
+macro_rules! transaction_async {
+    ($connection:ty) => {
+        impl $connection {
+            /// Begins a transaction, or a savepoint where one is open, runs `callback` in it, and commits when that is `Ok`. It is undone
+            /// when that is `Err`, takes longer than the pool's [`tx_timeout`](crate::PoolOptions::tx_timeout), or its future is dropped.
+            ///
+            /// # Errors
+            ///
+            /// [`TransactionError::Transaction`] is the error of `callback`, [`TransactionError::Connection`] that of the beginning and of
+            /// the commit.
+            pub async fn transaction_async<F, T, E>(&self, callback: F) -> Result<T, TransactionError<E>>
+            where
+                F: AsyncFnOnce(&OrmTx) -> Result<T, E>,
+                E: std::error::Error,
+            {
+                let begun = self.begin().await;
+                begun.map_err(TransactionError::Connection)?.run_async(callback).await
+            }
+        }
+    };
+}
+
+transaction_async!(Orm);
+transaction_async!(OrmTx);
+
+/// The form of `StreamTrait` that futures may use which have to be `Send`.
+macro_rules! stream_as {
+    ($connection:ty) => {
+        impl $connection {
+            /// The rows of a `Select` or its like, one by one, each as an `M`.
+            ///
+            /// Dropping the stream cuts its statement off: in a transaction, the next statement waits for its end first.
+            pub fn stream_as<M: FromQueryResult + Send>(
+                &self,
+                select: &impl QueryTrait,
+            ) -> BoxStream<'_, Result<M, DbErr>> {
+                let statement = select.build(DbBackend::Postgres);
+                let rows = async move { self.stream_raw(statement).await };
+                Box::pin(rows.try_flatten_stream().and_then(async |row| M::from_query_result(&row, "")))
+            }
+        }
+    };
+}
+
+stream_as!(OrmSession<'_>);
+stream_as!(OrmTx<Lent<'_>>);
+
+#[async_trait]
+impl<S: Seat> TransactionSession for OrmTx<S> {
+    async fn commit(self) -> Result<(), DbErr> {
+        Ok(OrmTx::commit(self).await?)
+    }
+
+    async fn rollback(self) -> Result<(), DbErr> {
+        Ok(OrmTx::rollback(self).await?)
+    }
+}
+
+fn with(isolation_level: Option<IsolationLevel>, access_mode: Option<AccessMode>) -> TransactionOptions {
+    TransactionOptions { isolation_level, access_mode, sqlite_transaction_mode: None }
+}

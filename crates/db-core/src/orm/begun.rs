@@ -1,0 +1,210 @@
+//! What `SeaORM` has begun.
+
+use std::fmt;
+use std::ops::DerefMut;
+use std::pin::pin;
+
+use futures_util::future::BoxFuture;
+use sea_orm::{DbErr, TransactionError, TransactionOptions};
+use sqlx::{AssertSqlSafe, SqlStr};
+use tokio::sync::{MappedMutexGuard, MutexGuard};
+
+use super::loan::{Loan, Own, Seat};
+use super::{Taken, options};
+use crate::deadline::{TxDeadline, within};
+use crate::statement::Transaction;
+use crate::session::Text;
+use crate::tx::{DroppedScopes, Scope};
+use crate::{Error, Session};
+
+/// What `SeaORM` has begun: a transaction, or a savepoint in one. It ends with [`OrmTx::commit`], [`OrmTx::rollback`] or by being dropped,
+/// and what it begins is an `OrmTx`, too.
+///
+/// Dropped without a commit, what was done in it is undone, right before the session's next statement or the commit of the
+/// transaction around it, wherever its future was cut off.
+///
+/// `S` is where its session is: taken from a pool, [`Own`], or [`Lent`](super::Lent) by its owner.
+pub struct OrmTx<S: Seat = Own> {
+    loan: Loan<S>,
+    /// None once it was committed or rolled back.
+    scope: Option<Scope>,
+    dropped: DroppedScopes,
+    ends: Option<TxDeadline>,
+}
+
+impl<S: Seat> OrmTx<S> {
+    /// Begins a transaction on a session, or a savepoint where one is open. A future that is dropped leaves nothing open.
+    pub(super) async fn begin(
+        loan: &Loan<S>,
+        around: Option<&Self>,
+        options: TransactionOptions,
+    ) -> Result<Self, Error> {
+        let mut session = match around {
+            Some(around) => around.session_of_its_own().await?,
+            None => loan.session().await?,
+        };
+        session.make_ready().await?;
+        let begun = |scope, session: &mut Session| Self {
+            loan: loan.clone(),
+            scope: Some(scope),
+            dropped: session.dropped_scopes(),
+            ends: session.state.ends,
+        };
+        if session.state.transaction == Transaction::None {
+            // Before the first byte is sent, so that what is cut off is undone.
+            let mut begun = begun(Scope::Transaction, &mut session);
+            session.begin_transaction(&options::of_transaction(options)).await?;
+            begun.ends = session.state.ends;
+            return Ok(begun);
+        }
+        let place = session.make_savepoint().await?;
+        let begun = begun(Scope::Savepoint(place), &mut session);
+        if let Some(sql) = options::of_savepoint(options) {
+            session.count(&mut Text::of(sqlx::query(AssertSqlSafe(sql)))).await?;
+        }
+        Ok(begun)
+    }
+
+    /// Keeps what was done since it was begun. The transaction around it decides on it, or it is committed.
+    ///
+    /// Dropping the future leaves it open whether a transaction is committed or not; a savepoint is undone.
+    ///
+    /// # Errors
+    ///
+    /// What [`Tx::commit`](crate::Tx::commit) and [`Savepoint::release`](crate::Savepoint::release) say, and an
+    /// [`OrmError`](super::OrmError) if it was ended by another one around it.
+    pub async fn commit(mut self) -> Result<(), DbErr> {
+        let mut seat = self.loan.seat().await?;
+        let (session, scope) = self.find(&mut seat)?;
+        session.release(scope).await?;
+        if let Scope::Transaction = scope {
+            seat.leave();
+        }
+        self.scope = None;
+        Ok(())
+    }
+
+    /// Undoes what was done since it was begun. A transaction around it goes on, also after a statement in here had failed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Statement`] if the link was lost: the server then rolls back the whole transaction. An
+    /// [`OrmError`](super::OrmError) if it was ended by another one around it.
+    pub async fn rollback(mut self) -> Result<(), DbErr> {
+        let mut seat = self.loan.seat().await?;
+        let (session, scope) = self.find(&mut seat)?;
+        session.roll_back_to(scope).await?;
+        if let Scope::Transaction = scope {
+            seat.leave();
+        }
+        self.scope = None;
+        Ok(())
+    }
+
+    /// The session that it is begun on, for statements of sqlx between those of `SeaORM`, for
+    /// [`after_commit`](Session::after_commit) and its like. Statements of `SeaORM` wait until it is dropped.
+    ///
+    /// ```
+    /// # db_testkit::run(async |db| {
+    /// # let pool = db_core::Pool::new(&db_core::Config::from_url(&db.url())?, db_core::PoolOptions::api());
+    /// # sqlx::query("create table word (t text)").execute(&pool).await?;
+    /// use sea_orm::{ConnectionTrait, TransactionTrait};
+    ///
+    /// let tx = pool.handle().orm().begin().await?;
+    /// tx.execute_unprepared("insert into word values ('a')").await?;
+    /// sqlx::query("insert into word values ('b')").execute(&mut *tx.session().await?).await?;
+    /// tx.commit().await?;
+    /// # let words: i64 = sqlx::query_scalar("select count(*) from word").fetch_one(&pool).await?;
+    /// # assert_eq!(words, 2);
+    /// # Ok::<_, db_core::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Deadline`] if another statement keeps the session for longer than a statement may take, and an
+    /// [`OrmError`](super::OrmError) if this was ended by another one around it.
+    pub async fn session(&self) -> Result<impl DerefMut<Target = Session> + Send, Error> {
+        self.session_of_its_own().await
+    }
+
+    async fn session_of_its_own(&self) -> Result<MappedMutexGuard<'_, Session>, Error> {
+        let seat = self.loan.seat().await?;
+        MutexGuard::try_map(seat, |seat| Some(self.find(seat).ok()?.0)).map_err(|_| self.loan.ended())
+    }
+
+    /// The session and the scope, if that is still open.
+    fn find<'a>(&self, seat: &'a mut S) -> Result<(&'a mut Session, Scope), Error> {
+        if let (Some(session), Some(scope)) = (seat.session(), self.scope)
+            && session.has_scope(scope, &self.dropped)
+        {
+            return Ok((session, scope));
+        }
+        Err(self.loan.ended())
+    }
+
+    pub(super) async fn take(&self, _statement: &SqlStr) -> Result<Taken<'_>, Error> {
+        self.take_to_stream().await
+    }
+
+    pub(super) async fn take_to_stream(&self) -> Result<Taken<'_>, Error> {
+        Ok(Taken::Lent(self.session_of_its_own().await?))
+    }
+
+    pub(super) async fn start(&self, options: TransactionOptions) -> Result<Self, Error> {
+        Self::begin(&self.loan, Some(self), options).await
+    }
+
+    /// Runs a function in it, for as long as a transaction may take, and ends it.
+    pub(super) async fn run<F, T, E>(self, work: F) -> Result<T, TransactionError<E>>
+    where
+        F: for<'c> FnOnce(&'c Self) -> BoxFuture<'c, Result<T, E>>,
+    {
+        let result = within(self.ends.map(|ends| ends.at.into()), work(&self)).await;
+        self.end(result).await
+    }
+
+    /// The same for an async function.
+    pub(super) async fn run_async<F, T, E>(self, work: F) -> Result<T, TransactionError<E>>
+    where
+        F: AsyncFnOnce(&Self) -> Result<T, E>,
+    {
+        let result = within(self.ends.map(|ends| ends.at.into()), pin!(work(&self))).await;
+        self.end(result).await
+    }
+
+    /// Commits what a function has done when that is `Ok`, and undoes it when that is `Err`, or nothing, since its time was over.
+    async fn end<T, E>(self, result: Option<Result<T, E>>) -> Result<T, TransactionError<E>> {
+        match result {
+            Some(Ok(value)) => {
+                self.commit().await.map_err(TransactionError::Connection)?;
+                Ok(value)
+            }
+            Some(Err(error)) => {
+                if let Err(error) = self.rollback().await {
+                    // The link is lost, and the server rolls back by itself.
+                    tracing::debug!(%error, "roll back after an error failed");
+                }
+                Err(TransactionError::Transaction(error))
+            }
+            // It is undone as it is dropped.
+            None => Err(TransactionError::Connection(self.loan.late(self.ends).into())),
+        }
+    }
+}
+
+impl<S: Seat> Drop for OrmTx<S> {
+    fn drop(&mut self) {
+        if let Some(scope) = self.scope {
+            self.dropped.add(scope);
+        }
+    }
+}
+
+impl<S: Seat> fmt::Debug for OrmTx<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrmTx").field("loan", &self.loan).field("scope", &self.scope).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,255 @@
+//! Handles side by side, parts that are dropped, and what an end ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use db_core::{Class, Error, PoolOptions};
+use db_testkit::{TestDb, until};
+use futures_util::TryStreamExt;
+use orm::bakery::bakery;
+use sea_orm::ActiveValue::Set;
+use sea_orm::TransactionTrait;
+use sea_orm::prelude::*;
+
+use crate::support;
+
+async fn open(db: &impl ConnectionTrait, name: &str) -> Result<(), DbErr> {
+    bakery::ActiveModel { name: Set(name.to_owned()), ..Default::default() }.insert(db).await?;
+    Ok(())
+}
+
+/// Whether it was answered that another one had ended it.
+fn is_ended<T: std::fmt::Debug>(result: Result<T, DbErr>) -> bool {
+    matches!(Error::from(result.expect_err("it was ended")), Error::Orm(error) if error.is_ended())
+}
+
+#[db_testkit::test]
+async fn one_that_was_ended_by_another_around_it_says_so_and_ends_nothing(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+
+    pool.handle()
+        .tx(async |tx| {
+            let orm = tx.orm();
+            let outer = orm.begin().await?;
+            let inner = outer.begin().await?;
+            open(&inner, "both").await?;
+            outer.commit().await?;
+            let later = orm.begin().await?;
+            open(&later, "later").await?;
+
+            assert!(is_ended(open(&inner, "lost").await));
+            assert!(is_ended(inner.begin().await));
+            assert!(is_ended(bakery::Entity::find().stream(&inner).await.map(drop)));
+            assert!(is_ended(inner.commit().await), "and not the one that was begun later");
+            later.commit().await?;
+
+            let outer = orm.begin().await?;
+            let inner = outer.begin().await?;
+            outer.rollback().await?;
+            let later = orm.begin().await?;
+            open(&later, "latest").await?;
+            drop(inner);
+            later.commit().await?;
+            Ok::<_, Error>(())
+        })
+        .await
+        .expect("committed");
+
+    assert_eq!(support::count(pool.handle(), "bakery").await, 3);
+}
+
+#[db_testkit::test]
+async fn one_of_a_transaction_that_is_over_does_not_take_the_next_for_its_own(db: TestDb) {
+    let pool = support::bakery(&db, 2).await;
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    let orm = conn.orm();
+    let first = orm.begin().await.expect("begun");
+    let inner = first.begin().await.expect("a savepoint");
+    first.commit().await.expect("committed");
+
+    let second = orm.begin().await.expect("begun");
+    let kept = second.begin().await.expect("a savepoint of the same number");
+    open(&kept, "kept").await.expect("an insert");
+    assert!(is_ended(open(&inner, "lost").await));
+    drop(inner);
+    kept.commit().await.expect("released");
+    second.commit().await.expect("committed");
+
+    assert_eq!(support::count(pool.handle(), "bakery").await, 1);
+}
+
+#[db_testkit::test]
+async fn one_whose_transaction_was_dropped_is_ended_and_what_it_did_is_undone(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+    let outer = pool.handle().orm().begin().await.expect("begun");
+    let inner = outer.begin().await.expect("a savepoint");
+    open(&inner, "undone").await.expect("an insert");
+
+    drop(outer);
+    assert!(is_ended(open(&inner, "lost").await));
+    drop(inner);
+
+    assert_eq!(support::count(pool.handle(), "bakery").await, 0);
+}
+
+#[db_testkit::test]
+async fn a_committed_transaction_gives_its_connection_back_while_an_inner_one_is_held(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+    let outer = pool.handle().orm().begin().await.expect("begun");
+    let inner = outer.begin().await.expect("a savepoint");
+    open(&inner, "kept").await.expect("an insert");
+    outer.commit().await.expect("committed");
+
+    assert_eq!(support::count(pool.handle(), "bakery").await, 1);
+    assert!(is_ended(open(&inner, "lost").await));
+}
+
+#[db_testkit::test]
+async fn what_is_dropped_while_a_stream_has_the_session_is_undone_after_it(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+
+    pool.handle()
+        .tx(async |tx| {
+            let orm = tx.orm();
+            open(&orm, "kept").await?;
+            let part = orm.begin().await?;
+            open(&part, "undone").await?;
+            let mut rows = bakery::Entity::find().stream(&orm).await?;
+            rows.try_next().await?;
+            drop(part);
+            rows.try_next().await?;
+            drop(rows);
+
+            assert_eq!(bakery::Entity::find().count(&orm).await?, 1);
+            Ok::<_, Error>(())
+        })
+        .await
+        .expect("committed");
+
+    assert_eq!(support::count(pool.handle(), "bakery").await, 1);
+}
+
+#[db_testkit::test]
+async fn what_was_dropped_last_is_undone_by_the_next_statement_of_sqlx_and_by_the_commit(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+
+    for counts_between in [true, false] {
+        let mut tx = pool.handle().begin().await.expect("begun");
+        let orm = tx.orm();
+        let part = orm.begin().await.expect("a savepoint");
+        open(&part, "undone").await.expect("an insert");
+        drop(part);
+        if counts_between {
+            let count: i64 =
+                sqlx::query_scalar("select count(*) from bakery").fetch_one(&mut *tx).await.expect("a count");
+            assert_eq!(count, 0);
+        }
+        tx.commit().await.expect("committed");
+        assert_eq!(support::count(pool.handle(), "bakery").await, 0);
+    }
+}
+
+#[db_testkit::test]
+async fn hooks_go_with_their_part(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+    let ran = Arc::new(AtomicU32::new(0));
+    let hook = |by: u32| {
+        let ran = Arc::clone(&ran);
+        move || {
+            ran.fetch_add(by, Ordering::Relaxed);
+        }
+    };
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    let orm = tx.orm();
+    let kept = orm.begin().await.expect("a savepoint");
+    kept.session().await.expect("its session").after_commit(hook(1));
+    kept.commit().await.expect("released");
+    let undone = orm.begin().await.expect("a savepoint");
+    undone.session().await.expect("its session").after_commit(hook(10));
+    drop(undone);
+    // Given after the part was dropped, it is none of that part's.
+    tx.after_commit(hook(100));
+    tx.commit().await.expect("committed");
+    assert_eq!(ran.load(Ordering::Relaxed), 101);
+
+    let own = pool.handle().orm().begin().await.expect("begun");
+    own.session().await.expect("its session").after_commit(hook(1000));
+    own.commit().await.expect("committed");
+    assert_eq!(ran.load(Ordering::Relaxed), 1101);
+}
+
+#[db_testkit::test]
+async fn statements_side_by_side_take_turns_on_the_session(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+
+    pool.handle()
+        .tx(async |tx| {
+            let orm = tx.orm();
+            let (a, b, c) = tokio::join!(open(&orm, "a"), open(&orm, "b"), open(&orm, "c"));
+            a.and(b).and(c)?;
+            Ok::<_, Error>(())
+        })
+        .await
+        .expect("committed");
+
+    assert_eq!(support::count(pool.handle(), "bakery").await, 3);
+}
+
+#[db_testkit::test]
+async fn a_statement_that_waits_for_the_stream_that_waits_for_it_fails_in_time(db: TestDb) {
+    let options = PoolOptions::api().max(1).statement_timeout(Duration::from_millis(300));
+    let pool = support::pool_with(&db, options);
+    orm::bakery::create_tables(&pool.handle().orm()).await.expect("tables");
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    let orm = tx.orm();
+    open(&orm, "read").await.expect("an insert");
+    let mut rows = bakery::Entity::find().stream(&orm).await.expect("a stream");
+    rows.try_next().await.expect("a row");
+    let error = Error::from(open(&orm, "never").await.expect_err("the stream has the session"));
+    assert!(matches!(error, Error::Deadline(_)), "{error:?}");
+    assert_eq!(error.class(), Class::TimedOut);
+    let text = error.to_string();
+    assert!(text.contains("a stream that is still open") && text.contains("nesting.rs:"), "{text}");
+    drop(rows);
+    open(&orm, "after it").await.expect("an insert");
+    tx.commit().await.expect("committed");
+
+    assert_eq!(support::count(pool.handle(), "bakery").await, 2);
+}
+
+#[db_testkit::test]
+async fn a_closure_that_takes_longer_than_a_transaction_may_is_undone(db: TestDb) {
+    let options = PoolOptions::api().max(1).tx_timeout(Duration::from_millis(300));
+    let pool = support::pool_with(&db, options);
+    orm::bakery::create_tables(&pool.handle().orm()).await.expect("tables");
+
+    let late = pool
+        .handle()
+        .orm()
+        .transaction_async::<_, (), DbErr>(async |tx| {
+            open(tx, "undone").await?;
+            std::future::pending().await
+        })
+        .await;
+
+    let error = Error::from(late.expect_err("late"));
+    assert!(matches!(&error, Error::Deadline(late) if late.is_transaction()), "{error:?}");
+    until("its connection is back", async || pool.stats().in_use == 0 && pool.stats().repairing == 0).await;
+    assert_eq!(support::count(pool.handle(), "bakery").await, 0);
+}
+
+#[db_testkit::test]
+async fn a_commit_after_a_failed_statement_says_that_nothing_is_stored(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+    let tx = pool.handle().orm().begin().await.expect("begun");
+    open(&tx, "undone").await.expect("an insert");
+    tx.execute_unprepared("select 1/0").await.expect_err("a division by zero");
+
+    let error = Error::from(tx.commit().await.expect_err("PostgreSQL itself would say nothing"));
+
+    assert!(matches!(error, Error::Aborted), "{error:?}");
+    assert_eq!(support::count(pool.handle(), "bakery").await, 0);
+}

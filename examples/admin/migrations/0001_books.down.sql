@@ -1,0 +1,3 @@
+drop table change;
+drop table copy;
+drop table book;
