@@ -4,9 +4,9 @@ use std::ops::{Deref, DerefMut};
 
 use crate::{Error, Session};
 
-mod end;
 #[cfg(feature = "sea-orm")]
 mod dropped;
+mod end;
 mod nesting;
 mod options;
 mod resolve;

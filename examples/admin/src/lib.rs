@@ -4,7 +4,7 @@
 //! sqlx, in the same transaction.
 #![expect(
     missing_docs,
-    reason = "entities are their columns, and the derive macros add what has no documentation"
+    reason = "entities are their columns, and the derive macros write code without documentation"
 )]
 
 use axum::Router;

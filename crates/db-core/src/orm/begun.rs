@@ -12,8 +12,8 @@ use tokio::sync::{MappedMutexGuard, MutexGuard};
 use super::loan::{Loan, Own, Seat};
 use super::{Taken, options};
 use crate::deadline::{TxDeadline, within};
-use crate::statement::Transaction;
 use crate::session::Text;
+use crate::statement::Transaction;
 use crate::tx::{DroppedScopes, Scope};
 use crate::{Error, Session};
 

@@ -8,8 +8,8 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use tokio::time::timeout;
 
 use super::error::OrmError;
-use crate::deadline::{TxDeadline, WaitLimit};
 use crate::call_site::CallSite;
+use crate::deadline::{TxDeadline, WaitLimit};
 use crate::{Conn, DeadlineError, Error, PoolOptions, Session};
 
 /// A session, of which one statement at a time makes use.

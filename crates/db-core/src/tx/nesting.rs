@@ -6,10 +6,10 @@ use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 #[cfg(feature = "sea-orm")]
 use super::dropped::DroppedScopes;
-use crate::{Error, Session};
 use crate::hooks::{Hook, When};
 use crate::statement::Transaction;
 use crate::status_query::TxStatus;
+use crate::{Error, Session};
 
 #[derive(Default)]
 pub(crate) struct Nesting {

@@ -12,7 +12,7 @@ const TASKS: u32 = 4;
 /// Of each task.
 const CANCELLED: u32 = 250;
 
-/// Saves graphs by a handle, each dropped one wait later than the one before, until so many were. Returns the number of those that
+/// Saves graphs by a handle, each dropped one wait later than the one before, until `CANCELLED` were. Returns the number of those that
 /// came to their end.
 async fn by_a_handle(pool: Pool, task: u32) -> u32 {
     let (mut cancelled, mut done, mut polls) = (0, 0, 0);

@@ -6,7 +6,7 @@ use db_core::{Config, Handle, Pool, PoolOptions};
 use db_testkit::TestDb;
 use orm::{bakery, blog};
 
-/// A pool of so many connections.
+/// A pool with at most `max` connections.
 pub(crate) fn pool(db: &TestDb, max: u32) -> Pool {
     pool_with(db, PoolOptions::api().max(max))
 }
@@ -16,14 +16,14 @@ pub(crate) fn pool_with(db: &TestDb, options: PoolOptions) -> Pool {
     Pool::new(&config, options.name("test").acquire_timeout(Duration::from_secs(10)))
 }
 
-/// A pool of so many connections, and the tables of users and posts.
+/// A pool with at most `max` connections, and the tables of users and posts.
 pub(crate) async fn blog(db: &TestDb, max: u32) -> Pool {
     let pool = pool(db, max);
     blog::create_tables(&pool.handle().orm()).await.expect("tables");
     pool
 }
 
-/// A pool of so many connections, and the tables of cakes.
+/// A pool with at most `max` connections, and the tables of cakes.
 pub(crate) async fn bakery(db: &TestDb, max: u32) -> Pool {
     let pool = pool(db, max);
     bakery::create_tables(&pool.handle().orm()).await.expect("tables");
