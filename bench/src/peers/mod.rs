@@ -17,7 +17,7 @@ pub(crate) use deadpool::Deadpool;
 pub(crate) use diesel::Diesel;
 pub(crate) use ours::Ours;
 pub(crate) use pgpool::{PgPool, Test};
-pub(crate) use seaorm::SeaOrm;
+pub(crate) use seaorm::{OursOrm, SeaOrm};
 
 use crate::load::Work;
 
@@ -46,6 +46,11 @@ pub(crate) trait Updates: Send + Sync + 'static {
     fn update(&self, id: i64) -> impl Future<Output = anyhow::Result<u64>> + Send;
 }
 
+/// Reads one row by its key, and returns its number.
+pub(crate) trait Finds: Send + Sync + 'static {
+    fn find(&self, id: i64) -> impl Future<Output = anyhow::Result<i64>> + Send;
+}
+
 pub(crate) struct Select<P>(pub(crate) P);
 
 impl<P: Selects> Work for Select<P> {
@@ -71,6 +76,15 @@ impl<P: Updates> Work for Update<P> {
     async fn once(&self, task: u32, _n: i64) -> anyhow::Result<()> {
         let rows = self.0.update(i64::from(task)).await?;
         ensure!(rows == 1, "{rows} rows were updated");
+        Ok(())
+    }
+}
+
+pub(crate) struct Find<P>(pub(crate) P);
+
+impl<P: Finds> Work for Find<P> {
+    async fn once(&self, task: u32, _n: i64) -> anyhow::Result<()> {
+        self.0.find(i64::from(task)).await?;
         Ok(())
     }
 }

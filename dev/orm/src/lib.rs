@@ -5,5 +5,5 @@
     reason = "entities are their columns, and the derive macros write code without documentation"
 )]
 
-pub mod bakery;
 pub mod blog;
+pub mod cakes;

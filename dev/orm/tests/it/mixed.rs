@@ -94,9 +94,9 @@ async fn a_transaction_that_sea_orm_begins_takes_statements_of_sqlx(db: TestDb) 
 
     let tx = pool.handle().orm().begin().await.expect("begun");
     add(&tx, "a").await.expect("an insert");
-    add_by_sqlx(&mut *tx.session().await.expect("its session"), "b").await.expect("an insert");
+    add_by_sqlx(&mut tx.session().await.expect("its session"), "b").await.expect("an insert");
     let part = tx.begin().await.expect("a savepoint");
-    add_by_sqlx(&mut *part.session().await.expect("its session"), "undone").await.expect("an insert");
+    add_by_sqlx(&mut part.session().await.expect("its session"), "undone").await.expect("an insert");
     drop(part);
     add(&tx, "c").await.expect("an insert");
     tx.commit().await.expect("committed");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use db_core::{Class, Error, PoolOptions};
 use db_testkit::{TestDb, until};
 use futures_util::TryStreamExt;
-use orm::bakery::bakery;
+use orm::cakes::bakery;
 use sea_orm::ActiveValue::Set;
 use sea_orm::TransactionTrait;
 use sea_orm::prelude::*;
@@ -201,7 +201,7 @@ async fn statements_side_by_side_take_turns_on_the_session(db: TestDb) {
 async fn a_statement_that_waits_for_the_stream_that_waits_for_it_fails_in_time(db: TestDb) {
     let options = PoolOptions::api().max(1).statement_timeout(Duration::from_millis(300));
     let pool = support::pool_with(&db, options);
-    orm::bakery::create_tables(&pool.handle().orm()).await.expect("tables");
+    orm::cakes::create_tables(&pool.handle().orm()).await.expect("tables");
 
     let mut tx = pool.handle().begin().await.expect("begun");
     let orm = tx.orm();
@@ -224,7 +224,7 @@ async fn a_statement_that_waits_for_the_stream_that_waits_for_it_fails_in_time(d
 async fn a_closure_that_takes_longer_than_a_transaction_may_is_undone(db: TestDb) {
     let options = PoolOptions::api().max(1).tx_timeout(Duration::from_millis(300));
     let pool = support::pool_with(&db, options);
-    orm::bakery::create_tables(&pool.handle().orm()).await.expect("tables");
+    orm::cakes::create_tables(&pool.handle().orm()).await.expect("tables");
 
     let late = pool
         .handle()

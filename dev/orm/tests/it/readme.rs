@@ -3,8 +3,8 @@
 
 use db_core::Error;
 use db_testkit::TestDb;
-use orm::bakery::{bakery, cake, cake_filling, filling, fruit};
 use orm::blog::{bob, post, profile, tag, user};
+use orm::cakes::{bakery, cake, cake_filling, filling, fruit};
 use sea_orm::ActiveValue::{NotSet, Set, Unchanged};
 use sea_orm::prelude::*;
 use sea_orm::{
@@ -13,6 +13,10 @@ use sea_orm::{
 };
 
 use crate::support;
+
+struct Item<'a> {
+    name: &'a str,
+}
 
 /// Users, profiles, posts and tags.
 async fn first_half<C: TransactionTrait + ConnectionTrait>(db: &C) -> Result<(), DbErr> {
@@ -31,9 +35,6 @@ async fn first_half<C: TransactionTrait + ConnectionTrait>(db: &C) -> Result<(),
     assert_eq!(user.posts[0].title, "Nice weather");
     assert_eq!(user.posts[0].tags[0].tag, "sunny for bob@sea-ql.org");
 
-    struct Item<'a> {
-        name: &'a str,
-    }
     let user = Item { name: "Bob" };
     let ids = [1, 2, 3];
     let found: Option<user::Model> = user::Entity::find()

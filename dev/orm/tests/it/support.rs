@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use db_core::{Config, Handle, Pool, PoolOptions};
 use db_testkit::TestDb;
-use orm::{bakery, blog};
+use orm::{blog, cakes};
 
 /// A pool with at most `max` connections.
 pub(crate) fn pool(db: &TestDb, max: u32) -> Pool {
@@ -26,7 +26,7 @@ pub(crate) async fn blog(db: &TestDb, max: u32) -> Pool {
 /// A pool with at most `max` connections, and the tables of cakes.
 pub(crate) async fn bakery(db: &TestDb, max: u32) -> Pool {
     let pool = pool(db, max);
-    bakery::create_tables(&pool.handle().orm()).await.expect("tables");
+    cakes::create_tables(&pool.handle().orm()).await.expect("tables");
     pool
 }
 

@@ -3,7 +3,7 @@
 
 use db_core::{Error, Pool};
 use db_testkit::TestDb;
-use orm::bakery::bakery;
+use orm::cakes::bakery;
 use sea_orm::ActiveValue::Set;
 use sea_orm::prelude::*;
 use sea_orm::{AccessMode, IsolationLevel, TransactionError, TransactionOptions, TransactionTrait};
