@@ -1,37 +1,10 @@
 //! `SeaORM` on the pools, the connections and the transactions of this crate.
 //!
 //! [`Handle::orm`](crate::Handle::orm) makes an [`Orm`], and [`Session::orm`](crate::Session::orm), so `tx.orm()`, `savepoint.orm()` and
-//! `conn.orm()`, an [`OrmSession`]. Both are connections of `SeaORM`'s, on which its entities find, insert, save, stream and begin. All that they send has the limits, the
-//! log, the cancelling and the repairs of any other statement here.
+//! `conn.orm()`, an [`OrmSession`]. Both are connections of `SeaORM`: its entities find, insert, save, stream and begin on them. Their
+//! statements have the limits, the log, the cancelling and the repairs of all others.
 //!
-//! ```
-//! use db_core::{Error, Pool};
-//! use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionSession, TransactionTrait};
-//!
-//! async fn add(db: &impl ConnectionTrait, word: &str) -> Result<(), sea_orm::DbErr> {
-//!     let sql = "insert into word values ($1)";
-//!     db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, [word.into()])).await?;
-//!     Ok(())
-//! }
-//!
-//! # db_testkit::run(async |db| {
-//! # let pool = Pool::new(&db_core::Config::from_url(&db.url())?, db_core::PoolOptions::api());
-//! # sqlx::query("create table word (t text)").execute(&pool).await?;
-//! add(&pool.handle().orm(), "by itself").await?;
-//! let words: i64 = pool
-//!     .handle()
-//!     .tx(async |tx| {
-//!         add(&tx.orm(), "in a transaction").await?;
-//!         let part = tx.orm().begin().await?; // a savepoint
-//!         add(&part, "in a part of it").await?;
-//!         part.rollback().await?;
-//!         Ok::<_, Error>(sqlx::query_scalar("select count(*) from word").fetch_one(&mut *tx).await?)
-//!     })
-//!     .await?;
-//! assert_eq!(words, 2);
-//! # Ok::<_, Error>(())
-//! # }).unwrap();
-//! ```
+#![doc = include_str!("orm/example.md")]
 //!
 //! # Transactions
 //!

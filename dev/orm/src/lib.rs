@@ -7,3 +7,8 @@
 
 pub mod blog;
 pub mod cakes;
+
+/// The examples of `db_core::orm`: `cargo test` builds db-core without that module.
+#[cfg(doctest)]
+#[doc = include_str!("../../../crates/db-core/src/orm/example.md")]
+struct Examples;

@@ -104,22 +104,6 @@ impl<S: Seat> OrmTx<S> {
     /// The session that it is begun on, for statements of sqlx between those of `SeaORM`, for
     /// [`after_commit`](Session::after_commit) and its like. Statements of `SeaORM` wait until it is dropped.
     ///
-    /// ```
-    /// # db_testkit::run(async |db| {
-    /// # let pool = db_core::Pool::new(&db_core::Config::from_url(&db.url())?, db_core::PoolOptions::api());
-    /// # sqlx::query("create table word (t text)").execute(&pool).await?;
-    /// use sea_orm::{ConnectionTrait, TransactionTrait};
-    ///
-    /// let tx = pool.handle().orm().begin().await?;
-    /// tx.execute_unprepared("insert into word values ('a')").await?;
-    /// sqlx::query("insert into word values ('b')").execute(&mut *tx.session().await?).await?;
-    /// tx.commit().await?;
-    /// # let words: i64 = sqlx::query_scalar("select count(*) from word").fetch_one(&pool).await?;
-    /// # assert_eq!(words, 2);
-    /// # Ok::<_, db_core::Error>(())
-    /// # }).unwrap();
-    /// ```
-    ///
     /// Cancel safe.
     ///
     /// # Errors
