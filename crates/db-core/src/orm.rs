@@ -8,24 +8,23 @@
 //!
 //! # Transactions
 //!
-//! What `SeaORM` begins is an [`OrmTx`]: a transaction where none is open, and a savepoint otherwise. It ends with `commit`, `rollback` or by
-//! being dropped, and then what was done in it is undone, right before the session's next statement or its transaction's commit, wherever
-//! its future was cut off. The transaction that an [`OrmSession`] was made from is its owner's to end: an [`OrmSession`] has neither
-//! `commit` nor `rollback`.
+//! `begin` makes an [`OrmTx`]: a savepoint in an open transaction, otherwise a transaction. `commit` and `rollback` end it. An [`OrmTx`] that
+//! is dropped, or whose future is dropped, is undone before the session's next statement, or before the commit of the transaction around
+//! it. An [`OrmSession`] has neither `commit` nor `rollback`: the owner of the session ends its transaction.
 //!
-//! Several may be open side by side, as `SeaORM` has it. Savepoints are a stack on the server: the one that was begun later lies in the one
-//! before it, and what is sent meanwhile by whichever handle lies in both. So when the outer one ends, the inner one ends with it, and
-//! answers [`OrmError`] from then on; it never ends what is not its own.
+//! Several [`OrmTx`] of one session may be open at the same time. Savepoints are a stack on the server: a later savepoint is inside the
+//! earlier one, and a statement of any handle is inside both. The end of the outer savepoint ends the inner one. After that, the inner
+//! [`OrmTx`] answers with an [`OrmError`], and ends nothing.
 //!
-//! One statement at a time runs on a session. Another one waits for it, and for a stream until that is dropped, for as long as a statement
-//! may take ([`statement_timeout`](crate::PoolOptions::statement_timeout)): a stream that is read while each of its rows is saved on the
-//! same transaction waits for itself, and fails with a [`DeadlineError`](crate::DeadlineError).
+//! A session runs one statement at a time. Another statement waits for its end, or until a stream is dropped, at most for
+//! [`statement_timeout`](crate::PoolOptions::statement_timeout). A loop that reads a stream and saves each row on the same transaction
+//! waits for itself: it fails with a [`DeadlineError`](crate::DeadlineError).
 //!
 //! # Errors
 //!
-//! `?` works both ways, and loses nothing: a [`DbErr`](sea_orm::DbErr) becomes an [`Error`](crate::Error) with its class, SQLSTATE and
-//! constraint, an [`Error`](crate::Error) becomes a `DbErr` that is the same error again when it comes back. `DbErr::sql_err` finds
-//! constraints as ever.
+//! `?` works both ways. A [`DbErr`](sea_orm::DbErr) becomes an [`Error`](crate::Error) with its class, SQLSTATE and constraint. An
+//! [`Error`](crate::Error) becomes a `DbErr`, and the same [`Error`](crate::Error) again on the way back. `DbErr::sql_err` finds
+//! constraints.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -59,21 +58,21 @@ pub use loan::{Lent, Own};
 use error::{executing, querying};
 use loan::{Loan, Seat};
 
-/// A pool as a connection of `SeaORM`'s, made by [`Handle::orm`]. See the [module](self) for what it does and does not.
+/// A pool as a connection of `SeaORM`, made by [`Handle::orm`]. See the [module](self).
 #[derive(Debug, Clone)]
 pub struct Orm(Handle);
 
-/// A [`Session`] as a connection of `SeaORM`'s, made by [`Session::orm`]. See the [module](self) for what it does and does not.
+/// A [`Session`] as a connection of `SeaORM`, made by [`Session::orm`]. See the [module](self).
 ///
-/// In a future that has to be `Send`, such as a handler's, the compiler does not accept `StreamTrait` of a type that borrows
-/// ("implementation of `StreamTrait` is not general enough"). [`stream_as`](Self::stream_as) is for those.
+/// In a future that must be `Send`, such as a handler's, the compiler refuses `StreamTrait` on a type that borrows ("implementation of
+/// `StreamTrait` is not general enough"). Use [`stream_as`](Self::stream_as) there.
 #[derive(Debug, Clone)]
 pub struct OrmSession<'s>(Loan<Lent<'s>>);
 
 impl Handle {
-    /// The pool as a connection of `SeaORM`'s. Each statement takes a connection, and `begin` takes one for a transaction.
+    /// The pool as a connection of `SeaORM`. Each statement acquires a connection, and `begin` acquires one for its transaction.
     ///
-    /// Holders, errors and the log name the line that calls this.
+    /// Holders, errors and the log name the line of this call.
     #[must_use]
     #[track_caller]
     pub fn orm(&self) -> Orm {
@@ -82,11 +81,10 @@ impl Handle {
 }
 
 impl Session {
-    /// The session as a connection of `SeaORM`'s, in its transaction if there is one. `begin` makes a savepoint there, and begins a
-    /// transaction otherwise.
+    /// The session as a connection of `SeaORM`. In an open transaction, `begin` makes a savepoint; otherwise it begins a transaction.
     ///
-    /// Statements of sqlx go on where the last use of it, of what was begun on it, and of its streams ends; between them,
-    /// [`OrmTx::session`] is the way.
+    /// The session is borrowed until the last use of this value, of its [`OrmTx`] and of its streams. For statements of sqlx in between,
+    /// use [`OrmTx::session`].
     #[must_use]
     #[track_caller]
     pub fn orm(&mut self) -> OrmSession<'_> {
@@ -95,11 +93,11 @@ impl Session {
 }
 
 impl Pool {
-    /// A pool of `SeaORM`'s own, for code that needs a `&DatabaseConnection`: it has the connections of [`Pool::sqlx`], and follows their
-    /// rules. Its statements are not logged, limited or cancelled by this pool, no holder shows them, and they share no transaction with
-    /// this pool's. What takes any `ConnectionTrait` is better given [`Handle::orm`].
+    /// `SeaORM`'s own pool over the connections of [`Pool::sqlx`], for code that needs a `&DatabaseConnection`. This pool does not log,
+    /// limit or cancel its statements, [holders](Pool::holders) do not show them, and they share no transaction with this pool's. Give
+    /// [`Handle::orm`] to code that takes any `ConnectionTrait`.
     ///
-    /// `DatabaseConnection::close` closes the pool that [`Pool::sqlx`] returns, too, and it stays closed.
+    /// `DatabaseConnection::close` also closes the pool that [`Pool::sqlx`] returns, for good.
     #[must_use]
     pub fn sea_orm(&self) -> DatabaseConnection {
         SqlxPostgresConnector::from_sqlx_postgres_pool(self.sqlx().clone())
@@ -162,7 +160,7 @@ impl<'s> OrmSession<'s> {
     }
 }
 
-/// `SeaORM`'s traits, which are the same for whatever takes a session, and begins.
+/// Implements `SeaORM`'s traits. The type has `take`, `take_to_stream` and `start`.
 macro_rules! connection {
     ($connection:ty, $begun:ty $(, $lifetime:lifetime)?) => {
         #[async_trait]
@@ -284,18 +282,19 @@ connection!(OrmTx, OrmTx);
 connection!(OrmSession<'s>, OrmTx<Lent<'s>>, 's);
 connection!(OrmTx<Lent<'s>>, OrmTx<Lent<'s>>, 's);
 
-/// The form of `transaction` that takes an async closure, which the types of `SeaORM` have beside their traits. Not where a session is
-/// borrowed: no future with such a closure would be `Send`.
+/// The form of `transaction` that takes an async closure, which `SeaORM`'s types have beside their traits. Types that borrow a session do
+/// not have this form: no future with such a closure would be `Send`.
 macro_rules! transaction_async {
     ($connection:ty) => {
         impl $connection {
-            /// Begins a transaction, or a savepoint where one is open, runs `callback` in it, and commits when that is `Ok`. It is undone
-            /// when that is `Err`, takes longer than the pool's [`tx_timeout`](crate::PoolOptions::tx_timeout), or its future is dropped.
+            /// Begins a transaction, or a savepoint in an open transaction, and runs `callback` in it. Commits if `callback` returns `Ok`.
+            /// Undoes the work if `callback` returns `Err`, if it takes longer than the pool's
+            /// [`tx_timeout`](crate::PoolOptions::tx_timeout), or if the future is dropped.
             ///
             /// # Errors
             ///
-            /// [`TransactionError::Transaction`] is the error of `callback`, [`TransactionError::Connection`] that of the beginning and of
-            /// the commit.
+            /// [`TransactionError::Transaction`] has the error of `callback`, [`TransactionError::Connection`] the error of the begin or the
+            /// commit.
             pub async fn transaction_async<F, T, E>(&self, callback: F) -> Result<T, TransactionError<E>>
             where
                 F: AsyncFnOnce(&OrmTx) -> Result<T, E>,
@@ -311,13 +310,13 @@ macro_rules! transaction_async {
 transaction_async!(Orm);
 transaction_async!(OrmTx);
 
-/// The form of `StreamTrait` that futures may use which have to be `Send`.
+/// A form of `StreamTrait` for futures that must be `Send`.
 macro_rules! stream_as {
     ($connection:ty) => {
         impl $connection {
             /// The rows of a `Select` or its like, one by one, each as an `M`.
             ///
-            /// Dropping the stream cuts its statement off: in a transaction, the next statement waits for its end first.
+            /// Dropping the stream abandons its statement. In a transaction, the next statement first waits for its end.
             pub fn stream_as<M: FromQueryResult + Send>(
                 &self,
                 select: &impl QueryTrait,

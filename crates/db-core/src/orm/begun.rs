@@ -1,4 +1,4 @@
-//! What `SeaORM` has begun.
+//! Transactions and savepoints of `SeaORM`.
 
 use std::fmt;
 use std::ops::DerefMut;
@@ -17,13 +17,13 @@ use crate::statement::Transaction;
 use crate::tx::{DroppedScopes, Scope};
 use crate::{Error, Session};
 
-/// What `SeaORM` has begun: a transaction, or a savepoint in one. It ends with [`OrmTx::commit`], [`OrmTx::rollback`] or by being dropped,
-/// and what it begins is an `OrmTx`, too.
+/// A transaction of `SeaORM`, or a savepoint in one. [`OrmTx::commit`], [`OrmTx::rollback`] or a drop end it. Its own `begin` makes an `OrmTx`,
+/// too.
 ///
-/// Dropped without a commit, what was done in it is undone, right before the session's next statement or the commit of the
-/// transaction around it, wherever its future was cut off.
+/// An `OrmTx` that is dropped without a commit is undone before the session's next statement, or before the commit of the transaction
+/// around it. The same is true if one of its futures is dropped.
 ///
-/// `S` is where its session is: taken from a pool, [`Own`], or [`Lent`](super::Lent) by its owner.
+/// `S` says where the session is: [`Own`] is acquired from a pool, [`Lent`](super::Lent) is borrowed from its owner.
 pub struct OrmTx<S: Seat = Own> {
     loan: Loan<S>,
     /// None once it was committed or rolled back.
@@ -51,7 +51,7 @@ impl<S: Seat> OrmTx<S> {
             ends: session.state.ends,
         };
         if session.state.transaction == Transaction::None {
-            // Before the first byte is sent, so that what is cut off is undone.
+            // Created before the first byte is sent, so that a dropped future is undone.
             let mut begun = begun(Scope::Transaction, &mut session);
             session.begin_transaction(&options::of_transaction(options)).await?;
             begun.ends = session.state.ends;
@@ -65,14 +65,14 @@ impl<S: Seat> OrmTx<S> {
         Ok(begun)
     }
 
-    /// Keeps what was done since it was begun. The transaction around it decides on it, or it is committed.
+    /// Commits a transaction. Releases a savepoint: the transaction around it decides on its work.
     ///
-    /// Dropping the future leaves it open whether a transaction is committed or not; a savepoint is undone.
+    /// If the future is dropped, a savepoint is undone, and a transaction may be committed or not.
     ///
     /// # Errors
     ///
-    /// What [`Tx::commit`](crate::Tx::commit) and [`Savepoint::release`](crate::Savepoint::release) say, and an
-    /// [`OrmError`](super::OrmError) if it was ended by another one around it.
+    /// Those of [`Tx::commit`](crate::Tx::commit) and [`Savepoint::release`](crate::Savepoint::release), and an
+    /// [`OrmError`](super::OrmError) if the end of an outer `OrmTx` has ended this one.
     pub async fn commit(mut self) -> Result<(), DbErr> {
         let mut seat = self.loan.seat().await?;
         let (session, scope) = self.find(&mut seat)?;
@@ -84,12 +84,12 @@ impl<S: Seat> OrmTx<S> {
         Ok(())
     }
 
-    /// Undoes what was done since it was begun. A transaction around it goes on, also after a statement in here had failed.
+    /// Undoes the work since the begin. A transaction around it goes on, even if a statement inside has failed.
     ///
     /// # Errors
     ///
     /// [`Error::Statement`] if the link was lost: the server then rolls back the whole transaction. An
-    /// [`OrmError`](super::OrmError) if it was ended by another one around it.
+    /// [`OrmError`](super::OrmError) if the end of an outer `OrmTx` has ended this one.
     pub async fn rollback(mut self) -> Result<(), DbErr> {
         let mut seat = self.loan.seat().await?;
         let (session, scope) = self.find(&mut seat)?;
@@ -101,15 +101,15 @@ impl<S: Seat> OrmTx<S> {
         Ok(())
     }
 
-    /// The session that it is begun on, for statements of sqlx between those of `SeaORM`, for
-    /// [`after_commit`](Session::after_commit) and its like. Statements of `SeaORM` wait until it is dropped.
+    /// The session, for statements of sqlx between those of `SeaORM`, and for [`after_commit`](Session::after_commit) and the like.
+    /// Statements of `SeaORM` wait until the returned value is dropped.
     ///
     /// Cancel safe.
     ///
     /// # Errors
     ///
     /// [`Error::Deadline`] if another statement keeps the session for longer than a statement may take, and an
-    /// [`OrmError`](super::OrmError) if this was ended by another one around it.
+    /// [`OrmError`](super::OrmError) if the end of an outer `OrmTx` has ended this one.
     pub async fn session(&self) -> Result<impl DerefMut<Target = Session> + Send, Error> {
         self.session_of_its_own().await
     }
@@ -141,7 +141,7 @@ impl<S: Seat> OrmTx<S> {
         Self::begin(&self.loan, Some(self), options).await
     }
 
-    /// Runs a function in it, for as long as a transaction may take, and ends it.
+    /// Runs a function in the transaction, at most until its deadline, and ends the transaction.
     pub(super) async fn run<F, T, E>(self, work: F) -> Result<T, TransactionError<E>>
     where
         F: for<'c> FnOnce(&'c Self) -> BoxFuture<'c, Result<T, E>>,
@@ -159,7 +159,7 @@ impl<S: Seat> OrmTx<S> {
         self.end(result).await
     }
 
-    /// Commits what a function has done when that is `Ok`, and undoes it when that is `Err`, or nothing, since its time was over.
+    /// Commits after `Ok`, and undoes after `Err` or a missed deadline, which is `None`.
     async fn end<T, E>(self, result: Option<Result<T, E>>) -> Result<T, TransactionError<E>> {
         match result {
             Some(Ok(value)) => {
@@ -173,7 +173,7 @@ impl<S: Seat> OrmTx<S> {
                 }
                 Err(TransactionError::Transaction(error))
             }
-            // It is undone as it is dropped.
+            // Dropping `self` undoes the work.
             None => Err(TransactionError::Connection(self.loan.late(self.ends).into())),
         }
     }

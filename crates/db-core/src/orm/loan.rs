@@ -1,4 +1,4 @@
-//! A session that several handles of `SeaORM`'s share.
+//! A session that several handles of `SeaORM` share.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::call_site::CallSite;
 use crate::deadline::{TxDeadline, WaitLimit};
 use crate::{Conn, DeadlineError, Error, PoolOptions, Session};
 
-/// A session, of which one statement at a time makes use.
+/// A shared session. One statement at a time uses it.
 pub(super) struct Loan<S> {
     seat: Arc<Mutex<S>>,
     pool: Arc<str>,
@@ -27,14 +27,14 @@ pub trait Seat: Send {
     /// The session, while it is there.
     fn session(&mut self) -> Option<&mut Session>;
 
-    /// Takes note that a transaction has ended.
+    /// Releases the connection after the end of a transaction.
     fn leave(&mut self);
 }
 
-/// A connection that was taken from a pool for a transaction of `SeaORM`'s.
+/// A connection acquired from a pool for a transaction of `SeaORM`.
 #[derive(Debug)]
 pub struct Own(
-    /// None once that has ended.
+    /// None after the end of the transaction.
     Option<Conn>,
 );
 
@@ -48,7 +48,7 @@ impl Seat for Own {
     }
 }
 
-/// A session that goes on with its owner afterwards.
+/// A session that its owner uses again afterwards.
 #[derive(Debug)]
 pub struct Lent<'s>(&'s mut Session);
 
@@ -81,7 +81,7 @@ impl<S: Seat> Loan<S> {
         Self { seat: Arc::new(Mutex::new(seat)), pool, patience, at }
     }
 
-    /// The session, once nobody else makes use of it.
+    /// Waits until no other statement uses the session.
     pub(super) async fn session(&self) -> Result<MappedMutexGuard<'_, Session>, Error> {
         MutexGuard::try_map(self.seat().await?, S::session).map_err(|_| self.ended())
     }
@@ -95,7 +95,7 @@ impl<S: Seat> Loan<S> {
         Ok(timeout(self.patience, self.seat.lock()).await.map_err(busy)?)
     }
 
-    /// The error of a transaction that was not done by then.
+    /// The error of a transaction that missed its deadline.
     pub(super) fn late(&self, ends: Option<TxDeadline>) -> Error {
         let limit = ends.map_or(WaitLimit::of_statement(self.patience), |ends| ends.limit());
         DeadlineError::new(&self.pool, self.at, limit).into()
