@@ -211,6 +211,10 @@ impl Session {
     }
 
     /// Schedules an undo of the scopes that were dropped without the session.
+    #[cfg_attr(
+        not(feature = "sea-orm"),
+        expect(clippy::unused_self, reason = "only scopes of SeaORM are dropped without the session")
+    )]
     fn take_dropped(&mut self) {
         #[cfg(feature = "sea-orm")]
         for scope in self.nesting.as_ref().map(|nesting| nesting.dropped.take()).unwrap_or_default() {

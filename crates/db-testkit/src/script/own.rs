@@ -95,7 +95,7 @@ impl Own {
         if lower.ends_with(", now() <> statement_timestamp()") {
             return Some(Own::Standing(literals(text).into_iter().next()?));
         }
-        if lower.contains("pg_catalog.pg_cancel_backend(session.pid)") {
+        if lower.contains("pg_catalog.pg_cancel_backend(") {
             return Some(Own::Signal);
         }
         Some(match lower {
