@@ -84,6 +84,7 @@ impl Session {
         if !is_lent {
             self.make_ready().await?;
         }
+        self.savepoints_may_end();
         let counts = self.live().raw.is_in_transaction();
         let is_open = match self.state.transaction {
             // No statement of ours came between two loans: an open transaction belongs to the borrower.

@@ -287,6 +287,7 @@ impl Session {
             self.state.session_changed = true;
             self.state.unseen = true;
             self.state.may_have_begun = true;
+            self.savepoints_may_end();
             if self.state.transaction == Transaction::Aborted {
                 // `ROLLBACK TO SAVEPOINT` may recover it; the commit will check.
                 self.state.transaction = Transaction::Open;

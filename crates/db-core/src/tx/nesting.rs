@@ -17,7 +17,8 @@ pub(crate) struct Nesting {
     savepoints: Vec<u32>,
     next_savepoint: u32,
     /// A savepoint that was released and still exists on the server. The message that creates the next savepoint releases it there: a
-    /// release of its own would cost a round trip, and an abandoned one may or may not have been executed.
+    /// release of its own would cost a round trip, and an abandoned one may or may not have been executed. None if a statement since may
+    /// have ended the savepoint, together with one of the program's own: the end of the transaction releases it then.
     released: Option<u32>,
     /// What dropped savepoints left behind, which is undone before the next statement.
     undo: Option<Undo>,
@@ -140,6 +141,13 @@ impl Session {
         }
         self.transaction_ended();
         Ok(())
+    }
+
+    /// Records that a statement may end savepoints that this crate does not know of, and ours inside them.
+    pub(crate) fn savepoints_may_end(&mut self) {
+        if let Some(nesting) = &mut self.nesting {
+            nesting.released = None;
+        }
     }
 
     /// Creates a savepoint. If the future is dropped before the answer, nothing has run since, and an unknown savepoint is harmless.

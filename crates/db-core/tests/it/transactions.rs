@@ -123,6 +123,36 @@ async fn a_raw_savepoint_recovers_a_failed_transaction(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn a_raw_savepoint_may_be_rolled_back_past_one_of_ours(db: TestDb) {
+    let pool = table(&db).await;
+    let insert = |n: i32| sqlx::query("insert into t values ($1)").bind(n);
+
+    let mut tx = pool.handle().begin().await.expect("begun");
+    for end in ["rollback to savepoint a", "release savepoint a"] {
+        sqlx::query("savepoint a").execute(&mut tx).await.expect("a raw savepoint");
+        let part = tx.savepoint().await.expect("a savepoint inside the raw one");
+        part.release().await.expect("released");
+        sqlx::query(end).execute(&mut tx).await.expect("ended");
+        let part = tx.savepoint().await.expect("a savepoint after the raw one");
+        part.release().await.expect("released");
+    }
+    for end in ["rollback to savepoint a", "release savepoint a"] {
+        let lent = tx.as_sqlx_without_reset().await.expect("lent");
+        sqlx::raw_sql("savepoint a").execute(lent).await.expect("a raw savepoint");
+        let part = tx.savepoint().await.expect("a savepoint inside the raw one");
+        part.release().await.expect("released");
+        let lent = tx.as_sqlx_without_reset().await.expect("lent");
+        sqlx::raw_sql(end).execute(lent).await.expect("ended");
+        let mut part = tx.savepoint().await.expect("a savepoint after the raw one");
+        insert(if end.starts_with("release") { 1 } else { 2 }).execute(&mut part).await.expect("inserted");
+        part.release().await.expect("released");
+    }
+    tx.commit().await.expect("committed");
+
+    assert_eq!(count(&pool).await, 2);
+}
+
+#[db_testkit::test]
 async fn a_commit_that_the_server_refuses_has_a_known_outcome(db: TestDb) {
     let pool = table(&db).await;
     sqlx::raw_sql("create table child (n int references t deferrable initially deferred)")
