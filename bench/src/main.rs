@@ -21,6 +21,7 @@ mod peers;
 mod pool;
 mod report;
 mod rounds;
+mod rows;
 mod run;
 mod server;
 mod times;

@@ -46,7 +46,7 @@ pub enum Error {
     /// found it, or a [`COPY`](crate::Session::copy_in) on the session was not finished.
     #[error(transparent)]
     Lent(#[from] LentError),
-    /// `SeaORM` failed without an error of the driver, or one of its transactions had been ended by the end of an outer one.
+    /// `SeaORM` failed without an error of the driver, or the end of an outer transaction of `SeaORM` had ended this one.
     #[cfg(feature = "sea-orm")]
     #[error(transparent)]
     Orm(#[from] crate::orm::OrmError),

@@ -1,7 +1,7 @@
-//! A PostgreSQL without a database: rules say what it answers.
+//! A PostgreSQL server without a database, which answers by rules.
 //!
-//! [`Script`] is the server, [`Rule`] says which statement is meant, and [`Reply`], [`Rows`] and [`ServerError`] what is
-//! answered. Nothing of the driver is replaced: it connects by TCP, prepares, binds and reads rows as from any server.
+//! [`Script`] is the server. A [`Rule`] names a statement, and a [`Reply`], [`Rows`] or a [`ServerError`] is the answer. The driver is the
+//! real one: it connects by TCP, prepares, binds and reads rows as from any server.
 //!
 //! ```
 //! use db_testkit::script::{Rows, Rule, Script, ServerError};
@@ -60,18 +60,18 @@ pub use reply::{Reply, Rows, ServerError};
 pub use rule::Rule;
 pub use values::Values;
 
-/// A PostgreSQL that has no database, and answers by [rules](Rule).
+/// A PostgreSQL server that has no database, and answers by [rules](Rule).
 ///
-/// A session answers by itself what is about the session and not about a table: `BEGIN`, `COMMIT`, `ROLLBACK` and savepoints,
-/// with the transaction's state as the protocol has it; `SET`, `RESET`, `DEALLOCATE`, `DISCARD` and `set_config`; `LISTEN`,
-/// `UNLISTEN`, `NOTIFY` and `pg_notify`, whose notifications arrive after the commit at the sessions that listen; and what the
-/// pools and the bus of the `db-` crates ask of their sessions. A rule for such a statement goes first.
+/// A session answers statements about the session without a rule: `BEGIN`, `COMMIT`, `ROLLBACK` and savepoints, with the transaction
+/// status of the protocol; `SET`, `RESET`, `DEALLOCATE`, `DISCARD` and `set_config`; `LISTEN`, `UNLISTEN`, `NOTIFY` and `pg_notify`,
+/// whose notifications arrive after the commit at the listening sessions; and the questions of the pools and the bus of the `db-`
+/// crates. A rule for such a statement takes precedence.
 ///
-/// A statement that no rule answers is an error with the SQLSTATE `TK000`, whose message shows the statement and the rules. It
-/// fails the test, and so does a rule that was not used: in [`finish`](Script::finish), or else when the script is dropped.
+/// A statement without a rule is answered with an error of SQLSTATE `TK000`, whose message shows the statement and the rules. Such a
+/// statement fails the test, and so does an unused rule: in [`finish`](Script::finish), or else when the script is dropped.
 ///
-/// It runs in a thread of its own, so that it goes on while a test blocks, and listens on `127.0.0.1`. It lets everybody in
-/// under any name, or those with its [password](ScriptBuilder::password).
+/// The script runs in a thread of its own, so it answers while a test blocks, and listens on `127.0.0.1`. It accepts any user, or
+/// only clients with its [password](ScriptBuilder::password).
 pub struct Script {
     shared: Shared,
     address: SocketAddr,
@@ -90,14 +90,14 @@ pub struct ScriptBuilder {
 }
 
 impl ScriptBuilder {
-    /// One more rule.
+    /// Adds a rule.
     #[must_use]
     pub fn rule(mut self, rule: Rule) -> ScriptBuilder {
         self.book.add(rule, None);
         self
     }
 
-    /// Rules that are used one after the other, each once or as [often](Rule::times) as it says.
+    /// Adds rules that are used in this order, each once or [as often as it says](Rule::times).
     #[must_use]
     pub fn in_order(mut self, rules: impl IntoIterator<Item = Rule>) -> ScriptBuilder {
         self.lists += 1;
@@ -108,14 +108,14 @@ impl ScriptBuilder {
         self
     }
 
-    /// Lets in who knows the password, which is asked for in clear text. It is part of the [address](Script::url).
+    /// Accepts only clients that send this password in clear text. The [address](Script::url) contains it.
     #[must_use]
     pub fn password(mut self, password: impl Into<String>) -> ScriptBuilder {
         self.login.password = Some(password.into());
         self
     }
 
-    /// Starts the script. It lets clients in when this returns.
+    /// Starts the script. Clients can connect when this returns.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl ScriptBuilder {
 }
 
 impl Script {
-    /// A script with these rules, which lets everybody in.
+    /// Starts a script with these rules and without a password.
     ///
     /// # Errors
     ///
@@ -166,14 +166,14 @@ impl Script {
         options(&self.url())
     }
 
-    /// The statements that came so far, of all sessions and in their order. Those that a session answers by itself are among
-    /// them only if they begin or end transactions or savepoints, or if a rule answers them.
+    /// The statements of all sessions so far, in their order. Of those that a session answers without a rule, the list has only the
+    /// statements that begin or end transactions or savepoints.
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
         lock(&self.shared).asked.clone()
     }
 
-    /// The process ids of the sessions that were to be cancelled so far, by a cancel request or by `pg_cancel_backend`.
+    /// The process ids of the cancelled sessions so far, by a cancel request or by `pg_cancel_backend`.
     #[must_use]
     pub fn cancels(&self) -> Vec<i32> {
         lock(&self.shared).cancels.clone()
@@ -202,21 +202,21 @@ impl Script {
         lock(&self.shared).notify(0, channel, payload);
     }
 
-    /// Closes all connections without a word. New ones are let in.
+    /// Closes all connections without a message. New connections are accepted.
     pub fn disconnect(&self) {
         lock(&self.shared).end_all(false);
     }
 
-    /// Ends all sessions with the error 57P01, as a server that is stopped does. New ones are let in.
+    /// Ends all sessions with the error 57P01, as a server does that is shut down. New connections are accepted.
     pub fn terminate(&self) {
         lock(&self.shared).end_all(true);
     }
 
-    /// Ends the script, and fails the test if a statement came that no rule answers, or if a rule was not used.
+    /// Ends the script, and fails the test if a statement had no rule or a rule was not used.
     ///
     /// # Panics
     ///
-    /// In these cases, with the statements and the rules.
+    /// In these two cases, with the statements and the rules.
     #[track_caller]
     pub fn finish(mut self) {
         if let Some(failure) = self.end() {
@@ -252,7 +252,6 @@ impl fmt::Debug for Script {
     }
 }
 
-/// Of this form, an address takes whatever is put into it.
 fn url(address: SocketAddr, password: Option<&str>) -> String {
     let mut url = url::Url::parse("postgres://script@localhost/script?sslmode=disable").expect("an address");
     let _ = url.set_ip_host(address.ip());
@@ -291,7 +290,7 @@ fn run(
             let accepted = tokio::select! {
                 _ = &mut ended => return,
                 Some(session) = sessions.join_next() => {
-                    // Only for the thread's end to tell.
+                    // The end of the script reports the panic.
                     if let Err(error) = session && let Ok(panic) = error.try_into_panic() {
                         std::panic::resume_unwind(panic);
                     }

@@ -73,15 +73,8 @@ impl<S: Seat> OrmTx<S> {
     ///
     /// Those of [`Tx::commit`](crate::Tx::commit) and [`Savepoint::release`](crate::Savepoint::release), and an
     /// [`OrmError`](super::OrmError) if the end of an outer `OrmTx` has ended this one.
-    pub async fn commit(mut self) -> Result<(), DbErr> {
-        let mut seat = self.loan.seat().await?;
-        let (session, scope) = self.find(&mut seat)?;
-        session.release(scope).await?;
-        if let Scope::Transaction = scope {
-            seat.leave();
-        }
-        self.scope = None;
-        Ok(())
+    pub async fn commit(self) -> Result<(), DbErr> {
+        self.finish(async |session, scope| session.release(scope).await).await
     }
 
     /// Undoes the work since the begin. A transaction around it goes on, even if a statement inside has failed.
@@ -90,10 +83,17 @@ impl<S: Seat> OrmTx<S> {
     ///
     /// [`Error::Statement`] if the link was lost: the server then rolls back the whole transaction. An
     /// [`OrmError`](super::OrmError) if the end of an outer `OrmTx` has ended this one.
-    pub async fn rollback(mut self) -> Result<(), DbErr> {
+    pub async fn rollback(self) -> Result<(), DbErr> {
+        self.finish(async |session, scope| session.roll_back_to(scope).await).await
+    }
+
+    async fn finish(
+        mut self,
+        end: impl AsyncFnOnce(&mut Session, Scope) -> Result<(), Error>,
+    ) -> Result<(), DbErr> {
         let mut seat = self.loan.seat().await?;
         let (session, scope) = self.find(&mut seat)?;
-        session.roll_back_to(scope).await?;
+        end(session, scope).await?;
         if let Scope::Transaction = scope {
             seat.leave();
         }

@@ -1,4 +1,4 @@
-//! Errors of `SeaORM` as ours, and ours as its.
+//! Conversions between the errors of `SeaORM` and those of this crate.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, TransactionError};
 use crate::call_site::CallSite;
 use crate::{Class, Classify, Error, Repeat};
 
-/// `SeaORM` failed without an error of the driver, or one of its transactions had been ended by another one around it.
+/// `SeaORM` failed without an error of the driver, or the end of an outer transaction of `SeaORM` had ended this one.
 ///
-/// `Display` and `Debug` leave out what `SeaORM` says of values that it could not convert, which quotes them.
+/// `Display` and `Debug` leave out `SeaORM`'s messages about values that it could not convert: these quote the values.
 #[derive(Clone)]
 pub struct OrmError(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    /// What `SeaORM` said.
+    /// An error of `SeaORM`.
     Said(DbErr),
     /// Nothing was sent.
     Ended { pool: Arc<str>, at: CallSite },
@@ -27,7 +27,7 @@ impl OrmError {
         Self(Kind::Ended { pool: Arc::clone(pool), at })
     }
 
-    /// What the error means for a decision.
+    /// The kind of error, for decisions.
     #[must_use]
     pub fn class(&self) -> Class {
         match &self.0 {
@@ -45,7 +45,7 @@ impl OrmError {
         }
     }
 
-    /// Whether what failed may be tried again.
+    /// Whether the work may be repeated.
     #[must_use]
     pub fn repeat(&self) -> Repeat {
         match &self.0 {
@@ -54,19 +54,19 @@ impl OrmError {
         }
     }
 
-    /// Whether a row was expected, and none was found or changed.
+    /// Whether an expected row was not found, or not changed.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self.0, Kind::Said(DbErr::RecordNotFound(_) | DbErr::RecordNotUpdated))
     }
 
-    /// Whether the transaction that something was meant for had been ended by another one around it. Nothing was sent.
+    /// Whether the end of an outer transaction had ended this one. Nothing was sent.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(self.0, Kind::Ended { .. })
     }
 
-    /// What `SeaORM` said, if it did. It may quote values.
+    /// The error of `SeaORM`, if there is one. Its text may quote values.
     #[must_use]
     pub fn as_sea_orm(&self) -> Option<&DbErr> {
         match &self.0 {
@@ -83,14 +83,12 @@ impl fmt::Display for OrmError {
                 write!(f, "SeaORM: a value could not be converted from `{from}` into `{into}`")
             }
             Kind::Said(DbErr::Type(_)) => f.write_str("SeaORM: a value could not be converted"),
-            Kind::Said(DbErr::Json(_)) => {
-                f.write_str("SeaORM: a value is no JSON of the kind that is expected")
-            }
+            Kind::Said(DbErr::Json(_)) => f.write_str("SeaORM: a value is not JSON of the expected kind"),
             Kind::Said(said) => write!(f, "SeaORM: {said}"),
             Kind::Ended { pool, at } => write!(
                 f,
-                "pool `{pool}`: nothing was sent: the transaction of SeaORM that it was meant for had been ended by another one \
-                 around it (`orm` called at {at})"
+                "pool `{pool}`: nothing was sent: the end of an outer transaction had already ended this transaction of SeaORM \
+                 (`orm` called at {at})"
             ),
         }
     }
@@ -107,18 +105,18 @@ impl fmt::Debug for OrmError {
 
 impl std::error::Error for OrmError {}
 
-/// The error of a statement that was to return rows.
+/// The error of a statement that returns rows.
 pub(super) fn querying(error: sqlx::Error) -> DbErr {
     DbErr::Query(RuntimeErr::SqlxError(Arc::new(error)))
 }
 
-/// The error of one that was not.
+/// The error of a statement that returns none.
 pub(super) fn executing(error: sqlx::Error) -> DbErr {
     DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
 }
 
 impl From<DbErr> for Error {
-    /// Takes back an error of ours that travelled through `SeaORM`, and finds the driver's; wraps any other.
+    /// Recovers an error of this crate that was passed through `SeaORM`, or the driver's error; wraps any other.
     fn from(error: DbErr) -> Self {
         match error {
             DbErr::Conn(RuntimeErr::SqlxError(error))
@@ -130,7 +128,7 @@ impl From<DbErr> for Error {
 }
 
 impl From<Error> for DbErr {
-    /// `SeaORM`'s traits can only fail with its error; [`Error`] finds ours again inside.
+    /// `SeaORM`'s traits can only fail with its own error. The conversion back to [`Error`] recovers this one.
     fn from(error: Error) -> Self {
         match error {
             Error::Statement(error) => Self::Query(RuntimeErr::SqlxError(error.0)),

@@ -1,4 +1,4 @@
-//! The options that `SeaORM` begins with, as ours.
+//! `SeaORM`'s transaction options as those of this crate.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use crate::{Isolation, TxOptions};
 pub(super) fn of_transaction(options: TransactionOptions) -> TxOptions {
     let ours = match options.isolation_level {
         None => TxOptions::default(),
-        // The server knows no lesser one.
+        // The server has no lower level.
         Some(IsolationLevel::ReadUncommitted | IsolationLevel::ReadCommitted) => {
             TxOptions::default().isolation(Isolation::ReadCommitted)
         }
@@ -23,8 +23,8 @@ pub(super) fn of_transaction(options: TransactionOptions) -> TxOptions {
     }
 }
 
-/// The statement that asks for them in a savepoint, where the server decides: a savepoint may be made to read only, and has the isolation of
-/// its transaction.
+/// The statement that sets the options in a savepoint. The server decides: a savepoint may become read-only, and keeps the isolation of its
+/// transaction.
 pub(super) fn of_savepoint(options: TransactionOptions) -> Option<String> {
     let mut sql = "SET TRANSACTION".to_owned();
     let empty = sql.len();

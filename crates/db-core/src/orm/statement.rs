@@ -1,4 +1,4 @@
-//! Statements of `SeaORM`'s in the form in which a session sends them.
+//! Statements of `SeaORM` in the form that a session sends.
 
 use sea_orm::{DbErr, Statement, Value, Values};
 use sea_query_sqlx::SqlxValues;
@@ -7,11 +7,11 @@ use sqlx::AssertSqlSafe;
 use super::error::querying;
 use crate::session::Text;
 
-/// One whose values are bound.
+/// A statement with bound values.
 ///
 /// # Errors
 ///
-/// When an unsigned number is larger than any of PostgreSQL's: `sea-query-sqlx` would panic.
+/// If an unsigned number is larger than a `bigint`: `sea-query-sqlx` would panic.
 pub(super) fn bound(statement: Statement) -> Result<Text, DbErr> {
     let Statement { sql, values, .. } = statement;
     let values = values.unwrap_or_else(|| Values(Vec::new()));
@@ -22,7 +22,7 @@ pub(super) fn bound(statement: Statement) -> Result<Text, DbErr> {
     Ok(Text::of(sqlx::query_with(AssertSqlSafe(sql), SqlxValues(values))))
 }
 
-/// One that goes by the simple protocol, and may be several.
+/// One or several statements, by the simple protocol.
 pub(super) fn raw(sql: &str) -> Text {
     Text::of(sqlx::raw_sql(AssertSqlSafe(sql.to_owned())))
 }

@@ -1,4 +1,5 @@
-//! The one lock of a pool, and the tasks that perform what its [state](super::state) asks for.
+//! The lock around a pool's [state](super::state), and the tasks that perform its actions. The list of sessions has a
+//! [lock of its own](super::sessions).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -29,7 +29,7 @@ use super::values::{Cell, Column};
 use super::wire::{Stream, Wire};
 use super::words::{squeezed, statements};
 
-/// A SQLSTATE that no server has: what a script has to say for itself.
+/// The SQLSTATE of the script's own errors. No server has it.
 const OF_SCRIPT: &str = "TK000";
 
 pub(super) type Shared = Arc<Mutex<State>>;
@@ -280,7 +280,7 @@ impl Session {
         let mut types = if parse.type_oids.is_empty() { types.unwrap_or_default() } else { parse.type_oids };
         types.resize(types.len().max(placeholders(&text)), TEXT);
         for oid in &mut types {
-            // It is left to the server.
+            // Zero leaves the type to the server.
             if *oid == 0 {
                 *oid = TEXT;
             }
@@ -443,7 +443,7 @@ impl Session {
         }
     }
 
-    /// The answer that a rule gives in place of the session's own, whose effects it has.
+    /// Answers with a rule in place of the session's own answer. The session's own effects happen all the same.
     fn told(&mut self, own: Option<&Own>, bound: &[Bound], table: Table) -> io::Result<Found> {
         Ok(match own.map(|own| self.by_itself(own, bound)).transpose()? {
             None | Some(Found::Table(_)) => Found::Table(table),
