@@ -2,9 +2,12 @@
 
 use std::fmt::Write as _;
 
+use url::form_urlencoded;
+
 use crate::entities::book;
 
 pub(crate) fn list(books: &[book::Model], search: &str, page: u64, last: u64) -> String {
+    let in_link: String = form_urlencoded::byte_serialize(search.as_bytes()).collect();
     let search = escaped(search);
     let mut body = format!(
         "<h1>Books</h1>\n<form><input name=search value=\"{search}\" aria-label=Search><button>Search</button></form>\n<ul>\n"
@@ -16,7 +19,7 @@ pub(crate) fn list(books: &[book::Model], search: &str, page: u64, last: u64) ->
     write!(body, "</ul>\n<p>Page {page} of {last}").expect("writing to a string");
     for (other, name) in [(page - 1, "Before"), (page + 1, "After")] {
         if (1..=last).contains(&other) {
-            write!(body, " <a href=\"/?search={search}&amp;page={other}\">{name}</a>")
+            write!(body, " <a href=\"/?search={in_link}&amp;page={other}\">{name}</a>")
                 .expect("writing to a string");
         }
     }

@@ -86,6 +86,20 @@ async fn books_are_searched_for_and_shown_page_by_page(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "migrations")]
+async fn the_next_page_has_the_same_search(db: TestDb) {
+    let page = Page::open(&db).await;
+    let sql = "insert into book (title, author) select 'R&D ' || n, 'Nobody' from generate_series(1, 12) n";
+    sqlx::query(sql).execute(&db.pool()).await.expect("books");
+
+    let first = page.get("/?search=R%26D").await;
+
+    let (_, link) = first.split_once("<a href=\"/?").expect("a link to the next page");
+    let (link, _) = link.split_once('"').expect("its end");
+    let second = page.get(&format!("/?{}", link.replace("&amp;", "&"))).await;
+    assert!(second.contains("value=\"R&amp;D\"") && second.contains("Page 2 of 2"), "{link}: {second}");
+}
+
+#[db_testkit::test(migrations = "migrations")]
 async fn a_book_that_is_not_there_is_not_found(db: TestDb) {
     let page = Page::open(&db).await;
 
