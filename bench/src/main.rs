@@ -24,6 +24,7 @@ mod rounds;
 mod rows;
 mod run;
 mod server;
+mod testdb;
 mod times;
 mod topics;
 mod tracker;
@@ -131,6 +132,17 @@ enum Topic {
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
+    /// A migrated database for each test, beside `#[sqlx::test]`; and a script, which has no database.
+    Testdb {
+        #[command(flatten)]
+        options: Options,
+        /// Run only this arm, such as `testdb.ours`, without ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+        /// The server of `DATABASE_URL`, in words: set for the process that measures.
+        #[arg(long, hide = true)]
+        on: Option<String>,
+    },
     /// Writes a file to stdout, and the time of the first read to another file. Used by `run`.
     #[command(hide = true)]
     Emit { file: PathBuf, stamp: PathBuf },
@@ -221,6 +233,11 @@ fn act() -> anyhow::Result<ExitCode> {
         }
         Topic::Watchers { options, arms } => {
             let report = watchers::measure(&workers()?, options.rounds(5), &arms)?;
+            (options, report)
+        }
+        Topic::Testdb { on: None, .. } => return testdb::in_child(&workers()?),
+        Topic::Testdb { options, arms, on: Some(server) } => {
+            let report = testdb::measure(options.rounds(9), &arms, server)?;
             (options, report)
         }
     };

@@ -109,6 +109,12 @@ impl Measured {
         Row::new(name, "queries per append", &self.pairs((ours, queries), (peer, queries)))
     }
 
+    /// A row of one arm's median latency, in milliseconds.
+    pub(crate) fn p50_ms(&self, name: impl Into<String>, arm: &str) -> Row {
+        let p50 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p50) / 1000.0;
+        Row::figure(name, "ms", self.slices_of(arm).iter().map(p50))
+    }
+
     /// A row of one arm's 99th percentile, in milliseconds.
     pub(crate) fn p99_ms(&self, name: impl Into<String>, arm: &str) -> Row {
         let p99 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p99) / 1000.0;
