@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use pgwire::error::PgWireError;
 use pgwire::messages::{DecodeContext, PgWireBackendMessage, PgWireFrontendMessage};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
 
 /// A socket, or TLS over it.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -13,7 +14,7 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 pub(super) struct Wire {
-    pub(super) stream: Box<dyn Stream>,
+    stream: Box<dyn Stream>,
     pub(super) context: DecodeContext,
     inbound: BytesMut,
     outbound: BytesMut,
@@ -23,6 +24,17 @@ impl Wire {
     pub(super) fn new(stream: Box<dyn Stream>) -> Wire {
         let (context, inbound, outbound) = (DecodeContext::default(), BytesMut::new(), BytesMut::new());
         Wire { stream, context, inbound, outbound }
+    }
+
+    /// Lets the client begin TLS. The connection is lost if that fails.
+    pub(super) async fn encrypt(&mut self, acceptor: &TlsAcceptor) -> io::Result<()> {
+        if !self.inbound.is_empty() {
+            // As the server does: bytes that came in plain text are not taken for encrypted ones.
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes came ahead of TLS"));
+        }
+        let plain = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
+        self.stream = Box::new(acceptor.accept(plain).await?);
+        Ok(())
     }
 
     /// The next message; `None` when the client has closed the connection. Cancel-safe.

@@ -9,6 +9,7 @@ mod databases;
 mod faults;
 mod leftovers;
 mod polls;
+mod script_logins;
 mod scripted;
 mod stops;
 mod support;

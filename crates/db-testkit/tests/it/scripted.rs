@@ -404,17 +404,6 @@ async fn notices_and_notifications_come_ahead_of_an_answer() {
 }
 
 #[tokio::test]
-async fn a_password_lets_in_and_another_one_does_not() {
-    let script = Script::builder().password("p@ss/word").start().unwrap();
-
-    connect(&script).await.ping().await.unwrap();
-    let refused = script.options().password("wrong").connect().await.unwrap_err();
-
-    assert_eq!(code(&refused), "28P01");
-    script.finish();
-}
-
-#[tokio::test]
 async fn a_query_that_is_fetched_row_by_row_goes_on_where_it_was() {
     let rows = (0..100).fold(Rows::new(["n"]), |rows, n: i32| rows.row((n,)));
     let script = Script::start([Rule::statement("select n").reply(rows)]).unwrap();
