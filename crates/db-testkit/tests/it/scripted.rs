@@ -1,9 +1,10 @@
 //! What a driver meets at a script, without a pool.
 
+use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use db_testkit::script::{Reply, Rows, Rule, Script, ServerError};
+use db_testkit::script::{Reply, Rows, Rule, Script, ScriptBuilder, ServerError};
 use db_testkit::{Error, until};
 use futures_util::StreamExt;
 use sqlx::encode::IsNull;
@@ -12,7 +13,7 @@ use sqlx::postgres::{
     PgArgumentBuffer, PgConnection, PgDatabaseError, PgListener, PgPoolOptions, PgSeverity, PgTypeInfo,
     Postgres,
 };
-use sqlx::types::time::OffsetDateTime;
+use sqlx::types::time::{OffsetDateTime, Time};
 use sqlx::{ConnectOptions, Connection, Encode, Executor, Row};
 use tokio::time::timeout;
 
@@ -346,14 +347,18 @@ async fn cancel(script: &Script, pid: i32) {
 
 #[tokio::test]
 async fn a_client_that_closes_in_the_middle_or_at_once_fails_nothing() {
-    let script = Script::start([
+    let rules = [
         Rule::statement("select silence").reply(Reply::silence()),
         Rule::statement("select 1").reply(Rows::new(["n"]).row((1_i32,))),
-    ])
-    .unwrap();
+    ];
+    let script = rules.into_iter().fold(Script::builder(), ScriptBuilder::rule).tls().start().unwrap();
     let address = ("127.0.0.1", script.options().get_port());
 
-    drop(std::net::TcpStream::connect(address).unwrap());
+    let (ask_for_tls, half_a_start) =
+        (&[0, 0, 0, 8, 4, 210, 22, 47][..], &[0, 0, 0, 40, 0, 3, 0, 0, b'u'][..]);
+    for beginning in [&[][..], ask_for_tls, half_a_start] {
+        std::net::TcpStream::connect(address).unwrap().write_all(beginning).unwrap();
+    }
     let mut connection = connect(&script).await;
     assert!(timeout(SILENCE, connection.execute("select silence")).await.is_err());
     drop(connection);
@@ -415,6 +420,64 @@ async fn a_query_that_is_fetched_row_by_row_goes_on_where_it_was() {
     assert_eq!(first, Some(0));
     assert_eq!(all, (0..100).collect::<Vec<_>>());
     script.finish();
+}
+
+#[tokio::test]
+async fn a_message_that_a_script_does_not_know_ends_its_session_and_fails_nothing() {
+    let script = Script::start([]).unwrap();
+    // A length of four is an empty message. The first letter is that of a piece of a COPY, the second one of no message.
+    for (message, answer) in [(b"d\0\0\0\x04", "08P01"), (b"!\0\0\0\x04", "")] {
+        let mut client = std::net::TcpStream::connect(("127.0.0.1", script.options().get_port())).unwrap();
+
+        client.write_all(b"\0\0\0\x11\0\x03\0\0user\0me\0\0").unwrap();
+        client.write_all(message).unwrap();
+
+        let mut answers = Vec::new();
+        client.read_to_end(&mut answers).unwrap();
+        assert!(String::from_utf8_lossy(&answers).contains(answer), "{answers:?}");
+    }
+    until("both have ended", async || script.open_sessions() == 0).await;
+    assert_eq!(script.accepted(), 2);
+    script.finish();
+}
+
+#[tokio::test]
+async fn columns_that_differ_from_the_described_ones_are_named() {
+    // The rules overlap by their texts, which is seen only when a statement comes.
+    let script = Script::start([
+        Rule::beginning("select n").bound((1_i32,)).reply(Rows::new(["n"]).row((1_i32,))),
+        Rule::containing("from t").reply(Rows::new(["n"]).row((2_i64,))),
+    ])
+    .unwrap();
+    let mut connection = connect(&script).await;
+    let mut ask = async |id: i32| {
+        let query = sqlx::query("select n from t where id = $1").bind(id);
+        query.fetch_one(&mut connection).await
+    };
+
+    ask(1).await.unwrap();
+    let refused = ask(2).await.unwrap_err();
+
+    assert_eq!(code(&refused), "TK000");
+    let expected = "rule 2 answers with the columns";
+    assert!(refused.to_string().contains(expected), "{refused}");
+    assert!(failure(script).contains(expected));
+}
+
+#[tokio::test]
+async fn a_type_whose_text_is_not_known_is_readable_by_a_prepared_statement_only() {
+    let noon = Time::from_hms(12, 0, 0).unwrap();
+    let script =
+        Script::start([Rule::statement("select noon").reply(Rows::new(["noon"]).row((noon,)))]).unwrap();
+    let mut connection = connect(&script).await;
+
+    let prepared: Time = sqlx::query_scalar("select noon").fetch_one(&mut connection).await.unwrap();
+    let simple = connection.fetch_one(sqlx::raw_sql("select noon")).await.unwrap_err();
+
+    assert_eq!(prepared, noon);
+    let expected = "rule 1 answers column noon with type 1083, whose text form the script does not know";
+    assert!(simple.to_string().contains(expected), "{simple}");
+    assert!(failure(script).contains(expected));
 }
 
 #[tokio::test]
