@@ -51,6 +51,10 @@ bench TOPIC *ARGS:
     cargo build --release -p buildwatch -p bench
     cargo run --release -p bench -- {{ TOPIC }} {{ ARGS }}
 
+# Runs a fuzz target for some seconds. Needs cargo-fuzz and a nightly compiler.
+fuzz TARGET="sealed" SECONDS="600":
+    cargo +nightly fuzz run {{ TARGET }} --sanitizer none -- -max_total_time={{ SECONDS }}
+
 # Stops compose PostgreSQL.
 down:
     docker compose --profile pgbouncer down

@@ -23,6 +23,7 @@ mod report;
 mod rounds;
 mod rows;
 mod run;
+mod seal;
 mod server;
 mod testdb;
 mod times;
@@ -84,6 +85,14 @@ enum Topic {
         #[command(flatten)]
         options: Options,
         /// Only this one, such as `orm.10.ours`, and no ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
+    /// Sealing and unsealing a value of 100 bytes, 1 KiB and 16 KiB, beside ciphers alone and beside hexadecimal text in two columns.
+    Seal {
+        #[command(flatten)]
+        options: Options,
+        /// Run only this arm, such as `seal.1k.ours`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
@@ -208,6 +217,10 @@ fn act() -> anyhow::Result<ExitCode> {
         }
         Topic::Orm { options, arms } => {
             let report = orm::measure(&workers()?, options.rounds(9), &arms)?;
+            (options, report)
+        }
+        Topic::Seal { options, arms } => {
+            let report = seal::measure(options.rounds(51), &arms)?;
             (options, report)
         }
         Topic::Isolation { options } => {

@@ -85,6 +85,12 @@ impl Measured {
         Row::new(name, "ops/s", &self.pairs((ours, rate), (peer, rate)))
     }
 
+    /// A row of the time that an operation takes in two arms.
+    pub(crate) fn times(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
+        let nanoseconds = |slice: &Slice| 1e9 / slice.rate;
+        Row::new(name, "ns", &self.pairs((ours, nanoseconds), (peer, nanoseconds)))
+    }
+
     /// A row of two arms' median latencies.
     pub(crate) fn p50s(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
         let p50 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p50);

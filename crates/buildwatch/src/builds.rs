@@ -75,7 +75,7 @@ impl UnsealLog {
 
     fn warn(&self, error: &EncryptionError) {
         let what = match error {
-            EncryptionError::UnknownKey { key_id, .. } => key_id.clone(),
+            EncryptionError::UnknownKey { key_id, .. } => key_id.to_string(),
             other => other.to_string(),
         };
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,7 +85,7 @@ impl UnsealLog {
         match error {
             EncryptionError::UnknownKey { key_id, .. } => {
                 tracing::warn!(
-                    key_id,
+                    %key_id,
                     "cannot show plans: they are sealed under a key that this process does not have"
                 );
             }

@@ -227,7 +227,7 @@ mod tests {
         let parent = tempfile::tempdir().expect("a folder");
         let dir = data_dir(Some(&parent.path().join("data"))).expect("a data folder");
 
-        let ids: Vec<[u8; 4]> = std::thread::scope(|scope| {
+        let ids: Vec<_> = std::thread::scope(|scope| {
             let asking: Vec<_> = (0..8).map(|_| scope.spawn(|| key(&dir).expect("a key").id())).collect();
             asking.into_iter().map(|asked| asked.join().expect("no panic")).collect()
         });

@@ -2,19 +2,21 @@
 
 use std::fmt;
 
-/// The table, column, row and tenant of a value. A sealed value authenticates its context and does not contain it.
+/// The table, column, row and tenant of a value, and whether its length is hidden. A sealed value authenticates the place and does
+/// not contain it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
     table: &'static str,
     column: &'static str,
     row: String,
     tenant: Option<String>,
+    padding: usize,
 }
 
 impl Context {
     /// A column of one row. `row` is the primary key as text; it must never change while the value is stored.
     pub fn new(table: &'static str, column: &'static str, row: impl fmt::Display) -> Self {
-        Self { table, column, row: row.to_string(), tenant: None }
+        Self { table, column, row: row.to_string(), tenant: None, padding: 0 }
     }
 
     /// Binds the value to a tenant, too.
@@ -22,6 +24,19 @@ impl Context {
     pub fn tenant(mut self, tenant: impl Into<String>) -> Self {
         self.tenant = Some(tenant.into());
         self
+    }
+
+    /// Hides the length of what is sealed: it is padded to a multiple of `multiple` bytes. The value of `"ok"` and that of `"failed"` then have
+    /// the same length. Unsealing needs no padding to be named, since a sealed value says whether it is padded. 0 is no padding.
+    #[must_use]
+    pub fn padded(mut self, multiple: u16) -> Self {
+        self.padding = usize::from(multiple);
+        self
+    }
+
+    /// The multiple to pad to, or 0.
+    pub(super) fn padding(&self) -> usize {
+        self.padding
     }
 
     /// Appends the encoding that is authenticated. No two contexts have the same encoding.

@@ -4,12 +4,17 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use hkdf::Hkdf;
 use secrecy::{ExposeSecret, SecretSlice};
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
-use super::EncryptionError;
+use super::{EncryptionError, KeyId};
 
-/// An AES key of 16 or 32 bytes. `Debug` shows its id only.
+/// A key of 16 or 32 bytes. `Debug` shows its id only.
+///
+/// Values are sealed under what HKDF-SHA256 (RFC 5869) derives from the key for this one purpose. Only values of the first form
+/// were sealed under the key itself.
 #[derive(Clone)]
 pub struct Key {
     bytes: SecretSlice<u8>,
@@ -29,21 +34,36 @@ impl Key {
 
     /// A key from its bytes.
     ///
+    /// A key of printable ASCII characters alone is used, and a warning with its id is logged: somebody may have typed it, and it
+    /// has less than seven random bits a byte.
+    ///
     /// # Errors
     ///
-    /// [`EncryptionError::KeyLength`] for any other length than 16 or 32.
+    /// [`EncryptionError::KeyLength`] for any other length than 16 or 32, and [`EncryptionError::KeyUniform`] when all bytes
+    /// are equal.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, EncryptionError> {
-        match bytes.len() {
-            16 | 32 => Ok(Self { bytes: bytes.into() }),
-            other => Err(EncryptionError::KeyLength(other)),
+        let bytes = Zeroizing::new(bytes);
+        if !matches!(bytes.len(), 16 | 32) {
+            return Err(EncryptionError::KeyLength(bytes.len()));
         }
+        if bytes.iter().all(|&byte| byte == bytes[0]) {
+            return Err(EncryptionError::KeyUniform);
+        }
+        let key = Self { bytes: bytes.to_vec().into() };
+        if bytes.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+            tracing::warn!(
+                key_id = %key.id(),
+                "an encryption key has printable ASCII characters only: make keys of random bytes, such as those of `openssl rand -base64 32`"
+            );
+        }
+        Ok(key)
     }
 
     /// A key from 32 or 64 hexadecimal digits.
     ///
     /// # Errors
     ///
-    /// [`EncryptionError::KeyEncoding`] or [`EncryptionError::KeyLength`].
+    /// [`EncryptionError::KeyEncoding`], and those of [`Key::from_bytes`].
     pub fn from_hex(text: &str) -> Result<Self, EncryptionError> {
         Self::from_bytes(
             const_hex::decode(text.trim()).map_err(|_| EncryptionError::KeyEncoding("hexadecimal"))?,
@@ -54,7 +74,7 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`EncryptionError::KeyEncoding`] or [`EncryptionError::KeyLength`].
+    /// [`EncryptionError::KeyEncoding`], and those of [`Key::from_bytes`].
     pub fn from_base64(text: &str) -> Result<Self, EncryptionError> {
         Self::from_bytes(STANDARD.decode(text.trim()).map_err(|_| EncryptionError::KeyEncoding("base64"))?)
     }
@@ -65,11 +85,20 @@ impl Key {
         const_hex::encode(self.expose()).into()
     }
 
-    /// The id that each value sealed under the key contains. It reveals nothing about the key.
+    /// The id that each value sealed under the key contains.
     #[must_use]
-    pub fn id(&self) -> [u8; 4] {
+    pub fn id(&self) -> KeyId {
         let digest = Sha256::new().chain_update(b"db-core key id").chain_update(self.expose()).finalize();
-        [digest[0], digest[1], digest[2], digest[3]]
+        KeyId([digest[0], digest[1], digest[2], digest[3]])
+    }
+
+    /// A key for the purpose that the concatenated `label` names, by HKDF-SHA256 without salt.
+    pub(super) fn derive(&self, label: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+        let mut derived = Zeroizing::new([0; 32]);
+        Hkdf::<Sha256>::new(None, self.expose())
+            .expand_multi_info(label, &mut *derived)
+            .expect("HKDF gives up to 8160 bytes");
+        derived
     }
 
     pub(super) fn expose(&self) -> &[u8] {
@@ -79,7 +108,7 @@ impl Key {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({})", const_hex::encode(self.id()))
+        write!(f, "Key({})", self.id())
     }
 }
 
@@ -103,7 +132,16 @@ mod tests {
 
     #[test]
     fn other_lengths_and_alphabets_are_refused_and_nothing_is_shown() {
-        assert!(matches!(Key::from_bytes(vec![1; 24]), Err(EncryptionError::KeyLength(24))));
+        for length in (0..70).filter(|length| ![16, 32].contains(length)) {
+            let error = Key::from_bytes((0..length).collect()).expect_err("another length");
+            assert!(
+                matches!(error, EncryptionError::KeyLength(said) if said == usize::from(length)),
+                "{error}"
+            );
+        }
+        for (byte, length) in [(0, 16), (0, 32), (255, 32), (b'a', 16)] {
+            assert!(matches!(Key::from_bytes(vec![byte; length]), Err(EncryptionError::KeyUniform)));
+        }
         assert!(matches!(Key::from_hex("no hex"), Err(EncryptionError::KeyEncoding(_))));
         assert!(matches!(Key::from_base64("?"), Err(EncryptionError::KeyEncoding(_))));
 

@@ -1,53 +1,35 @@
-//! The keys in use, and how they seal and unseal.
+//! The keys in use.
 
 use std::fmt;
 
-use aes_gcm::aead::{Aead, KeyInit, Nonce, Payload};
-use aes_gcm::{Aes128Gcm, Aes256Gcm};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
+use super::cipher::Ciphers;
+use super::form::{Form, Parts};
 use super::key::random;
-use super::{Context, EncryptionError, Key, Sealed};
+use super::padding::{pad, padded, unpadded};
+use super::{Context, EncryptionError, Key, KeyId, Sealed, Strategy};
 
-const VERSION: u8 = 1;
-const HEADER: usize = 6;
-const NONCE: usize = 12;
-const TAG: usize = 16;
+/// The longest value that is sealed, with its padding, in bytes.
+const LONGEST: usize = 64 << 20;
 
-/// A way to seal bytes for a context and to unseal them in the same context.
-pub trait Strategy: fmt::Debug + Send + Sync {
-    /// Seals `plain` for `place`. Sealing the same value twice gives different bytes.
-    ///
-    /// # Errors
-    ///
-    /// [`EncryptionError::Random`] or [`EncryptionError::TooLong`].
-    fn seal(&self, plain: &[u8], place: &Context) -> Result<Vec<u8>, EncryptionError>;
-
-    /// Unseals what was sealed for `place`.
-    ///
-    /// # Errors
-    ///
-    /// [`EncryptionError::Malformed`], [`EncryptionError::UnknownKey`] or [`EncryptionError::NotAuthentic`], each
-    /// naming the place.
-    fn unseal(&self, sealed: &[u8], place: &Context) -> Result<Vec<u8>, EncryptionError>;
-}
-
-/// One primary key, which seals, and retired keys, which only unseal. AES-GCM; the sealed form is drawn in the
+/// One primary key, which seals, and retired keys, which only unseal. The sealed form is drawn in the
 /// [module's documentation](super).
+///
+/// A sealed value names its key, and the keyring never tries another one.
 pub struct Keyring {
     primary: Entry,
     retired: Vec<Entry>,
 }
 
 struct Entry {
-    id: [u8; 4],
-    cipher: Cipher,
-}
-
-enum Cipher {
-    Aes128(Box<Aes128Gcm>),
-    Aes256(Box<Aes256Gcm>),
+    key: Key,
+    id: KeyId,
+    /// On the heap: round keys take hundreds of bytes, and options are moved.
+    ciphers: Box<Ciphers>,
 }
 
 impl Keyring {
@@ -57,11 +39,19 @@ impl Keyring {
         Self { primary: Entry::new(primary), retired: Vec::new() }
     }
 
-    /// Adds a former primary key.
-    #[must_use]
-    pub fn with_retired(mut self, key: &Key) -> Self {
-        self.retired.push(Entry::new(key));
-        self
+    /// Adds a former primary key. A key that is there already changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`EncryptionError::SameId`] when another key of the keyring has the same id. That happens by chance once in four billion
+    /// pairs.
+    pub fn with_retired(mut self, key: &Key) -> Result<Self, EncryptionError> {
+        match self.find(key.id()) {
+            None => self.retired.push(Entry::new(key)),
+            Some(same) if bool::from(same.key.expose().ct_eq(key.expose())) => {}
+            Some(_) => return Err(EncryptionError::SameId(key.id())),
+        }
+        Ok(self)
     }
 
     /// Seals a value as JSON.
@@ -70,8 +60,9 @@ impl Keyring {
     ///
     /// [`EncryptionError::Json`] when the value does not become JSON; else as [`Strategy::seal`].
     pub fn seal_json<T: Serialize>(&self, value: &T, place: &Context) -> Result<Sealed<T>, EncryptionError> {
-        let plain =
-            serde_json::to_vec(value).map_err(|_| EncryptionError::Json { place: place.to_string() })?;
+        let plain = serde_json::to_vec(value)
+            .map(Zeroizing::new)
+            .map_err(|_| EncryptionError::Json { place: place.to_string() })?;
         self.seal(&plain, place).map(Sealed::from_bytes)
     }
 
@@ -89,107 +80,96 @@ impl Keyring {
         serde_json::from_slice(&plain).map_err(|_| EncryptionError::Json { place: place.to_string() })
     }
 
-    fn find(&self, id: &[u8]) -> impl Iterator<Item = &Entry> {
-        std::iter::once(&self.primary).chain(&self.retired).filter(move |entry| entry.id == id)
+    fn find(&self, id: KeyId) -> Option<&Entry> {
+        std::iter::once(&self.primary).chain(&self.retired).find(|entry| entry.id == id)
     }
 }
 
 impl Strategy for Keyring {
+    /// Seals under the primary key. Sealing the same value twice gives different bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`EncryptionError::Random`] and [`EncryptionError::TooLong`].
     fn seal(&self, plain: &[u8], place: &Context) -> Result<Vec<u8>, EncryptionError> {
-        let mut nonce = [0; NONCE];
-        random(&mut nonce)?;
+        let form = Form::Xaes { is_padded: place.padding() > 0 };
+        let length = length(plain.len(), place)?;
 
-        let mut sealed = Vec::with_capacity(HEADER + NONCE + plain.len() + TAG);
-        sealed.extend_from_slice(&[VERSION, self.primary.cipher.algorithm()]);
-        sealed.extend_from_slice(&self.primary.id);
+        // Encrypted where it is, so that no copy of the plain value is left behind.
+        let mut sealed = Vec::with_capacity(form.overhead() + length);
+        sealed.extend_from_slice(form.prefix());
+        sealed.extend_from_slice(self.primary.id.as_bytes());
         let authenticated = authenticated(&sealed, place);
-        sealed.extend_from_slice(&nonce);
-        let ciphertext = self
-            .primary
-            .cipher
-            .encrypt(nonce, Payload { msg: plain, aad: &authenticated })
-            .map_err(|_| EncryptionError::TooLong { place: place.to_string() })?;
-        sealed.extend_from_slice(&ciphertext);
+        let nonce_at = sealed.len();
+        sealed.resize(nonce_at + form.nonce(), 0);
+        random(&mut sealed[nonce_at..])?;
+        sealed.extend_from_slice(plain);
+        if place.padding() > 0 {
+            pad(&mut sealed, nonce_at + form.nonce() + length);
+        }
+        let (nonce, buffer) = sealed[nonce_at..].split_at_mut(form.nonce());
+        let tag = self.primary.ciphers.seal(nonce, &authenticated, buffer);
+        sealed.extend_from_slice(&tag);
         Ok(sealed)
     }
 
-    fn unseal(&self, sealed: &[u8], place: &Context) -> Result<Vec<u8>, EncryptionError> {
-        let malformed = |what| EncryptionError::Malformed { place: place.to_string(), what };
-        let Some((header, rest)) = sealed.split_first_chunk::<HEADER>() else {
-            return Err(malformed("it is too short"));
-        };
-        let Some((nonce, ciphertext)) = rest.split_first_chunk::<NONCE>() else {
-            return Err(malformed("it is too short"));
-        };
-        if header[0] != VERSION {
-            return Err(malformed("its version is not known here"));
-        }
+    /// Unseals under the key that the value names.
+    ///
+    /// # Errors
+    ///
+    /// [`EncryptionError::NotSealed`], [`EncryptionError::Newer`], [`EncryptionError::Malformed`],
+    /// [`EncryptionError::UnknownKey`] and [`EncryptionError::NotAuthentic`].
+    fn unseal(&self, sealed: &[u8], place: &Context) -> Result<Zeroizing<Vec<u8>>, EncryptionError> {
+        let parts = Parts::read(sealed).map_err(|unreadable| unreadable.at(place.to_string()))?;
+        let entry = self
+            .find(parts.key_id)
+            .ok_or_else(|| EncryptionError::UnknownKey { place: place.to_string(), key_id: parts.key_id })?;
 
-        let authenticated = authenticated(header, place);
-        let mut is_known = false;
-        // Two keys may share a four-byte id; the authentication tag decides.
-        for entry in self.find(&header[2..]) {
-            if entry.cipher.algorithm() != header[1] {
-                continue;
-            }
-            is_known = true;
-            if let Ok(plain) = entry.cipher.decrypt(*nonce, Payload { msg: ciphertext, aad: &authenticated })
-            {
-                return Ok(plain);
-            }
+        let authenticated = authenticated(parts.header, place);
+        let mut plain = Zeroizing::new(parts.ciphertext.to_vec());
+        entry
+            .ciphers
+            .open(parts.form, parts.nonce, &authenticated, &mut plain, parts.tag)
+            .map_err(|_| EncryptionError::NotAuthentic { place: place.to_string() })?;
+        if parts.form == (Form::Xaes { is_padded: true }) {
+            let length = unpadded(&plain).ok_or_else(|| EncryptionError::Malformed {
+                place: place.to_string(),
+                what: "it has no padding, and says that it is padded",
+            })?;
+            plain.truncate(length);
         }
-        let place = place.to_string();
-        Err(if is_known {
-            EncryptionError::NotAuthentic { place }
-        } else {
-            EncryptionError::UnknownKey { place, key_id: const_hex::encode(&header[2..]) }
-        })
+        Ok(plain)
     }
 }
 
+/// The length of what is encrypted: the plain value with its padding.
+fn length(plain: usize, place: &Context) -> Result<usize, EncryptionError> {
+    let length = match place.padding() {
+        0 => plain,
+        multiple => padded(plain, multiple),
+    };
+    if length > LONGEST {
+        return Err(EncryptionError::TooLong { place: place.to_string(), length, limit: LONGEST });
+    }
+    Ok(length)
+}
+
 fn authenticated(header: &[u8], place: &Context) -> Vec<u8> {
-    let mut bytes = header.to_vec();
+    let mut bytes = Vec::with_capacity(128);
+    bytes.extend_from_slice(header);
     place.encode(&mut bytes);
     bytes
 }
 
 impl Entry {
     fn new(key: &Key) -> Self {
-        let bytes = key.expose();
-        let cipher = match bytes.len() {
-            16 => Cipher::Aes128(Box::new(Aes128Gcm::new_from_slice(bytes).expect("16 bytes"))),
-            _ => Cipher::Aes256(Box::new(Aes256Gcm::new_from_slice(bytes).expect("a key of 16 or 32 bytes"))),
-        };
-        Self { id: key.id(), cipher }
-    }
-}
-
-impl Cipher {
-    fn algorithm(&self) -> u8 {
-        match self {
-            Self::Aes128(_) => 1,
-            Self::Aes256(_) => 2,
-        }
-    }
-
-    fn encrypt(&self, nonce: [u8; NONCE], payload: Payload<'_, '_>) -> Result<Vec<u8>, aes_gcm::Error> {
-        match self {
-            Self::Aes128(cipher) => cipher.encrypt(&Nonce::<Aes128Gcm>::from(nonce), payload),
-            Self::Aes256(cipher) => cipher.encrypt(&Nonce::<Aes256Gcm>::from(nonce), payload),
-        }
-    }
-
-    fn decrypt(&self, nonce: [u8; NONCE], payload: Payload<'_, '_>) -> Result<Vec<u8>, aes_gcm::Error> {
-        match self {
-            Self::Aes128(cipher) => cipher.decrypt(&Nonce::<Aes128Gcm>::from(nonce), payload),
-            Self::Aes256(cipher) => cipher.decrypt(&Nonce::<Aes256Gcm>::from(nonce), payload),
-        }
+        Self { key: key.clone(), id: key.id(), ciphers: Box::new(Ciphers::new(key)) }
     }
 }
 
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = |entry: &Entry| const_hex::encode(entry.id);
+        let id = |entry: &Entry| entry.id.to_string();
         f.debug_struct("Keyring")
             .field("primary", &id(&self.primary))
             .field("retired", &self.retired.iter().map(id).collect::<Vec<_>>())
@@ -201,6 +181,9 @@ impl fmt::Debug for Keyring {
 mod tests {
     use std::collections::HashSet;
 
+    use proptest::prelude::any;
+    use proptest::proptest;
+
     use super::*;
 
     fn key(first: u8, length: u8) -> Key {
@@ -211,37 +194,50 @@ mod tests {
         Context::new("builds", "plan", 7)
     }
 
+    /// Unseals, as text.
+    fn text(keyring: &Keyring, sealed: &[u8], place: &Context) -> String {
+        String::from_utf8(keyring.unseal(sealed, place).expect("unsealed").to_vec()).expect("text")
+    }
+
     #[test]
     fn a_value_sealed_under_a_retired_key_unseals() {
-        let sealed = Keyring::new(&key(1, 32)).seal(b"plan", &place()).expect("sealed");
+        for length in [16, 32] {
+            let sealed = Keyring::new(&key(1, length)).seal(b"plan", &place()).expect("sealed");
 
-        let rotated = Keyring::new(&key(2, 16)).with_retired(&key(1, 32));
+            let rotated = Keyring::new(&key(2, 32)).with_retired(&key(1, length)).expect("another id");
 
-        assert_eq!(rotated.unseal(&sealed, &place()).expect("unsealed"), b"plan");
+            assert_eq!(text(&rotated, &sealed, &place()), "plan");
+            let anew = rotated.seal(b"plan", &place()).expect("sealed");
+            assert_eq!(anew[3..7], *key(2, 32).id().as_bytes(), "under the primary key");
+        }
     }
 
     #[test]
     fn the_sealed_form_matches_its_documentation() {
-        let sealed = Keyring::new(&key(1, 32)).seal(b"plan", &place()).expect("sealed");
+        let keyring = Keyring::new(&key(1, 32));
+        let id = *key(1, 32).id().as_bytes().first_chunk::<4>().expect("four bytes");
+        let sealed = keyring.seal(b"plan", &place()).expect("sealed");
 
-        assert_eq!(sealed.len(), 34 + 4);
-        assert_eq!(sealed[..2], [1, 2]);
-        assert_eq!(sealed[2..6], key(1, 32).id());
+        assert_eq!((sealed.len(), &sealed[..3], &sealed[3..7]), (47 + 4, &[2, 3, 0][..], &id[..]));
+
+        let padded = keyring.seal(b"plan", &place().padded(32)).expect("sealed");
+
+        assert_eq!((padded.len(), &padded[..3], &padded[3..7]), (47 + 32, &[2, 3, 1][..], &id[..]));
     }
 
     /// A repeated nonce under one key reveals both values and the authentication key.
     #[test]
     fn no_two_seals_have_the_same_nonce() {
-        for (first, length) in [(1, 16), (1, 32)] {
-            let keyring = Keyring::new(&key(first, length));
+        for length in [16, 32] {
+            let keyring = Keyring::new(&key(1, length));
             let seal = || keyring.seal(b"plan", &place()).expect("sealed");
             assert_ne!(seal(), seal(), "the same value in the same place");
 
             let sealed: Vec<_> = (0..1000).map(|_| seal()).collect();
-            let nonces: HashSet<_> = sealed.iter().map(|sealed| &sealed[HEADER..HEADER + NONCE]).collect();
+            let nonces: HashSet<_> = sealed.iter().map(|sealed| &sealed[7..31]).collect();
             assert_eq!(nonces.len(), sealed.len());
             // A part of the nonce must not be constant, for example a counter that restarts with the process.
-            for byte in 0..NONCE {
+            for byte in 0..24 {
                 let values: HashSet<_> = nonces.iter().map(|nonce| nonce[byte]).collect();
                 assert!(values.len() > 200, "byte {byte} of the nonce had {} values", values.len());
             }
@@ -249,51 +245,132 @@ mod tests {
     }
 
     #[test]
-    fn a_value_sealed_by_another_program_in_the_documented_form_unseals() {
-        // Made by Python's `cryptography` from the documented form: key 00..0f, nonce a0..ab, plain text "plan".
-        let sealed = const_hex::decode(GOLDEN).expect("hex");
+    fn neither_another_place_nor_a_changed_byte_nor_a_cut_value_unseals() {
+        let keyring = Keyring::new(&key(1, 32)).with_retired(&key(1, 16)).expect("another id");
+        let mut all: Vec<Vec<u8>> = [place(), place().padded(8)]
+            .iter()
+            .map(|place| keyring.seal(b"plan", place).expect("sealed"))
+            .collect();
+        all.extend(super::super::vectors::first_form(&key(1, 16), &key(1, 32), b"plan", &place()));
 
-        let plain = Keyring::new(&key(0, 16)).unseal(&sealed, &place()).expect("unsealed");
-
-        assert_eq!(plain, b"plan");
+        for sealed in all {
+            assert_eq!(text(&keyring, &sealed, &place()), "plan");
+            for elsewhere in [
+                Context::new("builds", "plan", 8),
+                Context::new("builds", "env", 7),
+                Context::new("jobs", "plan", 7),
+                place().tenant("t"),
+            ] {
+                let error = keyring.unseal(&sealed, &elsewhere).expect_err("another place");
+                assert!(matches!(error, EncryptionError::NotAuthentic { .. }), "{error}");
+            }
+            for at in 0..sealed.len() {
+                for bit in 0..8 {
+                    let mut changed = sealed.clone();
+                    changed[at] ^= 1 << bit;
+                    assert!(keyring.unseal(&changed, &place()).is_err(), "bit {bit} of byte {at}");
+                }
+            }
+            for length in 1..sealed.len() {
+                let error = keyring.unseal(&sealed[..length], &place()).expect_err("cut");
+                let is_cut =
+                    matches!(error, EncryptionError::Malformed { .. } | EncryptionError::NotAuthentic { .. });
+                assert!(is_cut, "cut to {length}: {error}");
+            }
+        }
     }
 
-    const GOLDEN: &str = "0101b6b550fda0a1a2a3a4a5a6a7a8a9aaabdaea59d5dd8061b9644ee6c07df573d0f4e4517d";
-
     #[test]
-    fn neither_another_place_nor_a_changed_byte_unseals() {
-        let keyring = Keyring::new(&key(1, 32));
-        let sealed = keyring.seal(b"plan", &place()).expect("sealed");
-
-        for elsewhere in [
-            Context::new("builds", "plan", 8),
-            Context::new("builds", "env", 7),
-            Context::new("jobs", "plan", 7),
-            place().tenant("t"),
-        ] {
-            let error = keyring.unseal(&sealed, &elsewhere).expect_err("another place");
-            assert!(matches!(error, EncryptionError::NotAuthentic { .. }), "{error}");
-        }
-        for at in 0..sealed.len() {
-            let mut changed = sealed.clone();
-            changed[at] ^= 1;
-            assert!(keyring.unseal(&changed, &place()).is_err(), "byte {at}");
-        }
-        for length in 0..sealed.len() {
-            assert!(keyring.unseal(&sealed[..length], &place()).is_err(), "cut to {length}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_by_its_id() {
+    fn what_is_not_sealed_what_is_newer_and_what_has_an_unknown_key_are_different_errors() {
         let sealed = Keyring::new(&key(1, 32)).seal(b"plan", &place()).expect("sealed");
+        let id = key(1, 32).id();
+        let mut newer = sealed.clone();
+        newer[0] = 3;
 
-        let error = Keyring::new(&key(2, 32)).unseal(&sealed, &place()).expect_err("another key");
+        for (bytes, complaint) in [
+            (&b"plan"[..], "this is not a sealed value".to_owned()),
+            (&[], "this is not a sealed value".to_owned()),
+            (&newer, "sealed in a form that is newer than this program: version 3".to_owned()),
+            (&sealed[..40], "this is not a whole sealed value: it was cut off".to_owned()),
+            (&sealed, format!("sealed under key {id}, which is not in the keyring")),
+        ] {
+            let error = Keyring::new(&key(2, 32)).unseal(bytes, &place()).expect_err("not to be unsealed");
+            assert_eq!(error.to_string(), format!("builds.plan of row 7: {complaint}"));
+        }
+    }
 
-        let id = const_hex::encode(key(1, 32).id());
+    #[test]
+    fn two_keys_of_one_id_are_refused_and_one_key_twice_is_not() {
+        // Found among the digests of "next1 N".
+        let of = |hex| Key::from_hex(hex).expect("a key");
+        let one = of("fdd57dfa0d115cf80bd9424181f5d2c938ce022117134326aae38e69b3614328");
+        let other = of("c4da5b9cf4557f69d7763b87e902997af548952995a7314d482cef15517f78a3");
+
+        let error = Keyring::new(&one).with_retired(&other).expect_err("one id");
+        let rest = Keyring::new(&key(1, 32)).with_retired(&one).expect("another id");
+
+        assert_eq!(error.to_string(), "two different encryption keys have the id 045b0a78: make another key");
+        assert!(rest.with_retired(&other).is_err(), "also among the retired ones");
+        assert!(Keyring::new(&one).with_retired(&one).expect("the same key").retired.is_empty());
+    }
+
+    #[test]
+    fn a_value_above_the_limit_is_refused_with_the_limit() {
+        let error = Keyring::new(&key(1, 32)).seal(&vec![b'a'; LONGEST + 1], &place()).expect_err("too long");
+
         assert_eq!(
             error.to_string(),
-            format!("builds.plan of row 7: sealed under key {id}, which is not in the keyring")
+            "builds.plan of row 7: the value has 67108865 bytes, and the limit is 67108864"
         );
+        assert_eq!(length(LONGEST, &place()).expect("the longest"), LONGEST);
+        assert_eq!(length(LONGEST - 1, &place().padded(2)).expect("the longest"), LONGEST);
+        let padded = length(LONGEST, &place().padded(2)).expect_err("too long with its padding");
+        assert!(
+            matches!(padded, EncryptionError::TooLong { length, .. } if length == LONGEST + 2),
+            "{padded}"
+        );
+    }
+
+    #[test]
+    fn values_of_one_padding_have_one_length() {
+        let keyring = Keyring::new(&key(1, 32));
+        let length = |value: &[u8]| keyring.seal(value, &place().padded(16)).expect("sealed").len();
+
+        assert_eq!(length(b"ok"), length(b"failed"));
+        assert_eq!(length(&[0; 15]), 47 + 16);
+        assert_eq!(length(&[0; 16]), 47 + 32);
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_unseals_in_its_place(
+            value in proptest::collection::vec(any::<u8>(), 0..300),
+            (row, tenant) in (".{0,12}", proptest::option::of(".{0,12}")),
+            padding in 0..100_u16,
+        ) {
+            let keyring = Keyring::new(&key(1, 32));
+            let mut place = Context::new("builds", "plan", row);
+            if let Some(tenant) = tenant {
+                place = place.tenant(tenant);
+            }
+
+            let sealed = keyring.seal(&value, &place.clone().padded(padding)).expect("sealed");
+
+            assert_eq!(*keyring.unseal(&sealed, &place).expect("unsealed"), value);
+        }
+
+        /// Of the first bytes, so that many cases get past the header.
+        #[test]
+        fn no_bytes_unseal_that_were_not_sealed(
+            first in proptest::sample::select(vec![vec![], vec![1, 1], vec![1, 2], vec![2, 3, 0], vec![2, 3, 1]]),
+            of_the_key in any::<bool>(),
+            rest in proptest::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let key = key(1, 32);
+            let id = if of_the_key { key.id().as_bytes().to_vec() } else { Vec::new() };
+            let bytes = [first, id, rest].concat();
+
+            assert!(Keyring::new(&key).unseal(&bytes, &place()).is_err());
+        }
     }
 }

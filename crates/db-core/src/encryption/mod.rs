@@ -20,36 +20,60 @@
 //!
 //! # The sealed form
 //!
-//! A sealed value is a `bytea`. Its overhead is 34 bytes.
+//! A sealed value is a `bytea`, 47 bytes longer than the plain value:
 //!
 //! ```text
-//! +---------+-----------+--------+-------+------------+-----+
-//! | version | algorithm | key id | nonce | ciphertext | tag |
-//! |    1    |     1     |   4    |  12   |     n      | 16  |
-//! +---------+-----------+--------+-------+------------+-----+
-//!  version    1
-//!  algorithm  1 = AES-128-GCM, 2 = AES-256-GCM
+//! +---------+-----------+---------+--------+-------+------------+-----+
+//! | version | algorithm | framing | key id | nonce | ciphertext | tag |
+//! |    1    |     1     |    1    |   4    |  24   |     n      | 16  |
+//! +---------+-----------+---------+--------+-------+------------+-----+
+//!  version    2
+//!  algorithm  3 = XAES-256-GCM (C2SP), under HKDF-SHA256(key, no salt, "db-core seal")
+//!  framing    0 = the value as it is, 1 = padded by ISO/IEC 7816-4 before it was sealed
 //!  key id     the first 4 bytes of SHA-256("db-core key id" ‖ key)
 //!  nonce      random
 //! ```
 //!
-//! Authenticated beside the ciphertext: version, algorithm and key id as they stand, then table, column and row, each
-//! as a 4-byte big-endian length and its UTF-8 bytes, then one byte 0, or one byte 1 and the tenant in the same form.
+//! Authenticated beside the ciphertext: the header as it stands (version to key id), then table, column and row, each as a
+//! 4-byte big-endian length and its UTF-8 bytes, then one byte 0, or one byte 1 and the tenant in the same form.
+//!
+//! Values of the first form are unsealed, and no longer written. They are 34 bytes longer than the plain value, and have no
+//! framing: version 1, algorithm 1 = AES-128-GCM or 2 = AES-256-GCM under the key itself, key id, a nonce of 12 bytes.
+//!
+//! A value whose first byte is 1 to 7 counts as sealed, any other as not sealed. Version, algorithm or framing that this
+//! program does not know are the error [`Newer`](EncryptionError::Newer).
 //!
 //! # Limits
 //!
-//! Nonces are random, so NIST SP 800-38D (section 8.3) allows 2^32 values under one key. A sealed value reveals its length.
-//! Keys are used as given: make them with [`Key::generate`], not from a password.
+//! A value may have 64 MiB. XAES has nonces of 192 bits, so the number of values under one key needs no limit: two equal nonces
+//! are as unlikely among 2^80 values as among 2^32 values with the nonces of AES-GCM. A sealed value reveals its length, unless
+//! it is [padded](Context::padded).
+//!
+//! What unseals is zeroed in memory when it is dropped, and so are keys. Copies are not: those that `serde_json` and your types
+//! make, and what lies in the buffers of the connection.
+//!
+//! An id names one key of a keyring, so a value belongs to one key. Without that, XAES-256-GCM would not commit to its key:
+//! who chooses two keys of one id can make a value that both unseal. Take no keys from your tenants.
 
+mod cipher;
 mod context;
+mod form;
 mod key;
+mod key_id;
 mod keyring;
+mod padding;
 mod sealed;
+mod strategy;
+#[cfg(test)]
+mod vectors;
 
 pub use context::Context;
 pub use key::Key;
-pub use keyring::{Keyring, Strategy};
+pub use key_id::KeyId;
+pub use keyring::Keyring;
 pub use sealed::Sealed;
+pub use strategy::{Fallback, NoEncryption, Strategy};
+pub use zeroize::Zeroizing;
 
 /// Errors of sealing and unsealing. No variant contains a key or a value.
 #[derive(Debug, thiserror::Error)]
@@ -61,11 +85,42 @@ pub enum EncryptionError {
     /// The key is not hexadecimal, or not base64.
     #[error("an encryption key is not valid {0}")]
     KeyEncoding(&'static str),
+    /// All bytes of the key are equal, as those of an empty file are.
+    #[error("all bytes of an encryption key are equal: make keys of random bytes")]
+    KeyUniform,
+    /// A key's id is not eight hexadecimal digits.
+    #[error("the id of an encryption key is eight hexadecimal digits")]
+    KeyId,
+    /// Two different keys have one id, so a value would not say which of them it needs.
+    #[error("two different encryption keys have the id {0}: make another key")]
+    SameId(KeyId),
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes: {0}")]
     Random(String),
-    /// The stored bytes are not a sealed value of a known form.
-    #[error("{place}: this is not a sealed value: {what}")]
+    /// The stored bytes are not sealed, and the strategy unseals only what is.
+    #[error("{place}: this is not a sealed value")]
+    NotSealed {
+        /// Where it is stored.
+        place: String,
+    },
+    /// The bytes are sealed, or begin as a sealed value does, and the strategy has no key.
+    #[error("{place}: this is a sealed value, and there is no encryption key")]
+    IsSealed {
+        /// Where it is stored, or is to be stored.
+        place: String,
+    },
+    /// A newer version of this library sealed the value.
+    #[error("{place}: sealed in a form that is newer than this program: {part} {number}")]
+    Newer {
+        /// Where it is stored.
+        place: String,
+        /// `version`, `algorithm` or `framing`.
+        part: &'static str,
+        /// The value's number for it.
+        number: u8,
+    },
+    /// The stored bytes begin as a sealed value and are not a whole one.
+    #[error("{place}: this is not a whole sealed value: {what}")]
     Malformed {
         /// Where it is stored.
         place: String,
@@ -77,8 +132,8 @@ pub enum EncryptionError {
     UnknownKey {
         /// Where it is stored.
         place: String,
-        /// The key's id, hexadecimal.
-        key_id: String,
+        /// The key's id.
+        key_id: KeyId,
     },
     /// The key is in the keyring, but the value was altered or belongs to another context.
     #[error("{place}: the sealed value was altered, or sealed for another place")]
@@ -86,16 +141,28 @@ pub enum EncryptionError {
         /// Where it is stored.
         place: String,
     },
+    /// Neither strategy of a [`Fallback`] unseals the value.
+    #[error("{first}; and by the fallback: {second}")]
+    Neither {
+        /// The error of the first strategy.
+        first: Box<EncryptionError>,
+        /// The error of the second one.
+        second: Box<EncryptionError>,
+    },
     /// The value cannot be written as JSON, or the JSON does not match the type.
     #[error("{place}: the value and its type do not agree")]
     Json {
         /// Where it is stored.
         place: String,
     },
-    /// The value is longer than AES-GCM's limit (64 GiB).
-    #[error("{place}: the value is too long to seal")]
+    /// The value is longer than 64 MiB.
+    #[error("{place}: the value has {length} bytes, and the limit is {limit}")]
     TooLong {
         /// Where it is to be stored.
         place: String,
+        /// Its length in bytes, with the padding.
+        length: usize,
+        /// The limit in bytes.
+        limit: usize,
     },
 }

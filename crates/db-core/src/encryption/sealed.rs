@@ -8,6 +8,9 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
+use super::KeyId;
+use super::form::Parts;
+
 /// A sealed value of type `T`, as stored in a `bytea` column.
 ///
 /// sqlx decodes a column without knowing its row or the key, so decoding gives a `Sealed`, and
@@ -28,6 +31,12 @@ impl<T> Sealed<T> {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The key that the value names, without unsealing it. `None` when the bytes are not a sealed value of a known form.
+    #[must_use]
+    pub fn key_id(&self) -> Option<KeyId> {
+        Parts::read(&self.bytes).ok().map(|parts| parts.key_id)
     }
 }
 

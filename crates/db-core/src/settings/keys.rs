@@ -74,7 +74,10 @@ pub fn keyring(reader: &mut Reader<'_>) -> Option<Keyring> {
     let (primary, retired) = (key(reader, &PRIMARY), key(reader, &RETIRED));
     match (primary, retired) {
         (Some((_, primary)), None) => Some(Keyring::new(&primary?)),
-        (Some((_, primary)), Some((_, retired))) => Some(Keyring::new(&primary?).with_retired(&retired?)),
+        (Some((_, primary)), Some((setting, retired))) => Keyring::new(&primary?)
+            .with_retired(&retired?)
+            .map_err(|error| reader.complain(setting, format_args!("cannot be used: {error}")))
+            .ok(),
         (None, Some((setting, _))) => {
             reader.complain(setting, "is given without a new key: set --encryption-key-base64, too");
             None

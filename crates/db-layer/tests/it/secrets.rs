@@ -18,7 +18,9 @@ use db_layer::db_core::{
 };
 use db_layer::db_notify::link::{Link, Listener, Sender};
 use db_layer::db_notify::{PostgresLink, WatchOptions};
-use db_layer::encryption::{Context, EncryptionError, Key, Keyring, Sealed};
+use db_layer::encryption::{
+    Context, EncryptionError, Fallback, Key, KeyId, Keyring, NoEncryption, Sealed, Strategy,
+};
 use db_layer::{
     Bus, BusOptions, Channel, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit,
     OpenError, Options, Pool, PoolOptions, Settings, Topic, TxOptions, TxRetry, WatchedTopics, db_events,
@@ -224,17 +226,28 @@ fn settings_and_options_do_not_show_what_they_were_told() {
 fn keys_and_what_they_seal_show_neither() {
     let mut shown = Shown::default();
     let key = Key::from_bytes(KEY.as_bytes().to_vec()).expect("a key");
-    let keyring = Keyring::new(&key).with_retired(&Key::generate().expect("a key"));
+    let keyring = Keyring::new(&key).with_retired(&Key::generate().expect("a key")).expect("another id");
     let place = Context::new("t", "c", 1);
     let sealed: Sealed<String> = keyring.seal_json(&VALUE.to_owned(), &place).expect("sealed");
     debug!(shown; key, keyring, sealed, place);
-    let errors: [Result<String, EncryptionError>; 6] = [
+    let plain = Sealed::from_bytes(VALUE.as_bytes().to_vec());
+    let mut newer = sealed.as_bytes().to_vec();
+    newer[0] = 3;
+    let neither = Fallback::new(Keyring::new(&Key::generate().expect("a key")), NoEncryption);
+    debug!(shown; neither, key.id());
+    let errors: [Result<String, EncryptionError>; 12] = [
         Key::from_bytes(PASSWORD.as_bytes().to_vec()).map(|key| hex(&key)),
         Key::from_hex(PASSWORD).map(|key| hex(&key)),
         Key::from_base64(&format!("!{PASSWORD}")).map(|key| hex(&key)),
         keyring.unseal_json(&sealed, &Context::new("t", "c", 2)),
         Keyring::new(&Key::generate().expect("a key")).unseal_json(&sealed, &place),
-        keyring.unseal_json(&Sealed::from_bytes(VALUE.as_bytes().to_vec()), &place),
+        keyring.unseal_json(&plain, &place),
+        keyring.unseal_json(&Sealed::from_bytes(sealed.as_bytes()[..50].to_vec()), &place),
+        keyring.unseal_json(&Sealed::from_bytes(newer), &place),
+        NoEncryption.seal(format!("\u{1}{VALUE}").as_bytes(), &place).map(|bytes| format!("{bytes:?}")),
+        neither.unseal(sealed.as_bytes(), &place).map(|bytes| format!("{bytes:?}")),
+        Key::from_bytes(vec![b'k'; 32]).map(|key| hex(&key)),
+        VALUE.parse::<KeyId>().map(|id| id.to_string()),
     ];
     for error in errors {
         shown.error("EncryptionError", error.expect_err("it cannot be done"));
@@ -589,6 +602,7 @@ const SHOWN: &[&str] = &[
     "Error",
     "EventLogs",
     "EventStream",
+    "Fallback",
     "Handle",
     "Head",
     "Health",
@@ -596,11 +610,13 @@ const SHOWN: &[&str] = &[
     "Holder",
     "Isolation",
     "Key",
+    "KeyId",
     "Keyring",
     "Limits",
     "LogId",
     "Mark",
     "NameError",
+    "NoEncryption",
     "NotifyError",
     "NotifyInError",
     "OpenError",

@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use db_layer::db_notify::BusOptions;
-use db_layer::encryption::{Context, Keyring, Strategy};
+use db_layer::encryption::{Context, Key, Keyring, Strategy};
 use db_layer::{OpenError, Options, PoolOptions, SettingSource, Settings};
 use db_testkit::{Proxy, TestDb};
+use harness::Log;
 
 const BASE64: &str = "AAECAwQFBgcICQoLDA0ODw==";
 const HEX: &str = "000102030405060708090a0b0c0d0e0f";
@@ -113,15 +114,31 @@ fn a_key_is_read_from_each_form_and_an_old_one_unseals() {
     let sealed = keyring(&[("encryption-key-base64", BASE64)]).seal(b"plain", &place).expect("sealed");
 
     assert_eq!(
-        keyring(&[("encryption-key-hex", HEX)]).unseal(&sealed, &place).expect("the same key"),
+        keyring(&[("encryption-key-hex", HEX)]).unseal(&sealed, &place).expect("the same key").as_slice(),
         b"plain"
     );
     for old in [("old-encryption-key-hex", HEX), ("old-encryption-key-base64", BASE64)] {
         let both = keyring(&[("encryption-key", raw), old]);
-        assert_eq!(both.unseal(&sealed, &place).expect("the old key"), b"plain");
+        assert_eq!(both.unseal(&sealed, &place).expect("the old key").as_slice(), b"plain");
         let new = both.seal(b"plain", &place).expect("sealed");
         keyring(&[("encryption-key", raw)]).unseal(&new, &place).expect("sealed under the new key");
     }
+}
+
+#[test]
+fn a_key_of_ascii_characters_is_used_and_logged_as_a_warning_by_its_id() {
+    let log = Log::of_this_process("trace");
+    let typed = "a password, typed by a person ..";
+    let (id, random) =
+        (Key::from_bytes(typed.into()).expect("a key").id(), Key::from_hex(HEX).expect("a key").id());
+    let before = log.count(&["WARN", &id.to_string(), "ASCII"]);
+
+    let url = ("database-url", "postgres://app@db/shop");
+    let options = options(&[url, ("encryption-key", typed), ("old-encryption-key-hex", HEX)]);
+
+    assert!(options.keyring.is_some());
+    assert_eq!(log.count(&["WARN", &id.to_string(), "ASCII"]), before + 1);
+    assert_eq!((log.count(&[&random.to_string(), "ASCII"]), log.count(&[typed])), (0, 0));
 }
 
 #[test]
@@ -220,6 +237,30 @@ fn each_bad_setting_is_named_and_never_its_value() {
 
         assert_eq!(error.to_string(), complaint);
         assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+    }
+}
+
+#[test]
+fn a_key_of_equal_bytes_and_two_keys_of_one_id_are_named_and_refused() {
+    let url = ("database-url", "postgres://app@db/shop");
+    for (said, complaint) in [
+        (
+            &[url, ("encryption-key-hex", "00000000000000000000000000000000")][..],
+            "encryption-key-hex cannot be used: all bytes of an encryption key are equal: make keys of random bytes",
+        ),
+        (
+            &[
+                url,
+                ("encryption-key-hex", "fdd57dfa0d115cf80bd9424181f5d2c938ce022117134326aae38e69b3614328"),
+                (
+                    "old-encryption-key-hex",
+                    "c4da5b9cf4557f69d7763b87e902997af548952995a7314d482cef15517f78a3",
+                ),
+            ],
+            "old-encryption-key-hex cannot be used: two different encryption keys have the id 045b0a78: make another key",
+        ),
+    ] {
+        assert_eq!(settings(said).options().expect_err(complaint).to_string(), complaint);
     }
 }
 
