@@ -18,7 +18,9 @@ fuzz_target!(|data: &[u8]| {
     assert!(KEYRING.unseal(data, &place).is_err());
     let _ = Sealed::<()>::from_bytes(data.to_vec()).key_id();
     let plain = Fallback::new(&*KEYRING, NoEncryption).unseal(data, &place);
-    assert!(plain.is_ok_and(|plain| *plain == data) || data.first().is_some_and(|first| (1..=7).contains(first)));
+    assert!(
+        plain.is_ok_and(|plain| *plain == data) || data.first().is_some_and(|first| (1..=7).contains(first))
+    );
 
     // Two bytes say what to change and how, two how to pad; the rest is the value.
     let [at, bits, padding @ ..] = data.first_chunk::<4>().copied().unwrap_or_default();
