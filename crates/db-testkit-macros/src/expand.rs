@@ -1,31 +1,67 @@
 //! Expands an async function into a test.
 
-use quote::{ToTokens, quote};
-use syn::{FnArg, ItemFn};
+use quote::{ToTokens, format_ident, quote};
+use syn::{FnArg, ItemFn, LitStr};
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, Flavor};
 
 pub(crate) fn expand(arguments: &Arguments, function: ItemFn) -> syn::Result<impl ToTokens + use<>> {
     check(&function)?;
     let ItemFn { attrs, vis, sig, block } = function;
     let (name, output) = (&sig.ident, &sig.output);
-    let migrations = arguments.migrations.as_ref().map_or_else(
-        || quote!(::core::option::Option::None),
-        // Relative to the package, whatever the working folder is.
-        |path| {
-            quote!(::core::option::Option::Some(
-                ::core::concat!(::core::env!("CARGO_MANIFEST_DIR"), "/", #path)
-            ))
-        },
-    );
+    let plan = plan(arguments)?;
+    let databases: Vec<_> = (0..sig.inputs.len()).map(|number| format_ident!("db_{number}")).collect();
     Ok(quote! {
         #[::core::prelude::v1::test]
         #(#attrs)*
         #vis fn #name() #output {
             #sig #block
-            ::db_testkit::__private::run_test(#migrations, #name)
+            // As a value, or clippy would lint a test without an `await`.
+            let body = #name;
+            ::db_testkit::__private::run_test(&#plan, async |[#(#databases),*]| body(#(#databases),*).await)
         }
     })
+}
+
+/// Only the fields that differ from the default.
+fn plan(arguments: &Arguments) -> syn::Result<impl ToTokens + use<>> {
+    let mut fields = Vec::new();
+    if let Some(folder) = &arguments.migrations {
+        let folder = in_package(folder);
+        fields.push(quote!(migrations: ::core::option::Option::Some(#folder)));
+    }
+    if !arguments.fixtures.is_empty() {
+        let files = arguments.fixtures.iter().map(in_package);
+        fields.push(quote!(fixtures: &[#(#files),*]));
+    }
+    if arguments.is_throwaway {
+        fields.push(quote!(throwaway: true));
+    }
+    if !arguments.leaves.is_empty() {
+        let leaves = &arguments.leaves;
+        fields.push(quote!(leaves: &[#(#leaves),*]));
+    }
+    if arguments.is_strict {
+        fields.push(quote!(strict: true));
+    }
+    match (arguments.flavor, &arguments.worker_threads) {
+        (Flavor::CurrentThread, _) => fields.push(quote!(workers: ::core::option::Option::None)),
+        (Flavor::MultiThread, Some(number)) => {
+            let number: usize = number.base10_parse()?;
+            fields.push(quote!(workers: ::core::option::Option::Some(#number)));
+        }
+        (Flavor::MultiThread, None) => {}
+    }
+    if arguments.starts_paused {
+        // The package's own tokio must have the feature `test-util`, as for `#[tokio::test]`.
+        fields.push(quote!(pause: ::core::option::Option::Some(::tokio::time::pause)));
+    }
+    Ok(quote!(::db_testkit::__private::Plan { #(#fields,)* ..::db_testkit::__private::Plan::DEFAULT }))
+}
+
+/// Relative to the package, whatever the working folder is.
+fn in_package(path: &LitStr) -> impl ToTokens + use<> {
+    quote!(::core::concat!(::core::env!("CARGO_MANIFEST_DIR"), "/", #path))
 }
 
 fn check(function: &ItemFn) -> syn::Result<()> {
@@ -36,13 +72,12 @@ fn check(function: &ItemFn) -> syn::Result<()> {
     if !signature.generics.params.is_empty() {
         return Err(syn::Error::new_spanned(&signature.generics, "a test has no generic parameters"));
     }
-    match signature.inputs.iter().collect::<Vec<_>>()[..] {
-        [FnArg::Typed(_)] => Ok(()),
-        _ => Err(syn::Error::new_spanned(
-            &signature.ident,
-            "a test with a database has one parameter: `db: TestDb`",
-        )),
+    let is_method = matches!(signature.inputs.first(), Some(FnArg::Receiver(_)));
+    if is_method || signature.inputs.is_empty() {
+        let complaint = "a test with a database has a parameter for each: `db: TestDb`";
+        return Err(syn::Error::new_spanned(&signature.ident, complaint));
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -50,17 +85,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_test_is_async_and_takes_one_database() {
+    fn a_test_is_async_and_takes_databases() {
         for (text, complaint) in [
             ("fn t(db: TestDb) {}", "`async fn`"),
-            ("async fn t() {}", "one parameter"),
-            ("async fn t(a: TestDb, b: TestDb) {}", "one parameter"),
-            ("async fn t(self) {}", "one parameter"),
+            ("async fn t() {}", "a parameter for each"),
+            ("async fn t(self) {}", "a parameter for each"),
             ("async fn t<T>(db: T) {}", "no generic parameters"),
         ] {
             let error = check(&syn::parse_str(text).unwrap()).unwrap_err().to_string();
             assert!(error.contains(complaint), "{text}: {error}");
         }
-        assert!(check(&syn::parse_str("async fn t(db: TestDb) -> Result<(), E> {}").unwrap()).is_ok());
+        for text in ["async fn t(db: TestDb) -> Result<(), E> {}", "async fn t(a: TestDb, b: TestDb) {}"] {
+            assert!(check(&syn::parse_str(text).unwrap()).is_ok(), "{text}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use crate::deadline::Deadline;
 use crate::error::{Error, sqlstate};
 use crate::server::TestServer;
+use crate::sessions::{Seen, sessions_in};
 
 /// "Too many connections", and "the server is starting or recovering": both are worth a retry.
 const PASSES: [&str; 2] = ["53300", "57P03"];
@@ -98,6 +99,11 @@ impl Admin {
             .fetch_all(&mut self.connection)
             .await
             .map_err(|source| Error::Statement { action: "look for", database: about.to_owned(), source })
+    }
+
+    /// The sessions in a database, with those of [`TestDb::pool`](crate::TestDb::pool).
+    pub(crate) async fn sessions_in(&mut self, database: &str) -> Result<Vec<Seen>, Error> {
+        sessions_in(&mut self.connection, database, true).await
     }
 
     /// Closes the session gracefully, or the server would log a lost client.

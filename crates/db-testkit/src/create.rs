@@ -1,6 +1,7 @@
 //! Making the database of a test, and the pooler in front of it.
 
 use crate::admin::Admin;
+use crate::database::{Database, HalfMade};
 use crate::db::TestDb;
 use crate::deadline::Deadline;
 use crate::error::Error;
@@ -23,7 +24,7 @@ impl TestDb {
     /// Takes a folder (relative to the working folder, which `cargo test` sets to that of the package) or a
     /// [`Migrator`](sqlx::migrate::Migrator). The migrations run once for all tests; this database is a copy.
     ///
-    /// Cancel safe: a half-made database is dropped by a later test.
+    /// Cancel safe: a half-made database is dropped, and the drop of the future waits for that.
     ///
     /// # Errors
     ///
@@ -49,6 +50,8 @@ impl TestDb {
             Some(migrations) => Some(migrations.resolve().await?),
             None => None,
         };
+        // Dropped after `admin`, whose session may still be making the database.
+        let mut half_made = HalfMade { server: server.clone(), name: None };
         let mut admin = Admin::connect(&server, deadline).await?;
         if server.may_have_leftovers() {
             sweep(&mut admin).await?;
@@ -64,12 +67,16 @@ impl TestDb {
             if !admin.try_lock(&name).await? {
                 continue;
             }
-            match admin.clone_database(&name, &template).await {
+            half_made.name = Some(name.clone());
+            let made = admin.clone_database(&name, &template).await;
+            half_made.name = None;
+            match made {
                 Ok(()) => {
                     let options = server.options_of(&name)?;
-                    let mut db = TestDb::new(name, server, options, admin);
+                    let db = TestDb::new(Database::new(name, server, options, admin));
                     if std::env::var_os(THROUGH).is_some_and(|through| through == "pgbouncer") {
-                        db.lead_through(for_many_clients().start(&db).await?);
+                        let pooler = for_many_clients().start(&db).await?;
+                        db.database().through.get_or_init(|| pooler);
                     }
                     return Ok(db);
                 }

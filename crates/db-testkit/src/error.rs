@@ -46,6 +46,24 @@ pub enum Error {
         /// sqlx's error, with the migration.
         source: sqlx::migrate::MigrateError,
     },
+    /// The file of a fixture cannot be read, or is not UTF-8.
+    #[error("cannot read the fixture {file}", file = file.display())]
+    FixtureFile {
+        /// The file.
+        file: PathBuf,
+        /// The operating system's error.
+        source: std::io::Error,
+    },
+    /// The server refused a statement of a fixture. Nothing of the file is kept.
+    #[error("cannot run the fixture {file}{place}", file = file.display(), place = place(*line))]
+    Fixture {
+        /// The file.
+        file: PathBuf,
+        /// The line that the server points at, if it does.
+        line: Option<usize>,
+        /// The driver's error.
+        source: sqlx::Error,
+    },
     /// The server refused a statement of the kit.
     #[error("cannot {action} {database}")]
     Statement {
@@ -174,6 +192,10 @@ impl Error {
         }
         text
     }
+}
+
+fn place(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(", line {line}"))
 }
 
 pub(crate) fn sqlstate(error: &sqlx::Error) -> Option<String> {

@@ -1,24 +1,38 @@
 //! A PostgreSQL database per test, for anyone on sqlx.
 //!
+#![doc = concat!("```\n", include_str!("../tests/examples/plain.rs"), "```")]
+//!
+//! The database is empty, exists for this test only, and is dropped when the test ends. [`test`](macro@test) has the arguments:
+//! migrations, fixtures, a server of the test's own, several databases, and those of `#[tokio::test]`. Tests that need more
+//! control call [`TestDb::create`] and [`TestDb::empty`] themselves.
+//!
+//! Any library that takes an address or a pool of sqlx works in the same way. This is SeaORM:
+//!
+#![doc = concat!("```ignore\n", include_str!("../tests/examples/sea_orm.rs"), "```")]
+//!
+//! # What a test leaves
+//!
+//! After the test's body, when everything that the body owned is dropped and the tasks that it spawned still run, the attribute
+//! looks at the server. An open transaction, a running statement or a lock in the test's databases that is still there after 1 s
+//! fails the test. The message has the process id, the application name, the state and the statement of each session, and its
+//! locks:
+//!
+//! ```text
+//! the test left something on the server:
+//!   session 4711 "my-service", idle in transaction, in a transaction for 1.0s, waits for Client: ClientRead: insert into …
+//!   session 4711 holds RowExclusiveLock on the relation word
 //! ```
-//! use db_testkit::TestDb;
 //!
-//! #[db_testkit::test]
-//! async fn a_row_is_read_back(db: TestDb) -> Result<(), sqlx::Error> {
-//!     sqlx::query("create table word (t text)").execute(&db.pool()).await?;
-//!     sqlx::query("insert into word values ('hello')").execute(&db.pool()).await?;
+//! The server tells no more: not the line of the test, and not what another session listens to. Give your pools an
+//! `application_name`, to see which of them left something.
 //!
-//!     let word: String = sqlx::query_scalar("select t from word").fetch_one(&db.pool()).await?;
-//!
-//!     assert_eq!(word, "hello");
-//!     Ok(())
-//! }
-//! ```
-//!
-//! `#[db_testkit::test(migrations = "../../migrations")]` applies the migrations of that folder, which is relative to the
-//! `Cargo.toml` of the test's package. Without it the database is empty. Tests that need more control call [`TestDb::create`]
-//! and [`TestDb::empty`] themselves; tests that kill, freeze or fill their server get one of their own from
-//! [`TestServer::throwaway`].
+//! - `leaves = "…"` allows what it names: a session whose statement or application name contains the text. Several texts stand
+//!   in brackets: `leaves = ["pg_sleep", "my-worker"]`.
+//! - `strict` also fails the test for a session that stays connected, such as that of a pool which a task keeps.
+//! - The pool of [`TestDb::pool`] is looked at as any other, since tests use it as their only pool: a transaction that was
+//!   forgotten there, or that a task holds, fails the test. Its idle connections are the kit's and never fail a test.
+//! - A test that fails by itself keeps its own failure. What it left is printed.
+//! - A look at a test that left nothing is one query, in a session that the kit has anyway.
 //!
 //! # Faults
 //!
@@ -28,31 +42,38 @@
 //!   the answer to a `COMMIT`, and can lead to another server after a failover;
 //! - [`TestServer::stop`] and [`TestServer::kill_backend`], for a server of the test's own;
 //! - [`poll_then_drop`], which cancels a future at each point where it waits;
-//! - [`TestDb::sessions`], [`TestDb::open_transactions`] and [`TestDb::locks`], which show what is left on the server, and
-//!   [`TestDb::until_sessions`], [`TestDb::until_quiet`] and [`until`], which wait for an expected state.
+//! - [`TestDb::sessions`], [`TestDb::open_transactions`] and [`TestDb::locks`], which show what is on the server while the test
+//!   runs, and [`TestDb::until_sessions`], [`TestDb::until_quiet`] and [`until`], which wait for an expected state.
 //!
-//! ```
-//! use db_testkit::{Proxy, TestDb};
-//! use sqlx::{Connection, Executor, PgConnection};
+//! Each of the following examples fails when its code under test is wrong in the way that its comment says.
 //!
-//! #[db_testkit::test]
-//! async fn a_commit_whose_answer_is_lost_may_have_been_done(db: TestDb) -> Result<(), Box<dyn std::error::Error>> {
-//!     db.pool().execute("create table word (t text)").await?;
-//!     let proxy = Proxy::start(&db)?;
-//!     let mut connection = PgConnection::connect(&proxy.url()).await?;
-//!     let mut tx = connection.begin().await?;
-//!     tx.execute("insert into word values ('hello')").await?;
+//! ## A lost answer
 //!
-//!     proxy.cut_answer_to("COMMIT");
-//!     let committed = tx.commit().await;
+//! The server has committed, and the answer does not arrive. Code that tries again does the work twice; code that does not may
+//! report a failure that was none.
 //!
-//!     assert!(committed.is_err());
-//!     let words: i64 = sqlx::query_scalar("select count(*) from word").fetch_one(&db.pool()).await?;
-//!     assert_eq!(words, 1);
-//!     db.until_quiet().await;
-//!     Ok(())
-//! }
-//! ```
+#![doc = concat!("```\n", include_str!("../tests/examples/lost_answer.rs"), "```")]
+//!
+//! ## A request that is dropped
+//!
+//! Web frameworks drop the future of a request whose client has gone, at whichever `await` that is.
+//!
+#![doc = concat!("```\n", include_str!("../tests/examples/cancelled.rs"), "```")]
+//!
+//! ## A server that stops
+//!
+//! [`Stop`] has the ways in which a server ends. With `server = "throwaway"` no other test is on it. The server comes back by
+//! itself within a second or two, at the same address and with its data.
+//!
+#![doc = concat!("```\n", include_str!("../tests/examples/stopped.rs"), "```")]
+//!
+//! ## Through a pooler
+//!
+//! [`PgBouncer`] starts one in front of a test's database, in transaction mode by default, with production's configuration file
+//! if that is [included](PgBouncerBuilder::include). It can be killed and restarted. Its program must be on the machine, or be
+//! named by `DB_TESTKIT_PGBOUNCER`.
+//!
+#![doc = concat!("```\n", include_str!("../tests/examples/pooled.rs"), "```")]
 //!
 //! # Without a database
 //!
@@ -60,12 +81,6 @@
 //! typed rows, an error with all its fields, a notice, a delay, silence, half a message or a closed connection. The driver and the
 //! pool are real. It is there in a millisecond or two, and answers what no server can be made to answer on demand: a serialization
 //! failure at the second try, or a `COMMIT` whose answer is lost.
-//!
-//! # Through a pooler
-//!
-//! [`PgBouncer`] starts one in front of a test's database, in transaction mode by default, with production's configuration file
-//! if that is [included](PgBouncerBuilder::include). It can be killed and restarted. Its program must be on the machine, or be
-//! named by `DB_TESTKIT_PGBOUNCER`.
 //!
 //! # Failover and replicas
 //!
@@ -80,7 +95,7 @@
 //!
 //! Otherwise the kit starts a server, in half a second, from the PostgreSQL programs on this machine (see [`db_embedded`]). All
 //! tests of this OS user that run at the same time share it, whether they are threads of `cargo test` or processes of `cargo
-//! nextest`; the end of the last one stops the server and removes its folder.
+//! nextest`, which runs each test in a process of its own; the end of the last one stops the server and removes its folder.
 //!
 //! # What a test logs
 //!
@@ -90,11 +105,11 @@
 //! # Speed
 //!
 //! The migrations run once, into a template database whose name is a digest of them. Each test gets a copy of it, in less than
-//! 100 ms. Changed migrations make another template.
+//! 100 ms. Changed migrations make another template. Fixtures run in each copy.
 //!
 //! # What is left behind
 //!
-//! On the kit's own server: nothing, even if tests are killed by `SIGKILL`.
+//! By the kit itself, on its own server: nothing, even if tests are killed by `SIGKILL`.
 //!
 //! On the server of `DATABASE_URL`: the template, for the next run; it is dropped after a day without use. Later tests drop the
 //! databases of killed tests.
@@ -112,11 +127,14 @@ mod address;
 mod admin;
 mod cluster;
 mod create;
+mod database;
 mod db;
 mod deadline;
 mod error;
+mod fixtures;
 mod given;
 mod guard;
+mod leftovers;
 mod migrations;
 mod pgbouncer;
 mod polls;
@@ -133,20 +151,34 @@ mod until;
 
 pub use cluster::{Cluster, ClusterBuilder, Lag, Member};
 pub use db::TestDb;
-/// Turns an `async fn(db: TestDb)` into a test, with a runtime of two workers and a database of its own.
+/// Turns an `async fn(db: TestDb)` into a test, with a runtime and a database of its own, and fails the test for what it
+/// [leaves on the server](crate#what-a-test-leaves).
 ///
-/// The function returns `()` or a `Result` whose error is `Debug`. The database is dropped when the test ends, also after a
-/// panic. `migrations = "…"` names a folder relative to the `Cargo.toml` of the package; without it the database is empty.
+/// The function returns `()` or a `Result` whose error is `Debug`. The database is dropped when the test has ended, also after a
+/// panic. A function with several parameters, such as `async fn(a: TestDb, b: TestDb)`, gets a database for each.
+///
+/// | argument | meaning | without it |
+/// |---|---|---|
+/// | `migrations = "…"` | a folder of migrations in sqlx's form | the database is empty |
+/// | `fixtures = "…"`, `fixtures = ["…", "…"]` | SQL files that run after the migrations, in this order, in each database: see [`TestDb::load_fixture`] | none |
+/// | `server = "throwaway"` | the test has a server of its own, which [`TestDb::test_server`] stops | the tests share a server |
+/// | `leaves = "…"`, `leaves = ["…", "…"]` | what may be left: a part of the statement or of the application name of its session | nothing |
+/// | `strict` | sessions must not stay connected | idle sessions may |
+/// | `flavor = "current_thread"`, `flavor = "multi_thread"` | the runtime, as in `#[tokio::test]` | `multi_thread` |
+/// | `worker_threads = 4` | threads of a `multi_thread` runtime | 2 |
+/// | `start_paused = true` | the clock of a `current_thread` runtime is paused when the body begins. Needs tokio's feature `test-util` in the test's package. A paused clock jumps to the next timer while a test waits for the server, so pools report timeouts: use connections, such as those of [`TestDb::options`] | the clock runs |
+///
+/// Paths are relative to the `Cargo.toml` of the test's package.
 ///
 /// ```
-/// #[db_testkit::test(migrations = "tests/migrations")]
+/// #[db_testkit::test(migrations = "tests/migrations", leaves = "pg_sleep")]
 /// async fn the_table_is_there(db: db_testkit::TestDb) -> Result<(), sqlx::Error> {
 ///     sqlx::query("select id from builds").execute(&db.pool()).await?;
 ///     Ok(())
 /// }
 /// ```
 ///
-/// Other functions and arguments are refused:
+/// Other functions and arguments are refused, and the message names what there is:
 ///
 /// ```compile_fail
 /// #[db_testkit::test]
@@ -156,6 +188,11 @@ pub use db::TestDb;
 /// ```compile_fail
 /// #[db_testkit::test(migration = "a-typo")]
 /// async fn typo(db: db_testkit::TestDb) {}
+/// ```
+///
+/// ```compile_fail
+/// #[db_testkit::test(start_paused = true)]
+/// async fn the_flavor_is_missing(db: db_testkit::TestDb) {}
 /// ```
 pub use db_testkit_macros::test;
 pub use error::Error;
@@ -172,5 +209,5 @@ pub use until::until;
 /// For the macro's expansion only.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::run::run_test;
+    pub use crate::run::{Outcome, Plan, run_test};
 }

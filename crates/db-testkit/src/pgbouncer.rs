@@ -39,21 +39,20 @@ use program::Program;
 /// `DATABASE_URL`, as `postgres`, else as `nobody`; a server with `peer` authentication must let in that account. The password
 /// comes from the address or from `PGPASSWORD`; the password file is not read.
 ///
-/// ```
-/// use db_testkit::{PgBouncer, TestDb};
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> { db_testkit::run(async |db| {
+/// use db_testkit::PgBouncer;
 /// use sqlx::{ConnectOptions, Connection};
 ///
-/// #[db_testkit::test]
-/// async fn a_lost_pooler_is_noticed(db: TestDb) -> Result<(), Box<dyn std::error::Error>> {
-///     let bouncer = PgBouncer::builder().default_pool_size(1).start(&db).await?;
-///     let mut connection = bouncer.options().connect().await?;
+/// let bouncer = PgBouncer::builder().default_pool_size(1).start(&db).await?;
+/// let mut connection = bouncer.options().connect().await?;
 ///
-///     bouncer.restart().await?;
+/// bouncer.restart().await?;
 ///
-///     assert!(connection.ping().await.is_err());
-///     bouncer.options().connect().await?.ping().await?;
-///     Ok(())
-/// }
+/// assert!(connection.ping().await.is_err());
+/// bouncer.options().connect().await?.ping().await?;
+/// # Ok(())
+/// # }) }
 /// ```
 pub struct PgBouncer {
     url: Url,

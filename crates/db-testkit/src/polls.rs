@@ -15,8 +15,7 @@ use crate::until::PATIENCE;
 /// be cancelled.
 ///
 /// ```
-/// # #[db_testkit::test]
-/// # async fn example(db: db_testkit::TestDb) -> Result<(), Box<dyn std::error::Error>> {
+/// # fn main() -> Result<(), sqlx::Error> { db_testkit::run(async |db| {
 /// use db_testkit::poll_then_drop;
 ///
 /// let pool = db.pool();
@@ -32,7 +31,7 @@ use crate::until::PATIENCE;
 ///     // Here: what must be true wherever it was cancelled.
 /// }
 /// # Ok(())
-/// # }
+/// # }) }
 /// ```
 ///
 /// Only the future's own wake-ups lead to a poll, not those of the task around it. Dropping the returned future drops the inner

@@ -43,21 +43,20 @@ use wire::Target;
 /// every client of the proxy is a superuser there.
 ///
 /// ```
-/// use db_testkit::{Proxy, TestDb};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> { db_testkit::run(async |db| {
+/// use db_testkit::Proxy;
 /// use sqlx::{ConnectOptions, Connection};
 ///
-/// #[db_testkit::test]
-/// async fn a_reset_is_noticed(db: TestDb) -> Result<(), Box<dyn std::error::Error>> {
-///     let proxy = Proxy::start(&db)?;
-///     let mut connection = proxy.options().connect().await?;
+/// let proxy = Proxy::start(&db)?;
+/// let mut connection = proxy.options().connect().await?;
 ///
-///     proxy.reset();
+/// proxy.reset();
 ///
-///     assert!(matches!(connection.ping().await, Err(sqlx::Error::Io(_))));
-///     proxy.options().connect().await?.ping().await?;
-///     assert_eq!(proxy.accepted(), 2);
-///     Ok(())
-/// }
+/// assert!(matches!(connection.ping().await, Err(sqlx::Error::Io(_))));
+/// proxy.options().connect().await?.ping().await?;
+/// assert_eq!(proxy.accepted(), 2);
+/// # Ok(())
+/// # }) }
 /// ```
 pub struct Proxy {
     url: Url,

@@ -91,7 +91,7 @@ impl Display for Lock {
 
 /// The server's view of a test. Sessions of the kit are left out: its observers, and those of [`TestDb::pool`], with which the
 /// test inspects the database. Sessions that shall be seen must connect by [`TestDb::options`], [`TestDb::url`] or a
-/// [`Proxy`](crate::Proxy).
+/// [`Proxy`](crate::Proxy). The look at the end of a [test](macro@crate::test) sees the sessions of the pool, too.
 ///
 /// The server sees changes with a delay: the session of a client that has gone exists a moment longer. So tests wait for the
 /// expected state, with the methods whose names begin with `until`.
@@ -132,7 +132,7 @@ impl TestDb {
     /// [`Error::Connect`] and [`Error::Statement`].
     pub async fn locks(&self) -> Result<Vec<Lock>, Error> {
         let mut observer = Observer::connect(self).await?;
-        let locks = observer.locks().await?;
+        let locks = observer.locks(false).await?;
         observer.close().await;
         Ok(locks)
     }
@@ -140,8 +140,7 @@ impl TestDb {
     /// Waits until `hold` returns true for the [`sessions`](TestDb::sessions), and returns them.
     ///
     /// ```
-    /// # #[db_testkit::test]
-    /// # async fn example(db: db_testkit::TestDb) -> Result<(), sqlx::Error> {
+    /// # fn main() -> Result<(), sqlx::Error> { db_testkit::run(async |db| {
     /// use sqlx::ConnectOptions;
     ///
     /// let mut connection = db.options().application_name("the test's").connect().await?;
@@ -152,7 +151,7 @@ impl TestDb {
     ///     sessions = sleeps => assert_eq!(sessions[0].application_name, "the test's"),
     /// }
     /// # Ok(())
-    /// # }
+    /// # }) }
     /// ```
     ///
     /// Cancel-safe.
@@ -177,7 +176,7 @@ impl TestDb {
     /// After 20 s, with a list of what is left; and if the server does not answer.
     pub async fn until_quiet(&self) {
         self.watch("no transaction, no statement and no lock", async |observer| {
-            let (sessions, locks) = (observer.sessions().await?, observer.locks().await?);
+            let (sessions, locks) = (observer.sessions().await?, observer.locks(false).await?);
             let is_quiet =
                 locks.is_empty() && !sessions.iter().any(|it| it.is_in_transaction() || it.is_running());
             Ok(if is_quiet { Ok(()) } else { Err(list(&sessions, &locks)) })
@@ -223,17 +222,52 @@ fn list(sessions: &[Session], locks: &[Lock]) -> String {
     if text.is_empty() { " no session".to_owned() } else { text }
 }
 
-/// A session that observes the others. Its application name is the kit's, so no observer sees it.
-struct Observer {
+/// The application name of the sessions that observe the others. No observer sees them.
+const OBSERVER: &str = "db-testkit observer";
+
+/// The sessions in a database, from a session in any database of the server.
+///
+/// With `and_pool`, those of [`TestDb::pool`] are among them.
+pub(crate) async fn sessions_in(
+    connection: &mut PgConnection,
+    database: &str,
+    and_pool: bool,
+) -> Result<Vec<Seen>, Error> {
+    let sql = "
+        select pid, coalesce(state, '') as state, application_name, query,
+          extract(epoch from clock_timestamp() - xact_start)::float8 as transaction_age,
+          wait_event_type || ': ' || wait_event as wait,
+          exists (select from pg_locks l where l.pid = a.pid and l.database = a.datid) as has_locks
+        from pg_stat_activity a
+        where datname = $1 and backend_type = 'client backend' and application_name <> $2
+          and ($3 or application_name <> $4)
+        order by backend_start, pid";
+    let asked = sqlx::query(sql).bind(database).bind(OBSERVER).bind(and_pool).bind(APPLICATION_NAME);
+    let rows = asked.fetch_all(connection).await.map_err(|source| Error::Statement {
+        action: "ask for the sessions in",
+        database: database.to_owned(),
+        source,
+    })?;
+    Ok(rows.iter().map(|row| Seen { session: session(row), has_locks: row.get("has_locks") }).collect())
+}
+
+/// A session, and whether it holds or awaits a lock in its database.
+pub(crate) struct Seen {
+    pub(crate) session: Session,
+    pub(crate) has_locks: bool,
+}
+
+/// A session that observes the others.
+pub(crate) struct Observer {
     connection: PgConnection,
     database: String,
 }
 
 impl Observer {
-    async fn connect(db: &TestDb) -> Result<Observer, Error> {
+    pub(crate) async fn connect(db: &TestDb) -> Result<Observer, Error> {
         let database = db.name().to_owned();
         // Its statements are not logged.
-        let options = db.options().application_name(APPLICATION_NAME).disable_statement_logging();
+        let options = db.options().application_name(OBSERVER).disable_statement_logging();
         match options.connect().await {
             Ok(connection) => Ok(Observer { connection, database }),
             Err(source) => Err(Error::Connect { database, server: db.server_name(), source }),
@@ -241,18 +275,17 @@ impl Observer {
     }
 
     async fn sessions(&mut self) -> Result<Vec<Session>, Error> {
-        let sql = "
-            select pid, coalesce(state, '') as state, application_name, query,
-              extract(epoch from clock_timestamp() - xact_start)::float8 as transaction_age,
-              wait_event_type || ': ' || wait_event as wait
-            from pg_stat_activity
-            where datname = current_database() and backend_type = 'client backend' and application_name <> $1
-            order by backend_start, pid";
-        let rows = self.rows(sql, "ask for the sessions in").await?;
-        Ok(rows.iter().map(session).collect())
+        let seen = self.seen(false).await?;
+        Ok(seen.into_iter().map(|it| it.session).collect())
     }
 
-    async fn locks(&mut self) -> Result<Vec<Lock>, Error> {
+    /// See [`sessions_in`].
+    pub(crate) async fn seen(&mut self, and_pool: bool) -> Result<Vec<Seen>, Error> {
+        sessions_in(&mut self.connection, &self.database, and_pool).await
+    }
+
+    /// With `and_pool`, the locks of [`TestDb::pool`] are among them.
+    pub(crate) async fn locks(&mut self, and_pool: bool) -> Result<Vec<Lock>, Error> {
         // `pg_locks` splits the one key of an advisory lock into two halves, and shows two keys as unsigned.
         let sql = "
             select l.pid, l.locktype as kind, l.mode, l.granted,
@@ -264,21 +297,19 @@ impl Observer {
             from pg_locks l join pg_stat_activity a using (pid)
             where l.database = (select oid from pg_database where datname = current_database())
               and a.backend_type = 'client backend' and a.application_name <> $1
+              and ($2 or a.application_name <> $3)
             order by l.pid, kind, what, l.mode";
-        let rows = self.rows(sql, "ask for the locks in").await?;
+        let asked = sqlx::query(sql).bind(OBSERVER).bind(and_pool).bind(APPLICATION_NAME);
+        let rows = asked.fetch_all(&mut self.connection).await.map_err(|source| Error::Statement {
+            action: "ask for the locks in",
+            database: self.database.clone(),
+            source,
+        })?;
         Ok(rows.iter().map(lock).collect())
     }
 
-    async fn rows(&mut self, sql: &'static str, action: &'static str) -> Result<Vec<PgRow>, Error> {
-        sqlx::query(sql)
-            .bind(APPLICATION_NAME)
-            .fetch_all(&mut self.connection)
-            .await
-            .map_err(|source| Error::Statement { action, database: self.database.clone(), source })
-    }
-
     /// Closes the session gracefully, or the server would log a lost client.
-    async fn close(self) {
+    pub(crate) async fn close(self) {
         if let Err(error) = self.connection.close().await {
             tracing::debug!(%error, "a connection was lost before it was closed");
         }

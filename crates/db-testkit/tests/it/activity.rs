@@ -33,7 +33,7 @@ async fn sessions_are_those_of_the_tested_and_not_of_the_kit(db: TestDb) {
     assert_eq!(sessions[0].pid, pid);
 }
 
-#[db_testkit::test]
+#[db_testkit::test(leaves = "pg_sleep")]
 async fn open_transactions_are_idle_aborted_or_running(db: TestDb) {
     let (mut idle, mut aborted, mut running) =
         (connect(&db, "idle").await, connect(&db, "aborted").await, connect(&db, "running").await);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Instant;
 
-use db_testkit::{Error, TestDb, TestServer};
+use db_testkit::{Error, TestDb, TestServer, poll_then_drop};
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
@@ -61,6 +61,21 @@ async fn drop_now_says_when_it_is_done() {
     goes.drop_now().await.unwrap();
 
     assert_eq!(databases(&maintenance(&stays), "tk_").await, [stays.name()]);
+}
+
+#[tokio::test]
+async fn a_database_whose_making_is_dropped_anywhere_is_gone() {
+    let server = TestServer::throwaway().await.unwrap();
+    let stays = server.empty().await.unwrap();
+    for polls in 0.. {
+        let made = poll_then_drop(server.empty(), polls).await;
+        let is_made = made.transpose().unwrap().is_some();
+
+        assert_eq!(databases(&maintenance(&stays), "tk_").await, [stays.name()], "after {polls} polls");
+        if is_made {
+            break;
+        }
+    }
 }
 
 #[tokio::test]

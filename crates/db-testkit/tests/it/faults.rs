@@ -100,7 +100,7 @@ async fn after_a_reset_open_connections_fail_and_new_ones_work(db: TestDb) {
     assert_eq!(proxy.accepted(), 3);
 }
 
-#[db_testkit::test]
+#[db_testkit::test(leaves = "pg_sleep")]
 async fn a_reset_ends_a_statement_that_waits_for_its_answer(db: TestDb) {
     let proxy = Proxy::start(&db).unwrap();
     let mut connection = connect(&proxy).await;

@@ -5,7 +5,7 @@ use sqlx::postgres::PgConnectOptions;
 use std::str::FromStr;
 
 use crate::child::Holder;
-use crate::support::{databases, eventually, open_dir};
+use crate::support::{databases, eventually, is_named_by_a_process, open_dir};
 
 /// The tests' databases, without templates.
 async fn test_databases(options: &PgConnectOptions) -> Vec<String> {
@@ -60,11 +60,5 @@ async fn on_our_own_server_a_killed_test_leaves_nothing() {
         std::fs::read_dir(base.path()).unwrap().next().is_none()
     })
     .await;
-    let data = base.path().display().to_string();
-    let names_it = |entry: std::fs::DirEntry| {
-        std::fs::read(entry.path().join("cmdline"))
-            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&data))
-    };
-    let processes = async || std::fs::read_dir("/proc").into_iter().flatten().flatten().any(names_it);
-    eventually("no process names the folder", async || !processes().await).await;
+    eventually("no process names the folder", async || !is_named_by_a_process(base.path())).await;
 }

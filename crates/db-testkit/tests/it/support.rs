@@ -2,6 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -61,4 +62,14 @@ pub(crate) async fn databases(options: &PgConnectOptions, beginning: &str) -> Ve
 /// The maintenance database of the kit's server.
 pub(crate) fn maintenance(db: &db_testkit::TestDb) -> PgConnectOptions {
     db.options().database("postgres")
+}
+
+/// Whether the command line of a process has this path. Linux knows.
+pub(crate) fn is_named_by_a_process(path: &Path) -> bool {
+    let path = path.display().to_string();
+    let names_it = |entry: fs::DirEntry| {
+        fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&path))
+    };
+    fs::read_dir("/proc").into_iter().flatten().flatten().any(names_it)
 }

@@ -9,4 +9,8 @@ mod others;
 
 mod readme;
 mod support;
+/// An example on the front page of db-testkit.
+#[path = "../../../../crates/db-testkit/tests/examples/sea_orm.rs"]
+#[expect(unreachable_pub, reason = "it is shown as a program would write it")]
+mod testkit;
 mod transactions;

@@ -2,6 +2,9 @@
 //! suites through a pooler.
 
 mod deployed;
+/// An example on the front page of db-testkit.
+#[path = "../../../../crates/db-testkit/tests/examples/pooled.rs"]
+mod example;
 mod kit;
 mod opening;
 mod pools;
