@@ -48,7 +48,7 @@ async fn a_holder_shows_its_call_site_time_transaction_and_statement(db: TestDb)
     until("the connection is returned", async || pool.holders().len() == 1).await;
 }
 
-#[db_testkit::test]
+#[db_testkit::test(leaves = "pg_sleep")]
 async fn a_handles_statement_is_shown_while_it_runs_and_not_during_the_ping_before_it(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let options = PoolOptions::api().max(1).ping_after(Duration::ZERO);

@@ -309,7 +309,7 @@ async fn a_dropped_transaction_is_rolled_back_and_met_by_nobody(db: TestDb) {
     assert_eq!(stranger.fetch_all(kept).await.expect("names").len(), 1, "what the other has prepared");
 }
 
-#[db_testkit::test]
+#[db_testkit::test(leaves = "pg_sleep")]
 async fn a_statement_that_was_cut_off_is_waited_for_and_not_cancelled(db: TestDb) {
     let bouncer = following().start(&db).await.expect("a pooler");
     let pool = pool(&bouncer, 1);
