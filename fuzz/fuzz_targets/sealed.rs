@@ -14,7 +14,7 @@ static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
 fuzz_target!(|data: &[u8]| {
     let place = Context::new("builds", "plan", 7);
 
-    // As it is: whoever has no key cannot have sealed it.
+    // As it is: without a key, nobody can have sealed it.
     assert!(KEYRING.unseal(data, &place).is_err());
     let _ = Sealed::<()>::from_bytes(data.to_vec()).key_id();
     let plain = Fallback::new(&*KEYRING, NoEncryption).unseal(data, &place);
