@@ -67,6 +67,16 @@ pub(crate) fn with_database(url: &Url, database: &str) -> Url {
     url
 }
 
+/// The same address, with TLS switched off.
+#[cfg(feature = "script")]
+pub(crate) fn without_tls(url: &Url) -> Url {
+    let mut url = url.clone();
+    let mut pairs = pairs_without(&url, |key| SSL_MODE.contains(&key));
+    pairs.push(("sslmode".into(), "disable".into()));
+    set_pairs(&mut url, pairs);
+    url
+}
+
 fn pairs_without(url: &Url, goes: impl Fn(&str) -> bool) -> Vec<(String, String)> {
     url.query_pairs().filter(|(key, _)| !goes(key)).map(|(key, value)| (key.into(), value.into())).collect()
 }
@@ -86,6 +96,18 @@ mod tests {
     use url::Url;
 
     use super::{password, through, through_socket, with_database};
+
+    #[cfg(feature = "script")]
+    #[test]
+    fn tls_is_switched_off_whatever_the_address_says() {
+        let url =
+            Url::parse("postgres://u:p@h/mine?sslmode=require&sslrootcert=/ca&ssl-mode=prefer").unwrap();
+
+        assert_eq!(
+            super::without_tls(&url).as_str(),
+            "postgres://u:p@h/mine?sslrootcert=%2Fca&sslmode=disable"
+        );
+    }
 
     #[test]
     fn only_the_place_changes_and_a_unix_socket_has_no_encryption() {

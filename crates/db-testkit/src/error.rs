@@ -122,6 +122,15 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A recording cannot be replayed.
+    #[cfg(feature = "script")]
+    #[error("cannot replay {file}: {why}", file = file.display())]
+    Recording {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with the file.
+        why: String,
+    },
     /// The operating system refused something that a cluster needs.
     #[error("no cluster: cannot {action}")]
     Cluster {

@@ -80,7 +80,7 @@
 //! With the feature `script`, a `Script` is a PostgreSQL that has no database: rules say what it answers to which statement, with
 //! typed rows, an error with all its fields, a notice, a delay, silence, half a message or a closed connection. The driver and the
 //! pool are real. It is there in a millisecond or two, and answers what no server can be made to answer on demand: a serialization
-//! failure at the second try, or a `COMMIT` whose answer is lost.
+//! failure at the second try, or a `COMMIT` whose answer is lost. Rules can be recorded from a real run.
 //!
 //! # Failover and replicas
 //!

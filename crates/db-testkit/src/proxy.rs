@@ -24,7 +24,11 @@ use crate::error::Error;
 use crate::server::TestServer;
 use crate::until::PATIENCE;
 use hub::{Door, Hub, Order};
+#[cfg(feature = "script")]
+pub(crate) use link::Direction;
 use link::Mode;
+#[cfg(feature = "script")]
+use link::Tap;
 use wire::Target;
 
 /// A proxy in front of a test's database that can make the network fail.
@@ -120,6 +124,17 @@ impl Proxy {
     #[must_use]
     pub fn url(&self) -> String {
         self.url.to_string()
+    }
+
+    #[cfg(feature = "script")]
+    pub(crate) fn address(&self) -> &Url {
+        &self.url
+    }
+
+    /// Lets a listener of its own hear the bytes of each new connection, before they pass.
+    #[cfg(feature = "script")]
+    pub(crate) fn tap(&self, tap: impl Fn() -> Tap + Send + 'static) {
+        self.tell(move |hub| hub.tap = Some(Box::new(tap)));
     }
 
     /// The address of another database of the server, through the proxy.

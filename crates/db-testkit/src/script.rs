@@ -32,10 +32,16 @@
 //! A script lets in any user, without a password and without TLS. [`ScriptBuilder::password`] asks for a password by
 //! SCRAM-SHA-256, as a server does; [`ScriptBuilder::tls`] encrypts the connections of clients that ask for TLS, with a certificate
 //! that they can verify.
+//!
+//! # Rules from a real run
+//!
+//! [`Script::record`] stands in front of a test's database and keeps what it answers in a file; [`Script::replay`] answers from the
+//! file. A test that records compares each later run with the file, so that the file stays true to the server.
 
 mod book;
 mod login;
 mod own;
+mod record;
 mod reply;
 mod rule;
 mod scram;
@@ -68,6 +74,7 @@ use session::{Shared, lock, serve};
 use state::State;
 use tls::Tls;
 
+pub use record::Recorder;
 pub use reply::{Reply, Rows, ServerError};
 pub use rule::Rule;
 pub use values::Values;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::link::{End, Faults, Link, Mode};
+use super::link::{End, Faults, Link, Mode, Tap};
 use super::peer;
 use super::wire::{Target, Wire};
 
@@ -32,6 +32,8 @@ pub(super) struct Hub {
     target: Rc<Target>,
     pub(super) faults: Rc<Faults>,
     pub(super) door: Door,
+    /// Makes the listener of a new connection.
+    pub(super) tap: Option<Box<dyn Fn() -> Tap>>,
     lines: Vec<Line>,
     pub(super) accepted: u64,
     pub(super) refused: u64,
@@ -53,6 +55,7 @@ impl Hub {
             target: Rc::new(target),
             faults: Rc::default(),
             door: Door::Open(Mode::Passing),
+            tap: None,
             lines: Vec::new(),
             accepted: 0,
             refused: 0,
@@ -118,7 +121,7 @@ impl Hub {
             }
         };
         self.accepted += 1;
-        let link = Rc::new(Link::new(client, mode));
+        let link = Rc::new(Link::new(client, mode, self.tap.as_ref().map(|tap| tap())));
         let work = {
             let (link, target, faults) = (Rc::clone(&link), Rc::clone(&self.target), Rc::clone(&self.faults));
             Box::pin(async move { link.run(&target, &faults).await })

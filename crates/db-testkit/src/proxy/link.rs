@@ -33,7 +33,7 @@ pub(super) enum End {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(crate) enum Direction {
     ToServer,
     ToClient,
 }
@@ -58,19 +58,22 @@ impl Faults {
     }
 }
 
-#[derive(Debug)]
+/// Hears the bytes of a connection.
+pub(super) type Tap = Box<dyn FnMut(Direction, &[u8])>;
+
 pub(super) struct Link {
     pub(super) client: Wire,
     pub(super) mode: watch::Sender<Mode>,
     /// Bytes were lost, so the connection cannot be continued.
     pub(super) broken: Cell<bool>,
     talk: RefCell<Talk>,
+    tap: RefCell<Option<Tap>>,
 }
 
 impl Link {
-    pub(super) fn new(client: Wire, mode: Mode) -> Link {
-        let talk = RefCell::default();
-        Link { client, mode: watch::Sender::new(mode), broken: Cell::new(false), talk }
+    pub(super) fn new(client: Wire, mode: Mode, tap: Option<Tap>) -> Link {
+        let (talk, tap) = (RefCell::default(), RefCell::new(tap));
+        Link { client, mode: watch::Sender::new(mode), broken: Cell::new(false), talk, tap }
     }
 
     /// Connects to the server once the mode allows it, and passes bytes until one side ends.
@@ -177,6 +180,9 @@ impl Link {
 
     /// Queues bytes for delivery, as far as the faults allow.
     fn take(&self, bytes: &[u8], direction: Direction, way: &mut Way, faults: &Faults) -> Option<End> {
+        if let Some(tap) = &mut *self.tap.borrow_mut() {
+            tap(direction, bytes);
+        }
         let latency = faults.latency.get();
         let mut talk = self.talk.borrow_mut();
         match direction {

@@ -289,7 +289,7 @@ impl ServerError {
         self.set(b'F', file).set(b'L', &line.to_string()).set(b'R', routine)
     }
 
-    fn set(mut self, field: u8, value: &str) -> ServerError {
+    pub(super) fn set(mut self, field: u8, value: &str) -> ServerError {
         self.fields.retain(|(there, _)| *there != field);
         self.fields.push((field, value.to_owned()));
         self

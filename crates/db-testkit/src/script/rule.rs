@@ -25,6 +25,8 @@ use super::words::squeezed;
 pub struct Rule {
     text: Text,
     bound: Option<Result<Vec<Bound>, String>>,
+    /// The places in `bound` where any value is taken.
+    free: Vec<usize>,
     pub(super) times: Option<u32>,
     pub(super) nth: Option<u32>,
     pub(super) optional: bool,
@@ -65,7 +67,15 @@ impl Rule {
     }
 
     fn of(text: Text) -> Rule {
-        Rule { text, bound: None, times: None, nth: None, optional: false, reply: Reply::usual() }
+        Rule {
+            text,
+            bound: None,
+            free: Vec::new(),
+            times: None,
+            nth: None,
+            optional: false,
+            reply: Reply::usual(),
+        }
     }
 
     /// Only when these values are bound to the statement, all of them and in this order.
@@ -75,6 +85,13 @@ impl Rule {
             let types = T::types();
             types.iter().zip(cells).map(|(info, value)| Ok(Bound { oid: oid(info)?, value })).collect()
         }));
+        self
+    }
+
+    /// Only when these values are bound to the statement; with any value where the second is true.
+    pub(super) fn recorded(mut self, values: Vec<(Bound, bool)>) -> Rule {
+        self.free = values.iter().enumerate().filter(|(_, (_, is_any))| *is_any).map(|(at, _)| at).collect();
+        self.bound = Some(Ok(values.into_iter().map(|(bound, _)| bound).collect()));
         self
     }
 
@@ -119,7 +136,10 @@ impl Rule {
     pub(super) fn differs_at(&self, bound: &[Bound]) -> Option<usize> {
         let Some(Ok(own)) = &self.bound else { return None };
         (0..own.len().max(bound.len()))
-            .find(|at| own.get(*at).map(|it| &it.value) != bound.get(*at).map(|it| &it.value))
+            .find(|at| match (own.get(*at), bound.get(*at)) {
+                (Some(_), Some(_)) if self.free.contains(at) => false,
+                (own, other) => own.map(|it| &it.value) != other.map(|it| &it.value),
+            })
             .map(|at| at + 1)
     }
 
@@ -185,7 +205,7 @@ impl Rule {
                 }
                 Text::Contains(part) => text.contains(part),
             };
-        texts && (self.bound.is_none() || self.bound == other.bound)
+        texts && (self.bound.is_none() || self.bound == other.bound && self.free == other.free)
     }
 }
 

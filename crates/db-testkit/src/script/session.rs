@@ -32,6 +32,9 @@ use super::words::{squeezed, statements};
 /// The SQLSTATE of the script's own errors. No server has it.
 const OF_SCRIPT: &str = "TK000";
 
+/// The SQLSTATE of a statement in a transaction that has failed.
+pub(super) const ABORTED: &str = "25P02";
+
 pub(super) type Shared = Arc<Mutex<State>>;
 
 pub(super) fn lock(shared: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -270,6 +273,9 @@ impl Session {
     fn parse(&mut self, parse: Parse) -> io::Result<Flow> {
         let text = squeezed(&parse.query);
         let own = Own::of(&text);
+        if self.is_refusing(own.as_ref()) {
+            return self.failed(&aborted());
+        }
         let (columns, types) = lock(&self.shared).book.describe(&text);
         let is_known = own.is_some() || text.is_empty() || lock(&self.shared).book.knows(&text);
         if !is_known {
@@ -345,11 +351,8 @@ impl Session {
         most: usize,
     ) -> io::Result<(Flow, Option<Table>)> {
         let own = Own::of(text);
-        let leads_out =
-            matches!(own, Some(Own::Control(Control::Commit | Control::Rollback | Control::RollbackTo(_))));
-        if self.transaction.status == Status::Failed && !leads_out {
-            let text = "current transaction is aborted, commands ignored until end of transaction block";
-            return Ok((self.failed(&ServerError::new("25P02", text))?, None));
+        if self.is_refusing(own.as_ref()) {
+            return Ok((self.failed(&aborted())?, None));
         }
         let found = lock(&self.shared).book.reply(text, bound);
         if found.is_some() || own.as_ref().is_none_or(|own| matches!(own, Own::Control(_))) {
@@ -414,6 +417,13 @@ impl Session {
         }
         self.wire.take_back(mark, fate == Fate::Half);
         Ok((Flow::End, None))
+    }
+
+    /// Whether the transaction has failed, and the statement does not lead out of it.
+    fn is_refusing(&self, own: Option<&Own>) -> bool {
+        let leads_out =
+            matches!(own, Some(Own::Control(Control::Commit | Control::Rollback | Control::RollbackTo(_))));
+        self.transaction.status == Status::Failed && !leads_out
     }
 
     /// Waits for the time, or for ever, or until something else ends the statement.
@@ -563,6 +573,11 @@ impl Session {
     fn put_notice(&mut self, notice: &ServerError) -> io::Result<()> {
         self.wire.put(&Out::NoticeResponse(NoticeResponse::new(notice.fields())))
     }
+}
+
+fn aborted() -> ServerError {
+    let text = "current transaction is aborted, commands ignored until end of transaction block";
+    ServerError::new(ABORTED, text)
 }
 
 /// Why the client could not read these rows.

@@ -13,6 +13,7 @@ mod leftovers;
 mod looks;
 mod many;
 mod polls;
+mod recordings;
 mod script_logins;
 mod scripted;
 mod stops;
