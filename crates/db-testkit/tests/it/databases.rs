@@ -71,6 +71,8 @@ async fn a_database_whose_making_is_dropped_anywhere_is_gone() {
         let made = poll_then_drop(server.empty(), polls).await;
         let is_made = made.transpose().unwrap().is_some();
 
+        let sql = "select count(*)::text from pg_stat_activity where state = 'active' and query like 'create data%'";
+        eventually("no session makes a database", async || ask(&maintenance(&stays), sql).await == "0").await;
         assert_eq!(databases(&maintenance(&stays), "tk_").await, [stays.name()], "after {polls} polls");
         if is_made {
             break;

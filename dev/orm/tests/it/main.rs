@@ -11,6 +11,10 @@ mod readme;
 mod support;
 /// An example on the front page of db-testkit.
 #[path = "../../../../crates/db-testkit/tests/examples/sea_orm.rs"]
-#[expect(unreachable_pub, reason = "it is shown as a program would write it")]
+#[expect(
+    unreachable_pub,
+    unused_qualifications,
+    reason = "it is shown as a program writes it; a macro qualifies names"
+)]
 mod testkit;
 mod transactions;
