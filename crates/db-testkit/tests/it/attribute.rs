@@ -64,9 +64,9 @@ async fn all_tasks_can_run_in_the_thread_of_the_test(_db: TestDb) {
 async fn a_paused_clock_jumps_over_a_wait(_db: TestDb) {
     let begun = std::time::Instant::now();
 
-    tokio::time::sleep(Duration::from_hours(1)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
 
-    assert!(begun.elapsed() < Duration::from_mins(1));
+    assert!(begun.elapsed() < Duration::from_secs(30));
 }
 
 #[db_testkit::test(flavor = "current_thread", start_paused = true)]
