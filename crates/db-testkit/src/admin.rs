@@ -1,5 +1,7 @@
 //! The connection that makes, locks and drops databases.
 
+use std::time::Duration;
+
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
@@ -10,6 +12,10 @@ use crate::sessions::{Seen, sessions_in};
 
 /// "Too many connections", and "the server is starting or recovering": both are worth a retry.
 const PASSES: [&str; 2] = ["53300", "57P03"];
+
+/// How often, and after which pauses, sessions that are to end are looked for: 100 ms in all.
+const ENDING_LOOKS: u32 = 50;
+const ENDING_PAUSE: Duration = Duration::from_millis(2);
 
 /// A session in the maintenance database. Its advisory locks mark the databases in use; they last until the session ends,
 /// however it ends. A pooler that shares sessions between clients would break that.
@@ -90,7 +96,26 @@ impl Admin {
 
     /// Drops the database and ends all sessions in it.
     pub(crate) async fn drop_by_force(&mut self, database: &str) -> Result<(), Error> {
+        // The statement ends them, too, but looks only every 100 ms whether they have ended.
+        if let Err(error) = self.end_sessions(database).await {
+            tracing::debug!(database, %error, "the sessions in a database are left to the statement that drops it");
+        }
         self.run("drop", database, format!("drop database if exists {database} with (force)")).await
+    }
+
+    /// Ends the sessions of clients, and waits for a moment until they have ended.
+    async fn end_sessions(&mut self, database: &str) -> Result<(), Error> {
+        let sql = "
+            select pg_terminate_backend(pid)
+            from pg_stat_activity
+            where datname = $1 and backend_type = 'client backend' and pid <> pg_backend_pid()";
+        for _ in 0..ENDING_LOOKS {
+            if self.rows(sql, database).await?.is_empty() {
+                break;
+            }
+            tokio::time::sleep(ENDING_PAUSE).await;
+        }
+        Ok(())
     }
 
     pub(crate) async fn rows(&mut self, sql: &'static str, about: &str) -> Result<Vec<PgRow>, Error> {
