@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use db_core::encryption::ColumnsError;
 use db_core::{Class, Config, ConnectRetry, Pool, Pooler, RetryBudget, connect};
 use db_events::EventLogs;
 use db_notify::{Bus, BusOptions};
@@ -48,6 +49,12 @@ pub enum OpenError {
     /// The migrations did not run.
     #[error(transparent)]
     Migrate(#[from] db_migrate::Error),
+    /// Columns are declared to be sealed, and there is no key.
+    #[error("columns are declared to be sealed, and there is no encryption key: set --encryption-key-base64")]
+    NoEncryptionKey,
+    /// The columns that are declared to be sealed do not fit the database.
+    #[error(transparent)]
+    Columns(#[from] ColumnsError),
     /// A pool could not open its `min_idle` connections.
     #[error(transparent)]
     WarmUp(#[from] db_core::WarmUpError),
@@ -63,8 +70,13 @@ impl OpenError {
             Self::Room(error) => matches!(error.class(), Class::Lost | Class::NotReached),
             Self::Migrate(error) => error.is_transient(),
             Self::Bus(error) => !error.is_final(),
+            Self::Columns(ColumnsError::Database(error)) => {
+                matches!(error.class(), Class::Lost | Class::NotReached)
+            }
             // Pools have already retried within their own limits.
             Self::ConnectionBudgetExceeded(_)
+            | Self::NoEncryptionKey
+            | Self::Columns(_)
             | Self::NoDirect(_)
             | Self::LazyMigrations
             | Self::WarmUp(_) => false,
@@ -87,7 +99,7 @@ impl OpenError {
 pub async fn open(options: Options) -> Result<Db, OpenError> {
     let config = options.database.clone();
     let limit = |pool| config.apply_to(pool);
-    let options = Options {
+    let mut options = Options {
         api: limit(options.api),
         backend: limit(options.backend),
         named: options.named.into_iter().map(limit).collect(),
@@ -96,6 +108,13 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
     let direct = options.direct.clone().unwrap_or_else(|| config.clone());
     if direct.pooler() != Pooler::None {
         return Err(OpenError::NoDirect(direct.to_string()));
+    }
+
+    let keyring = options.keyring.take().map(Arc::new);
+    if options.columns.is_locked() {
+        let keyring = keyring.as_ref().ok_or(OpenError::NoEncryptionKey)?;
+        // Only another call of `open` with the same columns could be earlier, and theirs are the keys then.
+        options.columns.unlock(keyring.clone()).ok();
     }
 
     let mut steps = Steps(RetryBudget::new(options.wait));
@@ -131,12 +150,13 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         let listening = steps.survive(&direct, "listen", |_| listen(&direct, &options.bus));
         // Concurrently, since neither depends on the other.
         let (bus, _) = tokio::try_join!(listening, warm.map_err(OpenError::from))?;
+        let columns = |_| options.columns.check(&backend).map_err(OpenError::from);
+        steps.survive(&config, "compare the declared columns", columns).await?;
         bus
     };
     if config.pooler() != Pooler::None && !options.lazy {
         tracing::info!(%config, %direct, "a pooler is in between: prepared statements work, and LISTEN delivers past it");
     }
-    let keyring = options.keyring.map(Arc::new);
     for pool in [&api, &backend].into_iter().chain(&named) {
         pool.attach(Arc::new(bus.clone()));
         if let Some(keyring) = &keyring {

@@ -1,6 +1,6 @@
 //! What to open, and how.
 
-use db_core::encryption::Keyring;
+use db_core::encryption::{Columns, Keyring};
 use db_core::{Config, ConnectRetry, PoolOptions};
 use db_events::{EventOptions, LogTopics};
 use db_migrate::Migrations;
@@ -44,6 +44,8 @@ pub struct Options {
     /// The keys to seal columns under; none by default.
     #[setters(skip)]
     pub keyring: Option<Keyring>,
+    /// The sealed columns; none by default. Opening gives them the keys, and compares them with the database after the migrations.
+    pub columns: Columns,
 }
 
 impl Options {
@@ -64,6 +66,7 @@ impl Options {
             topics: LogTopics::default(),
             events: EventOptions::default(),
             keyring: None,
+            columns: Columns::default(),
         }
     }
 
@@ -80,7 +83,7 @@ impl Options {
     /// counts as a use.
     ///
     /// Errors that `open` would return come from the first use instead: a server that cannot be reached, a wrong password.
-    /// Nobody checks whether the pools fit into the server. Migrations cannot be lazy, so [`open`](crate::open) refuses them: run
+    /// Nobody checks whether the pools fit into the server, nor whether declared columns fit the tables. Migrations cannot be lazy, so [`open`](crate::open) refuses them: run
     /// [`Migrations::up`] beforehand.
     #[must_use]
     pub fn lazy(mut self) -> Self {

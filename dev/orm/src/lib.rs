@@ -7,6 +7,7 @@
 
 pub mod blog;
 pub mod cakes;
+pub mod sealed;
 
 /// The examples of `db_core::orm`: `cargo test` builds db-core without that module.
 #[cfg(doctest)]

@@ -5,6 +5,7 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretSlice};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -101,6 +102,11 @@ impl Key {
         derived
     }
 
+    /// HMAC-SHA256 of `text`, under the key for the purpose that `label` names.
+    pub(super) fn mac(&self, label: &[&[u8]], text: &[u8]) -> [u8; 32] {
+        hmac(&*self.derive(label), text)
+    }
+
     pub(super) fn expose(&self) -> &[u8] {
         self.bytes.expose_secret()
     }
@@ -110,6 +116,11 @@ impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({})", self.id())
     }
+}
+
+pub(super) fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
+    let mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    mac.chain_update(text).finalize().into_bytes().into()
 }
 
 pub(super) fn random(out: &mut [u8]) -> Result<(), EncryptionError> {

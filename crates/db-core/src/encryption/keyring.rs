@@ -58,11 +58,11 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// [`EncryptionError::Json`] when the value does not become JSON; else as [`Strategy::seal`].
+    /// [`EncryptionError::Type`] when the value does not become JSON; else as [`Strategy::seal`].
     pub fn seal_json<T: Serialize>(&self, value: &T, place: &Context) -> Result<Sealed<T>, EncryptionError> {
         let plain = serde_json::to_vec(value)
             .map(Zeroizing::new)
-            .map_err(|_| EncryptionError::Json { place: place.to_string() })?;
+            .map_err(|_| EncryptionError::Type { place: place.to_string() })?;
         self.seal(&plain, place).map(Sealed::from_bytes)
     }
 
@@ -70,14 +70,14 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// [`EncryptionError::Json`] when the JSON is not a `T`; else as [`Strategy::unseal`].
+    /// [`EncryptionError::Type`] when the JSON is not a `T`; else as [`Strategy::unseal`].
     pub fn unseal_json<T: DeserializeOwned>(
         &self,
         sealed: &Sealed<T>,
         place: &Context,
     ) -> Result<T, EncryptionError> {
         let plain = self.unseal(sealed.as_bytes(), place)?;
-        serde_json::from_slice(&plain).map_err(|_| EncryptionError::Json { place: place.to_string() })
+        serde_json::from_slice(&plain).map_err(|_| EncryptionError::Type { place: place.to_string() })
     }
 
     fn find(&self, id: KeyId) -> Option<&Entry> {
@@ -130,7 +130,7 @@ impl Strategy for Keyring {
         entry
             .ciphers
             .open(parts.form, parts.nonce, &authenticated, &mut plain, parts.tag)
-            .map_err(|_| EncryptionError::NotAuthentic { place: place.to_string() })?;
+            .map_err(|_| EncryptionError::NotAuthentic { place: place.to_string(), key_id: parts.key_id })?;
         if parts.form == (Form::Xaes { is_padded: true }) {
             let length = unpadded(&plain).ok_or_else(|| EncryptionError::Malformed {
                 place: place.to_string(),
@@ -139,6 +139,10 @@ impl Strategy for Keyring {
             plain.truncate(length);
         }
         Ok(plain)
+    }
+
+    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<[u8; 32]> {
+        std::iter::once(&self.primary).chain(&self.retired).map(|entry| entry.key.mac(label, text)).collect()
     }
 }
 

@@ -18,6 +18,11 @@
 //! # Ok::<(), db_core::encryption::EncryptionError>(())
 //! ```
 //!
+//! # Columns
+//!
+//! [`Columns`] declares the sealed columns of a program, so that a column's values are bound to it without naming it each time,
+//! checks them against the database, and makes blind indexes, by which rows are found.
+//!
 //! # The sealed form
 //!
 //! A sealed value is a `bytea`, 47 bytes longer than the plain value:
@@ -56,17 +61,23 @@
 //! who chooses two keys of one id can make a value that both unseal. Take no keys from your tenants.
 
 mod cipher;
+mod columns;
 mod context;
 mod form;
 mod key;
 mod key_id;
 mod keyring;
+#[cfg(feature = "sea-orm")]
+mod orm;
 mod padding;
 mod sealed;
 mod strategy;
 #[cfg(test)]
 mod vectors;
 
+pub use columns::{
+    BlindIndex, Column, Columns, ColumnsError, Declare, DeclareIndex, KeyType, Normalization, RowKey,
+};
 pub use context::Context;
 pub use key::Key;
 pub use key_id::KeyId;
@@ -136,10 +147,15 @@ pub enum EncryptionError {
         key_id: KeyId,
     },
     /// The key is in the keyring, but the value was altered or belongs to another context.
-    #[error("{place}: the sealed value was altered, or sealed for another place")]
+    #[error(
+        "{place}: the value sealed under key {key_id} was altered, or sealed for another row or column. If an `on conflict do \
+         update` wrote it, seal values for the columns of its `on conflict`"
+    )]
     NotAuthentic {
         /// Where it is stored.
         place: String,
+        /// The id of the key that the value names.
+        key_id: KeyId,
     },
     /// Neither strategy of a [`Fallback`] unseals the value.
     #[error("{first}; and by the fallback: {second}")]
@@ -149,11 +165,36 @@ pub enum EncryptionError {
         /// The error of the second one.
         second: Box<EncryptionError>,
     },
-    /// The value cannot be written as JSON, or the JSON does not match the type.
+    /// The value cannot be written in its form, such as JSON, or what is stored in that form is not of the type.
     #[error("{place}: the value and its type do not agree")]
-    Json {
+    Type {
         /// Where it is stored.
         place: String,
+    },
+    /// The columns have no keys yet.
+    #[error("{place}: the columns have no keys yet: `db_layer::open` and `Columns::unlock` give them")]
+    Locked {
+        /// Where the value is stored, or is to be stored.
+        place: String,
+    },
+    /// The columns have keys already.
+    #[error("the columns have keys already")]
+    Unlocked,
+    /// The row's key has another number of columns than the declaration.
+    #[error("{column}: the key of a row has {declared} columns, and {given} were given")]
+    RowKey {
+        /// The column.
+        column: String,
+        /// The number of given columns.
+        given: usize,
+        /// The number of declared columns.
+        declared: usize,
+    },
+    /// The strategy has no key for a blind index.
+    #[error("{column}: a blind index needs an encryption key, and there is none")]
+    NoIndexKey {
+        /// The column whose values the index finds.
+        column: String,
     },
     /// The value is longer than 64 MiB.
     #[error("{place}: the value has {length} bytes, and the limit is {limit}")]

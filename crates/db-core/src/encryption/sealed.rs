@@ -3,9 +3,10 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use serde::{Serialize, Serializer};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueRef};
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
 use super::KeyId;
@@ -14,7 +15,11 @@ use super::form::Parts;
 /// A sealed value of type `T`, as stored in a `bytea` column.
 ///
 /// sqlx decodes a column without knowing its row or the key, so decoding gives a `Sealed`, and
-/// [`Keyring::unseal_json`](super::Keyring::unseal_json) unseals it. `Debug` shows the length only.
+/// [`Column::unseal`](super::Column::unseal) unseals it. `Vec<Sealed<T>>` binds to `bytea[]`, for `unnest`. With the feature `sea-orm`,
+/// a `Sealed` is a field of an entity. It is saved as it was read, byte for byte.
+///
+/// `Debug` shows the length only, and `Serialize` writes `"(sealed)"`. Two sealed values are equal when their bytes are: the same
+/// value sealed twice is not.
 pub struct Sealed<T> {
     bytes: Vec<u8>,
     value: PhantomData<fn() -> T>,
@@ -52,6 +57,20 @@ impl<T> fmt::Debug for Sealed<T> {
     }
 }
 
+impl<T> PartialEq for Sealed<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl<T> Eq for Sealed<T> {}
+
+impl<T> Serialize for Sealed<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(sealed)")
+    }
+}
+
 impl<T> Type<Postgres> for Sealed<T> {
     fn type_info() -> PgTypeInfo {
         <[u8] as Type<Postgres>>::type_info()
@@ -67,5 +86,11 @@ impl<T> Encode<'_, Postgres> for Sealed<T> {
 impl<'r, T> Decode<'r, Postgres> for Sealed<T> {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         <Vec<u8> as Decode<Postgres>>::decode(value).map(Self::from_bytes)
+    }
+}
+
+impl<T> PgHasArrayType for Sealed<T> {
+    fn array_type_info() -> PgTypeInfo {
+        <Vec<u8> as PgHasArrayType>::array_type_info()
     }
 }

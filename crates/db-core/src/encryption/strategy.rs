@@ -25,6 +25,13 @@ pub trait Strategy: fmt::Debug + Send + Sync {
     ///
     /// Those of the strategy, each naming the place.
     fn unseal(&self, sealed: &[u8], place: &Context) -> Result<Zeroizing<Vec<u8>>, EncryptionError>;
+
+    /// Hashes `text` for a [blind index](super::BlindIndex), under each key, the one that seals first. A key for this purpose
+    /// alone is derived by `label`, which is the concatenation of its parts. Without keys, there is none.
+    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<[u8; 32]> {
+        let _ = (label, text);
+        Vec::new()
+    }
 }
 
 impl<S: Strategy + ?Sized> Strategy for &S {
@@ -35,6 +42,10 @@ impl<S: Strategy + ?Sized> Strategy for &S {
     fn unseal(&self, sealed: &[u8], place: &Context) -> Result<Zeroizing<Vec<u8>>, EncryptionError> {
         (**self).unseal(sealed, place)
     }
+
+    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<[u8; 32]> {
+        (**self).blind(label, text)
+    }
 }
 
 impl<S: Strategy + ?Sized> Strategy for Arc<S> {
@@ -44,6 +55,10 @@ impl<S: Strategy + ?Sized> Strategy for Arc<S> {
 
     fn unseal(&self, sealed: &[u8], place: &Context) -> Result<Zeroizing<Vec<u8>>, EncryptionError> {
         (**self).unseal(sealed, place)
+    }
+
+    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<[u8; 32]> {
+        (**self).blind(label, text)
     }
 }
 
@@ -126,6 +141,10 @@ impl<A: Strategy, B: Strategy> Strategy for Fallback<A, B> {
                 second: Box::new(second),
             })
         })
+    }
+
+    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<[u8; 32]> {
+        [self.first.blind(label, text), self.second.blind(label, text)].concat()
     }
 }
 

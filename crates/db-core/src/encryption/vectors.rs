@@ -1,5 +1,7 @@
 //! The ciphers and the forms beside values that others computed: Wycheproof's, C2SP's, and those of Python's `cryptography`.
 
+use std::sync::Arc;
+
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes128Gcm, Aes256Gcm};
 use hkdf::Hkdf;
@@ -8,10 +10,12 @@ use sha3::Shake128;
 use sha3::digest::{ExtendableOutput, Update, XofReader};
 use wycheproof_ng_aead::aead;
 use wycheproof_ng_kdf_jose::hkdf as hkdf_cases;
+use wycheproof_ng_symmetric::mac;
 
 use super::cipher::{Ciphers, Xaes};
 use super::form::{Form, TAG};
-use super::{Context, Key, Keyring, Strategy};
+use super::key::hmac;
+use super::{Columns, Context, Key, Keyring, Strategy};
 
 fn key(bytes: &[u8]) -> Key {
     Key::from_bytes(bytes.to_vec()).expect("a key")
@@ -94,6 +98,36 @@ fn hkdf_agrees_with_wycheproof() {
         }
     }
     assert!(ours > 0, "no case is without salt");
+}
+
+#[test]
+fn hmac_agrees_with_wycheproof() {
+    let set = mac::TestSet::load(mac::TestName::HmacSha256).expect("the cases");
+    let mut cases = 0;
+    for group in set.test_groups {
+        let length = group.tag_size / 8;
+        for case in group.tests {
+            let agrees = hmac(&case.key, &case.msg)[..length] == case.tag[..];
+            assert_eq!(agrees, !case.result.must_fail(), "case {}", case.tc_id);
+            cases += 1;
+        }
+    }
+    assert_eq!(cases, 174);
+}
+
+/// Made by Python, too.
+#[test]
+fn a_blind_index_of_another_program_is_found() {
+    let columns = Columns::default();
+    let index = columns.index("customers", "email").build();
+    let long: Vec<u8> = (0..32).collect();
+    columns.unlock(Arc::new(Keyring::new(&key(&long)))).expect("no keys yet");
+
+    for (text, expected) in
+        [("ada@example.org", "f77770837b92207caaa8bddab55a3749"), ("", "cbe351ff3c4b19bef4a0528754da5105")]
+    {
+        assert_eq!(const_hex::encode(index.of(text).expect("a key")), expected);
+    }
 }
 
 /// The two vectors of the specification.

@@ -4,6 +4,7 @@ mod addresses;
 mod admission;
 mod both;
 mod cancelling;
+mod columns;
 mod connecting;
 mod copying;
 mod events;

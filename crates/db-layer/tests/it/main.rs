@@ -1,6 +1,7 @@
 //! What `db-layer` promises, shown on a real PostgreSQL.
 
 #[cfg(target_os = "linux")]
+mod columns;
 mod keepalive;
 mod lazy;
 mod opening;

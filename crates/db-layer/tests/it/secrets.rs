@@ -9,6 +9,7 @@
 
 use std::error::Error as StdError;
 use std::fmt::{Debug, Write as _};
+use std::sync::Arc;
 use std::time::Duration;
 
 use db_layer::db_core::settings::{Reader, Values};
@@ -19,7 +20,8 @@ use db_layer::db_core::{
 use db_layer::db_notify::link::{Link, Listener, Sender};
 use db_layer::db_notify::{PostgresLink, WatchOptions};
 use db_layer::encryption::{
-    Context, EncryptionError, Fallback, Key, KeyId, Keyring, NoEncryption, Sealed, Strategy,
+    Columns, ColumnsError, Context, EncryptionError, Fallback, Key, KeyId, KeyType, Keyring, NoEncryption,
+    Sealed, Strategy,
 };
 use db_layer::{
     Bus, BusOptions, Channel, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit,
@@ -252,6 +254,24 @@ fn keys_and_what_they_seal_show_neither() {
     for error in errors {
         shown.error("EncryptionError", error.expect_err("it cannot be done"));
     }
+    let columns = Columns::default();
+    let iban = columns.declare::<String>("t", "c").key("id", KeyType::BigInt);
+    let index = columns.index("t", "c");
+    debug!(shown; iban, index);
+    let (iban, index) = (iban.text(), index.build());
+    shown.error(
+        "EncryptionError of columns without keys",
+        iban.seal(1, &VALUE.to_owned()).expect_err("no keys"),
+    );
+    columns.unlock(Arc::new(Keyring::new(&key))).expect("no keys yet");
+    debug!(shown; columns, iban, index);
+    shown.error(
+        "EncryptionError of a key of two columns",
+        iban.seal((1, VALUE), &VALUE.to_owned()).expect_err("two"),
+    );
+    shown.error("EncryptionError of another column", iban.unseal(2, &sealed).expect_err("another place"));
+    let misfit = ColumnsError::Misfits(vec!["t.c: there is no table \"t\"".to_owned()]);
+    shown.error("ColumnsError", misfit);
     let number: Result<u8, _> = keyring.unseal_json(&Sealed::from_bytes(sealed.as_bytes().to_vec()), &place);
     shown.error("EncryptionError of another type", number.expect_err("it is no number"));
     shown.check();
@@ -580,6 +600,7 @@ const SHOWN: &[&str] = &[
     "AcquireError",
     "AcquirePhase",
     "Appender",
+    "BlindIndex",
     "Bus",
     "BusOptions",
     "BusOptionsError",
@@ -587,6 +608,9 @@ const SHOWN: &[&str] = &[
     "Channel",
     "Class",
     "Closed",
+    "Column",
+    "Columns",
+    "ColumnsError",
     "Config",
     "ConfigError",
     "Conn",
@@ -598,6 +622,8 @@ const SHOWN: &[&str] = &[
     "DatabaseHealth",
     "Db",
     "DeadlineError",
+    "Declare",
+    "DeclareIndex",
     "EncryptionError",
     "Error",
     "EventLogs",
@@ -670,6 +696,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Gap", "numbers"),
     ("IntoIter", "data that a program has asked for"),
     ("GapReason", "numbers"),
+    ("KeyType", "a word"),
     ("Lent", "a Session, which is shown; only with the feature `sea-orm`"),
     ("LentError", "the name of a pool, a line, and words of its own"),
     ("LogTopics", "names of topics"),
@@ -679,6 +706,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Migrations", "the program's own files"),
     ("NewEvent", "data that the program has made"),
     ("Notification", "data that a program has asked for"),
+    ("Normalization", "a word"),
     ("NotificationSource", "a name that the program has chosen"),
     ("Orm", "a Handle, which is shown; only with the feature `sea-orm`"),
     ("OrmError", "in the tests of `orm`: it leaves out what `SeaORM` says of values"),

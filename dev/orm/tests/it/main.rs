@@ -6,8 +6,8 @@ mod handlers;
 mod mixed;
 mod nesting;
 mod others;
-
 mod readme;
+mod sealing;
 mod support;
 /// An example on the front page of db-testkit.
 #[path = "../../../../crates/db-testkit/tests/examples/sea_orm.rs"]
