@@ -187,6 +187,7 @@ impl<T> Declare<T> {
     }
 
     /// Stores values as JSON.
+    #[must_use]
     pub fn json(self) -> Column<T>
     where
         T: Serialize + DeserializeOwned,
@@ -195,6 +196,7 @@ impl<T> Declare<T> {
     }
 
     /// Stores values as the text that `Display` writes and `FromStr` reads.
+    #[must_use]
     pub fn text(self) -> Column<T>
     where
         T: fmt::Display + std::str::FromStr,
@@ -203,6 +205,7 @@ impl<T> Declare<T> {
     }
 
     /// Stores values as their bytes.
+    #[must_use]
     pub fn bytes(self) -> Column<T>
     where
         T: AsRef<[u8]> + From<Vec<u8>>,

@@ -54,7 +54,8 @@ impl Context {
     }
 }
 
-fn put(out: &mut Vec<u8>, field: &str) {
+/// Appends the length, as four bytes, and the text.
+pub(super) fn put(out: &mut Vec<u8>, field: &str) {
     let length = u32::try_from(field.len()).expect("a name or key shorter than 4 GiB");
     out.extend_from_slice(&length.to_be_bytes());
     out.extend_from_slice(field.as_bytes());

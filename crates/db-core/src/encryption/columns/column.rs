@@ -12,8 +12,8 @@ use crate::encryption::{Context, EncryptionError, Sealed};
 /// A declared column of values of type `T`: it seals and unseals them. Clones are of the same column.
 pub struct Column<T> {
     shared: Arc<Shared>,
-    table: &'static str,
-    column: &'static str,
+    /// The logical names of table and column.
+    logical: (&'static str, &'static str),
     /// The number of the rows' key columns.
     key: usize,
     padding: u16,
@@ -22,8 +22,7 @@ pub struct Column<T> {
 
 impl<T> Column<T> {
     pub(super) fn new(shared: Arc<Shared>, declared: &Declared, padding: u16, codec: Codec<T>) -> Self {
-        let (table, column) = declared.logical;
-        Self { shared, table, column, key: declared.key.len(), padding, codec }
+        Self { shared, logical: declared.logical, key: declared.key.len(), padding, codec }
     }
 
     /// Seals a value for the row of this key.
@@ -57,15 +56,16 @@ impl<T> Column<T> {
     }
 
     fn place(&self, key: &impl RowKey) -> Result<Context, EncryptionError> {
+        let (table, column) = self.logical;
         let texts = key.texts();
         if texts.len() != self.key {
             return Err(EncryptionError::RowKey {
-                column: format!("{}.{}", self.table, self.column),
+                column: format!("{table}.{column}"),
                 given: texts.len(),
                 declared: self.key,
             });
         }
-        Ok(Context::new(self.table, self.column, row(texts)).padded(self.padding))
+        Ok(Context::new(table, column, row(texts)).padded(self.padding))
     }
 }
 
@@ -77,6 +77,7 @@ impl<T> Clone for Column<T> {
 
 impl<T> fmt::Debug for Column<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Column({}.{})", self.table, self.column)
+        let (table, column) = self.logical;
+        write!(f, "Column({table}.{column})")
     }
 }

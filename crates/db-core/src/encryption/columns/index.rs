@@ -9,6 +9,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::Shared;
 use super::catalog::{Declared, Kind};
+use crate::encryption::context::put;
 use crate::encryption::{Context, EncryptionError};
 
 /// The bytes of an index that is not truncated.
@@ -149,15 +150,10 @@ impl BlindIndex {
         let place = Context::new(self.table, self.column, "any");
         let strategy = self.shared.strategy(&place)?;
         let text = self.normalization.apply(text);
-        let length = |name: &str| u32::try_from(name.len()).expect("a short name").to_be_bytes();
-        let label = [
-            &b"db-core blind index\0"[..],
-            &length(self.table),
-            self.table.as_bytes(),
-            &length(self.column),
-            self.column.as_bytes(),
-            self.normalization.label(),
-        ];
+        let mut names = Vec::new();
+        put(&mut names, self.table);
+        put(&mut names, self.column);
+        let label = [b"db-core blind index\0", &*names, self.normalization.label()];
         let all = strategy.blind(&label, text.as_bytes());
         if all.is_empty() {
             return Err(EncryptionError::NoIndexKey { column: format!("{}.{}", self.table, self.column) });
