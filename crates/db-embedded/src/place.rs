@@ -14,6 +14,9 @@ use crate::folder::{Folder, Kind, make_private_dir, random_name};
 const EXPECTED: [&str; 9] =
     ["start", "lease", "running", "starting", "version", "data", "run", "log", "lost+found"];
 
+/// What a server in memory may need: its data, and a log of changes that is at most 1 GB by default.
+const ROOM: u64 = 2 << 30;
+
 /// Which server was requested.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
@@ -23,11 +26,16 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// The folder, made if it does not exist. A private folder is a new one at each call.
-    pub(crate) fn open(&self, account: &Account) -> Result<Folder, Error> {
+    /// The folder, made if it does not exist. A private folder is a new one at each call. A throwaway one is in memory on request,
+    /// if that has room, and if no other folder for temporary files is chosen.
+    pub(crate) fn open(&self, account: &Account, in_memory: bool) -> Result<Folder, Error> {
+        let base = || match memory(ROOM).filter(|_| in_memory && env::var_os("TMPDIR").is_none()) {
+            Some(memory) => Ok(memory),
+            None => temp_base(account),
+        };
         let (path, kind) = match self {
-            Place::Private => (make_private(account)?, Kind::Throwaway),
-            Place::Shared(name) => (open_shared(name, account)?, Kind::Throwaway),
+            Place::Private => (make_private(&base()?, account)?, Kind::Throwaway),
+            Place::Shared(name) => (open_shared(&base()?, name, account)?, Kind::Throwaway),
             Place::Kept(folder) => (open_kept(folder, account)?, Kind::Kept),
         };
         Ok(Folder { path, kind, account: account.clone() })
@@ -57,8 +65,22 @@ pub(crate) fn temp_base(account: &Account) -> Result<PathBuf, Error> {
     })
 }
 
-fn make_private(account: &Account) -> Result<PathBuf, Error> {
-    let base = temp_base(account)?;
+/// A file system in memory with that many bytes left, in which everybody may make folders. Containers often have one of 64 MB.
+#[cfg(target_os = "linux")]
+pub(crate) fn memory(room: u64) -> Option<PathBuf> {
+    let path = Path::new("/dev/shm");
+    let found = nix::sys::statvfs::statvfs(path).ok()?;
+    let left = i128::from(found.blocks_available()) * i128::from(found.fragment_size());
+    let is_open = path.metadata().ok()?.mode() & 0o1777 == 0o1777;
+    (is_open && left >= i128::from(room)).then(|| path.to_owned())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn memory(_room: u64) -> Option<PathBuf> {
+    None
+}
+
+fn make_private(base: &Path, account: &Account) -> Result<PathBuf, Error> {
     loop {
         let path = base.join(format!("{}private.{}", prefix(account), random_name()));
         match make_private_dir(&path, account) {
@@ -70,12 +92,12 @@ fn make_private(account: &Account) -> Result<PathBuf, Error> {
     }
 }
 
-fn open_shared(name: &str, account: &Account) -> Result<PathBuf, Error> {
+fn open_shared(base: &Path, name: &str, account: &Account) -> Result<PathBuf, Error> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
     if !(1..=32).contains(&name.len()) || !name.chars().all(allowed) {
         return Err(Error::InvalidName { name: name.to_owned() });
     }
-    let path = temp_base(account)?.join(format!("{}{name}", prefix(account)));
+    let path = base.join(format!("{}{name}", prefix(account)));
     match make_private_dir(&path, account) {
         Ok(()) => return Ok(path),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -72,6 +72,12 @@ impl Programs {
         self.account.is_other().then(|| (self.account.uid(), self.account.gid()))
     }
 
+    /// A file system in memory with `room` bytes left, in which everybody may make folders: `/dev/shm`, on Linux.
+    #[must_use]
+    pub fn memory_folder(&self, room: u64) -> Option<PathBuf> {
+        place::memory(room)
+    }
+
     /// The folder for temporary files, or `/tmp` or `/var/tmp` if the account cannot work in that one.
     ///
     /// # Errors

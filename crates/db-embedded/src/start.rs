@@ -30,6 +30,7 @@ const STILL_ATTACHED: &str = "pre-existing shared memory block";
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) place: Place,
+    pub(crate) in_memory: bool,
     pub(crate) binaries: Option<PathBuf>,
     pub(crate) timeout: Duration,
     pub(crate) settings: Vec<(String, String)>,
@@ -42,7 +43,7 @@ impl Plan {
         let deadline = Deadline::after(self.timeout);
         // `None` if the end of the previous server removed the folder meanwhile; then tries again.
         deadline.poll(Phase::PreviousServer, || {
-            let folder = self.place.open(&account)?;
+            let folder = self.place.open(&account, self.in_memory)?;
             let take = |path: PathBuf, mode, phase| LockFile::take(&path, mode, &account, deadline, phase);
             let Some(start) = take(folder.start_lock(), Mode::Exclusive, Phase::Starter)? else {
                 return Ok(None);

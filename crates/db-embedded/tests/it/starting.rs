@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::Instant;
 
-use db_embedded::{Released, Server};
+use db_embedded::{Programs, Released, Server};
 use sqlx::migrate::MigrateDatabase;
 
 use crate::support::{ask, expect_no_processes_of, folder_of, is_root, reachable_dir};
@@ -22,6 +22,27 @@ fn a_throwaway_server_starts_cold_answers_and_leaves_nothing() {
     assert_eq!(server.release().unwrap(), Released::Stopped);
     assert!(!folder.exists(), "{} is still there after `release`", folder.display());
     expect_no_processes_of(&folder);
+}
+
+#[test]
+fn a_server_in_memory_lies_there_if_there_is_room_and_leaves_nothing() {
+    let memory =
+        Programs::find(None).unwrap().memory_folder(2 << 30).filter(|_| std::env::var_os("TMPDIR").is_none());
+    let server = Server::throwaway().in_memory().start().unwrap();
+    let on_disk = Server::throwaway().start().unwrap();
+    let folder = folder_of(server.data_dir());
+
+    assert_eq!(ask(&server.url("postgres"), "select 'pong'").unwrap(), "pong");
+    assert_eq!(folder.parent(), memory.as_deref().or(folder_of(on_disk.data_dir()).parent()));
+
+    server.release().unwrap();
+    assert!(!folder.exists());
+    expect_no_processes_of(&folder);
+}
+
+#[test]
+fn no_file_system_in_memory_has_room_for_everything() {
+    assert_eq!(Programs::find(None).unwrap().memory_folder(u64::MAX), None);
 }
 
 #[test]

@@ -29,6 +29,10 @@ const PREFIX: &str = "db-testkit-cluster-";
 const PATH_LIMIT: usize = 103;
 const NAME_LENGTH: usize = "/db-testkit-cluster-0123456789/run/.s.PGSQL.65535".len();
 
+/// Bytes. Each member has about a thousand files: on a disk they take seconds to make when as many were removed shortly before, since
+/// ext4 avoids the inodes of those.
+const ROOM: u64 = 1 << 30;
+
 /// Processes that outlive this value are ended, and the folder is removed, by the guard.
 #[derive(Debug)]
 pub(super) struct Home {
@@ -42,7 +46,7 @@ impl Home {
         let temporary = programs.temporary_folder().map_err(Error::Server)?;
         let short = temporary.as_os_str().len() + NAME_LENGTH <= PATH_LIMIT;
         let on_disk = || if short { temporary.clone() } else { "/tmp".into() };
-        let base = wanted.or_else(memory).unwrap_or_else(on_disk);
+        let base = wanted.or_else(|| programs.memory_folder(ROOM)).unwrap_or_else(on_disk);
         let random: String = std::iter::repeat_with(fastrand::alphanumeric).take(10).collect();
         let guard =
             Guard::over(base.join(format!("{PREFIX}{random}")), "QUIT").map_err(failed("make its folder"))?;
@@ -150,22 +154,4 @@ impl Home {
         let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(self.log(member));
         opened.map_err(failed("open a log"))
     }
-}
-
-/// A file system in memory, if there is one with room. Each member has about a thousand files: on a disk they take seconds to
-/// make when as many were removed shortly before, since ext4 avoids the inodes of those.
-#[cfg(target_os = "linux")]
-fn memory() -> Option<PathBuf> {
-    /// Bytes. Containers often have 64 MB.
-    const ENOUGH: i128 = 1 << 30;
-    let path = Path::new("/dev/shm");
-    let found = nix::sys::statvfs::statvfs(path).ok()?;
-    let room = i128::from(found.blocks_available()) * i128::from(found.fragment_size());
-    let is_open = fs::metadata(path).ok()?.permissions().mode() & 0o1777 == 0o1777;
-    (is_open && room >= ENOUGH).then(|| path.to_owned())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn memory() -> Option<PathBuf> {
-    None
 }
