@@ -22,6 +22,9 @@ const BATCH: u32 = 16;
 
 const KEY: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
 
+/// Seals and unseals a value, and returns what was unsealed.
+type Once = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+
 /// With `only`, runs these arms without ratios.
 pub(crate) fn measure(rounds: usize, only: &[String]) -> anyhow::Result<Report> {
     let sizes = [("100", 100), ("1k", 1024), ("16k", 16 * 1024)];
@@ -47,7 +50,7 @@ pub(crate) fn measure(rounds: usize, only: &[String]) -> anyhow::Result<Report> 
 
 fn of_size(name: &str, size: usize) -> Vec<Arm<'static>> {
     let plain: Vec<u8> = (b'a'..=b'z').cycle().take(size).collect();
-    let of = |peer: &str, once: Box<dyn Fn(&[u8]) -> Vec<u8>>| {
+    let of = |peer: &str, once: Once| {
         let plain = plain.clone();
         Arm::new(format!("seal.{name}.{peer}"), SLICE, move |slice| Ok(repeat(slice, &plain, &once)))
     };
@@ -77,7 +80,7 @@ fn repeat(slice: Duration, plain: &[u8], once: &dyn Fn(&[u8]) -> Vec<u8>) -> Sli
     Slice::of(f64::from(operations) / began.elapsed().as_secs_f64(), None)
 }
 
-fn ours() -> Box<dyn Fn(&[u8]) -> Vec<u8>> {
+fn ours() -> Once {
     let keyring = Keyring::new(&Key::from_bytes(KEY.to_vec()).expect("a key"));
     let place = Context::new("customers", "iban", 17);
     Box::new(move |plain| {
@@ -87,7 +90,7 @@ fn ours() -> Box<dyn Fn(&[u8]) -> Vec<u8>> {
 }
 
 /// A cipher of `RustCrypto` with a random nonce from the operating system, and nothing authenticated beside the value.
-fn bare<C: Aead + 'static>(cipher: C) -> Box<dyn Fn(&[u8]) -> Vec<u8>> {
+fn bare<C: Aead + 'static>(cipher: C) -> Once {
     Box::new(move |plain| {
         let nonce = Nonce::<C>::generate();
         let sealed = cipher.encrypt(&nonce, plain).expect("sealed");
@@ -95,7 +98,7 @@ fn bare<C: Aead + 'static>(cipher: C) -> Box<dyn Fn(&[u8]) -> Vec<u8>> {
     })
 }
 
-fn with_ring() -> Box<dyn Fn(&[u8]) -> Vec<u8>> {
+fn with_ring() -> Once {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &KEY).expect("a key"));
     let random = SystemRandom::new();
     Box::new(move |plain| {
@@ -111,7 +114,7 @@ fn with_ring() -> Box<dyn Fn(&[u8]) -> Vec<u8>> {
 }
 
 /// AES-256-GCM, the value and its nonce each as hexadecimal text.
-fn original(encode: fn(&[u8]) -> String, decode: fn(&str) -> Vec<u8>) -> Box<dyn Fn(&[u8]) -> Vec<u8>> {
+fn original(encode: fn(&[u8]) -> String, decode: fn(&str) -> Vec<u8>) -> Once {
     let cipher = Aes256Gcm::new(&KEY.into());
     Box::new(move |plain| {
         let nonce = Nonce::<Aes256Gcm>::generate();

@@ -44,7 +44,7 @@ pub use row::{KeyType, RowKey};
 /// # Ok::<(), db_core::encryption::EncryptionError>(())
 /// ```
 ///
-/// Clones are of the same columns.
+/// Clones are of the same columns. They belong to one database: its keys are theirs.
 #[derive(Clone, Default)]
 pub struct Columns {
     shared: Arc<Shared>,

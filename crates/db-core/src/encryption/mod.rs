@@ -79,6 +79,59 @@ pub use columns::{
     BlindIndex, Column, Columns, ColumnsError, Declare, DeclareIndex, KeyType, Normalization, RowKey,
 };
 pub use context::Context;
+/// Unseals the sealed fields of a row in one call.
+///
+/// For a struct of a row, with fields of the types `Sealed<T>` and `Option<Sealed<T>>`, it writes two structs and a method:
+///
+/// - `…Columns`, with the [`Column`] of each sealed field;
+/// - `…Plain`, the row with plain values;
+/// - `unseal(self, &…Columns) -> Result<…Plain, EncryptionError>`.
+///
+/// ```
+/// use std::sync::Arc;
+/// use db_core::encryption::{Columns, Key, KeyType, Keyring, Sealed};
+///
+/// #[derive(Sealed)]
+/// #[sealed(key = "id", plain = "Customer", derive(Debug))]
+/// struct CustomerRow {
+///     id: i64,
+///     name: String,
+///     iban: Sealed<String>,
+///     note: Option<Sealed<String>>,
+/// }
+///
+/// let columns = Columns::default();
+/// let declare = |column| columns.declare::<String>("customers", column).key("id", KeyType::BigInt);
+/// let customers = CustomerRowColumns { iban: declare("iban").text(), note: declare("note").text() };
+/// columns.unlock(Arc::new(Keyring::new(&Key::generate()?)))?;
+///
+/// let iban = customers.iban.seal(17, &"DE02".to_owned())?;
+/// let row = CustomerRow { id: 17, name: "Ada".to_owned(), iban, note: None };
+/// let customer: Customer = row.unseal(&customers)?;
+///
+/// assert_eq!((customer.id, customer.name.as_str(), customer.iban.as_str()), (17, "Ada", "DE02"));
+/// # let _ = customer.note;
+/// # Ok::<(), db_core::encryption::EncryptionError>(())
+/// ```
+///
+/// | argument of `sealed` | what it says |
+/// |---|---|
+/// | `key = "id"` | the field of the row's key; `"tenant, nr"` for several, in the order of the declaration |
+/// | `plain = "Customer"` | the name of the struct of plain values, else the row's and `Plain` |
+/// | `derive(Debug, Serialize)` | what that struct derives: nothing, unless it is said |
+/// | `crate = "db_layer"` | the crate to take `encryption` from, else `db_core` |
+///
+/// ```compile_fail
+/// use db_core::encryption::Sealed;
+///
+/// #[derive(Sealed)]
+/// #[sealed(key = "nr")]
+/// struct NoSuchKey {
+///     id: i64,
+///     iban: Sealed<String>,
+/// }
+/// ```
+pub use db_core_macros::Sealed;
 pub use key::Key;
 pub use key_id::KeyId;
 pub use keyring::Keyring;

@@ -38,7 +38,7 @@ async fn what_is_declared_as_it_is_stored_fits(db: TestDb) {
         &db,
         "create schema shop;
          create table shop.\"Orders\" (tenant text, nr integer, note_sealed bytea, note_index bytea unique,
-           primary key (nr, tenant));
+           note_caseless bytea, primary key (nr, tenant));
          create table every (a smallint, b integer, c bigint, d uuid, v bytea, primary key (a, b, c, d)) partition by list (a);
          create table kind (e text, f varchar(9), g bool, h date, v bytea, unique (e, f, g, h));
          alter table kind alter e set not null, alter f set not null, alter g set not null, alter h set not null;",
@@ -54,7 +54,9 @@ async fn what_is_declared_as_it_is_stored_fits(db: TestDb) {
         .key("tenant", KeyType::Text)
         .key("nr", KeyType::Integer)
         .text();
-    let _ = columns.index("orders", "note").schema("shop").stored_in("Orders", "note_index").unique().build();
+    let index = || columns.index("orders", "note").schema("shop");
+    let _ = index().stored_in("Orders", "note_index").unique().build();
+    let _ = index().stored_in("Orders", "note_caseless").normalized(Normalization::Caseless).build();
     let _ = columns
         .declare::<Vec<u8>>("every", "v")
         .key("a", KeyType::SmallInt)
@@ -298,6 +300,78 @@ async fn a_row_is_found_by_its_blind_index_also_under_a_retired_key(db: TestDb) 
     assert_eq!(find("ada@example.ORG").await, [1]);
     assert_eq!(find("GRACE@example.org").await, [2]);
     assert!(find("alan@example.org").await.is_empty());
+}
+
+#[derive(Sealed)]
+#[sealed(key = "tenant, nr", plain = "Order", derive(Debug, PartialEq))]
+struct OrderRow {
+    tenant: String,
+    nr: i32,
+    /// How it is packed.
+    note: Sealed<String>,
+    hint: Option<Sealed<Vec<u8>>>,
+    is_paid: bool,
+}
+
+#[db_testkit::test]
+async fn a_row_is_unsealed_in_one_call_and_a_value_of_another_row_is_named(db: TestDb) {
+    let pool = with(
+        &db,
+        "create table orders (tenant text, nr integer, note bytea, hint bytea, is_paid bool, primary key (tenant, nr))",
+    )
+    .await;
+    let columns = Columns::default();
+    let orders = OrderRowColumns {
+        note: columns
+            .declare("orders", "note")
+            .key("tenant", KeyType::Text)
+            .key("nr", KeyType::Integer)
+            .text(),
+        hint: columns
+            .declare("orders", "hint")
+            .key("tenant", KeyType::Text)
+            .key("nr", KeyType::Integer)
+            .bytes(),
+    };
+    columns.unlock(keyring()).expect("no keys yet");
+    columns.check(&pool).await.expect("all fit");
+    for (nr, hint) in [(1, None), (2, Some(orders.hint.seal(("acme", 2), &vec![7]).expect("sealed")))] {
+        sqlx::query("insert into orders values ('acme', $1, $2, $3, true)")
+            .bind(nr)
+            .bind(orders.note.seal(("acme", nr), &format!("fragile {nr}")).expect("sealed"))
+            .bind(hint)
+            .execute(&pool)
+            .await
+            .expect("stored");
+    }
+    let row = async |nr: i32| {
+        let (tenant, nr, note, hint, is_paid) = sqlx::query_as("select * from orders where nr = $1")
+            .bind(nr)
+            .fetch_one(&pool)
+            .await
+            .expect("a row");
+        OrderRow { tenant, nr, note, hint, is_paid }
+    };
+    let plain = |nr, hint| Order {
+        tenant: "acme".to_owned(),
+        nr,
+        note: format!("fragile {nr}"),
+        hint,
+        is_paid: true,
+    };
+
+    assert_eq!(row(1).await.unseal(&orders).expect("its row"), plain(1, None));
+    assert_eq!(row(2).await.unseal(&orders).expect("its row"), plain(2, Some(vec![7])));
+
+    sqlx::raw_sql("update orders set hint = (select hint from orders where nr = 2) where nr = 1")
+        .execute(&db.pool())
+        .await
+        .expect("copied");
+    let error = row(1).await.unseal(&orders).expect_err("the hint of another row");
+    assert!(
+        error.to_string().starts_with(r#"orders.hint of row ["acme","1"]: the value sealed under"#),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -105,10 +105,11 @@ pub(super) fn misfits(declared: &[Declared], tables: &[Table]) -> Vec<String> {
     let mut misfits = Vec::new();
     for (nth, (column, table)) in declared.iter().zip(tables).enumerate() {
         let mut say = |what: String| misfits.push(format!("{}: {what}", column.place()));
+        // A column may have several indexes, each stored in its own column.
         let is_same = |other: &Declared| {
-            let is_kind = matches!(other.kind, Kind::Sealed) == matches!(column.kind, Kind::Sealed);
-            is_kind && other.logical == column.logical
-                || other.relation() == column.relation() && other.column == column.column
+            let is_stored_there = other.relation() == column.relation() && other.column == column.column;
+            let is_sealed = [other.kind, column.kind] == [Kind::Sealed; 2];
+            is_stored_there || is_sealed && other.logical == column.logical
         };
         if declared[..nth].iter().any(is_same) {
             say("it is declared twice".to_owned());
