@@ -198,7 +198,7 @@ mod tests {
     use crate::tracker::Caller;
     use crate::{Config, PoolOptions};
 
-    #[db_testkit::test]
+    #[db_testkit::test(leaves = "pg_sleep")]
     async fn a_slow_repair_frees_its_slot_for_the_next_caller(db: TestDb) {
         let config = Config::from_url(&db.url()).expect("an address");
         let options = PoolOptions::api().max(1);
