@@ -42,7 +42,8 @@ impl TestDb {
     /// The address for the tested code. With `DATABASE_URL` it contains that address's password.
     ///
     /// With `DB_TESTKIT_THROUGH=pgbouncer` in the environment it leads through a [`PgBouncer`], so that a whole suite can run
-    /// through one. [`options`](TestDb::options) and [`pool`](TestDb::pool), with which the test inspects the database, do not.
+    /// through one. [`options`](TestDb::options) and [`pool`](TestDb::pool), with which the test inspects the database, do not. What a
+    /// test leaves is not looked at then: the sessions are the pooler's.
     #[must_use]
     pub fn url(&self) -> String {
         self.0.through.get().map_or_else(|| self.direct_url(), PgBouncer::url)
