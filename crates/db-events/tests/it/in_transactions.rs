@@ -5,7 +5,7 @@ use std::time::Duration;
 use db_core::{Class, Config, Isolation, Pool, PoolOptions, TxOptions};
 use db_events::{Error, EventLogs, LogId, NewEvent, POLL_FLOOR};
 use db_notify::{Bus, BusOptions};
-use db_testkit::{TestDb, poll_then_drop, until};
+use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 use harness::{Process, answer as tell, told};
 use tokio::time::timeout;
 
@@ -57,7 +57,10 @@ async fn orders_and_events(db: &TestDb) -> (i64, i64) {
 #[db_testkit::test(migrations = "../../migrations")]
 async fn a_handler_that_is_dropped_at_any_await_leaves_a_row_with_its_event_or_neither(db: TestDb) {
     let events = events(&db).await;
-    let pool = pool(&db.url(), PoolOptions::api());
+    // The proxy delays answers, or one may be there before it is awaited.
+    let proxy = Proxy::start(&db).expect("a proxy");
+    proxy.latency(Duration::from_millis(1));
+    let pool = pool(&proxy.url(), PoolOptions::api());
     orders_table(&db).await;
 
     for polls in 0.. {
