@@ -166,6 +166,11 @@ impl EventStream {
                     joined.is_live = false;
                     return None;
                 }
+                // A log that ends before the cursor has lost what this stream has seen. A page shows that, too.
+                Next::Page { events, is_finished: true } if events.last_id() < self.cursor => {
+                    joined.is_live = false;
+                    return None;
+                }
                 Next::Page { events, is_finished } => {
                     self.is_finished = is_finished;
                     let events = events.after(self.cursor);
