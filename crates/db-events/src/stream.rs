@@ -162,12 +162,9 @@ impl EventStream {
             let joined = self.joined.as_mut().filter(|joined| joined.is_live)?;
             match joined.follower.next().await {
                 // A page shows whether the stream or the log is the cause.
-                Next::Page { events, .. } if !events.continue_after(self.cursor, mark) => {
-                    joined.is_live = false;
-                    return None;
-                }
-                // A log that ends before the cursor has lost what this stream has seen. A page shows that, too.
-                Next::Page { events, is_finished: true } if events.last_id() < self.cursor => {
+                Next::Page { events, is_finished }
+                    if !events.continue_after(self.cursor, mark, is_finished) =>
+                {
                     joined.is_live = false;
                     return None;
                 }

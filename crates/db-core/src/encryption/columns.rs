@@ -86,8 +86,8 @@ impl Columns {
     /// Begins to declare a blind index by the logical names of the column whose values it finds. [`DeclareIndex::build`] ends
     /// the declaration.
     ///
-    /// What it gives away: rows with equal values have equal indexes. Whoever reads the table can count them, and can guess the
-    /// values of a column with few of them, such as a status. [Truncation](DeclareIndex::truncated) makes different values look
+    /// What it gives away: rows with equal values have equal indexes. A reader of the table can count them, and can guess the values
+    /// of a column with few of them, such as a status. [Truncation](DeclareIndex::truncated) makes different values look
     /// equal, too. The index needs its key to be computed, so nobody without it can try values out.
     #[must_use = "an index is declared by `build`"]
     pub fn index(&self, table: &'static str, column: &'static str) -> DeclareIndex {

@@ -46,9 +46,9 @@ impl Events {
         self.last().map_or(0, |event| event.id)
     }
 
-    /// Whether these events continue a log that was read up to `cursor`: none is missing in between, and the event at `cursor` has
-    /// the mark that the reader knows, if it knows one.
-    pub(crate) fn continue_after(&self, cursor: i64, mark: Option<Mark>) -> bool {
+    /// Whether these events continue a log that was read up to `cursor`: none is missing in between, the event at `cursor` has the
+    /// mark that the reader knows, if it knows one, and the log is not finished with an event before it.
+    pub(crate) fn continue_after(&self, cursor: i64, mark: Option<Mark>, is_finished: bool) -> bool {
         let Some(first) = self.all.first().map(|event| event.id) else { return true };
         let there = if cursor + 1 == first {
             self.before
@@ -57,7 +57,8 @@ impl Events {
             number.and_then(|number| self.all.get(number)).map(|event| event.mark)
         };
         let is_other = there.zip(mark).is_some_and(|(there, seen)| there != seen);
-        first <= cursor + 1 && !is_other
+        let ends_before = is_finished && self.last_id() < cursor;
+        first <= cursor + 1 && !is_other && !ends_before
     }
 
     /// The events after `cursor`, if there are any.
@@ -480,21 +481,29 @@ mod tests {
         let events = page([row(1), row(3), row(5)], 2).events.expect("events");
         let (before, within) = (row(1).mark(), row(3).mark());
 
-        for (cursor, mark, continues) in [
-            (0, None, false),
-            (1, None, false),
-            (2, None, true),
-            (2, Some(before), true),
-            (2, Some(within), false),
-            (3, Some(within), true),
-            (3, Some(before), false),
-            (4, Some(within), true),
-            (6, Some(row(5).mark()), true),
-            (6, Some(before), false),
+        for (cursor, mark, is_finished, continues) in [
+            (0, None, false, false),
+            (1, None, false, false),
+            (2, None, false, true),
+            (2, Some(before), false, true),
+            (2, Some(within), false, false),
+            (3, Some(within), false, true),
+            (3, Some(before), false, false),
+            (4, Some(within), false, true),
+            (6, Some(row(5).mark()), false, true),
+            (6, Some(before), false, false),
             // The reader has seen all of them.
-            (7, Some(before), true),
+            (7, Some(before), false, true),
+            (6, Some(row(5).mark()), true, true),
+            // The reader has seen events that the log has lost: nothing follows a finished log.
+            (7, Some(before), true, false),
+            (9, None, true, false),
         ] {
-            assert_eq!(events.continue_after(cursor, mark), continues, "{cursor} {mark:?}");
+            assert_eq!(
+                events.continue_after(cursor, mark, is_finished),
+                continues,
+                "{cursor} {mark:?} {is_finished}"
+            );
         }
     }
 }
