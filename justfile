@@ -42,9 +42,10 @@ api:
 ci *STEPS:
     .ci/run {{ STEPS }}
 
-# Writes .sqlx/ from a fresh database.
+# Writes .sqlx/ from a fresh database, and that of the tests in dev/orm.
 prepare:
     cargo run -q -p db-embedded --example with_postgres -- sh -c 'cargo sqlx migrate run && cargo sqlx prepare --workspace -- -p buildwatch'
+    cd dev/orm && cargo run -q -p db-embedded --example with_postgres -- cargo sqlx prepare -- --tests
 
 # Runs a topic of the benchmarks, beside other libraries.
 bench TOPIC *ARGS:

@@ -10,15 +10,18 @@
 mod arrivals;
 mod events;
 mod fairness;
+mod index;
 mod isolation;
 mod latency;
 mod load;
 mod logs;
+mod migrate;
 mod notify;
 mod open;
 mod orm;
 mod peers;
 mod pool;
+mod rekey;
 mod report;
 mod rounds;
 mod rows;
@@ -96,6 +99,23 @@ enum Topic {
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
+    /// Re-keying a column of 100 000 values of 200 bytes, beside ways that store row by row and beside one statement of the server;
+    /// the latency of readers meanwhile. Commits wait for the disk.
+    Rekey {
+        #[command(flatten)]
+        options: Options,
+        /// Run only this arm, such as `rekey.ours`, without ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
+    /// Finding a row by a blind index under one, two and three keys, beside finding it by its text, 10 tasks on 10 connections.
+    Index {
+        #[command(flatten)]
+        options: Options,
+        /// Run only this arm, such as `index.1`, without ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
     /// The API pool's latency while the backend pool is full and 200 callers wait for it, beside the same while it is idle.
     Isolation {
         #[command(flatten)]
@@ -140,6 +160,11 @@ enum Topic {
         /// Run only this arm, such as `watchers.1000.ours`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
+    },
+    /// Applying 500 small migrations and those of real projects, and finding that none is pending, beside sqlx's runner.
+    Migrate {
+        #[command(flatten)]
+        options: Options,
     },
     /// A migrated database for each test, beside `#[sqlx::test]`; and a script, which has no database.
     Testdb {
@@ -223,6 +248,14 @@ fn act() -> anyhow::Result<ExitCode> {
             let report = seal::measure(options.rounds(51), &arms)?;
             (options, report)
         }
+        Topic::Rekey { options, arms } => {
+            let report = rekey::measure(&workers()?, options.rounds(9), &arms)?;
+            (options, report)
+        }
+        Topic::Index { options, arms } => {
+            let report = index::measure(&workers()?, options.rounds(9), &arms)?;
+            (options, report)
+        }
         Topic::Isolation { options } => {
             let report = isolation::measure(&workers()?, options.rounds(15))?;
             (options, report)
@@ -246,6 +279,10 @@ fn act() -> anyhow::Result<ExitCode> {
         }
         Topic::Watchers { options, arms } => {
             let report = watchers::measure(&workers()?, options.rounds(5), &arms)?;
+            (options, report)
+        }
+        Topic::Migrate { options } => {
+            let report = migrate::measure(&workers()?, options.rounds(5))?;
             (options, report)
         }
         Topic::Testdb { on: None, .. } => return testdb::in_child(&workers()?),

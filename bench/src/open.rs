@@ -25,8 +25,9 @@ const CLOSING: Duration = Duration::from_secs(10);
 const QUESTIONS: [&str; 3] = [
     "select current_setting('max_connections')::int4, current_setting('superuser_reserved_connections')::int4 \
      + coalesce(current_setting('reserved_connections', true)::int4, 0)",
-    "select to_regclass('_sqlx_migrations') is not null",
-    "select version, description, encode(checksum, 'hex') from _sqlx_migrations where success order by version",
+    "select c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.relname::text \
+     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass(E'_sqlx_migrations')",
+    "select version, description, success, encode(checksum, 'hex') from public._sqlx_migrations order by version",
 ];
 
 /// A pool's query on each session.

@@ -40,13 +40,30 @@ impl Database {
         Self::with_commits(runtime, Commits::Quick, work)
     }
 
+    /// As [`with`](Self::with), with the files of a throwaway server in memory.
+    pub(crate) fn in_memory<T>(
+        runtime: &Runtime,
+        work: impl FnOnce(&Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        Self::on(runtime, Commits::Quick, throwaway(Commits::Quick).in_memory(), work)
+    }
+
     /// As [`with`](Self::with), with a choice about commits.
     pub(crate) fn with_commits<T>(
         runtime: &Runtime,
         commits: Commits,
         work: impl FnOnce(&Self) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let database = Self::make(runtime, commits)?;
+        Self::on(runtime, commits, throwaway(commits), work)
+    }
+
+    fn on<T>(
+        runtime: &Runtime,
+        commits: Commits,
+        builder: Builder,
+        work: impl FnOnce(&Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let database = Self::make(runtime, commits, builder)?;
         let result = work(&database);
         let removed = runtime.block_on(database.remove());
         let value = result?;
@@ -54,12 +71,12 @@ impl Database {
         Ok(value)
     }
 
-    fn make(runtime: &Runtime, commits: Commits) -> anyhow::Result<Self> {
+    fn make(runtime: &Runtime, commits: Commits, builder: Builder) -> anyhow::Result<Self> {
         let given = std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty());
         let (throwaway, url, whose) = if let Some(url) = given {
             (None, url, "the server of DATABASE_URL")
         } else {
-            let server = throwaway(commits).start()?;
+            let server = builder.start()?;
             let url = server.url("postgres");
             (Some(server), url, "a throwaway server")
         };

@@ -6,11 +6,11 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use db_testkit::__private::{Plan, run_test};
 use db_testkit::TestDb;
 use db_testkit::script::{Rows, Rule, Script};
 use sqlx::PgPool;
@@ -38,9 +38,10 @@ const SLICE: Duration = Duration::from_secs(2);
 
 const SCRIPT_SLICE: Duration = Duration::from_millis(200);
 
-/// Runs this program again with a database of the benchmark as its `DATABASE_URL`, since sqlx reads the address nowhere else.
+/// Runs this program again with a database of the benchmark as its `DATABASE_URL`, since sqlx reads the address nowhere else. The server is
+/// in memory, as the test kit's own is.
 pub(crate) fn in_child(runtime: &Runtime) -> anyhow::Result<ExitCode> {
-    Database::with(runtime, |database| {
+    Database::in_memory(runtime, |database| {
         let status = Command::new(env::current_exe()?)
             .args(env::args_os().skip(1))
             .args(["--on", database.what()])
@@ -57,8 +58,10 @@ pub(crate) fn measure(rounds: usize, only: &[String], what: String) -> anyhow::R
     let migrator = workers()?.block_on(Migrator::new(folder.path()))?;
     // The attribute has a static one, which was read at compile time.
     let migrator: &'static Migrator = Box::leak(Box::new(migrator));
+    let path: &'static str = folder.path().to_str().context("a path that is no text")?.to_owned().leak();
+    let plan = Plan { migrations: Some(path), ..Plan::DEFAULT };
     let mut arms = vec![
-        Arm::new("testdb.ours", SLICE, |slice| timed(slice, || ours(folder.path()))),
+        Arm::new("testdb.ours", SLICE, |slice| timed(slice, || ours(&plan))),
         Arm::new("testdb.sqlx_test", SLICE, |slice| timed(slice, || sqlx_test(migrator))),
         Arm::new("testdb.script", SCRIPT_SLICE, |slice| timed(slice, script)),
     ];
@@ -85,12 +88,9 @@ fn timed(slice: Duration, test: impl Fn() -> anyhow::Result<()>) -> anyhow::Resu
     Ok(Slice { latency: Latency::of(took), ..times.over(1.0) })
 }
 
-/// As `#[db_testkit::test(migrations = "…")]` does it.
-fn ours(folder: &Path) -> anyhow::Result<()> {
-    workers()?.block_on(async {
-        let db = TestDb::create(folder).await?;
-        Ok(first_row(db.pool()).await?)
-    })
+/// As `#[db_testkit::test(migrations = "…")]` does it, with the look at what is left.
+fn ours(plan: &Plan) -> anyhow::Result<()> {
+    Ok(run_test(plan, async |[db]: [TestDb; 1]| first_row(db.pool()).await)?)
 }
 
 /// As `#[sqlx::test(migrations = "…")]` does it.

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use db_layer::encryption::{Context, EncryptionError, Sealed};
+use db_layer::encryption::{Column, Columns, EncryptionError, KeyType, Sealed};
 use db_layer::{Db, Error, LogId, Tx};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -63,13 +63,27 @@ struct Row {
     ended_at: Option<OffsetDateTime>,
 }
 
-/// Plans that could not be unsealed and are logged already: each missing key is logged once, and each row with another fault.
-#[derive(Debug, Default)]
-pub(crate) struct UnsealLog {
+/// The sealed column of the plans, and which could not be unsealed and are logged already: each missing key is logged once, and each row
+/// with another fault.
+#[derive(Debug)]
+pub(crate) struct Plans {
+    column: Column<Plan>,
     said: Mutex<BTreeSet<String>>,
 }
 
-impl UnsealLog {
+impl Plans {
+    pub(crate) fn declare(columns: &Columns) -> Self {
+        let column = columns.declare("builds", "plan").key("id", KeyType::BigInt).json();
+        Self { column, said: Mutex::default() }
+    }
+
+    /// The declaration alone, for commands about keys.
+    pub(crate) fn columns() -> Columns {
+        let columns = Columns::default();
+        Self::declare(&columns);
+        columns
+    }
+
     /// Limit of remembered keys and rows; nothing new is logged after it.
     const MOST: usize = 1_000;
 
@@ -95,10 +109,8 @@ impl UnsealLog {
 }
 
 impl Row {
-    fn unseal(self, db: &Db, log: &UnsealLog) -> Build {
-        let plan = db.keyring().and_then(|keyring| {
-            keyring.unseal_json(&self.plan, &plan_place(self.id)).inspect_err(|error| log.warn(error)).ok()
-        });
+    fn unseal(self, plans: &Plans) -> Build {
+        let plan = plans.column.unseal(self.id, &self.plan).inspect_err(|error| plans.warn(error)).ok();
         let (command, folder) = plan.map(|plan| (plan.command, plan.folder)).unzip();
         Build {
             id: self.id,
@@ -113,13 +125,8 @@ impl Row {
     }
 }
 
-fn plan_place(id: i64) -> Context {
-    Context::new("builds", "plan", id)
-}
-
 /// Stores a new build with an empty log.
-pub(crate) async fn create(db: &Db, plan: &Plan) -> anyhow::Result<(i64, LogId)> {
-    let keyring = db.keyring().expect("buildwatch opens its database with a keyring");
+pub(crate) async fn create(db: &Db, plans: &Plans, plan: &Plan) -> anyhow::Result<(i64, LogId)> {
     db.backend()
         .tx(async |tx| {
             // The row's number is sealed into the plan, so it must be known first.
@@ -129,7 +136,7 @@ pub(crate) async fn create(db: &Db, plan: &Plan) -> anyhow::Result<(i64, LogId)>
                     .await
                     .map_err(Error::from)?;
             let log = db.events().create_in(tx).await?;
-            let sealed = keyring.seal_json(plan, &plan_place(id))?;
+            let sealed = plans.column.seal(id, plan)?;
             sqlx::query!(
                 "insert into builds (id, log, plan) values ($1, $2, $3)",
                 id,
@@ -145,7 +152,7 @@ pub(crate) async fn create(db: &Db, plan: &Plan) -> anyhow::Result<(i64, LogId)>
 }
 
 /// The newest builds, the newest first.
-pub(crate) async fn newest(db: &Db, log: &UnsealLog, limit: i64) -> Result<Vec<Build>, Error> {
+pub(crate) async fn newest(db: &Db, plans: &Plans, limit: i64) -> Result<Vec<Build>, Error> {
     let rows = sqlx::query_as!(
         Row,
         r#"select id, log, plan as "plan: Sealed<Plan>", status, exit_code, created_at, ended_at
@@ -156,11 +163,11 @@ pub(crate) async fn newest(db: &Db, log: &UnsealLog, limit: i64) -> Result<Vec<B
     )
     .fetch_all(db.api())
     .await?;
-    Ok(rows.into_iter().map(|row| row.unseal(db, log)).collect())
+    Ok(rows.into_iter().map(|row| row.unseal(plans)).collect())
 }
 
 /// The build with this number, if any.
-pub(crate) async fn find(db: &Db, log: &UnsealLog, id: i64) -> Result<Option<Build>, Error> {
+pub(crate) async fn find(db: &Db, plans: &Plans, id: i64) -> Result<Option<Build>, Error> {
     let row = sqlx::query_as!(
         Row,
         r#"select id, log, plan as "plan: Sealed<Plan>", status, exit_code, created_at, ended_at
@@ -170,7 +177,7 @@ pub(crate) async fn find(db: &Db, log: &UnsealLog, id: i64) -> Result<Option<Bui
     )
     .fetch_optional(db.api())
     .await?;
-    Ok(row.map(|row| row.unseal(db, log)))
+    Ok(row.map(|row| row.unseal(plans)))
 }
 
 /// The log of the build with this number, if any.

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use db_layer::db_migrate::KeysArgs;
+use db_layer::db_migrate::command::SealedColumns;
 use db_layer::{SettingSource, Settings};
 
 use crate::host::Host;
@@ -105,6 +107,10 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Migrate the database to a version. Every other subcommand first migrates to the newest one.
     Migrate(MigrateArgs),
+    /// Show and change the keys that plans are sealed under.
+    Keys(KeysArgs),
+    #[command(flatten)]
+    Sealed(SealedColumns),
     /// Show the value and source of each setting, without secrets. Fails if a setting is wrong.
     Config(ConfigArgs),
 }

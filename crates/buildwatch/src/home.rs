@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everybody_who_asks_at_once_gets_the_same_key_and_nobody_else_may_read_it() {
+    fn concurrent_callers_get_the_same_key_and_no_other_user_may_read_it() {
         let parent = tempfile::tempdir().expect("a folder");
         let dir = data_dir(Some(&parent.path().join("data"))).expect("a data folder");
 

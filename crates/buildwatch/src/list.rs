@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
+use db_layer::AtOpen;
 use time::format_description::well_known::Rfc3339;
 
-use crate::builds::{self, Build, UnsealLog};
+use crate::builds::{self, Build};
 use crate::cli::{ListArgs, Site};
 use crate::open::open;
 use crate::terminal::{json_line, print_out};
@@ -14,8 +15,8 @@ use crate::visible::{is_hidden, visible};
 pub(crate) const LIMIT: i64 = 100;
 
 pub(crate) async fn command(site: &Site, args: ListArgs) -> anyhow::Result<u8> {
-    let opened = open(site).await?;
-    let builds = builds::newest(&opened.db, &UnsealLog::default(), LIMIT).await;
+    let opened = open(site, AtOpen::Leave).await?;
+    let builds = builds::newest(&opened.db, &opened.plans, LIMIT).await;
     opened.close().await;
     let builds = builds?;
 

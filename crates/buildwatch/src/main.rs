@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod home;
 mod host;
+mod keys;
 mod list;
 mod migrate;
 mod open;
@@ -16,6 +17,7 @@ mod print;
 mod privacy;
 mod reaper;
 mod run;
+mod sealed;
 mod serve;
 mod signals;
 mod status;
@@ -83,6 +85,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Some(Command::List(args)) => list::command(site, args).await,
         Some(Command::Config(args)) => config::command(site, &args),
         Some(Command::Migrate(args)) => migrate::command(site, args).await,
+        Some(Command::Keys(args)) => keys::command(site, args).await,
+        Some(Command::Sealed(command)) => sealed::command(site, command).await,
     }
 }
 

@@ -1,15 +1,17 @@
 //! Opens the database that the settings name, else one on an embedded server.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use db_embedded::Server;
-use db_layer::encryption::Keyring;
-use db_layer::{Config, ConnectRetry, Db, LogTopics, Migrations, Options, Topic};
+use db_layer::encryption::KeySources;
+use db_layer::{AtOpen, Config, ConnectRetry, Db, LogTopics, Migrations, Options, Topic};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 
+use crate::builds::Plans;
 use crate::cli::Site;
 use crate::home;
 
@@ -21,6 +23,9 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 /// An open database and, unless the settings name one, its embedded server.
 pub(crate) struct Opened {
     pub(crate) db: Db,
+    pub(crate) plans: Arc<Plans>,
+    /// The address that leads past a pooler.
+    pub(crate) direct: Config,
     /// The database, described for users.
     pub(crate) place: String,
     server: Option<Server>,
@@ -46,9 +51,9 @@ pub(crate) struct Place {
     pub(crate) server: Option<Server>,
 }
 
-/// Opens the database, migrated to the newest version.
-pub(crate) async fn open(site: &Site) -> anyhow::Result<Opened> {
-    let key = if site.settings.has_encryption_key() { None } else { Some(home::key(&data_home(site)?)?) };
+/// Opens the database, migrated to the newest version. A program that serves re-keys; others leave that to it.
+pub(crate) async fn open(site: &Site, rekey: AtOpen) -> anyhow::Result<Opened> {
+    let keys = keys(site)?;
     let Place { options, server } = place(site).await?;
     let place = match &server {
         Some(server) => {
@@ -56,18 +61,28 @@ pub(crate) async fn open(site: &Site) -> anyhow::Result<Opened> {
         }
         None => options.database.to_string(),
     };
-    let mut options = options.migrations(migrations()).namespace("buildwatch");
+    let direct = options.direct.clone().unwrap_or_else(|| options.database.clone());
+    let mut options = options.migrations(migrations()).namespace("buildwatch").rekey(rekey);
     options.topics = topics()?;
-    if let Some(key) = key {
-        options = options.keyring(Keyring::new(&key));
+    if let Some(keys) = keys {
+        options = options.keys(keys);
     }
+    let plans = Arc::new(Plans::declare(&options.columns));
     match db_layer::open(options).await {
-        Ok(db) => Ok(Opened { db, place, server }),
+        Ok(db) => Ok(Opened { db, plans, direct, place, server }),
         Err(error) => {
             release(server).await;
             Err(error.into())
         }
     }
+}
+
+/// The key of the data folder. `None` if the settings give one.
+pub(crate) fn keys(site: &Site) -> anyhow::Result<Option<KeySources>> {
+    if site.settings.has_encryption_key() {
+        return Ok(None);
+    }
+    Ok(Some(home::key(&data_home(site)?)?.into()))
 }
 
 /// Each build's events have a topic, and NOTIFY is sent only for topics that a process watches.

@@ -10,14 +10,14 @@ use std::ffi::OsString;
 
 use anyhow::Context;
 use db_layer::db_events;
-use db_layer::{Db, LogId, Signal, Signals};
+use db_layer::{AtOpen, Db, LogId, Signal, Signals};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::builds::{self, Plan};
+use crate::builds::{self, Plan, Plans};
 use crate::cli::{RunArgs, Site};
 use crate::open::{Opened, open};
 use crate::output::End;
@@ -69,10 +69,10 @@ impl Running {
 }
 
 /// Stores a build and starts its command, which runs whether or not this value is awaited.
-pub(crate) async fn start(db: &Db, command: Vec<OsString>) -> anyhow::Result<Running> {
+pub(crate) async fn start(db: &Db, plans: &Plans, command: Vec<OsString>) -> anyhow::Result<Running> {
     let folder = std::env::current_dir().context("the current folder")?;
     let plan = Plan::of(&command, &folder);
-    let (id, log) = builds::create(db, &plan).await.context("cannot store the build")?;
+    let (id, log) = builds::create(db, plans, &plan).await.context("cannot store the build")?;
 
     let cancel = CancellationToken::new();
     let kill = CancellationToken::new();
@@ -134,7 +134,7 @@ pub(crate) async fn command(site: &Site, args: RunArgs) -> anyhow::Result<u8> {
     let mut signals = signals::catch()?;
     site.warn_of_open_secrets();
     let opened = tokio::select! {
-        opened = open(site) => opened?,
+        opened = open(site, AtOpen::Leave) => opened?,
         asked = signals.next() => return Ok(asked.exit_code()),
     };
     let code = watched(&opened, &mut signals, args).await;
@@ -145,7 +145,7 @@ pub(crate) async fn command(site: &Site, args: RunArgs) -> anyhow::Result<u8> {
 /// Runs the build and prints its events from the database.
 async fn watched(opened: &Opened, signals: &mut Signals, args: RunArgs) -> anyhow::Result<u8> {
     let db = &opened.db;
-    let mut running = start(db, args.command).await?;
+    let mut running = start(db, &opened.plans, args.command).await?;
     eprintln!("buildwatch: build {}", running.id);
     let _reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(db.clone())));
 

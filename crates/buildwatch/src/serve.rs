@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use db_layer::{Db, Deadlines, Signals};
+use db_layer::{AtOpen, Db, Deadlines, Signals};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::builds::UnsealLog;
+use crate::builds::Plans;
 use crate::cli::{ServeArgs, Site};
 use crate::open::{Opened, open};
 use crate::reaper;
@@ -46,7 +46,7 @@ pub(crate) struct App {
     pub(crate) db: Db,
     pub(crate) guard: Arc<Guard>,
     pub(crate) builds: Arc<Builds>,
-    pub(crate) unseal_log: Arc<UnsealLog>,
+    pub(crate) plans: Arc<Plans>,
     /// A permit for each live stream.
     pub(crate) streams: Arc<Semaphore>,
 }
@@ -64,8 +64,8 @@ impl Builds {
         Self { running: Mutex::default(), closing: db.closing(), killing: CancellationToken::new() }
     }
 
-    pub(crate) async fn start(&self, db: &Db, command: Vec<OsString>) -> anyhow::Result<i64> {
-        let running = run::start(db, command).await?;
+    pub(crate) async fn start(&self, db: &Db, plans: &Plans, command: Vec<OsString>) -> anyhow::Result<i64> {
+        let running = run::start(db, plans, command).await?;
         let id = running.id;
         let see_through = see_through(running, self.closing.clone(), self.killing.clone());
         if self.closing.is_cancelled() {
@@ -145,7 +145,7 @@ pub(crate) async fn demo(site: &Site) -> anyhow::Result<u8> {
         _ = signals.next() => return Ok(0),
     };
     let first = ["sh", "-c", FIRST_BUILD].map(OsString::from).to_vec();
-    let id = server.app.builds.start(&server.app.db, first).await?;
+    let id = server.app.builds.start(&server.app.db, &server.app.plans, first).await?;
 
     // Under cargo, the program is not on the PATH.
     let program =
@@ -189,14 +189,14 @@ struct Server {
 impl Server {
     async fn open(site: &Site, listener: TcpListener, guard: Guard) -> anyhow::Result<Self> {
         let local = listener.local_addr()?;
-        let opened = open(site).await?;
+        let opened = open(site, AtOpen::Run).await?;
         let builds = Arc::new(Builds::new(&opened.db));
         let limits = Limits::find();
         let app = App {
             db: opened.db.clone(),
             guard: Arc::new(guard),
             builds,
-            unseal_log: Arc::default(),
+            plans: Arc::clone(&opened.plans),
             streams: Arc::new(Semaphore::new(limits.streams)),
         };
         Ok(Self { app, opened, listener, local, limits })

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_sees_is_shown_by_its_number() {
+    fn invisible_characters_are_shown_by_their_numbers() {
         for (text, shown) in [
             ("de\u{202e}ni\u{202c}ed", r"de\u{202e}ni\u{202c}ed"),
             ("\u{2066}a\u{2069}\u{200e}\u{200f}\u{61c}", r"\u{2066}a\u{2069}\u{200e}\u{200f}\u{61c}"),

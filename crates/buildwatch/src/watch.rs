@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use db_layer::Signal;
 use db_layer::db_events::Error;
+use db_layer::{AtOpen, Signal};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::builds::{self, Build, UnsealLog};
+use crate::builds::{self, Build};
 use crate::cli::{Site, WatchArgs};
 use crate::open::{Opened, open};
 use crate::print::{Printed, Printer};
@@ -24,7 +24,7 @@ pub(crate) async fn command(site: &Site, args: WatchArgs) -> anyhow::Result<u8> 
     let waits_for_the_result = args.exit_code;
     let asked = |signal: Signal| if waits_for_the_result { signal.exit_code() } else { 0 };
     let opened = tokio::select! {
-        opened = open(site) => opened?,
+        opened = open(site, AtOpen::Leave) => opened?,
         signal = signals.next() => return Ok(asked(signal)),
     };
     let reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(opened.db.clone())));
@@ -38,9 +38,8 @@ pub(crate) async fn command(site: &Site, args: WatchArgs) -> anyhow::Result<u8> 
 }
 
 async fn watch(opened: &Opened, args: WatchArgs) -> anyhow::Result<u8> {
-    let unseal_log = UnsealLog::default();
     let find = async || {
-        let build = builds::find(&opened.db, &unseal_log, args.id).await?;
+        let build = builds::find(&opened.db, &opened.plans, args.id).await?;
         build.ok_or_else(|| anyhow::anyhow!("there is no build {}", args.id))
     };
     let log = find().await?.log;

@@ -8,7 +8,8 @@ use axum::routing::get;
 use axum::{Json, Router};
 use db_layer::db_core::Stats;
 use db_layer::db_notify::BusState;
-use db_layer::{DatabaseHealth, Db};
+use db_layer::encryption::KeyId;
+use db_layer::{DatabaseHealth, Db, SealingHealth};
 use serde_json::{Value, json};
 
 /// How long the database may take to answer before the service counts as not ready.
@@ -18,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 ///
 /// `/health/live` answers 200 while the process serves requests, and does not ask the database: restarting the clients of a
 /// database that is away does not help. `/health/ready` answers 200 if the database answers within 2 s, and 503 otherwise, with
-/// the pools and the bus as JSON.
+/// the pools, the bus and the encryption keys as JSON.
 pub fn routes(db: Db) -> Router {
     Router::new().route("/health/live", get(live)).route("/health/ready", get(ready)).with_state(db)
 }
@@ -43,6 +44,7 @@ async fn ready(State(db): State<Db>) -> (StatusCode, Json<Value>) {
         "database": database,
         "pools": { "api": pool(health.api), "backend": pool(health.backend) },
         "bus": bus(&health.bus),
+        "sealing": health.sealing.as_ref().map(sealing),
     });
     (status, Json(body))
 }
@@ -66,6 +68,29 @@ fn bus(state: &BusState) -> Value {
         "gated": state.gated,
         "gaps": state.gaps,
         "lagged": state.lagged,
+    })
+}
+
+/// Without the alarm's text and the names of processes, which HTTP clients must not see. The log has both.
+fn sealing(health: &SealingHealth) -> Value {
+    let ids = |ids: &[KeyId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
+    json!({
+        "primary": health.primary.map(|id| id.to_string()),
+        "keys": ids(&health.keys),
+        "candidate": health.candidate.map(|id| id.to_string()),
+        "waits_for": health.waits_for.len(),
+        "alarm": health.alarm.is_some(),
+        "unknown": ids(&health.unknown),
+        "left_to_rekey": health.rekeying.as_ref().and_then(|state| state.left),
+        "sealed": health.totals.sealed,
+        "unsealed": health.totals.unsealed,
+        "failed": {
+            "keys_away": health.totals.away,
+            "unknown_key": health.totals.unknown_key,
+            "not_authentic": health.totals.not_authentic,
+            "unreadable": health.totals.unreadable,
+            "not_sealed": health.totals.not_sealed,
+        },
     })
 }
 

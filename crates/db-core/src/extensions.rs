@@ -1,4 +1,4 @@
-//! Values attached to a pool by upper layers, such as the bus and the keyring.
+//! Values attached to a pool by upper layers, such as the bus and the encryption keys.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;

@@ -8,7 +8,7 @@ use sqlx::SqlStr;
 
 use crate::call_site::CallSite;
 use crate::deadline::within;
-use crate::encryption::Keyring;
+use crate::encryption::Keys;
 use crate::retry::{Classify, Pauses};
 use crate::tracker::Caller;
 use crate::{AcquireError, Class, Conn, Error, Pool, Tx, TxOptions, TxRetry};
@@ -53,9 +53,9 @@ impl Handle {
         &self.pool
     }
 
-    /// The keyring, if one was attached to the pool.
+    /// The encryption keys, if they were attached to the pool.
     #[must_use]
-    pub fn keyring(&self) -> Option<Arc<Keyring>> {
+    pub fn keys(&self) -> Option<Arc<Keys>> {
         self.pool.attached()
     }
 

@@ -191,7 +191,7 @@ impl Pool {
         pool
     }
 
-    /// Attaches a value that belongs to the same database, such as its bus or its keyring: handles and transactions of the pool reach
+    /// Attaches a value that belongs to the same database, such as its bus or its encryption keys: handles and transactions of the pool reach
     /// it by [`attached`](Self::attached). There is one value of each type; another replaces it.
     pub fn attach<T: std::any::Any + Send + Sync>(&self, value: Arc<T>) {
         self.inner.extensions.put(value);

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::Error;
 use crate::call_site::CallSite;
 use crate::deadline::{DeadlineError, WaitLimit};
-use crate::encryption::Keyring;
+use crate::encryption::Keys;
 use crate::hooks::{Hook, When};
 use crate::pool::{CheckedOut, Live, Shared};
 use crate::statement::{InFlight, State};
@@ -179,9 +179,9 @@ impl Session {
         self.inner.extensions.get()
     }
 
-    /// The keyring, if one was attached to the pool.
+    /// The encryption keys, if they were attached to the pool.
     #[must_use]
-    pub fn keyring(&self) -> Option<Arc<Keyring>> {
+    pub fn keys(&self) -> Option<Arc<Keys>> {
         self.attached()
     }
 

@@ -33,7 +33,7 @@ mod keys;
 mod pools;
 
 pub use database::{DATABASE, database, direct, has_database, require_direct, takes_effect};
-pub use keys::{KEYS, keyring};
+pub use keys::{KEYS, has_key, key_use, keys};
 pub use pools::{POOLS, api, backend};
 
 /// One setting of the service.
@@ -51,6 +51,8 @@ pub struct Setting {
     pub change: &'static str,
     /// Whether the value must never be shown.
     pub is_secret: bool,
+    /// Whether the flag may be given several times. A variable then has one value a line.
+    pub repeats: bool,
 }
 
 impl Setting {
@@ -310,11 +312,26 @@ mod tests {
         help: "",
         change: "",
         is_secret: false,
+        repeats: false,
     };
-    static SECRET: Setting =
-        Setting { name: "a-secret", value: "TEXT", default: None, help: "", change: "", is_secret: true };
-    static COUNT: Setting =
-        Setting { name: "a-count", value: "N", default: Some("3"), help: "", change: "", is_secret: false };
+    static SECRET: Setting = Setting {
+        name: "a-secret",
+        value: "TEXT",
+        default: None,
+        help: "",
+        change: "",
+        is_secret: true,
+        repeats: false,
+    };
+    static COUNT: Setting = Setting {
+        name: "a-count",
+        value: "N",
+        default: Some("3"),
+        help: "",
+        change: "",
+        is_secret: false,
+        repeats: false,
+    };
 
     fn values() -> Values {
         Values::new([&WORD, &SECRET, &COUNT])

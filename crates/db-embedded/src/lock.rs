@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waited_for_a_folder_that_was_replaced_meanwhile_begins_again() {
+    fn a_wait_for_a_folder_that_was_replaced_begins_again() {
         let base = tempfile::tempdir().unwrap();
         let (folder, account) = (base.path().join("server"), Account::find().unwrap());
         fs::create_dir(&folder).unwrap();

@@ -167,7 +167,7 @@ mod tests {
     use super::percent_encoded;
 
     #[test]
-    fn what_means_something_in_an_address_is_encoded() {
+    fn special_characters_of_an_address_are_encoded() {
         assert_eq!(percent_encoded("/tmp/a b&c?d=é".as_bytes()), "%2Ftmp%2Fa%20b%26c%3Fd%3D%C3%A9");
     }
 }

@@ -119,15 +119,7 @@ pub use remove::{Removed, Retention, Trim};
 pub use stream::EventStream;
 pub use topics::LogTopics;
 
-/// The tables of this crate, as one migration.
-pub struct Schema {
-    /// The name of the migration's files, without a version.
-    pub name: &'static str,
-    /// Makes the tables.
-    pub up: &'static str,
-    /// Removes the tables, with all events.
-    pub down: &'static str,
-}
+pub use db_core::Schema;
 
 /// The migrations that make the crate's tables, in their order. Copy each into your `migrations/` under a version of your own, so
 /// that the `sqlx` CLI sees one history.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use db_core::encryption::Keyring;
+use db_core::encryption::Keys;
 use db_core::{Handle, Pool};
 use db_events::EventLogs;
 use db_notify::Bus;
 use tokio_util::sync::CancellationToken;
 
 use crate::Health;
+use crate::holding::Holding;
 
 /// An open database. Cheap to clone; clones share the same pools and bus. Fit for axum's `State`.
 #[derive(Debug, Clone)]
@@ -30,14 +31,14 @@ struct Inner {
     pools: Pools,
     bus: Bus,
     events: EventLogs,
-    keyring: Option<Arc<Keyring>>,
+    holding: Option<Holding>,
     closing: CancellationToken,
 }
 
 impl Db {
-    pub(crate) fn new(pools: Pools, bus: Bus, events: EventLogs, keyring: Option<Arc<Keyring>>) -> Self {
+    pub(crate) fn new(pools: Pools, bus: Bus, events: EventLogs, holding: Option<Holding>) -> Self {
         let closing = CancellationToken::new();
-        Self { inner: Arc::new(Inner { pools, bus, events, keyring, closing }) }
+        Self { inner: Arc::new(Inner { pools, bus, events, holding, closing }) }
     }
 
     /// The pool for web requests, as a sqlx executor that remembers this line.
@@ -76,8 +77,8 @@ impl Db {
 
     /// The keys that columns are sealed under, if any.
     #[must_use]
-    pub fn keyring(&self) -> Option<&Keyring> {
-        self.inner.keyring.as_deref()
+    pub fn keys(&self) -> Option<&Arc<Keys>> {
+        self.inner.holding.as_ref().map(Holding::keys)
     }
 
     /// Cancelled when a shutdown begins. Work without an end of its own, such as a live stream to a browser, must end then.
@@ -90,7 +91,12 @@ impl Db {
     /// The state of the pools and the bus, and whether the database answers a query within `limit`.
     pub async fn health(&self, limit: Duration) -> Health {
         let Pools { api, backend, .. } = &self.inner.pools;
-        Health::read(api, backend, &self.inner.bus, limit).await
+        let sealing = self.holding().map(Holding::health);
+        Health::read(api, backend, &self.inner.bus, sealing, limit).await
+    }
+
+    pub(crate) fn holding(&self) -> Option<&Holding> {
+        self.inner.holding.as_ref()
     }
 
     pub(crate) fn pools(&self) -> &Pools {

@@ -7,6 +7,8 @@ use db_core::Stats;
 use db_notify::{Bus, BusState};
 use tokio::time::timeout;
 
+use crate::SealingHealth;
+
 /// The state of all parts of a database at one moment.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -19,6 +21,8 @@ pub struct Health {
     pub backend: Stats,
     /// The bus.
     pub bus: BusState,
+    /// The encryption keys; `None` without keys.
+    pub sealing: Option<SealingHealth>,
 }
 
 /// Whether the database answers.
@@ -43,7 +47,13 @@ impl Health {
         matches!(self.database, DatabaseHealth::Answers { .. })
     }
 
-    pub(crate) async fn read(api: &Pool, backend: &Pool, bus: &Bus, limit: Duration) -> Self {
+    pub(crate) async fn read(
+        api: &Pool,
+        backend: &Pool,
+        bus: &Bus,
+        sealing: Option<SealingHealth>,
+        limit: Duration,
+    ) -> Self {
         let started = Instant::now();
         let answer = timeout(limit, sqlx::query("select 1").execute(api.handle())).await;
         let database = match answer {
@@ -53,6 +63,6 @@ impl Health {
                 DatabaseHealth::Fails { reason: format!("no answer within {:.1} s", limit.as_secs_f64()) }
             }
         };
-        Self { database, api: api.stats(), backend: backend.stats(), bus: bus.state() }
+        Self { database, api: api.stats(), backend: backend.stats(), bus: bus.state(), sealing }
     }
 }

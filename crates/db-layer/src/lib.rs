@@ -22,7 +22,7 @@
 //! | [`api`](Db::api), [`backend`](Db::backend) | a handle of the pool for web requests, or for background work |
 //! | [`bus`](Db::bus) | LISTEN and NOTIFY on one connection |
 //! | [`events`](Db::events) | durable, resumable event logs |
-//! | [`keyring`](Db::keyring) | the keys that columns are sealed under |
+//! | [`keys`](Db::keys) | the keys that columns are sealed under |
 //! | [`health`](Db::health) | the state of all of it |
 //! | [`shutdown_on_signal`](Db::shutdown_on_signal) | the service's end at SIGTERM or SIGINT, in order, each phase with a deadline |
 //! | [`shutdown`](Db::shutdown) | the same without a service and signals, with one deadline |
@@ -46,6 +46,7 @@ mod db;
 #[cfg(unix)]
 mod ending;
 mod health;
+mod holding;
 mod open;
 mod options;
 mod settings;
@@ -58,6 +59,7 @@ pub use db::Db;
 #[cfg(unix)]
 pub use ending::Ended;
 pub use health::{DatabaseHealth, Health};
+pub use holding::{KeyOptions, SealingHealth};
 pub use open::{OpenError, open};
 pub use options::Options;
 pub use settings::Settings;
@@ -75,5 +77,6 @@ pub use db_events::{
     self, Appender, Event, EventLogs, EventOptions, EventStream, Events, LogId, LogTopics, Mark, NewEvent,
     WriterId,
 };
+pub use db_migrate::rekey::AtOpen;
 pub use db_migrate::{self, Migrations};
 pub use db_notify::{self, Bus, BusExt, BusOptions, Channel, NotifyAfterCommit, Topic, WatchedTopics};

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use db_core::encryption::ColumnsError;
+use db_core::encryption::{ColumnsError, KeyRecordError, KeySourceError};
 use db_core::{Class, Config, ConnectRetry, Pool, Pooler, RetryBudget, connect};
 use db_events::EventLogs;
+use db_migrate::rekey::RekeyError;
 use db_notify::{Bus, BusOptions};
 use futures_util::TryFutureExt;
 use futures_util::future::try_join_all;
@@ -13,6 +14,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
 use crate::db::Pools;
+use crate::holding::Holder;
 use crate::{ConnectionBudgetExceeded, Db, Options, sizing};
 
 /// Limit for the server's answer to how many connections it has.
@@ -55,6 +57,18 @@ pub enum OpenError {
     /// The columns that are declared to be sealed do not fit the database.
     #[error(transparent)]
     Columns(#[from] ColumnsError),
+    /// Data keys were to be wrapped, and not to be on record.
+    #[error("data keys that a root key wraps are on record in the database: do not turn the record off")]
+    UnrecordedEnvelope,
+    /// The encryption keys could not be read.
+    #[error(transparent)]
+    KeySource(#[from] KeySourceError),
+    /// The encryption keys are not those of the database, or this process could not be put on record with them.
+    #[error(transparent)]
+    Keys(#[from] KeyRecordError),
+    /// Values are not sealed under the primary key, and [`Options::rekey`] refuses that.
+    #[error(transparent)]
+    Rekey(#[from] RekeyError),
     /// A pool could not open its `min_idle` connections.
     #[error(transparent)]
     WarmUp(#[from] db_core::WarmUpError),
@@ -70,13 +84,18 @@ impl OpenError {
             Self::Room(error) => matches!(error.class(), Class::Lost | Class::NotReached),
             Self::Migrate(error) => error.is_transient(),
             Self::Bus(error) => !error.is_final(),
-            Self::Columns(ColumnsError::Database(error)) => {
+            Self::Columns(ColumnsError::Database(error))
+            | Self::Keys(KeyRecordError::Database { cause: error, .. }) => {
                 matches!(error.class(), Class::Lost | Class::NotReached)
             }
             // Pools have already retried within their own limits.
             Self::ConnectionBudgetExceeded(_)
             | Self::NoEncryptionKey
             | Self::Columns(_)
+            | Self::KeySource(_)
+            | Self::UnrecordedEnvelope
+            | Self::Rekey(_)
+            | Self::Keys(_)
             | Self::NoDirect(_)
             | Self::LazyMigrations
             | Self::WarmUp(_) => false,
@@ -110,11 +129,12 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         return Err(OpenError::NoDirect(direct.to_string()));
     }
 
-    let keyring = options.keyring.take().map(Arc::new);
+    let (sources, root) = (options.keys.take(), options.root_key.take());
+    let holder = Box::pin(Holder::read(sources, root, options.holding)).await?;
     if options.columns.is_locked() {
-        let keyring = keyring.as_ref().ok_or(OpenError::NoEncryptionKey)?;
+        let strategy = holder.as_ref().ok_or(OpenError::NoEncryptionKey)?.strategy();
         // Only another call of `open` with the same columns could be earlier, and theirs are the keys then.
-        options.columns.unlock(keyring.clone()).ok();
+        options.columns.unlock(strategy).ok();
     }
 
     let mut steps = Steps(RetryBudget::new(options.wait));
@@ -152,19 +172,27 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         let (bus, _) = tokio::try_join!(listening, warm.map_err(OpenError::from))?;
         let columns = |_| options.columns.check(&backend).map_err(OpenError::from);
         steps.survive(&config, "compare the declared columns", columns).await?;
+        if let Some(holder) = &holder {
+            let register = |_| holder.register(&backend).map_err(OpenError::from);
+            steps.survive(&config, "compare the encryption keys", register).await?;
+        }
         bus
     };
+    let mut holding = holder.map(|holder| holder.hold(&backend));
+    if let (Some(holding), false) = (&mut holding, options.lazy) {
+        Box::pin(holding.rekey(&direct, &options.columns, options.rekey)).await?;
+    }
     if config.pooler() != Pooler::None && !options.lazy {
         tracing::info!(%config, %direct, "a pooler is in between: prepared statements work, and LISTEN delivers past it");
     }
     for pool in [&api, &backend].into_iter().chain(&named) {
         pool.attach(Arc::new(bus.clone()));
-        if let Some(keyring) = &keyring {
-            pool.attach(Arc::clone(keyring));
+        if let Some(holding) = &holding {
+            pool.attach(Arc::clone(holding.keys()));
         }
     }
     let events = EventLogs::with_options(backend.clone(), &bus, &options.topics, options.events);
-    Ok(Db::new(Pools { api, backend, named }, bus, events, keyring))
+    Ok(Db::new(Pools { api, backend, named }, bus, events, holding))
 }
 
 /// The steps of opening, which have one deadline together.

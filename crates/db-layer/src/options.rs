@@ -1,11 +1,16 @@
 //! What to open, and how.
 
-use db_core::encryption::{Columns, Keyring};
+use std::sync::Arc;
+
+use db_core::encryption::{Columns, KeySources, RootKey};
 use db_core::{Config, ConnectRetry, PoolOptions};
 use db_events::{EventOptions, LogTopics};
 use db_migrate::Migrations;
+use db_migrate::rekey::AtOpen;
 use db_notify::BusOptions;
 use derive_setters::Setters;
+
+use crate::KeyOptions;
 
 /// What to open, and how.
 #[derive(Debug, Setters)]
@@ -41,9 +46,17 @@ pub struct Options {
     pub topics: LogTopics,
     /// How event logs share the pool for background work between appends and streams that catch up.
     pub events: EventOptions,
-    /// The keys to seal columns under; none by default.
+    /// Where the keys come from that columns are sealed under; none by default.
     #[setters(skip)]
-    pub keyring: Option<Keyring>,
+    pub keys: Option<KeySources>,
+    /// A key service that wraps data keys, which are on record; none by default.
+    #[setters(skip)]
+    pub root_key: Option<Arc<dyn RootKey>>,
+    /// How this process holds the keys.
+    pub holding: KeyOptions,
+    /// What to do with values of the declared columns that are not sealed under the primary key (default: re-key them in the background).
+    /// Opening [lazily](Self::lazy) does nothing with them.
+    pub rekey: AtOpen,
     /// The sealed columns; none by default. Opening gives them the keys, and compares them with the database after the migrations.
     pub columns: Columns,
 }
@@ -65,7 +78,10 @@ impl Options {
             bus: BusOptions::default(),
             topics: LogTopics::default(),
             events: EventOptions::default(),
-            keyring: None,
+            keys: None,
+            root_key: None,
+            holding: KeyOptions::default(),
+            rekey: AtOpen::default(),
             columns: Columns::default(),
         }
     }
@@ -99,10 +115,18 @@ impl Options {
         self
     }
 
-    /// Seals columns under these keys.
+    /// Seals columns under these keys: a `Key`, a `Keyring`, or the sources of keys, which are read again while the program runs.
     #[must_use]
-    pub fn keyring(mut self, keyring: Keyring) -> Self {
-        self.keyring = Some(keyring);
+    pub fn keys(mut self, keys: impl Into<KeySources>) -> Self {
+        self.keys = Some(keys.into());
+        self
+    }
+
+    /// Seals columns under data keys that are on record, and that this key service wraps. Keys of [`keys`](Self::keys) only unseal then,
+    /// if they are on record.
+    #[must_use]
+    pub fn root_key(mut self, root: Arc<dyn RootKey>) -> Self {
+        self.root_key = Some(root);
         self
     }
 

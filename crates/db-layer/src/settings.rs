@@ -4,12 +4,12 @@ use std::ffi::OsString;
 
 use db_core::settings::{
     DATABASE, KEYS, POOLS, Reader, Setting, SettingSource, SettingsError, Values, api, backend, database,
-    direct, has_database, keyring, require_direct, takes_effect,
+    direct, has_database, has_key, key_use, keys, require_direct, takes_effect,
 };
 use db_core::{Config, PoolOptions};
 use db_notify::settings::{BUS, bus};
 
-use crate::Options;
+use crate::{KeyOptions, Options};
 
 static INSTANCES: Setting = Setting {
     name: "instances",
@@ -19,6 +19,7 @@ static INSTANCES: Setting = Setting {
            server's max_connections. 0 turns this check off, and so does a direct address, since it means a connection pooler.",
     change: "When more than one instance runs: to the most that run at once, including the overlap during a deployment.",
     is_secret: false,
+    repeats: false,
 };
 
 /// The settings given by flags, by the environment and by the program itself, not checked yet.
@@ -80,7 +81,7 @@ impl Settings {
     /// Whether any setting gives a key to seal columns under.
     #[must_use]
     pub fn has_encryption_key(&self) -> bool {
-        KEYS.iter().any(|key| self.values.is_given(key.name))
+        has_key(&self.values)
     }
 
     /// Each setting, its effective value in a form that may be shown, and where the value comes from. The value is `None` for a
@@ -134,13 +135,13 @@ impl Settings {
 
 /// Reads the other settings, and makes the options.
 fn finish(mut reader: Reader<'_>, config: Option<Config>) -> Result<Options, SettingsError> {
-    let Rest { direct, instances, api, backend, bus, keyring } = Rest::read(&mut reader);
+    let Rest { direct, instances, api, backend, bus, keys, holding } = Rest::read(&mut reader);
     if let Some(config) = &config {
         require_direct(&mut reader, config);
     }
     reader.finish()?;
     let config = config.expect("the reader has reported a missing address");
-    Ok(Options { direct, instances, api, backend, bus, keyring, ..Options::new(config) })
+    Ok(Options { direct, instances, api, backend, bus, keys, holding, ..Options::new(config) })
 }
 
 /// All settings except those of the database's address.
@@ -150,18 +151,21 @@ struct Rest {
     api: PoolOptions,
     backend: PoolOptions,
     bus: db_notify::BusOptions,
-    keyring: Option<db_core::encryption::Keyring>,
+    keys: Option<db_core::encryption::KeySources>,
+    holding: KeyOptions,
 }
 
 impl Rest {
     fn read(reader: &mut Reader<'_>) -> Self {
+        let (envelope, missing) = key_use(reader);
         Self {
             direct: direct(reader),
             instances: reader.number(&INSTANCES, 0..=100_000).unwrap_or(1),
             api: api(reader),
             backend: backend(reader),
             bus: bus(reader),
-            keyring: keyring(reader),
+            keys: keys(reader),
+            holding: KeyOptions::default().envelope(envelope).missing(missing),
         }
     }
 }

@@ -90,6 +90,10 @@ impl Db {
     /// Closes the pools within one deadline, then the bus within another.
     pub(crate) async fn close(&self, pools: Duration, bus: impl FnOnce() -> Duration) -> Shutdown {
         self.closing().cancel();
+        if let Some(holding) = self.holding() {
+            // Before the pools close, since it takes a connection; others then need not wait for the end of its lease.
+            holding.leave().await;
+        }
         let started = Instant::now();
         let Pools { api, backend, named } = self.pools();
         let named =

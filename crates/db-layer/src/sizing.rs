@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_to_change_is_said_in_numbers_that_fit() {
+    fn the_advice_has_numbers_that_fit() {
         let exceeded = of(2, 100);
 
         assert_eq!(

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use db_core::Class;
 
+use crate::Blocker;
+use crate::blockers::listed;
+
 /// Why migrations were not run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -84,6 +87,24 @@ pub enum Error {
         /// The server's error.
         cause: db_core::Error,
     },
+    /// A migration did not get its locks. It was rolled back, and those before it stay.
+    #[error(
+        "migration {version} did not get its locks within {:.0} s, in {tries} tries: {cause}{}",
+        waited.as_secs_f64(),
+        if blockers.is_empty() { String::new() } else { format!("; it waited for {}", listed(blockers)) }
+    )]
+    Blocked {
+        /// The version.
+        version: i64,
+        /// How often it was tried.
+        tries: u32,
+        /// How long it was tried.
+        waited: Duration,
+        /// Those who were seen to keep the last try waiting.
+        blockers: Vec<Blocker>,
+        /// The server's last error.
+        cause: Box<db_core::Error>,
+    },
     /// The connection was lost while a migration ran outside of a transaction, and the database has no record of it: it may be
     /// done, in part or not at all. The same call does not run it again.
     #[error(
@@ -96,6 +117,51 @@ pub enum Error {
         /// The error that ended the connection.
         reason: String,
     },
+    /// The server is a standby, which only reads.
+    #[error("the server is a standby and only reads: migrate on its primary")]
+    Standby,
+    /// Another migrator recorded that a migration began, and not that it ended.
+    #[error(
+        "migration {version} is on record as begun and not ended: another migrator was cut off in it. Check what it has done, and set \
+         `success` in the migration table, or remove the row"
+    )]
+    Dirty {
+        /// The version.
+        version: i64,
+    },
+    /// A pending file has a line before its first statement that almost says `-- no-transaction`.
+    #[error(
+        "migration {version} runs in a transaction, although it has the line `{line}`: make `-- no-transaction` the first bytes of the \
+         file, or remove the line"
+    )]
+    Directive {
+        /// The version.
+        version: i64,
+        /// The line.
+        line: String,
+    },
+    /// There is no migration table, although it was made: its name does not lead to it.
+    #[error("the migration table {name} was made, and is not found by that name")]
+    NoTable {
+        /// The name that the program gives.
+        name: String,
+    },
+    /// A migration has moved or replaced the migration table, or its record.
+    #[error("migration {version} has moved or replaced the table {table}, in which migrations are recorded")]
+    Moved {
+        /// The version.
+        version: i64,
+        /// The table, with its schema.
+        table: String,
+    },
+    /// A migration is applied and on record, and has released the migration lock. Later ones were not run.
+    #[error(
+        "migration {version} has released the migration lock, so the later ones were not run: run them again"
+    )]
+    Unlocked {
+        /// The version.
+        version: i64,
+    },
     /// Another statement failed.
     #[error("{what}: {cause}")]
     Database {
@@ -104,9 +170,6 @@ pub enum Error {
         /// The error.
         cause: db_core::Error,
     },
-    /// sqlx refused for another reason.
-    #[error("the migrator refused: {0}")]
-    Other(String),
 }
 
 impl Error {
@@ -124,17 +187,5 @@ impl Error {
 
     pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |error| Self::Database { what, cause: error.into() }
-    }
-
-    pub(crate) fn from_sqlx(error: sqlx::migrate::MigrateError) -> Self {
-        use sqlx::migrate::MigrateError;
-        match error {
-            MigrateError::ExecuteMigration(error, version) => Self::Failed { version, cause: error.into() },
-            MigrateError::Execute(error) => Self::Database { what: "migrate", cause: error.into() },
-            MigrateError::VersionMissing(version) => Self::Unknown { version },
-            MigrateError::VersionMismatch(version) => Self::Changed { version },
-            MigrateError::VersionNotPresent(version) => Self::NoSuchVersion { version },
-            other => Self::Other(other.to_string()),
-        }
     }
 }

@@ -14,39 +14,85 @@
 //! # }).unwrap();
 //! ```
 //!
-//! The files are `VERSION_name.up.sql` and `VERSION_name.down.sql`, the table is `_sqlx_migrations`, the checksums are
 //! The files are `VERSION_name.up.sql` and `VERSION_name.down.sql`, the table is `_sqlx_migrations`, and the checksums are
 //! sqlx's: `sqlx migrate run`, `revert` and `info` work on the same folder and database, in any order with this crate.
+//!
 //! # The lock
 //!
-//! sqlx's own lock is taken, so that its CLI and we exclude each other, but it is *tried*, again and again with a
 //! The lock is sqlx's own, so its CLI and this crate exclude each other. It is *tried* again and again until a deadline, and
 //! never waited on: a session that waits for an advisory lock holds a snapshot, and `CREATE INDEX CONCURRENTLY` in the session
 //! that holds the lock waits for that snapshot. PostgreSQL ends this deadlock by an error in one of them. Everything runs on a
 //! connection of its own, and closing that connection releases the lock in every case.
+//!
+//! # The session
+//!
+//! A migration and its record are one transaction, unless the file begins with `-- no-transaction`. The table is found once, and
+//! written to by its schema and name. Between two migrations the session is put back as it was: settings, role, search path,
+//! temporary tables, prepared statements, cursors, `LISTEN`, and advisory locks but for the migration lock. Limits that the role or the
+//! database has for its statements are off.
+//!
+//! # Waiting for others
+//!
+//! A migration that waits for a table keeps all others waiting who come after it, also readers. So a statement waits 5 s
+//! ([`Migrations::with_lock_timeout`]); then the migration is rolled back, and tried again as a whole after a moment, for up to 10 min
+//! ([`Migrations::with_patience`]). Who keeps it waiting is seen from a second connection, and logged. A migration outside of a transaction
+//! waits without a limit, since it cannot be repeated.
+//!
 //! # Losses
 //!
-//! A connection that is lost on the way is replaced, until the retry budget is spent, and the new one goes on from what the
 //! A connection that is lost meanwhile is replaced, until the retry budget is spent, and the new one goes on from the versions
 //! that the database has on record. A migration without `-- no-transaction` commits together with its record, and its session
 //! keeps the lock until it has ended, so the next holder of the lock sees the outcome. A migration that runs outside of a
 //! transaction may be done and not be on record; it is never repeated blindly, but reported as [`Error::Interrupted`].
+//!
 //! # What is refused
 //!
-//! A database that has a migration which the program does not know, a file that was changed after it was applied, a new
-//! A database with a migration that the program does not know, a file that was changed after it was applied, a new file with a
-//! version older than an applied one, and going down over a version without a down file.
+//! A database with a migration that the program does not know, or that another migrator began and did not end; a file that was
+//! changed after it was applied; a new file with a version older than an applied one; a pending file that almost says
+//! `-- no-transaction`; a folder with two files of one version, or with a file whose name has none; a standby; and going down over a
+//! version without a down file.
+//!
+//! # Re-keying
+//!
+//! [`rekey`] seals the values of a column under another key while the service runs, and [`batches`] is its engine, for any other work
+//! on the rows of a table.
+//!
 //! # Features
 //!
-//! This crate has no cargo features.
+//! | feature | on by default | what it adds |
+//! |---|---|---|
+//! | `clap` | no | subcommands of a program: `KeysArgs` for the encryption keys on record, `command` with `rekey` and `verify` |
 
+pub mod batches;
+mod blockers;
+#[cfg(feature = "clap")]
+pub mod command;
 mod error;
+mod files;
+#[cfg(feature = "clap")]
+mod keys;
 mod lock;
 mod migrations;
+pub mod rekey;
 mod session;
 mod status;
+mod step;
+mod table;
 
+pub use blockers::Blocker;
 pub use error::Error;
+#[cfg(feature = "clap")]
+pub use keys::{KeysArgs, KeysError};
 pub use migrations::{Migrations, Report};
 pub use sqlx::migrate::Migrator;
 pub use status::{State, Status};
+
+pub use db_core::Schema;
+
+/// The migration that makes the crate's table `batch_runs`, which has the progress of [`batches`]. Copy it into your `migrations/`
+/// under a version of your own.
+pub const SCHEMA: &[Schema] = &[Schema {
+    name: "batch_runs",
+    up: include_str!("../schema/1_batch_runs.up.sql"),
+    down: include_str!("../schema/1_batch_runs.down.sql"),
+}];

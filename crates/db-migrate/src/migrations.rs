@@ -8,17 +8,32 @@ use sqlx::Connection;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
 
+use crate::blockers::Observer;
+use crate::lock::Key;
+use crate::session::{LockTimeout, Session};
 use crate::status::{self, State, Status};
-use crate::{Error, lock, session};
+use crate::step::Steps;
+use crate::table::Table;
+use crate::{Error, files, lock};
 
 /// Default of [`Migrations::with_lock_deadline`].
 const LOCK_DEADLINE: Duration = Duration::from_mins(1);
+
+/// Default of [`Migrations::with_lock_timeout`].
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Default of [`Migrations::with_patience`].
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// The migrations that a program knows.
 #[derive(Debug)]
 pub struct Migrations {
     migrator: Migrator,
+    role: Option<String>,
     lock_deadline: Duration,
+    lock_timeout: Duration,
+    patience: Duration,
+    shows_statements: bool,
 }
 
 /// What a run did.
@@ -47,32 +62,77 @@ impl Run {
 }
 
 impl Migrations {
-    /// The migrations that `sqlx::migrate!` built into the program.
+    /// The migrations that `sqlx::migrate!` built into the program, or others in memory, by [`Migrator::with_migrations`].
     #[must_use]
     pub fn new(migrator: &Migrator) -> Self {
-        let mut migrator = Migrator::with_migrations(migrator.iter().cloned().collect());
-        // sqlx would wait for its lock; ours is tried.
-        migrator.set_locking(false);
-        Self { migrator, lock_deadline: LOCK_DEADLINE }
+        let mut ours = Migrator::with_migrations(migrator.iter().cloned().collect());
+        // With the names that `sqlx.toml` gave to `sqlx::migrate!`.
+        ours.dangerous_set_table_name(migrator.table_name.clone());
+        ours.create_schemas.clone_from(&migrator.create_schemas);
+        Self {
+            migrator: ours,
+            role: None,
+            lock_deadline: LOCK_DEADLINE,
+            lock_timeout: LOCK_TIMEOUT,
+            patience: PATIENCE,
+            shows_statements: false,
+        }
     }
 
     /// Reads a folder of migrations.
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] if the folder cannot be read as migrations.
+    /// [`Error::Source`] if the folder cannot be read as migrations, with everything that is wrong with its files' names.
     pub async fn from_dir(dir: impl AsRef<Path>) -> Result<Self, Error> {
-        let dir = dir.as_ref();
-        let migrator = Migrator::new(dir)
-            .await
-            .map_err(|error| Error::Source { dir: dir.display().to_string(), reason: error.to_string() })?;
-        Ok(Self::new(&migrator))
+        Ok(Self::new(&files::read(dir.as_ref()).await?))
     }
 
-    /// How long to try to take the lock (default 60 s).
+    /// Records the migrations in another table than `_sqlx_migrations`, so that one database can have several lines of migrations.
+    ///
+    /// As in sqlx, the name may have a schema and quotes, and stands in SQL as it is. All lines have one lock.
+    #[must_use]
+    pub fn with_table(mut self, name: impl Into<String>) -> Self {
+        self.migrator.dangerous_set_table_name(name.into());
+        self
+    }
+
+    /// Runs each migration as this role, which then owns what the migration makes. The role that connects must be a member of it, and
+    /// writes the record.
+    #[must_use]
+    pub fn with_role(mut self, role: impl Into<String>) -> Self {
+        self.role = Some(role.into());
+        self
+    }
+
+    /// How long to try to take the migration lock (default 60 s).
     #[must_use]
     pub fn with_lock_deadline(mut self, deadline: Duration) -> Self {
         self.lock_deadline = deadline;
+        self
+    }
+
+    /// How long a statement of a migration waits for a lock on a table or a row (default 5 s, at least 1 ms). Others who want the table
+    /// queue behind it for as long. Then the migration is rolled back, and tried again as a whole.
+    ///
+    /// A migration outside of a transaction waits without a limit: it cannot be repeated.
+    #[must_use]
+    pub fn with_lock_timeout(mut self, timeout: Duration) -> Self {
+        self.lock_timeout = timeout;
+        self
+    }
+
+    /// How long a migration is tried that does not get its locks, or ends in a deadlock with others (default 10 min).
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Shows the first words of the statements that keep a migration waiting, in logs and errors (default off: they may hold secrets).
+    #[must_use]
+    pub fn with_blocking_statements(mut self, show: bool) -> Self {
+        self.shows_statements = show;
         self
     }
 
@@ -150,6 +210,7 @@ impl Migrations {
             None => connect::connect(config, retry).await?,
         };
         let status = self.checked_status(&mut connection).await?;
+        self.warn_of_near_misses(&status);
         if status.iter().all(|status| status.state == State::Applied) {
             if let Some(before) = &run.before {
                 return self.report(connection, before).await;
@@ -158,38 +219,72 @@ impl Migrations {
             return Ok(Report { changed: Vec::new(), version: newest(&status) });
         }
 
-        session::detect_lost_client(&mut connection).await;
-        lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
+        let mut steps = self.begin(&mut connection, config).await?;
         // Another process may have migrated meanwhile, or a lost session of ours may have finished.
-        let status = self.checked_status(&mut connection).await?;
+        let status = self.checked_status(steps.connection).await?;
+        let pending = status::versions(&status, State::Pending);
         if let Some((version, reason)) = run.doubtful.take()
-            && status.iter().any(|status| status.version == version && status.state == State::Pending)
+            && pending.contains(&version)
         {
             return Err(Error::Interrupted { version, reason });
         }
-        let pending: Vec<i64> = status
-            .iter()
-            .filter(|status| status.state == State::Pending)
-            .map(|status| status.version)
-            .collect();
+        let pending: Vec<&Migration> =
+            self.ups().filter(|migration| pending.contains(&migration.version)).collect();
+        refuse_near_misses(pending.iter().copied())?;
         let before = run.before.get_or_insert(status);
-        for version in pending {
-            // One migration at a time, to know which one a lost connection has interrupted.
-            let applied = self.migrator.run_direct(Some(version), &mut connection, false).await;
-            if let Err(error) = applied.map_err(Error::from_sqlx) {
-                if error.is_transient() && self.is_without_transaction(version) {
-                    let reason = error.to_string();
+        for (nth, migration) in pending.iter().enumerate() {
+            if let Err(error) = steps.apply(migration, pending.get(nth + 1).copied()).await {
+                if error.is_transient() && migration.no_tx {
+                    let (version, reason) = (migration.version, error.to_string());
                     run.doubtful = Some((version, reason.clone()));
                     return Err(Error::Interrupted { version, reason });
                 }
                 return Err(error);
             }
         }
+        steps.close().await;
         self.report(connection, before).await
     }
 
-    fn is_without_transaction(&self, version: i64) -> bool {
-        self.ups().any(|migration| migration.version == version && migration.no_tx)
+    /// Prepares the session, takes the lock, and makes the table if there is none.
+    async fn begin<'c>(
+        &'c self,
+        connection: &'c mut PgConnection,
+        config: &Config,
+    ) -> Result<Steps<'c>, Error> {
+        let lock_timeout = LockTimeout(self.lock_timeout);
+        let session = Session::prepare(connection, Key::of(config.database()), lock_timeout).await?;
+        lock::acquire(connection, config.database(), self.lock_deadline).await?;
+        let Migrator { table_name, create_schemas, .. } = &self.migrator;
+        let table = match Table::find(connection, table_name).await? {
+            Some(table) => table,
+            None => Table::make(connection, table_name, create_schemas).await?,
+        };
+        let observer = Observer::new(config, session.pid, self.shows_statements, self.lock_timeout);
+        Ok(Steps {
+            connection,
+            session,
+            table,
+            role: self.role.as_deref(),
+            is_prepared: false,
+            lock_timeout,
+            patience: self.patience,
+            observer: Some(observer),
+        })
+    }
+
+    fn warn_of_near_misses(&self, status: &[Status]) {
+        let applied = status::versions(status, State::Applied);
+        for migration in self.ups().filter(|migration| applied.contains(&migration.version)) {
+            if let Some(line) = files::near_miss(migration) {
+                let version = migration.version;
+                tracing::warn!(
+                    version,
+                    line,
+                    "the migration ran in a transaction, although a line says otherwise"
+                );
+            }
+        }
     }
 
     /// Reverts all migrations newer than `target`, the newest first; 0 reverts everything.
@@ -203,21 +298,24 @@ impl Migrations {
         }
         refuse_pooler(config)?;
         let mut connection = connect::connect(config, ConnectRetry::default()).await?;
-        session::detect_lost_client(&mut connection).await;
-        lock::acquire(&mut connection, config.database(), self.lock_deadline).await?;
-        let before = self.checked_status(&mut connection).await?;
+        let mut steps = self.begin(&mut connection, config).await?;
+        let before = self.checked_status(steps.connection).await?;
         let applied =
-            before.iter().filter(|status| status.state == State::Applied && status.version > target);
-        for Status { version, .. } in applied {
-            // sqlx would skip it without an error.
-            let has_down = self.migrator.iter().any(|migration| {
-                migration.version == *version && migration.migration_type.is_down_migration()
-            });
-            if !has_down {
-                return Err(Error::NoDown { version: *version, target });
-            }
+            before.iter().rev().filter(|status| status.state == State::Applied && status.version > target);
+        let downs: Vec<&Migration> = applied
+            .map(|status| {
+                let down = self.migrator.iter().find(|migration| {
+                    migration.version == status.version && migration.migration_type.is_down_migration()
+                });
+                // sqlx would skip it without an error.
+                down.ok_or(Error::NoDown { version: status.version, target })
+            })
+            .collect::<Result<_, _>>()?;
+        refuse_near_misses(downs.iter().copied())?;
+        for (nth, down) in downs.iter().enumerate() {
+            steps.revert(down, downs.get(nth + 1).copied()).await?;
         }
-        self.migrator.undo(&mut connection, target).await.map_err(Error::from_sqlx)?;
+        steps.close().await;
         self.report(connection, &before).await
     }
 
@@ -228,7 +326,7 @@ impl Migrations {
     /// [`Error::Connect`] or [`Error::Database`].
     pub async fn status(&self, config: &Config) -> Result<Vec<Status>, Error> {
         let mut connection = connect::connect(config, ConnectRetry::default()).await?;
-        let status = status::read(&mut connection, self.ups()).await?;
+        let status = self.read(&mut connection).await?;
         close(connection).await;
         Ok(status)
     }
@@ -237,15 +335,21 @@ impl Migrations {
         self.migrator.iter().filter(|migration| !migration.migration_type.is_down_migration())
     }
 
+    async fn read(&self, connection: &mut PgConnection) -> Result<Vec<Status>, Error> {
+        let table = Table::find(connection, &self.migrator.table_name).await?;
+        status::read(connection, table.as_ref(), self.ups()).await
+    }
+
     /// Reads the statuses, and refuses what the front page lists.
     async fn checked_status(&self, connection: &mut PgConnection) -> Result<Vec<Status>, Error> {
-        let status = status::read(connection, self.ups()).await?;
+        let status = self.read(connection).await?;
         let newest = newest(&status);
         for Status { version, state, .. } in &status {
             let version = *version;
             match state {
                 State::Unknown => return Err(Error::Unknown { version }),
                 State::Changed => return Err(Error::Changed { version }),
+                State::Dirty => return Err(Error::Dirty { version }),
                 State::Pending if version < newest => return Err(Error::OutOfOrder { version, newest }),
                 State::Pending | State::Applied => {}
             }
@@ -254,21 +358,23 @@ impl Migrations {
     }
 
     async fn report(&self, mut connection: PgConnection, before: &[Status]) -> Result<Report, Error> {
-        let after = status::read(&mut connection, self.ups()).await?;
+        let after = self.read(&mut connection).await?;
         close(connection).await;
 
-        let applied = |statuses: &[Status], version| {
-            statuses.iter().any(|status| status.version == version && status.state == State::Applied)
-        };
-        let versions = || after.iter().map(|status| status.version);
-        let up = versions().filter(|version| applied(&after, *version) && !applied(before, *version));
-        let down = versions().rev().filter(|version| !applied(&after, *version) && applied(before, *version));
-        let changed: Vec<i64> = up.chain(down).collect();
+        let applied = [before, &after].map(|statuses| status::versions(statuses, State::Applied));
+        let [before, now] = &applied;
+        let down = before.iter().rev().filter(|version| !now.contains(version));
+        let changed: Vec<i64> = now.difference(before).chain(down).copied().collect();
         for version in &changed {
             tracing::info!(version, "migrated");
         }
         Ok(Report { changed, version: newest(&after) })
     }
+}
+
+fn refuse_near_misses<'m>(mut migrations: impl Iterator<Item = &'m Migration>) -> Result<(), Error> {
+    let missed = migrations.find_map(|migration| Some((migration.version, files::near_miss(migration)?)));
+    missed.map_or(Ok(()), |(version, line)| Err(Error::Directive { version, line }))
 }
 
 fn refuse_pooler(config: &Config) -> Result<(), Error> {

@@ -1,14 +1,15 @@
 //! The migrations on record in a database, compared with the files.
 
-use std::fmt::Write;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use sqlx::migrate::Migration;
-use sqlx::postgres::PgConnection;
-use sqlx::{Executor, Row};
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, Executor, Row};
 
 use crate::Error;
 use crate::session::answer;
+use crate::table::{Table, hex};
 
 /// A migration and its state in one database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,58 +35,75 @@ pub enum State {
     Changed,
     /// Applied, but this program has no such migration.
     Unknown,
+    /// On record as begun and not ended, by another migrator that was cut off.
+    Dirty,
 }
 
-/// Compares a database with the program's migrations, in order of versions. Takes no lock and changes nothing.
+/// The versions in this state.
+pub(crate) fn versions(statuses: &[Status], state: State) -> BTreeSet<i64> {
+    statuses.iter().filter(|status| status.state == state).map(|status| status.version).collect()
+}
+
+/// Compares the migrations on record with the program's, in order of versions. Takes no lock and changes nothing.
+///
+/// # Errors
+///
+/// [`Error::Database`].
 pub(crate) async fn read(
     connection: &mut PgConnection,
+    table: Option<&Table>,
     migrations: impl Iterator<Item = &Migration>,
 ) -> Result<Vec<Status>, Error> {
-    let what = "read the migration table";
-    // The simple protocol needs one round trip for each query, which every start of a service pays.
-    let asked = connection.fetch_one(sqlx::raw_sql("select to_regclass('_sqlx_migrations') is not null"));
-    let exists = answer(asked).await.and_then(|row| row.try_get(0)).map_err(Error::database(what))?;
-    let applied =
-        if exists { answer(applied(connection)).await.map_err(Error::database(what))? } else { Vec::new() };
+    let mut applied = match table {
+        Some(table) => answer(applied(connection, table)).await.map_err(Error::database(WHAT))?,
+        None => BTreeMap::new(),
+    };
 
     let mut all: Vec<Status> = migrations
         .map(|migration| {
-            let state = match applied.iter().find(|(version, ..)| *version == migration.version) {
+            let state = match applied.remove(&migration.version) {
                 None => State::Pending,
-                Some((_, _, checksum)) if *checksum == hex(&migration.checksum) => State::Applied,
+                Some(applied) if !applied.success => State::Dirty,
+                Some(applied) if applied.checksum == hex(&migration.checksum) => State::Applied,
                 Some(_) => State::Changed,
             };
             Status { version: migration.version, description: migration.description.to_string(), state }
         })
         .collect();
-    let known: Vec<i64> = all.iter().map(|status| status.version).collect();
-    all.extend(
-        applied
-            .into_iter()
-            .filter(|(version, ..)| !known.contains(version))
-            .map(|(version, description, _)| Status { version, description, state: State::Unknown }),
-    );
+    let unknown = applied.into_iter();
+    all.extend(unknown.map(|(version, applied)| Status {
+        version,
+        description: applied.description,
+        state: State::Unknown,
+    }));
     all.sort_by_key(|status| status.version);
     Ok(all)
 }
 
-/// Version, description and checksum of each applied migration. The checksum is read as hex digits, since the text of a `bytea`
-/// depends on `bytea_output`.
-async fn applied(connection: &mut PgConnection) -> Result<Vec<(i64, String, String)>, sqlx::Error> {
-    let rows = connection
-        .fetch_all(sqlx::raw_sql(
-            "select version, description, encode(checksum, 'hex')
-             from _sqlx_migrations
-             where success
-             order by version",
-        ))
-        .await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
+const WHAT: &str = "read the migration table";
+
+/// A row of the table.
+struct Applied {
+    description: String,
+    success: bool,
+    /// As hex digits, since the text of a `bytea` depends on `bytea_output`.
+    checksum: String,
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string");
-        text
-    })
+async fn applied(
+    connection: &mut PgConnection,
+    table: &Table,
+) -> Result<BTreeMap<i64, Applied>, sqlx::Error> {
+    let sql = format!(
+        "select version, description, success, encode(checksum, 'hex')
+         from {}
+         order by version",
+        table.name
+    );
+    let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
+    let applied = |row: &PgRow| {
+        let [description, checksum] = [row.try_get(1)?, row.try_get(3)?];
+        Ok((row.try_get(0)?, Applied { description, success: row.try_get(2)?, checksum }))
+    };
+    rows.iter().map(applied).collect()
 }

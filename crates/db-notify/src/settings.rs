@@ -13,6 +13,7 @@ static QUEUE: Setting = Setting {
     change: "Raise it when subscribers report Overflow gaps while the server is reachable; each entry keeps a topic and a payload in \
              memory.",
     is_secret: false,
+    repeats: false,
 };
 
 /// The settings of the bus.

@@ -23,6 +23,8 @@ const ENDING_PAUSE: Duration = Duration::from_millis(2);
 pub(crate) struct Admin {
     connection: PgConnection,
     home: i64,
+    /// How a database is copied.
+    strategy: &'static str,
 }
 
 impl Admin {
@@ -40,15 +42,20 @@ impl Admin {
                 }
             }
         };
-        let home = sqlx::query_scalar("select oid::int8 from pg_database where datname = current_database()")
-            .fetch_one(&mut connection)
-            .await
-            .map_err(|source| Error::Statement {
+        let sql = "
+            select oid::int8, current_setting('fsync') = 'off' and current_setting('server_version_num')::int4 >= 150000
+            from pg_database
+            where datname = current_database()";
+        let (home, copies_files): (i64, bool) =
+            sqlx::query_as(sql).fetch_one(&mut connection).await.map_err(|source| Error::Statement {
                 action: "identify",
                 database: "the maintenance database".into(),
                 source,
             })?;
-        Ok(Admin { connection, home })
+        // Copying files takes half the time of a copy through the log, and has two checkpoints. They are quick where nothing
+        // waits for a disk. Versions before 15 always copy files.
+        let strategy = if copies_files { "strategy file_copy" } else { "" };
+        Ok(Admin { connection, home, strategy })
     }
 
     /// The object id of the maintenance database. Advisory locks are visible in one database only, so processes with another
@@ -91,7 +98,9 @@ impl Admin {
     }
 
     pub(crate) async fn clone_database(&mut self, database: &str, template: &str) -> Result<(), Error> {
-        self.run("create", database, format!("create database {database} template {template}")).await
+        let strategy = self.strategy;
+        self.run("create", database, format!("create database {database} template {template} {strategy}"))
+            .await
     }
 
     /// Drops the database and ends all sessions in it.

@@ -64,6 +64,20 @@ pub enum Error {
         /// The driver's error.
         source: sqlx::Error,
     },
+    /// A fixture begins a transaction and does not end it. What follows its last `begin` is not kept.
+    #[error("the fixture {file} leaves a transaction open: end it with `commit`", file = file.display())]
+    FixtureOpen {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A fixture did not end in time.
+    #[error("the fixture {file} did not end within {:.1} s", waited.as_secs_f64(), file = file.display())]
+    FixtureSlow {
+        /// The file.
+        file: PathBuf,
+        /// How long the wait was.
+        waited: Duration,
+    },
     /// The server refused a statement of the kit.
     #[error("cannot {action} {database}")]
     Statement {

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_written_comes_out_again_however_it_was_read() {
+    fn all_output_comes_out_again_however_it_was_read() {
         let mut long = vec![b'x'; 3 * MAX_PIECE + 7];
         long.extend_from_slice("é\n".repeat(3).as_bytes());
         let wild: Vec<u8> = (0..20_000_u32).map(|n| (n * 7919).to_le_bytes()[0]).collect();

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_page_says_is_text() {
+    fn text_in_a_page_is_escaped() {
         let page = page(StatusCode::BAD_REQUEST, Some("<script>alert('\"&\"')</script>"));
 
         assert!(page.contains("&lt;script&gt;alert(&#39;&quot;&amp;&quot;&#39;)&lt;/script&gt;"), "{page}");

@@ -39,7 +39,7 @@ pub(super) fn routes(app: &App) -> Router<App> {
 async fn list(State(app): State<App>) -> Result<impl IntoResponse> {
     // The page reads this header to decide whether to offer a start.
     let methods = if app.guard.rights().may_start { "GET, HEAD, POST" } else { "GET, HEAD" };
-    Ok(([(ALLOW, methods)], Json(builds::newest(&app.db, &app.unseal_log, list::LIMIT).await?)))
+    Ok(([(ALLOW, methods)], Json(builds::newest(&app.db, &app.plans, list::LIMIT).await?)))
 }
 
 #[derive(Deserialize)]
@@ -60,7 +60,7 @@ async fn start(
         return Err(Error::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
     let command = command.into_iter().map(OsString::from).collect();
-    let id = app.builds.start(&app.db, command).await.map_err(internal)?;
+    let id = app.builds.start(&app.db, &app.plans, command).await.map_err(internal)?;
     Ok((StatusCode::CREATED, [(LOCATION, format!("/api/builds/{id}"))], Json(json!({ "id": id }))))
 }
 
@@ -101,7 +101,7 @@ fn internal(error: anyhow::Error) -> Error {
 
 async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Build>> {
     let build = match id.parse() {
-        Ok(id) => builds::find(&app.db, &app.unseal_log, id).await?,
+        Ok(id) => builds::find(&app.db, &app.plans, id).await?,
         Err(_) => None,
     };
     build.map(Json).ok_or_else(missing)

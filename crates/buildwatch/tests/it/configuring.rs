@@ -11,7 +11,7 @@ fn line(text: &str, name: &str) -> Vec<String> {
 }
 
 #[db_testkit::test]
-async fn config_shows_what_is_in_force_and_who_said_so_without_secrets(db: TestDb) {
+async fn config_shows_each_value_with_its_source_and_without_secrets(db: TestDb) {
     let home = Home::on(&db);
     let mut command = home.buildwatch(["config", "--api-max-conns", "7"]);
     command.env("API_MAX_CONNS", "8").env("BACKEND_MAX_CONNS", "9").env("ENCRYPTION_KEY", "hunter2 hunter2!");
@@ -76,7 +76,7 @@ async fn a_database_may_be_named_by_the_parts_of_its_address(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_key_that_is_given_replaces_the_one_in_the_data_folder(db: TestDb) {
-    let home = Home::on(&db);
+    let home = Home::without_keys_of(&db);
     let run = |key: Option<&str>| {
         let mut command = home.buildwatch(["run", "--", "true"]);
         if let Some(key) = key {
@@ -110,7 +110,7 @@ fn said(flags: &[&str], variables: &[(&str, &str)]) -> (bool, String, String) {
 }
 
 #[test]
-fn what_the_environment_has_of_a_service_named_postgres_does_not_stand_in_the_way() {
+fn variables_of_kubernetes_and_compose_for_a_service_named_postgres_are_ignored() {
     let kubernetes = [
         ("POSTGRES_PORT", "tcp://10.0.0.1:5432"),
         ("POSTGRES_PORT_5432_TCP", "tcp://10.0.0.1:5432"),
@@ -136,7 +136,7 @@ fn what_the_environment_has_of_a_service_named_postgres_does_not_stand_in_the_wa
 }
 
 #[test]
-fn sources_are_compared_and_only_one_that_contradicts_itself_is_refused() {
+fn sources_are_compared_and_a_source_that_contradicts_itself_is_refused() {
     let address = ("DATABASE_URL", "postgres://app:hunter2@db/shop");
     let parts = ["--postgres-host", "other", "--postgres-user", "else", "--postgres-database", "store"];
 

@@ -15,7 +15,7 @@ const KEPT_BACK: [(&str, &str); 6] = [
     ("ENCRYPTION_KEY_BASE64", "aHVudGVyMiBodW50ZXIyIQ=="),
     ("PGPASSWORD", "hunter2-by-libpq"),
     ("PGPASSFILE", "/hunter2/pgpass"),
-    ("ENCRYPTION_KEY_FILE", "/hunter2/key"),
+    ("ENCRYPTION_KEY_HEX_FILE", "/hunter2/key"),
     ("TEST_DATABASE", "postgres://app:hunter2-by-url@127.0.0.1/shop"),
     ("NOTIFY_SOCKET", "/hunter2/notify"),
 ];

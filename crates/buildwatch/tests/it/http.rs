@@ -8,7 +8,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 
 use crate::serving::{Served, client, serve, serve_by, serve_on};
-use crate::support::{Home, PATIENCE, err};
+use crate::support::{Frozen, Home, PATIENCE, err};
 
 impl Served {
     fn connect(&self) -> TcpStream {
@@ -235,8 +235,7 @@ async fn errors_are_pages_for_people_and_problems_for_programs(db: TestDb) {
 fn a_database_that_is_away_is_a_page_for_people_and_a_problem_for_programs() {
     let home = Home::embedded();
     let served = serve(&home, &[]);
-    let postmaster = crate::support::server_processes(&home);
-    crate::support::signal("STOP", &postmaster);
+    let frozen = Frozen::new(&home);
     let get = |accept: &str| {
         served.raw(&format!(
             "GET /builds/1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAccept: {accept}\r\n\r\n"
@@ -244,7 +243,7 @@ fn a_database_that_is_away_is_a_page_for_people_and_a_problem_for_programs() {
     };
 
     let (page, problem) = (get("text/html"), get("*/*"));
-    crate::support::signal("CONT", &postmaster);
+    drop(frozen);
 
     for (answer, kind) in [(&page, "text/html; charset=utf-8"), (&problem, "application/problem+json")] {
         assert!(answer.starts_with("HTTP/1.1 503 ") || answer.starts_with("HTTP/1.1 504 "), "{answer}");

@@ -94,7 +94,7 @@ async fn until_count(db: &TestDb, query: &'static str, wanted: i64) {
 }
 
 #[db_testkit::test]
-async fn nobody_reading_what_is_printed_does_not_keep_anybody_from_being_interrupted(db: TestDb) {
+async fn an_interrupt_works_while_nobody_reads_the_output(db: TestDb) {
     let home = Home::on(&db);
     let unread = |args: &[&str]| {
         let mut command = home.buildwatch(args);
@@ -126,7 +126,7 @@ async fn nobody_reading_what_is_printed_does_not_keep_anybody_from_being_interru
 }
 
 #[db_testkit::test]
-async fn a_killed_run_takes_its_command_with_it_and_whoever_watches_ends_the_build(db: TestDb) {
+async fn a_killed_run_takes_its_command_with_it_and_a_watcher_ends_the_build(db: TestDb) {
     let home = Home::on(&db);
     let marker = home.path("marker");
     let script = format!("echo ready; : {}; sleep 300", marker.display());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use db_testkit::TestDb;
 
-use crate::support::{Home, Live, server_processes, signal};
+use crate::support::{Frozen, Home, Live, server_processes, signal};
 
 #[db_testkit::test]
 async fn a_watcher_sees_a_line_while_the_command_waits(db: TestDb) {
@@ -117,23 +117,6 @@ async fn output_without_line_ends_is_live_too(db: TestDb) {
 
     assert!(first.contains(r#".","newline":false"#), "{first}");
     watch.rest();
-}
-
-/// Stops all processes of a server until it is dropped.
-struct Frozen(Vec<u32>);
-
-impl Frozen {
-    fn new(home: &Home) -> Self {
-        let processes = server_processes(home);
-        signal("STOP", &processes);
-        Self(processes)
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        signal("CONT", &self.0);
-    }
 }
 
 #[test]

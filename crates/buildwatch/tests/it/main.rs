@@ -7,6 +7,7 @@ mod environment;
 mod following;
 mod http;
 mod interrupting;
+mod keys;
 mod live;
 #[cfg(page_tests)]
 mod page;

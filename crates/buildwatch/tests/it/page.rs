@@ -315,7 +315,7 @@ async fn a_page_keeps_the_last_lines_of_a_long_build(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_page_off_loopback_shows_builds_to_who_has_the_token(db: TestDb) {
+async fn a_page_off_loopback_shows_builds_to_holders_of_the_token(db: TestDb) {
     let home = Home::on(&db);
     let gate = home.fifo("gate");
     let mut run =

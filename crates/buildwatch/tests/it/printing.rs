@@ -54,7 +54,7 @@ async fn commands_in_the_list_cannot_play_tricks_with_the_terminal(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn what_nobody_sees_is_shown_by_its_number(db: TestDb) {
+async fn invisible_characters_are_shown_by_their_numbers(db: TestDb) {
     let home = Home::on(&db);
     let text = "de\u{202e}ni\u{202c}ed a\u{200b}b \u{2066}c\u{2069} \u{2028} \u{3164} 👩\u{200d}🚀";
     let seen = r"de\u{202e}ni\u{202c}ed a\u{200b}b \u{2066}c\u{2069} \u{2028} \u{3164} ";

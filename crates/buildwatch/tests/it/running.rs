@@ -68,7 +68,7 @@ async fn the_plan_is_sealed_in_the_database_and_holds_names_of_the_environment_o
 
 #[db_testkit::test]
 async fn a_plan_under_another_key_is_shown_as_such_and_hides_nothing_else(db: TestDb) {
-    let (here, elsewhere) = (Home::on(&db), Home::on(&db));
+    let (here, elsewhere) = (Home::on(&db), Home::without_keys_of(&db));
     assert!(here.run("echo hello").status.success());
 
     let list = elsewhere.json(["list", "--json"]);
@@ -92,19 +92,21 @@ async fn processes_that_the_command_leaves_behind_do_not_keep_the_build(db: Test
 
 #[db_testkit::test]
 async fn migrations_are_shown_and_run_both_ways(db: TestDb) {
+    /// Those of the workspace.
+    const FILES: usize = 5;
     let home = Home::on(&db);
     let states = || -> Vec<String> {
         let rows = home.json(["migrate", "info", "--json"]);
         rows.iter().map(|row| row["state"].as_str().expect("a state").to_owned()).collect()
     };
-    assert_eq!(states(), ["pending"; 3]);
+    assert_eq!(states(), ["pending"; FILES]);
 
-    assert_eq!(home.json(["migrate", "--json"]).len(), 3);
-    assert_eq!(states(), ["applied"; 3]);
+    assert_eq!(home.json(["migrate", "--json"]).len(), FILES);
+    assert_eq!(states(), ["applied"; FILES]);
     assert!(home.run("echo hello").status.success());
 
-    assert_eq!(home.json(["migrate", "down", "--to", "0", "--yes", "--json"]).len(), 3);
-    assert_eq!(states(), ["pending"; 3]);
+    assert_eq!(home.json(["migrate", "down", "--to", "0", "--yes", "--json"]).len(), FILES);
+    assert_eq!(states(), ["pending"; FILES]);
     assert!(home.run("echo hello").status.success(), "and the next use brings them back");
     let text = out(&home.output(["migrate", "info"]));
     assert!(text.starts_with("20261120000001  applied   event logs\n"), "{text}");
@@ -140,7 +142,7 @@ async fn nothing_is_reverted_unless_somebody_means_it(db: TestDb) {
 
 #[db_testkit::test]
 async fn each_other_key_is_warned_of_once_and_not_for_each_row(db: TestDb) {
-    let (first, second, here) = (Home::on(&db), Home::on(&db), Home::on(&db));
+    let [first, second, here] = [&db; 3].map(Home::without_keys_of);
     for home in [&first, &first, &first, &second, &second] {
         assert!(home.run("true").status.success());
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::support::{Home, err, out, processes, until};
 
 #[test]
-fn whoever_comes_later_finds_the_server_and_the_last_one_stops_it() {
+fn later_users_find_the_server_and_the_last_user_stops_it() {
     let home = Home::embedded();
     let gate = home.fifo("gate");
     let mut run =
@@ -25,7 +25,7 @@ fn whoever_comes_later_finds_the_server_and_the_last_one_stops_it() {
 }
 
 #[test]
-fn a_build_survives_the_one_who_started_the_server() {
+fn a_build_survives_the_process_that_started_the_server() {
     let home = Home::embedded();
     let mut serve = home.start(["serve", "--listen", "127.0.0.1:0"]);
     serve.line();

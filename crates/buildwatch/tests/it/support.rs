@@ -21,6 +21,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) struct Home {
     folder: TempDir,
     url: Option<String>,
+    /// Whether it opens a database that has values under other keys.
+    may_miss_keys: bool,
 }
 
 impl Home {
@@ -29,12 +31,17 @@ impl Home {
         let folder = tempfile::tempdir().expect("a folder");
         // When the test runs as root, the server runs as another user, who must be able to enter the folder.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).expect("permissions");
-        Self { folder, url: None }
+        Self { folder, url: None, may_miss_keys: false }
     }
 
     /// A data folder with a test's database.
     pub(crate) fn on(db: &TestDb) -> Self {
         Self { url: Some(db.url()), ..Self::embedded() }
+    }
+
+    /// The same, and it may lack keys of the database.
+    pub(crate) fn without_keys_of(db: &TestDb) -> Self {
+        Self { may_miss_keys: true, ..Self::on(db) }
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -57,6 +64,9 @@ impl Home {
             Some(url) => command.env("DATABASE_URL", url),
             None => command.env_remove("DATABASE_URL"),
         };
+        if self.may_miss_keys {
+            command.env("ENCRYPTION_KEYS_MISSING", "ignore");
+        }
         command
     }
 
@@ -273,4 +283,32 @@ pub(crate) fn server_processes(home: &Home) -> Vec<u32> {
             .filter_map(|pid| pid.parse::<u32>().ok()),
     );
     all
+}
+
+/// Stops all processes of a server until it is dropped.
+pub(crate) struct Frozen {
+    postmaster: u32,
+    children: Vec<u32>,
+}
+
+impl Frozen {
+    pub(crate) fn new(home: &Home) -> Self {
+        let postmaster = server_processes(home)[0];
+        signal("STOP", &[postmaster]);
+        until("the postmaster has stopped", || {
+            let stat = fs::read_to_string(format!("/proc/{postmaster}/stat")).expect("its state");
+            stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+        });
+        // From now on no child is started, and one that ends keeps its number, since nobody has waited for it.
+        let children = server_processes(home).split_off(1);
+        signal("STOP", &children);
+        Self { postmaster, children }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        signal("CONT", &self.children);
+        signal("CONT", &[self.postmaster]);
+    }
 }

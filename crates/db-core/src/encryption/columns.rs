@@ -3,6 +3,7 @@
 mod catalog;
 mod codec;
 mod column;
+mod declared;
 mod index;
 mod row;
 
@@ -15,10 +16,10 @@ use serde::de::DeserializeOwned;
 
 use super::{Context, EncryptionError, Strategy};
 use crate::{Error, Pool};
-use catalog::{Declared, Kind};
 use codec::Codec;
 
 pub use column::Column;
+pub use declared::Declared;
 pub use index::{BlindIndex, DeclareIndex, Normalization};
 pub use row::{KeyType, RowKey};
 
@@ -77,8 +78,7 @@ impl Columns {
     pub fn declare<T>(&self, table: &'static str, column: &'static str) -> Declare<T> {
         Declare {
             shared: Arc::clone(&self.shared),
-            declared: Declared::new(table, column, Kind::Sealed),
-            padding: 0,
+            declared: Declared::new(table, column),
             value: PhantomData,
         }
     }
@@ -109,6 +109,12 @@ impl Columns {
         self.shared.strategy.get().is_none() && !self.shared.declared().is_empty()
     }
 
+    /// Everything that is declared so far, in the order of the declarations.
+    #[must_use]
+    pub fn declared(&self) -> Vec<Declared> {
+        self.shared.declared().clone()
+    }
+
     /// Compares the declarations with the tables of the database, by one statement.
     ///
     /// Cancel-safe.
@@ -131,7 +137,7 @@ impl Columns {
 
 impl fmt::Debug for Columns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.shared.declared().iter().map(Declared::place)).finish()
+        f.debug_set().entries(self.shared.declared().iter().map(ToString::to_string)).finish()
     }
 }
 
@@ -153,7 +159,6 @@ impl Shared {
 pub struct Declare<T> {
     shared: Arc<Shared>,
     declared: Declared,
-    padding: u16,
     value: PhantomData<fn() -> T>,
 }
 
@@ -164,25 +169,25 @@ impl<T> Declare<T> {
     /// For several key columns, call it once for each, and give `seal` and `unseal` a tuple in the same order. A tenant is a
     /// part of the key.
     pub fn key(mut self, column: &'static str, kind: KeyType) -> Self {
-        self.declared.key.push((column, kind));
+        self.declared = self.declared.key(column, kind);
         self
     }
 
     /// Says where the column is stored, if the physical names are not the logical ones.
     pub fn stored_in(mut self, table: &'static str, column: &'static str) -> Self {
-        self.declared.stored_in(table, column);
+        self.declared = self.declared.stored_in(table, column);
         self
     }
 
     /// The schema of the table; without it, the `search_path` finds the table.
     pub fn schema(mut self, schema: &'static str) -> Self {
-        self.declared.schema = Some(schema);
+        self.declared = self.declared.schema(schema);
         self
     }
 
     /// Hides the lengths of the values, as [`Context::padded`] does.
     pub fn padded(mut self, multiple: u16) -> Self {
-        self.padding = multiple;
+        self.declared = self.declared.padded(multiple);
         self
     }
 
@@ -215,12 +220,12 @@ impl<T> Declare<T> {
 
     fn finish(self, codec: Codec<T>) -> Column<T> {
         self.shared.declared().push(self.declared.clone());
-        Column::new(self.shared, &self.declared, self.padding, codec)
+        Column::new(self.shared, self.declared, codec)
     }
 }
 
 impl<T> fmt::Debug for Declare<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Declare({})", self.declared.place())
+        write!(f, "Declare({})", self.declared)
     }
 }

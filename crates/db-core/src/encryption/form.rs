@@ -37,6 +37,9 @@ pub(super) enum Unreadable {
     CutOff,
 }
 
+const FORMS: [Form; 4] =
+    [Form::Aes128Gcm, Form::Aes256Gcm, Form::Xaes { is_padded: false }, Form::Xaes { is_padded: true }];
+
 impl Form {
     /// The bytes before the key's id.
     pub(super) fn prefix(self) -> &'static [u8] {
@@ -78,6 +81,35 @@ impl Form {
             _ => Err(Unreadable::NotSealed),
         }
     }
+}
+
+/// What [`Parts::read`] says of a column's bytes, in SQL: the key's id as hexadecimal digits, or `cut`, `newer`, `plain`, null.
+///
+/// Nothing before the key's id is compressed or encrypted, and `substring` takes the first bytes of a long value alone. The newest form,
+/// which most values have, is compared first.
+pub(super) fn header_sql(column: &str) -> String {
+    let mut newest_first = FORMS;
+    newest_first.sort_by_key(|form| std::cmp::Reverse(form.prefix()[0]));
+    let forms = newest_first.map(|form| {
+        let (prefix, at) = (form.prefix(), form.prefix().len() + 1);
+        format!(
+            "when substring({column} for {}) = '\\x{}'::bytea then \
+             case when octet_length({column}) < {} then 'cut' else encode(substring({column} from {at} for {}), 'hex') end",
+            prefix.len(),
+            const_hex::encode(prefix),
+            form.overhead(),
+            KeyId::LENGTH,
+        )
+    });
+    let cut = ["01", "02", "0203"].map(|bytes| format!("'\\x{bytes}'::bytea")).join(", ");
+    let (first, last) = VERSIONS.into_inner();
+    format!(
+        "case when {column} is null then null {} \
+         when {column} in ({cut}) then 'cut' \
+         when substring({column} for 1) between '\\x{first:02x}'::bytea and '\\x{last:02x}'::bytea then 'newer' \
+         else 'plain' end",
+        forms.join(" "),
+    )
 }
 
 impl<'a> Parts<'a> {
@@ -136,18 +168,17 @@ mod tests {
             form in 0..4_usize,
             rest in proptest::collection::vec(any::<u8>(), 0..80),
         ) {
-            let forms = [Form::Aes128Gcm, Form::Aes256Gcm, Form::Xaes { is_padded: false }, Form::Xaes { is_padded: true }];
-            let bytes = [forms[form].prefix(), &rest].concat();
+            let bytes = [FORMS[form].prefix(), &rest].concat();
 
             match Parts::read(&bytes) {
                 Ok(parts) => {
-                    assert_eq!(parts.form, forms[form]);
+                    assert_eq!(parts.form, FORMS[form]);
                     assert_eq!([parts.header, parts.nonce, parts.ciphertext, &parts.tag].concat(), bytes);
                     assert_eq!(parts.ciphertext.len() + parts.form.overhead(), bytes.len());
                 }
                 Err(error) => {
                     assert_eq!(error, Unreadable::CutOff);
-                    assert!(bytes.len() < forms[form].overhead());
+                    assert!(bytes.len() < FORMS[form].overhead());
                 }
             }
         }

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Serialize, Serializer};
+
 use super::EncryptionError;
+use super::form::Parts;
 
 /// The id that each value sealed under a key contains: the first four bytes of a hash of the key, written as eight hexadecimal
 /// digits. It reveals nothing about the key.
@@ -12,6 +15,17 @@ pub struct KeyId(pub(super) [u8; KeyId::LENGTH]);
 
 impl KeyId {
     pub(super) const LENGTH: usize = 4;
+
+    /// The id of these bytes, if they are four.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The id of the key that a sealed value names, without unsealing it. `None` when the bytes are not a sealed value of a known form.
+    #[must_use]
+    pub fn of_sealed(bytes: &[u8]) -> Option<Self> {
+        Parts::read(bytes).ok().map(|parts| parts.key_id)
+    }
 
     /// The id's bytes, as they are in a sealed value.
     #[must_use]
@@ -29,6 +43,12 @@ impl fmt::Display for KeyId {
 impl fmt::Debug for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "KeyId({self})")
+    }
+}
+
+impl Serialize for KeyId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -1,9 +1,9 @@
 //! The keys in use.
 
 use std::fmt;
+use std::sync::Arc;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use smallvec::SmallVec;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -11,7 +11,7 @@ use super::cipher::Ciphers;
 use super::form::{Form, Parts};
 use super::key::random;
 use super::padding::{pad, padded, unpadded};
-use super::{Context, EncryptionError, Key, KeyId, Sealed, Strategy};
+use super::{Context, EncryptionError, Key, KeyId, Strategy};
 
 /// The longest value that is sealed, with its padding, in bytes.
 const LONGEST: usize = 64 << 20;
@@ -20,23 +20,25 @@ const LONGEST: usize = 64 << 20;
 /// [module's documentation](super).
 ///
 /// A sealed value names its key, and the keyring never tries another one.
+///
+/// Clones share the keys.
+#[derive(Clone)]
 pub struct Keyring {
-    primary: Entry,
-    retired: Vec<Entry>,
+    primary: Arc<Entry>,
+    retired: Vec<Arc<Entry>>,
 }
 
 struct Entry {
     key: Key,
     id: KeyId,
-    /// On the heap: round keys take hundreds of bytes, and options are moved.
-    ciphers: Box<Ciphers>,
+    ciphers: Ciphers,
 }
 
 impl Keyring {
     /// A keyring with a primary key and no retired key.
     #[must_use]
     pub fn new(primary: &Key) -> Self {
-        Self { primary: Entry::new(primary), retired: Vec::new() }
+        Self { primary: Arc::new(Entry::new(primary)), retired: Vec::new() }
     }
 
     /// Adds a former primary key. A key that is there already changes nothing.
@@ -47,41 +49,31 @@ impl Keyring {
     /// pairs.
     pub fn with_retired(mut self, key: &Key) -> Result<Self, EncryptionError> {
         match self.find(key.id()) {
-            None => self.retired.push(Entry::new(key)),
+            None => self.retired.push(Arc::new(Entry::new(key))),
             Some(same) if bool::from(same.key.expose().ct_eq(key.expose())) => {}
             Some(_) => return Err(EncryptionError::SameId(key.id())),
         }
         Ok(self)
     }
 
-    /// Seals a value as JSON.
-    ///
-    /// # Errors
-    ///
-    /// [`EncryptionError::Type`] when the value does not become JSON; else as [`Strategy::seal`].
-    pub fn seal_json<T: Serialize>(&self, value: &T, place: &Context) -> Result<Sealed<T>, EncryptionError> {
-        let plain = serde_json::to_vec(value)
-            .map(Zeroizing::new)
-            .map_err(|_| EncryptionError::Type { place: place.to_string() })?;
-        self.seal(&plain, place).map(Sealed::from_bytes)
+    /// The same keys with another primary one. `None` if the key is not in the keyring.
+    #[must_use]
+    pub fn sealing_under(&self, id: KeyId) -> Option<Self> {
+        let (mut first, rest): (Vec<_>, Vec<_>) = self.entries().cloned().partition(|entry| entry.id == id);
+        Some(Self { primary: first.pop()?, retired: rest })
     }
 
-    /// Unseals a value that was sealed by [`Keyring::seal_json`] for the same place.
-    ///
-    /// # Errors
-    ///
-    /// [`EncryptionError::Type`] when the JSON is not a `T`; else as [`Strategy::unseal`].
-    pub fn unseal_json<T: DeserializeOwned>(
-        &self,
-        sealed: &Sealed<T>,
-        place: &Context,
-    ) -> Result<T, EncryptionError> {
-        let plain = self.unseal(sealed.as_bytes(), place)?;
-        serde_json::from_slice(&plain).map_err(|_| EncryptionError::Type { place: place.to_string() })
+    /// The keys, the primary one first.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.entries().map(|entry| &entry.key)
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        std::iter::once(&self.primary).chain(&self.retired)
     }
 
     fn find(&self, id: KeyId) -> Option<&Entry> {
-        std::iter::once(&self.primary).chain(&self.retired).find(|entry| entry.id == id)
+        self.entries().map(AsRef::as_ref).find(|entry| entry.id == id)
     }
 }
 
@@ -141,8 +133,12 @@ impl Strategy for Keyring {
         Ok(plain)
     }
 
-    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<[u8; 32]> {
-        std::iter::once(&self.primary).chain(&self.retired).map(|entry| entry.key.mac(label, text)).collect()
+    fn sealing_key(&self) -> Option<KeyId> {
+        Some(self.primary.id)
+    }
+
+    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<(KeyId, [u8; 32])> {
+        self.entries().map(|entry| (entry.id, entry.key.mac(label, text))).collect()
     }
 }
 
@@ -158,22 +154,22 @@ fn length(plain: usize, place: &Context) -> Result<usize, EncryptionError> {
     Ok(length)
 }
 
-fn authenticated(header: &[u8], place: &Context) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(128);
-    bytes.extend_from_slice(header);
-    place.encode(&mut bytes);
+/// On the stack if it is short, as most are.
+fn authenticated(header: &[u8], place: &Context) -> SmallVec<[u8; 128]> {
+    let mut bytes = SmallVec::from_slice(header);
+    bytes.extend_from_slice(place.encoded());
     bytes
 }
 
 impl Entry {
     fn new(key: &Key) -> Self {
-        Self { key: key.clone(), id: key.id(), ciphers: Box::new(Ciphers::new(key)) }
+        Self { key: key.clone(), id: key.id(), ciphers: Ciphers::new(key) }
     }
 }
 
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = |entry: &Entry| entry.id.to_string();
+        let id = |entry: &Arc<Entry>| entry.id.to_string();
         f.debug_struct("Keyring")
             .field("primary", &id(&self.primary))
             .field("retired", &self.retired.iter().map(id).collect::<Vec<_>>())
@@ -213,6 +209,7 @@ mod tests {
             assert_eq!(text(&rotated, &sealed, &place()), "plan");
             let anew = rotated.seal(b"plan", &place()).expect("sealed");
             assert_eq!(anew[3..7], *key(2, 32).id().as_bytes(), "under the primary key");
+            assert_eq!(rotated.sealing_key(), Some(key(2, 32).id()));
         }
     }
 

@@ -5,7 +5,7 @@
 //! or column does not unseal there.
 //!
 //! ```
-//! use db_core::encryption::{Context, Key, Keyring, Sealed};
+//! use db_core::encryption::{Context, Key, Keyring, Sealed, Strategy};
 //!
 //! let keyring = Keyring::new(&Key::generate()?);
 //! let place = Context::new("customers", "iban", 17);
@@ -67,16 +67,21 @@ mod form;
 mod key;
 mod key_id;
 mod keyring;
+mod keys;
+mod original;
 #[cfg(feature = "sea-orm")]
 mod orm;
 mod padding;
+mod record;
 mod sealed;
+mod source;
 mod strategy;
 #[cfg(test)]
 mod vectors;
 
 pub use columns::{
-    BlindIndex, Column, Columns, ColumnsError, Declare, DeclareIndex, KeyType, Normalization, RowKey,
+    BlindIndex, Column, Columns, ColumnsError, Declare, DeclareIndex, Declared, KeyType, Normalization,
+    RowKey,
 };
 pub use context::Context;
 /// Unseals the sealed fields of a row in one call.
@@ -135,7 +140,14 @@ pub use db_core_macros::Sealed;
 pub use key::Key;
 pub use key_id::KeyId;
 pub use keyring::Keyring;
+pub use keys::{KeyTotals, Keys};
+pub use original::{Original, OriginalError};
+pub use record::{
+    HolderStatusRow, KeyHolder, KeyRecord, KeyRecordError, KeyState, KeyStatus, KeyStatusRow, MissingKeys,
+    Promotion, RecordedKey, RootKey, SCHEMA, Standing,
+};
 pub use sealed::Sealed;
+pub use source::{KeyReader, KeySource, KeySourceError, KeySources};
 pub use strategy::{Fallback, NoEncryption, Strategy};
 pub use zeroize::Zeroizing;
 
@@ -230,6 +242,14 @@ pub enum EncryptionError {
         /// Where the value is stored, or is to be stored.
         place: String,
     },
+    /// The program has no key at hand to seal or to unseal with.
+    #[error("{place}: the encryption keys are away: {why}")]
+    KeysAway {
+        /// Where the value is stored, or is to be stored.
+        place: String,
+        /// Why they are away.
+        why: String,
+    },
     /// The columns have keys already.
     #[error("the columns have keys already")]
     Unlocked,
@@ -244,7 +264,7 @@ pub enum EncryptionError {
         declared: usize,
     },
     /// The strategy has no key for a blind index.
-    #[error("{column}: a blind index needs an encryption key, and there is none")]
+    #[error("{column}: the key of its blind index is not there")]
     NoIndexKey {
         /// The column whose values the index finds.
         column: String,

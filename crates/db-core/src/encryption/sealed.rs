@@ -10,7 +10,6 @@ use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
 use super::KeyId;
-use super::form::Parts;
 
 /// A sealed value of type `T`, as stored in a `bytea` column.
 ///
@@ -41,7 +40,7 @@ impl<T> Sealed<T> {
     /// The key that the value names, without unsealing it. `None` when the bytes are not a sealed value of a known form.
     #[must_use]
     pub fn key_id(&self) -> Option<KeyId> {
-        Parts::read(&self.bytes).ok().map(|parts| parts.key_id)
+        KeyId::of_sealed(&self.bytes)
     }
 }
 

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::form::{Parts, Unreadable};
-use super::{Context, EncryptionError};
+use super::{Context, EncryptionError, KeyId, Sealed};
 
 /// A way to seal bytes for a context and to unseal them in the same context.
 ///
@@ -26,9 +28,46 @@ pub trait Strategy: fmt::Debug + Send + Sync {
     /// Those of the strategy, each naming the place.
     fn unseal(&self, sealed: &[u8], place: &Context) -> Result<Zeroizing<Vec<u8>>, EncryptionError>;
 
+    /// The key that seals new values now. None for a strategy without keys, or whose sealed form has no ids of keys.
+    fn sealing_key(&self) -> Option<KeyId> {
+        None
+    }
+
+    /// Seals a value as JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`EncryptionError::Type`] when the value does not become JSON; else as [`seal`](Self::seal).
+    fn seal_json<T: Serialize>(&self, value: &T, place: &Context) -> Result<Sealed<T>, EncryptionError>
+    where
+        Self: Sized,
+    {
+        let plain = serde_json::to_vec(value)
+            .map(Zeroizing::new)
+            .map_err(|_| EncryptionError::Type { place: place.to_string() })?;
+        self.seal(&plain, place).map(Sealed::from_bytes)
+    }
+
+    /// Unseals a value that was sealed by [`seal_json`](Self::seal_json) for the same place.
+    ///
+    /// # Errors
+    ///
+    /// [`EncryptionError::Type`] when the JSON is not a `T`; else as [`unseal`](Self::unseal).
+    fn unseal_json<T: DeserializeOwned>(
+        &self,
+        sealed: &Sealed<T>,
+        place: &Context,
+    ) -> Result<T, EncryptionError>
+    where
+        Self: Sized,
+    {
+        let plain = self.unseal(sealed.as_bytes(), place)?;
+        serde_json::from_slice(&plain).map_err(|_| EncryptionError::Type { place: place.to_string() })
+    }
+
     /// Hashes `text` for a [blind index](super::BlindIndex), under each key, the one that seals first. A key for this purpose
     /// alone is derived by `label`, which is the concatenation of its parts. Without keys, there is none.
-    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<[u8; 32]> {
+    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<(KeyId, [u8; 32])> {
         let _ = (label, text);
         Vec::new()
     }
@@ -43,7 +82,11 @@ impl<S: Strategy + ?Sized> Strategy for &S {
         (**self).unseal(sealed, place)
     }
 
-    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<[u8; 32]> {
+    fn sealing_key(&self) -> Option<KeyId> {
+        (**self).sealing_key()
+    }
+
+    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<(KeyId, [u8; 32])> {
         (**self).blind(label, text)
     }
 }
@@ -57,7 +100,11 @@ impl<S: Strategy + ?Sized> Strategy for Arc<S> {
         (**self).unseal(sealed, place)
     }
 
-    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<[u8; 32]> {
+    fn sealing_key(&self) -> Option<KeyId> {
+        (**self).sealing_key()
+    }
+
+    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<(KeyId, [u8; 32])> {
         (**self).blind(label, text)
     }
 }
@@ -143,7 +190,11 @@ impl<A: Strategy, B: Strategy> Strategy for Fallback<A, B> {
         })
     }
 
-    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<[u8; 32]> {
+    fn sealing_key(&self) -> Option<KeyId> {
+        self.first.sealing_key()
+    }
+
+    fn blind(&self, label: &[&[u8]], text: &[u8]) -> Vec<(KeyId, [u8; 32])> {
         [self.first.blind(label, text), self.second.blind(label, text)].concat()
     }
 }
@@ -190,6 +241,7 @@ mod tests {
         let both = Fallback::new(Arc::new(keyring(1)), NoEncryption);
         let sealed = both.seal(b"plan", &place()).expect("sealed");
 
+        assert_eq!(both.sealing_key(), keyring(1).sealing_key());
         assert_eq!(both.unseal(&sealed, &place()).expect("sealed").as_slice(), b"plan");
         assert_eq!(both.unseal(b"plan", &place()).expect("plain").as_slice(), b"plan");
 

@@ -31,7 +31,7 @@ pub(super) fn first_form(short: &Key, long: &Key, plain: &[u8], place: &Context)
     let seal = |form: Form, key: &Key| {
         let header = [form.prefix(), key.id().as_bytes()].concat();
         let mut aad = header.clone();
-        place.encode(&mut aad);
+        aad.extend_from_slice(place.encoded());
         let payload = Payload { msg: plain, aad: &aad };
         let ciphertext = match form {
             Form::Aes128Gcm => {

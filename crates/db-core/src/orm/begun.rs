@@ -26,8 +26,7 @@ use crate::{Error, Session};
 /// `S` says where the session is: [`Own`] is acquired from a pool, [`Lent`](super::Lent) is borrowed from its owner.
 pub struct OrmTx<S: Seat = Own> {
     loan: Loan<S>,
-    /// None once it was committed or rolled back.
-    scope: Option<Scope>,
+    scope: Scope,
     dropped: DroppedScopes,
     ends: Option<TxDeadline>,
 }
@@ -46,7 +45,7 @@ impl<S: Seat> OrmTx<S> {
         session.make_ready().await?;
         let begun = |scope, session: &mut Session| Self {
             loan: loan.clone(),
-            scope: Some(scope),
+            scope,
             dropped: session.dropped_scopes(),
             ends: session.state.ends,
         };
@@ -88,16 +87,14 @@ impl<S: Seat> OrmTx<S> {
     }
 
     async fn finish(
-        mut self,
+        self,
         end: impl AsyncFnOnce(&mut Session, Scope) -> Result<(), Error>,
     ) -> Result<(), DbErr> {
         let mut seat = self.loan.seat().await?;
-        let (session, scope) = self.find(&mut seat)?;
-        end(session, scope).await?;
-        if let Scope::Transaction = scope {
+        end(self.find(&mut seat)?, self.scope).await?;
+        if let Scope::Transaction = self.scope {
             seat.leave();
         }
-        self.scope = None;
         Ok(())
     }
 
@@ -116,17 +113,13 @@ impl<S: Seat> OrmTx<S> {
 
     async fn session_of_its_own(&self) -> Result<MappedMutexGuard<'_, Session>, Error> {
         let seat = self.loan.seat().await?;
-        MutexGuard::try_map(seat, |seat| Some(self.find(seat).ok()?.0)).map_err(|_| self.loan.ended())
+        MutexGuard::try_map(seat, |seat| self.find(seat).ok()).map_err(|_| self.loan.ended())
     }
 
-    /// The session and the scope, if that is still open.
-    fn find<'a>(&self, seat: &'a mut S) -> Result<(&'a mut Session, Scope), Error> {
-        if let (Some(session), Some(scope)) = (seat.session(), self.scope)
-            && session.has_scope(scope, &self.dropped)
-        {
-            return Ok((session, scope));
-        }
-        Err(self.loan.ended())
+    /// The session, if the scope is still open.
+    fn find<'a>(&self, seat: &'a mut S) -> Result<&'a mut Session, Error> {
+        let session = seat.session().ok_or_else(|| self.loan.ended())?;
+        if session.has_scope(self.scope, &self.dropped) { Ok(session) } else { Err(self.loan.ended()) }
     }
 
     pub(super) async fn take(&self, _statement: &SqlStr) -> Result<Taken<'_>, Error> {
@@ -181,9 +174,8 @@ impl<S: Seat> OrmTx<S> {
 
 impl<S: Seat> Drop for OrmTx<S> {
     fn drop(&mut self) {
-        if let Some(scope) = self.scope {
-            self.dropped.add(scope);
-        }
+        // Undoes nothing after the scope's end.
+        self.dropped.add(self.scope);
     }
 }
 

@@ -135,7 +135,6 @@ impl From<Error> for DbErr {
             Error::Orm(OrmError(Kind::Said(said))) => said,
             Error::Acquire(error) => Self::Conn(RuntimeErr::SqlxError(Arc::new(error.into()))),
             Error::Deadline(error) => querying(error.into()),
-            Error::Pooler(error) => querying(error.into()),
             Error::Lent(error) => querying(error.into()),
             other => querying(sqlx::Error::Configuration(Box::new(other))),
         }

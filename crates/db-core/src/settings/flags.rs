@@ -1,8 +1,8 @@
 //! Settings as command-line flags, for clap.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
-use clap::{Arg, ArgMatches};
+use clap::{Arg, ArgAction, ArgMatches};
 
 use super::{Setting, SettingSource, Values};
 
@@ -14,6 +14,9 @@ impl Setting {
         let mut help = self.help.to_owned();
         if self.is_secret {
             help.push_str(" A flag is visible in process lists, an environment variable is not.");
+        }
+        if self.repeats {
+            help.push_str(" May be given several times; the variable has one value a line.");
         }
         help = format!("{help} [env: {}]", self.variable());
         if let Some(default) = self.default {
@@ -28,6 +31,7 @@ impl Setting {
             .global(true)
             // A value such as `-c name=value` begins with a hyphen.
             .allow_hyphen_values(self.value == "OPTIONS")
+            .action(if self.repeats { ArgAction::Append } else { ArgAction::Set })
             .value_parser(clap::value_parser!(OsString))
     }
 }
@@ -36,7 +40,9 @@ impl Values {
     /// Reads flags that were made by [`Setting::arg`].
     pub fn read_flags(&mut self, matches: &ArgMatches) {
         self.read(SettingSource::Flag, |setting| {
-            matches.try_get_one::<OsString>(setting.name).ok().flatten().cloned()
+            let values = matches.try_get_many::<OsString>(setting.name).ok().flatten()?;
+            let values: Vec<_> = values.map(OsString::as_os_str).collect();
+            Some(values.join(OsStr::new("\n")))
         });
     }
 }

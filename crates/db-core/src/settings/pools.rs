@@ -14,6 +14,7 @@ static API: Setting = Setting {
     change: "When requests queue (pool statistics: queued, queue_wait) while the server has idle processors. Start with 2 × server \
              cores + disks, summed over all pools of all instances; more active connections do not raise throughput.",
     is_secret: false,
+    repeats: false,
 };
 
 static BACKEND: Setting = Setting {
@@ -25,6 +26,7 @@ static BACKEND: Setting = Setting {
     change: "Lower it when all instances together exceed max_connections. Raise it when jobs queue while they wait for other \
              services and the server has idle processors.",
     is_secret: false,
+    repeats: false,
 };
 
 /// The settings of the pools' sizes.

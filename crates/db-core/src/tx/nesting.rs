@@ -240,10 +240,8 @@ impl Session {
     #[cfg(feature = "sea-orm")]
     pub(crate) fn has_scope(&mut self, scope: Scope, dropped: &DroppedScopes) -> bool {
         self.take_dropped();
-        let Some(nesting) = &self.nesting else { return false };
-        let is_open = self.state.transaction != Transaction::None && nesting.undo != Some(Undo::All);
-        nesting.dropped == *dropped
-            && is_open
+        let is_same = self.nesting.as_ref().is_some_and(|nesting| nesting.dropped == *dropped);
+        is_same
             && match scope {
                 Scope::Transaction => true,
                 Scope::Savepoint(place) => self.has_place(place),

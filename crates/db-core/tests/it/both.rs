@@ -46,7 +46,7 @@ macro_rules! on_both {
 const WORDS: &str = "create table word (t text constraint word_once unique)";
 
 on_both! {
-    what_is_bound_decides_the_answer: "create table word (n bigint, t text); insert into word values (1, 'one'), (2, 'two')", [
+    the_bound_value_decides_the_answer: "create table word (n bigint, t text); insert into word values (1, 'one'), (2, 'two')", [
         by_number().bound((1_i64,)).reply(Rows::new(["t"]).row(("one",))),
         by_number().bound((2_i64,)).reply(Rows::new(["t"]).row(("two",))),
         by_number().reply(Rows::<(String,)>::new(["t"])),
@@ -75,7 +75,7 @@ on_both! {
         insert().reply(Reply::tag("INSERT 0 1")).times(2),
         Rule::statement("COMMIT").reply(taken()),
     ];
-    what_lost_a_race_twice_is_run_three_times:
+    a_transaction_that_conflicts_twice_runs_three_times:
         "create sequence run; create function work() returns bigint language plpgsql as $$ begin \
            if nextval('run') <= 2 then raise exception 'lost' using errcode = '40001'; end if; return 1; end $$", [
         work().reply(ServerError::new("40001", "lost")).times(2),
@@ -120,7 +120,7 @@ async fn put(executor: impl Executor<'_, Database = sqlx::Postgres>) -> Result<(
     Ok(())
 }
 
-async fn what_is_bound_decides_the_answer(pool: Pool) {
+async fn the_bound_value_decides_the_answer(pool: Pool) {
     let mut words = Vec::new();
     for n in [1_i64, 2, 3] {
         let query = sqlx::query_scalar::<_, String>("select t from word where n = $1").bind(n);
@@ -213,7 +213,7 @@ async fn a_commit_that_is_refused_is_a_definite_failure(pool: Pool) {
     assert_eq!(pool.stats().totals.dialled, 1);
 }
 
-async fn what_lost_a_race_twice_is_run_three_times(pool: Pool) {
+async fn a_transaction_that_conflicts_twice_runs_three_times(pool: Pool) {
     let runs = &AtomicU32::new(0);
     let pause = Duration::from_millis(1);
     let quick = TxRetry::default().min_pause(pause).max_pause(4 * pause).conflict_pause(pause);

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use db_core::encryption::{
-    Column, Columns, ColumnsError, EncryptionError, Key, KeyType, Keyring, Normalization, Sealed,
+    Column, Columns, ColumnsError, Context, Declared, EncryptionError, Key, KeyType, Keyring, Normalization,
+    Sealed, Strategy,
 };
 use db_core::{Error, Pool};
 use db_testkit::TestDb;
@@ -290,7 +291,7 @@ async fn a_row_is_found_by_its_blind_index_also_under_a_retired_key(db: TestDb) 
             .expect("stored");
     }
     let find = async |email: &str| -> Vec<i64> {
-        sqlx::query_scalar("select id from customers where email_index = any($1)")
+        sqlx::query_scalar("select id from customers where email_index = any((select $1::bytea[])::bytea[])")
             .bind(after.any(email).expect("keys"))
             .fetch_all(&pool)
             .await
@@ -419,4 +420,83 @@ async fn a_value_is_stored_in_the_declared_form_and_another_form_is_an_error() {
     let sealed = Sealed::from_bytes(text.seal(1, &value).expect("sealed").as_bytes().to_vec());
     let error = number.unseal(1, &sealed).expect_err("no u8");
     assert_eq!(error.to_string(), "t.a of row 1: the value and its type do not agree");
+}
+
+#[test]
+fn what_is_declared_is_listed_with_its_names_its_key_and_its_padding() {
+    let columns = Columns::default();
+    let note = columns
+        .declare::<String>("orders", "note")
+        .schema("shop")
+        .stored_in("Orders", "note_sealed")
+        .key("tenant", KeyType::Text)
+        .key("nr", KeyType::Integer)
+        .padded(32)
+        .text();
+    let _ = columns.index("orders", "note").schema("shop").stored_in("Orders", "note_index").build();
+    columns.unlock(keyring()).expect("no keys yet");
+
+    let declared = columns.declared();
+    let sealed = note.seal(("a", 7), &"x".to_owned()).expect("sealed");
+
+    let shown = |declared: &Declared| {
+        (declared.to_string(), declared.relation(), declared.stored_column().to_owned(), declared.is_index())
+    };
+    let relation = r#""shop"."Orders""#.to_owned();
+    assert_eq!(
+        declared.iter().map(shown).collect::<Vec<_>>(),
+        [
+            ("orders.note".to_owned(), relation.clone(), "note_sealed".to_owned(), false),
+            ("index of orders.note".to_owned(), relation, "note_index".to_owned(), true),
+        ]
+    );
+    let key = declared[0].key_columns().iter().map(|(name, kind)| format!("{name} {kind}"));
+    assert_eq!(key.collect::<Vec<_>>(), ["tenant text", "nr integer"]);
+    let place = declared[0].place(vec!["a".to_owned(), "7".to_owned()]).expect("two columns");
+    assert_eq!(place, Context::new("orders", "note", r#"["a","7"]"#).padded(32));
+    assert_eq!(sealed.as_bytes().len(), 47 + 32);
+    let error = declared[0].place(vec!["a".to_owned()]).expect_err("one column");
+    assert!(matches!(error, EncryptionError::RowKey { given: 1, declared: 2, .. }), "{error}");
+}
+
+#[db_testkit::test]
+async fn the_server_reads_headers_as_unsealing_does(db: TestDb) {
+    let sealed = keyring().seal(b"plan", &Context::new("t", "c", 1)).expect("sealed");
+    let mut all: Vec<Vec<u8>> = (0..sealed.len()).map(|length| sealed[..=length].to_vec()).collect();
+    for (first, length) in [(&[1, 1][..], 34), (&[1, 2], 34), (&[2, 3, 1], 47)] {
+        for length in [1, 2, 3, 6, 9, length - 1, length, length + 1] {
+            all.push(first.iter().copied().chain(3..).take(length).collect());
+        }
+    }
+    for first in 0..=255 {
+        all.extend([vec![first], vec![first, 3], vec![2, first, 0, 0], vec![2, 3, first, 0], vec![1, first]]);
+    }
+    all.push(Vec::new());
+    let other = keyring();
+    let expected = all.iter().map(|bytes| match other.unseal(bytes, &Context::new("t", "c", 1)) {
+        Err(EncryptionError::UnknownKey { key_id, .. }) => key_id.to_string(),
+        Err(EncryptionError::Malformed { .. }) => "cut".to_owned(),
+        Err(EncryptionError::Newer { .. }) => "newer".to_owned(),
+        Err(EncryptionError::NotSealed { .. }) => "plain".to_owned(),
+        other => panic!("{other:?}"),
+    });
+    let expected: Vec<_> = expected.collect();
+
+    let header = Declared::new("t", "c").header_sql();
+    let read: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+        "select {header} from unnest($1::bytea[]) with ordinality as t(c, nth) order by nth"
+    )))
+    .bind(&all)
+    .fetch_all(&db.pool())
+    .await
+    .expect("read");
+
+    let differ = all.iter().zip(&read).zip(&expected).filter(|((_, read), expected)| read != expected);
+    assert_eq!(differ.collect::<Vec<_>>(), []);
+    let null: Option<String> =
+        sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select {header} from (select null::bytea) as t(c)")))
+            .fetch_one(&db.pool())
+            .await
+            .expect("read");
+    assert_eq!(null, None);
 }

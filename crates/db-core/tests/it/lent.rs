@@ -4,9 +4,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use db_core::{Class, Conn, Error, Isolation, Pool, PoolOptions, Reset, TxOptions};
-use db_testkit::{Session, TestDb, poll_then_drop, until};
+use db_core::{Class, Config, Conn, Error, Isolation, Pool, PoolOptions, Reset, TxOptions};
+use db_testkit::{Proxy, Session, TestDb, poll_then_drop, until};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryStreamExt};
 use sqlx::postgres::PgConnection;
@@ -231,9 +232,14 @@ impl Ground {
         Self { db, pool }
     }
 
-    fn with(mut self, reset: Reset) -> Self {
+    fn with(self, reset: Reset) -> Self {
+        let address = config(&self.db);
+        self.at(&address, reset)
+    }
+
+    fn at(mut self, address: &Config, reset: Reset) -> Self {
         let options = PoolOptions::api().max(1).acquire_timeout(PATIENCE).reset(reset);
-        self.pool = Pool::new(&config(&self.db), options);
+        self.pool = Pool::new(address, options);
         self
     }
 
@@ -328,9 +334,13 @@ fn store(number: i64) -> sqlx::query::QueryScalar<'static, sqlx::Postgres, i64, 
 
 #[db_testkit::test]
 async fn the_next_caller_gets_its_own_answer_after_any_use_of_a_lent_connection(db: TestDb) {
+    // It delays answers, or one may be there before it is awaited, and the use costs no connection.
+    let proxy = Proxy::start(&db).expect("a proxy");
+    proxy.latency(Duration::from_millis(1));
+    let address = Config::from_url(&proxy.url()).expect("the proxy's address");
     let mut ground = Ground::new(db).await;
     for reset in [Reset::Rollback, Reset::Commit, Reset::Keep, Reset::DiscardAll] {
-        ground = ground.with(reset);
+        ground = ground.at(&address, reset);
         for (uses, costs) in [(IN_STEP, false), (OUT_OF_STEP, true)] {
             let before = ground.pool.stats().totals.repair_failed;
             ground

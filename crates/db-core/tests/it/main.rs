@@ -12,6 +12,7 @@ mod explained;
 mod faults;
 mod habits;
 mod handlers;
+mod keys_on_record;
 mod leaving;
 mod lent;
 mod limits;

@@ -200,7 +200,8 @@ async fn a_connection_that_idles_for_too_long_is_closed(db: TestDb) {
     open(&pool, 2).await;
 
     db.until_sessions("none", |all| of_connections(all) == 0).await;
-    assert_eq!(pool.stats().open, 0);
+    // The server sees the end a moment before the pool does.
+    until("the pool has none", async || pool.stats().open == 0).await;
 }
 
 #[db_testkit::test]

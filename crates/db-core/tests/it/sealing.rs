@@ -1,6 +1,6 @@
 //! Sealed values in columns.
 
-use db_core::encryption::{Context, EncryptionError, Key, Keyring, Sealed};
+use db_core::encryption::{Context, EncryptionError, Key, Keyring, Sealed, Strategy};
 use db_testkit::TestDb;
 
 use crate::support::pool;

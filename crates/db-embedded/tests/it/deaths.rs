@@ -251,7 +251,7 @@ fn an_adopted_server_is_started_again_too() {
 }
 
 #[test]
-fn what_a_killed_supervisor_and_server_left_is_swept_by_the_next_throwaway() {
+fn the_next_throwaway_sweeps_the_remains_of_a_killed_supervisor_and_server() {
     let base = temp_base();
     let hold = || {
         Starting::with("throwaway", |command| {

@@ -45,7 +45,7 @@ fn owner_of(server: &Server) -> String {
 }
 
 #[test]
-fn no_other_user_gets_in_not_even_one_that_reaches_the_socket() {
+fn no_other_user_gets_in_even_through_the_socket() {
     let dir = reachable_dir();
     let server = Server::kept(dir.path().join("pg")).start().unwrap();
     let url = server.url("postgres");

@@ -116,7 +116,7 @@ fn the_server_does_not_keep_its_starters_pipes_open() {
 }
 
 #[test]
-fn who_comes_while_the_last_one_leaves_gets_a_server_that_works() {
+fn a_user_that_comes_while_the_last_user_leaves_gets_a_server_that_works() {
     let name = unique_name();
     std::thread::scope(|scope| {
         for _ in 0..3 {

@@ -55,7 +55,7 @@ async fn a_batch_that_is_sent_many_times_at_once_is_stored_once(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn what_is_appended_one_by_one_is_stored_in_order_and_in_few_batches(db: TestDb) {
+async fn events_appended_one_by_one_are_stored_in_order_and_in_few_batches(db: TestDb) {
     const EVENTS: i64 = 5000;
     let events = events(&db).await;
     let log = events.create().await.expect("a log");

@@ -104,7 +104,7 @@ async fn the_last_events_of_a_log_are_followed_by_those_to_come(db: TestDb) {
 }
 
 #[db_testkit::test(migrations = "../../migrations")]
-async fn what_was_finished_long_ago_is_removed_and_nothing_else(db: TestDb) {
+async fn only_logs_that_were_finished_long_ago_are_removed(db: TestDb) {
     let events = events(&db).await;
     let mut logs = Vec::new();
     for _ in 0..6 {

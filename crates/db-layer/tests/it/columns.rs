@@ -5,6 +5,7 @@ use db_layer::{OpenError, Options};
 use db_testkit::TestDb;
 
 use crate::config;
+use crate::keys::keys_on_record;
 
 fn keyring() -> Keyring {
     Keyring::new(&Key::generate().expect("a key"))
@@ -19,6 +20,7 @@ async fn customers(db: &TestDb) {
         .execute(&db.pool())
         .await
         .expect("a table");
+    keys_on_record(db).await;
 }
 
 #[db_testkit::test]
@@ -28,7 +30,7 @@ async fn opening_gives_the_columns_their_keys_and_they_seal(db: TestDb) {
     let iban = iban(&columns);
 
     let layer =
-        db_layer::open(Options::new(config(&db)).keyring(keyring()).columns(columns)).await.expect("opened");
+        db_layer::open(Options::new(config(&db)).keys(keyring()).columns(columns)).await.expect("opened");
 
     let sealed = iban.seal(1, &"DE02".to_owned()).expect("sealed");
     sqlx::query("insert into customers values (1, $1)")
@@ -45,7 +47,7 @@ async fn columns_that_do_not_fit_end_the_opening_with_all_of_them(db: TestDb) {
     let _ = iban(&columns);
     let _ = columns.declare::<String>("orders", "note").key("id", KeyType::BigInt).text();
 
-    let error = db_layer::open(Options::new(config(&db)).keyring(keyring()).columns(columns))
+    let error = db_layer::open(Options::new(config(&db)).keys(keyring()).columns(columns))
         .await
         .expect_err("no table");
 
@@ -74,14 +76,13 @@ async fn without_a_key_columns_end_the_opening_before_it_connects(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn a_lazy_opening_gives_the_keys_and_does_not_compare(db: TestDb) {
+async fn a_lazy_opening_does_not_compare(db: TestDb) {
     let columns = Columns::default();
-    let iban = iban(&columns);
-    let options = Options::new(config(&db)).keyring(keyring()).columns(columns.clone()).lazy();
+    let _ = iban(&columns);
+    let options = Options::new(config(&db)).keys(keyring()).columns(columns.clone()).lazy();
 
     let layer = db_layer::open(options).await.expect("nothing is connected to");
 
-    iban.seal(1, &"DE02".to_owned()).expect("the key is there");
     assert!(matches!(columns.check(layer.api().pool()).await, Err(ColumnsError::Misfits(_))));
     customers(&db).await;
     columns.check(layer.api().pool()).await.expect("it fits now");

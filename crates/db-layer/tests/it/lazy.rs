@@ -109,7 +109,7 @@ async fn a_lazy_pool_keeps_its_idle_connections_once_it_was_used(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn what_is_wrong_is_still_found_at_the_opening(db: TestDb) {
+async fn mistakes_are_still_found_at_the_opening(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("an address");
     let lazy = || Options::new(config.clone()).lazy();

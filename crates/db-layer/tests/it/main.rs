@@ -3,9 +3,11 @@
 #[cfg(target_os = "linux")]
 mod columns;
 mod keepalive;
+mod keys;
 mod lazy;
 mod opening;
 mod options;
+mod schemas;
 mod secrets;
 mod served;
 mod settings;
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use db_layer::db_core::ConnectFailure;
 use db_layer::db_notify::Delivery;
-use db_layer::encryption::{Context, Key, Keyring};
+use db_layer::encryption::{Context, Key, Keyring, Strategy};
 use db_layer::{
     BusExt, Config, DatabaseHealth, Db, Migrations, NewEvent, NotifyAfterCommit, OpenError, Options,
     PoolOptions, Topic,
@@ -43,7 +45,7 @@ async fn open(db: &TestDb) -> Db {
 #[db_testkit::test]
 async fn one_call_migrates_and_gives_pools_bus_logs_and_keys(db: TestDb) {
     let keyring = Keyring::new(&Key::generate().expect("a key"));
-    let layer = db_layer::open(options(&db).await.keyring(keyring)).await.expect("an open database");
+    let layer = db_layer::open(options(&db).await.keys(keyring)).await.expect("an open database");
 
     for handle in [layer.api(), layer.backend()] {
         let one: i32 = sqlx::query_scalar("select 1").fetch_one(handle).await.expect("an answer");
@@ -59,7 +61,7 @@ async fn one_call_migrates_and_gives_pools_bus_logs_and_keys(db: TestDb) {
     let log = layer.events().create().await.expect("a log");
     assert_eq!(layer.events().append(log, &[NewEvent::new("n", "")]).await.expect("appended"), 1..=1);
 
-    let keys = layer.keyring().expect("a keyring");
+    let keys = layer.keys().expect("a keyring");
     let place = Context::new("t", "c", 1);
     let sealed = keys.seal_json(&7, &place).expect("sealed");
     assert_eq!(keys.unseal_json(&sealed, &place).expect("unsealed"), 7);
@@ -131,7 +133,7 @@ async fn shutdown_closes_everything_and_says_what_it_could_not(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn what_is_committed_during_a_shutdown_is_still_notified(db: TestDb) {
+async fn commits_during_a_shutdown_are_still_notified(db: TestDb) {
     let layer = db_layer::open(Options::new(config(&db))).await.expect("opened");
     // Stands for another process.
     let other = db_layer::open(Options::new(config(&db))).await.expect("opened");
@@ -184,20 +186,20 @@ async fn further_pools_are_found_by_their_names_and_closed_with_the_others(db: T
 #[db_testkit::test]
 async fn handles_and_transactions_reach_the_bus_and_the_keys(db: TestDb) {
     let key = Key::generate().expect("a key");
-    let options = Options::new(config(&db)).keyring(Keyring::new(&key)).pool(PoolOptions::named("gc"));
+    let options = options(&db).await.keys(Keyring::new(&key)).pool(PoolOptions::named("gc"));
     let layer = db_layer::open(options).await.expect("opened");
     let topic = Topic::new("orders").expect("a topic");
     let place = Context::new("orders", "iban", 1);
 
     for handle in [layer.api(), layer.backend(), layer.pool("gc").expect("a pool")] {
         let mut heard = layer.bus().subscribe(&topic, 10);
-        assert!(handle.bus().is_some() && handle.keyring().is_some());
+        assert!(handle.bus().is_some() && handle.keys().is_some());
 
         let mut dropped = handle.begin().await.expect("begun");
         dropped.notify_with(&topic, "never").expect("accepted");
         drop(dropped);
         let mut tx = handle.begin().await.expect("begun");
-        let sealed = tx.keyring().expect("the keys").seal_json(&"DE02".to_owned(), &place).expect("sealed");
+        let sealed = tx.keys().expect("the keys").seal_json(&"DE02".to_owned(), &place).expect("sealed");
         tx.notify_with(&topic, "paid").expect("accepted");
         assert!(tx.notify_with(&topic, "\0").is_err(), "what cannot be sent is refused at once");
         tx.commit().await.expect("committed");
@@ -208,8 +210,7 @@ async fn handles_and_transactions_reach_the_bus_and_the_keys(db: TestDb) {
             matches!(&delivery, Delivery::Notification(notification) if notification.payload() == "paid"),
             "{delivery:?}"
         );
-        let opened: String =
-            layer.keyring().expect("the keys").unseal_json(&sealed, &place).expect("unsealed");
+        let opened: String = layer.keys().expect("the keys").unseal_json(&sealed, &place).expect("unsealed");
         assert_eq!(opened, "DE02");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use db_layer::db_events::EventOptions;
 use db_layer::db_notify::BusOptions;
-use db_layer::{ConnectRetry, PoolOptions, Settings};
+use db_layer::{ConnectRetry, KeyOptions, PoolOptions, Settings};
 
 fn page() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/options.md");
@@ -77,6 +77,11 @@ fn the_page_has_each_option_of_the_bus_with_its_default() {
 #[test]
 fn the_page_has_each_option_of_event_logs_with_its_default() {
     compare("Options of event logs", 1, &EventOptions::default());
+}
+
+#[test]
+fn the_page_has_each_option_of_encryption_keys_with_its_default() {
+    compare("Options of encryption keys", 1, &KeyOptions::default());
 }
 
 #[test]

@@ -17,11 +17,13 @@ use db_layer::db_core::{
     self, AcquireError, Class, Closed, ConnectFailure, ConnectRetry, Holder, Limits, Pooler, Repeat, Reset,
     RetryBudget, Savepoint, Session, Stats, Tracking, WarmUpError,
 };
+use db_layer::db_migrate::batches::{Batches, Change};
+use db_layer::db_migrate::rekey::{Mode, MoveIn, Rekey, verify};
 use db_layer::db_notify::link::{Link, Listener, Sender};
 use db_layer::db_notify::{PostgresLink, WatchOptions};
 use db_layer::encryption::{
-    Columns, ColumnsError, Context, EncryptionError, Fallback, Key, KeyId, KeyType, Keyring, NoEncryption,
-    Sealed, Strategy,
+    Columns, ColumnsError, Context, Declared, EncryptionError, Fallback, Key, KeyId, KeyReader,
+    KeyRecordError, KeySource, KeySources, KeyType, Keyring, Keys, NoEncryption, Sealed, Strategy,
 };
 use db_layer::{
     Bus, BusOptions, Channel, Config, ConfigError, Db, Error, Isolation, NewEvent, NotifyAfterCommit,
@@ -232,6 +234,14 @@ fn keys_and_what_they_seal_show_neither() {
     let place = Context::new("t", "c", 1);
     let sealed: Sealed<String> = keyring.seal_json(&VALUE.to_owned(), &place).expect("sealed");
     debug!(shown; key, keyring, sealed, place);
+    let keys = Keys::away("not yet");
+    debug!(shown; keys);
+    shown.error(
+        "EncryptionError of keys that are away",
+        keys.seal(VALUE.as_bytes(), &place).expect_err("away"),
+    );
+    keys.put(keyring.clone(), None);
+    debug!(shown; keys, KeySources::from(keyring.clone()), KeyReader::new(key.clone().into()));
     let plain = Sealed::from_bytes(VALUE.as_bytes().to_vec());
     let mut newer = sealed.as_bytes().to_vec();
     newer[0] = 3;
@@ -293,7 +303,7 @@ impl Guarded {
         let mut admin = db.options().disable_statement_logging().connect().await.expect("a connection");
         sqlx::raw_sql(sqlx::AssertSqlSafe(role)).execute(&mut admin).await.expect("a role");
         admin.close().await.expect("closed");
-        for schema in db_events::SCHEMA {
+        for schema in db_events::SCHEMA.iter().chain(db_core::encryption::SCHEMA) {
             sqlx::raw_sql(schema.up).execute(&db.pool()).await.expect("the event logs");
         }
         let hba = server.embedded().expect("one of its own").data_dir().join("pg_hba.conf");
@@ -323,6 +333,32 @@ fn one_attempt() -> ConnectRetry {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sources_of_keys_do_not_show_what_they_gave() {
+    let mut shown = Shown::default();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("key");
+    for text in [KEY, PASSWORD] {
+        std::fs::write(&file, format!("{text}\n{text}")).expect("written");
+        let line = format!("sh -c 'cat {}; exit 1'", file.display());
+        for source in [
+            KeySource::File(file.clone()),
+            KeySource::Folder(folder.path().into()),
+            KeySource::Command(line),
+            KeySource::Command(format!("cat {}", file.display())),
+            KeySource::Command(format!("db-core-no-such-program --token={text}")),
+        ] {
+            let mut reader = KeyReader::new(KeySources::new(source.clone()));
+            let error = reader.read(true).await.expect_err("no key");
+            debug!(shown; source, reader);
+            shown.error("KeySourceError", error);
+        }
+    }
+    let key = Key::from_bytes(KEY.as_bytes().to_vec()).expect("a key");
+    shown.error("KeyRecordError", KeyRecordError::OtherKey(key.id()));
+    shown.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_is_open_used_broken_or_logged_shows_a_secret() {
     let log = Log::of_this_process("trace");
     let server = Guarded::start().await;
@@ -330,7 +366,7 @@ async fn nothing_that_is_open_used_broken_or_logged_shows_a_secret() {
     failures_to_open(&server, &mut shown).await;
 
     let options = Options::new(server.config(PASSWORD, "disable"))
-        .keyring(Keyring::new(&Key::from_bytes(KEY.as_bytes().to_vec()).expect("a key")))
+        .keys(Keyring::new(&Key::from_bytes(KEY.as_bytes().to_vec()).expect("a key")))
         .pool(PoolOptions::named("one").max(1).acquire_timeout(Duration::from_secs(2)));
     let layer = db_layer::open(options).await.expect("opened");
     failed_statements(&layer, &mut shown).await;
@@ -338,7 +374,7 @@ async fn nothing_that_is_open_used_broken_or_logged_shows_a_secret() {
     what_is_lent(&layer, &mut shown).await;
     what_waits_to_be_sent(&layer, &server, &mut shown).await;
     let health = layer.health(PATIENCE).await;
-    debug!(shown; layer, layer.bus(), layer.events(), layer.keyring(), health, health.database);
+    debug!(shown; layer, layer.bus(), layer.events(), layer.keys(), health, health.database, health.sealing);
     let shutdown = layer.shutdown(PATIENCE).await;
     let closed: &Closed = &shutdown.api;
     debug!(shown; shutdown, closed);
@@ -595,6 +631,50 @@ async fn what_a_link_is_made_of(layer: &Db, server: &Guarded, shown: &mut Shown)
     tx.rollback().await.expect("rolled back");
 }
 
+#[db_testkit::test]
+async fn re_keying_shows_neither_values_nor_keys(db: TestDb) {
+    let pool = db.pool();
+    let table = "create table customers (id bigint primary key, note text, iban bytea check (octet_length(iban) < 40))";
+    sqlx::raw_sql(table).execute(&pool).await.expect("a table");
+    // Bound, since the driver's log of this process, which another test reads, shows the text of statements.
+    let rows = "insert into customers select id, $1, convert_to($1, 'UTF8') from generate_series(1, 2) as id";
+    sqlx::query(rows).bind(VALUE).execute(&pool).await.expect("rows");
+    let config = Config::from_url(&db.url()).expect("an address");
+    let keyring = Arc::new(Keyring::new(&Key::from_bytes(KEY.as_bytes().to_vec()).expect("a key")));
+    let column = Declared::new("customers", "iban").key("id", KeyType::BigInt);
+    let rekey = |mode| Rekey::new(column.clone(), Arc::clone(&keyring) as _, mode);
+    let run = async |rekey: &Rekey| rekey.run(&config, std::future::pending()).await;
+    let mut shown = Shown::default();
+
+    let rotation = rekey(Mode::Rotate);
+    shown.debug("Rekey", &rotation);
+    let rekeyed = run(&rotation).await.expect("values that are refused");
+    assert_eq!(rekeyed.report.refusals.len(), 2, "the values are plain");
+    shown.debug("Rekeyed", &rekeyed);
+    shown.error("RekeyError, refused", run(&rotation.stop_at_refusals(true)).await.expect_err("refused"));
+    // The server's detail has the whole row.
+    shown.error("RekeyError, failed", run(&rekey(Mode::Encrypt)).await.expect_err("the check fails"));
+    let move_in =
+        MoveIn::new(["note"], |texts| Err(format!("{} texts are not for this column", texts.len())));
+    shown.debug("MoveIn", &move_in);
+    shown.debug("Rekeyed, moved in", &run(&rekey(Mode::MoveIn(move_in))).await.expect("refused rows"));
+    let batches = Batches::new("look", "customers", |row| {
+        let change = Change::To(vec![row.bytes(0).map(<[u8]>::to_vec)]);
+        Change::Cannot(format!("{row:?} {change:?}"))
+    });
+    shown.debug("Batches", &batches);
+    shown.debug(
+        "Report",
+        &batches.writes("iban").run(&config, std::future::pending()).await.expect("a report"),
+    );
+    shown.debug("Counts", &verify(&config, std::slice::from_ref(&column)).await.expect("counts"));
+    let elsewhere = format!("postgres://app:{PASSWORD}@127.0.0.1:1/shop?connect_timeout=1");
+    let elsewhere = Config::from_url(&elsewhere).expect("an address");
+    shown.error("RekeyError, no server", rekey(Mode::Rotate).left(&elsewhere).await.expect_err("no server"));
+
+    shown.check();
+}
+
 /// The types that the tests above format.
 const SHOWN: &[&str] = &[
     "AcquireError",
@@ -637,7 +717,13 @@ const SHOWN: &[&str] = &[
     "Isolation",
     "Key",
     "KeyId",
+    "KeyReader",
+    "KeyRecordError",
+    "KeySource",
+    "KeySourceError",
+    "KeySources",
     "Keyring",
+    "Keys",
     "Limits",
     "LogId",
     "Mark",
@@ -659,6 +745,7 @@ const SHOWN: &[&str] = &[
     "RetryBudget",
     "Savepoint",
     "Sealed",
+    "SealingHealth",
     "Session",
     "SettingSource",
     "Settings",
@@ -683,10 +770,20 @@ const SHOWN: &[&str] = &[
 
 /// The types that no test formats, with the reason.
 const NOT_SHOWN: &[(&str, &str)] = &[
+    ("AtOpen", "a word"),
+    ("Background", "a BackgroundState"),
+    ("BackgroundState", "numbers, the name of a column, and an error that is shown"),
     ("Backoff", "numbers"),
+    ("BatchError", "the name of a table, and an Error, which is shown"),
+    ("Batches", "names that the program has chosen"),
+    ("Blocker", "the process and name of a session, and the words of its statement only on request"),
     ("CallSite", "a line of the program"),
+    ("Change", "the number of values, or words of the program"),
+    ("CommandError", "names, and an OriginalError"),
     ("CopyIn", "the name of a pool"),
+    ("Counts", "numbers, and ids of keys"),
     ("Deadlines", "numbers"),
+    ("Declared", "names that the program has chosen"),
     ("Delivery", "data that a program has asked for"),
     ("Ended", "a Shutdown, which is shown, and a signal"),
     ("Event", "data that a program has asked for"),
@@ -694,8 +791,8 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Events", "data that a program has asked for"),
     ("EventsState", "numbers"),
     ("Gap", "numbers"),
-    ("IntoIter", "data that a program has asked for"),
     ("GapReason", "numbers"),
+    ("IntoIter", "data that a program has asked for"),
     ("KeyType", "a word"),
     ("Lent", "a Session, which is shown; only with the feature `sea-orm`"),
     ("LentError", "the name of a pool, a line, and words of its own"),
@@ -704,21 +801,36 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("MemoryListener", "a number; only with a feature for tests"),
     ("MemorySender", "a number; only with a feature for tests"),
     ("Migrations", "the program's own files"),
+    ("Mode", "names of columns"),
+    ("MoveIn", "names of columns"),
     ("NewEvent", "data that the program has made"),
-    ("Notification", "data that a program has asked for"),
     ("Normalization", "a word"),
+    ("Notification", "data that a program has asked for"),
     ("NotificationSource", "a name that the program has chosen"),
+    ("Obstacles", "names of triggers, policies and tables"),
+    ("Original", "the number of keys"),
+    ("OriginalError", "words of its own"),
     ("Orm", "a Handle, which is shown; only with the feature `sea-orm`"),
     ("OrmError", "in the tests of `orm`: it leaves out what `SeaORM` says of values"),
     ("OrmSession", "the name of a pool, and a line; only with the feature `sea-orm`"),
     ("OrmTx", "the name of a pool, a line, and numbers; only with the feature `sea-orm`"),
     ("Own", "a Conn, which is shown; only with the feature `sea-orm`"),
+    ("Pace", "numbers"),
     ("Pooler", "a word"),
     ("PoolerError", "the name of a pool, a line, and words of its own"),
+    ("Progress", "numbers"),
+    ("Refusal", "the key of a row, and words of the program or an EncryptionError"),
+    ("Rekey", "the name of a column"),
+    ("RekeyArgs", "what the user has said, and the number of keys"),
+    ("RekeyError", "the name of a column, and a BatchError"),
+    ("Rekeyed", "the name of a column, numbers, and Refusals"),
+    ("Reindex", "names of columns"),
     ("Removed", "numbers"),
-    ("Report", "versions"),
+    ("Report", "versions; or numbers, keys of rows, and Refusals"),
     ("Retention", "numbers"),
+    ("Row", "the key of a row"),
     ("Schema", "text of the program"),
+    ("SealedColumns", "a RekeyArgs or a VerifyArgs"),
     ("Selection", "numbers, and names that the program has chosen"),
     ("Setting", "text of the program"),
     ("Signal", "a word"),
@@ -727,8 +839,23 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Status", "versions and names of files"),
     ("Trim", "numbers"),
     ("Trouble", "a word"),
+    ("VerifyArgs", "what the user has said"),
     ("WatchOptions", "a number"),
     ("WriterId", "a number"),
+    ("HolderStatusRow", "ids of keys, and names of processes"),
+    ("KeyHolder", "the name of a process"),
+    ("KeyOptions", "numbers"),
+    ("KeyRecord", "a Pool, which is shown"),
+    ("KeyState", "a word"),
+    ("KeyStatus", "ids of keys, and names of processes"),
+    ("KeyStatusRow", "ids of keys, and names of processes"),
+    ("KeyTotals", "numbers"),
+    ("KeysArgs", "words, and ids of keys; only with the feature `clap`"),
+    ("KeysError", "a KeyRecordError, which is shown, or names of processes; only with the feature `clap`"),
+    ("MissingKeys", "a word"),
+    ("Promotion", "names of processes"),
+    ("RecordedKey", "what is in the table of keys"),
+    ("Standing", "ids of keys, and names of processes"),
 ];
 
 #[test]

@@ -212,7 +212,7 @@ async fn a_second_signal_ends_a_service_at_once(db: TestDb) {
 
 /// The text between the marks must equal the example.
 #[db_testkit::test(migrations = "../../migrations")]
-async fn readers_who_come_late_or_go_away_read_the_same_answer(db: TestDb) {
+async fn readers_that_come_late_or_go_away_read_the_same_answer(db: TestDb) {
     let mut command = Command::new(program("answer"));
     for (setting, ..) in Settings::default().effective() {
         command.env_remove(setting.variable());

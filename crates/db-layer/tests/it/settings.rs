@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use db_layer::db_notify::BusOptions;
-use db_layer::encryption::{Context, Key, Keyring, Strategy};
+use db_layer::encryption::{Context, Key, KeyReader, Keyring, Strategy};
 use db_layer::{OpenError, Options, PoolOptions, SettingSource, Settings};
 use db_testkit::{Proxy, TestDb};
 use harness::Log;
@@ -42,7 +42,7 @@ fn an_address_may_be_given_whole_or_in_parts() {
         let options = options(said);
 
         assert_eq!(options.database.to_string(), place);
-        assert!(options.direct.is_none() && options.keyring.is_none());
+        assert!(options.direct.is_none() && options.keys.is_none());
     }
 }
 
@@ -94,7 +94,7 @@ fn certificates_are_given_as_pem_or_as_files_and_no_pem_is_shown() {
 }
 
 #[test]
-fn what_is_said_to_be_the_default_is() {
+fn the_documented_defaults_are_the_defaults() {
     let options = options(&[("database-url", "postgres://app@db/shop")]);
 
     assert_eq!(options.api.max, PoolOptions::api().max);
@@ -102,27 +102,48 @@ fn what_is_said_to_be_the_default_is() {
     assert_eq!(options.bus.queue, BusOptions::default().queue);
 }
 
-#[test]
-fn a_key_is_read_from_each_form_and_an_old_one_unseals() {
-    let place = Context::new("t", "c", 1);
-    let keyring = |said: &[(&str, &str)]| -> Keyring {
-        let mut all = vec![("database-url", "postgres://app@db/shop")];
-        all.extend(said);
-        options(&all).keyring.expect("a keyring")
-    };
-    let raw = "sixteen letters!";
-    let sealed = keyring(&[("encryption-key-base64", BASE64)]).seal(b"plain", &place).expect("sealed");
+/// The keys that these settings give.
+async fn keyring(said: &[(&str, &str)]) -> Keyring {
+    let mut all = vec![("database-url", "postgres://app@db/shop")];
+    all.extend(said);
+    let sources = options(&all).keys.expect("keys");
+    KeyReader::new(sources).read(true).await.expect("readable").expect("the first reading")
+}
 
-    assert_eq!(
-        keyring(&[("encryption-key-hex", HEX)]).unseal(&sealed, &place).expect("the same key").as_slice(),
-        b"plain"
-    );
-    for old in [("old-encryption-key-hex", HEX), ("old-encryption-key-base64", BASE64)] {
-        let both = keyring(&[("encryption-key", raw), old]);
-        assert_eq!(both.unseal(&sealed, &place).expect("the old key").as_slice(), b"plain");
+#[tokio::test]
+async fn a_key_is_read_from_each_form_and_an_old_one_unseals() {
+    let place = Context::new("t", "c", 1);
+    let raw = "sixteen letters!";
+    let sealed = keyring(&[("encryption-key-base64", BASE64)]).await.seal(b"plain", &place).expect("sealed");
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("key"), HEX).expect("written");
+    let (file, all) = (folder.path().join("key").display().to_string(), folder.path().display().to_string());
+    let command = format!("cat '{file}'");
+    let forms = [("hex", HEX), ("file", &*file), ("folder", &*all), ("command", &*command)];
+
+    for (form, text) in forms {
+        let keys = keyring(&[(&*format!("encryption-key-{form}"), text)]).await;
+        assert_eq!(**keys.unseal(&sealed, &place).expect("the same key"), *b"plain", "{form}");
+        let both = keyring(&[("encryption-key", raw), (&*format!("old-encryption-key-{form}"), text)]).await;
+        assert_eq!(**both.unseal(&sealed, &place).expect("the old key"), *b"plain", "{form}");
         let new = both.seal(b"plain", &place).expect("sealed");
-        keyring(&[("encryption-key", raw)]).unseal(&new, &place).expect("sealed under the new key");
+        keyring(&[("encryption-key", raw)]).await.unseal(&new, &place).expect("sealed under the new key");
     }
+}
+
+#[tokio::test]
+async fn there_may_be_several_old_keys_in_several_forms() {
+    let ids = |keyring: &Keyring| keyring.keys().map(|key| key.id().to_string()).collect::<Vec<_>>();
+    let other = "101112131415161718191a1b1c1d1e1f";
+    let wanted = [other, HEX].map(|hex| Key::from_hex(hex).expect("a key").id().to_string());
+
+    for old in [format!("{other},{HEX}"), format!("{other}\n{HEX}\n"), format!("{other}\r\n\r\n{HEX}")] {
+        let keys = keyring(&[("encryption-key", "sixteen letters!"), ("old-encryption-key-hex", &old)]).await;
+        assert_eq!(ids(&keys)[1..], wanted, "{old:?}");
+    }
+    let forms = [("old-encryption-key-hex", other), ("old-encryption-key-base64", BASE64)];
+    let keys = keyring(&[&[("encryption-key", "sixteen letters!")][..], &forms].concat()).await;
+    assert_eq!(ids(&keys).len(), 3);
 }
 
 #[test]
@@ -136,7 +157,7 @@ fn a_key_of_ascii_characters_is_used_and_logged_as_a_warning_by_its_id() {
     let url = ("database-url", "postgres://app@db/shop");
     let options = options(&[url, ("encryption-key", typed), ("old-encryption-key-hex", HEX)]);
 
-    assert!(options.keyring.is_some());
+    assert!(options.keys.is_some());
     assert_eq!(log.count(&["WARN", &id.to_string(), "ASCII"]), before + 1);
     assert_eq!((log.count(&[&random.to_string(), "ASCII"]), log.count(&[typed])), (0, 0));
 }
@@ -292,7 +313,7 @@ fn everything_that_is_wrong_is_said_at_once() {
 }
 
 #[test]
-fn what_is_wrong_with_tls_is_found_beside_what_is_wrong_with_the_address() {
+fn mistakes_in_tls_and_in_the_address_are_found_together() {
     let settings =
         settings(&[("postgres-host", "one,two"), ("postgres-database", "shop"), ("postgres-sslmode", "on")]);
 
@@ -325,7 +346,7 @@ fn nothing_that_is_made_of_settings_shows_a_secret() {
 }
 
 #[test]
-fn who_said_what_is_known() {
+fn each_setting_has_the_name_of_its_source() {
     let settings = settings(&[("api-max-conns", "7"), ("database-url", "postgres://app:hunter2@db/shop")]);
 
     let of = |name: &str| {
@@ -341,7 +362,7 @@ fn who_said_what_is_known() {
 }
 
 #[test]
-fn a_password_that_scram_cannot_say_is_refused_by_the_name_of_who_said_it() {
+fn a_password_that_scram_cannot_encode_is_refused_with_the_name_of_its_source() {
     for (said, name) in [
         (&[("database-url", "postgres://app:hunter2🦀@db/shop")][..], "database-url"),
         (&[("postgres-database", "shop"), ("postgres-password", "hunter2🦀")], "postgres-password"),

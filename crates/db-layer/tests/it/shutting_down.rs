@@ -24,7 +24,7 @@ async fn end<F: IntoFuture>(layer: &Db, deadlines: Deadlines, service: F) -> End
 }
 
 #[db_testkit::test]
-async fn what_never_ends_is_cut_and_named_and_takes_no_later_phase_its_time(db: TestDb) {
+async fn endless_work_is_cut_off_and_named_and_takes_no_time_from_later_phases(db: TestDb) {
     let layer = db_layer::open(Options::new(config(&db))).await.expect("opened");
     let backend = layer.backend();
     let endless = tokio::spawn(async move { sqlx::query("select pg_sleep(1000)").execute(backend).await });

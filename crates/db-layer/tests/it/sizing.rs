@@ -62,7 +62,7 @@ async fn pools_fit_below_max_connections_less_what_superusers_keep() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_reserved_for_roles_counts_where_the_server_knows_it() {
+async fn connections_reserved_for_roles_count_on_servers_that_have_them() {
     let (server, db) = small(&[("max_connections", "30"), ("superuser_reserved_connections", "3")]).await;
     // `reserved_connections` came with PostgreSQL 16; an older server refuses the setting, and the check must still work.
     let knows: bool = sqlx::query_scalar("select current_setting('server_version_num')::int4 >= 160000")

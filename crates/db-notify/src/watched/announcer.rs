@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_composed_before_the_start_is_not_late() {
+    fn an_announcement_composed_before_the_start_is_not_late() {
         let mut process = Process::new();
         process.watch("a");
         process.now += RENEWAL * 10;

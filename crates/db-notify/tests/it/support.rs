@@ -206,8 +206,11 @@ impl Place for Scripted {
     }
 
     async fn cut(&self) {
+        let before = self.script.accepted();
         self.script.terminate();
-        until("all sessions have ended", async || self.script.open_sessions() == 0).await;
+        // The link may have other sessions by now, so there need not be a moment without any.
+        let ended = || self.script.accepted() - u64::try_from(self.script.open_sessions()).expect("few");
+        until("all sessions of before have ended", async || ended() >= before).await;
     }
 
     fn cut_before_notify(&self, channel: &str) {

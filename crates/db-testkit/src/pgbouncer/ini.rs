@@ -181,7 +181,7 @@ mod tests {
     use super::{Included, quoted};
 
     #[test]
-    fn what_is_set_in_a_file_and_what_else_is_in_it_are_told_apart() {
+    fn settings_of_a_file_are_separated_from_its_other_lines() {
         let file = "; head\n[pgbouncer]\na = 1\n[databases]\nx = host=y\n [pgbouncer]\nb = 2\n";
 
         let included = Included::read(file);

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_shall_not_be_sent_is_found_within_one_message_only() {
+    fn a_refused_text_is_found_within_one_message_only() {
         let wanted = Wanted { answered: None, unsent: Some(b"COMMIT") };
         let mut talk = started();
 
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_went_by_before_it_was_looked_for_is_not_found() {
+    fn a_text_that_passed_before_the_search_is_not_found() {
         let mut talk = started();
         assert_eq!(talk.hear_client(&message(b'Q', b"COMMIT\0"), Wanted::default()), Found::Nothing);
 

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_savepoint_undoes_is_not_done_at_the_commit() {
+    fn work_that_a_savepoint_undoes_is_not_committed() {
         let mut transaction = Transaction::default();
         run(&mut transaction, "begin");
         assert_eq!(transaction.at_commit(notify("kept")), None);

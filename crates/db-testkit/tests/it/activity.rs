@@ -94,7 +94,7 @@ async fn it_is_quiet_when_transaction_statement_and_lock_are_gone(db: TestDb) {
 }
 
 #[tokio::test]
-async fn who_waits_in_vain_is_told_what_is_there() {
+async fn a_wait_in_vain_ends_with_a_list_of_the_sessions() {
     let db = TestDb::empty().await.unwrap();
     let mut connection = connect(&db, "the loud one").await;
     connection.execute("begin; select pg_advisory_lock(42)").await.unwrap();

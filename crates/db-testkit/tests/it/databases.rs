@@ -38,7 +38,7 @@ async fn the_address_the_options_and_the_pool_lead_to_the_database() {
 }
 
 #[tokio::test]
-async fn a_dropped_database_is_gone_with_those_who_used_it() {
+async fn a_dropped_database_is_gone_with_its_sessions() {
     let server = TestServer::throwaway().await.unwrap();
     let (stays, goes) = (server.empty().await.unwrap(), server.create("tests/migrations").await.unwrap());
     let _user = goes.pool().acquire().await.unwrap();

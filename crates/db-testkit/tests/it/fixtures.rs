@@ -75,6 +75,25 @@ async fn a_statement_that_fails_is_shown_with_its_file_and_line_and_nothing_is_k
 }
 
 #[db_testkit::test]
+async fn a_file_that_leaves_a_transaction_open_is_named_and_one_that_ends_it_is_a_fixture(db: TestDb) {
+    for text in
+        ["begin; create table fixture (of text);", "create table fixture (of text);\nbegin read only;"]
+    {
+        let (_folder, file) = file(text);
+
+        let error = db.load_fixture(&file).await.unwrap_err();
+
+        assert!(matches!(error, Error::FixtureOpen { .. }), "{error:?}");
+        let told = format!("the fixture {} leaves a transaction open: end it with `commit`", file.display());
+        assert_eq!(error.to_string(), told);
+    }
+    let (_folder, file) =
+        file("begin; create table fixture (of text); insert into fixture values ('x'); commit;");
+    db.load_fixture(&file).await.unwrap();
+    assert_eq!(rows(&db).await, ["x"]);
+}
+
+#[db_testkit::test]
 async fn a_file_that_cannot_be_read_is_named(db: TestDb) {
     let (_folder, no_text) = file([0xff, 0xfe]);
     for file in [PathBuf::from("no/such.sql"), no_text] {

@@ -25,7 +25,7 @@ async fn without_a_poll_nothing_begins() {
 }
 
 #[tokio::test]
-async fn what_wakes_the_task_for_another_reason_does_not_poll() {
+async fn another_wake_of_the_task_does_not_poll() {
     let (send, receive) = oneshot::channel::<()>();
     let mut polled = 0;
     let mut receive = Box::pin(receive);

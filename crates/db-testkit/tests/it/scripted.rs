@@ -369,7 +369,7 @@ async fn a_client_that_closes_in_the_middle_or_at_once_fails_nothing() {
 }
 
 #[tokio::test]
-async fn notifications_arrive_after_the_commit_and_at_those_who_listen() {
+async fn notifications_arrive_after_the_commit_and_at_listeners() {
     let script = Script::start([]).unwrap();
     let pool = PgPoolOptions::new().connect_with(script.options()).await.unwrap();
     let mut listener = PgListener::connect_with(&pool).await.unwrap();

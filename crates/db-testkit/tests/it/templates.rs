@@ -36,6 +36,21 @@ async fn many_tests_at_once_migrate_once() {
 }
 
 #[tokio::test]
+async fn a_copy_has_the_file_that_spares_its_first_session_reading_the_catalog() {
+    let server = TestServer::throwaway().await.unwrap();
+    let folder = migration("create table t (n int);");
+
+    let db = server.create(folder.path()).await.unwrap();
+
+    let sql = format!(
+        "select ((pg_stat_file('base/' || oid || '/pg_internal.init', true)).size > 0)::text
+         from pg_database where datname = '{}'",
+        db.name()
+    );
+    assert_eq!(ask(&maintenance(&db), &sql).await, "true");
+}
+
+#[tokio::test]
 async fn changed_migrations_make_another_template() {
     let server = TestServer::throwaway().await.unwrap();
     let old = migration("create table old (n int);");

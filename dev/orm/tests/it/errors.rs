@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use db_core::{Class, Error, PoolOptions, Repeat};
-use db_testkit::TestDb;
+use db_testkit::{TestDb, poll_then_drop};
 use orm::blog::user;
 use orm::cakes::{bakery, cake};
 use sea_orm::ActiveValue::Set;
 use sea_orm::prelude::*;
-use sea_orm::{ConnAcquireErr, DbBackend, Statement, TransactionTrait};
+use sea_orm::{ConnAcquireErr, DbBackend, RuntimeErr, Statement, TransactionTrait};
 
 use crate::support;
 
@@ -71,7 +71,7 @@ async fn an_error_of_the_pool_keeps_what_it_knows(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn an_error_of_a_closed_pool_is_one_that_nobody_waits_out(db: TestDb) {
+async fn an_error_of_a_closed_pool_is_final(db: TestDb) {
     let pool = support::pool(&db, 1);
     pool.close(Duration::from_secs(5)).await;
 
@@ -106,8 +106,59 @@ fn a_pool_of_sea_orms_own_that_was_full_is_worth_another_try() {
 }
 
 #[test]
+fn an_error_of_sea_orms_own_is_the_same_after_the_way_there_and_back() {
+    let back = DbErr::from(Error::from(DbErr::RecordNotFound("no bakery".to_owned())));
+
+    assert!(matches!(&back, DbErr::RecordNotFound(what) if what == "no bakery"), "{back:?}");
+}
+
+#[test]
+fn mistakes_of_the_program_are_misuse() {
+    for mistake in [DbErr::UpdateGetPrimaryKey, DbErr::AttrNotSet("name".to_owned())] {
+        is_the_same(mistake, |error| error.class() == Class::Misuse && error.repeat() == Repeat::Never);
+    }
+}
+
+#[db_testkit::test]
+async fn a_wait_that_was_too_long_is_an_error_of_io_for_code_that_reads_sqlxs_errors(db: TestDb) {
+    let short = Duration::from_millis(100);
+    let pool = support::pool_with(&db, PoolOptions::api().max(1).statement_timeout(short));
+    let sleep = Statement::from_string(DbBackend::Postgres, "select pg_sleep(60)");
+    let late = pool.handle().orm().query_one_raw(sleep).await.expect_err("too long");
+    let _held = pool.handle().acquire().await.expect("the only one");
+    let full = cake::Entity::find().all(&pool.handle().acquire_timeout(short).orm()).await;
+
+    let full = full.expect_err("no connection");
+    assert!(matches!(&full, DbErr::Conn(RuntimeErr::SqlxError(error)) if is_timed_out(error)), "{full:?}");
+    let late = DbErr::from(Error::from(late));
+    assert!(matches!(&late, DbErr::Query(RuntimeErr::SqlxError(error)) if is_timed_out(error)), "{late:?}");
+}
+
+#[db_testkit::test]
+async fn a_connection_out_of_step_is_an_error_of_io_for_code_that_reads_sqlxs_errors(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    let mut copy = conn.copy_in("copy bakery (name) from stdin").await.expect("begun");
+    // More than a socket buffers.
+    let dropped = poll_then_drop(copy.send(vec![b'\n'; 100_000_000]), 1).await;
+    assert!(dropped.is_none(), "the send was dropped while pending");
+
+    let error = DbErr::from(copy.finish().await.expect_err("the COPY has ended"));
+
+    let is_io = |error: &sqlx::Error| matches!(error, sqlx::Error::Io(_));
+    assert!(matches!(&error, DbErr::Query(RuntimeErr::SqlxError(error)) if is_io(error)), "{error:?}");
+    is_the_same(error, |error| matches!(error, Error::Lent(_)));
+}
+
+fn is_timed_out(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::TimedOut)
+}
+
+#[test]
 fn what_quotes_a_value_is_not_shown() {
-    for said in [DbErr::Type("4711".to_owned()), DbErr::Json("4711".to_owned())] {
+    let source = std::sync::Arc::new(std::io::Error::other("4711"));
+    let conversion = DbErr::TryIntoErr { from: "text", into: "int4", source };
+    for said in [DbErr::Type("4711".to_owned()), DbErr::Json("4711".to_owned()), conversion] {
         let error = Error::from(said);
         for text in [error.to_string(), format!("{error:?}")] {
             assert!(!text.contains("4711"), "{text}");

@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use orm::blog::{bob, user};
 use sea_orm::ActiveValue::Set;
 use sea_orm::prelude::*;
-use sea_orm::{DbBackend, QueryOrder, Statement};
+use sea_orm::{DbBackend, QueryOrder, Statement, TransactionTrait};
 
 use crate::support;
 
@@ -89,7 +89,6 @@ async fn both_are_undone_together(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_transaction_that_sea_orm_begins_takes_statements_of_sqlx(db: TestDb) {
-    use sea_orm::TransactionTrait;
     let pool = support::blog(&db, 1).await;
 
     let tx = pool.handle().orm().begin().await.expect("begun");
@@ -106,7 +105,6 @@ async fn a_transaction_that_sea_orm_begins_takes_statements_of_sqlx(db: TestDb) 
 
 #[db_testkit::test]
 async fn holders_and_errors_name_the_line_of_orm(db: TestDb) {
-    use sea_orm::TransactionTrait;
     let options = PoolOptions::api().max(1).statement_timeout(Duration::from_millis(200));
     let pool = support::pool_with(&db, options);
     let handle = pool.handle();
@@ -148,6 +146,29 @@ async fn a_statement_whose_future_is_dropped_is_cancelled_on_the_server(db: Test
         .await;
     assert!(pool.handle().orm().query_one_raw(statement("select 1")).await.expect("an answer").is_some());
     assert_eq!(pool.stats().totals.dialled, 1, "{:?}", pool.stats());
+}
+
+/// The future of a statement is boxed. See the test of the same name in db-core.
+#[db_testkit::test]
+async fn the_future_of_one_statement_fits_into_the_allocators_cached_blocks(db: TestDb) {
+    let pool = support::pool(&db, 1);
+    let one = || statement("select 1");
+    let small = |future: usize| assert!(future <= 1032, "{future} bytes");
+
+    let orm = pool.handle().orm();
+    small(size_of_val(&*orm.query_one_raw(one())));
+    small(size_of_val(&*orm.query_all_raw(one())));
+    small(size_of_val(&*orm.execute_raw(one())));
+    let begun = orm.begin().await.expect("begun");
+    small(size_of_val(&*begun.query_one_raw(one())));
+    small(size_of_val(&*begun.query_all_raw(one())));
+    small(size_of_val(&*begun.execute_raw(one())));
+    begun.rollback().await.expect("rolled back");
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    let orm = conn.orm();
+    small(size_of_val(&*orm.query_one_raw(one())));
+    small(size_of_val(&*orm.query_all_raw(one())));
+    small(size_of_val(&*orm.execute_raw(one())));
 }
 
 #[db_testkit::test]

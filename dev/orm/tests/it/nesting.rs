@@ -9,10 +9,13 @@ use db_testkit::{TestDb, until};
 use futures_util::TryStreamExt;
 use orm::cakes::bakery;
 use sea_orm::ActiveValue::Set;
-use sea_orm::TransactionTrait;
 use sea_orm::prelude::*;
+use sea_orm::{DbBackend, Statement, TransactionTrait};
 
 use crate::support;
+
+/// Limit for a wait that has a shorter deadline of its own.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn open(db: &impl ConnectionTrait, name: &str) -> Result<(), DbErr> {
     bakery::ActiveModel { name: Set(name.to_owned()), ..Default::default() }.insert(db).await?;
@@ -25,7 +28,7 @@ fn is_ended<T: std::fmt::Debug>(result: Result<T, DbErr>) -> bool {
 }
 
 #[db_testkit::test]
-async fn one_that_was_ended_by_another_around_it_says_so_and_ends_nothing(db: TestDb) {
+async fn a_transaction_that_its_outer_one_has_ended_says_so_and_ends_nothing(db: TestDb) {
     let pool = support::bakery(&db, 1).await;
 
     pool.handle()
@@ -60,7 +63,7 @@ async fn one_that_was_ended_by_another_around_it_says_so_and_ends_nothing(db: Te
 }
 
 #[db_testkit::test]
-async fn one_of_a_transaction_that_is_over_does_not_take_the_next_for_its_own(db: TestDb) {
+async fn a_savepoint_of_an_ended_transaction_does_not_belong_to_the_next_one(db: TestDb) {
     let pool = support::bakery(&db, 2).await;
     let mut conn = pool.handle().acquire().await.expect("a connection");
     let orm = conn.orm();
@@ -80,7 +83,7 @@ async fn one_of_a_transaction_that_is_over_does_not_take_the_next_for_its_own(db
 }
 
 #[db_testkit::test]
-async fn one_whose_transaction_was_dropped_is_ended_and_what_it_did_is_undone(db: TestDb) {
+async fn a_savepoint_whose_transaction_was_dropped_is_ended_and_undone(db: TestDb) {
     let pool = support::bakery(&db, 1).await;
     let outer = pool.handle().orm().begin().await.expect("begun");
     let inner = outer.begin().await.expect("a savepoint");
@@ -91,6 +94,41 @@ async fn one_whose_transaction_was_dropped_is_ended_and_what_it_did_is_undone(db
     drop(inner);
 
     assert_eq!(support::count(pool.handle(), "bakery").await, 0);
+}
+
+#[db_testkit::test]
+async fn a_dropped_transaction_whose_statement_was_abandoned_is_undone_before_the_next_statement(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    let orm = conn.orm();
+    let begun = orm.begin().await.expect("begun");
+    open(&begun, "undone").await.expect("an insert");
+
+    let sleep = begun.query_one_raw(Statement::from_string(DbBackend::Postgres, "select pg_sleep(60)"));
+    tokio::time::timeout(Duration::from_millis(100), sleep).await.expect_err("abandoned");
+    drop(begun);
+
+    assert_eq!(bakery::Entity::find().count(&orm).await.expect("a count"), 0);
+}
+
+#[db_testkit::test]
+async fn a_transaction_that_a_loan_has_committed_runs_no_other_statement(db: TestDb) {
+    let pool = support::bakery(&db, 1).await;
+    let tx = pool.handle().orm().begin().await.expect("begun");
+    open(&tx, "kept").await.expect("an insert");
+
+    let mut session = tx.session().await.expect("its session");
+    let lent = session.as_sqlx_without_reset().await.expect("lent");
+    sqlx::raw_sql("commit").execute(lent).await.expect("committed");
+    drop(session);
+
+    for refused in [open(&tx, "lost").await, open(&tx, "lost").await, tx.begin().await.map(drop)] {
+        let error = Error::from(refused.expect_err("there is no transaction"));
+        assert!(matches!(error, Error::Lent(_)), "{error:?}");
+    }
+    let error = Error::from(tx.commit().await.expect_err("there is no transaction"));
+    assert!(matches!(error, Error::CommitUnknown(_)), "{error:?}");
+    assert_eq!(support::count(pool.handle(), "bakery").await, 1);
 }
 
 #[db_testkit::test]
@@ -106,7 +144,7 @@ async fn a_committed_transaction_gives_its_connection_back_while_an_inner_one_is
 }
 
 #[db_testkit::test]
-async fn what_is_dropped_while_a_stream_has_the_session_is_undone_after_it(db: TestDb) {
+async fn a_savepoint_that_is_dropped_while_a_stream_has_the_session_is_undone_after_the_stream(db: TestDb) {
     let pool = support::bakery(&db, 1).await;
 
     pool.handle()
@@ -131,7 +169,7 @@ async fn what_is_dropped_while_a_stream_has_the_session_is_undone_after_it(db: T
 }
 
 #[db_testkit::test]
-async fn what_was_dropped_last_is_undone_by_the_next_statement_of_sqlx_and_by_the_commit(db: TestDb) {
+async fn a_dropped_savepoint_is_undone_by_the_next_statement_of_sqlx_and_by_the_commit(db: TestDb) {
     let pool = support::bakery(&db, 1).await;
 
     for counts_between in [true, false] {
@@ -178,6 +216,12 @@ async fn hooks_go_with_their_part(db: TestDb) {
     own.session().await.expect("its session").after_commit(hook(1000));
     own.commit().await.expect("committed");
     assert_eq!(ran.load(Ordering::Relaxed), 1101);
+
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    drop(conn.orm().begin().await.expect("begun"));
+    // The transaction that is still to be undone is over for the program.
+    conn.after_commit(hook(10_000));
+    assert_eq!(ran.load(Ordering::Relaxed), 11_101);
 }
 
 #[db_testkit::test]
@@ -204,15 +248,19 @@ async fn a_statement_that_waits_for_the_stream_that_waits_for_it_fails_in_time(d
     orm::cakes::create_tables(&pool.handle().orm()).await.expect("tables");
 
     let mut tx = pool.handle().begin().await.expect("begun");
-    let orm = tx.orm();
+    let (orm, line) = (tx.orm(), line!());
     open(&orm, "read").await.expect("an insert");
     let mut rows = bakery::Entity::find().stream(&orm).await.expect("a stream");
     rows.try_next().await.expect("a row");
-    let error = Error::from(open(&orm, "never").await.expect_err("the stream has the session"));
+    let never = tokio::time::timeout(PATIENCE, open(&orm, "never")).await.expect("it has a deadline");
+    let error = Error::from(never.expect_err("the stream has the session"));
     assert!(matches!(error, Error::Deadline(_)), "{error:?}");
     assert_eq!(error.class(), Class::TimedOut);
     let text = error.to_string();
-    assert!(text.contains("a stream that is still open") && text.contains("nesting.rs:"), "{text}");
+    assert!(
+        text.contains("a stream that is still open") && text.contains(&format!("nesting.rs:{line})")),
+        "{text}"
+    );
     drop(rows);
     open(&orm, "after it").await.expect("an insert");
     tx.commit().await.expect("committed");
@@ -226,17 +274,24 @@ async fn a_closure_that_takes_longer_than_a_transaction_may_is_undone(db: TestDb
     let pool = support::pool_with(&db, options);
     orm::cakes::create_tables(&pool.handle().orm()).await.expect("tables");
 
-    let late = pool
-        .handle()
-        .orm()
-        .transaction_async::<_, (), DbErr>(async |tx| {
-            open(tx, "undone").await?;
+    let orm = pool.handle().orm();
+    let by_async = orm.transaction_async::<_, (), DbErr>(async |tx| {
+        open(tx, "undone").await?;
+        std::future::pending().await
+    });
+    let by_async = tokio::time::timeout(PATIENCE, by_async).await.expect("it has a deadline");
+    let boxed = orm.transaction::<_, (), DbErr>(|tx| {
+        Box::pin(async move {
+            open(tx, "undone, too").await?;
             std::future::pending().await
         })
-        .await;
+    });
+    let boxed = tokio::time::timeout(PATIENCE, boxed).await.expect("it has a deadline");
 
-    let error = Error::from(late.expect_err("late"));
-    assert!(matches!(&error, Error::Deadline(late) if late.is_transaction()), "{error:?}");
+    for late in [by_async, boxed] {
+        let error = Error::from(late.expect_err("late"));
+        assert!(matches!(&error, Error::Deadline(late) if late.is_transaction()), "{error:?}");
+    }
     until("its connection is back", async || pool.stats().in_use == 0 && pool.stats().repairing == 0).await;
     assert_eq!(support::count(pool.handle(), "bakery").await, 0);
 }

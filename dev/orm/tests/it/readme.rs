@@ -1,5 +1,6 @@
 //! The README of `SeaORM`, from the first example to the last, on a handle's `orm()` and on that of a transaction. `raw_sql!` names PostgreSQL
-//! there; the schema registry and the synchronous crate are no part of a connection.
+//! here. The schema registry runs on `pool.sea_orm()`: it asks for a trait of sea-schema, which `SeaORM` implements for its own connections
+//! only. The synchronous crate has another driver.
 
 use db_core::Error;
 use db_testkit::TestDb;
@@ -240,4 +241,18 @@ async fn the_cakes_of_the_readme_are_found_changed_and_deleted_on_a_connection_a
         .await
         .expect("empty");
     second_half(&conn.orm()).await.expect("all of it");
+}
+
+#[db_testkit::test]
+async fn the_schema_registry_of_the_readme_makes_the_tables_and_adds_what_is_missing_on_sea_orms_own_connection(
+    db: TestDb,
+) {
+    let pool = support::pool(&db, 1);
+    let sea_orm = pool.sea_orm();
+
+    sea_orm.get_schema_registry("orm::blog::*").sync(&sea_orm).await.expect("tables");
+    sqlx::raw_sql("alter table post drop column title").execute(pool.handle()).await.expect("altered");
+    sea_orm.get_schema_registry("orm::blog::*").sync(&sea_orm).await.expect("a column");
+
+    first_half(&pool.handle().orm()).await.expect("all of it");
 }

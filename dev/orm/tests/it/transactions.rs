@@ -43,6 +43,20 @@ async fn by_hand<C: TransactionTrait + ConnectionTrait>(db: &C) -> Result<(), Db
     Ok(())
 }
 
+/// Begun while another one that was dropped is still to be undone.
+async fn after_a_drop<C: TransactionTrait + ConnectionTrait>(db: &C) -> Result<(), DbErr> {
+    use sea_orm::TransactionSession;
+
+    let dropped = db.begin().await?;
+    open(&dropped, "dropped").await?;
+    drop(dropped);
+    let kept = db.begin().await?;
+    open(&kept, "kept").await?;
+    kept.commit().await?;
+    assert_eq!(count(db).await?, 7);
+    Ok(())
+}
+
 /// By closures, which commit on `Ok` and undo on `Err`.
 async fn by_closures<C: TransactionTrait + ConnectionTrait>(db: &C) -> Result<(), DbErr> {
     let name = "closed over".to_owned();
@@ -129,7 +143,8 @@ async fn all_of_it<C: TransactionTrait + ConnectionTrait>(db: &C) -> Result<(), 
     by_hand(db).await?;
     by_closures(db).await?;
     nested(db).await?;
-    failing(db).await
+    failing(db).await?;
+    after_a_drop(db).await
 }
 
 async fn tables(db: &TestDb, max: u32) -> Pool {
@@ -149,7 +164,7 @@ async fn transactions_inside_of_ours_end_as_those_of_sea_orm_do(db: TestDb) {
 
     pool.handle().tx(async |tx| Ok::<_, Error>(all_of_it(&tx.orm()).await?)).await.expect("committed");
 
-    assert_eq!(support::count(pool.handle(), "bakery").await, 6);
+    assert_eq!(support::count(pool.handle(), "bakery").await, 7);
 }
 
 #[db_testkit::test]
@@ -165,6 +180,24 @@ async fn transactions_of_sea_orms_own_connection_on_the_reserve_end_in_the_same_
     let pool = tables(&db, 4).await;
 
     all_of_it(&pool.sea_orm()).await.expect("all of it");
+}
+
+#[db_testkit::test]
+async fn a_closure_that_fails_rolls_back_itself_and_needs_no_repair(db: TestDb) {
+    let pool = tables(&db, 1).await;
+
+    let failed = pool
+        .handle()
+        .orm()
+        .transaction_async::<_, (), DbErr>(async |tx| {
+            open(tx, "undone").await?;
+            Err(DbErr::Custom("enough".to_owned()))
+        })
+        .await;
+
+    assert!(matches!(failed, Err(TransactionError::Transaction(_))), "{failed:?}");
+    assert_eq!(support::count(pool.handle(), "bakery").await, 0);
+    assert_eq!(pool.stats().totals.repaired, 0, "{:?}", pool.stats());
 }
 
 #[db_testkit::test]

@@ -117,7 +117,7 @@ async fn an_old_one_knows_nothing_of_prepared_statements(db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn it_ends_with_its_value(db: TestDb) {
+async fn a_pooler_ends_with_its_value(db: TestDb) {
     let bouncer = PgBouncer::start(&db).await.unwrap();
     let (folder, pid) = (folder_of(&bouncer), bouncer.pid().unwrap());
     let mut connection = connect(&bouncer).await;
@@ -152,7 +152,7 @@ async fn a_killed_one_is_lost_to_its_clients_and_comes_back_at_the_same_address(
 }
 
 #[db_testkit::test]
-async fn one_that_runs_is_restarted_by_killing_it(db: TestDb) {
+async fn a_running_pooler_is_restarted_by_killing_it(db: TestDb) {
     let bouncer = PgBouncer::start(&db).await.unwrap();
     let (mut lost, before) = (connect(&bouncer).await, bouncer.pid().unwrap());
 
@@ -164,7 +164,7 @@ async fn one_that_runs_is_restarted_by_killing_it(db: TestDb) {
 }
 
 #[tokio::test]
-async fn it_stands_before_a_server_of_the_tests_own() {
+async fn a_pooler_stands_before_a_throwaway_server() {
     let server = TestServer::throwaway().await.unwrap();
     let db = server.empty().await.unwrap();
     let bouncer = PgBouncer::builder().to_server(&server).await.unwrap();
@@ -176,7 +176,7 @@ async fn it_stands_before_a_server_of_the_tests_own() {
 }
 
 #[db_testkit::test]
-async fn what_it_refuses_is_told_in_its_own_words(db: TestDb) {
+async fn the_refusals_of_a_pooler_are_told_in_its_own_words(db: TestDb) {
     match PgBouncer::builder().setting("no_such_setting", "1").start(&db).await {
         Err(Error::PgBouncerFailed { log }) => assert!(log.contains("no_such_setting"), "{log}"),
         other => panic!("{other:?}"),
@@ -272,7 +272,7 @@ impl Other {
 }
 
 #[tokio::test]
-async fn it_ends_when_the_test_process_is_killed() {
+async fn a_pooler_ends_when_the_test_process_is_killed() {
     let mut other = Other::start(|_| {});
     assert!(runs(other.pid) && other.folder.exists());
 

@@ -82,7 +82,7 @@ async fn statements_transactions_and_streams_work_through_it_for_more_connection
 }
 
 #[db_testkit::test]
-async fn one_that_does_not_follow_prepared_statements_is_refused_with_what_to_do(db: TestDb) {
+async fn a_pooler_that_does_not_track_prepared_statements_is_refused_with_what_to_do(db: TestDb) {
     for builder in [old(), PgBouncer::builder().default_pool_size(4).max_prepared_statements(0)] {
         let bouncer = builder.start(&db).await.expect("a pooler");
         let version = bouncer.version();
@@ -111,7 +111,7 @@ async fn one_that_does_not_follow_prepared_statements_is_refused_with_what_to_do
 }
 
 #[db_testkit::test]
-async fn one_that_nobody_spoke_of_is_recognised(db: TestDb) {
+async fn a_pooler_that_the_address_does_not_mention_is_recognised(db: TestDb) {
     for builder in [old(), following()] {
         let bouncer = builder.start(&db).await.expect("a pooler");
         let unsaid = config(&bouncer).with_pooler(Pooler::None);
@@ -136,7 +136,7 @@ fn passwords(folder: &Path) -> String {
 }
 
 #[db_testkit::test]
-async fn who_is_not_let_in_by_it_is_told_so_at_once(db: TestDb) {
+async fn a_login_that_the_pooler_refuses_fails_at_once(db: TestDb) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = passwords(folder.path());
     for builder in [old(), following()] {
@@ -202,7 +202,7 @@ async fn in_session_mode_it_works_as_without_one_once_it_ignores_what_it_does_no
 }
 
 #[db_testkit::test]
-async fn what_needs_a_session_of_its_own_is_not_sent(db: TestDb) {
+async fn a_statement_that_needs_a_session_of_its_own_is_not_sent(db: TestDb) {
     let bouncer = following().start(&db).await.expect("a pooler");
     let pool = pool(&bouncer, 2);
     let direct = Pool::new(&Config::from_url(&db.direct_url()).expect("an address"), options(2));
@@ -473,7 +473,7 @@ async fn a_server_that_is_down_behind_it_is_waited_for(_db: TestDb) {
 }
 
 #[db_testkit::test]
-async fn who_waits_in_vain_for_a_session_of_the_poolers_may_come_again(db: TestDb) {
+async fn a_wait_in_vain_for_a_session_of_the_pooler_is_worth_another_try(db: TestDb) {
     let builder = following().default_pool_size(1).setting("query_wait_timeout", "1");
     let bouncer = builder.start(&db).await.expect("a pooler");
     let (holding, waiting) = (pool(&bouncer, 1), pool(&bouncer, 1));
@@ -537,4 +537,51 @@ async fn each_transaction_has_the_settings_of_the_pool_and_what_comes_after_it_h
         sqlx::query_scalar("select current_setting('application_name')").fetch_one(pool.handle()).await;
     let name: String = name.expect("a name");
     assert_eq!(name, "shop 7");
+}
+
+#[db_testkit::test]
+async fn entities_and_their_transactions_work_through_it_for_more_connections_than_sessions(db: TestDb) {
+    use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
+    let bouncer = following().default_pool_size(2).start(&db).await.expect("a pooler");
+    let pool = pool(&bouncer, 8);
+    sqlx::raw_sql("create table t (n int primary key)").execute(&db.pool()).await.expect("a table");
+    let add =
+        |n: i32| Statement::from_sql_and_values(DbBackend::Postgres, "insert into t values ($1)", [n.into()]);
+
+    let tasks = (0..32).map(|n| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            let orm = pool.handle().orm();
+            let whole = orm.begin().await?;
+            whole.execute_raw(add(n)).await?;
+            let undone = whole.begin().await?;
+            undone.execute_raw(add(n + 100)).await?;
+            undone.rollback().await?;
+            let dropped = whole.begin().await?;
+            dropped.execute_raw(add(n + 200)).await?;
+            drop(dropped);
+            whole.commit().await?;
+            drop(orm.begin().await?);
+            orm.execute_raw(add(n + 1000)).await?;
+            Ok::<_, Error>(())
+        })
+    });
+    for task in join_all(tasks).await {
+        task.expect("no panic").expect("committed");
+    }
+
+    let sum = "select sum(n) = (select sum(n * 2 + 1000) from generate_series(0, 31) n) from t";
+    let is_as_expected: bool = sqlx::query_scalar(sum).fetch_one(pool.handle()).await.expect("a sum");
+    assert!(is_as_expected);
+    assert!(db.sessions().await.expect("sessions").len() <= 2);
+    let refused = pool.handle().orm().execute_unprepared("set search_path = pg_catalog").await;
+    let refused = Error::from(refused.expect_err("it needs a session of its own"));
+    assert!(matches!(refused, Error::Pooler(_)), "{refused:?}");
+    let in_transaction = async |tx: &mut db_core::Tx| {
+        tx.orm().execute_unprepared("listen a").await?;
+        Ok::<_, Error>(())
+    };
+    let refused = pool.handle().tx(in_transaction).await.expect_err("it needs a session of its own");
+    assert!(matches!(refused, Error::Pooler(_)), "{refused:?}");
+    assert!(pool.close(PATIENCE).await.is_clean());
 }

@@ -3,24 +3,8 @@
 use serde::Deserialize;
 
 use super::KeyType;
+use super::declared::{Declared, Kind};
 use crate::{Error, Pool};
-
-/// A column as it is declared.
-#[derive(Clone, Debug)]
-pub(super) struct Declared {
-    pub(super) logical: (&'static str, &'static str),
-    pub(super) schema: Option<&'static str>,
-    table: &'static str,
-    column: &'static str,
-    pub(super) key: Vec<(&'static str, KeyType)>,
-    pub(super) kind: Kind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Sealed,
-    Index { is_unique: bool },
-}
 
 /// A declared table as it is. No table of this name: no attributes.
 #[derive(Clone, Debug, Default)]
@@ -38,34 +22,6 @@ struct Attribute {
     kind: String,
     not_null: bool,
     generated: bool,
-}
-
-impl Declared {
-    pub(super) fn new(table: &'static str, column: &'static str, kind: Kind) -> Self {
-        Self { logical: (table, column), schema: None, table, column, key: Vec::new(), kind }
-    }
-
-    pub(super) fn stored_in(&mut self, table: &'static str, column: &'static str) {
-        (self.table, self.column) = (table, column);
-    }
-
-    /// The logical names, for people.
-    pub(super) fn place(&self) -> String {
-        let (table, column) = self.logical;
-        match self.kind {
-            Kind::Sealed => format!("{table}.{column}"),
-            Kind::Index { .. } => format!("index of {table}.{column}"),
-        }
-    }
-
-    /// The physical table as SQL.
-    fn relation(&self) -> String {
-        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-        match self.schema {
-            Some(schema) => format!("{}.{}", quoted(schema), quoted(self.table)),
-            None => quoted(self.table),
-        }
-    }
 }
 
 /// The table of each declaration, in the same order.
@@ -104,12 +60,13 @@ pub(super) async fn tables(pool: &Pool, declared: &[Declared]) -> Result<Vec<Tab
 pub(super) fn misfits(declared: &[Declared], tables: &[Table]) -> Vec<String> {
     let mut misfits = Vec::new();
     for (nth, (column, table)) in declared.iter().zip(tables).enumerate() {
-        let mut say = |what: String| misfits.push(format!("{}: {what}", column.place()));
+        let mut say = |what: String| misfits.push(format!("{column}: {what}"));
         // A column may have several indexes, each stored in its own column.
         let is_same = |other: &Declared| {
-            let is_stored_there = other.relation() == column.relation() && other.column == column.column;
+            let is_stored_there =
+                other.relation() == column.relation() && other.stored_column() == column.stored_column();
             let is_sealed = [other.kind, column.kind] == [Kind::Sealed; 2];
-            is_stored_there || is_sealed && other.logical == column.logical
+            is_stored_there || is_sealed && other.to_string() == column.to_string()
         };
         if declared[..nth].iter().any(is_same) {
             say("it is declared twice".to_owned());
@@ -130,25 +87,25 @@ impl Declared {
             Some(_) => return vec![format!("{relation} is not a table")],
         }
         let mut misfits = Vec::new();
-        match table.attribute(self.column) {
-            None => misfits.push(format!("there is no column {:?} in {relation}", self.column)),
+        match table.attribute(self.stored_column()) {
+            None => misfits.push(format!("there is no column {:?} in {relation}", self.stored_column())),
             Some(Attribute { generated: true, .. }) => {
-                misfits.push(format!("the column {:?} of {relation} is generated", self.column));
+                misfits.push(format!("the column {:?} of {relation} is generated", self.stored_column()));
             }
             Some(Attribute { kind, .. }) if kind != "bytea" => {
                 misfits.push(format!(
                     "the column {:?} of {relation} is {kind}, and has to be bytea",
-                    self.column
+                    self.stored_column()
                 ));
             }
             Some(_) => {}
         }
         match self.kind {
             Kind::Sealed => misfits.extend(self.key_misfits(table)),
-            Kind::Index { is_unique: true } if !table.is_unique(&[self.column]) => {
+            Kind::Index { is_unique: true } if !table.is_unique(&[self.stored_column()]) => {
                 misfits.push(format!(
                     "no unique index of {relation} is over the column {:?} alone",
-                    self.column
+                    self.stored_column()
                 ));
             }
             Kind::Index { .. } => {}
@@ -157,14 +114,14 @@ impl Declared {
     }
 
     fn key_misfits(&self, table: &Table) -> Vec<String> {
-        if self.key.is_empty() {
+        if self.key_columns().is_empty() {
             return vec!["the key of its rows is not declared".to_owned()];
         }
         let mut misfits = Vec::new();
-        for (name, declared) in &self.key {
+        for (name, declared) in self.key_columns() {
             match table.attribute(name) {
                 None => misfits.push(format!("there is no key column {name:?} in {}", self.relation())),
-                Some(Attribute { kind, .. }) if !STABLE.iter().any(|stable| stable.name() == kind) => {
+                Some(Attribute { kind, .. }) if !KeyType::ALL.iter().any(|stable| stable.name() == kind) => {
                     misfits.push(format!(
                         "the key column {name:?} is {kind}, whose text is not the same in every session"
                     ));
@@ -178,24 +135,13 @@ impl Declared {
                 Some(_) => {}
             }
         }
-        let names: Vec<_> = self.key.iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = self.key_columns().iter().map(|(name, _)| name.as_ref()).collect();
         if misfits.is_empty() && !table.is_unique(&names) {
             misfits.push(format!("no unique index of {} is over its key alone: {names:?}", self.relation()));
         }
         misfits
     }
 }
-
-const STABLE: [KeyType; 8] = [
-    KeyType::SmallInt,
-    KeyType::Integer,
-    KeyType::BigInt,
-    KeyType::Uuid,
-    KeyType::Text,
-    KeyType::Varchar,
-    KeyType::Bool,
-    KeyType::Date,
-];
 
 impl Table {
     fn attribute(&self, name: &str) -> Option<&Attribute> {

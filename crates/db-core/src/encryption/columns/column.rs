@@ -4,25 +4,27 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Shared;
-use super::catalog::Declared;
 use super::codec::Codec;
-use super::row::{RowKey, row};
-use crate::encryption::{Context, EncryptionError, Sealed};
+use super::declared::Declared;
+use super::row::RowKey;
+use crate::encryption::{EncryptionError, Sealed};
 
 /// A declared column of values of type `T`: it seals and unseals them. Clones are of the same column.
 pub struct Column<T> {
     shared: Arc<Shared>,
-    /// The logical names of table and column.
-    logical: (&'static str, &'static str),
-    /// The number of the rows' key columns.
-    key: usize,
-    padding: u16,
+    declared: Arc<Declared>,
     codec: Codec<T>,
 }
 
 impl<T> Column<T> {
-    pub(super) fn new(shared: Arc<Shared>, declared: &Declared, padding: u16, codec: Codec<T>) -> Self {
-        Self { shared, logical: declared.logical, key: declared.key.len(), padding, codec }
+    pub(super) fn new(shared: Arc<Shared>, declared: Declared, codec: Codec<T>) -> Self {
+        Self { shared, declared: Arc::new(declared), codec }
+    }
+
+    /// The declaration: where the column is stored, and the key of its rows.
+    #[must_use]
+    pub fn declared(&self) -> &Declared {
+        &self.declared
     }
 
     /// Seals a value for the row of this key.
@@ -36,7 +38,7 @@ impl<T> Column<T> {
     /// another number of columns, [`EncryptionError::Type`] when the value cannot be written in the declared form, and those of the
     /// strategy.
     pub fn seal(&self, key: impl RowKey, value: &T) -> Result<Sealed<T>, EncryptionError> {
-        let place = self.place(&key)?;
+        let place = self.declared.place(key.texts())?;
         let strategy = self.shared.strategy(&place)?;
         let plain =
             (self.codec.encode)(value).ok_or_else(|| EncryptionError::Type { place: place.to_string() })?;
@@ -50,34 +52,20 @@ impl<T> Column<T> {
     /// [`EncryptionError::Locked`], [`EncryptionError::RowKey`], [`EncryptionError::Type`] when the value is not a `T` in the
     /// declared form, and those of the strategy, each with table, column and row.
     pub fn unseal(&self, key: impl RowKey, sealed: &Sealed<T>) -> Result<T, EncryptionError> {
-        let place = self.place(&key)?;
+        let place = self.declared.place(key.texts())?;
         let plain = self.shared.strategy(&place)?.unseal(sealed.as_bytes(), &place)?;
         (self.codec.decode)(&plain).ok_or_else(|| EncryptionError::Type { place: place.to_string() })
-    }
-
-    fn place(&self, key: &impl RowKey) -> Result<Context, EncryptionError> {
-        let (table, column) = self.logical;
-        let texts = key.texts();
-        if texts.len() != self.key {
-            return Err(EncryptionError::RowKey {
-                column: format!("{table}.{column}"),
-                given: texts.len(),
-                declared: self.key,
-            });
-        }
-        Ok(Context::new(table, column, row(texts)).padded(self.padding))
     }
 }
 
 impl<T> Clone for Column<T> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), ..*self }
+        Self { shared: Arc::clone(&self.shared), declared: Arc::clone(&self.declared), codec: self.codec }
     }
 }
 
 impl<T> fmt::Debug for Column<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (table, column) = self.logical;
-        write!(f, "Column({table}.{column})")
+        write!(f, "Column({})", self.declared)
     }
 }

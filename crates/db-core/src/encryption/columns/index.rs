@@ -8,9 +8,9 @@ use caseless::Caseless;
 use unicode_normalization::UnicodeNormalization;
 
 use super::Shared;
-use super::catalog::{Declared, Kind};
+use super::declared::{Declared, Kind};
 use crate::encryption::context::put;
-use crate::encryption::{Context, EncryptionError};
+use crate::encryption::{Context, EncryptionError, KeyId};
 
 /// The bytes of an index that is not truncated.
 const LENGTH: u8 = 16;
@@ -55,26 +55,37 @@ impl Normalization {
 #[must_use = "an index is declared by `build`"]
 pub struct DeclareIndex {
     shared: Arc<Shared>,
+    table: &'static str,
+    column: &'static str,
     declared: Declared,
     normalization: Normalization,
     length: u8,
+    under: Option<KeyId>,
 }
 
 impl DeclareIndex {
     pub(super) fn new(shared: Arc<Shared>, table: &'static str, column: &'static str) -> Self {
-        let declared = Declared::new(table, column, Kind::Index { is_unique: false });
-        Self { shared, declared, normalization: Normalization::default(), length: LENGTH }
+        let declared = Declared::of_kind(table, column, Kind::Index { is_unique: false });
+        Self {
+            shared,
+            table,
+            column,
+            declared,
+            normalization: Normalization::default(),
+            length: LENGTH,
+            under: None,
+        }
     }
 
     /// Says where the index is stored: a column of type `bytea`, beside the sealed one.
     pub fn stored_in(mut self, table: &'static str, column: &'static str) -> Self {
-        self.declared.stored_in(table, column);
+        self.declared = self.declared.stored_in(table, column);
         self
     }
 
     /// The schema of the table; without it, the `search_path` finds the table.
     pub fn schema(mut self, schema: &'static str) -> Self {
-        self.declared.schema = Some(schema);
+        self.declared = self.declared.schema(schema);
         self
     }
 
@@ -98,16 +109,25 @@ impl DeclareIndex {
         self
     }
 
+    /// Makes the index under this key only, also when another one is primary. A [unique](Self::unique) index needs that: under two keys, one
+    /// value has two indexes, and the table would take it twice. To change the key, add a second column that is pinned to the new
+    /// key, write both, fill the second, and drop the first.
+    pub fn under(mut self, key: KeyId) -> Self {
+        self.under = Some(key);
+        self
+    }
+
     /// Declares the index.
     #[must_use]
     pub fn build(self) -> BlindIndex {
         let is_unique = self.declared.kind == Kind::Index { is_unique: true };
         self.shared.declared().push(self.declared.clone());
-        let (table, column) = self.declared.logical;
         BlindIndex {
             shared: self.shared,
-            table,
-            column,
+            declared: self.declared,
+            under: self.under,
+            table: self.table,
+            column: self.column,
             normalization: self.normalization,
             length: if is_unique { LENGTH } else { self.length },
         }
@@ -116,7 +136,7 @@ impl DeclareIndex {
 
 impl fmt::Debug for DeclareIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DeclareIndex({})", self.declared.place())
+        write!(f, "DeclareIndex({})", self.declared)
     }
 }
 
@@ -125,6 +145,8 @@ impl fmt::Debug for DeclareIndex {
 #[derive(Clone)]
 pub struct BlindIndex {
     shared: Arc<Shared>,
+    declared: Declared,
+    under: Option<KeyId>,
     table: &'static str,
     column: &'static str,
     normalization: Normalization,
@@ -132,16 +154,18 @@ pub struct BlindIndex {
 }
 
 impl BlindIndex {
-    /// What to store beside the sealed value: the index under the primary key.
+    /// What to store beside the sealed value: the index under the primary key, or under the key that it is [pinned](DeclareIndex::under)
+    /// to.
     ///
     /// # Errors
     ///
-    /// [`EncryptionError::Locked`], and [`EncryptionError::NoIndexKey`] for a strategy without keys.
+    /// [`EncryptionError::Locked`], and [`EncryptionError::NoIndexKey`] if its key is not there.
     pub fn of(&self, text: &str) -> Result<Vec<u8>, EncryptionError> {
         self.any(text).map(|mut all| all.swap_remove(0))
     }
 
-    /// What to look for: the index under each key of the keyring, the primary key first. For `where email_index = any($1)`.
+    /// What to look for: the index under each key of the keyring, the primary key first, or under the key that it is pinned to. For
+    /// `where email_index = any((select $1::bytea[])::bytea[])`, which the server plans once, or `= any($1)`, which it plans each time.
     ///
     /// # Errors
     ///
@@ -151,14 +175,26 @@ impl BlindIndex {
         let strategy = self.shared.strategy(&place)?;
         let text = self.normalization.apply(text);
         let mut names = Vec::new();
-        put(&mut names, self.table);
-        put(&mut names, self.column);
+        for name in [self.table, self.column] {
+            put(&mut names, name);
+        }
         let label = [b"db-core blind index\0", &*names, self.normalization.label()];
-        let all = strategy.blind(&label, text.as_bytes());
+        let mut all = strategy.blind(&label, text.as_bytes());
+        if let Some(key) = self.under {
+            all.retain(|(id, _)| *id == key);
+        }
         if all.is_empty() {
             return Err(EncryptionError::NoIndexKey { column: format!("{}.{}", self.table, self.column) });
         }
-        Ok(all.iter().map(|hash| hash[..usize::from(self.length)].to_vec()).collect())
+        Ok(all.iter().map(|(_, hash)| hash[..usize::from(self.length)].to_vec()).collect())
+    }
+}
+
+impl BlindIndex {
+    /// The declaration: where the index is stored.
+    #[must_use]
+    pub fn declared(&self) -> &Declared {
+        &self.declared
     }
 }
 
@@ -276,6 +312,20 @@ mod tests {
     }
 
     #[test]
+    fn a_pinned_index_is_that_of_its_key_whichever_key_is_primary() {
+        let columns = unlocked();
+        let free = columns.index("customers", "email").build().any("ada").expect("keys");
+        for (key, nth) in [(key(1), 0), (key(2), 1)] {
+            let pinned = columns.index("customers", "email").under(key.id()).build();
+            assert_eq!(pinned.any("ada").expect("a key"), [free[nth].clone()]);
+            assert_eq!(pinned.of("ada").expect("a key"), free[nth]);
+        }
+        let absent = columns.index("customers", "email").under(key(3).id()).build();
+        let error = absent.of("ada").expect_err("no such key");
+        assert_eq!(error.to_string(), "customers.email: the key of its blind index is not there");
+    }
+
+    #[test]
     fn a_truncated_index_is_the_beginning_and_a_unique_one_is_whole() {
         let columns = unlocked();
         let whole = columns.index("customers", "email").build().of("ada").expect("a key");
@@ -297,9 +347,6 @@ mod tests {
         let without = index.any("ada").expect_err("no key");
 
         assert!(matches!(locked, EncryptionError::Locked { .. }), "{locked}");
-        assert_eq!(
-            without.to_string(),
-            "customers.email: a blind index needs an encryption key, and there is none"
-        );
+        assert_eq!(without.to_string(), "customers.email: the key of its blind index is not there");
     }
 }

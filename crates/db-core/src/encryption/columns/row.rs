@@ -26,8 +26,32 @@ pub enum KeyType {
 }
 
 impl KeyType {
+    /// All types.
+    pub(super) const ALL: [Self; 8] = [
+        Self::SmallInt,
+        Self::Integer,
+        Self::BigInt,
+        Self::Uuid,
+        Self::Text,
+        Self::Varchar,
+        Self::Bool,
+        Self::Date,
+    ];
+
+    /// The type of this name in PostgreSQL; `int`, `varchar` and `bool`, too.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "int" => Some(Self::Integer),
+            "varchar" => Some(Self::Varchar),
+            "bool" => Some(Self::Bool),
+            _ => Self::ALL.into_iter().find(|kind| kind.name() == name),
+        }
+    }
+
     /// The type's name in PostgreSQL.
-    pub(super) fn name(self) -> &'static str {
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::SmallInt => "smallint",
             Self::Integer => "integer",

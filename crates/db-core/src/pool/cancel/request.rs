@@ -1,6 +1,7 @@
 //! Requests to the canceller's task, and the statement that carries them out.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
@@ -19,6 +20,10 @@ const SIGNAL: &str = "
       pg_catalog.pg_stat_get_activity(request.pid) as session
     where session.backend_start = request.began::timestamptz";
 
+/// How long ending a session is tried. A statement that nobody waits for may run, and hold its locks, for
+/// as long as the server does not notice that its client is gone.
+const END_TRIES: Duration = Duration::from_secs(15);
+
 /// A message to the task.
 pub(super) enum Order {
     /// Connect, and keep the connection.
@@ -36,8 +41,8 @@ pub(super) enum Order {
 pub(super) struct Request {
     session: Arc<Session>,
     pub(super) action: Action,
-    /// An attempt to send it has failed.
-    pub(super) failed: bool,
+    /// When it was made.
+    made: Instant,
     ended: bool,
 }
 
@@ -49,15 +54,17 @@ pub(super) enum Action {
 
 impl Request {
     pub(super) fn new(session: &Arc<Session>, action: Action) -> Self {
-        Self { session: Arc::clone(session), action, failed: false, ended: false }
+        Self { session: Arc::clone(session), action, made: Instant::now(), ended: false }
     }
 
-    /// Whether the request is still to be sent. Without a waiting caller, ending a session is tried only once.
+    /// Whether the request is still to be sent. Ending a session is tried for [`END_TRIES`], even if no caller waits any more: nobody
+    /// else would end it.
     pub(super) fn is_wanted(&self) -> bool {
         match &self.action {
             Action::Cancel => self.session.cancels.is_queued(),
             Action::Terminate(waiting) => {
-                !self.failed || waiting.as_ref().is_some_and(|waiting| !waiting.is_closed())
+                self.made.elapsed() < END_TRIES
+                    || waiting.as_ref().is_some_and(|waiting| !waiting.is_closed())
             }
         }
     }

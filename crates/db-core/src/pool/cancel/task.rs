@@ -234,9 +234,6 @@ impl Task {
                     .map_or_else(|| Backoff::new(MIN_PAUSE, MAX_PAUSE), |(backoff, _)| backoff);
                 let pause = backoff.pause();
                 self.retries = Some((backoff, Instant::now() + pause));
-                for request in &mut self.waiting {
-                    request.failed = true;
-                }
                 false
             }
         }
@@ -266,12 +263,8 @@ impl Task {
                 self.drop_link();
                 self.log_failure(&error, "a cancel request was not answered");
                 // Dropping a request updates its session. Ending a session is safe to try again.
-                for mut request in batch {
-                    if matches!(request.action, Action::Terminate(_)) {
-                        request.failed = true;
-                        self.waiting.push(request);
-                    }
-                }
+                let ends = |request: &Request| matches!(request.action, Action::Terminate(_));
+                self.waiting.extend(batch.into_iter().filter(ends));
             }
         }
     }

@@ -10,6 +10,7 @@ pub(super) static URL: Setting = Setting {
     help: "The database's address, postgres://role:password@host:port/database. It replaces the parts below.",
     change: "Always, in production.",
     is_secret: true,
+    repeats: false,
 };
 
 pub(super) static DIRECT: Setting = Setting {
@@ -20,6 +21,7 @@ pub(super) static DIRECT: Setting = Setting {
            it, DATABASE_URL.",
     change: "Whenever DATABASE_URL leads through a pooler in transaction mode.",
     is_secret: true,
+    repeats: false,
 };
 
 pub(super) static HOST: Setting = Setting {
@@ -29,6 +31,7 @@ pub(super) static HOST: Setting = Setting {
     help: "The server's name or address, or the folder of its Unix socket.",
     change: "When the server is on another machine and DATABASE_URL is not set.",
     is_secret: false,
+    repeats: false,
 };
 
 pub(super) static PORT: Setting = Setting {
@@ -38,6 +41,7 @@ pub(super) static PORT: Setting = Setting {
     help: "The server's port.",
     change: "When the server listens on another port.",
     is_secret: false,
+    repeats: false,
 };
 
 pub(super) static USER: Setting = Setting {
@@ -47,6 +51,7 @@ pub(super) static USER: Setting = Setting {
     help: "The role to log in as. Without it, PGUSER, else the operating system's user.",
     change: "Always: use a role of the service's own with the fewest rights it needs.",
     is_secret: false,
+    repeats: false,
 };
 
 pub(super) static PASSWORD: Setting = Setting {
@@ -56,6 +61,7 @@ pub(super) static PASSWORD: Setting = Setting {
     help: "The role's password. Without it, PGPASSWORD.",
     change: "When the server asks for one. Prefer the environment to the flag.",
     is_secret: true,
+    repeats: false,
 };
 
 pub(super) static NAME: Setting = Setting {
@@ -65,6 +71,7 @@ pub(super) static NAME: Setting = Setting {
     help: "The database's name.",
     change: "Always, if DATABASE_URL is not set.",
     is_secret: false,
+    repeats: false,
 };
 
 pub(super) static SSLMODE: Setting = Setting {
@@ -75,6 +82,7 @@ pub(super) static SSLMODE: Setting = Setting {
            and prefer for a server on this machine. A Unix socket has no TLS.",
     change: "When the server has no verifiable certificate and you trust the network.",
     is_secret: false,
+    repeats: false,
 };
 
 pub(super) static CA: Setting = Setting {
@@ -85,6 +93,7 @@ pub(super) static CA: Setting = Setting {
            only. Without it, PGSSLROOTCERT.",
     change: "When the server's certificate is signed by an authority of your own.",
     is_secret: false,
+    repeats: false,
 };
 
 pub(super) static CERT: Setting = Setting {
@@ -94,6 +103,7 @@ pub(super) static CERT: Setting = Setting {
     help: "The client's certificate, as PEM or a file path. Without it and its key, PGSSLCERT.",
     change: "When the server asks for one (clientcert in pg_hba.conf).",
     is_secret: false,
+    repeats: false,
 };
 
 pub(super) static KEY: Setting = Setting {
@@ -103,6 +113,7 @@ pub(super) static KEY: Setting = Setting {
     help: "The key of the client's certificate, as PEM or a file path. Without both, PGSSLKEY.",
     change: "Together with POSTGRES_CLIENT_CERT.",
     is_secret: true,
+    repeats: false,
 };
 
 pub(super) static OPTIONS: Setting = Setting {
@@ -112,6 +123,7 @@ pub(super) static OPTIONS: Setting = Setting {
     help: "Server settings for each session, as -c name=value -c name=value. It replaces PGOPTIONS.",
     change: "When this service needs another value of a server setting, such as search_path, and it cannot be set for the role.",
     is_secret: false,
+    repeats: false,
 };
 
 /// The settings of the database's address.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use db_core::{AcquirePhase, Class, Error, Pool};
 use db_testkit::{Proxy, TestDb, until};
+use tokio::task::AbortHandle;
 
 use super::panics;
 use super::stage::{Gate, HANGS, SLACK, ends, fill, options, stage, until_control, until_quiet};
@@ -90,20 +91,43 @@ async fn with_a_frozen_server_a_pool_closes_within_its_deadline(db: TestDb) {
     closes_in_time_despite(&db, Proxy::freeze).await;
 }
 
-#[db_testkit::test]
-async fn a_statement_whose_link_froze_does_not_outlive_its_pool(db: TestDb) {
-    let (proxy, pool) = stage(&db, options(1));
-    let gate = Gate::shut(&db).await;
+/// A statement of the pool that waits, and a link that freezes meanwhile. The gate is shut for as long as it lives.
+async fn frozen<'a>(db: &'a TestDb, proxy: &Proxy, pool: &Pool) -> (Gate<'a>, AbortHandle) {
+    let gate = Gate::shut(db).await;
     let handle = pool.handle();
     let statement = tokio::spawn(async move { sqlx::query(Gate::WAIT).execute(handle).await });
     gate.until_waiting(1).await;
-    until_control(&db).await;
+    until_control(db).await;
     proxy.freeze_open();
+    (gate, statement.abort_handle())
+}
+
+#[db_testkit::test]
+async fn a_statement_whose_link_froze_does_not_outlive_its_pool(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(1));
+    let (_gate, statement) = frozen(&db, &proxy, &pool).await;
 
     let closed = ends(pool.close(Duration::from_secs(3))).await;
 
     // The control connection is opened anew and bypasses the frozen link.
     assert_eq!(closed.aborted.len(), 1, "{closed:?}");
+    db.until_quiet().await;
+    db.until_sessions("no session is left", <[_]>::is_empty).await;
+    statement.abort();
+}
+
+#[db_testkit::test]
+async fn a_statement_whose_link_froze_ends_when_its_server_can_be_reached_again(db: TestDb) {
+    let (proxy, pool) = stage(&db, options(1).statement_timeout(HANGS * 2));
+    let (_gate, statement) = frozen(&db, &proxy, &pool).await;
+    proxy.lead_to("postgres://127.0.0.1:1/nowhere").expect("an address");
+
+    let closed = ends(pool.close(Duration::from_millis(400))).await;
+
+    assert!(!closed.in_time && closed.aborted.len() == 1, "{closed:?}");
+    let dials = proxy.accepted();
+    until("the pool has tried to end the session again", async || proxy.accepted() > dials + 1).await;
+    proxy.lead_to(&db.url()).expect("an address");
     db.until_quiet().await;
     db.until_sessions("no session is left", <[_]>::is_empty).await;
     statement.abort();

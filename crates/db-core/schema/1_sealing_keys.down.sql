@@ -1,0 +1,2 @@
+drop table sealing_key_holders;
+drop table sealing_keys;

@@ -1,0 +1,265 @@
+//! Running one migration.
+
+use std::time::{Duration, Instant};
+
+use sqlx::migrate::Migration;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, Executor, Row};
+use tokio::time::sleep;
+
+use crate::blockers::{Observer, listed};
+use crate::session::{LockTimeout, Session};
+use crate::table::{Table, bytes, literal, quoted};
+use crate::{Error, lock};
+
+/// "Undefined table."
+const NO_TABLE: &str = "42P01";
+
+/// For what cannot be repeated.
+const NO_LOCK_TIMEOUT: &str = "set lock_timeout = 0;";
+
+/// A session that runs migrations and records them in a table.
+pub(crate) struct Steps<'c> {
+    pub(crate) connection: &'c mut PgConnection,
+    pub(crate) session: Session,
+    pub(crate) table: Table,
+    /// The role that migrations run as.
+    pub(crate) role: Option<&'c str>,
+    /// Whether the next migration has been prepared, by the last message for the one before it.
+    pub(crate) is_prepared: bool,
+    pub(crate) lock_timeout: LockTimeout,
+    /// How long a migration is tried.
+    pub(crate) patience: Duration,
+    /// Not there while it watches.
+    pub(crate) observer: Option<Observer>,
+}
+
+impl Steps<'_> {
+    /// Runs an up file and records its version. `next` is the migration that is run next.
+    ///
+    /// The migration and its record are one transaction, unless the file begins with `-- no-transaction`. Two round trips.
+    pub(crate) async fn apply(
+        &mut self,
+        migration: &Migration,
+        next: Option<&Migration>,
+    ) -> Result<(), Error> {
+        let Migration { version, description, checksum, .. } = migration;
+        let table = self.table.name.clone();
+        let record = |took: Duration| {
+            format!(
+                "insert into {table} (version, description, success, checksum, execution_time)
+                 values ({version}, {description}, true, {checksum}, {nanoseconds})",
+                description = literal(description),
+                checksum = bytes(checksum),
+                nanoseconds = i64::try_from(took.as_nanos()).unwrap_or(i64::MAX),
+            )
+        };
+        self.repeated(migration, record, true, next).await
+    }
+
+    /// Runs a down file and removes the record of its version.
+    pub(crate) async fn revert(
+        &mut self,
+        migration: &Migration,
+        next: Option<&Migration>,
+    ) -> Result<(), Error> {
+        let record = format!("delete from {} where version = {}", self.table.name, migration.version);
+        self.repeated(migration, |_| record.clone(), false, next).await
+    }
+
+    /// Ends the observing connection. The migrating one stays.
+    pub(crate) async fn close(self) {
+        if let Some(observer) = self.observer {
+            observer.close().await;
+        }
+    }
+
+    /// Repeats the whole transaction while it waits for a lock in vain. Others who wait behind it get their turn in between.
+    async fn repeated(
+        &mut self,
+        migration: &Migration,
+        record: impl Fn(Duration) -> String,
+        applied: bool,
+        next: Option<&Migration>,
+    ) -> Result<(), Error> {
+        let version = migration.version;
+        let began = Instant::now();
+        for tries in 1.. {
+            let mut observer = self.observer.take().expect("it is put back after each look");
+            let done = tokio::select! {
+                done = self.once(migration, &record, applied, next) => done,
+                never = observer.watch(version) => match never {},
+            };
+            let blockers = observer.seen();
+            self.observer = Some(observer);
+            let cause = match done {
+                Err(Error::Failed { cause, .. }) if !migration.no_tx && gives_way(&cause) => cause,
+                done => return done,
+            };
+            self.is_prepared = false;
+            let recorded_in = loop {
+                match self.begin_anew(migration).await {
+                    Err(Error::Database { cause, .. })
+                        if gives_way(&cause) && began.elapsed() < self.patience =>
+                    {
+                        tracing::warn!(version, %cause, "whether a migration is on record is not known yet");
+                        sleep(jitter()).await;
+                    }
+                    looked => break looked?,
+                }
+            };
+            if recorded_in == applied.then_some(self.table.oid) {
+                // It was committed, and the look for its record waited.
+                return Ok(());
+            }
+            let waited = began.elapsed();
+            if waited >= self.patience {
+                return Err(Error::Blocked { version, tries, waited, blockers, cause: Box::new(cause) });
+            }
+            let pause = jitter();
+            tracing::warn!(version, tries, ?waited, ?pause, %cause, blockers = listed(&blockers), "a migration gave way");
+            sleep(pause).await;
+        }
+        unreachable!("the patience ends")
+    }
+
+    async fn once(
+        &mut self,
+        migration: &Migration,
+        record: &impl Fn(Duration) -> String,
+        applied: bool,
+        next: Option<&Migration>,
+    ) -> Result<(), Error> {
+        let began = Instant::now();
+        self.run(migration).await?;
+        self.finish(migration, &record(began.elapsed()), applied, next).await
+    }
+
+    /// Rolls back, and puts the session back. Returns the id of the table that has the record, if there is one.
+    async fn begin_anew(&mut self, migration: &Migration) -> Result<Option<i64>, Error> {
+        let version = migration.version;
+        let sql = format!(
+            "rollback; set session authorization default; reset role;
+             begin; {put_back} {look} commit;",
+            put_back = self.session.put_back(),
+            look = self.look(version),
+        );
+        let answered = self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+        let (has_lock, recorded_in) = answered
+            .and_then(|rows| read(&rows))
+            .map_err(Error::database("put the session back after a migration gave way"))?;
+        if has_lock { Ok(recorded_in) } else { Err(Error::Unlocked { version }) }
+    }
+
+    /// Looks for the record of a version.
+    fn look(&self, version: i64) -> String {
+        format!("select tableoid::int8 from {} where version = {version};", self.table.name)
+    }
+
+    async fn run(&mut self, migration: &Migration) -> Result<(), Error> {
+        let sql = if self.is_prepared { String::new() } else { self.preparation(migration) };
+        if !sql.is_empty() {
+            let prepared = self.connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+            prepared.map_err(|cause| failed(migration, cause))?;
+        }
+        if migration.no_tx {
+            let waiting = lock::waiting(self.connection, self.session.key).await;
+            if !waiting.is_empty() {
+                let version = migration.version;
+                tracing::warn!(
+                    version,
+                    ?waiting,
+                    "these processes wait for the migration lock within a statement: an index that is built concurrently would wait for \
+                     them, and the server would end one of both"
+                );
+            }
+        }
+        let done = self.connection.execute(sqlx::raw_sql(migration.sql.clone())).await;
+        done.map(drop).map_err(|cause| failed(migration, cause))
+    }
+
+    /// Records, commits, puts the session back, and looks at what the migration has done to the table and the lock. Prepares
+    /// the next migration.
+    async fn finish(
+        &mut self,
+        migration: &Migration,
+        record: &str,
+        applied: bool,
+        next: Option<&Migration>,
+    ) -> Result<(), Error> {
+        // The session is put back in a transaction of its own: of a message without, the next one's `begin` would make one of both.
+        // Deferred constraints are checked as the migration left the session, as a commit would check them. The record is written
+        // by the role that connected, and no time limit that the migration has left ends what follows.
+        let unlimited = if migration.no_tx { NO_LOCK_TIMEOUT } else { "" };
+        let (before, lock_timeout) = if migration.no_tx {
+            ("begin", NO_LOCK_TIMEOUT.to_owned())
+        } else {
+            ("set constraints all immediate", self.lock_timeout.to_string())
+        };
+        let prepare = next.map(|next| self.preparation(next)).unwrap_or_default();
+        self.is_prepared = next.is_some();
+        let version = migration.version;
+        let sql = format!(
+            "{before}; set statement_timeout = 0; {lock_timeout}
+             set session authorization default; reset role; {record}; commit;
+             begin;
+             {put_back}
+             {unlimited} {look}
+             commit;
+             {prepare}",
+            put_back = self.session.put_back(),
+            look = self.look(version),
+        );
+        let answered = self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+        let rows = answered.map_err(|cause| {
+            if self.is_missing(&cause) { self.moved(migration) } else { failed(migration, cause) }
+        })?;
+        let (has_lock, recorded_in) =
+            read(&rows).map_err(Error::database("read the record of a migration"))?;
+        if recorded_in != applied.then_some(self.table.oid) {
+            return Err(self.moved(migration));
+        }
+        if has_lock { Ok(()) } else { Err(Error::Unlocked { version }) }
+    }
+
+    /// The statements before a migration's own.
+    fn preparation(&self, migration: &Migration) -> String {
+        let role = self.role.map(|role| format!("set role {};", quoted(role))).unwrap_or_default();
+        // What runs outside of a transaction cannot be repeated, and an index that is built concurrently waits for others by locks.
+        let begin = if migration.no_tx { NO_LOCK_TIMEOUT } else { "begin" };
+        format!("{role}{begin}")
+    }
+
+    /// Whether the server does not find the table. A deferred trigger may miss another one.
+    fn is_missing(&self, error: &sqlx::Error) -> bool {
+        error.as_database_error().is_some_and(|error| {
+            error.code().is_some_and(|code| code == NO_TABLE)
+                && error.message().contains(&self.table.relation)
+        })
+    }
+
+    fn moved(&self, migration: &Migration) -> Error {
+        Error::Moved { version: migration.version, table: self.table.name.clone() }
+    }
+}
+
+/// Whether the lock is held, and the id of the table that has the record.
+fn read(rows: &[PgRow]) -> Result<(bool, Option<i64>), sqlx::Error> {
+    let [held, again, record @ ..] = rows else { return Err(sqlx::Error::RowNotFound) };
+    let recorded_in = record.first().map(|row| row.try_get(0)).transpose()?;
+    Ok((Session::has_lock(held, again)?, recorded_in))
+}
+
+/// Between two tries, so that those who wait behind a migration get their turn.
+fn jitter() -> Duration {
+    Duration::from_millis(fastrand::u64(100..500))
+}
+
+/// 55P03 is `lock_not_available`, 40P01 `deadlock_detected`.
+fn gives_way(cause: &db_core::Error) -> bool {
+    cause.sqlstate().is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
+}
+
+fn failed(migration: &Migration, cause: sqlx::Error) -> Error {
+    Error::Failed { version: migration.version, cause: cause.into() }
+}

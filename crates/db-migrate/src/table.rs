@@ -1,0 +1,86 @@
+//! The table with the migrations on record.
+
+use std::fmt::Write;
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Executor, Row};
+
+use crate::Error;
+use crate::session::answer;
+
+/// The table, found once: by its name under the session's search path, which a migration may change.
+#[derive(Debug, Clone)]
+pub(crate) struct Table {
+    pub(crate) oid: i64,
+    /// With its schema, quoted.
+    pub(crate) name: String,
+    /// Without its schema and quotes.
+    pub(crate) relation: String,
+}
+
+impl Table {
+    /// The table of this name, as a statement would find it.
+    pub(crate) async fn find(connection: &mut PgConnection, name: &str) -> Result<Option<Self>, Error> {
+        // The simple protocol needs one round trip for each query, which every start of a service pays.
+        let sql = format!(
+            "select c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.relname::text
+             from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where c.oid = to_regclass({})",
+            literal(name)
+        );
+        let asked = connection.fetch_optional(sqlx::raw_sql(AssertSqlSafe(sql)));
+        let found = answer(asked).await.and_then(|row| {
+            row.map(|row| Ok(Self { oid: row.try_get(0)?, name: row.try_get(1)?, relation: row.try_get(2)? }))
+                .transpose()
+        });
+        found.map_err(Error::database("look for the migration table"))
+    }
+
+    /// Makes the table as sqlx does, with the schemas that sqlx would make, unless it exists.
+    pub(crate) async fn make(
+        connection: &mut PgConnection,
+        name: &str,
+        schemas: &[impl AsRef<str>],
+    ) -> Result<Self, Error> {
+        let mut sql = String::new();
+        for schema in schemas {
+            // Writing to a string does not fail.
+            let _ = write!(sql, "create schema if not exists {};", schema.as_ref());
+        }
+        let _ = write!(
+            sql,
+            "create table if not exists {name} (
+    version BIGINT PRIMARY KEY,
+    description TEXT NOT NULL,
+    installed_on TIMESTAMPTZ NOT NULL DEFAULT now(),
+    success BOOLEAN NOT NULL,
+    checksum BYTEA NOT NULL,
+    execution_time BIGINT NOT NULL
+)"
+        );
+        let made = connection.execute(sqlx::raw_sql(AssertSqlSafe(sql)));
+        answer(made).await.map_err(Error::database("make the migration table"))?;
+        Self::find(connection, name).await?.ok_or_else(|| Error::NoTable { name: name.to_owned() })
+    }
+}
+
+/// A name in SQL.
+pub(crate) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A string in SQL, whatever `standard_conforming_strings` is: a migration may have changed it.
+pub(crate) fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
+}
+
+/// Bytes in SQL.
+pub(crate) fn bytes(bytes: &[u8]) -> String {
+    format!(r"E'\\x{}'::pg_catalog.bytea", hex(bytes))
+}
+
+/// Every start of a service makes one of each migration's checksum, so it is no formatting.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
