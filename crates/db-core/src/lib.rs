@@ -102,7 +102,7 @@ mod role;
 mod schema;
 mod session;
 pub mod settings;
-mod sql;
+pub mod sql;
 mod sqlx_depth;
 mod statement;
 mod statement_end;

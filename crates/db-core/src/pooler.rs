@@ -33,12 +33,18 @@ pub enum Pooler {
 
 /// What a statement needs of its session beyond its own transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Needs {
+pub enum Needs {
+    /// The channels that the session listens on.
     Listen,
+    /// Its advisory locks.
     Lock,
+    /// Its settings and loaded libraries.
     Setting,
+    /// Its prepared statements.
     Prepared,
+    /// Its temporary objects.
     Temporary,
+    /// Its cursors that outlive their transaction.
     Cursor,
 }
 

@@ -63,6 +63,8 @@ pub(crate) struct Observer {
     cannot_look: bool,
     /// Those seen last.
     blockers: Vec<Blocker>,
+    /// The phase seen last of an index that is built concurrently.
+    phase: String,
 }
 
 /// Process, application, seconds in a transaction, statement.
@@ -79,6 +81,15 @@ impl Observer {
             connection: None,
             cannot_look: false,
             blockers: Vec::new(),
+            phase: String::new(),
+        }
+    }
+
+    /// Looks while the work goes on.
+    pub(crate) async fn beside<T>(&mut self, version: i64, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            done = work => done,
+            never = self.watch(version) => match never {},
         }
     }
 
@@ -88,10 +99,10 @@ impl Observer {
     }
 
     /// Looks until it is dropped, and tells of other blockers than before. The migration goes on when it cannot look.
-    pub(crate) async fn watch(&mut self, version: i64) -> Infallible {
+    async fn watch(&mut self, version: i64) -> Infallible {
         loop {
             sleep(self.pause).await;
-            match self.look().await {
+            match self.look(version).await {
                 Ok(blockers) if blockers.is_empty() => {}
                 Ok(blockers) => {
                     let pids = |all: &[Blocker]| all.iter().map(|it| it.pid).collect::<Vec<_>>();
@@ -108,7 +119,7 @@ impl Observer {
         }
     }
 
-    async fn look(&mut self) -> Result<Vec<Blocker>, db_core::Error> {
+    async fn look(&mut self, version: i64) -> Result<Vec<Blocker>, db_core::Error> {
         // Not there while it is in use: after a dropped look, it may be within an answer.
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
@@ -129,7 +140,23 @@ impl Observer {
             .fetch_all(&mut connection),
         );
         let found: Vec<Found> = found.await?;
+        let phase = answer(
+            sqlx::query_scalar(
+                "select concat_ws(', ', phase,
+                   case when lockers_total > 0 then format('%s of %s transactions have ended', lockers_done, lockers_total) end,
+                   case when blocks_total > 0 then format('%s of %s blocks', blocks_done, blocks_total) end,
+                   case when tuples_total > 0 then format('%s of %s rows', tuples_done, tuples_total) end)
+                 from pg_stat_progress_create_index where pid = $1",
+            )
+            .bind(self.pid)
+            .fetch_optional(&mut connection),
+        );
+        let phase: Option<String> = phase.await?;
         self.connection = Some(connection);
+        if let Some(phase) = phase.filter(|phase| *phase != self.phase) {
+            tracing::info!(version, phase, "an index is built");
+            self.phase = phase;
+        }
         let blockers = found.into_iter().map(|(pid, application, seconds, statement)| {
             let since = seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
             Blocker { pid, application, since, statement }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use db_core::Class;
+use db_core::sql::Position;
 
-use crate::Blocker;
 use crate::blockers::listed;
+use crate::{Blocker, Finding};
 
 /// Why migrations were not run.
 #[derive(Debug, thiserror::Error)]
@@ -79,11 +80,14 @@ pub enum Error {
         /// The version.
         version: i64,
     },
-    /// A migration failed. It was rolled back, unless it runs outside of a transaction.
-    #[error("migration {version} failed: {cause}")]
+    /// A migration failed. It was rolled back. Of one outside of a transaction, the statements before are done, and the next run goes
+    /// on after them, also if the later ones are edited.
+    #[error("migration {version} failed{}: {cause}", at.map(|at| format!(" at {at}")).unwrap_or_default())]
     Failed {
         /// The version.
         version: i64,
+        /// The place in the file, if the server names one.
+        at: Option<Position>,
         /// The server's error.
         cause: db_core::Error,
     },
@@ -105,25 +109,69 @@ pub enum Error {
         /// The server's last error.
         cause: Box<db_core::Error>,
     },
-    /// The connection was lost while a migration ran outside of a transaction, and the database has no record of it: it may be
-    /// done, in part or not at all. The same call does not run it again.
+    /// Files cannot be run as they are: for the server, or outside of a transaction. Nothing was run.
+    #[error("nothing was run: {}", findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Refused {
+        /// The first finding of each pending file.
+        findings: Vec<Finding>,
+    },
+    /// A statement outside of a transaction was cut off, and the catalog does not tell whether it is done. Nothing of the migration is
+    /// run before a person has decided.
     #[error(
-        "migration {version} runs outside of a transaction, and the connection was lost while it ran, so it may be done in part; \
-         check what it has done before you run it again: {reason}"
+        "migration {version} was cut off in the statement at {position}: {reason}. Look, and record what you found          (`Migrations::repair`)"
     )]
     Interrupted {
         /// The version.
         version: i64,
-        /// The error that ended the connection.
+        /// Where the statement begins.
+        position: Position,
+        /// What is known.
         reason: String,
+    },
+    /// A migration outside of a transaction is under way in the other direction.
+    #[error(
+        "migration {version} is under way {}: finish that, or record what you found (`Migrations::repair`)",
+        if *reverts { "down" } else { "up" }
+    )]
+    UnderWay {
+        /// The version.
+        version: i64,
+        /// Whether it goes down.
+        reverts: bool,
+    },
+    /// Statements of a migration that is under way were edited after they had run.
+    #[error(
+        "the first {statements} statements of migration {version}, which is under way, are not those that ran: restore them, or          record what you found (`Migrations::repair`)"
+    )]
+    Edited {
+        /// The version.
+        version: i64,
+        /// The number of its first statements that have begun.
+        statements: usize,
+    },
+    /// An index is to be built, and an invalid one of its name is there, which no migration that is under way has made.
+    #[error(
+        "migration {version} builds the index {index}, which is there already and invalid: drop it (`drop index concurrently {index}`)          or build it again (`reindex index concurrently {index}`)"
+    )]
+    InvalidIndex {
+        /// The version.
+        version: i64,
+        /// The index.
+        index: String,
+    },
+    /// No such migration, or no such statement of it, is on record as begun and not ended.
+    #[error("migration {version} was not cut off there, so nothing was repaired")]
+    NothingToRepair {
+        /// The version.
+        version: i64,
     },
     /// The server is a standby, which only reads.
     #[error("the server is a standby and only reads: migrate on its primary")]
     Standby,
     /// Another migrator recorded that a migration began, and not that it ended.
     #[error(
-        "migration {version} is on record as begun and not ended: another migrator was cut off in it. Check what it has done, and set \
-         `success` in the migration table, or remove the row"
+        "migration {version} is on record as begun and not ended: another migrator was cut off in it. Look at what it has done, and record \
+         what you found (`Migrations::repair`)"
     )]
     Dirty {
         /// The version.

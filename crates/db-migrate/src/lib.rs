@@ -73,8 +73,13 @@ mod files;
 mod keys;
 mod lock;
 mod migrations;
+mod outside;
+mod progress;
+mod recovery;
 pub mod rekey;
+mod repair;
 mod session;
+mod statements;
 mod status;
 mod step;
 mod table;
@@ -84,7 +89,9 @@ pub use error::Error;
 #[cfg(feature = "clap")]
 pub use keys::{KeysArgs, KeysError};
 pub use migrations::{Migrations, Report};
+pub use repair::Repair;
 pub use sqlx::migrate::Migrator;
+pub use statements::Finding;
 pub use status::{State, Status};
 
 pub use db_core::Schema;

@@ -1,5 +1,6 @@
 //! A set of migrations, and running it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,9 +13,9 @@ use crate::blockers::Observer;
 use crate::lock::Key;
 use crate::session::{LockTimeout, Session};
 use crate::status::{self, State, Status};
-use crate::step::Steps;
+use crate::step::{Steps, is_missing_table};
 use crate::table::Table;
-use crate::{Error, files, lock};
+use crate::{Error, files, lock, statements};
 
 /// Default of [`Migrations::with_lock_deadline`].
 const LOCK_DEADLINE: Duration = Duration::from_mins(1);
@@ -24,6 +25,9 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Default of [`Migrations::with_patience`].
 const PATIENCE: Duration = Duration::from_mins(10);
+
+/// How often the records are read when tables come and go meanwhile.
+const LOOKS: u32 = 3;
 
 /// The migrations that a program knows.
 #[derive(Debug)]
@@ -43,22 +47,6 @@ pub struct Report {
     pub changed: Vec<i64>,
     /// The newest version applied afterwards, 0 if none is.
     pub version: i64,
-}
-
-/// What a run knows when it replaces a lost connection.
-#[derive(Debug, Default)]
-struct Run {
-    /// The statuses when the lock was first taken.
-    before: Option<Vec<Status>>,
-    /// A migration outside of a transaction that ran when the connection was lost, and the error. The next connection checks
-    /// whether it is on record.
-    doubtful: Option<(i64, String)>,
-}
-
-impl Run {
-    fn may_retry(&self, error: &Error) -> bool {
-        error.is_transient() || (self.doubtful.is_some() && matches!(error, Error::Interrupted { .. }))
-    }
 }
 
 impl Migrations {
@@ -115,7 +103,8 @@ impl Migrations {
     /// How long a statement of a migration waits for a lock on a table or a row (default 5 s, at least 1 ms). Others who want the table
     /// queue behind it for as long. Then the migration is rolled back, and tried again as a whole.
     ///
-    /// A migration outside of a transaction waits without a limit: it cannot be repeated.
+    /// In a file outside of a transaction, a statement is tried again by itself. One that PostgreSQL refuses in a transaction waits without a
+    /// limit: `CREATE INDEX CONCURRENTLY` waits for older transactions by locks, and would leave an invalid index.
     #[must_use]
     pub fn with_lock_timeout(mut self, timeout: Duration) -> Self {
         self.lock_timeout = timeout;
@@ -152,7 +141,7 @@ impl Migrations {
     ///
     /// `retry` limits the wait for the server. When the connection is lost, a new one waits until the lost session has released
     /// the lock, reads the versions on record, and goes on from there: a migration and its record are one transaction. A
-    /// migration that runs outside of a transaction is repeated only if it never began.
+    /// migration that runs outside of a transaction goes on with the first of its statements that is not done.
     ///
     /// # Errors
     ///
@@ -184,14 +173,15 @@ impl Migrations {
     ) -> Result<Report, Error> {
         refuse_pooler(config)?;
         let mut budget = RetryBudget::new(retry);
-        let mut run = Run::default();
+        // The statuses when the lock was first taken.
+        let mut before = None;
         loop {
-            let mut done = self.go_on(first.take(), config, budget.left(), &mut run).await;
+            let mut done = self.go_on(first.take(), config, budget.left(), &mut before).await;
             if let Err(Error::Connect(error)) = &mut done {
                 budget.count(error);
             }
             match done {
-                Err(error) if run.may_retry(&error) && budget.pause(config, "migrate", &error).await => {}
+                Err(error) if error.is_transient() && budget.pause(config, "migrate", &error).await => {}
                 ended => return ended,
             }
         }
@@ -203,51 +193,45 @@ impl Migrations {
         first: Option<PgConnection>,
         config: &Config,
         retry: ConnectRetry,
-        run: &mut Run,
+        before: &mut Option<Vec<Status>>,
     ) -> Result<Report, Error> {
         let mut connection = match first {
             Some(first) => first,
             None => connect::connect(config, retry).await?,
         };
-        let status = self.checked_status(&mut connection).await?;
+        // One that is on record as begun may end while the lock is waited for.
+        let status = self.read(&mut connection).await?;
+        refuse(status.iter().filter(|status| status.state != State::Dirty))?;
         self.warn_of_near_misses(&status);
         if status.iter().all(|status| status.state == State::Applied) {
-            if let Some(before) = &run.before {
+            if let Some(before) = before {
                 return self.report(connection, before).await;
             }
             close(connection).await;
-            return Ok(Report { changed: Vec::new(), version: newest(&status) });
+            return Ok(Report { changed: Vec::new(), version: newest(status.iter()) });
         }
 
         let mut steps = self.begin(&mut connection, config).await?;
         // Another process may have migrated meanwhile, or a lost session of ours may have finished.
         let status = self.checked_status(steps.connection).await?;
-        let pending = status::versions(&status, State::Pending);
-        if let Some((version, reason)) = run.doubtful.take()
-            && pending.contains(&version)
-        {
-            return Err(Error::Interrupted { version, reason });
-        }
+        let by_version: BTreeMap<i64, State> =
+            status.iter().map(|status| (status.version, status.state)).collect();
+        let state_of = |migration: &Migration| by_version.get(&migration.version);
         let pending: Vec<&Migration> =
-            self.ups().filter(|migration| pending.contains(&migration.version)).collect();
+            self.ups().filter(|migration| state_of(migration) != Some(&State::Applied)).collect();
         refuse_near_misses(pending.iter().copied())?;
-        let before = run.before.get_or_insert(status);
+        refuse_findings(pending.iter().copied())?;
+        let before = before.get_or_insert(status);
         for (nth, migration) in pending.iter().enumerate() {
-            if let Err(error) = steps.apply(migration, pending.get(nth + 1).copied()).await {
-                if error.is_transient() && migration.no_tx {
-                    let (version, reason) = (migration.version, error.to_string());
-                    run.doubtful = Some((version, reason.clone()));
-                    return Err(Error::Interrupted { version, reason });
-                }
-                return Err(error);
-            }
+            let is_under_way = state_of(migration) == Some(&State::UnderWay);
+            steps.apply(migration, is_under_way, pending.get(nth + 1).copied()).await?;
         }
         steps.close().await;
         self.report(connection, before).await
     }
 
     /// Prepares the session, takes the lock, and makes the table if there is none.
-    async fn begin<'c>(
+    pub(crate) async fn begin<'c>(
         &'c self,
         connection: &'c mut PgConnection,
         config: &Config,
@@ -301,19 +285,21 @@ impl Migrations {
         let mut steps = self.begin(&mut connection, config).await?;
         let before = self.checked_status(steps.connection).await?;
         let applied =
-            before.iter().rev().filter(|status| status.state == State::Applied && status.version > target);
-        let downs: Vec<&Migration> = applied
+            before.iter().rev().filter(|status| status.state != State::Pending && status.version > target);
+        let downs: Vec<(&Migration, bool)> = applied
             .map(|status| {
-                let down = self.migrator.iter().find(|migration| {
-                    migration.version == status.version && migration.migration_type.is_down_migration()
-                });
                 // sqlx would skip it without an error.
-                down.ok_or(Error::NoDown { version: status.version, target })
+                let down = self
+                    .file(status.version, true)
+                    .ok_or(Error::NoDown { version: status.version, target })?;
+                Ok((down, status.state == State::UnderWay))
             })
-            .collect::<Result<_, _>>()?;
-        refuse_near_misses(downs.iter().copied())?;
-        for (nth, down) in downs.iter().enumerate() {
-            steps.revert(down, downs.get(nth + 1).copied()).await?;
+            .collect::<Result<_, Error>>()?;
+        let files = || downs.iter().map(|(down, _)| *down);
+        refuse_near_misses(files())?;
+        refuse_findings(files())?;
+        for (nth, (down, is_under_way)) in downs.iter().enumerate() {
+            steps.revert(down, *is_under_way, files().nth(nth + 1)).await?;
         }
         steps.close().await;
         self.report(connection, &before).await
@@ -331,11 +317,26 @@ impl Migrations {
         Ok(status)
     }
 
+    /// The file of a version, up or down.
+    pub(crate) fn file(&self, version: i64, down: bool) -> Option<&Migration> {
+        self.migrator.iter().find(|migration| {
+            migration.version == version && migration.migration_type.is_down_migration() == down
+        })
+    }
+
     fn ups(&self) -> impl Iterator<Item = &Migration> {
         self.migrator.iter().filter(|migration| !migration.migration_type.is_down_migration())
     }
 
-    async fn read(&self, connection: &mut PgConnection) -> Result<Vec<Status>, Error> {
+    pub(crate) async fn read(&self, connection: &mut PgConnection) -> Result<Vec<Status>, Error> {
+        for _ in 1..LOOKS {
+            let table = Table::find(connection, &self.migrator.table_name).await?;
+            match status::read(connection, table.as_ref(), self.ups()).await {
+                // The table of progress was dropped meanwhile, with the end of a run.
+                Err(Error::Database { cause, .. }) if is_missing_table(&cause) => {}
+                read => return read,
+            }
+        }
         let table = Table::find(connection, &self.migrator.table_name).await?;
         status::read(connection, table.as_ref(), self.ups()).await
     }
@@ -343,17 +344,7 @@ impl Migrations {
     /// Reads the statuses, and refuses what the front page lists.
     async fn checked_status(&self, connection: &mut PgConnection) -> Result<Vec<Status>, Error> {
         let status = self.read(connection).await?;
-        let newest = newest(&status);
-        for Status { version, state, .. } in &status {
-            let version = *version;
-            match state {
-                State::Unknown => return Err(Error::Unknown { version }),
-                State::Changed => return Err(Error::Changed { version }),
-                State::Dirty => return Err(Error::Dirty { version }),
-                State::Pending if version < newest => return Err(Error::OutOfOrder { version, newest }),
-                State::Pending | State::Applied => {}
-            }
-        }
+        refuse(status.iter())?;
         Ok(status)
     }
 
@@ -368,8 +359,23 @@ impl Migrations {
         for version in &changed {
             tracing::info!(version, "migrated");
         }
-        Ok(Report { changed, version: newest(&after) })
+        Ok(Report { changed, version: newest(after.iter()) })
     }
+}
+
+fn refuse<'s>(status: impl Iterator<Item = &'s Status> + Clone) -> Result<(), Error> {
+    let newest = newest(status.clone());
+    for Status { version, state, .. } in status {
+        let version = *version;
+        match state {
+            State::Unknown => return Err(Error::Unknown { version }),
+            State::Changed => return Err(Error::Changed { version }),
+            State::Dirty => return Err(Error::Dirty { version }),
+            State::Pending if version < newest => return Err(Error::OutOfOrder { version, newest }),
+            State::Pending | State::Applied | State::UnderWay => {}
+        }
+    }
+    Ok(())
 }
 
 fn refuse_near_misses<'m>(mut migrations: impl Iterator<Item = &'m Migration>) -> Result<(), Error> {
@@ -377,20 +383,25 @@ fn refuse_near_misses<'m>(mut migrations: impl Iterator<Item = &'m Migration>) -
     missed.map_or(Ok(()), |(version, line)| Err(Error::Directive { version, line }))
 }
 
-fn refuse_pooler(config: &Config) -> Result<(), Error> {
+fn refuse_findings<'m>(migrations: impl Iterator<Item = &'m Migration>) -> Result<(), Error> {
+    let findings: Vec<_> = migrations.filter_map(statements::finding).collect();
+    if findings.is_empty() { Ok(()) } else { Err(Error::Refused { findings }) }
+}
+
+pub(crate) fn refuse_pooler(config: &Config) -> Result<(), Error> {
     match config.pooler() {
         Pooler::None => Ok(()),
         _ => Err(Error::Pooled { to: config.to_string() }),
     }
 }
 
-fn newest(statuses: &[Status]) -> i64 {
-    let applied = statuses.iter().filter(|status| status.state != State::Pending);
+fn newest<'s>(statuses: impl Iterator<Item = &'s Status>) -> i64 {
+    let applied = statuses.filter(|status| status.state != State::Pending);
     applied.map(|status| status.version).max().unwrap_or(0)
 }
 
 /// Releases the lock. If a graceful close fails, the connection is gone, and the lock with it.
-async fn close(connection: PgConnection) {
+pub(crate) async fn close(connection: PgConnection) {
     if let Err(error) = connection.close().await {
         tracing::debug!(%error, "the migration connection was lost before it was closed");
     }

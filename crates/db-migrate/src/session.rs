@@ -52,11 +52,17 @@ const DISCARD: &str =
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LockTimeout(pub(crate) Duration);
 
+impl LockTimeout {
+    /// Its value in SQL.
+    pub(crate) fn milliseconds(self) -> u128 {
+        // 0 would be no limit.
+        self.0.as_millis().clamp(1, i32::MAX.unsigned_abs().into())
+    }
+}
+
 impl fmt::Display for LockTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // 0 would be no limit.
-        let milliseconds = self.0.as_millis().clamp(1, i32::MAX.unsigned_abs().into());
-        write!(f, "set lock_timeout = {milliseconds};")
+        write!(f, "set lock_timeout = {};", self.milliseconds())
     }
 }
 

@@ -35,6 +35,8 @@ pub enum State {
     Changed,
     /// Applied, but this program has no such migration.
     Unknown,
+    /// Begun outside of a transaction and not ended: the next run goes on with it.
+    UnderWay,
     /// On record as begun and not ended, by another migrator that was cut off.
     Dirty,
 }
@@ -63,6 +65,7 @@ pub(crate) async fn read(
         .map(|migration| {
             let state = match applied.remove(&migration.version) {
                 None => State::Pending,
+                Some(applied) if applied.is_under_way => State::UnderWay,
                 Some(applied) if !applied.success => State::Dirty,
                 Some(applied) if applied.checksum == hex(&migration.checksum) => State::Applied,
                 Some(_) => State::Changed,
@@ -86,6 +89,7 @@ const WHAT: &str = "read the migration table";
 struct Applied {
     description: String,
     success: bool,
+    is_under_way: bool,
     /// As hex digits, since the text of a `bytea` depends on `bytea_output`.
     checksum: String,
 }
@@ -94,8 +98,14 @@ async fn applied(
     connection: &mut PgConnection,
     table: &Table,
 ) -> Result<BTreeMap<i64, Applied>, sqlx::Error> {
+    // In one look, since a migration may end meanwhile.
+    let is_under_way = if table.has_progress {
+        format!("not success and version in (select version from {})", table.progress)
+    } else {
+        "false".to_owned()
+    };
     let sql = format!(
-        "select version, description, success, encode(checksum, 'hex')
+        "select version, description, success, encode(checksum, 'hex'), {is_under_way}
          from {}
          order by version",
         table.name
@@ -103,7 +113,8 @@ async fn applied(
     let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
     let applied = |row: &PgRow| {
         let [description, checksum] = [row.try_get(1)?, row.try_get(3)?];
-        Ok((row.try_get(0)?, Applied { description, success: row.try_get(2)?, checksum }))
+        let [success, is_under_way] = [row.try_get(2)?, row.try_get(4)?];
+        Ok((row.try_get(0)?, Applied { description, success, is_under_way, checksum }))
     };
     rows.iter().map(applied).collect()
 }

@@ -2,21 +2,22 @@
 
 use std::time::{Duration, Instant};
 
+use db_core::sql::Position;
 use sqlx::migrate::Migration;
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::{PgConnection, PgDatabaseError, PgErrorPosition, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use tokio::time::sleep;
 
-use crate::blockers::{Observer, listed};
+use crate::Error;
+use crate::blockers::{Blocker, Observer, listed};
 use crate::session::{LockTimeout, Session};
 use crate::table::{Table, bytes, literal, quoted};
-use crate::{Error, lock};
 
 /// "Undefined table."
 const NO_TABLE: &str = "42P01";
 
-/// For what cannot be repeated.
-const NO_LOCK_TIMEOUT: &str = "set lock_timeout = 0;";
+/// Deferred constraints are checked as the migration left the session.
+const CHECK_CONSTRAINTS: &str = "set constraints all immediate";
 
 /// A session that runs migrations and records them in a table.
 pub(crate) struct Steps<'c> {
@@ -35,14 +36,18 @@ pub(crate) struct Steps<'c> {
 }
 
 impl Steps<'_> {
-    /// Runs an up file and records its version. `next` is the migration that is run next.
+    /// Runs an up file and records its version, or goes on with one that is under way. `next` is the migration that is run next.
     ///
-    /// The migration and its record are one transaction, unless the file begins with `-- no-transaction`. Two round trips.
+    /// The migration and its record are one transaction, in two round trips, unless the file begins with `-- no-transaction`.
     pub(crate) async fn apply(
         &mut self,
         migration: &Migration,
+        is_under_way: bool,
         next: Option<&Migration>,
     ) -> Result<(), Error> {
+        if migration.no_tx {
+            return self.outside(migration, false, is_under_way, next).await;
+        }
         let Migration { version, description, checksum, .. } = migration;
         let table = self.table.name.clone();
         let record = |took: Duration| {
@@ -61,14 +66,19 @@ impl Steps<'_> {
     pub(crate) async fn revert(
         &mut self,
         migration: &Migration,
+        is_under_way: bool,
         next: Option<&Migration>,
     ) -> Result<(), Error> {
+        if migration.no_tx {
+            return self.outside(migration, true, is_under_way, next).await;
+        }
         let record = format!("delete from {} where version = {}", self.table.name, migration.version);
         self.repeated(migration, |_| record.clone(), false, next).await
     }
 
-    /// Ends the observing connection. The migrating one stays.
-    pub(crate) async fn close(self) {
+    /// Ends the observing connection, and leaves no table of progress. The migrating connection stays.
+    pub(crate) async fn close(mut self) {
+        self.drop_progress().await;
         if let Some(observer) = self.observer {
             observer.close().await;
         }
@@ -83,25 +93,20 @@ impl Steps<'_> {
         next: Option<&Migration>,
     ) -> Result<(), Error> {
         let version = migration.version;
-        let began = Instant::now();
-        for tries in 1.. {
+        let mut tries = Tries::new(version, self.patience);
+        loop {
             let mut observer = self.observer.take().expect("it is put back after each look");
-            let done = tokio::select! {
-                done = self.once(migration, &record, applied, next) => done,
-                never = observer.watch(version) => match never {},
-            };
+            let done = observer.beside(version, self.once(migration, &record, applied, next)).await;
             let blockers = observer.seen();
             self.observer = Some(observer);
             let cause = match done {
-                Err(Error::Failed { cause, .. }) if !migration.no_tx && gives_way(&cause) => cause,
+                Err(Error::Failed { cause, .. }) if gives_way(&cause) => cause,
                 done => return done,
             };
             self.is_prepared = false;
             let recorded_in = loop {
                 match self.begin_anew(migration).await {
-                    Err(Error::Database { cause, .. })
-                        if gives_way(&cause) && began.elapsed() < self.patience =>
-                    {
+                    Err(Error::Database { cause, .. }) if gives_way(&cause) && !tries.are_over() => {
                         tracing::warn!(version, %cause, "whether a migration is on record is not known yet");
                         sleep(jitter()).await;
                     }
@@ -112,15 +117,8 @@ impl Steps<'_> {
                 // It was committed, and the look for its record waited.
                 return Ok(());
             }
-            let waited = began.elapsed();
-            if waited >= self.patience {
-                return Err(Error::Blocked { version, tries, waited, blockers, cause: Box::new(cause) });
-            }
-            let pause = jitter();
-            tracing::warn!(version, tries, ?waited, ?pause, %cause, blockers = listed(&blockers), "a migration gave way");
-            sleep(pause).await;
+            tries.give_way(cause, blockers).await?;
         }
-        unreachable!("the patience ends")
     }
 
     async fn once(
@@ -132,7 +130,7 @@ impl Steps<'_> {
     ) -> Result<(), Error> {
         let began = Instant::now();
         self.run(migration).await?;
-        self.finish(migration, &record(began.elapsed()), applied, next).await
+        self.finish(migration, CHECK_CONSTRAINTS, &record(began.elapsed()), applied, next).await
     }
 
     /// Rolls back, and puts the session back. Returns the id of the table that has the record, if there is one.
@@ -157,32 +155,21 @@ impl Steps<'_> {
     }
 
     async fn run(&mut self, migration: &Migration) -> Result<(), Error> {
-        let sql = if self.is_prepared { String::new() } else { self.preparation(migration) };
+        let sql = if self.is_prepared { String::new() } else { self.preparation() };
         if !sql.is_empty() {
             let prepared = self.connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await;
             prepared.map_err(|cause| failed(migration, cause))?;
         }
-        if migration.no_tx {
-            let waiting = lock::waiting(self.connection, self.session.key).await;
-            if !waiting.is_empty() {
-                let version = migration.version;
-                tracing::warn!(
-                    version,
-                    ?waiting,
-                    "these processes wait for the migration lock within a statement: an index that is built concurrently would wait for \
-                     them, and the server would end one of both"
-                );
-            }
-        }
         let done = self.connection.execute(sqlx::raw_sql(migration.sql.clone())).await;
-        done.map(drop).map_err(|cause| failed(migration, cause))
+        done.map(drop).map_err(|cause| failed_at(migration, 0, cause))
     }
 
     /// Records, commits, puts the session back, and looks at what the migration has done to the table and the lock. Prepares
-    /// the next migration.
-    async fn finish(
+    /// the next migration. `before` stands before the record.
+    pub(crate) async fn finish(
         &mut self,
         migration: &Migration,
+        before: &str,
         record: &str,
         applied: bool,
         next: Option<&Migration>,
@@ -190,13 +177,8 @@ impl Steps<'_> {
         // The session is put back in a transaction of its own: of a message without, the next one's `begin` would make one of both.
         // Deferred constraints are checked as the migration left the session, as a commit would check them. The record is written
         // by the role that connected, and no time limit that the migration has left ends what follows.
-        let unlimited = if migration.no_tx { NO_LOCK_TIMEOUT } else { "" };
-        let (before, lock_timeout) = if migration.no_tx {
-            ("begin", NO_LOCK_TIMEOUT.to_owned())
-        } else {
-            ("set constraints all immediate", self.lock_timeout.to_string())
-        };
-        let prepare = next.map(|next| self.preparation(next)).unwrap_or_default();
+        let next = next.filter(|next| !next.no_tx);
+        let prepare = next.map(|_| self.preparation()).unwrap_or_default();
         self.is_prepared = next.is_some();
         let version = migration.version;
         let sql = format!(
@@ -204,9 +186,10 @@ impl Steps<'_> {
              set session authorization default; reset role; {record}; commit;
              begin;
              {put_back}
-             {unlimited} {look}
+             {look}
              commit;
              {prepare}",
+            lock_timeout = self.lock_timeout,
             put_back = self.session.put_back(),
             look = self.look(version),
         );
@@ -223,11 +206,13 @@ impl Steps<'_> {
     }
 
     /// The statements before a migration's own.
-    fn preparation(&self, migration: &Migration) -> String {
-        let role = self.role.map(|role| format!("set role {};", quoted(role))).unwrap_or_default();
-        // What runs outside of a transaction cannot be repeated, and an index that is built concurrently waits for others by locks.
-        let begin = if migration.no_tx { NO_LOCK_TIMEOUT } else { "begin" };
-        format!("{role}{begin}")
+    fn preparation(&self) -> String {
+        format!("{}begin", self.set_role())
+    }
+
+    /// The statement that sets the role of the migrations, if they have one.
+    pub(crate) fn set_role(&self) -> String {
+        self.role.map(|role| format!("set role {};", quoted(role))).unwrap_or_default()
     }
 
     /// Whether the server does not find the table. A deferred trigger may miss another one.
@@ -250,16 +235,76 @@ fn read(rows: &[PgRow]) -> Result<(bool, Option<i64>), sqlx::Error> {
     Ok((Session::has_lock(held, again)?, recorded_in))
 }
 
+/// The tries of what may have to give way.
+pub(crate) struct Tries {
+    version: i64,
+    began: Instant,
+    count: u32,
+    patience: Duration,
+}
+
+impl Tries {
+    pub(crate) fn new(version: i64, patience: Duration) -> Self {
+        Self { version, began: Instant::now(), count: 0, patience }
+    }
+
+    fn are_over(&self) -> bool {
+        self.began.elapsed() >= self.patience
+    }
+
+    /// Waits before the next try. Nothing of the last one is left in the server.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Blocked`] when the patience is over.
+    pub(crate) async fn give_way(
+        &mut self,
+        cause: db_core::Error,
+        blockers: Vec<Blocker>,
+    ) -> Result<(), Error> {
+        self.count += 1;
+        let (version, tries, waited) = (self.version, self.count, self.began.elapsed());
+        if self.are_over() {
+            return Err(Error::Blocked { version, tries, waited, blockers, cause: Box::new(cause) });
+        }
+        let pause = jitter();
+        tracing::warn!(version, tries, ?waited, ?pause, %cause, blockers = listed(&blockers), "a migration gave way");
+        sleep(pause).await;
+        Ok(())
+    }
+}
+
 /// Between two tries, so that those who wait behind a migration get their turn.
 fn jitter() -> Duration {
     Duration::from_millis(fastrand::u64(100..500))
 }
 
 /// 55P03 is `lock_not_available`, 40P01 `deadlock_detected`.
-fn gives_way(cause: &db_core::Error) -> bool {
+pub(crate) fn gives_way(cause: &db_core::Error) -> bool {
     cause.sqlstate().is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
 }
 
-fn failed(migration: &Migration, cause: sqlx::Error) -> Error {
-    Error::Failed { version: migration.version, cause: cause.into() }
+pub(crate) fn is_missing_table(cause: &db_core::Error) -> bool {
+    cause.sqlstate().is_some_and(|code| code == NO_TABLE)
+}
+
+pub(crate) fn failed(migration: &Migration, cause: sqlx::Error) -> Error {
+    Error::Failed { version: migration.version, at: None, cause: cause.into() }
+}
+
+/// As [`failed`], of a text that begins at this byte of the file.
+pub(crate) fn failed_at(migration: &Migration, start: usize, cause: sqlx::Error) -> Error {
+    let sql = migration.sql.as_str();
+    let position = cause.as_database_error().and_then(|error| {
+        match error.try_downcast_ref::<PgDatabaseError>()?.position()? {
+            // From 1 on, in characters.
+            PgErrorPosition::Original(character) => {
+                let text = &sql[start..];
+                Some(start + text.char_indices().nth(character - 1).map_or(text.len(), |(byte, _)| byte))
+            }
+            PgErrorPosition::Internal { .. } => None,
+        }
+    });
+    let at = position.map(|byte| Position::of(sql, byte));
+    Error::Failed { version: migration.version, at, cause: cause.into() }
 }

@@ -2,11 +2,14 @@
 
 use std::fmt::Write;
 
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 
 use crate::Error;
 use crate::session::answer;
+
+/// What the name of the table of progress ends with.
+const PROGRESS: &str = "_progress";
 
 /// The table, found once: by its name under the session's search path, which a migration may change.
 #[derive(Debug, Clone)]
@@ -16,6 +19,9 @@ pub(crate) struct Table {
     pub(crate) name: String,
     /// Without its schema and quotes.
     pub(crate) relation: String,
+    /// The table beside it with the progress of files outside of a transaction, with its schema, quoted.
+    pub(crate) progress: String,
+    pub(crate) has_progress: bool,
 }
 
 impl Table {
@@ -23,15 +29,27 @@ impl Table {
     pub(crate) async fn find(connection: &mut PgConnection, name: &str) -> Result<Option<Self>, Error> {
         // The simple protocol needs one round trip for each query, which every start of a service pays.
         let sql = format!(
-            "select c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.relname::text
-             from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where c.oid = to_regclass({})",
-            literal(name)
+            "select oid, name, relation, progress, to_regclass(progress) is not null
+             from (select c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname) as name, c.relname::text as relation,
+                     quote_ident(n.nspname) || '.' || quote_ident(left(c.relname, {most}) || '{PROGRESS}') as progress
+                   from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                   where c.oid = to_regclass({name})) as found",
+            // A name of PostgreSQL has 63 bytes, and a letter at most 4.
+            most = (63 - PROGRESS.len()) / 4 * 4,
+            name = literal(name)
         );
         let asked = connection.fetch_optional(sqlx::raw_sql(AssertSqlSafe(sql)));
         let found = answer(asked).await.and_then(|row| {
-            row.map(|row| Ok(Self { oid: row.try_get(0)?, name: row.try_get(1)?, relation: row.try_get(2)? }))
-                .transpose()
+            let table = |row: PgRow| {
+                Ok(Self {
+                    oid: row.try_get(0)?,
+                    name: row.try_get(1)?,
+                    relation: row.try_get(2)?,
+                    progress: row.try_get(3)?,
+                    has_progress: row.try_get(4)?,
+                })
+            };
+            row.map(table).transpose()
         });
         found.map_err(Error::database("look for the migration table"))
     }

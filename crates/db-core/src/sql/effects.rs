@@ -7,7 +7,7 @@ use crate::pooler::Needs;
 
 /// How long a statement's effect on its session lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Lasts {
+pub enum Lasts {
     /// The session is not affected. Effects on stored data do not count.
     Nothing,
     /// Until the end of the transaction.
@@ -18,12 +18,13 @@ enum Lasts {
 
 use Lasts::{Nothing, Session};
 
-/// The effect of a statement.
+/// The effect of a statement on its session, as far as its text tells: what a function does is not seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Effect {
-    lasts: Lasts,
+pub struct Effect {
+    /// How long it lasts.
+    pub lasts: Lasts,
     /// What the statement needs of its session that a pooler does not keep.
-    needs: Option<Needs>,
+    pub needs: Option<Needs>,
 }
 
 const fn effect(lasts: Lasts, needs: Option<Needs>) -> Effect {
@@ -158,7 +159,7 @@ fn effects(sql: &str) -> Vec<Effect> {
 }
 
 /// The effect of one statement: its longest-lasting effect, and its first need.
-fn effect_of(statement: &[Token<'_>]) -> Effect {
+pub(super) fn effect_of(statement: &[Token<'_>]) -> Effect {
     let open = statement.iter().take_while(|token| token.text == "(").count();
     let statement = &statement[open..];
     let calls = (0..statement.len()).map(|at| of_call(&statement[at..], &statement[..at]));

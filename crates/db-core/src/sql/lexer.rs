@@ -8,13 +8,18 @@ use squawk_lexer::{BOM, LiteralKind, TokenKind, tokenize};
 
 /// A token of a statement's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Token<'s> {
-    pub(super) kind: Kind,
-    pub(super) text: &'s str,
+pub struct Token<'s> {
+    /// What it is.
+    pub kind: Kind,
+    /// As it is written.
+    pub text: &'s str,
+    /// Whether a literal, a name or a comment has its end.
+    pub is_closed: bool,
 }
 
+/// The kind of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// White space, or a comment.
     Blank,
     /// A keyword or an unquoted name.
@@ -29,17 +34,20 @@ pub(super) enum Kind {
 
 impl Token<'_> {
     /// Whether the token is this keyword, given in lower case.
-    pub(super) fn is(self, keyword: &str) -> bool {
+    #[must_use]
+    pub fn is(self, keyword: &str) -> bool {
         self.kind == Kind::Word && self.text.eq_ignore_ascii_case(keyword)
     }
 
     /// Whether the token is one of these keywords.
-    pub(super) fn is_any(self, keywords: &[&str]) -> bool {
+    #[must_use]
+    pub fn is_any(self, keywords: &[&str]) -> bool {
         keywords.iter().any(|keyword| self.is(keyword))
     }
 
     /// The name that the token stands for, if it is a name. `U&` escapes are not resolved.
-    pub(super) fn name(self) -> Option<String> {
+    #[must_use]
+    pub fn name(self) -> Option<String> {
         match self.kind {
             Kind::Word => Some(self.text.to_ascii_lowercase()),
             Kind::Name => {
@@ -52,11 +60,14 @@ impl Token<'_> {
 }
 
 /// Splits a text into tokens. Joined, the tokens give the text again.
-pub(super) fn tokens(sql: &str) -> Tokens<'_> {
+#[must_use]
+pub fn tokens(sql: &str) -> Tokens<'_> {
     Tokens { rest: sql }
 }
 
-pub(super) struct Tokens<'s> {
+/// The tokens of a text, in order.
+#[derive(Debug, Clone)]
+pub struct Tokens<'s> {
     rest: &'s str,
 }
 
@@ -64,36 +75,49 @@ impl<'s> Iterator for Tokens<'s> {
     type Item = Token<'s>;
 
     fn next(&mut self) -> Option<Token<'s>> {
-        let (kind, length) = first(self.rest)?;
+        let (kind, length, is_closed) = first(self.rest)?;
         let (text, rest) = self.rest.split_at(length);
         self.rest = rest;
-        Some(Token { kind, text })
+        Some(Token { kind, text, is_closed })
     }
 }
 
-/// The kind and the length of a text's first token.
-fn first(sql: &str) -> Option<(Kind, usize)> {
+/// The kind of a text's first token, its length, and whether it has its end.
+fn first(sql: &str) -> Option<(Kind, usize, bool)> {
     // The server treats a byte order mark as a letter.
     if sql.starts_with(BOM) {
-        return Some((Kind::Word, sql.find(|c| !is_in_word(c)).unwrap_or(sql.len())));
+        return Some((Kind::Word, sql.find(|c| !is_in_word(c)).unwrap_or(sql.len()), true));
     }
     let token = tokenize(sql).next()?;
     let length = token.len as usize;
     Some(match token.kind {
-        TokenKind::Whitespace | TokenKind::LineComment | TokenKind::BlockComment { .. } => {
-            (Kind::Blank, length)
-        }
-        TokenKind::Ident => (Kind::Word, length),
-        TokenKind::QuotedIdent { .. } => (Kind::Name, length),
-        TokenKind::Literal { kind: LiteralKind::EscStr { .. } } => (Kind::Literal, 1 + escaped(&sql[1..])),
+        TokenKind::Whitespace | TokenKind::LineComment => (Kind::Blank, length, true),
+        TokenKind::BlockComment { terminated } => (Kind::Blank, length, terminated),
+        TokenKind::Ident => (Kind::Word, length, true),
+        TokenKind::QuotedIdent { terminated, .. } => (Kind::Name, length, terminated),
         // A dollar without a digit is no parameter, and the next characters are a token of their own.
         TokenKind::PositionalParam { .. } if !sql[1..].starts_with(|c: char| c.is_ascii_digit()) => {
-            (Kind::Other, 1)
+            (Kind::Other, 1, true)
         }
-        TokenKind::Literal { kind: LiteralKind::Int { .. } | LiteralKind::Numeric { .. } }
-        | TokenKind::PositionalParam { .. } => (Kind::Other, length - usize::from(takes_the_e(sql, length))),
-        TokenKind::Literal { .. } => (Kind::Literal, length),
-        _ => (Kind::Other, length),
+        TokenKind::PositionalParam { .. } => {
+            (Kind::Other, length - usize::from(takes_the_e(sql, length)), true)
+        }
+        TokenKind::Literal { kind } => match kind {
+            LiteralKind::EscStr { .. } => {
+                let (length, is_closed) = escaped(&sql[1..]);
+                (Kind::Literal, 1 + length, is_closed)
+            }
+            LiteralKind::Int { .. } | LiteralKind::Numeric { .. } => {
+                (Kind::Other, length - usize::from(takes_the_e(sql, length)), true)
+            }
+            LiteralKind::Str { terminated }
+            | LiteralKind::NationalStr { terminated }
+            | LiteralKind::ByteStr { terminated }
+            | LiteralKind::BitStr { terminated }
+            | LiteralKind::DollarQuotedString { terminated }
+            | LiteralKind::UnicodeEscStr { terminated } => (Kind::Literal, length, terminated),
+        },
+        _ => (Kind::Other, length, true),
     })
 }
 
@@ -101,28 +125,33 @@ fn is_in_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '$') || !c.is_ascii()
 }
 
-/// The length of a string with backslash escapes, from its quote on. A string after white space with a line break
-/// continues the first, so it has escapes, too (PostgreSQL's manual, chapter 4.1.2.1 "String Constants").
-fn escaped(sql: &str) -> usize {
-    let mut end = closed(sql);
-    while let Some(gap) = gap_before_more(&sql[end..]) {
-        end += gap + closed(&sql[end + gap..]);
+/// The length of a string with backslash escapes, from its quote on, and whether it is closed. A string after white space with a line
+/// break continues the first, so it has escapes, too (PostgreSQL's manual, chapter 4.1.2.1 "String Constants").
+fn escaped(sql: &str) -> (usize, bool) {
+    let mut end = 0;
+    let mut gap = 0;
+    loop {
+        let Some(length) = closed(&sql[end + gap..]) else { return (sql.len(), false) };
+        end += gap + length;
+        match gap_before_more(&sql[end..]) {
+            Some(more) => gap = more,
+            None => return (end, true),
+        }
     }
-    end
 }
 
-/// The length of one string with escapes. A doubled quote is part of it.
-fn closed(sql: &str) -> usize {
+/// The length of one string with escapes, if it is closed. A doubled quote is part of it.
+fn closed(sql: &str) -> Option<usize> {
     let mut characters = sql.char_indices().skip(1).peekable();
     while let Some((at, character)) = characters.next() {
         match character {
             '\\' => drop(characters.next()),
             '\'' if characters.next_if(|(_, next)| *next == '\'').is_some() => {}
-            '\'' => return at + 1,
+            '\'' => return Some(at + 1),
             _ => {}
         }
     }
-    sql.len()
+    None
 }
 
 /// The length of the gap between a string and its continuation, if there is one: white space and line comments, with at least one
@@ -156,11 +185,9 @@ fn takes_the_e(sql: &str, length: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
-    use std::process::Command;
-
     use serde_json::Value;
 
+    use super::super::corpus::{data, fnv1a, regression_tests};
     use super::*;
 
     /// Literals, comments, names and words as `tests/data/scanner.py` prints them: a literal with its continuations is one span.
@@ -201,32 +228,6 @@ mod tests {
     fn comments(blank: &[&str]) -> impl Iterator<Item = (&'static str, String)> {
         let comments = blank.iter().filter(|text| text.starts_with("--") || text.starts_with("/*"));
         comments.map(|text| ("comment", (*text).to_owned()))
-    }
-
-    fn data(name: &str) -> String {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
-        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-    }
-
-    /// The folder of PostgreSQL's regression tests in cargo's copy of `pg_parse`.
-    fn regression_tests() -> PathBuf {
-        let metadata = Command::new(env!("CARGO"))
-            .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
-            .output()
-            .expect("cargo");
-        assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
-        let metadata: Value = serde_json::from_slice(&metadata.stdout).expect("JSON");
-        let packages = metadata["packages"].as_array().expect("packages");
-        let package = packages.iter().find(|package| package["name"] == "pg_parse").expect("the package");
-        let manifest = Path::new(package["manifest_path"].as_str().expect("a path"));
-        manifest.parent().expect("its folder").join("lib/libpg_query/test/sql")
-    }
-
-    fn fnv1a(data: &str) -> u64 {
-        data.bytes().fold(0xcbf2_9ce4_8422_2325, |value, byte| {
-            (value ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
     }
 
     #[test]

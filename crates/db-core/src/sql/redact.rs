@@ -25,7 +25,7 @@ pub(crate) fn redact_sql(sql: &str) -> String {
                 redacted.push_str("'…'");
             }
             // An unclosed name extends to the end of the statement, including its literals.
-            Kind::Name if !is_closed(text) => redacted.push_str("\"…"),
+            Kind::Name if !token.is_closed => redacted.push_str("\"…"),
             Kind::Name | Kind::Word | Kind::Other => {
                 redacted
                     .extend(text.chars().map(|c| if c.is_control() || c.is_whitespace() { ' ' } else { c }));
@@ -33,11 +33,6 @@ pub(crate) fn redact_sql(sql: &str) -> String {
         }
     }
     redacted
-}
-
-/// Whether a double-quoted name is closed. Doubled quotes inside it are even in number.
-fn is_closed(name: &str) -> bool {
-    name.matches('"').count().is_multiple_of(2)
 }
 
 #[cfg(test)]

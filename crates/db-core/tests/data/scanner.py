@@ -1,16 +1,17 @@
-"""Runs PostgreSQL's scanner on test texts, and rewrites `scanner.tsv` and `nasty.json` beside this script.
+"""Runs PostgreSQL's scanner and parser on test texts, and rewrites `scanner.tsv`, `statements.tsv` and `nasty.json` beside this script.
 
     pip install pglast==8.8
     python3 scanner.py FOLDER_OF_PG_PARSE/lib/libpg_query/test/sql
 
-pglast has PostgreSQL 18's scanner. A row of `scanner.tsv` has a file, the number of its relevant tokens, and a hash of them.
+pglast has PostgreSQL 18's scanner and parser. A row of `scanner.tsv` has a file, the number of its relevant tokens, and a hash of them.
+One of `statements.tsv` has the same of its statements, if the parser takes the file.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from pglast.parser import ParseError, scan
+from pglast.parser import ParseError, scan, split
 
 LITERALS = {"SCONST", "USCONST", "BCONST", "XCONST"}
 COMMENTS = {"SQL_COMMENT", "C_COMMENT"}
@@ -53,6 +54,17 @@ def main(folder):
         said = "".join(f"{kind}\x1f{text}\x1e" for kind, text in tokens)
         rows.append(f"{file.relative_to(folder)}\t{len(tokens)}\t{fnv1a(said.encode()):016x}\n")
     (here / "scanner.tsv").write_text("".join(rows))
+
+    rows = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            sql = file.read_bytes().decode()
+            pieces = [piece.rstrip(" \t\n\r\f\v") for piece in split(sql)]
+        except (UnicodeDecodeError, ParseError):
+            continue
+        said = "".join(f"{piece}\x1e" for piece in pieces)
+        rows.append(f"{file.relative_to(folder)}\t{len(pieces)}\t{fnv1a(said.encode()):016x}\n")
+    (here / "statements.tsv").write_text("".join(rows))
 
     nasty = []
     for case in json.loads((here / "nasty.json").read_text()):

@@ -3,6 +3,7 @@
 mod batches;
 mod giving_way;
 mod kills;
+mod outside;
 mod reindex;
 mod rekey;
 mod runner;
@@ -260,24 +261,6 @@ async fn an_answer_that_does_not_come_is_not_waited_for_for_ever(db: TestDb) {
     });
     released.expect("rolled back");
     assert_eq!(again.expect("by another connection").version, 1);
-}
-
-#[db_testkit::test]
-async fn a_step_outside_of_a_transaction_is_not_repeated_after_an_unknown_outcome(db: TestDb) {
-    let proxy = db_testkit::Proxy::start(&db).expect("a proxy");
-    let through = Config::from_url(&proxy.url()).expect("an address");
-    let migrations = migrations(&ROWS).await;
-    proxy.cut_answer_to("insert into ran values (2)");
-
-    let error = migrations.up(&through).await.expect_err("it may be done or not");
-
-    assert!(matches!(&error, Error::Interrupted { version: 2, .. }), "{error:?}");
-    assert!(error.to_string().contains("check what it has done"), "{error}");
-    assert_eq!(ran(&db).await, [1, 2], "done, not on record, and not again");
-    assert_eq!(
-        states(&migrations, &db).await,
-        [(1, State::Applied), (2, State::Pending), (3, State::Pending)]
-    );
 }
 
 #[db_testkit::test]

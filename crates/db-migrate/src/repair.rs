@@ -1,0 +1,68 @@
+//! What a person has decided about a migration that was cut off.
+
+use db_core::{Config, ConnectRetry, connect};
+
+use crate::progress::Progress;
+use crate::statements;
+use crate::status::State;
+use crate::{Error, Migrations};
+
+/// What is true of a migration that is on record as begun and not ended. See [`Migrations::repair`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Repair {
+    /// The statement that was cut off is done: the next run goes on after it.
+    StatementDone,
+    /// The statement that was cut off is not done, and nothing is left of it: the next run begins with it.
+    StatementUndone,
+    /// The whole migration is applied.
+    Applied,
+    /// The migration is not applied, and nothing is left of it.
+    NotApplied,
+}
+
+impl Migrations {
+    /// Records what a person has found out about a migration that was cut off ([`Error::Interrupted`], [`Error::Dirty`],
+    /// [`Error::Edited`]). Runs nothing of the migration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NothingToRepair`] if no such migration, or no such statement, was cut off; else as [`Migrations::up`]. Nothing is
+    /// changed then.
+    pub async fn repair(&self, config: &Config, version: i64, repair: Repair) -> Result<(), Error> {
+        crate::migrations::refuse_pooler(config)?;
+        let mut connection = connect::connect(config, ConnectRetry::default()).await?;
+        let mut steps = self.begin(&mut connection, config).await?;
+        let status = self.read(steps.connection).await?;
+        let nothing = || Error::NothingToRepair { version };
+        let state = status.iter().find(|status| status.version == version).map(|status| status.state);
+        if !matches!(state, Some(State::UnderWay | State::Dirty)) {
+            return Err(nothing());
+        }
+        let table = steps.table.clone();
+        let progress = Progress::read(steps.connection, &table, version).await?;
+        let end = if progress.is_some() { Progress::end(&table, version) } else { String::new() };
+        let changes = match repair {
+            Repair::Applied => {
+                format!("update {} set success = true where version = {version}; {end}", table.name)
+            }
+            Repair::NotApplied => format!("delete from {} where version = {version}; {end}", table.name),
+            Repair::StatementDone | Repair::StatementUndone => {
+                let progress = progress.filter(|progress| progress.has_begun).ok_or_else(nothing)?;
+                let file = self.file(version, progress.reverts).ok_or_else(nothing)?;
+                let all = statements::steps(file);
+                let begun = all.get(..=progress.done).map(statements::digest);
+                if !begun.is_some_and(|begun| progress.is_of(&begun)) {
+                    return Err(Error::Edited { version, statements: progress.done + 1 });
+                }
+                let done = progress.done + usize::from(repair == Repair::StatementDone);
+                Progress::done(&table, version, done, &statements::digest(&all[..done]), 0)
+            }
+        };
+        steps.record(version, "repair a migration", &changes).await?;
+        steps.close().await;
+        tracing::info!(version, ?repair, "a migration is repaired");
+        crate::migrations::close(connection).await;
+        Ok(())
+    }
+}
