@@ -35,21 +35,43 @@
 //!
 //! A migration that waits for a table keeps all others waiting who come after it, also readers. So a statement waits 5 s
 //! ([`Migrations::with_lock_timeout`]); then the migration is rolled back, and tried again as a whole after a moment, for up to 10 min
-//! ([`Migrations::with_patience`]). Who keeps it waiting is seen from a second connection, and logged. A migration outside of a transaction
-//! waits without a limit, since it cannot be repeated.
+//! ([`Migrations::with_patience`]). Who keeps it waiting is seen from a second connection, and logged. Outside of a transaction, the same holds
+//! for each statement, but an index that is built concurrently waits without a limit, and its progress is logged.
 //!
 //! # Losses
 //!
 //! A connection that is lost meanwhile is replaced, until the retry budget is spent, and the new one goes on from the versions
 //! that the database has on record. A migration without `-- no-transaction` commits together with its record, and its session
-//! keeps the lock until it has ended, so the next holder of the lock sees the outcome. A migration that runs outside of a
-//! transaction may be done and not be on record; it is never repeated blindly, but reported as [`Error::Interrupted`].
+//! keeps the lock until it has ended, so the next holder of the lock sees the outcome.
+//!
+//! # Outside of a transaction
+//!
+//! A file that begins with `-- no-transaction` runs statement by statement ([`db_core::sql::split`]). A statement that PostgreSQL allows in a
+//! transaction runs in one, together with the record that it is done. One that it refuses there, such as `CREATE INDEX CONCURRENTLY`, runs
+//! between two records. While the file is under way, its row in sqlx's table has `success = false`, so that sqlx stops with `Dirty` instead of
+//! beginning it again, and a table beside it has the progress; both are gone at the end.
+//!
+//! The next run, or the same one after a lost connection, goes on with the first statement that is not done. What was cut off outside of a
+//! transaction is looked up:
+//!
+//! | statement | then |
+//! |---|---|
+//! | `CREATE INDEX CONCURRENTLY` | a valid index is done; an invalid one that it made is dropped, and it runs again |
+//! | `DROP INDEX CONCURRENTLY` | it is done, or runs again |
+//! | `REINDEX` | the invalid indexes that it made are dropped, and it runs again |
+//! | `ALTER TABLE … DETACH PARTITION … CONCURRENTLY` | it is done, is finalized, or runs again |
+//! | `VACUUM`, `CLUSTER`, `ALTER SYSTEM` | it runs again |
+//! | others, such as `CREATE DATABASE`, or a procedure that commits | [`Error::Interrupted`]: a person looks, and tells by [`Migrations::repair`] |
+//!
+//! Settings that a statement makes are there for the later ones, also in a new session. A statement that failed can be edited, and so can
+//! later ones; those that are done cannot.
 //!
 //! # What is refused
 //!
 //! A database with a migration that the program does not know, or that another migrator began and did not end; a file that was
 //! changed after it was applied; a new file with a version older than an applied one; a pending file that almost says
-//! `-- no-transaction`; a folder with two files of one version, or with a file whose name has none; a standby; and going down over a
+//! `-- no-transaction`; one with the data of a `COPY`, a command of psql, a NUL byte or a string without an end, and, outside of a transaction,
+//! one with `BEGIN`, `SET LOCAL` or anything else whose effect would end with its statement; a folder with two files of one version, or with a file whose name has none; a standby; and going down over a
 //! version without a down file.
 //!
 //! # Re-keying

@@ -218,6 +218,8 @@ impl<'s> Current<'s> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::corpus::{data, fnv1a, regression_tests};
     use super::*;
 
@@ -330,5 +332,31 @@ mod tests {
         }
         assert!(files >= 280 && statements > 13_000, "{files} files, {statements} statements");
         assert!(different.is_empty(), "split differently: {different:#?}");
+    }
+
+    /// Words and signs that change how what follows is read.
+    fn difficult() -> impl Strategy<Value = String> {
+        let words = "'|''|\"|$$|$a$|--|/*|*/|\n|\r|;|;|(|)|create |or |replace |function |begin |atomic |case |end |as |.|E'|U&'|U&\"|N'|\
+                     \\|copy t from stdin|a|1|1e| |\u{feff}|é|\0|$1|<|-|/";
+        let words: Vec<&str> = words.split('|').collect();
+        prop::collection::vec(prop::sample::select(words), 0..24).prop_map(|words| words.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn statements_are_parts_of_their_text_and_split_to_themselves(text in difficult()) {
+            prop_assert_eq!(tokens(&text).map(|token| token.text).collect::<String>(), &*text);
+            let mut end = 0;
+            for statement in split(&text).unwrap_or_default() {
+                let gap = &text[end..statement.start];
+                prop_assert!(tokens(gap).all(|it| it.kind == Kind::Blank || it.text == ";"), "{:?}", gap);
+                end = statement.start + statement.text.len();
+                prop_assert_eq!(&text[statement.start..end], statement.text);
+                let again = split(statement.text).expect("it was split before");
+                prop_assert_eq!(again.iter().map(|it| it.text).collect::<Vec<_>>(), [statement.text]);
+            }
+        }
     }
 }

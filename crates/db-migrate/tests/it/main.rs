@@ -4,6 +4,7 @@ mod batches;
 mod giving_way;
 mod kills;
 mod outside;
+mod outside_kills;
 mod reindex;
 mod rekey;
 mod runner;
