@@ -274,6 +274,7 @@ mod tests {
             "create table \"begin\" (\"end\" int, atomic int); begin; end",
             "create function atomic() returns int return 1; select 2; end",
             "create view v as select a as begin, atomic from t; select 2; end",
+            "select begin atomic from t; select 2; select 3",
             "create function begin() returns int return 1; select case when true then 2 end; select 3",
         ] {
             assert_eq!(texts(sql).len(), 3, "{sql}");
@@ -307,6 +308,7 @@ mod tests {
             "copy t to program 'x'",
             "select 'copy t from stdin; \\x'",
             "copy \"from\" (stdin) from 'x'",
+            "copy (select n from stdin) to 'x'",
         ] {
             assert_eq!(texts(sql), [sql]);
         }

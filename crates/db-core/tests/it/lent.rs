@@ -691,8 +691,8 @@ async fn a_listening_session_leaves_no_notification_to_the_next_caller(db: TestD
         until("the connection is returned", async || ground.pool.stats().idle == 1).await;
         notify(&ground).await;
 
-        ground.check_next_callers(&format!("{reset:?}")).await;
         assert_eq!(ground.conn().await.pid(), pid, "{reset:?}: the same connection");
+        ground.check_next_callers(&format!("{reset:?}")).await;
     }
 }
 

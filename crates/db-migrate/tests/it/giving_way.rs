@@ -50,7 +50,7 @@ async fn waits(db: &TestDb, statement: &str) -> bool {
 
 #[db_testkit::test]
 async fn a_migration_gives_way_to_a_writer_names_the_reader_and_gets_through_when_it_goes(db: TestDb) {
-    let log = Log::of_this_process("db_migrate=warn");
+    let log = Log::of_this_process("db_migrate=info");
     let (reader, pid) = reader(&db).await;
     let (migrations, to) = (pending().await, config(&db));
     let running = tokio::spawn(async move { migrations.up(&to).await });
@@ -111,7 +111,7 @@ async fn each_try_begins_with_the_session_as_the_first_one(db: TestDb) {
          create temp table left_over ();
          alter table t add color text";
     let migrations = migrations(&[("1_color.sql", sql)]).await.with_lock_timeout(LOCK_TIMEOUT);
-    let log = Log::of_this_process("db_migrate=warn");
+    let log = Log::of_this_process("db_migrate=info");
     let to = config(&db);
     let running = tokio::spawn(async move { migrations.up(&to).await });
     until("it was tried twice", async || {
@@ -125,7 +125,7 @@ async fn each_try_begins_with_the_session_as_the_first_one(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_migration_gives_way_that_waits_to_be_recorded(db: TestDb) {
-    let log = Log::of_this_process("db_migrate=warn");
+    let log = Log::of_this_process("db_migrate=info");
     migrations(&FILES[..1]).await.up(&config(&db)).await.expect("up");
     let (mut reader, pid) = reader(&db).await;
     sqlx::raw_sql("rollback; begin; lock table _sqlx_migrations in share mode")
@@ -145,7 +145,7 @@ async fn a_migration_gives_way_that_waits_to_be_recorded(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_migration_that_is_committed_is_not_repeated_when_its_record_cannot_be_read_yet(db: TestDb) {
-    let log = Log::of_this_process("db_migrate=warn");
+    let log = Log::of_this_process("db_migrate=info");
     migrations(&FILES[..1]).await.up(&config(&db)).await.expect("up");
     execute(&db.pool(), "create table t (n int); create table gate ()").await;
     // It has its lock on the table of records before another session queues for it, which then has it from the commit on.
@@ -198,27 +198,37 @@ async fn a_migration_that_ends_in_a_deadlock_is_tried_again(db: TestDb) {
 
 #[db_testkit::test]
 async fn an_index_that_is_built_concurrently_waits_without_limit(db: TestDb) {
-    let (mut reader, _) = reader(&db).await;
+    let log = Log::of_this_process("db_migrate=info");
+    let (mut reader, pid) = reader(&db).await;
     sqlx::raw_sql("insert into t values (1)").execute(&mut reader).await.expect("written");
     let sql = "-- no-transaction\ncreate index concurrently on t (n)";
-    let migrations = migrations(&[("1_index.sql", sql)]).await.with_lock_timeout(Duration::from_millis(1));
+    let migrations = migrations(&[("75_index.sql", sql)]).await.with_lock_timeout(Duration::from_millis(1));
     let to = config(&db);
     let running = tokio::spawn(async move { migrations.up(&to).await });
     let waiting = "select count(*) from pg_stat_activity
         where datname = current_database() and wait_event_type = 'Lock' and query like '%create index concurrently%'
           and clock_timestamp() - query_start > interval '100 ms'";
     until("the index waits for longer", async || count(&db, waiting).await == 1).await;
+    until("its progress is told", async || {
+        log.count(&[
+            "an index is built",
+            "version=75",
+            "waiting for writers before build, 0 of 1 transactions have ended",
+        ]) > 0
+    })
+    .await;
+    assert!(log.count(&["a migration waits for a lock", &format!("process {pid} (slow reader)")]) > 0);
 
     sqlx::raw_sql("commit").execute(&mut reader).await.expect("committed");
 
-    assert_eq!(running.await.expect("no panic").expect("up").changed, [1]);
+    assert_eq!(running.await.expect("no panic").expect("up").changed, [75]);
     assert_eq!(count(&db, "select count(*) from pg_index where not indisvalid").await, 0);
     reader.close().await.expect("closed");
 }
 
 #[db_testkit::test]
 async fn a_migration_whose_observer_cannot_connect_goes_on_and_says_so(db: TestDb) {
-    let log = Log::of_this_process("db_migrate=warn");
+    let log = Log::of_this_process("db_migrate=info");
     let (reader, _) = reader(&db).await;
     let elsewhere = format!("127.0.0.1:1/{}", db.name());
     let to = Config::from_url(&format!("postgres://nobody@{elsewhere}")).expect("an address");
@@ -237,7 +247,7 @@ async fn a_migration_whose_observer_cannot_connect_goes_on_and_says_so(db: TestD
 async fn those_who_wait_for_the_migration_lock_are_named_before_a_migration_outside_of_a_transaction(
     db: TestDb,
 ) {
-    let log = Log::of_this_process("db_migrate=warn");
+    let log = Log::of_this_process("db_migrate=info");
     let (mut reader, _) = reader(&db).await;
     let files =
         [("1_color.sql", "alter table t add color text"), ("2_vacuum.sql", "-- no-transaction\nvacuum t")];

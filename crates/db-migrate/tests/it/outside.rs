@@ -312,7 +312,7 @@ async fn an_index_whose_build_is_killed_is_built_again(db: TestDb) {
 
 #[db_testkit::test]
 async fn an_index_that_ends_in_a_deadlock_is_built_again(db: TestDb) {
-    let log = Log::of_this_process("db_migrate=warn");
+    let log = Log::of_this_process("db_migrate=info");
     execute(&db, "create table t (n int)").await;
     let mut holder = db.options().connect().await.expect("a connection");
     // The index is the one that looks for deadlocks first.
@@ -320,7 +320,9 @@ async fn an_index_that_ends_in_a_deadlock_is_built_again(db: TestDb) {
         .execute(&mut holder)
         .await
         .expect("written");
-    let index = up(&db, "create index concurrently mine on t (n)");
+    let files = [("74_t.up.sql", "-- no-transaction\ncreate index concurrently mine on t (n)")];
+    let (migrations, config) = (migrations(&files).await, config(&db));
+    let index = migrations.up(&config);
     let locked = async {
         until("it waits", async || is_waiting(&db, "create index").await).await;
         sqlx::raw_sql("lock table t in share update exclusive mode")
@@ -332,10 +334,9 @@ async fn an_index_that_ends_in_a_deadlock_is_built_again(db: TestDb) {
 
     let (done, ()) = tokio::join!(index, locked);
 
-    assert_eq!(done.expect("up"), [1]);
+    assert_eq!(done.expect("up").changed, [74]);
     assert_eq!(indexes(&db).await, ["mine"]);
-    let pid = "deadlock detected";
-    assert!(log.count(&["a migration gave way", pid]) > 0);
+    assert!(log.count(&["a migration gave way", "version=74", "deadlock detected"]) > 0);
     holder.close().await.expect("closed");
 }
 
@@ -527,7 +528,7 @@ async fn records_are_written_by_the_role_that_connects_whatever_the_file_sets(db
 
 #[db_testkit::test]
 async fn a_statement_of_a_file_gives_way_by_itself(db: TestDb) {
-    let log = Log::of_this_process("db_migrate=warn");
+    let log = Log::of_this_process("db_migrate=info");
     execute(&db, "create table t (n int)").await;
     let mut reader = db.options().application_name("slow reader").connect().await.expect("a connection");
     sqlx::raw_sql("begin; select * from t").execute(&mut reader).await.expect("read");
@@ -550,4 +551,110 @@ async fn a_statement_of_a_file_gives_way_by_itself(db: TestDb) {
     let (done, ()) = tokio::join!(migrations.up(&config), written);
 
     assert_eq!(done.expect("up").changed, [1]);
+}
+
+#[db_testkit::test]
+async fn an_index_that_is_done_and_not_on_record_is_not_built_again(db: TestDb) {
+    execute(&db, "create table t (n int)").await;
+    for sql in ["create index concurrently mine on t (n)", "create index concurrently on t (n)"] {
+        let migrations = migrations(&[("1_t.up.sql", &format!("-- no-transaction\n{sql}"))]).await;
+        let proxy = Proxy::start(&db).expect("a proxy");
+        proxy.cut_answer_to("create index");
+        let through = Config::from_url(&proxy.url()).expect("an address");
+        migrations.up_within(&through, once()).await.expect_err("cut off");
+        let oids = "select string_agg(indexrelid::text, ' ') from pg_index where indrelid = 't'::regclass";
+        let built = text(&db, oids).await;
+
+        assert_eq!(migrations.up(&config(&db)).await.expect("up").changed, [1]);
+
+        assert_eq!(text(&db, oids).await, built, "{sql}");
+        execute(&db, "drop index if exists mine; delete from _sqlx_migrations").await;
+    }
+}
+
+#[db_testkit::test]
+async fn a_statement_that_the_server_refuses_outside_of_a_transaction_leaves_nothing_to_decide(db: TestDb) {
+    let error = up(&db, &format!("create database {}", db.name())).await.expect_err("it exists");
+    assert!(
+        matches!(&error, Error::Failed { cause, .. } if cause.sqlstate().as_deref() == Some("42P04")),
+        "{error}"
+    );
+
+    assert_eq!(up(&db, "create table t (n int)").await.expect("another statement in its place"), [1]);
+}
+
+/// Waits within a transaction for a row in `gate`, and then sets a limit that is shorter than any wait.
+const GATE: &str = "do $$ begin
+    while not exists (select from gate) loop perform pg_sleep(0.01); end loop;
+    perform set_config('statement_timeout', '1', false);
+end $$";
+
+async fn is_at_the_gate(db: &TestDb) {
+    let sql =
+        "select query from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'";
+    until("it is at the gate", async || !texts(db, sql).await.is_empty()).await;
+}
+
+#[db_testkit::test]
+async fn a_record_waits_for_others_longer_than_a_statement_of_the_file_may_and_gives_way(db: TestDb) {
+    let log = Log::of_this_process("db_migrate=info");
+    execute(&db, "create table gate ()").await;
+    for (version, table) in [(71, "_sqlx_migrations_progress"), (72, "_sqlx_migrations")] {
+        let (name, sql) = (format!("{version}_t.up.sql"), format!("-- no-transaction\n{GATE}"));
+        let migrations = migrations(&[(&name, &sql)]).await.with_lock_timeout(Duration::from_millis(300));
+        let config = config(&db);
+        let mut other = db.options().connect().await.expect("a connection");
+        let locked = async {
+            is_at_the_gate(&db).await;
+            let lock = format!("begin; lock table {table} in share mode");
+            sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut other).await.expect("locked");
+            execute(&db, "insert into gate default values").await;
+            let told = format!("version={version}");
+            until("the record gives way", async || log.count(&["a migration gave way", &told]) > 0).await;
+            other.close().await.expect("closed");
+        };
+
+        let (done, ()) = tokio::join!(migrations.up(&config), locked);
+
+        assert_eq!(done.expect(table).changed, [version]);
+        execute(&db, "delete from gate; delete from _sqlx_migrations").await;
+    }
+}
+
+#[db_testkit::test]
+async fn a_file_whose_record_is_committed_ends_when_the_record_can_be_read(db: TestDb) {
+    let log = Log::of_this_process("db_migrate=info");
+    execute(&db, "create table gate ()").await;
+    let sql = format!("-- no-transaction\n{GATE}");
+    let migrations = migrations(&[("73_t.up.sql", &sql)]).await.with_lock_timeout(Duration::from_secs(2));
+    let config = config(&db);
+    let mut keeper = db.options().connect().await.expect("a connection");
+    let mut other = db.options().connect().await.expect("a connection");
+    let locked = async {
+        is_at_the_gate(&db).await;
+        // The last record deletes the row, after it has locked sqlx's table.
+        let keep = sqlx::raw_sql("begin; select from _sqlx_migrations_progress for key share");
+        keep.execute(&mut keeper).await.expect("locked");
+        execute(&db, "insert into gate default values").await;
+        until("the last record waits", async || is_waiting(&db, "begin read write; set statement").await)
+            .await;
+        // From the commit on, another session has that table.
+        let locking = tokio::spawn(async move {
+            sqlx::raw_sql("begin; lock table _sqlx_migrations").execute(&mut other).await.expect("locked");
+            other
+        });
+        until("another session queues", async || is_waiting(&db, "begin; lock table").await).await;
+        keeper.close().await.expect("closed");
+        let other = locking.await.expect("it has the lock after the commit");
+        until("the look gives way", async || log.count(&["a migration gave way", "version=73"]) > 0).await;
+        other.close().await.expect("closed");
+    };
+
+    let (done, ()) = tokio::join!(migrations.up(&config), locked);
+
+    assert_eq!(done.expect("up").changed, [73]);
+    assert_eq!(
+        text(&db, "select (success and execution_time > 0)::text from _sqlx_migrations").await,
+        "true"
+    );
 }
