@@ -352,10 +352,12 @@ impl Migrations {
         let after = self.read(&mut connection).await?;
         close(connection).await;
 
-        let applied = [before, &after].map(|statuses| status::versions(statuses, State::Applied));
-        let [before, now] = &applied;
-        let down = before.iter().rev().filter(|version| !now.contains(version));
-        let changed: Vec<i64> = now.difference(before).chain(down).copied().collect();
+        let now = status::versions(&after, State::Applied);
+        let applied_before = status::versions(before, State::Applied);
+        // One that was under way was so down, unless it is applied now.
+        let before = before.iter().rev().filter(|status| status.state != State::Pending);
+        let down = before.map(|status| status.version).filter(|version| !now.contains(version));
+        let changed: Vec<i64> = now.difference(&applied_before).copied().chain(down).collect();
         for version in &changed {
             tracing::info!(version, "migrated");
         }

@@ -59,10 +59,34 @@ impl Steps<'_> {
             0
         };
         while done < file.steps.len() {
-            self.run_statement(&file, done).await?;
+            if let Err(error) = self.run_statement(&file, done).await {
+                if done == 0 && !error.is_transient() {
+                    self.take_back(&file).await?;
+                }
+                return Err(error);
+            }
             done += 1;
         }
         self.end(&file, next).await
+    }
+
+    /// After the first statement has failed, nothing is under way, unless its end is not known.
+    async fn take_back(&mut self, file: &File<'_>) -> Result<(), Error> {
+        let version = file.version();
+        let progress = Progress::read(self.connection, &self.table, version).await?;
+        if progress.is_none_or(|progress| progress.has_begun) {
+            return Ok(());
+        }
+        let table = &self.table.name;
+        let undone = if file.reverts {
+            format!("update {table} set success = true where version = {version};")
+        } else {
+            format!("delete from {table} where version = {version};")
+        };
+        let sql = format!("{undone} {}", Progress::end(&self.table, version));
+        self.record(version, "take back a migration that has done nothing", &sql).await?;
+        self.drop_progress().await;
+        Ok(())
     }
 
     async fn put_under_way(&mut self, file: &File<'_>) -> Result<(), Error> {
@@ -104,7 +128,7 @@ impl Steps<'_> {
             return Err(Error::UnderWay { version, reverts: progress.reverts });
         }
         let (done, begun) = (progress.done, progress.done + usize::from(progress.has_begun));
-        if begun > file.steps.len() || !progress.is_of(&file.digest(begun)) {
+        if !file.migration.no_tx || begun > file.steps.len() || !progress.is_of(&file.digest(begun)) {
             return Err(Error::Edited { version, statements: begun });
         }
         tracing::info!(version, done, of = file.steps.len(), "a migration that is under way goes on");

@@ -45,7 +45,7 @@ impl Steps<'_> {
         is_under_way: bool,
         next: Option<&Migration>,
     ) -> Result<(), Error> {
-        if migration.no_tx {
+        if migration.no_tx || is_under_way {
             return self.outside(migration, false, is_under_way, next).await;
         }
         let Migration { version, description, checksum, .. } = migration;
@@ -69,7 +69,7 @@ impl Steps<'_> {
         is_under_way: bool,
         next: Option<&Migration>,
     ) -> Result<(), Error> {
-        if migration.no_tx {
+        if migration.no_tx || is_under_way {
             return self.outside(migration, true, is_under_way, next).await;
         }
         let record = format!("delete from {} where version = {}", self.table.name, migration.version);

@@ -216,6 +216,10 @@ async fn a_statement_that_fails_is_named_and_its_file_goes_on_there_when_it_is_m
     let shorter = up(&db, "create table t (n int);").await;
     assert!(matches!(shorter, Err(Error::Edited { version: 1, statements: 2 })), "{shorter:?}");
 
+    let files = [("1_t.up.sql", "create table t (n int); insert into t values (1)")];
+    let in_transaction = migrations(&files).await.up(&config(&db)).await;
+    assert!(matches!(in_transaction, Err(Error::Edited { version: 1, .. })), "{in_transaction:?}");
+
     // White space, comments between statements, and what comes later may differ.
     let mended = "create table t (n int); -- one\n\ninsert into t values (1); insert into t values (2)";
     assert_eq!(up(&db, mended).await.expect("up"), [1]);
@@ -497,11 +501,7 @@ async fn a_way_down_that_was_cut_off_goes_on_down_and_not_up(db: TestDb) {
     let error = migrations.up(&config(&db)).await.expect_err("it goes down");
     assert!(matches!(error, Error::UnderWay { version: 1, reverts: true }), "{error}");
 
-    assert_eq!(
-        migrations.down_to(&config(&db), 0).await.expect("down").changed,
-        [0; 0],
-        "it was not applied before"
-    );
+    assert_eq!(migrations.down_to(&config(&db), 0).await.expect("down").changed, [1]);
 
     assert_eq!(texts(&db, "select note from notes").await, ["down"], "once");
     assert_eq!(states(&migrations, &db).await, [(1, State::Pending)]);
@@ -657,4 +657,26 @@ async fn a_file_whose_record_is_committed_ends_when_the_record_can_be_read(db: T
         text(&db, "select (success and execution_time > 0)::text from _sqlx_migrations").await,
         "true"
     );
+}
+
+#[db_testkit::test]
+async fn a_file_whose_first_statement_fails_is_not_under_way(db: TestDb) {
+    let down = "-- no-transaction\nselect nowhere; drop table t";
+    let files = [("1_t.up.sql", "create table t ()"), ("1_t.down.sql", down)];
+    let ours = migrations(&files).await;
+    ours.up(&config(&db)).await.expect("up");
+
+    let error = ours.down_to(&config(&db), 0).await.expect_err("there is no such column");
+
+    assert!(error.to_string().starts_with("migration 1 failed at line 2, column 8: "), "{error}");
+    assert_eq!(states(&ours, &db).await, [(1, State::Applied)]);
+    let more = [
+        &files[..],
+        &[("2_u.up.sql", "-- no-transaction\ncreate database nowhere template nowhere; select 1")],
+    ]
+    .concat();
+    let more = migrations(&more).await;
+    more.up(&config(&db)).await.expect_err("there is no such template");
+    assert_eq!(states(&more, &db).await, [(1, State::Applied), (2, State::Pending)]);
+    assert_eq!(texts(&db, TABLES).await, ["_sqlx_migrations"]);
 }
