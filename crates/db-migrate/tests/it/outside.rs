@@ -680,3 +680,20 @@ async fn a_file_whose_first_statement_fails_is_not_under_way(db: TestDb) {
     assert_eq!(states(&more, &db).await, [(1, State::Applied), (2, State::Pending)]);
     assert_eq!(texts(&db, TABLES).await, ["_sqlx_migrations"]);
 }
+
+#[db_testkit::test]
+async fn a_backslash_in_a_string_is_one_whatever_the_database_says(db: TestDb) {
+    execute(
+        &db,
+        &format!(
+            "create table notes (note text); alter database {} set standard_conforming_strings = off",
+            db.name()
+        ),
+    )
+    .await;
+
+    let done = up(&db, r"insert into notes values ('\'); insert into notes values (E'\\;')").await;
+
+    assert_eq!(done.expect("up"), [1]);
+    assert_eq!(texts(&db, "select note from notes order by length(note)").await, [r"\", r"\;"]);
+}
