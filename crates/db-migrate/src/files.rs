@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use sqlx::migrate::{Migration, Migrator};
+use sqlx::migrate::{Migration, Migrator, ResolveConfig, ResolveWith};
 
-use crate::Error;
+use crate::sqlx_toml::Migrate;
+use crate::{Error, sqlx_toml};
 
 /// The first bytes of a migration that runs outside of a transaction.
 const NO_TRANSACTION: &str = "-- no-transaction";
@@ -18,7 +19,17 @@ pub(crate) async fn read(dir: &Path) -> Result<Migrator, Error> {
     if !findings.is_empty() {
         return Err(unreadable(findings.join("; ")));
     }
-    Migrator::new(dir).await.map_err(|error| unreadable(error.to_string()))
+    let Migrate { table_name, create_schemas, ignored_chars, .. } =
+        sqlx_toml::read(dir).map_err(unreadable)?;
+    let mut config = ResolveConfig::new();
+    config.ignore_chars(ignored_chars);
+    let resolved = Migrator::new(ResolveWith(dir.to_owned(), config)).await;
+    let mut migrator = resolved.map_err(|error| unreadable(error.to_string()))?;
+    if let Some(table_name) = table_name {
+        migrator.dangerous_set_table_name(table_name);
+    }
+    migrator.create_schemas = create_schemas.into_iter().map(Into::into).collect();
+    Ok(migrator)
 }
 
 /// What is wrong with the names of the files, and what to do.

@@ -101,6 +101,7 @@ mod recovery;
 pub mod rekey;
 mod repair;
 mod session;
+mod sqlx_toml;
 mod statements;
 mod status;
 mod step;

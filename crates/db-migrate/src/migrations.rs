@@ -67,11 +67,12 @@ impl Migrations {
         }
     }
 
-    /// Reads a folder of migrations.
+    /// Reads a folder of migrations. A file `sqlx.toml` beside it, such as sqlx reads, sets the table, the schemas to create, and the
+    /// characters that do not count in checksums.
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] if the folder cannot be read as migrations, with everything that is wrong with its files' names.
+    /// [`Error::Source`] if the folder or `sqlx.toml` cannot be read, with everything that is wrong with the names of files.
     pub async fn from_dir(dir: impl AsRef<Path>) -> Result<Self, Error> {
         Ok(Self::new(&files::read(dir.as_ref()).await?))
     }

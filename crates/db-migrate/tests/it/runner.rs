@@ -402,6 +402,48 @@ async fn two_lines_of_migrations_have_a_table_each_as_with_sqlx(db: TestDb) {
     assert_eq!(again.changed, [0; 0]);
 }
 
+#[db_testkit::test]
+async fn the_sqlx_toml_beside_a_folder_is_read_as_sqlx_reads_it(db: TestDb) {
+    let project = tempfile::tempdir().expect("a folder");
+    let dir = project.path().join("migrations");
+    std::fs::create_dir(&dir).expect("made");
+    std::fs::write(dir.join("1_one.sql"), "create table one ();\r\n").expect("written");
+    let toml = |text: &str| std::fs::write(project.path().join("sqlx.toml"), text).expect("written");
+    let section = r#"[migrate]
+        table-name = "ci.versions"
+        create-schemas = ["ci"]
+        ignored-chars = ["\r", "\n"]
+        defaults.migration-type = "reversible"
+        "#;
+    toml(section);
+    let theirs = async || {
+        let mut ignored = sqlx::migrate::ResolveConfig::new();
+        ignored.ignore_chars(['\r', '\n']);
+        let mut migrator =
+            Migrator::new(sqlx::migrate::ResolveWith(dir.clone(), ignored)).await.expect("a migrator");
+        migrator.dangerous_set_table_name("ci.versions");
+        migrator.run(&db.pool()).await
+    };
+
+    let ours = Migrations::from_dir(&dir).await.expect("migrations");
+    assert_eq!(ours.up(&config(&db)).await.expect("up").changed, [1]);
+
+    theirs().await.expect("sqlx finds nothing to do");
+    std::fs::write(dir.join("1_one.sql"), "create table one ();\n").expect("written");
+    theirs().await.expect("the line's end does not count for sqlx");
+    let again = Migrations::from_dir(&dir).await.expect("migrations").up(&config(&db)).await;
+    assert_eq!(again.expect("nor for us").changed, [0; 0]);
+
+    toml(&section.replace("defaults", "migrations-dir = \"elsewhere\"\ndefaults"));
+    let other = Migrations::from_dir(&dir).await.expect("migrations");
+    assert_eq!(states(&other, &db).await, [(1, State::Pending)], "the file is about another folder");
+    for wrong in ["[migrate]\ntable_name = 'x'", "[migrate"] {
+        toml(wrong);
+        let error = Migrations::from_dir(&dir).await.expect_err("unreadable");
+        assert!(error.to_string().contains("cannot be read: sqlx.toml beside it: "), "{error}");
+    }
+}
+
 /// The folders of `../shared/data/migrations`, unpacked, if they are there.
 fn real_folders() -> Option<(TempDir, Vec<PathBuf>)> {
     let archive =
