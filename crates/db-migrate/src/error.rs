@@ -118,7 +118,8 @@ pub enum Error {
     /// A statement outside of a transaction was cut off, and the catalog does not tell whether it is done. Nothing of the migration is
     /// run before a person has decided.
     #[error(
-        "migration {version} was cut off in the statement at {position}: {reason}. Look, and record what you found          (`Migrations::repair`)"
+        "migration {version} was cut off in the statement at {position}: {reason}. Look, and record what you found \
+         (`Migrations::repair`)"
     )]
     Interrupted {
         /// The version.
@@ -141,7 +142,8 @@ pub enum Error {
     },
     /// Statements of a migration that is under way were edited after they had run.
     #[error(
-        "the first {statements} statements of migration {version}, which is under way, are not those that ran: restore them, or          record what you found (`Migrations::repair`)"
+        "migration {version} is under way, and its first {statements} statements, or its `-- no-transaction`, are not those that ran: \
+         restore them, or record what you found (`Migrations::repair`)"
     )]
     Edited {
         /// The version.
@@ -151,7 +153,8 @@ pub enum Error {
     },
     /// An index is to be built, and an invalid one of its name is there, which no migration that is under way has made.
     #[error(
-        "migration {version} builds the index {index}, which is there already and invalid: drop it (`drop index concurrently {index}`)          or build it again (`reindex index concurrently {index}`)"
+        "migration {version} builds the index {index}, which is there already and invalid: drop it (`drop index concurrently {index}`) \
+         or build it again (`reindex index concurrently {index}`)"
     )]
     InvalidIndex {
         /// The version.

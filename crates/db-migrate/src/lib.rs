@@ -56,7 +56,7 @@
 //!
 //! | statement | then |
 //! |---|---|
-//! | `CREATE INDEX CONCURRENTLY` | a valid index is done; an invalid one that it made is dropped, and it runs again |
+//! | `CREATE INDEX CONCURRENTLY` | a valid index is done; an invalid one that it made is dropped, and it runs again; a person looks if somebody else builds one on the same table meanwhile |
 //! | `DROP INDEX CONCURRENTLY` | it is done, or runs again |
 //! | `REINDEX` | the invalid indexes that it made are dropped, and it runs again |
 //! | `ALTER TABLE … DETACH PARTITION … CONCURRENTLY` | it is done, is finalized, or runs again |
@@ -71,7 +71,7 @@
 //! A database with a migration that the program does not know, or that another migrator began and did not end; a file that was
 //! changed after it was applied; a new file with a version older than an applied one; a pending file that almost says
 //! `-- no-transaction`; one with the data of a `COPY`, a command of psql, a NUL byte or a string without an end, and, outside of a transaction,
-//! one with `BEGIN`, `SET LOCAL` or anything else whose effect would end with its statement; a folder with two files of one version, or with a file whose name has none; a standby; and going down over a
+//! one with `BEGIN`, or with `SET LOCAL`, `LOCK` or `DECLARE`, whose effect would end with the statement; a folder with two files of one version, or with a file whose name has none; a standby; and going down over a
 //! version without a down file.
 //!
 //! # Re-keying

@@ -332,9 +332,12 @@ impl Migrations {
     pub(crate) async fn read(&self, connection: &mut PgConnection) -> Result<Vec<Status>, Error> {
         for _ in 1..LOOKS {
             let table = Table::find(connection, &self.migrator.table_name).await?;
+            let has_progress = table.as_ref().is_some_and(|table| table.has_progress);
             match status::read(connection, table.as_ref(), self.ups()).await {
                 // The table of progress was dropped meanwhile, with the end of a run.
                 Err(Error::Database { cause, .. }) if is_missing_table(&cause) => {}
+                // Or it was made meanwhile.
+                Ok(status) if !has_progress && status.iter().any(|it| it.state == State::Dirty) => {}
                 read => return read,
             }
         }

@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use crate::progress::Progress;
 use crate::recovery::{self, Settled};
+use crate::session::answer;
 use crate::statements::{self, AfterLoss, CutOff, Place, Step};
 use crate::step::{Steps, Tries, failed, failed_at, gives_way};
 use crate::table::{bytes, literal};
@@ -61,7 +62,8 @@ impl Steps<'_> {
         while done < file.steps.len() {
             if let Err(error) = self.run_statement(&file, done).await {
                 if done == 0 && !error.is_transient() {
-                    self.take_back(&file).await?;
+                    let taken_back = self.take_back(&file).await;
+                    return Err(first_of(error, taken_back));
                 }
                 return Err(error);
             }
@@ -73,7 +75,7 @@ impl Steps<'_> {
     /// After the first statement has failed, nothing is under way, unless its end is not known.
     async fn take_back(&mut self, file: &File<'_>) -> Result<(), Error> {
         let version = file.version();
-        let progress = Progress::read(self.connection, &self.table, version).await?;
+        let progress = self.progress(version).await?;
         if progress.is_none_or(|progress| progress.has_begun) {
             return Ok(());
         }
@@ -122,7 +124,7 @@ impl Steps<'_> {
     /// Brings a new session to where the former one was. Returns the number of statements that are done.
     async fn resume(&mut self, file: &File<'_>) -> Result<usize, Error> {
         let version = file.version();
-        let progress = Progress::read(self.connection, &self.table, version).await?;
+        let progress = self.progress(version).await?;
         let Some(progress) = progress else { return Err(Error::Dirty { version }) };
         if progress.reverts != file.reverts {
             return Err(Error::UnderWay { version, reverts: progress.reverts });
@@ -139,11 +141,7 @@ impl Steps<'_> {
         for (nth, step) in file.steps[..done].iter().enumerate() {
             match step.after_loss {
                 AfterLoss::Stays => {}
-                AfterLoss::Repeat => {
-                    let Step { statement, .. } = step;
-                    let repeated = self.send(statement.text.to_owned()).await;
-                    repeated.map_err(|cause| failed_at(file.migration, statement.start, cause))?;
-                }
+                AfterLoss::Repeat => self.patiently(file, nth, Attempt::Again).await?,
                 AfterLoss::Lost => {
                     let reason = "what this statement made was lost with its session, and later statements may need it";
                     return Err(file.interrupted(nth, reason));
@@ -153,9 +151,13 @@ impl Steps<'_> {
         if !progress.has_begun {
             return Ok(done);
         }
-        match recovery::settle(self.connection, &file.steps[done].cut_off, &progress.indexes).await? {
+        match self.settle(file, done, &progress).await? {
             Settled::Done => {
                 self.record_done(file, done, Duration::ZERO).await?;
+                Ok(done + 1)
+            }
+            Settled::DoneBy(statement) => {
+                self.patiently(file, done, Attempt::Instead(statement)).await?;
                 Ok(done + 1)
             }
             Settled::Undone => {
@@ -168,52 +170,63 @@ impl Steps<'_> {
 
     /// Runs a statement, and records it as done.
     async fn run_statement(&mut self, file: &File<'_>, nth: usize) -> Result<(), Error> {
+        if file.steps[nth].place == Place::Transaction {
+            match self.patiently(file, nth, Attempt::First).await {
+                Err(Error::Failed { cause, .. }) if is_refused_in_transaction(&cause) => {}
+                done => return done,
+            }
+        }
         let version = file.version();
-        let step = &file.steps[nth];
-        let mut place = step.place;
         let mut tries = Tries::new(version, self.patience);
         loop {
             let mut observer = self.observer.take().expect("it is put back after each look");
-            let attempt = async {
-                match place {
-                    Place::Transaction => self.in_transaction(file, nth).await,
-                    Place::Outside => self.alone(file, nth).await,
-                }
+            let done = observer.beside(version, self.alone(file, nth)).await;
+            let blockers = observer.seen();
+            self.observer = Some(observer);
+            let error = match done {
+                Err(error @ Error::Failed { .. }) if !error.is_transient() => error,
+                done => return done,
             };
-            let done = observer.beside(version, attempt).await;
+            let settled = match self.settle_after_error(file, nth).await {
+                Ok(settled) => settled,
+                Err(second) => return Err(first_of(error, Err(second))),
+            };
+            match (settled, error) {
+                (Settled::Done, _) => return self.record_done(file, nth, Duration::ZERO).await,
+                (Settled::DoneBy(statement), _) => {
+                    return self.patiently(file, nth, Attempt::Instead(statement)).await;
+                }
+                (Settled::Undone, Error::Failed { cause, .. }) if gives_way(&cause) => {
+                    tries.give_way(cause, blockers).await?;
+                }
+                (_, error) => return Err(error),
+            }
+        }
+    }
+
+    /// Runs a statement in a transaction, again and again while it waits for a lock in vain.
+    async fn patiently(&mut self, file: &File<'_>, nth: usize, attempt: Attempt) -> Result<(), Error> {
+        let version = file.version();
+        let mut tries = Tries::new(version, self.patience);
+        loop {
+            let mut observer = self.observer.take().expect("it is put back after each look");
+            let done = observer.beside(version, self.in_transaction(file, nth, &attempt)).await;
             let blockers = observer.seen();
             self.observer = Some(observer);
             let error = match done {
                 Err(error) if !error.is_transient() => error,
                 done => return done,
             };
-            let Error::Failed { cause, .. } = &error else { return Err(error) };
-            let is_undone = match place {
-                Place::Transaction => {
-                    self.roll_back().await?;
-                    if is_refused_in_transaction(cause) {
-                        place = Place::Outside;
-                        continue;
-                    }
-                    true
-                }
-                Place::Outside => match self.settle(file, nth).await? {
-                    Settled::Done => return self.record_done(file, nth, Duration::ZERO).await,
-                    Settled::Undone => true,
-                    Settled::Undecided => false,
-                },
-            };
+            self.roll_back().await?;
             match error {
-                Error::Failed { cause, .. } if is_undone && gives_way(&cause) => {
-                    tries.give_way(cause, blockers).await?;
-                }
+                Error::Failed { cause, .. } if gives_way(&cause) => tries.give_way(cause, blockers).await?,
                 error => return Err(error),
             }
         }
     }
 
     /// In a transaction with its record.
-    async fn in_transaction(&mut self, file: &File<'_>, nth: usize) -> Result<(), Error> {
+    async fn in_transaction(&mut self, file: &File<'_>, nth: usize, attempt: &Attempt) -> Result<(), Error> {
         let Step { statement, .. } = &file.steps[nth];
         let began = Instant::now();
         let failed = |cause| failed(file.migration, cause);
@@ -223,11 +236,19 @@ impl Steps<'_> {
             self.lock_timeout.milliseconds()
         );
         self.send(transaction).await.map_err(failed)?;
-        let done = self.send(statement.text.to_owned()).await;
-        done.map_err(|cause| failed_at(file.migration, statement.start, cause))?;
-        let record = self.done(file, nth, began.elapsed());
-        let end = format!("{} {record} commit;", self.for_records());
-        self.send(end).await.map_err(failed)
+        if let Attempt::Instead(instead) = attempt {
+            self.send(instead.clone()).await.map_err(failed)?;
+        } else {
+            let done = self.send(statement.text.to_owned()).await;
+            done.map_err(|cause| failed_at(file.migration, statement.start, cause))?;
+        }
+        let record = match attempt {
+            Attempt::Again => String::new(),
+            Attempt::First | Attempt::Instead(_) => {
+                format!("{} {}", self.for_records(), self.done(file, nth, began.elapsed()))
+            }
+        };
+        self.send(format!("{record} commit;")).await.map_err(failed)
     }
 
     /// Where no transaction may be, between two records.
@@ -237,8 +258,8 @@ impl Steps<'_> {
         if let Some(index) = recovery::obstacle(self.connection, cut_off).await? {
             return Err(Error::InvalidIndex { version, index });
         }
-        let indexes = recovery::indexes_before(cut_off);
-        let begins = Progress::begins(&self.table, version, &file.digest(nth + 1), &indexes);
+        let before = recovery::before(self.connection, cut_off).await?;
+        let begins = Progress::begins(&self.table, version, &file.digest(nth + 1), &before);
         self.record(version, "record that a statement begins", &begins).await?;
         let waiting = lock::waiting(self.connection, self.session.key).await;
         if !waiting.is_empty() {
@@ -256,19 +277,38 @@ impl Steps<'_> {
     }
 
     /// Looks at what a statement has left that the server ended with an error.
-    async fn settle(&mut self, file: &File<'_>, nth: usize) -> Result<Settled, Error> {
-        let progress = Progress::read(self.connection, &self.table, file.version()).await?;
+    async fn settle_after_error(&mut self, file: &File<'_>, nth: usize) -> Result<Settled, Error> {
+        let progress = self.progress(file.version()).await?;
         let Some(progress) = progress.filter(|progress| progress.has_begun) else {
             return Ok(Settled::Undone);
         };
         let settled = match &file.steps[nth].cut_off {
             CutOff::Decide => Settled::Undone,
-            cut_off => recovery::settle(self.connection, cut_off, &progress.indexes).await?,
+            _ => self.settle(file, nth, &progress).await?,
         };
         if settled == Settled::Undone {
             self.record_undone(file, nth).await?;
         }
         Ok(settled)
+    }
+
+    /// Looks at what a statement has left, and tidies up, while the observer tells for whom that waits.
+    async fn settle(&mut self, file: &File<'_>, nth: usize, progress: &Progress) -> Result<Settled, Error> {
+        let version = file.version();
+        let mut tries = Tries::new(version, self.patience);
+        loop {
+            let mut observer = self.observer.take().expect("it is put back after each look");
+            let look = recovery::settle(self.connection, &file.steps[nth].cut_off, &progress.before);
+            let settled = observer.beside(version, look).await;
+            let blockers = observer.seen();
+            self.observer = Some(observer);
+            match settled {
+                Err(Error::Database { cause, .. }) if gives_way(&cause) => {
+                    tries.give_way(cause, blockers).await?;
+                }
+                settled => return settled,
+            }
+        }
     }
 
     /// The statement that records a statement as done.
@@ -323,6 +363,21 @@ impl Steps<'_> {
         }
     }
 
+    /// Reads the progress of a version, if it is under way.
+    pub(crate) async fn progress(&mut self, version: i64) -> Result<Option<Progress>, Error> {
+        if !self.table.has_progress {
+            return Ok(None);
+        }
+        let sql = format!("begin; {} {} commit;", self.for_records(), Progress::query(&self.table, version));
+        let rows = answer(self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+        let progress = rows.and_then(|rows| rows.first().map(Progress::read).transpose());
+        let failed = Error::database("read the progress of a migration");
+        match progress.map_err(failed) {
+            Err(error) => Err(first_of(error, self.roll_back().await)),
+            progress => progress,
+        }
+    }
+
     /// Changes our own tables in a transaction, which gives way to others.
     pub(crate) async fn record(
         &mut self,
@@ -337,10 +392,11 @@ impl Steps<'_> {
                 Ok(()) => return Ok(()),
                 Err(cause) => db_core::Error::from(cause),
             };
+            let rolled_back = self.roll_back().await;
             if !gives_way(&cause) {
-                return Err(Error::Database { what, cause });
+                return Err(first_of(Error::Database { what, cause }, rolled_back));
             }
-            self.roll_back().await?;
+            rolled_back?;
             tries.give_way(cause, Vec::new()).await?;
         }
     }
@@ -374,6 +430,28 @@ impl Steps<'_> {
 
     async fn send(&mut self, sql: String) -> Result<(), sqlx::Error> {
         self.connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)
+    }
+}
+
+/// What a statement is sent for, in a transaction.
+enum Attempt {
+    /// To be done, with its record.
+    First,
+    /// To have its effect in a new session. It is on record.
+    Again,
+    /// Another one in its place, with its record.
+    Instead(String),
+}
+
+/// The first error, unless the connection was lost afterwards: then another one can go on.
+fn first_of(first: Error, second: Result<(), Error>) -> Error {
+    match second {
+        Err(second) if second.is_transient() => second,
+        Err(second) => {
+            tracing::warn!(error = %second, "after an error, another one");
+            first
+        }
+        Ok(()) => first,
     }
 }
 

@@ -1,11 +1,8 @@
 //! The table with the progress of files outside of a transaction. A row is there while its file is under way.
 
 use sqlx::Row;
-use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Executor};
+use sqlx::postgres::PgRow;
 
-use crate::Error;
-use crate::session::answer;
 use crate::table::{Table, bytes, hex, literal};
 
 /// How far a file is.
@@ -19,8 +16,8 @@ pub(crate) struct Progress {
     digest: String,
     /// Whether the statement after them has begun outside of a transaction.
     pub(crate) has_begun: bool,
-    /// The indexes that were there before it, as far as its rule looks at them.
-    pub(crate) indexes: Vec<i64>,
+    /// The ids of what was there before it, as far as its rule looks at it.
+    pub(crate) before: Vec<i64>,
 }
 
 impl Progress {
@@ -29,34 +26,26 @@ impl Progress {
         (self.done == 0 && !self.has_begun) || self.digest == hex(digest)
     }
 
-    /// Reads the progress of a version, if it is under way.
-    pub(crate) async fn read(
-        connection: &mut PgConnection,
-        table: &Table,
-        version: i64,
-    ) -> Result<Option<Self>, Error> {
-        if !table.has_progress {
-            return Ok(None);
-        }
-        let sql = format!(
-            "select reverts, done, encode(digest, 'hex'), has_begun, array_to_string(indexes, ' ')
-             from {} where version = {version}",
+    /// The query for the progress of a version.
+    pub(crate) fn query(table: &Table, version: i64) -> String {
+        format!(
+            "select reverts, done, encode(digest, 'hex'), has_begun, array_to_string(before, ' ')
+             from {} where version = {version};",
             table.progress
-        );
-        let asked = connection.fetch_optional(sqlx::raw_sql(AssertSqlSafe(sql)));
-        let found = answer(asked).await.and_then(|row| {
-            let Some(row) = row else { return Ok(None) };
-            let done: i32 = row.try_get(1)?;
-            let indexes: String = row.try_get(4)?;
-            Ok(Some(Self {
-                reverts: row.try_get(0)?,
-                done: usize::try_from(done).unwrap_or_default(),
-                digest: row.try_get(2)?,
-                has_begun: row.try_get(3)?,
-                indexes: indexes.split(' ').filter_map(|oid| oid.parse().ok()).collect(),
-            }))
-        });
-        found.map_err(Error::database("read the progress of a migration"))
+        )
+    }
+
+    /// A row of the query.
+    pub(crate) fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let done: i32 = row.try_get(1)?;
+        let before: String = row.try_get(4)?;
+        Ok(Self {
+            reverts: row.try_get(0)?,
+            done: usize::try_from(done).unwrap_or_default(),
+            digest: row.try_get(2)?,
+            has_begun: row.try_get(3)?,
+            before: before.split(' ').filter_map(|id| id.parse().ok()).collect(),
+        })
     }
 
     /// The statements that make the table, unless it is there.
@@ -71,7 +60,7 @@ impl Progress {
     done integer not null default 0,
     digest bytea not null default '',
     has_begun boolean not null default false,
-    indexes bigint[] not null default '{{}}',
+    before bigint[] not null default '{{}}',
     nanoseconds bigint not null default 0
 );",
             table.progress
@@ -92,7 +81,7 @@ impl Progress {
         format!(
             "insert into {} (version, reverts) values ({version}, {reverts})
              on conflict (version) do update
-             set reverts = {reverts}, done = 0, digest = '', has_begun = false, indexes = '{{}}', nanoseconds = 0;",
+             set reverts = {reverts}, done = 0, digest = '', has_begun = false, before = '{{}}', nanoseconds = 0;",
             table.progress
         )
     }
@@ -100,26 +89,28 @@ impl Progress {
     /// The statement that records the first statements as done, the last of which took so long.
     pub(crate) fn done(table: &Table, version: i64, done: usize, digest: &[u8], nanoseconds: u128) -> String {
         format!(
-            "update {} set done = {done}, digest = {}, has_begun = false, indexes = '{{}}', nanoseconds = nanoseconds + {nanoseconds}
+            "update {} set done = {done}, digest = {}, has_begun = false, before = '{{}}', nanoseconds = nanoseconds + {nanoseconds}
              where version = {version};",
             table.progress,
             bytes(digest),
         )
     }
 
-    /// The statement that records that the next statement begins outside of a transaction. `indexes` is a query.
-    pub(crate) fn begins(table: &Table, version: i64, digest: &[u8], indexes: &str) -> String {
+    /// The statement that records that the next statement begins outside of a transaction.
+    pub(crate) fn begins(table: &Table, version: i64, digest: &[u8], before: &[i64]) -> String {
+        let before: Vec<_> = before.iter().map(ToString::to_string).collect();
         format!(
-            "update {} set has_begun = true, digest = {}, indexes = array({indexes}) where version = {version};",
+            "update {} set has_begun = true, digest = {}, before = '{{{}}}' where version = {version};",
             table.progress,
             bytes(digest),
+            before.join(","),
         )
     }
 
     /// The statement that records that the next statement left nothing.
     pub(crate) fn undone(table: &Table, version: i64, digest: &[u8]) -> String {
         format!(
-            "update {} set has_begun = false, digest = {}, indexes = '{{}}' where version = {version};",
+            "update {} set has_begun = false, digest = {}, before = '{{}}' where version = {version};",
             table.progress,
             bytes(digest),
         )

@@ -5,6 +5,7 @@ use db_core::{Config, ConnectRetry, connect};
 use crate::progress::Progress;
 use crate::statements;
 use crate::status::State;
+use crate::table::{bytes, literal};
 use crate::{Error, Migrations};
 
 /// What is true of a migration that is on record as begun and not ended. See [`Migrations::repair`].
@@ -27,7 +28,7 @@ impl Migrations {
     ///
     /// # Errors
     ///
-    /// [`Error::NothingToRepair`] if no such migration, or no such statement, was cut off; else as [`Migrations::up`]. Nothing is
+    /// [`Error::NothingToRepair`] if no such migration, or no such statement, was cut off; else as [`Migrations::up`]. No record is
     /// changed then.
     pub async fn repair(&self, config: &Config, version: i64, repair: Repair) -> Result<(), Error> {
         crate::migrations::refuse_pooler(config)?;
@@ -40,11 +41,20 @@ impl Migrations {
             return Err(nothing());
         }
         let table = steps.table.clone();
-        let progress = Progress::read(steps.connection, &table, version).await?;
+        let progress = steps.progress(version).await?;
         let end = if progress.is_some() { Progress::end(&table, version) } else { String::new() };
         let changes = match repair {
             Repair::Applied => {
-                format!("update {} set success = true where version = {version}; {end}", table.name)
+                // As the file is now: it may have been edited.
+                let file = self.file(version, false).map(|file| {
+                    format!(
+                        ", description = {}, checksum = {}",
+                        literal(&file.description),
+                        bytes(&file.checksum)
+                    )
+                });
+                let file = file.unwrap_or_default();
+                format!("update {} set success = true{file} where version = {version}; {end}", table.name)
             }
             Repair::NotApplied => format!("delete from {} where version = {version}; {end}", table.name),
             Repair::StatementDone | Repair::StatementUndone => {

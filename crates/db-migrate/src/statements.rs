@@ -32,8 +32,8 @@ pub(crate) enum CutOff {
     CreateIndex { name: Option<String>, table: String },
     /// `DROP INDEX CONCURRENTLY`: the catalog tells.
     DropIndex { name: String },
-    /// `REINDEX`: it may run again, after the indexes that it left have been dropped.
-    Reindex,
+    /// `REINDEX`: it may run again, after the indexes that it left have been dropped. None: of more than a table or an index.
+    Reindex { of: Option<Reindexed> },
     /// `ALTER TABLE … DETACH PARTITION … CONCURRENTLY`: the catalog tells.
     Detach { table: String, partition: String },
     /// It may run again.
@@ -42,6 +42,13 @@ pub(crate) enum CutOff {
     Decide,
     /// As [`Decide`](Self::Decide), but it may have committed a part before an error.
     DecideAlways,
+}
+
+/// What a `REINDEX` builds anew, as its name is in SQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reindexed {
+    Table(String),
+    Index(String),
 }
 
 /// What a statement that is done has to do with a session that takes the place of its own.
@@ -146,12 +153,20 @@ fn misplaced(statement: &Statement<'_>) -> Option<&'static str> {
              it to a file without `-- no-transaction`",
         );
     }
-    let is_off = |token: &Token<'_>| token.is("off") || token.is("false") || token.text == "'off'";
-    if first.is("set")
-        && rest.iter().any(|token| token.is("standard_conforming_strings"))
-        && rest.iter().any(is_off)
+    if first.is("set") && (next(&["session"]) && rest.get(1).is_some_and(|token| token.is("authorization"))) {
+        return Some("the records are written by the role that connects: write `set role`");
+    }
+    let has_text = |part: &str| rest.iter().any(|token| token.text.to_ascii_lowercase().contains(part));
+    let is_on = |token: &Token<'_>| {
+        let value = token.text.trim_matches(['\'', '"']).to_ascii_lowercase();
+        ["on", "true", "yes", "1", "default"].contains(&&*value)
+    };
+    if first.is_any(&["set", "select"]) && has_text("standard_conforming_strings") && !rest.iter().any(is_on)
     {
         return Some("the file is split with standard_conforming_strings on: write such strings as E'…'");
+    }
+    if has_text("pg_advisory_unlock_all") && !first.is("create") {
+        return Some("it would release the migration lock: release locks one by one");
     }
     None
 }
@@ -176,7 +191,8 @@ fn rule(tokens: &[Token<'_>]) -> (Place, CutOff) {
             words.skip(&["on"]);
             words.skip(&["only"]);
             let index = words.name().map(|table| CreateIndex { name, table });
-            return (Outside, index.unwrap_or(Decide));
+            // A failure leaves an invalid index.
+            return (Outside, index.unwrap_or(DecideAlways));
         }
         return (if second(&objects) { Outside } else { Transaction }, Decide);
     }
@@ -204,7 +220,7 @@ fn rule(tokens: &[Token<'_>]) -> (Place, CutOff) {
         () if first.is("alter") && second(&["system"]) => (Outside, Repeat),
         () if first.is("reindex") => {
             let is_outside = ["concurrently", "schema", "database", "system"].into_iter().any(has);
-            (if is_outside { Outside } else { Transaction }, Reindex)
+            (if is_outside { Outside } else { Transaction }, Reindex { of: reindexed(tokens) })
         }
         () if first.is_any(&["commit", "rollback"]) && second(&["prepared"]) => (Outside, Decide),
         () if first.is("cluster") => (Transaction, Repeat),
@@ -212,6 +228,15 @@ fn rule(tokens: &[Token<'_>]) -> (Place, CutOff) {
         () if first.is_any(&["call", "do"]) => (Transaction, DecideAlways),
         () => (Transaction, Decide),
     }
+}
+
+fn reindexed(tokens: &[Token<'_>]) -> Option<Reindexed> {
+    let at = tokens.iter().position(|token| token.is_any(&["table", "index"]))?;
+    let is_table = tokens[at].is("table");
+    let mut words = Words(&tokens[at + 1..]);
+    words.skip(&["concurrently"]);
+    let name = words.name()?;
+    Some(if is_table { Reindexed::Table(name) } else { Reindexed::Index(name) })
 }
 
 fn after_loss(tokens: &[Token<'_>], effect: Effect) -> AfterLoss {
@@ -305,6 +330,10 @@ mod tests {
             "declare c cursor for select 1",
             "set standard_conforming_strings = off",
             "set session standard_conforming_strings to 'off'",
+            "set standard_conforming_strings to 0",
+            "select set_config('standard_conforming_strings', 'off', false)",
+            "set session authorization x",
+            "select pg_advisory_unlock_all()",
         ] {
             let found = found(&format!("-- no-transaction\nselect 1;\n  {sql};")).expect(sql);
             assert!(found.starts_with("3_add_an_index.up.sql, line 3, column 3: "), "{found}");
@@ -317,6 +346,8 @@ mod tests {
             "discard temp",
             "set lock_timeout = 1",
             "set standard_conforming_strings = on",
+            "select set_config('standard_conforming_strings', 'on', false)",
+            "set session characteristics as transaction read only",
             "declare c cursor with hold for select 1",
             "select 'begin; commit'",
         ] {
@@ -352,15 +383,19 @@ mod tests {
                 index(Some("\"A b\""), "s.\"T\""),
             ),
             ("create index concurrently on t (n)", Outside, index(None, "t")),
-            ("create index concurrently a on u&\"t\" (n)", Outside, Decide),
+            ("create index concurrently a on u&\"t\" (n)", Outside, DecideAlways),
             ("create index a on t (n)", Transaction, Decide),
             ("create index concurrently_a on t (n)", Transaction, Decide),
             ("drop index concurrently if exists s.a cascade", Outside, drop("s.a")),
             ("drop index a", Transaction, Decide),
-            ("reindex index concurrently a", Outside, Reindex),
-            ("reindex (concurrently, verbose) table t", Outside, Reindex),
-            ("reindex schema s", Outside, Reindex),
-            ("reindex table t", Transaction, Reindex),
+            ("reindex index concurrently a", Outside, Reindex { of: Some(Reindexed::Index("a".into())) }),
+            (
+                "reindex (concurrently, verbose) table s.t",
+                Outside,
+                Reindex { of: Some(Reindexed::Table("s.t".into())) },
+            ),
+            ("reindex schema s", Outside, Reindex { of: None }),
+            ("reindex table t", Transaction, Reindex { of: Some(Reindexed::Table("t".into())) }),
             ("alter table if exists only s.t detach partition p concurrently", Outside, detach("s.t", "p")),
             ("alter table t detach partition p", Transaction, Decide),
             ("alter table t detach partition p finalize", Transaction, Decide),

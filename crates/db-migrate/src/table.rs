@@ -29,13 +29,14 @@ impl Table {
     pub(crate) async fn find(connection: &mut PgConnection, name: &str) -> Result<Option<Self>, Error> {
         // The simple protocol needs one round trip for each query, which every start of a service pays.
         let sql = format!(
-            "select oid, name, relation, progress, to_regclass(progress) is not null
+            "select oid, name, relation, progress, coalesce(has_table_privilege(to_regclass(progress), 'select'), false)
              from (select c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname) as name, c.relname::text as relation,
-                     quote_ident(n.nspname) || '.' || quote_ident(left(c.relname, {most}) || '{PROGRESS}') as progress
+                     quote_ident(n.nspname) || '.' || quote_ident(
+                         case when octet_length(c.relname) <= {most} then c.relname else md5(c.relname) end || '{PROGRESS}') as progress
                    from pg_class c join pg_namespace n on n.oid = c.relnamespace
                    where c.oid = to_regclass({name})) as found",
-            // A name of PostgreSQL has 63 bytes, and a letter at most 4.
-            most = (63 - PROGRESS.len()) / 4 * 4,
+            // A name of PostgreSQL has 63 bytes.
+            most = 63 - PROGRESS.len(),
             name = literal(name)
         );
         let asked = connection.fetch_optional(sqlx::raw_sql(AssertSqlSafe(sql)));

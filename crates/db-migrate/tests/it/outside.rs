@@ -583,10 +583,10 @@ async fn a_statement_that_the_server_refuses_outside_of_a_transaction_leaves_not
     assert_eq!(up(&db, "create table t (n int)").await.expect("another statement in its place"), [1]);
 }
 
-/// Waits within a transaction for a row in `gate`, and then sets a limit that is shorter than any wait.
+/// Waits within a transaction for a row in `gate`, and then sets a limit that is shorter than the lock timeouts here.
 const GATE: &str = "do $$ begin
     while not exists (select from gate) loop perform pg_sleep(0.01); end loop;
-    perform set_config('statement_timeout', '1', false);
+    perform set_config('statement_timeout', '100', false);
 end $$";
 
 async fn is_at_the_gate(db: &TestDb) {
@@ -696,4 +696,131 @@ async fn a_backslash_in_a_string_is_one_whatever_the_database_says(db: TestDb) {
 
     assert_eq!(done.expect("up"), [1]);
     assert_eq!(texts(&db, "select note from notes order by length(note)").await, [r"\", r"\;"]);
+}
+
+#[db_testkit::test]
+async fn what_was_never_there_is_neither_dropped_nor_detached(db: TestDb) {
+    execute(&db, "create table t (n int) partition by list (n); create table u (n int)").await;
+    for (sql, code) in [
+        ("drop index concurrently nowhere", "42704"),
+        ("alter table t detach partition nowhere concurrently", "42P01"),
+        ("alter table t detach partition u concurrently", "42P01"),
+    ] {
+        let error = up(&db, sql).await.expect_err("it is not there");
+        assert!(
+            matches!(&error, Error::Failed { cause, .. } if cause.sqlstate().as_deref() == Some(code)),
+            "{sql}: {error}"
+        );
+    }
+    assert_eq!(up(&db, "drop index concurrently if exists nowhere").await.expect("up"), [1]);
+}
+
+#[db_testkit::test]
+async fn an_index_of_the_same_name_in_another_schema_is_not_dropped_when_the_first_one_is(db: TestDb) {
+    execute(
+        &db,
+        "create schema a; create table a.t (n int); create index i on a.t (n);
+         create schema b; create table b.t (n int); create index i on b.t (n)",
+    )
+    .await;
+    let migrations =
+        migrations(&[("1_t.up.sql", "-- no-transaction\nset search_path = a, b; drop index concurrently i")])
+            .await;
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let through = Config::from_url(&proxy.url()).expect("an address");
+    proxy.cut_answer_to("drop index");
+
+    assert_eq!(migrations.up(&through).await.expect("up").changed, [1]);
+
+    let left = "select indexrelid::regclass::text from pg_index where indexrelid::regclass::text ~ 'i$'";
+    assert_eq!(texts(&db, left).await, ["b.i"]);
+}
+
+#[db_testkit::test]
+async fn indexes_that_were_there_before_are_found_as_the_role_of_the_migrations_finds_them(db: TestDb) {
+    let role = format!("owner_{}", db.name());
+    execute(
+        &db,
+        &format!(
+            "create role {role}; create schema {role} authorization {role}; set role {role};
+             create table {role}.t (n int); create index old on {role}.t (n); insert into {role}.t values (1), (1); reset role"
+        ),
+    )
+    .await;
+    // By the default of `search_path`, the table is found by that role alone.
+    let sql = "-- no-transaction\ncreate unique index concurrently on t (n)";
+    let failed = migrations(&[("1_t.up.sql", sql)]).await.with_role(role.clone()).up(&config(&db)).await;
+
+    let left = texts(
+        &db,
+        &format!("select relname::text from pg_class where relnamespace = '{role}'::regnamespace order by 1"),
+    )
+    .await;
+    execute(&db, &format!("drop owned by {role}; drop role {role}")).await;
+    let error = failed.expect_err("two rows are equal");
+    assert!(
+        matches!(&error, Error::Failed { cause, .. } if cause.sqlstate().as_deref() == Some("23505")),
+        "{error}"
+    );
+    assert_eq!(left, ["old", "t"]);
+    assert_eq!(text(&db, "select count(*)::text from _sqlx_migrations").await, "0", "nothing is under way");
+}
+
+/// Cuts a statement off while it waits, and runs something before it is resumed.
+async fn cut_off(db: &TestDb, sql: &str, meanwhile: &str) -> Migrations {
+    let holder = holder(db).await;
+    let migrations = migrations(&[("1_t.up.sql", &format!("-- no-transaction\n{sql}"))]).await;
+    let config = config(db);
+    let what = sql.split(' ').next().expect("a word");
+    let killed = async {
+        until("it waits", async || is_waiting(db, what).await).await;
+        let kill = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        execute(db, kill).await;
+    };
+    let (cut, ()) = tokio::join!(migrations.up_within(&config, once()), killed);
+    assert!(cut.expect_err("killed").is_transient());
+    holder.close().await.expect("closed");
+    let mut other = db.options().connect().await.expect("a connection");
+    // It may fail, and leave an invalid index.
+    let _ = sqlx::raw_sql(AssertSqlSafe(meanwhile.to_owned())).execute(&mut other).await;
+    other.close().await.expect("closed");
+    migrations
+}
+
+#[db_testkit::test]
+async fn an_index_that_somebody_else_made_meanwhile_is_neither_dropped_nor_taken_for_ours(db: TestDb) {
+    execute(&db, "create table t (n int); create table u (n int); insert into u values (1), (1)").await;
+
+    let migrations = cut_off(&db, "create index concurrently on t (n)", "create index theirs on t (n)").await;
+    let error = migrations.up(&config(&db)).await.expect_err("one of two");
+    assert!(matches!(error, Error::Interrupted { version: 1, .. }), "{error}");
+    assert_eq!(indexes(&db).await, ["t_n_idx invalid", "theirs"]);
+    execute(&db, "drop index t_n_idx").await;
+    migrations.repair(&config(&db), 1, Repair::StatementUndone).await.expect("repaired");
+    migrations.up(&config(&db)).await.expect("up");
+    assert_eq!(indexes(&db).await, ["t_n_idx", "theirs"]);
+
+    execute(&db, "delete from _sqlx_migrations").await;
+    for sql in ["reindex table concurrently t", "reindex index concurrently theirs"] {
+        let meanwhile = "create unique index concurrently u_ccnew on u (n)";
+        let migrations = cut_off(&db, sql, meanwhile).await;
+        migrations.up(&config(&db)).await.expect(sql);
+        assert_eq!(indexes(&db).await, ["t_n_idx", "theirs"], "{sql}");
+        let left = "select indexrelid::regclass::text from pg_index where not indisvalid";
+        assert_eq!(texts(&db, left).await, ["u_ccnew"], "{sql}");
+        execute(&db, "drop index u_ccnew; delete from _sqlx_migrations").await;
+    }
+}
+
+#[db_testkit::test]
+async fn a_file_that_was_edited_and_is_said_to_be_applied_is_on_record_as_it_is(db: TestDb) {
+    up(&db, "create table t (n int); select nowhere").await.expect_err("there is no such column");
+    let sql = "-- no-transaction\ncreate table t (n bigint)";
+    let migrations = migrations(&[("1_t.up.sql", sql)]).await;
+    let edited = migrations.up(&config(&db)).await;
+    assert!(matches!(edited, Err(Error::Edited { version: 1, statements: 1 })), "{edited:?}");
+
+    migrations.repair(&config(&db), 1, Repair::Applied).await.expect("repaired");
+
+    assert_eq!(migrations.up(&config(&db)).await.expect("nothing to do").changed, [0; 0]);
 }
