@@ -42,7 +42,7 @@ pub struct KeyOptions {
     /// without touching a value.
     pub envelope: bool,
     /// Whether values of declared columns that are not sealed yet are read as they are (default false). For the time in which a column is
-    /// being sealed: whoever can write to the column can then replace a sealed value by a plain one.
+    /// being sealed: anybody who can write to the column can then replace a sealed value by a plain one.
     pub reads_plain: bool,
     /// Whether keys and processes are on record in the database (default true). Without it, there need not be its tables, nobody notices a
     /// wrong key before a value does not unseal, and a new key must be an old key of all processes first.

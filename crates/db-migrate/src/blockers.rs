@@ -85,17 +85,18 @@ impl Observer {
         }
     }
 
-    /// Looks while the work goes on.
-    pub(crate) async fn beside<T>(&mut self, version: i64, work: impl Future<Output = T>) -> T {
-        tokio::select! {
+    /// Looks while the work goes on. Returns what it gave, those who were seen last, and the observer.
+    pub(crate) async fn beside<T>(
+        mut self,
+        version: i64,
+        work: impl Future<Output = T>,
+    ) -> (T, Vec<Blocker>, Self) {
+        let done = tokio::select! {
             done = work => done,
             never = self.watch(version) => match never {},
-        }
-    }
-
-    /// Those seen since the last call.
-    pub(crate) fn seen(&mut self) -> Vec<Blocker> {
-        std::mem::take(&mut self.blockers)
+        };
+        let blockers = std::mem::take(&mut self.blockers);
+        (done, blockers, self)
     }
 
     /// Looks until it is dropped, and tells of other blockers than before. The migration goes on when it cannot look.

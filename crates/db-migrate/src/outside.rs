@@ -179,9 +179,8 @@ impl Steps<'_> {
         let version = file.version();
         let mut tries = Tries::new(version, self.patience);
         loop {
-            let mut observer = self.observer.take().expect("it is put back after each look");
-            let done = observer.beside(version, self.alone(file, nth)).await;
-            let blockers = observer.seen();
+            let observer = self.observer();
+            let (done, blockers, observer) = observer.beside(version, self.alone(file, nth)).await;
             self.observer = Some(observer);
             let error = match done {
                 Err(error @ Error::Failed { .. }) if !error.is_transient() => error,
@@ -209,9 +208,9 @@ impl Steps<'_> {
         let version = file.version();
         let mut tries = Tries::new(version, self.patience);
         loop {
-            let mut observer = self.observer.take().expect("it is put back after each look");
-            let done = observer.beside(version, self.in_transaction(file, nth, &attempt)).await;
-            let blockers = observer.seen();
+            let observer = self.observer();
+            let (done, blockers, observer) =
+                observer.beside(version, self.in_transaction(file, nth, &attempt)).await;
             self.observer = Some(observer);
             let error = match done {
                 Err(error) if !error.is_transient() => error,
@@ -297,10 +296,9 @@ impl Steps<'_> {
         let version = file.version();
         let mut tries = Tries::new(version, self.patience);
         loop {
-            let mut observer = self.observer.take().expect("it is put back after each look");
+            let observer = self.observer();
             let look = recovery::settle(self.connection, &file.steps[nth].cut_off, &progress.before);
-            let settled = observer.beside(version, look).await;
-            let blockers = observer.seen();
+            let (settled, blockers, observer) = observer.beside(version, look).await;
             self.observer = Some(observer);
             match settled {
                 Err(Error::Database { cause, .. }) if gives_way(&cause) => {
@@ -347,10 +345,9 @@ impl Steps<'_> {
         let record = format!("{record} {}", Progress::end(table, *version));
         let mut tries = Tries::new(*version, self.patience);
         loop {
-            let mut observer = self.observer.take().expect("it is put back after each look");
+            let observer = self.observer();
             let finish = self.finish(file.migration, "begin read write", &record, !file.reverts, next);
-            let done = observer.beside(*version, finish).await;
-            let blockers = observer.seen();
+            let (done, blockers, observer) = observer.beside(*version, finish).await;
             self.observer = Some(observer);
             match done {
                 Err(Error::Failed { cause, .. }) if gives_way(&cause) => {

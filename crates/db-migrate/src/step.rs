@@ -76,6 +76,11 @@ impl Steps<'_> {
         self.repeated(migration, |_| record.clone(), false, next).await
     }
 
+    /// Takes the observer. It is to be put back after its look.
+    pub(crate) fn observer(&mut self) -> Observer {
+        self.observer.take().expect("it is put back after each look")
+    }
+
     /// Ends the observing connection, and leaves no table of progress. The migrating connection stays.
     pub(crate) async fn close(mut self) {
         self.drop_progress().await;
@@ -95,9 +100,9 @@ impl Steps<'_> {
         let version = migration.version;
         let mut tries = Tries::new(version, self.patience);
         loop {
-            let mut observer = self.observer.take().expect("it is put back after each look");
-            let done = observer.beside(version, self.once(migration, &record, applied, next)).await;
-            let blockers = observer.seen();
+            let observer = self.observer();
+            let once = self.once(migration, &record, applied, next);
+            let (done, blockers, observer) = observer.beside(version, once).await;
             self.observer = Some(observer);
             let cause = match done {
                 Err(Error::Failed { cause, .. }) if gives_way(&cause) => cause,
@@ -155,9 +160,8 @@ impl Steps<'_> {
     }
 
     async fn run(&mut self, migration: &Migration) -> Result<(), Error> {
-        let sql = if self.is_prepared { String::new() } else { self.preparation() };
-        if !sql.is_empty() {
-            let prepared = self.connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+        if !self.is_prepared {
+            let prepared = self.connection.execute(sqlx::raw_sql(AssertSqlSafe(self.preparation()))).await;
             prepared.map_err(|cause| failed(migration, cause))?;
         }
         let done = self.connection.execute(sqlx::raw_sql(migration.sql.clone())).await;

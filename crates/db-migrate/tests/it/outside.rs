@@ -824,3 +824,31 @@ async fn a_file_that_was_edited_and_is_said_to_be_applied_is_on_record_as_it_is(
 
     assert_eq!(migrations.up(&config(&db)).await.expect("nothing to do").changed, [0; 0]);
 }
+
+#[db_testkit::test]
+async fn an_index_is_not_dropped_while_somebody_builds_one_on_its_table(db: TestDb) {
+    execute(&db, "create table t (n int)").await;
+    let migrations = cut_off(&db, "create index concurrently mine on t (n)", "").await;
+    let holder = holder(&db).await;
+    let mut other = db.options().connect().await.expect("a connection");
+    let theirs = async {
+        let built = sqlx::raw_sql("create index concurrently theirs on t (n)").execute(&mut other).await;
+        built.expect("built");
+    };
+    let ours = async {
+        until("they build theirs", async || is_waiting(&db, "create index concurrently theirs").await).await;
+        let config = config(&db);
+        // Dropping it would wait for the other build.
+        let told = tokio::time::timeout(Duration::from_secs(20), migrations.up(&config)).await;
+        let error = told.expect("in time").expect_err("which one is built is not told");
+        assert!(matches!(error, Error::Interrupted { version: 1, .. }), "{error}");
+        assert_eq!(indexes(&db).await, ["mine invalid", "theirs invalid"]);
+        holder.close().await.expect("closed");
+    };
+    tokio::join!(theirs, ours);
+    other.close().await.expect("closed");
+
+    assert_eq!(migrations.up(&config(&db)).await.expect("up").changed, [1]);
+
+    assert_eq!(indexes(&db).await, ["mine", "theirs"]);
+}
