@@ -49,7 +49,7 @@
 //! A file that begins with `-- no-transaction` runs statement by statement ([`db_core::sql::split`]). A statement that PostgreSQL allows in a
 //! transaction runs in one, together with the record that it is done. One that it refuses there, such as `CREATE INDEX CONCURRENTLY`, runs
 //! between two records. While the file is under way, its row in sqlx's table has `success = false`, so that sqlx stops with `Dirty` instead of
-//! beginning it again, and a table beside it has the progress; both are gone at the end.
+//! beginning it again, and a table beside it has the progress. At the end, the row says `success = true`, and the table is gone.
 //!
 //! The next run, or the same one after a lost connection, goes on with the first statement that is not done. What was cut off outside of a
 //! transaction is looked up:
