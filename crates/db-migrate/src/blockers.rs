@@ -4,12 +4,12 @@ use std::convert::Infallible;
 use std::fmt;
 use std::time::Duration;
 
-use db_core::{Config, ConnectRetry, connect};
+use db_core::{Config, ConnectRetry};
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use tokio::time::sleep;
 
-use crate::session::answer;
+use crate::session::{answer, open};
 
 /// The longest pause between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -124,7 +124,7 @@ impl Observer {
         // Not there while it is in use: after a dropped look, it may be within an answer.
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => connect::connect(&self.config, once()).await?,
+            None => open(&self.config, once()).await?,
         };
         let found = answer(
             sqlx::query_as(

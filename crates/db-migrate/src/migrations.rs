@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{Config, ConnectRetry, Pooler, RetryBudget, connect};
+use db_core::{Config, ConnectRetry, Pooler, RetryBudget};
 use sqlx::Connection;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
@@ -15,7 +15,7 @@ use crate::session::{LockTimeout, Session};
 use crate::status::{self, State, Status};
 use crate::step::{Steps, is_missing_table};
 use crate::table::Table;
-use crate::{Error, files, lock, statements};
+use crate::{Error, files, lock, session, statements};
 
 /// Default of [`Migrations::with_lock_deadline`].
 const LOCK_DEADLINE: Duration = Duration::from_mins(1);
@@ -197,8 +197,11 @@ impl Migrations {
         before: &mut Option<Vec<Status>>,
     ) -> Result<Report, Error> {
         let mut connection = match first {
-            Some(first) => first,
-            None => connect::connect(config, retry).await?,
+            Some(mut first) => {
+                session::lift_limit(&mut first).await;
+                first
+            }
+            None => session::open(config, retry).await?,
         };
         // One that is on record as begun may end while the lock is waited for.
         let status = self.read(&mut connection).await?;
@@ -282,7 +285,7 @@ impl Migrations {
             return Err(Error::NoSuchVersion { version: target });
         }
         refuse_pooler(config)?;
-        let mut connection = connect::connect(config, ConnectRetry::default()).await?;
+        let mut connection = session::open(config, ConnectRetry::default()).await?;
         let mut steps = self.begin(&mut connection, config).await?;
         let before = self.checked_status(steps.connection).await?;
         let applied =
@@ -312,7 +315,7 @@ impl Migrations {
     ///
     /// [`Error::Connect`] or [`Error::Database`].
     pub async fn status(&self, config: &Config) -> Result<Vec<Status>, Error> {
-        let mut connection = connect::connect(config, ConnectRetry::default()).await?;
+        let mut connection = session::open(config, ConnectRetry::default()).await?;
         let status = self.read(&mut connection).await?;
         close(connection).await;
         Ok(status)

@@ -1,12 +1,12 @@
 //! What a person has decided about a migration that was cut off.
 
-use db_core::{Config, ConnectRetry, connect};
+use db_core::{Config, ConnectRetry};
 
 use crate::progress::Progress;
 use crate::statements;
 use crate::status::State;
 use crate::table::{bytes, literal};
-use crate::{Error, Migrations};
+use crate::{Error, Migrations, session};
 
 /// What is true of a migration that is on record as begun and not ended. See [`Migrations::repair`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Migrations {
     /// changed then.
     pub async fn repair(&self, config: &Config, version: i64, repair: Repair) -> Result<(), Error> {
         crate::migrations::refuse_pooler(config)?;
-        let mut connection = connect::connect(config, ConnectRetry::default()).await?;
+        let mut connection = session::open(config, ConnectRetry::default()).await?;
         let mut steps = self.begin(&mut connection, config).await?;
         let status = self.read(steps.connection).await?;
         let nothing = || Error::NothingToRepair { version };

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 use std::time::Duration;
 
+use db_core::{Config, ConnectError, ConnectRetry, connect};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use tokio::time::timeout;
@@ -19,6 +20,22 @@ pub(crate) async fn answer<T>(asked: impl Future<Output = Result<T, sqlx::Error>
     timeout(ANSWER_LIMIT, asked)
         .await
         .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
+}
+
+/// Opens a session whose statements have no limit of the role's or the database's, which are made for statements of a service.
+pub(crate) async fn open(config: &Config, retry: ConnectRetry) -> Result<PgConnection, ConnectError> {
+    let mut connection = connect::connect(config, retry).await?;
+    lift_limit(&mut connection).await;
+    Ok(connection)
+}
+
+/// Lifts a session's limit for statements by one that is neither planned nor looks anything up, so that hardly any limit ends it.
+pub(crate) async fn lift_limit(connection: &mut PgConnection) {
+    let set = connection.execute(sqlx::raw_sql("set statement_timeout = 0"));
+    if let Err(error) = answer(set).await {
+        // If the connection is lost, the next statement fails, too.
+        tracing::debug!(%error, "a session keeps its limit for statements");
+    }
 }
 
 /// The settings that migrations run with, where the server has them, in the units of `pg_settings`.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use db_core::{Config, ConnectRetry, connect};
+use db_core::{Config, ConnectRetry};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use tokio::time::timeout;
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::ranges::{KeyTexts, Range};
 use super::table::{Same, Table, failed};
 use super::{BatchError, Row};
-use crate::session::answer;
+use crate::session::{answer, open};
 
 /// How long a statement waits for a lock. Below `deadlock_timeout` (1 s), so that in a deadlock with a writer this session gives way.
 const LOCK_TIMEOUT: &str = "100ms";
@@ -37,7 +37,7 @@ impl Session {
         relation: &str,
         without_triggers: bool,
     ) -> Result<Self, BatchError> {
-        let mut connection = connect::connect(config, retry).await?;
+        let mut connection = open(config, retry).await?;
         detect_lost_client(&mut connection).await;
         // Row security: an error, instead of rows that are not seen. Plans: a batch is small, and the table is not, though the
         // statistics may say so.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use db_core::encryption::{Declared, KeyId};
-use db_core::{Config, ConnectRetry, connect};
+use db_core::{Config, ConnectRetry};
 use serde::Serialize;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::batches::BatchError;
 use crate::batches::detect_lost_client;
-use crate::session::answer;
+use crate::session::{self, answer};
 use crate::table::quoted;
 
 /// Limit for a statement that reads a whole table.
@@ -151,7 +151,7 @@ pub(super) async fn count(config: &Config, relation: &str, condition: &str) -> R
 
 /// A session that sees all rows, or fails.
 async fn open(config: &Config, relation: &str) -> Result<PgConnection, BatchError> {
-    let mut connection = connect::connect(config, ConnectRetry::default()).await?;
+    let mut connection = session::open(config, ConnectRetry::default()).await?;
     detect_lost_client(&mut connection).await;
     let set = sqlx::query(
         "select set_config('row_security', 'off', false), set_config('statement_timeout', $1, false)",

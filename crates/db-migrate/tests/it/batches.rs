@@ -333,7 +333,9 @@ pub(crate) async fn as_role(setup: &str) -> (TestDb, TestServer, Config) {
 
 #[tokio::test]
 async fn a_missing_permission_is_told_and_a_timeout_of_the_role_ends_nothing() {
-    let setup = "grant select on people to app; alter role app set statement_timeout = '1ms'";
+    let setup = "grant select on people to app; alter role app set statement_timeout = '100ms';
+         create function slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.4); return new; end $$;
+         create trigger slow before update on people for each row when (old.id = 1) execute function slow()";
     let (db, _server, config) = as_role(setup).await;
 
     let error = run(&batches(upper), &config).await.expect_err("no right to update");

@@ -279,6 +279,29 @@ async fn limits_of_the_database_and_its_read_only_default_do_not_stop_migrations
     assert_eq!(migrations(&files).await.up(&config(&db)).await.expect("up").changed, [1, 2]);
 }
 
+#[db_testkit::test]
+async fn a_limit_of_the_database_ends_no_look_at_the_record(db: TestDb) {
+    let migrations = migrations(&[("1_one.sql", "")]).await;
+    migrations.up(&config(&db)).await.expect("up");
+    let mut owner = db.pool().begin().await.expect("a transaction");
+    sqlx::raw_sql("lock table _sqlx_migrations").execute(&mut *owner).await.expect("locked");
+    execute(&db, &format!("alter database {} set statement_timeout = '300ms'", db.name())).await;
+    let config = config(&db);
+    let waits = "select exists (select from pg_stat_activity where datname = current_database()
+                 and wait_event_type = 'Lock' and clock_timestamp() - query_start > interval '600ms')";
+    let waited_longer = async {
+        until("the look waits for longer than the limit", async || {
+            sqlx::query_scalar(waits).fetch_one(&db.pool()).await.expect("an answer")
+        })
+        .await;
+        owner.rollback().await.expect("rolled back");
+    };
+
+    let (status, ()) = tokio::join!(migrations.status(&config), waited_longer);
+
+    assert_eq!(status.expect("a status")[0].state, State::Applied);
+}
+
 #[tokio::test]
 async fn a_standby_is_named_before_anything_is_tried() {
     let cluster = Cluster::start().await.expect("a cluster");
