@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use db_core::{AcquireError, AcquirePhase, Class, Config, Error, Pool, PoolOptions};
 use db_testkit::{Proxy, Session, TestDb, until};
+use tokio::task::JoinSet;
 
 use crate::support::{Guarded, PATIENCE, config};
 
@@ -160,28 +161,25 @@ async fn a_wrong_password_fails_at_once_and_is_not_shown() {
 
 #[db_testkit::test]
 async fn retry_after_grows_with_the_queue(db: TestDb) {
-    let pool = pool(&config(&db), Duration::from_secs(3));
+    let pool = pool(&config(&db), Duration::from_hours(1));
     let held = pool.handle().acquire().await.expect("the only connection");
     until("the connection was held for a while", async || pool.holders()[0].held > Duration::from_secs(1))
         .await;
     drop(held);
     let _held = pool.handle().acquire().await.expect("the only connection");
 
-    // The first caller times out first, while all the others still wait.
-    let handle = pool.handle();
-    let first = tokio::spawn(async move { Error::from(handle.acquire().await.expect_err("no connection")) });
-    until("the caller waits", async || pool.stats().waiting == 1).await;
-    let crowd: Vec<_> = (0..60)
-        .map(|_| {
-            let handle = pool.handle();
-            tokio::spawn(async move { handle.acquire().await.map(drop) })
-        })
-        .collect();
-    let crowded = first.await.expect("no panic").retry_after().expect("a time to wait");
-    for caller in crowd {
-        caller.await.expect("no panic").expect_err("no connection");
+    let hasty = || pool.handle().acquire_timeout(Duration::from_millis(100));
+    let refused = async || Error::from(hasty().acquire().await.expect_err("no connection"));
+    let mut crowd = JoinSet::new();
+    for _ in 0..60 {
+        let handle = pool.handle();
+        crowd.spawn(async move { handle.acquire().await.map(drop) });
     }
-    let alone = Error::from(refused(&pool).await).retry_after().expect("a time to wait");
+    until("the crowd waits", async || pool.stats().waiting == 60).await;
+    let crowded = refused().await.retry_after().expect("a time to wait");
+    crowd.shutdown().await;
+    until("the crowd has gone", async || pool.stats().waiting == 0).await;
+    let alone = refused().await.retry_after().expect("a time to wait");
 
     assert_eq!(alone, Duration::from_secs(1));
     assert!(crowded > Duration::from_secs(3) && crowded <= Duration::from_secs(30), "{crowded:?}");
