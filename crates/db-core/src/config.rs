@@ -265,6 +265,12 @@ impl Config {
         self
     }
 
+    /// The `application_name`, if the address or the program gives one.
+    #[must_use]
+    pub fn application_name(&self) -> Option<&str> {
+        self.application_name.as_deref()
+    }
+
     /// The same address with this `sslmode`.
     ///
     /// # Errors

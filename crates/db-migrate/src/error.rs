@@ -50,9 +50,52 @@ pub enum Error {
         /// The version.
         version: i64,
     },
-    /// A file was changed after it was applied.
-    #[error("migration {version} was changed after it was applied to this database")]
+    /// A file was changed after it was applied, in more than its comments and its formatting.
+    #[error(
+        "migration {version} was changed after it was applied to this database{}",
+        difference.as_ref().map(|difference| format!(":\n{difference}")).unwrap_or_default()
+    )]
     Changed {
+        /// The version.
+        version: i64,
+        /// The lines that differ, if the database has on record what was applied.
+        difference: Option<String>,
+    },
+    /// The comments or the formatting of a file were changed after it was applied, and the program does not allow that
+    /// ([`Edits::Refuse`](crate::Edits)).
+    #[error(
+        "comments or formatting of migration {version} were changed after it was applied to this database: restore the file, or put its \
+         new checksum on record (`Migrations::rebless`)"
+    )]
+    Reformatted {
+        /// The version.
+        version: i64,
+    },
+    /// A newer version of this crate has written the history.
+    #[error(
+        "the history in {table} has form {form}, which a newer version of db-migrate writes: use that version"
+    )]
+    NewerHistory {
+        /// The table, with its schema.
+        table: String,
+        /// Its form.
+        form: i32,
+    },
+    /// The ways back on record are not run, since others than the role that connects may have written them.
+    #[error(
+        "the way back in {table} is not run, since these roles may write to the table: {}. Look at what it has, revoke their rights, or \
+         let the role that connects own it",
+        roles.join(", ")
+    )]
+    WritableHistory {
+        /// The table, with its schema.
+        table: String,
+        /// The roles.
+        roles: Vec<String>,
+    },
+    /// There is nothing on record that could be compared, or changed.
+    #[error("migration {version} is not on record with another checksum, so none was changed")]
+    NothingToRebless {
         /// The version.
         version: i64,
     },

@@ -67,10 +67,15 @@ fn findings(dir: &Path) -> std::io::Result<Vec<String>> {
     Ok(findings)
 }
 
+/// Whether a file runs outside of a transaction, by sqlx's rule.
+pub(crate) fn is_outside(sql: &str) -> bool {
+    sql.starts_with(NO_TRANSACTION)
+}
+
 /// The line before a migration's first statement that almost says [`NO_TRANSACTION`], so that sqlx does not see it.
 pub(crate) fn near_miss(migration: &Migration) -> Option<String> {
     let sql = migration.sql.as_str();
-    if sql.starts_with(NO_TRANSACTION) {
+    if is_outside(sql) {
         return None;
     }
     let comments = sql.trim_start_matches('\u{feff}').lines().map(str::trim);

@@ -89,17 +89,23 @@ pub mod batches;
 mod blockers;
 #[cfg(feature = "clap")]
 pub mod command;
+mod contents;
 mod error;
 mod files;
+mod history;
 #[cfg(feature = "clap")]
 mod keys;
 mod lock;
+mod look;
 mod migrations;
+mod on_record;
 mod outside;
+mod plan;
 mod progress;
 mod recovery;
 pub mod rekey;
 mod repair;
+mod run;
 mod session;
 mod sqlx_toml;
 mod statements;
@@ -109,10 +115,13 @@ mod table;
 
 pub use blockers::Blocker;
 pub use error::Error;
+pub use history::{Action, Attempt, Outcome};
 #[cfg(feature = "clap")]
 pub use keys::{KeysArgs, KeysError};
-pub use migrations::{Migrations, Report};
+pub use migrations::{Edits, Migrations};
+pub use plan::{Plan, Planned};
 pub use repair::Repair;
+pub use run::Report;
 pub use sqlx::migrate::Migrator;
 pub use statements::Finding;
 pub use status::{State, Status};

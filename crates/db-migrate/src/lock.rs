@@ -35,11 +35,7 @@ pub(crate) async fn acquire(
     let Key(key) = Key::of(database);
     let started = Instant::now();
     loop {
-        let sql = format!("select pg_try_advisory_lock({key})");
-        let asked = connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql)));
-        let free = answer(asked).await.and_then(|row| row.try_get(0));
-        let free: bool = free.map_err(Error::database("take the migration lock"))?;
-        if free {
+        if try_once(connection, Key(key)).await? {
             return Ok(());
         }
         let waited = started.elapsed();
@@ -49,6 +45,14 @@ pub(crate) async fn acquire(
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await;
     }
+}
+
+/// Takes the lock if it is free. The lock ends with the connection.
+pub(crate) async fn try_once(connection: &mut PgConnection, Key(key): Key) -> Result<bool, Error> {
+    let sql = format!("select pg_try_advisory_lock({key})");
+    let asked = connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql)));
+    let free = answer(asked).await.and_then(|row| row.try_get(0));
+    free.map_err(Error::database("take the migration lock"))
 }
 
 /// The processes that wait for the lock in the server, as sqlx's do, and not as [`acquire`] does.

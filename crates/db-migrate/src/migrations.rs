@@ -1,21 +1,11 @@
-//! A set of migrations, and running it.
+//! A set of migrations, and how it is run.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{Config, ConnectRetry, Pooler, RetryBudget};
-use sqlx::Connection;
 use sqlx::migrate::{Migration, Migrator};
-use sqlx::postgres::PgConnection;
 
-use crate::blockers::Observer;
-use crate::lock::Key;
-use crate::session::{LockTimeout, Session};
-use crate::status::{self, State, Status};
-use crate::step::{Steps, is_missing_table};
-use crate::table::Table;
-use crate::{Error, files, lock, session, statements};
+use crate::{Error, files};
 
 /// Default of [`Migrations::with_lock_deadline`].
 const LOCK_DEADLINE: Duration = Duration::from_mins(1);
@@ -26,27 +16,33 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Default of [`Migrations::with_patience`].
 const PATIENCE: Duration = Duration::from_mins(10);
 
-/// How often the records are read when tables come and go meanwhile.
-const LOOKS: u32 = 3;
-
 /// The migrations that a program knows.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a choice of the program")]
 pub struct Migrations {
-    migrator: Migrator,
-    role: Option<String>,
-    lock_deadline: Duration,
-    lock_timeout: Duration,
-    patience: Duration,
-    shows_statements: bool,
+    pub(crate) migrator: Migrator,
+    pub(crate) role: Option<String>,
+    pub(crate) lock_deadline: Duration,
+    pub(crate) lock_timeout: Duration,
+    pub(crate) patience: Duration,
+    pub(crate) shows_statements: bool,
+    pub(crate) edits: Edits,
+    pub(crate) allows_newer: bool,
+    pub(crate) uses_stored_downs: bool,
+    pub(crate) stores_sql: bool,
+    pub(crate) program: Option<(String, String)>,
 }
 
-/// What a run did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// The versions applied or reverted, in that order.
-    pub changed: Vec<i64>,
-    /// The newest version applied afterwards, 0 if none is.
-    pub version: i64,
+/// What happens when only comments or formatting of an applied file were changed. See [`Migrations::with_edits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Edits {
+    /// An error, as by sqlx.
+    Refuse,
+    /// A warning in the log.
+    #[default]
+    Warn,
+    /// Nothing.
+    Allow,
 }
 
 impl Migrations {
@@ -64,6 +60,11 @@ impl Migrations {
             lock_timeout: LOCK_TIMEOUT,
             patience: PATIENCE,
             shows_statements: false,
+            edits: Edits::default(),
+            allows_newer: false,
+            uses_stored_downs: false,
+            stores_sql: true,
+            program: None,
         }
     }
 
@@ -126,199 +127,50 @@ impl Migrations {
         self
     }
 
-    /// Applies all pending migrations, with the budget of [`ConnectRetry::default`]. See [`Migrations::up_within`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Migrations::up_within`].
-    pub async fn up(&self, config: &Config) -> Result<Report, Error> {
-        self.up_within(config, ConnectRetry::default()).await
+    /// What happens when the comments or the formatting of a file are changed after it was applied (default: a warning). The history knows what
+    /// the file said when it was applied, or when this crate first saw it. sqlx refuses such a file until its new checksum is on record
+    /// ([`Migrations::rebless`]).
+    #[must_use]
+    pub fn with_edits(mut self, edits: Edits) -> Self {
+        self.edits = edits;
+        self
     }
 
-    /// Applies all pending migrations. Does nothing, and takes no lock, if none is pending.
-    ///
-    /// Each runs in a transaction of its own, unless its first line is `-- no-transaction`. Dropping the future closes
-    /// the connection: the migration under way is rolled back, those before it stay.
-    ///
-    /// `retry` limits the wait for the server. When the connection is lost, a new one waits until the lost session has released
-    /// the lock, reads the versions on record, and goes on from there: a migration and its record are one transaction. A
-    /// migration that runs outside of a transaction goes on with the first of its statements that is not done.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`] names the version and the reason; see the crate's documentation for what is refused.
-    pub async fn up_within(&self, config: &Config, retry: ConnectRetry) -> Result<Report, Error> {
-        self.up_from(None, config, retry).await
+    /// Whether a database that a newer program has migrated is taken as it is (default: no, [`Error::Unknown`]). With a migration to apply or
+    /// to revert, it is refused all the same.
+    #[must_use]
+    pub fn with_newer_databases(mut self, allow: bool) -> Self {
+        self.allows_newer = allow;
+        self
     }
 
-    /// As [`Self::up_within`], but begins on an open session in the database that `config` names. The session is closed at the
-    /// end, which releases the lock.
-    ///
-    /// # Errors
-    ///
-    /// As [`Migrations::up_within`].
-    pub async fn up_on(
-        &self,
-        connection: PgConnection,
-        config: &Config,
-        retry: ConnectRetry,
-    ) -> Result<Report, Error> {
-        self.up_from(Some(connection), config, retry).await
+    /// Whether [`Migrations::down_to`] goes down over versions that this program does not know, or has no down file of, by the SQL that the
+    /// database has on record (default: no). Refused if others than the role that connects may have written it.
+    #[must_use]
+    pub fn with_stored_downs(mut self, run: bool) -> Self {
+        self.uses_stored_downs = run;
+        self
     }
 
-    async fn up_from(
-        &self,
-        mut first: Option<PgConnection>,
-        config: &Config,
-        retry: ConnectRetry,
-    ) -> Result<Report, Error> {
-        refuse_pooler(config)?;
-        let mut budget = RetryBudget::new(retry);
-        // The statuses when the lock was first taken.
-        let mut before = None;
-        loop {
-            let mut done = self.go_on(first.take(), config, budget.left(), &mut before).await;
-            if let Err(Error::Connect(error)) = &mut done {
-                budget.count(error);
-            }
-            match done {
-                Err(error) if error.is_transient() && budget.pause(config, "migrate", &error).await => {}
-                ended => return ended,
-            }
-        }
+    /// Whether the history stores the SQL of migrations (default: yes). Without it, an error about a changed file shows no difference, and the
+    /// database has no way back on record. Switch it off if files hold secrets.
+    #[must_use]
+    pub fn with_stored_sql(mut self, store: bool) -> Self {
+        self.stores_sql = store;
+        self
     }
 
-    /// Reads the versions on record, and applies the pending ones.
-    async fn go_on(
-        &self,
-        first: Option<PgConnection>,
-        config: &Config,
-        retry: ConnectRetry,
-        before: &mut Option<Vec<Status>>,
-    ) -> Result<Report, Error> {
-        let mut connection = match first {
-            Some(mut first) => {
-                session::lift_limit(&mut first).await;
-                first
-            }
-            None => session::open(config, retry).await?,
-        };
-        // One that is on record as begun may end while the lock is waited for.
-        let status = self.read(&mut connection).await?;
-        refuse(status.iter().filter(|status| status.state != State::Dirty))?;
-        self.warn_of_near_misses(&status);
-        if status.iter().all(|status| status.state == State::Applied) {
-            if let Some(before) = before {
-                return self.report(connection, before).await;
-            }
-            close(connection).await;
-            return Ok(Report { changed: Vec::new(), version: newest(status.iter()) });
-        }
-
-        let mut steps = self.begin(&mut connection, config).await?;
-        // Another process may have migrated meanwhile, or a lost session of ours may have finished.
-        let status = self.checked_status(steps.connection).await?;
-        let by_version: BTreeMap<i64, State> =
-            status.iter().map(|status| (status.version, status.state)).collect();
-        let state_of = |migration: &Migration| by_version.get(&migration.version);
-        let pending: Vec<&Migration> =
-            self.ups().filter(|migration| state_of(migration) != Some(&State::Applied)).collect();
-        refuse_near_misses(pending.iter().copied())?;
-        refuse_findings(pending.iter().copied())?;
-        let before = before.get_or_insert(status);
-        for (nth, migration) in pending.iter().enumerate() {
-            let is_under_way = state_of(migration) == Some(&State::UnderWay);
-            steps.apply(migration, is_under_way, pending.get(nth + 1).copied()).await?;
-        }
-        steps.close().await;
-        self.report(connection, before).await
+    /// The program and its version in the history. By default, it is the `application_name` of the address, or the executable's name.
+    #[must_use]
+    pub fn with_program(mut self, name: impl Into<String>, version: impl Into<String>) -> Self {
+        self.program = Some((name.into(), version.into()));
+        self
     }
 
-    /// Prepares the session, takes the lock, and makes the table if there is none.
-    pub(crate) async fn begin<'c>(
-        &'c self,
-        connection: &'c mut PgConnection,
-        config: &Config,
-    ) -> Result<Steps<'c>, Error> {
-        let lock_timeout = LockTimeout(self.lock_timeout);
-        let session = Session::prepare(connection, Key::of(config.database()), lock_timeout).await?;
-        lock::acquire(connection, config.database(), self.lock_deadline).await?;
-        let Migrator { table_name, create_schemas, .. } = &self.migrator;
-        let table = match Table::find(connection, table_name).await? {
-            Some(table) => table,
-            None => Table::make(connection, table_name, create_schemas).await?,
-        };
-        let observer = Observer::new(config, session.pid, self.shows_statements, self.lock_timeout);
-        Ok(Steps {
-            connection,
-            session,
-            table,
-            role: self.role.as_deref(),
-            is_prepared: false,
-            lock_timeout,
-            patience: self.patience,
-            observer: Some(observer),
-        })
-    }
-
-    fn warn_of_near_misses(&self, status: &[Status]) {
-        let applied = status::versions(status, State::Applied);
-        for migration in self.ups().filter(|migration| applied.contains(&migration.version)) {
-            if let Some(line) = files::near_miss(migration) {
-                let version = migration.version;
-                tracing::warn!(
-                    version,
-                    line,
-                    "the migration ran in a transaction, although a line says otherwise"
-                );
-            }
-        }
-    }
-
-    /// Reverts all migrations newer than `target`, the newest first; 0 reverts everything.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoDown`] and [`Error::NoSuchVersion`], with nothing reverted; else as [`Migrations::up`].
-    pub async fn down_to(&self, config: &Config, target: i64) -> Result<Report, Error> {
-        if target != 0 && self.ups().all(|migration| migration.version != target) {
-            return Err(Error::NoSuchVersion { version: target });
-        }
-        refuse_pooler(config)?;
-        let mut connection = session::open(config, ConnectRetry::default()).await?;
-        let mut steps = self.begin(&mut connection, config).await?;
-        let before = self.checked_status(steps.connection).await?;
-        let applied =
-            before.iter().rev().filter(|status| status.state != State::Pending && status.version > target);
-        let downs: Vec<(&Migration, bool)> = applied
-            .map(|status| {
-                // sqlx would skip it without an error.
-                let down = self
-                    .file(status.version, true)
-                    .ok_or(Error::NoDown { version: status.version, target })?;
-                Ok((down, status.state == State::UnderWay))
-            })
-            .collect::<Result<_, Error>>()?;
-        let files = || downs.iter().map(|(down, _)| *down);
-        refuse_near_misses(files())?;
-        refuse_findings(files())?;
-        for (nth, (down, is_under_way)) in downs.iter().enumerate() {
-            steps.revert(down, *is_under_way, files().nth(nth + 1)).await?;
-        }
-        steps.close().await;
-        self.report(connection, &before).await
-    }
-
-    /// Compares a database with these migrations, in order of versions. Takes no lock and changes nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Connect`] or [`Error::Database`].
-    pub async fn status(&self, config: &Config) -> Result<Vec<Status>, Error> {
-        let mut connection = session::open(config, ConnectRetry::default()).await?;
-        let status = self.read(&mut connection).await?;
-        close(connection).await;
-        Ok(status)
+    /// The newest version that the program has, 0 without any.
+    #[must_use]
+    pub fn supported_version(&self) -> i64 {
+        self.ups().map(|migration| migration.version).max().unwrap_or(0)
     }
 
     /// The file of a version, up or down.
@@ -328,90 +180,7 @@ impl Migrations {
         })
     }
 
-    fn ups(&self) -> impl Iterator<Item = &Migration> {
+    pub(crate) fn ups(&self) -> impl Iterator<Item = &Migration> {
         self.migrator.iter().filter(|migration| !migration.migration_type.is_down_migration())
-    }
-
-    pub(crate) async fn read(&self, connection: &mut PgConnection) -> Result<Vec<Status>, Error> {
-        for _ in 1..LOOKS {
-            let table = Table::find(connection, &self.migrator.table_name).await?;
-            let has_progress = table.as_ref().is_some_and(|table| table.has_progress);
-            match status::read(connection, table.as_ref(), self.ups()).await {
-                // The table of progress was dropped meanwhile, with the end of a run.
-                Err(Error::Database { cause, .. }) if is_missing_table(&cause) => {}
-                // Or it was made meanwhile.
-                Ok(status) if !has_progress && status.iter().any(|it| it.state == State::Dirty) => {}
-                read => return read,
-            }
-        }
-        let table = Table::find(connection, &self.migrator.table_name).await?;
-        status::read(connection, table.as_ref(), self.ups()).await
-    }
-
-    /// Reads the statuses, and refuses what the front page lists.
-    async fn checked_status(&self, connection: &mut PgConnection) -> Result<Vec<Status>, Error> {
-        let status = self.read(connection).await?;
-        refuse(status.iter())?;
-        Ok(status)
-    }
-
-    async fn report(&self, mut connection: PgConnection, before: &[Status]) -> Result<Report, Error> {
-        let after = self.read(&mut connection).await?;
-        close(connection).await;
-
-        let now = status::versions(&after, State::Applied);
-        let applied_before = status::versions(before, State::Applied);
-        // One that was under way was so down, unless it is applied now.
-        let before = before.iter().rev().filter(|status| status.state != State::Pending);
-        let down = before.map(|status| status.version).filter(|version| !now.contains(version));
-        let changed: Vec<i64> = now.difference(&applied_before).copied().chain(down).collect();
-        for version in &changed {
-            tracing::info!(version, "migrated");
-        }
-        Ok(Report { changed, version: newest(after.iter()) })
-    }
-}
-
-fn refuse<'s>(status: impl Iterator<Item = &'s Status> + Clone) -> Result<(), Error> {
-    let newest = newest(status.clone());
-    for Status { version, state, .. } in status {
-        let version = *version;
-        match state {
-            State::Unknown => return Err(Error::Unknown { version }),
-            State::Changed => return Err(Error::Changed { version }),
-            State::Dirty => return Err(Error::Dirty { version }),
-            State::Pending if version < newest => return Err(Error::OutOfOrder { version, newest }),
-            State::Pending | State::Applied | State::UnderWay => {}
-        }
-    }
-    Ok(())
-}
-
-fn refuse_near_misses<'m>(mut migrations: impl Iterator<Item = &'m Migration>) -> Result<(), Error> {
-    let missed = migrations.find_map(|migration| Some((migration.version, files::near_miss(migration)?)));
-    missed.map_or(Ok(()), |(version, line)| Err(Error::Directive { version, line }))
-}
-
-fn refuse_findings<'m>(migrations: impl Iterator<Item = &'m Migration>) -> Result<(), Error> {
-    let findings: Vec<_> = migrations.filter_map(statements::finding).collect();
-    if findings.is_empty() { Ok(()) } else { Err(Error::Refused { findings }) }
-}
-
-pub(crate) fn refuse_pooler(config: &Config) -> Result<(), Error> {
-    match config.pooler() {
-        Pooler::None => Ok(()),
-        _ => Err(Error::Pooled { to: config.to_string() }),
-    }
-}
-
-fn newest<'s>(statuses: impl Iterator<Item = &'s Status>) -> i64 {
-    let applied = statuses.filter(|status| status.state != State::Pending);
-    applied.map(|status| status.version).max().unwrap_or(0)
-}
-
-/// Releases the lock. If a graceful close fails, the connection is gone, and the lock with it.
-pub(crate) async fn close(connection: PgConnection) {
-    if let Err(error) = connection.close().await {
-        tracing::debug!(%error, "the migration connection was lost before it was closed");
     }
 }

@@ -2,6 +2,7 @@
 
 use db_core::{Config, ConnectRetry};
 
+use crate::history::{Action, NOT_APPLIED, Noted};
 use crate::progress::Progress;
 use crate::statements;
 use crate::status::State;
@@ -22,6 +23,18 @@ pub enum Repair {
     NotApplied,
 }
 
+impl Repair {
+    /// Its name in the history.
+    fn name(self) -> &'static str {
+        match self {
+            Self::StatementDone => "statement done",
+            Self::StatementUndone => "statement undone",
+            Self::Applied => "applied",
+            Self::NotApplied => NOT_APPLIED,
+        }
+    }
+}
+
 impl Migrations {
     /// Records what a person has found out about a migration that was cut off ([`Error::Interrupted`], [`Error::Dirty`],
     /// [`Error::Edited`]). Runs nothing of the migration.
@@ -31,15 +44,14 @@ impl Migrations {
     /// [`Error::NothingToRepair`] if no such migration, or no such statement, was cut off; else as [`Migrations::up`]. No record is
     /// changed then.
     pub async fn repair(&self, config: &Config, version: i64, repair: Repair) -> Result<(), Error> {
-        crate::migrations::refuse_pooler(config)?;
+        crate::run::refuse_pooler(config)?;
         let mut connection = session::open(config, ConnectRetry::default()).await?;
         let mut steps = self.begin(&mut connection, config).await?;
-        let status = self.read(steps.connection).await?;
+        let look = self.read(steps.connection).await?;
         let nothing = || Error::NothingToRepair { version };
-        let state = status.iter().find(|status| status.version == version).map(|status| status.state);
-        if !matches!(state, Some(State::UnderWay | State::Dirty)) {
-            return Err(nothing());
-        }
+        let status = look.statuses.iter().find(|status| status.version == version);
+        let status = status.filter(|status| matches!(status.state, State::UnderWay | State::Dirty));
+        let description = status.ok_or_else(nothing)?.description.clone();
         let table = steps.table.clone();
         let progress = steps.progress(version).await?;
         let end = if progress.is_some() { Progress::end(&table, version) } else { String::new() };
@@ -69,10 +81,17 @@ impl Migrations {
                 Progress::done(&table, version, done, &statements::digest(&all[..done]), 0)
             }
         };
+        let is_applied = repair == Repair::Applied;
+        let file = self.file(version, false).filter(|_| is_applied);
+        let way_back = self.file(version, true).filter(|_| is_applied);
+        let noted = [Noted { version, description: &description, file, way_back }];
+        let history = steps.history.as_mut();
+        let history = history.map(|it| it.noted(Action::Repaired, Some(repair.name()), &noted));
+        let changes = changes + &history.unwrap_or_default();
         steps.record(version, "repair a migration", &changes).await?;
         steps.close().await;
         tracing::info!(version, ?repair, "a migration is repaired");
-        crate::migrations::close(connection).await;
+        crate::run::close(connection).await;
         Ok(())
     }
 }

@@ -7,9 +7,9 @@ use sqlx::migrate::Migration;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 
-use crate::Error;
 use crate::session::answer;
 use crate::table::{Table, hex};
+use crate::{Error, contents};
 
 /// A migration and its state in one database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -31,6 +31,9 @@ pub enum State {
     Pending,
     /// Applied, and the file is still the same.
     Applied,
+    /// Applied, and only comments and formatting of the file were changed afterwards. sqlx would refuse it, and so would a program that was
+    /// built before.
+    Reformatted,
     /// Applied, but the file was changed afterwards.
     Changed,
     /// Applied, but this program has no such migration.
@@ -41,9 +44,39 @@ pub enum State {
     Dirty,
 }
 
-/// The versions in this state.
-pub(crate) fn versions(statuses: &[Status], state: State) -> BTreeSet<i64> {
-    statuses.iter().filter(|status| status.state == state).map(|status| status.version).collect()
+impl State {
+    /// Whether the migration is applied, and its file says the same.
+    #[must_use]
+    pub fn is_applied(self) -> bool {
+        matches!(self, Self::Applied | Self::Reformatted)
+    }
+}
+
+impl Status {
+    /// Whether it is applied by a run up to a version, or to the newest one.
+    pub(crate) fn is_to_do(&self, to: Option<i64>) -> bool {
+        // One that another migrator has begun may end while the lock is waited for.
+        let is_open = matches!(self.state, State::Pending | State::UnderWay | State::Dirty);
+        is_open && to.is_none_or(|to| self.version <= to)
+    }
+
+    /// Whether it is reverted by a run down to a version.
+    pub(crate) fn is_to_revert(&self, target: i64) -> bool {
+        self.state != State::Pending && self.version > target
+    }
+}
+
+/// A look at the records.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) statuses: Vec<Status>,
+    /// The versions that are applied, with the file's checksum, and are not in the history.
+    pub(crate) not_in_history: Vec<i64>,
+}
+
+/// The versions that are applied.
+pub(crate) fn applied_versions(statuses: &[Status]) -> BTreeSet<i64> {
+    statuses.iter().filter(|status| status.state.is_applied()).map(|status| status.version).collect()
 }
 
 /// Compares the migrations on record with the program's, in order of versions. Takes no lock and changes nothing.
@@ -55,19 +88,28 @@ pub(crate) async fn read(
     connection: &mut PgConnection,
     table: Option<&Table>,
     migrations: impl Iterator<Item = &Migration>,
-) -> Result<Vec<Status>, Error> {
+) -> Result<Look, Error> {
     let mut applied = match table {
         Some(table) => answer(applied(connection, table)).await.map_err(Error::database(WHAT))?,
         None => BTreeMap::new(),
     };
 
+    let mut not_in_history = Vec::new();
     let mut all: Vec<Status> = migrations
         .map(|migration| {
             let state = match applied.remove(&migration.version) {
                 None => State::Pending,
                 Some(applied) if applied.is_under_way => State::UnderWay,
                 Some(applied) if !applied.success => State::Dirty,
-                Some(applied) if applied.checksum == hex(&migration.checksum) => State::Applied,
+                Some(applied) if applied.checksum == hex(&migration.checksum) => {
+                    if applied.digest.is_none() {
+                        not_in_history.push(migration.version);
+                    }
+                    State::Applied
+                }
+                Some(Applied { digest: Some(digest), .. }) if digest == hex(&contents::digest(migration)) => {
+                    State::Reformatted
+                }
                 Some(_) => State::Changed,
             };
             Status { version: migration.version, description: migration.description.to_string(), state }
@@ -80,7 +122,7 @@ pub(crate) async fn read(
         state: State::Unknown,
     }));
     all.sort_by_key(|status| status.version);
-    Ok(all)
+    Ok(Look { statuses: all, not_in_history })
 }
 
 const WHAT: &str = "read the migration table";
@@ -92,6 +134,8 @@ struct Applied {
     is_under_way: bool,
     /// As hex digits, since the text of a `bytea` depends on `bytea_output`.
     checksum: String,
+    /// What the history has of the file with this checksum, as hex digits.
+    digest: Option<String>,
 }
 
 async fn applied(
@@ -104,9 +148,22 @@ async fn applied(
     } else {
         "false".to_owned()
     };
+    let (digest, history) = if table.history.is_readable() {
+        let history = format!(
+            "left join lateral (
+                 select digest from {} as h
+                 where h.version = recorded.version and h.checksum = recorded.checksum and h.succeeded and h.digest is not null
+                 order by id desc limit 1
+             ) as known on true",
+            table.history.name
+        );
+        ("encode(known.digest, 'hex')", history)
+    } else {
+        ("null::text", String::new())
+    };
     let sql = format!(
-        "select version, description, success, encode(checksum, 'hex'), {is_under_way}
-         from {}
+        "select version, description, success, encode(checksum, 'hex'), {is_under_way}, {digest}
+         from {} as recorded {history}
          order by version",
         table.name
     );
@@ -114,7 +171,8 @@ async fn applied(
     let applied = |row: &PgRow| {
         let [description, checksum] = [row.try_get(1)?, row.try_get(3)?];
         let [success, is_under_way] = [row.try_get(2)?, row.try_get(4)?];
-        Ok((row.try_get(0)?, Applied { description, success, is_under_way, checksum }))
+        let digest = row.try_get(5)?;
+        Ok((row.try_get(0)?, Applied { description, success, is_under_way, checksum, digest }))
     };
     rows.iter().map(applied).collect()
 }

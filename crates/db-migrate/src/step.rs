@@ -8,10 +8,12 @@ use sqlx::postgres::{PgConnection, PgDatabaseError, PgErrorPosition, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use tokio::time::sleep;
 
-use crate::Error;
 use crate::blockers::{Blocker, Observer, listed};
-use crate::session::{LockTimeout, Session};
+use crate::history::{Action, History, Noted};
+use crate::session::{LockTimeout, Session, answer};
+use crate::status::Look;
 use crate::table::{Table, bytes, literal, quoted};
+use crate::{Error, Migrations};
 
 /// "Undefined table."
 const NO_TABLE: &str = "42P01";
@@ -33,6 +35,10 @@ pub(crate) struct Steps<'c> {
     pub(crate) patience: Duration,
     /// Not there while it watches.
     pub(crate) observer: Option<Observer>,
+    /// Not there if this role may not write it.
+    pub(crate) history: Option<History>,
+    /// The migrations that the program knows.
+    pub(crate) files: &'c Migrations,
 }
 
 impl Steps<'_> {
@@ -40,6 +46,17 @@ impl Steps<'_> {
     ///
     /// The migration and its record are one transaction, in two round trips, unless the file begins with `-- no-transaction`.
     pub(crate) async fn apply(
+        &mut self,
+        migration: &Migration,
+        is_under_way: bool,
+        next: Option<&Migration>,
+    ) -> Result<(), Error> {
+        self.begin_attempt(migration, Action::Up).await?;
+        let done = self.apply_once_begun(migration, is_under_way, next).await;
+        self.end_attempt(migration, done).await
+    }
+
+    async fn apply_once_begun(
         &mut self,
         migration: &Migration,
         is_under_way: bool,
@@ -69,11 +86,91 @@ impl Steps<'_> {
         is_under_way: bool,
         next: Option<&Migration>,
     ) -> Result<(), Error> {
+        self.begin_attempt(migration, Action::Down).await?;
+        let done = self.revert_once_begun(migration, is_under_way, next).await;
+        self.end_attempt(migration, done).await
+    }
+
+    async fn revert_once_begun(
+        &mut self,
+        migration: &Migration,
+        is_under_way: bool,
+        next: Option<&Migration>,
+    ) -> Result<(), Error> {
         if migration.no_tx || is_under_way {
             return self.outside(migration, true, is_under_way, next).await;
         }
         let record = format!("delete from {} where version = {}", self.table.name, migration.version);
         self.repeated(migration, |_| record.clone(), false, next).await
+    }
+
+    /// Records that an attempt begins, unless the end of the one before has.
+    async fn begin_attempt(&mut self, migration: &Migration, action: Action) -> Result<(), Error> {
+        let Some(history) = self.history.as_ref().filter(|it| !it.has_begun(migration.version, action))
+        else {
+            return Ok(());
+        };
+        let begins = history.begins(migration, action);
+        self.record(migration.version, "record that a migration begins", &begins).await?;
+        self.advance(Some((migration, action)));
+        Ok(())
+    }
+
+    /// Records how an attempt has failed, as far as that can be done: the error that is told is the attempt's.
+    async fn end_attempt(&mut self, migration: &Migration, done: Result<(), Error>) -> Result<(), Error> {
+        let (Err(error), Some(history)) = (&done, &self.history) else { return done };
+        if error.is_transient() {
+            return done;
+        }
+        let sql = format!(
+            "rollback; set session authorization default; reset role; begin read write;
+             set local statement_timeout = 0; {lock_timeout} {failed} commit;",
+            lock_timeout = self.lock_timeout,
+            failed = history.failed(migration, error),
+        );
+        let version = migration.version;
+        if let Err(error) = answer(self.connection.execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await {
+            tracing::warn!(version, %error, "that a migration failed is not in the history");
+        }
+        self.advance(None);
+        done
+    }
+
+    /// Records in the history what others have done: what is applied and not there, and what is there and not applied any more.
+    pub(crate) async fn catch_up(&mut self, look: &Look) -> Result<(), Error> {
+        let Some(history) = &mut self.history else { return Ok(()) };
+        let gone = history.gone(self.connection, &self.table).await?;
+        let gone: Vec<Noted<'_>> = gone
+            .iter()
+            .map(|(version, description)| Noted {
+                version: *version,
+                description,
+                file: None,
+                way_back: None,
+            })
+            .collect();
+        let files = self.files;
+        let adopted = look.not_in_history.iter().filter_map(|version| files.file(*version, false));
+        let adopted: Vec<Noted<'_>> =
+            adopted.map(|file| Noted::of(file, files.file(file.version, true))).collect();
+        let ((Some(noted), _) | (None, Some(noted))) = (gone.first(), adopted.first()) else { return Ok(()) };
+        let any = noted.version;
+        for version in gone.iter().map(|noted| noted.version) {
+            tracing::warn!(version, "another migrator has reverted a migration");
+        }
+        let versions: Vec<i64> = adopted.iter().map(|noted| noted.version).collect();
+        if !versions.is_empty() {
+            tracing::info!(?versions, "migrations are in the history now that another migrator has applied");
+        }
+        let changes =
+            history.noted(Action::Gone, None, &gone) + &history.noted(Action::Adopted, None, &adopted);
+        self.record(any, "record what another migrator has done", &changes).await
+    }
+
+    fn advance(&mut self, begun: Option<(&Migration, Action)>) {
+        if let Some(history) = &mut self.history {
+            history.advance(begun);
+        }
     }
 
     /// Takes the observer. It is to be put back after its look.
@@ -120,6 +217,7 @@ impl Steps<'_> {
             };
             if recorded_in == applied.then_some(self.table.oid) {
                 // It was committed, and the look for its record waited.
+                self.advance(next.map(|next| (next, action(applied))));
                 return Ok(());
             }
             tries.give_way(cause, blockers).await?;
@@ -181,13 +279,20 @@ impl Steps<'_> {
         // The session is put back in a transaction of its own: of a message without, the next one's `begin` would make one of both.
         // Deferred constraints are checked as the migration left the session, as a commit would check them. The record is written
         // by the role that connected, and no time limit that the migration has left ends what follows.
+        let then = next.map(|next| (next, action(applied)));
+        let history = self.history.as_ref().map(|history| {
+            let way_back = if applied { self.files.file(migration.version, true) } else { None };
+            let begins = then.map(|(next, action)| history.begins(next, action)).unwrap_or_default();
+            history.done(migration, way_back) + &begins
+        });
+        let history = history.unwrap_or_default();
         let next = next.filter(|next| !next.no_tx);
         let prepare = next.map(|_| self.preparation()).unwrap_or_default();
         self.is_prepared = next.is_some();
         let version = migration.version;
         let sql = format!(
             "{before}; set statement_timeout = 0; {lock_timeout}
-             set session authorization default; reset role; {record}; commit;
+             set session authorization default; reset role; {record}; {history} commit;
              begin;
              {put_back}
              {look}
@@ -203,6 +308,7 @@ impl Steps<'_> {
         })?;
         let (has_lock, recorded_in) =
             read(&rows).map_err(Error::database("read the record of a migration"))?;
+        self.advance(then);
         if recorded_in != applied.then_some(self.table.oid) {
             return Err(self.moved(migration));
         }
@@ -230,6 +336,10 @@ impl Steps<'_> {
     fn moved(&self, migration: &Migration) -> Error {
         Error::Moved { version: migration.version, table: self.table.name.clone() }
     }
+}
+
+fn action(applied: bool) -> Action {
+    if applied { Action::Up } else { Action::Down }
 }
 
 /// Whether the lock is held, and the id of the table that has the record.

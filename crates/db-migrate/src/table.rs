@@ -5,11 +5,17 @@ use std::fmt::Write;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 
-use crate::Error;
 use crate::session::answer;
+use crate::{Error, history};
 
 /// What the name of the table of progress ends with.
 const PROGRESS: &str = "_progress";
+
+/// What the name of the history's table ends with.
+const HISTORY: &str = "_history";
+
+/// A name of PostgreSQL has this many bytes at most.
+const LONGEST_NAME: usize = 63;
 
 /// The table, found once: by its name under the session's search path, which a migration may change.
 #[derive(Debug, Clone)]
@@ -22,21 +28,51 @@ pub(crate) struct Table {
     /// The table beside it with the progress of files outside of a transaction, with its schema, quoted.
     pub(crate) progress: String,
     pub(crate) has_progress: bool,
+    pub(crate) history: Beside,
+}
+
+/// The table of the history, as it was found.
+#[derive(Debug, Clone)]
+pub(crate) struct Beside {
+    /// With its schema, quoted.
+    pub(crate) name: String,
+    pub(crate) exists: bool,
+    /// Whether this role may read it.
+    pub(crate) can_be_read: bool,
+    /// Whether this role may make a table in the schema.
+    pub(crate) can_be_made: bool,
+    /// The number of its form, if a program of ours has made it.
+    pub(crate) form: Option<i32>,
+}
+
+impl Beside {
+    /// Whether there are rows of a form that this program knows, for this role.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.can_be_read && self.form == Some(history::FORM)
+    }
 }
 
 impl Table {
     /// The table of this name, as a statement would find it.
     pub(crate) async fn find(connection: &mut PgConnection, name: &str) -> Result<Option<Self>, Error> {
         // The simple protocol needs one round trip for each query, which every start of a service pays.
+        let beside = |suffix: &str| {
+            format!(
+                "quote_ident(n.nspname) || '.' || quote_ident(
+                     case when octet_length(c.relname) <= {most} then c.relname else md5(c.relname) end || '{suffix}')",
+                most = LONGEST_NAME - suffix.len()
+            )
+        };
         let sql = format!(
-            "select oid, name, relation, progress, coalesce(has_table_privilege(to_regclass(progress), 'select'), false)
+            "select oid, name, relation, progress, coalesce(has_table_privilege(to_regclass(progress), 'select'), false),
+               history, to_regclass(history) is not null, coalesce(has_table_privilege(to_regclass(history), 'select'), false),
+               has_schema_privilege(schema, 'create'), obj_description(to_regclass(history), 'pg_class')
              from (select c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname) as name, c.relname::text as relation,
-                     quote_ident(n.nspname) || '.' || quote_ident(
-                         case when octet_length(c.relname) <= {most} then c.relname else md5(c.relname) end || '{PROGRESS}') as progress
+                     {progress} as progress, {history} as history, n.oid as schema
                    from pg_class c join pg_namespace n on n.oid = c.relnamespace
                    where c.oid = to_regclass({name})) as found",
-            // A name of PostgreSQL has 63 bytes.
-            most = 63 - PROGRESS.len(),
+            progress = beside(PROGRESS),
+            history = beside(HISTORY),
             name = literal(name)
         );
         let asked = connection.fetch_optional(sqlx::raw_sql(AssertSqlSafe(sql)));
@@ -48,6 +84,13 @@ impl Table {
                     relation: row.try_get(2)?,
                     progress: row.try_get(3)?,
                     has_progress: row.try_get(4)?,
+                    history: Beside {
+                        name: row.try_get(5)?,
+                        exists: row.try_get(6)?,
+                        can_be_read: row.try_get(7)?,
+                        can_be_made: row.try_get(8)?,
+                        form: row.try_get::<Option<String>, _>(9)?.as_deref().and_then(history::form),
+                    },
                 })
             };
             row.map(table).transpose()

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use super::effects::{Effect, effect_of};
 use super::lexer::{Kind, Token, tokens};
 
@@ -31,7 +33,7 @@ impl<'s> Statement<'s> {
 }
 
 /// A place in a text, as editors count: from 1 on, a column in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Position {
     /// The line.
     pub line: u32,

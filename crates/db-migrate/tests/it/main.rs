@@ -2,6 +2,7 @@
 
 mod batches;
 mod giving_way;
+mod history;
 mod kills;
 mod outside;
 mod outside_kills;
@@ -175,7 +176,7 @@ async fn silent_actions_of_sqlx_are_refused(db: TestDb) {
     let mut files = SHOP.to_vec();
 
     files[0].1 = "create table shop (id bigint)";
-    assert!(matches!(up(&files).await, Error::Changed { version: 1 }));
+    assert!(matches!(up(&files).await, Error::Changed { version: 1, difference: Some(_) }));
 
     assert!(matches!(up(&SHOP[..2]).await, Error::Unknown { version: 2 }));
 

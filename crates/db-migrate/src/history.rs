@@ -1,0 +1,555 @@
+//! The table beside sqlx's with what was done: each attempt, and the SQL that was applied with its way back.
+
+use std::fmt::Write;
+
+use db_core::sql::Position;
+use serde::Serialize;
+use sqlx::migrate::Migration;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, Executor, Row};
+
+use crate::session::answer;
+use crate::table::{Table, bytes, literal};
+use crate::{Error, contents};
+
+/// The form of the table that this program writes. It stands in the table's comment.
+pub(crate) const FORM: i32 = 1;
+
+/// What the comment begins with.
+const COMMENT: &str = "Written by db-migrate, form ";
+
+/// The longest line of a file that is stored with an error, in characters.
+const LONGEST_LINE: usize = 200;
+
+/// "Insufficient privilege."
+const NOT_ALLOWED: &str = "42501";
+
+/// An attempt on record, or another change of the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Attempt {
+    /// Its number: later attempts have higher ones.
+    pub id: i64,
+    /// The version.
+    pub version: i64,
+    /// What was done.
+    pub action: Action,
+    /// The name in the file's name, with spaces for underscores.
+    pub description: String,
+    /// When it began, in UTC, as RFC 3339 writes it.
+    pub began_at: String,
+    /// How long it took, in milliseconds; none if it was cut off, or still runs.
+    pub milliseconds: Option<i64>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The role that connected.
+    pub done_by: String,
+    /// The machine that the program ran on.
+    pub host: Option<String>,
+    /// The program.
+    pub program: Option<String>,
+    /// Its version.
+    pub program_version: Option<String>,
+    /// The code of the server's error.
+    pub sqlstate: Option<String>,
+    /// The place in the file of the server's error.
+    pub at: Option<Position>,
+    /// The line of the file there.
+    pub line: Option<String>,
+    /// What a person has said, or more about what was done.
+    pub reason: Option<String>,
+}
+
+/// What an attempt was to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Action {
+    /// Apply a version.
+    Up,
+    /// Revert a version.
+    Down,
+    /// Found on record in sqlx's table, with the file's checksum: sqlx has applied it, or a program from before this table.
+    Adopted,
+    /// Found reverted: sqlx did it.
+    Gone,
+    /// The file's new checksum was put on record: see [`Migrations::rebless`](crate::Migrations::rebless).
+    Reblessed,
+    /// Put on record without being run: see [`Migrations::baseline`](crate::Migrations::baseline).
+    Baseline,
+    /// A person has said what is true: see [`Migrations::repair`](crate::Migrations::repair).
+    Repaired,
+}
+
+impl Action {
+    const ALL: [Self; 7] =
+        [Self::Up, Self::Down, Self::Adopted, Self::Gone, Self::Reblessed, Self::Baseline, Self::Repaired];
+
+    /// Its name in the table, which is that of its JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Adopted => "adopted",
+            Self::Gone => "gone",
+            Self::Reblessed => "reblessed",
+            Self::Baseline => "baseline",
+            Self::Repaired => "repaired",
+        }
+    }
+
+    fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|action| action.name() == name)
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// It failed, and was rolled back. Outside of a transaction, the statements before are done.
+    Failed,
+    /// It has not ended: it runs, or was cut off.
+    Open,
+}
+
+/// Who writes the history.
+#[derive(Debug, Clone)]
+pub(crate) struct Author {
+    pub(crate) program: Option<String>,
+    pub(crate) version: Option<String>,
+    /// Whether the SQL of files is stored.
+    pub(crate) stores_sql: bool,
+}
+
+/// The table, open for writing by the holder of the migration lock.
+#[derive(Debug)]
+pub(crate) struct History {
+    name: String,
+    author: Author,
+    host: Option<String>,
+    next_id: i64,
+    /// The attempt that is on record as begun.
+    open: Option<Begun>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Begun {
+    id: i64,
+    version: i64,
+    action: Action,
+}
+
+impl History {
+    /// The table, made if there is none. `None` if this role may not make it, or may not write to it: migrations run without, as
+    /// with sqlx.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NewerHistory`].
+    pub(crate) async fn open(
+        connection: &mut PgConnection,
+        table: &Table,
+        author: Author,
+    ) -> Result<Option<Self>, Error> {
+        let name = table.history.name.clone();
+        match table.history.form {
+            None if table.history.exists => {
+                tracing::warn!(
+                    table = name,
+                    "no history is written: the table of its name was made by somebody else"
+                );
+                return Ok(None);
+            }
+            None => {
+                if !Self::make(connection, table).await? {
+                    return Ok(None);
+                }
+            }
+            Some(FORM) => {}
+            Some(form) => return Err(Error::NewerHistory { table: name, form }),
+        }
+        let sql = format!(
+            "select coalesce(max(id), 0) + 1 from {name}
+             having has_table_privilege({table}, 'insert') and has_table_privilege({table}, 'update')",
+            table = literal(&name)
+        );
+        let found = answer(connection.fetch_optional(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+        let next_id = match found.and_then(|row| row.map(|row| row.try_get(0)).transpose()) {
+            Ok(Some(next_id)) => next_id,
+            Ok(None) => {
+                tracing::warn!(table = name, "no history is written: this role may not write to its table");
+                return Ok(None);
+            }
+            Err(error) if is_not_allowed(&error) => {
+                tracing::warn!(table = name, "no history is written: this role may not read its table");
+                return Ok(None);
+            }
+            Err(error) => return Err(Error::database("read the history of migrations")(error)),
+        };
+        let host = nix::unistd::gethostname().ok().map(|host| host.to_string_lossy().into_owned());
+        Ok(Some(Self { name, author, host, next_id, open: None }))
+    }
+
+    /// Makes the table. Whether this role may.
+    async fn make(connection: &mut PgConnection, table: &Table) -> Result<bool, Error> {
+        if !table.history.can_be_made {
+            tracing::warn!(
+                table = table.history.name,
+                "no history is written: this role may not make a table in the schema of the migration table"
+            );
+            return Ok(false);
+        }
+        let name = &table.history.name;
+        // Rights that the schema gives on each new table are taken back: a later `down` may run what stands in this one.
+        let sql = format!(
+            "begin read write;
+             create table if not exists {name} (
+    id bigint primary key,
+    version bigint not null,
+    action text not null,
+    description text not null,
+    began_at timestamptz not null default clock_timestamp(),
+    ended_at timestamptz,
+    succeeded boolean,
+    done_by text not null default session_user,
+    host text,
+    program text,
+    program_version text,
+    sqlstate text,
+    line integer,
+    \"column\" integer,
+    line_text text,
+    reason text,
+    checksum bytea,
+    digest bytea,
+    sql text,
+    way_back text,
+    unique (version, id)
+);
+             comment on table {name} is '{COMMENT}{FORM}';
+             {revoke}
+             commit;",
+            revoke = do_block(&format!(
+                "declare
+                    other text;
+                 begin
+                    for other in
+                        select distinct case when grantee = 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end
+                        from pg_class, aclexplode(relacl)
+                        where pg_class.oid = {}::regclass and grantee <> relowner
+                    loop
+                        execute 'revoke all on {} from ' || other;
+                    end loop;
+                 end",
+                literal(name),
+                name.replace('\'', "''")
+            )),
+        );
+        match answer(connection.execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await {
+            Ok(_) => Ok(true),
+            Err(error) => {
+                let rolled_back = answer(connection.execute(sqlx::raw_sql("rollback"))).await;
+                if !is_not_allowed(&error) {
+                    return Err(Error::database("make the history of migrations")(error));
+                }
+                rolled_back.map_err(Error::database("roll back"))?;
+                tracing::warn!(%error, table = name, "no history is written: this role may not make its table");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Whether an attempt of this version is on record as begun.
+    pub(crate) fn has_begun(&self, version: i64, action: Action) -> bool {
+        self.open.is_some_and(|open| (open.version, open.action) == (version, action))
+    }
+
+    /// The statement that records that an attempt begins. To be followed by [`Self::advance`] when it is committed.
+    pub(crate) fn begins(&self, migration: &Migration, action: Action) -> String {
+        self.row(self.next_id, migration.version, action, &migration.description, &[])
+    }
+
+    /// The statement that records the open attempt as done.
+    pub(crate) fn done(&self, migration: &Migration, way_back: Option<&Migration>) -> String {
+        let Some(open) = self.open else { return String::new() };
+        let mut set = String::from("ended_at = pg_catalog.clock_timestamp(), succeeded = true");
+        for (column, value) in self.contents(migration, way_back) {
+            // Writing to a string does not fail.
+            let _ = write!(set, ", {column} = {value}");
+        }
+        format!("update {} set {set} where id = {};", self.name, open.id)
+    }
+
+    /// The statement that records how the open attempt failed. One that was only announced is no attempt.
+    pub(crate) fn failed(&self, migration: &Migration, error: &Error) -> String {
+        let Some(open) = self.open else { return String::new() };
+        if open.version != migration.version {
+            return format!("delete from {} where id = {};", self.name, open.id);
+        }
+        let mut set = String::from("ended_at = pg_catalog.clock_timestamp(), succeeded = false");
+        let cause = match error {
+            Error::Failed { cause, .. } | Error::Database { cause, .. } => Some(cause),
+            Error::Blocked { cause, .. } => Some(&**cause),
+            _ => None,
+        };
+        if let Some(code) = cause.and_then(db_core::Error::sqlstate) {
+            let _ = write!(set, ", sqlstate = {}", literal(&code));
+        }
+        let at = match error {
+            Error::Failed { at, .. } => *at,
+            Error::Interrupted { position, .. } => Some(*position),
+            _ => None,
+        };
+        if let Some(Position { line, column }) = at {
+            let _ = write!(set, ", line = {line}, \"column\" = {column}");
+            let text = migration.sql.as_str().lines().nth(line.saturating_sub(1) as usize);
+            if let Some(text) = text.filter(|_| self.author.stores_sql) {
+                let text: String = text.chars().take(LONGEST_LINE).collect();
+                let _ = write!(set, ", line_text = {}", literal(&text));
+            }
+        }
+        format!("update {} set {set} where id = {};", self.name, open.id)
+    }
+
+    /// After an attempt has ended on record, and the next one may be on record as begun.
+    pub(crate) fn advance(&mut self, begun: Option<(&Migration, Action)>) {
+        self.open = begun.map(|(migration, action)| {
+            self.next_id += 1;
+            Begun { id: self.next_id - 1, version: migration.version, action }
+        });
+    }
+
+    /// The statements that record what was done at once.
+    pub(crate) fn noted(&mut self, action: Action, reason: Option<&str>, of: &[Noted<'_>]) -> String {
+        let mut sql = String::new();
+        for noted in of {
+            let mut more = vec![
+                ("ended_at", "pg_catalog.clock_timestamp()".to_owned()),
+                ("succeeded", "true".to_owned()),
+            ];
+            if let Some(reason) = reason {
+                more.push(("reason", literal(reason)));
+            }
+            if let Some(file) = noted.file {
+                more.extend(self.contents(file, noted.way_back));
+            }
+            sql += &self.row(self.next_id, noted.version, action, noted.description, &more);
+            self.next_id += 1;
+        }
+        sql
+    }
+
+    /// The versions that the history has as applied, and sqlx's table has not.
+    pub(crate) async fn gone(
+        &self,
+        connection: &mut PgConnection,
+        table: &Table,
+    ) -> Result<Vec<(i64, String)>, Error> {
+        let sql = format!(
+            "select version, description from (
+                 select distinct on (version) version, description, action, reason from {history}
+                 where succeeded order by version, id desc) as last
+             where action not in ('down', 'gone') and reason is distinct from '{NOT_APPLIED}'
+               and not exists (select from {table} as recorded where recorded.version = last.version)
+             order by version",
+            history = self.name,
+            table = table.name
+        );
+        let rows = answer(connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+        let read = |rows: Vec<PgRow>| {
+            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, sqlx::Error>>()
+        };
+        rows.and_then(read).map_err(Error::database("read the history of migrations"))
+    }
+
+    /// What a file says, its SQL, and its way back.
+    fn contents(&self, file: &Migration, way_back: Option<&Migration>) -> Vec<(&'static str, String)> {
+        let mut contents =
+            vec![("checksum", bytes(&file.checksum)), ("digest", bytes(&contents::digest(file)))];
+        if self.author.stores_sql {
+            contents.push(("sql", literal(file.sql.as_str())));
+            contents.extend(way_back.map(|way_back| ("way_back", literal(way_back.sql.as_str()))));
+        }
+        contents
+    }
+
+    fn row(
+        &self,
+        id: i64,
+        version: i64,
+        action: Action,
+        description: &str,
+        more: &[(&str, String)],
+    ) -> String {
+        let mut columns = String::from("id, version, action, description");
+        let mut values = format!("{id}, {version}, '{}', {}", action.name(), literal(description));
+        let optional = [
+            ("host", &self.host),
+            ("program", &self.author.program),
+            ("program_version", &self.author.version),
+        ];
+        let optional =
+            optional.into_iter().filter_map(|(column, value)| Some((column, literal(value.as_deref()?))));
+        for (column, value) in optional.chain(more.iter().cloned()) {
+            let _ = write!(columns, ", {column}");
+            let _ = write!(values, ", {value}");
+        }
+        format!("insert into {} ({columns}) values ({values});", self.name)
+    }
+}
+
+/// What [`Repair::NotApplied`](crate::Repair::NotApplied) gives as the reason.
+pub(crate) const NOT_APPLIED: &str = "not applied";
+
+/// A version that is put on record without an attempt.
+pub(crate) struct Noted<'m> {
+    pub(crate) version: i64,
+    pub(crate) description: &'m str,
+    pub(crate) file: Option<&'m Migration>,
+    pub(crate) way_back: Option<&'m Migration>,
+}
+
+impl<'m> Noted<'m> {
+    pub(crate) fn of(file: &'m Migration, way_back: Option<&'m Migration>) -> Self {
+        Self { version: file.version, description: &file.description, file: Some(file), way_back }
+    }
+}
+
+/// The SQL that was applied last under this checksum, in hex digits.
+pub(crate) async fn applied_sql(
+    connection: &mut PgConnection,
+    table: &Table,
+    version: i64,
+) -> Result<Option<String>, Error> {
+    if !table.history.is_readable() {
+        return Ok(None);
+    }
+    let sql = format!(
+        "select h.sql from {history} as h join {table} as recorded using (version, checksum)
+         where version = {version} and h.succeeded and h.sql is not null order by h.id desc limit 1",
+        history = table.history.name,
+        table = table.name
+    );
+    let row = answer(connection.fetch_optional(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+    row.and_then(|row| row.map(|row| row.try_get(0)).transpose())
+        .map_err(Error::database("read the SQL that was applied"))
+}
+
+/// The ways back of versions, by the record. Refused if another role may have written them: they are run.
+pub(crate) async fn ways_back(
+    connection: &mut PgConnection,
+    table: &Table,
+    versions: &[i64],
+) -> Result<Vec<(i64, String, String)>, Error> {
+    const WHAT: &str = "read the ways back on record";
+    if !table.history.is_readable() {
+        return Ok(Vec::new());
+    }
+    let name = &table.history.name;
+    let sql = format!(
+        "select array(
+             select distinct case when grantee = 0 then 'public' else pg_get_userbyid(grantee)::text end
+             from aclexplode(coalesce(relacl, acldefault('r', relowner)))
+             where grantee <> relowner and privilege_type not in ('SELECT', 'REFERENCES')
+             union
+             select pg_get_userbyid(relowner)::text where pg_get_userbyid(relowner) <> session_user
+             order by 1)
+         from pg_class where oid = {}::regclass",
+        literal(name)
+    );
+    let row = answer(connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+    let roles: Vec<String> = row.and_then(|row| row.try_get(0)).map_err(Error::database(WHAT))?;
+    if !roles.is_empty() {
+        return Err(Error::WritableHistory { table: name.clone(), roles });
+    }
+    let versions: Vec<String> = versions.iter().map(ToString::to_string).collect();
+    let sql = format!(
+        "select distinct on (version) version, h.description, h.way_back
+         from {name} as h join {table} as recorded using (version, checksum)
+         where h.succeeded and h.sql is not null and version = any('{{{versions}}}')
+         order by version, h.id desc",
+        table = table.name,
+        versions = versions.join(",")
+    );
+    let rows = answer(connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+    let read = |rows: Vec<PgRow>| {
+        let mut all = Vec::new();
+        for row in rows {
+            if let Some(way_back) = row.try_get(2)? {
+                all.push((row.try_get(0)?, row.try_get(1)?, way_back));
+            }
+        }
+        Ok::<_, sqlx::Error>(all)
+    };
+    rows.and_then(read).map_err(Error::database(WHAT))
+}
+
+/// All attempts on record, in their order.
+pub(crate) async fn read(connection: &mut PgConnection, table: &Table) -> Result<Vec<Attempt>, Error> {
+    if !table.history.exists {
+        return Ok(Vec::new());
+    }
+    if let Some(form) = table.history.form.filter(|form| *form != FORM) {
+        return Err(Error::NewerHistory { table: table.history.name.clone(), form });
+    }
+    let sql = format!(
+        "select id, version, action, description, to_char(began_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
+           (extract(epoch from ended_at - began_at) * 1000)::bigint, succeeded, done_by, host, program, program_version,
+           sqlstate, line, \"column\", line_text, reason
+         from {} order by id",
+        table.history.name
+    );
+    let rows = answer(connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+    rows.and_then(|rows| rows.iter().map(attempt).collect())
+        .map_err(Error::database("read the history of migrations"))
+}
+
+fn attempt(row: &PgRow) -> Result<Attempt, sqlx::Error> {
+    let action: String = row.try_get(2)?;
+    let unknown = || sqlx::Error::Decode(format!("an unknown action `{action}`").into());
+    let succeeded: Option<bool> = row.try_get(6)?;
+    let at: (Option<i32>, Option<i32>) = (row.try_get(12)?, row.try_get(13)?);
+    let number = |n: i32| u32::try_from(n).unwrap_or_default();
+    Ok(Attempt {
+        id: row.try_get(0)?,
+        version: row.try_get(1)?,
+        action: Action::of(&action).ok_or_else(unknown)?,
+        description: row.try_get(3)?,
+        began_at: row.try_get(4)?,
+        milliseconds: row.try_get(5)?,
+        outcome: match succeeded {
+            Some(true) => Outcome::Done,
+            Some(false) => Outcome::Failed,
+            None => Outcome::Open,
+        },
+        done_by: row.try_get(7)?,
+        host: row.try_get(8)?,
+        program: row.try_get(9)?,
+        program_version: row.try_get(10)?,
+        sqlstate: row.try_get(11)?,
+        at: at.0.zip(at.1).map(|(line, column)| Position { line: number(line), column: number(column) }),
+        line: row.try_get(14)?,
+        reason: row.try_get(15)?,
+    })
+}
+
+/// The number in a comment of the table.
+pub(crate) fn form(comment: &str) -> Option<i32> {
+    comment.strip_prefix(COMMENT)?.parse().ok()
+}
+
+fn do_block(body: &str) -> String {
+    format!("do {} language plpgsql;", literal(body))
+}
+
+fn is_not_allowed(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| code == NOT_ALLOWED)
+}
