@@ -279,6 +279,41 @@ impl Error {
         }
     }
 
+    /// The version that it is about, if it is about one.
+    #[must_use]
+    pub fn version(&self) -> Option<i64> {
+        match self {
+            Self::Unknown { version }
+            | Self::Changed { version, .. }
+            | Self::Reformatted { version }
+            | Self::NothingToRebless { version }
+            | Self::OutOfOrder { version, .. }
+            | Self::NoDown { version, .. }
+            | Self::NoSuchVersion { version }
+            | Self::Failed { version, .. }
+            | Self::Blocked { version, .. }
+            | Self::Interrupted { version, .. }
+            | Self::UnderWay { version, .. }
+            | Self::Edited { version, .. }
+            | Self::InvalidIndex { version, .. }
+            | Self::NothingToRepair { version }
+            | Self::Dirty { version }
+            | Self::Directive { version, .. }
+            | Self::Moved { version, .. }
+            | Self::Unlocked { version } => Some(*version),
+            Self::Source { .. }
+            | Self::Connect(_)
+            | Self::Pooled { .. }
+            | Self::Locked { .. }
+            | Self::NewerHistory { .. }
+            | Self::WritableHistory { .. }
+            | Self::Refused { .. }
+            | Self::Standby
+            | Self::NoTable { .. }
+            | Self::Database { .. } => None,
+        }
+    }
+
     pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |error| Self::Database { what, cause: error.into() }
     }

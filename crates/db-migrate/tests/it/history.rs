@@ -43,7 +43,7 @@ fn reformatted() -> Vec<(&'static str, String)> {
     vec![
         ("a typo in a comment is corrected", LIST.replace("The list", "A list")),
         ("a licence is put before it", format!("-- SPDX-License-Identifier: MIT\n\n{LIST}")),
-        ("a formatter indents it", LIST.replace("\n    ", " ").replace(",", " ,")),
+        ("a formatter indents it", LIST.replace("\n    ", " ").replace(',', " ,")),
         (
             "a formatter writes keywords in capitals",
             LIST.replace("create table", "CREATE TABLE").replace("default", "DEFAULT"),
@@ -304,7 +304,7 @@ async fn a_role_that_may_not_make_the_history_migrates_without_one() {
 }
 
 /// Three versions, as a newer program has applied them.
-const NEWER: [(&str, &str); 6] = [
+pub(crate) const NEWER: [(&str, &str); 6] = [
     ("1_one.up.sql", "create table one ()"),
     ("1_one.down.sql", "drop table one"),
     ("2_two.up.sql", "create table two (id int)"),

@@ -1,0 +1,92 @@
+//! What the command prints as JSON. The schema is `schema/db-migrate.schema.json`.
+
+use db_migrate::{Action, Attempt, Error, Planned, Status};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Plan {
+    pub(crate) current_version: i64,
+    pub(crate) supported_version: i64,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) problems: Vec<Problem>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Step {
+    pub(crate) version: i64,
+    pub(crate) description: String,
+    pub(crate) action: Action,
+    pub(crate) in_transaction: bool,
+    pub(crate) goes_on: bool,
+    pub(crate) from_record: bool,
+    pub(crate) statements: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sql: Option<String>,
+}
+
+impl Step {
+    pub(crate) fn of(planned: &Planned, with_sql: bool) -> Self {
+        Self {
+            version: planned.version,
+            description: planned.description.clone(),
+            action: planned.action,
+            in_transaction: planned.in_transaction,
+            goes_on: planned.goes_on,
+            from_record: planned.from_record,
+            statements: planned.statements,
+            sql: with_sql.then(|| planned.sql.clone()),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Problem {
+    pub(crate) version: Option<i64>,
+    pub(crate) message: String,
+}
+
+impl Problem {
+    pub(crate) fn of(error: &Error) -> Self {
+        Self { version: error.version(), message: error.to_string() }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Statuses {
+    pub(crate) current_version: i64,
+    pub(crate) supported_version: i64,
+    pub(crate) migrations: Vec<Status>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Findings {
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) warnings: Vec<Problem>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Changes {
+    pub(crate) changed: Vec<Change>,
+    pub(crate) version: i64,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Change {
+    pub(crate) version: i64,
+    pub(crate) action: Action,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Recorded {
+    pub(crate) recorded: Vec<i64>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Files {
+    pub(crate) files: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Attempts {
+    pub(crate) attempts: Vec<Attempt>,
+}

@@ -1,0 +1,278 @@
+//! The command `db-migrate`, as a user runs it.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use boon::{Compiler, Schemas};
+use db_core::Config;
+use db_testkit::TestDb;
+use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+
+use crate::batches::as_role;
+use crate::history::NEWER;
+use crate::{SHOP, exists, folder, migrations};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_db-migrate");
+
+fn command(folder: &Path, url: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(args).arg("--source").arg(folder).env("DATABASE_URL", url).env_remove("RUST_LOG");
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Its exit code, and what it printed.
+async fn run(folder: &Path, url: &str, args: &[&str]) -> (i32, String, String) {
+    let mut command = command(folder, url, args);
+    let output = tokio::task::spawn_blocking(move || command.output().expect("it runs"));
+    said(output.await.expect("no panic"))
+}
+
+fn said(output: Output) -> (i32, String, String) {
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code().expect("a code"), text(output.stdout), text(output.stderr))
+}
+
+/// Runs it in a terminal, and types this.
+async fn in_a_terminal(folder: &Path, url: &str, args: &[&str], typed: &'static str) -> (i32, String) {
+    let words = [&[PROGRAM], args, &["--source", folder.to_str().expect("UTF-8")]].concat();
+    let line = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("DATABASE_URL", url);
+    command.env_remove("RUST_LOG").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = tokio::task::spawn_blocking(move || {
+        let mut script = command.spawn().expect("script runs");
+        script.stdin.take().expect("piped").write_all(typed.as_bytes()).expect("typed");
+        script.wait_with_output().expect("it ends")
+    });
+    let (code, out, err) = said(output.await.expect("no panic"));
+    (code, out + &err)
+}
+
+fn check(document: &str, kind: &str) -> Value {
+    let schema = include_str!("../../schema/db-migrate.schema.json");
+    let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
+    let schema = serde_json::from_str(schema).expect("JSON");
+    compiler.add_resource("mem:///schema.json", schema).expect("a schema");
+    let kind = format!("mem:///schema.json#/$defs/{kind}");
+    let compiled = compiler.compile(&kind, &mut schemas).expect("a schema");
+    let document: Value = serde_json::from_str(document).expect("JSON");
+    if let Err(error) = schemas.validate(&document, compiled) {
+        panic!("{kind}: {error:#}\n{document:#}");
+    }
+    document
+}
+
+#[db_testkit::test]
+async fn a_folder_is_made_applied_listed_and_reverted(db: TestDb) {
+    let files = tempfile::tempdir().expect("a folder");
+    let folder = files.path().join("migrations");
+    let url = db.url();
+
+    let (code, out, _) = run(&folder, &url, &["new", "add shop"]).await;
+    assert_eq!(code, 0);
+    let [up, down] = out.lines().collect::<Vec<_>>().try_into().expect("two files");
+    assert!(up.ends_with("_add_shop.up.sql") && down.ends_with("_add_shop.down.sql"), "{out}");
+    fs::write(up, "create table shop (id int);\nselect 1").expect("written");
+    fs::write(down, "drop table shop").expect("written");
+    let version =
+        Path::new(up).file_name().and_then(|name| name.to_str()?.split('_').next()).expect("a version");
+
+    let (code, out, _) = run(&folder, &url, &["plan"]).await;
+    assert_eq!((code, &*out), (0, &*format!("{version}  up    add shop  (2 statements)\n")));
+    assert_eq!(run(&folder, &url, &["plan", "--check"]).await.0, 2);
+    assert_eq!(run(&folder, &url, &["status", "--check"]).await.0, 2);
+    assert!(!exists(&db, "_sqlx_migrations").await);
+
+    let (code, out, _) = run(&folder, &url, &["up"]).await;
+    assert_eq!((code, &*out), (0, &*format!("{version}  applied\nthe database is at version {version}\n")));
+    let (code, out, _) = run(&folder, &url, &["status", "--check"]).await;
+    let expected = format!(
+        "{version}  applied      add shop\nthe database is at version {version}, the folder at {version}\n"
+    );
+    assert_eq!((code, out), (0, expected));
+    assert_eq!(
+        run(&folder, &url, &["plan", "--check"]).await,
+        (0, "nothing to do\n".to_owned(), String::new())
+    );
+    assert_eq!(run(&folder, &url, &["validate"]).await, (0, "nothing is wrong\n".to_owned(), String::new()));
+
+    let (code, _, err) = run(&folder, &url, &["down"]).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("no terminal to ask on: add --yes"), "{err}");
+    assert!(exists(&db, "shop").await);
+    let (code, out, err) = run(&folder, &url, &["redo", "--yes"]).await;
+    assert_eq!(
+        (code, out),
+        (0, format!("{version}  reverted\n{version}  applied\nthe database is at version {version}\n")),
+        "{err}"
+    );
+    let (code, out, _) = run(&folder, &url, &["down", "--yes"]).await;
+    assert_eq!((code, out), (0, format!("{version}  reverted\nthe database is at version 0\n")));
+    assert!(!exists(&db, "shop").await);
+
+    let (code, out, _) = run(&folder, &url, &["history"]).await;
+    let program = concat!("with db-migrate ", env!("CARGO_PKG_VERSION"));
+    assert_eq!((code, out.lines().filter(|line| line.ends_with(program)).count()), (0, 4), "{out}");
+}
+
+#[db_testkit::test]
+async fn each_answer_is_one_document_of_the_schema(db: TestDb) {
+    let files = folder(&NEWER);
+    let (folder, url) = (files.path(), db.url());
+    let json = async |args: &[&str], kind: &str| {
+        let (code, out, err) = run(folder, &url, &[args, &["--json"]].concat()).await;
+        assert!(code == 0 || code == 2, "{args:?}: {err}");
+        check(&out, kind)
+    };
+
+    let plan = json(&["plan", "--sql"], "plan").await;
+    assert_eq!(plan["steps"][2]["in_transaction"], json!(false));
+    assert_eq!(plan["steps"][2]["sql"], json!(NEWER[4].1));
+    assert_eq!(json(&["baseline", "1", "--reason", "there"], "recorded").await, json!({ "recorded": [1] }));
+    let up = json(&["up", "--to", "2"], "changes").await;
+    assert_eq!(up, json!({ "changed": [{ "version": 2, "action": "up" }], "version": 2 }));
+    let redo = json(&["redo", "--yes"], "changes").await;
+    let both = json!([{ "version": 2, "action": "down" }, { "version": 2, "action": "up" }]);
+    assert_eq!(redo["changed"], both);
+    fs::write(folder.join(NEWER[2].0), "-- Now with a comment.\ncreate table two (id int)").expect("written");
+    let status = json(&["status"], "status").await;
+    let states: Vec<_> =
+        status["migrations"].as_array().expect("a list").iter().map(|it| &it["state"]).collect();
+    assert_eq!(states, ["applied", "reformatted", "pending"]);
+    let valid = json(&["validate"], "validate").await;
+    assert_eq!((&valid["problems"], &valid["warnings"][0]["version"]), (&json!([]), &json!(2)));
+    assert_eq!(json(&["rebless", "--reason", "a comment"], "recorded").await, json!({ "recorded": [2] }));
+    fs::write(folder.join(NEWER[2].0), "create table two (id bigint)").expect("written");
+    fs::write(folder.join("4_four.sql"), "-- no transaction\nselect 'no end").expect("written");
+    let valid = json(&["validate"], "validate").await;
+    let problems: Vec<_> =
+        valid["problems"].as_array().expect("a list").iter().map(|it| it["version"].clone()).collect();
+    assert_eq!(problems, [json!(2), json!(4), json!(null)], "{valid:#}");
+    assert!(
+        valid["problems"][0]["message"].as_str().expect("text").contains("+create table two (id bigint)")
+    );
+    fs::write(folder.join(NEWER[2].0), NEWER[2].1).expect("written");
+    fs::write(folder.join("4_four.sql"), "\n  select nothing").expect("written");
+    let (code, out, err) = run(folder, &url, &["up", "--json"]).await;
+    assert_eq!((code, &*out), (1, ""));
+    assert!(err.contains("migration 2") || err.contains("migration 4"), "{err}");
+    let history = json(&["history"], "history").await;
+    let actions: Vec<_> =
+        history["attempts"].as_array().expect("a list").iter().map(|it| &it["action"]).collect();
+    assert_eq!(actions[..5], ["baseline", "up", "down", "up", "reblessed"]);
+    json(&["down", "--to", "1", "--yes"], "changes").await;
+    json(&["plan", "--down-to", "0"], "plan").await;
+    assert_eq!(json(&["new", "five"], "new").await["files"].as_array().map(Vec::len), Some(2));
+}
+
+#[tokio::test]
+async fn a_plan_has_no_effect_and_needs_no_more_than_the_right_to_read() {
+    let setup = "alter role app set default_transaction_read_only = on";
+    let (db, _server, reader) = as_role(setup).await;
+    let files = folder(&SHOP);
+    let ours = migrations(&SHOP).await;
+    ours.up_to(&Config::from_url(&db.url()).expect("an address"), 1).await.expect("up");
+    let sql = "grant select on all tables in schema public to app";
+    sqlx::raw_sql(sql).execute(&db.pool()).await.expect("granted");
+    let url = url_of(&reader);
+    let effects = async || {
+        let sql = "select json_build_array(
+                 (select json_agg(t order by relname) from (select relname, n_tup_ins, n_tup_upd, n_tup_del from pg_stat_user_tables) as t),
+                 (select json_agg(relname order by relname) from pg_class),
+                 (select json_agg(objid) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())))::text";
+        // Seen at once, and not when the sessions report their counts.
+        sqlx::query_scalar::<_, String>(AssertSqlSafe(sql)).fetch_one(&db.pool()).await.expect("counts")
+    };
+    let before = effects().await;
+
+    for args in
+        [&["plan", "--sql"][..], &["plan", "--down-to", "0"], &["status"], &["validate"], &["history"]]
+    {
+        let (code, out, err) = run(files.path(), &url, args).await;
+        assert_eq!(code, 0, "{args:?}: {err}");
+        assert!(!out.is_empty() && err.is_empty(), "{args:?}: {err}");
+    }
+
+    assert_eq!(effects().await, before);
+}
+
+/// The address of [`as_role`], which needs no password.
+fn url_of(config: &Config) -> String {
+    let text = config.to_string();
+    let (user, rest) = text.split_once('@').expect("a role");
+    let (place, database) = rest.rsplit_once('/').expect("a database");
+    let (dir, port) = place.rsplit_once(':').expect("a port");
+    format!("postgres://{user}@{}:{port}/{database}", dir.replace('/', "%2F"))
+}
+
+#[db_testkit::test]
+async fn a_way_back_on_record_is_shown_and_run_after_a_confirmation(db: TestDb) {
+    let (all, old) = (folder(&NEWER), folder(&NEWER[..2]));
+    let url = db.url();
+    assert_eq!(run(all.path(), &url, &["up"]).await.0, 0);
+
+    let (code, _, err) = run(old.path(), &url, &["down", "--yes"]).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("the folder has no way back of 3:") && err.contains("--from-record"), "{err}");
+    let (code, said) = in_a_terminal(old.path(), &url, &["down"], "no\n").await;
+    assert_eq!(code, 1);
+    assert!(said.contains("drop index concurrently three") && said.contains("nothing was changed"), "{said}");
+    assert_eq!(run(old.path(), &url, &["status"]).await.1.lines().count(), 4);
+
+    let (code, said) = in_a_terminal(old.path(), &url, &["down"], "yes\n").await;
+    assert_eq!(code, 0, "{said}");
+    let (code, out, err) = run(old.path(), &url, &["down", "--to", "1", "--yes", "--from-record"]).await;
+    assert_eq!((code, &*out), (0, "2  reverted\nthe database is at version 1\n"), "{err}");
+    assert!(exists(&db, "one").await && !exists(&db, "two").await);
+}
+
+#[db_testkit::test]
+async fn exit_codes_tell_a_failure_from_a_finding_and_no_message_has_the_password(db: TestDb) {
+    let files = folder(&[("1_bad.sql", "select 1;\nselect nothing;")]);
+    let url = db.url();
+    let code = async |url: &str, args: &[&str]| run(files.path(), url, args).await;
+
+    assert_eq!(code(&url, &["--help"]).await.0, 0);
+    assert_eq!(code(&url, &["up", "--no-such-flag"]).await.0, 1);
+    assert_eq!(code(&url, &["up", "--to", "7"]).await.0, 1);
+    let (failed, _, err) = code(&url, &["up"]).await;
+    assert_eq!(failed, 1);
+    assert!(err.starts_with("db-migrate: migration 1 failed at line 2, column 8: "), "{err}");
+    let (found, out, _) = code(&url, &["validate"]).await;
+    assert_eq!((found, &*out), (0, "nothing is wrong\n"));
+    let (code_of_wrong, _, err) = code("postgres://app:hunter2@host:port/shop", &["status"]).await;
+    assert_eq!(code_of_wrong, 1);
+    assert!(!err.contains("hunter2") && err.contains("the database's address"), "{err}");
+    let (code_of_none, _, err) = code("", &["status"]).await;
+    assert_eq!(code_of_none, 1, "{err}");
+    let (_, out, _) = code(&url, &["history"]).await;
+    assert!(out.contains("SQLSTATE 42703: line 2, column 8: select nothing;"), "{out}");
+}
+
+#[db_testkit::test]
+async fn ctrl_c_rolls_the_migration_back(db: TestDb) {
+    let files = folder(&[("1_sleeps.sql", "create table half (); select pg_sleep(60)")]);
+    let child = command(files.path(), &db.url(), &["up"]).stderr(Stdio::piped()).spawn().expect("it runs");
+    let sleeps = "select exists (select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep')";
+    let is_asleep = async || sqlx::query_scalar(sleeps).fetch_one(&db.pool()).await.expect("an answer");
+    db_testkit::until("the migration sleeps", is_asleep).await;
+
+    let pid = child.id().to_string();
+    let killed = Command::new("kill").args(["-INT", &pid]).status().expect("kill runs");
+    assert!(killed.success());
+
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().expect("it ends"));
+    let (code, _, err) = said(output.await.expect("no panic"));
+    assert_eq!(code, 1);
+    assert!(err.contains("interrupted"), "{err}");
+    db_testkit::until("the session ends", async || {
+        let asleep: bool = sqlx::query_scalar(sleeps).fetch_one(&db.pool()).await.expect("an answer");
+        !asleep
+    })
+    .await;
+    assert!(!exists(&db, "half").await);
+}
