@@ -66,10 +66,23 @@
 //! Settings that a statement makes are there for the later ones, also in a new session. A statement that failed can be edited, and so can
 //! later ones; those that are done cannot.
 //!
+//! # On record
+//!
+//! Beside sqlx's table, one of its name and `_history` has each attempt ([`Migrations::history`]): who, where, when, for how long, and how it
+//! failed. It has the SQL that was applied and its way back, and a digest of what the file says, without comments and formatting. What sqlx has
+//! applied is adopted when it is first seen with the right checksum. So a comment that is edited later stops nothing
+//! ([`Migrations::with_edits`]), a real change is refused with the lines that differ, and an older program can go down over versions that it
+//! never saw ([`Migrations::with_stored_downs`]). A role that may not make or write the table migrates without it.
+//!
+//! # The command
+//!
+//! `db-migrate` (feature `cli`) takes the flags and variables of `sqlx migrate`: `plan`, `status`, `validate`, `up`, `down`, `redo`,
+//! `baseline`, `new`, `repair`, `rebless` and `history`.
+//!
 //! # What is refused
 //!
 //! A database with a migration that the program does not know, or that another migrator began and did not end; a file that was
-//! changed after it was applied; a new file with a version older than an applied one; a pending file that almost says
+//! changed after it was applied, in more than comments and formatting; a new file with a version older than an applied one; a pending file that almost says
 //! `-- no-transaction`; one with the data of a `COPY`, a command of psql, a NUL byte or a string without an end, and, outside of a transaction,
 //! one with `BEGIN`, or with `SET LOCAL`, `LOCK` or `DECLARE`, whose effect would end with the statement; a folder with two files of one version, or with a file whose name has none; a standby; and going down over a
 //! version without a down file.
@@ -84,6 +97,7 @@
 //! | feature | on by default | what it adds |
 //! |---|---|---|
 //! | `clap` | no | subcommands of a program: `KeysArgs` for the encryption keys on record, `command` with `rekey` and `verify` |
+//! | `cli` | no | the command `db-migrate` |
 
 pub mod batches;
 mod blockers;

@@ -1,5 +1,7 @@
 //! What a run would do.
 
+use std::fmt;
+
 use db_core::sql::split;
 use db_core::{Config, ConnectRetry};
 use serde::Serialize;
@@ -22,8 +24,8 @@ pub struct Plan {
     pub status: Vec<Status>,
 }
 
-/// A file that a run would run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A file that a run would run. `Debug` does not show its SQL, which may hold secrets.
+#[derive(Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Planned {
     /// Its version.
@@ -42,6 +44,13 @@ pub struct Planned {
     pub statements: Option<usize>,
     /// Its SQL.
     pub sql: String,
+}
+
+impl fmt::Debug for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, action, .. } = self;
+        f.debug_struct("Planned").field("version", version).field("action", action).finish_non_exhaustive()
+    }
 }
 
 impl Migrations {

@@ -770,7 +770,9 @@ const SHOWN: &[&str] = &[
 
 /// The types that no test formats, with the reason.
 const NOT_SHOWN: &[(&str, &str)] = &[
+    ("Action", "a word"),
     ("AtOpen", "a word"),
+    ("Attempt", "what is on record, with a line of a file"),
     ("Background", "a BackgroundState"),
     ("BackgroundState", "numbers, the name of a column, and an error that is shown"),
     ("Backoff", "numbers"),
@@ -785,6 +787,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Deadlines", "numbers"),
     ("Declared", "names that the program has chosen"),
     ("Delivery", "data that a program has asked for"),
+    ("Edits", "a word"),
     ("Effect", "words"),
     ("Ended", "a Shutdown, which is shown, and a signal"),
     ("Event", "data that a program has asked for"),
@@ -830,8 +833,11 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("OrmError", "in the tests of `orm`: it leaves out what `SeaORM` says of values"),
     ("OrmSession", "the name of a pool, and a line; only with the feature `sea-orm`"),
     ("OrmTx", "the name of a pool, a line, and numbers; only with the feature `sea-orm`"),
+    ("Outcome", "a word"),
     ("Own", "a Conn, which is shown; only with the feature `sea-orm`"),
     ("Pace", "numbers"),
+    ("Plan", "versions and names of files, and errors"),
+    ("Planned", "a version: its SQL is not shown"),
     ("Pooler", "a word"),
     ("PoolerError", "the name of a pool, a line, and words of its own"),
     ("Position", "numbers"),

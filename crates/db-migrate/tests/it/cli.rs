@@ -58,9 +58,9 @@ fn check(document: &str, kind: &str) -> Value {
     let schema = serde_json::from_str(schema).expect("JSON");
     compiler.add_resource("mem:///schema.json", schema).expect("a schema");
     let kind = format!("mem:///schema.json#/$defs/{kind}");
-    let compiled = compiler.compile(&kind, &mut schemas).expect("a schema");
+    let index = compiler.compile(&kind, &mut schemas).expect("a schema");
     let document: Value = serde_json::from_str(document).expect("JSON");
-    if let Err(error) = schemas.validate(&document, compiled) {
+    if let Err(error) = schemas.validate(&document, index) {
         panic!("{kind}: {error:#}\n{document:#}");
     }
     document
@@ -140,9 +140,9 @@ async fn each_answer_is_one_document_of_the_schema(db: TestDb) {
     assert_eq!(redo["changed"], both);
     fs::write(folder.join(NEWER[2].0), "-- Now with a comment.\ncreate table two (id int)").expect("written");
     let status = json(&["status"], "status").await;
-    let states: Vec<_> =
+    let found: Vec<_> =
         status["migrations"].as_array().expect("a list").iter().map(|it| &it["state"]).collect();
-    assert_eq!(states, ["applied", "reformatted", "pending"]);
+    assert_eq!(found, ["applied", "reformatted", "pending"]);
     let valid = json(&["validate"], "validate").await;
     assert_eq!((&valid["problems"], &valid["warnings"][0]["version"]), (&json!([]), &json!(2)));
     assert_eq!(json(&["rebless", "--reason", "a comment"], "recorded").await, json!({ "recorded": [2] }));

@@ -1,5 +1,7 @@
 //! What is on record: edited files, attempts, ways back, and what others have done meanwhile.
 
+use std::time::Duration;
+
 use db_core::ConnectRetry;
 use db_core::sql::Position;
 use db_migrate::{Action, Attempt, Edits, Error, Migrations, Migrator, Outcome, State};
@@ -8,6 +10,7 @@ use harness::Log;
 use sqlx::AssertSqlSafe;
 use sqlx::migrate::MigrateError;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use crate::batches::as_role;
 use crate::{SHOP, config, exists, folder, migrations, states};
@@ -448,6 +451,24 @@ async fn many_programs_that_meet_a_database_at_once_adopt_it_once(db: TestDb) {
 
     let adopted = [(1, Action::Adopted, Outcome::Done), (2, Action::Adopted, Outcome::Done)];
     assert_eq!(attempts(&db).await, adopted);
+}
+
+#[db_testkit::test]
+async fn a_start_with_nothing_to_apply_does_not_wait_for_who_migrates(db: TestDb) {
+    let files = folder(&SHOP);
+    by_sqlx(&files, &db).await.expect("applied");
+    let mut other = db.pool().acquire().await.expect("a connection");
+    sqlx::migrate::Migrate::lock(&mut *other).await.expect("sqlx's lock");
+
+    let ours = Migrations::from_dir(files.path()).await.expect("migrations");
+    let ours = ours.with_lock_deadline(Duration::from_hours(1));
+    let report = timeout(Duration::from_mins(1), ours.up(&config(&db))).await.expect("no wait");
+    assert_eq!(report.expect("up").changed, NONE);
+    assert_eq!(attempts(&db).await, []);
+
+    sqlx::migrate::Migrate::unlock(&mut *other).await.expect("unlocked");
+    ours.up(&config(&db)).await.expect("up");
+    assert_eq!(attempts(&db).await.len(), 2);
 }
 
 #[db_testkit::test]
