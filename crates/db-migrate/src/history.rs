@@ -158,6 +158,13 @@ impl History {
     ) -> Result<Option<Self>, Error> {
         let name = table.history.name.clone();
         match table.history.form {
+            _ if table.history.exists && !table.history.is_trusted => {
+                tracing::warn!(
+                    table = name,
+                    "no history is written: the table of its name belongs to another role"
+                );
+                return Ok(None);
+            }
             None if table.history.exists => {
                 tracing::warn!(
                     table = name,
@@ -172,6 +179,15 @@ impl History {
             }
             Some(FORM) => {}
             Some(form) => return Err(Error::NewerHistory { table: name, form }),
+        }
+        let others = writers(connection, &name).await?;
+        if !others.is_empty() {
+            tracing::warn!(
+                table = name,
+                ?others,
+                "no history is written: these roles may write to its table, too. Revoke their rights"
+            );
+            return Ok(None);
         }
         let sql = format!(
             "select coalesce(max(id), 0) + 1 from {name}
@@ -440,6 +456,24 @@ pub(crate) async fn applied_sql(
         .map_err(Error::database("read the SQL that was applied"))
 }
 
+/// The roles that may write to the table or make triggers of it, but for this one and superusers: by a right on the table or on a
+/// column, as its owner, or as a member of its owner.
+async fn writers(connection: &mut PgConnection, name: &str) -> Result<Vec<String>, Error> {
+    let sql = format!(
+        "select array(
+             select r.rolname::text from pg_roles as r, pg_class as c
+             where c.oid = {}::regclass and not r.rolsuper and r.rolname <> session_user and r.rolname !~ '^pg_'
+               and (pg_has_role(r.oid, c.relowner, 'member')
+                    or has_table_privilege(r.oid, c.oid, 'insert, update, delete, truncate, trigger')
+                    or has_any_column_privilege(r.oid, c.oid, 'insert, update'))
+             order by 1)",
+        literal(name)
+    );
+    let row = answer(connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+    row.and_then(|row| row.try_get(0))
+        .map_err(Error::database("look for the roles that may write the history"))
+}
+
 /// The ways back of versions, by the record. Refused if another role may have written them: they are run.
 pub(crate) async fn ways_back(
     connection: &mut PgConnection,
@@ -447,23 +481,14 @@ pub(crate) async fn ways_back(
     versions: &[i64],
 ) -> Result<Vec<(i64, String, String)>, Error> {
     const WHAT: &str = "read the ways back on record";
+    let name = &table.history.name;
+    if table.history.exists && !table.history.is_trusted {
+        return Err(Error::WritableHistory { table: name.clone(), roles: writers(connection, name).await? });
+    }
     if !table.history.is_readable() {
         return Ok(Vec::new());
     }
-    let name = &table.history.name;
-    let sql = format!(
-        "select array(
-             select distinct case when grantee = 0 then 'public' else pg_get_userbyid(grantee)::text end
-             from aclexplode(coalesce(relacl, acldefault('r', relowner)))
-             where grantee <> relowner and privilege_type not in ('SELECT', 'REFERENCES')
-             union
-             select pg_get_userbyid(relowner)::text where pg_get_userbyid(relowner) <> session_user
-             order by 1)
-         from pg_class where oid = {}::regclass",
-        literal(name)
-    );
-    let row = answer(connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
-    let roles: Vec<String> = row.and_then(|row| row.try_get(0)).map_err(Error::database(WHAT))?;
+    let roles = writers(connection, name).await?;
     if !roles.is_empty() {
         return Err(Error::WritableHistory { table: name.clone(), roles });
     }
@@ -491,7 +516,7 @@ pub(crate) async fn ways_back(
 
 /// All attempts on record, in their order.
 pub(crate) async fn read(connection: &mut PgConnection, table: &Table) -> Result<Vec<Attempt>, Error> {
-    if !table.history.exists {
+    if !table.history.exists || !table.history.is_trusted {
         return Ok(Vec::new());
     }
     if let Some(form) = table.history.form.filter(|form| *form != FORM) {

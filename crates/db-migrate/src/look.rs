@@ -113,15 +113,13 @@ impl Migrations {
         Ok(Error::Changed { version, difference })
     }
 
-    /// What stops a run, but for these states. A newer database is none if it is allowed, and nothing is pending.
+    /// What stops a run, but for these states. A newer database is none if it is allowed: what is pending
+    /// is older than its versions then, and a problem of its own.
     pub(crate) fn problems(&self, statuses: &[Status], allowed: &[State], allows_newer: bool) -> Vec<Error> {
         let statuses = || statuses.iter().filter(|status| !allowed.contains(&status.state));
         let newest = newest(statuses());
-        let is_pending =
-            statuses().any(|status| !status.state.is_applied() && status.state != State::Unknown);
-        let takes_newer = allows_newer && !is_pending;
         let problem = |&Status { version, state, .. }: &Status| match state {
-            State::Unknown if takes_newer && version > self.supported_version() => None,
+            State::Unknown if allows_newer && version > self.supported_version() => None,
             State::Unknown => Some(Error::Unknown { version }),
             State::Changed => Some(Error::Changed { version, difference: None }),
             State::Reformatted if self.edits == Edits::Refuse => Some(Error::Reformatted { version }),

@@ -39,6 +39,9 @@ pub(crate) struct Beside {
     pub(crate) exists: bool,
     /// Whether this role may read it.
     pub(crate) can_be_read: bool,
+    /// Whether it is a table of this role's, of a superuser's, or of the owner's of sqlx's table. What others own may run their code as this
+    /// role, when it is read or written: as a view, a policy or a trigger.
+    pub(crate) is_trusted: bool,
     /// Whether this role may make a table in the schema.
     pub(crate) can_be_made: bool,
     /// The number of its form, if a program of ours has made it.
@@ -48,7 +51,7 @@ pub(crate) struct Beside {
 impl Beside {
     /// Whether there are rows of a form that this program knows, for this role.
     pub(crate) fn is_readable(&self) -> bool {
-        self.can_be_read && self.form == Some(history::FORM)
+        self.can_be_read && self.is_trusted && self.form == Some(history::FORM)
     }
 }
 
@@ -66,9 +69,12 @@ impl Table {
         let sql = format!(
             "select oid, name, relation, progress, coalesce(has_table_privilege(to_regclass(progress), 'select'), false),
                history, to_regclass(history) is not null, coalesce(has_table_privilege(to_regclass(history), 'select'), false),
-               has_schema_privilege(schema, 'create'), obj_description(to_regclass(history), 'pg_class')
+               has_schema_privilege(schema, 'create'), obj_description(to_regclass(history), 'pg_class'),
+               exists (select from pg_class as h join pg_roles as r on r.oid = h.relowner
+                       where h.oid = to_regclass(history) and h.relkind = 'r'
+                         and (h.relowner = owner or r.rolsuper or r.rolname = session_user))
              from (select c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname) as name, c.relname::text as relation,
-                     {progress} as progress, {history} as history, n.oid as schema
+                     {progress} as progress, {history} as history, n.oid as schema, c.relowner as owner
                    from pg_class c join pg_namespace n on n.oid = c.relnamespace
                    where c.oid = to_regclass({name})) as found",
             progress = beside(PROGRESS),
@@ -89,6 +95,7 @@ impl Table {
                         exists: row.try_get(6)?,
                         can_be_read: row.try_get(7)?,
                         can_be_made: row.try_get(8)?,
+                        is_trusted: row.try_get(10)?,
                         form: row.try_get::<Option<String>, _>(9)?.as_deref().and_then(history::form),
                     },
                 })

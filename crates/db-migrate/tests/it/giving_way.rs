@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use db_core::{Config, ConnectRetry};
-use db_migrate::{Error, Migrations};
+use db_migrate::{Error, Migrations, Outcome};
 use db_testkit::{TestDb, until};
 use harness::Log;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
@@ -152,9 +152,10 @@ async fn a_migration_that_is_committed_is_not_repeated_when_its_record_cannot_be
     let sql = "lock table _sqlx_migrations in row exclusive mode;
          do $$ begin while not exists (select from gate) loop perform pg_sleep(0.01); end loop; end $$;
          alter table t add color text";
-    let migrations = migrations(&[FILES[0], ("2_color.sql", sql)]).await.with_lock_timeout(LOCK_TIMEOUT);
+    let files = [FILES[0], ("2_color.sql", sql), ("3_next.sql", "create table next ()")];
+    let migrations = migrations(&files).await.with_lock_timeout(LOCK_TIMEOUT);
     let to = config(&db);
-    let running = tokio::spawn(async move { migrations.up(&to).await });
+    let running = tokio::spawn(async move { (migrations.up(&to).await, migrations.history(&to).await) });
     let locked = "select count(*) from pg_locks where relation = '_sqlx_migrations'::regclass and mode = 'RowExclusiveLock'";
     until("the migration has its lock", async || count(&db, locked).await == 1).await;
     let mut other = db.options().connect().await.expect("a connection");
@@ -170,7 +171,11 @@ async fn a_migration_that_is_committed_is_not_repeated_when_its_record_cannot_be
     let told = ["whether a migration is on record is not known yet", "version=2"];
     until("the look for the record gives way", async || log.count(&told) > 1).await;
     other.close().await.expect("closed");
-    assert_eq!(running.await.expect("no panic").expect("up").changed, [2]);
+    let (report, history) = running.await.expect("no panic");
+    assert_eq!(report.expect("up").changed, [2, 3]);
+    let history = history.expect("a history");
+    assert_eq!(history.iter().map(|it| it.version).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(history.iter().all(|it| it.outcome == Outcome::Done), "{history:#?}");
 }
 
 #[db_testkit::test]

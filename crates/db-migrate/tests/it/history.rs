@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use db_core::ConnectRetry;
 use db_core::sql::Position;
+use db_core::{ConnectRetry, connect};
 use db_migrate::{Action, Attempt, Edits, Error, Migrations, Migrator, Outcome, State};
 use db_testkit::{TestDb, until};
 use harness::Log;
@@ -346,42 +346,97 @@ async fn a_way_back_that_is_not_on_record_is_named_and_nothing_is_reverted(db: T
 }
 
 #[db_testkit::test]
-async fn ways_back_that_others_may_have_written_are_not_run(db: TestDb) {
-    let (writer, owner) = (format!("writer_{}", db.name()), format!("owner_{}", db.name()));
+async fn a_history_that_others_may_write_is_not_run_and_not_written(db: TestDb) {
+    let [writer, owner, member] = ["writer", "owner", "member"].map(|role| format!("{role}_{}", db.name()));
     execute(
         &db,
         &format!(
-            "create role {writer}; create role {owner};
+            "create role {writer}; create role {owner}; create role {member} noinherit in role {owner};
              alter default privileges in schema public grant all on tables to {writer}, public"
         ),
     )
     .await;
     migrations(&NEWER).await.up(&config(&db)).await.expect("up");
     let old = migrations(&NEWER[..2]).await.with_stored_downs(true);
+    let more =
+        [&NEWER[..], &[("4_four.up.sql", "create table four ()"), ("4_four.down.sql", "drop table four")]];
+    let more = migrations(&more.concat()).await;
     let table = "_sqlx_migrations_history";
-    let refused = [
-        (format!("grant insert on {table} to {writer}"), vec![writer.clone()]),
-        (format!("grant truncate, select on {table} to public"), vec!["public".to_owned(), writer.clone()]),
+    let count = attempts(&db).await.len();
+    let rights = [
         (
-            format!("revoke all on {table} from public, {writer}; alter table {table} owner to {owner}"),
-            vec![owner.clone()],
+            format!("grant insert on {table} to {writer}"),
+            format!("revoke insert on {table} from {writer}"),
+            &writer,
+        ),
+        (
+            format!("grant trigger on {table} to public"),
+            format!("revoke trigger on {table} from public"),
+            &writer,
+        ),
+        (
+            format!("grant update (way_back) on {table} to {writer}"),
+            format!("revoke update (way_back) on {table} from {writer}"),
+            &writer,
+        ),
+        (
+            format!("grant pg_write_all_data to {writer}"),
+            format!("revoke pg_write_all_data from {writer}"),
+            &writer,
+        ),
+        (
+            format!("alter table {table} owner to {owner}"),
+            format!("alter table {table} owner to session_user"),
+            &member,
         ),
     ];
-    for (right, expected) in refused {
+    for (right, back, role) in rights {
         execute(&db, &right).await;
         let error = old.down_to(&config(&db), 1).await;
         assert!(
-            matches!(&error, Err(Error::WritableHistory { roles, .. }) if *roles == expected),
+            matches!(&error, Err(Error::WritableHistory { roles, .. }) if roles.contains(role)),
             "{right}: {error:?}"
         );
+        assert_eq!(more.up(&config(&db)).await.expect(&right).changed, [4]);
+        assert_eq!(more.down_to(&config(&db), 3).await.expect(&right).changed, [4]);
+        execute(&db, &back).await;
+        assert_eq!(attempts(&db).await.len(), count, "{right}");
     }
-    assert!(exists(&db, "two").await);
 
-    // What the schema gives on each new table was taken back.
-    execute(&db, &format!("alter table {table} owner to session_user; grant select on {table} to {writer}"))
-        .await;
+    // What the schema gives on each new table was taken back, and the right to read may be given.
+    execute(&db, &format!("grant select on {table} to {writer}")).await;
     assert_eq!(old.down_to(&config(&db), 1).await.expect("down").changed, [3, 2]);
-    execute(&db, &format!("drop owned by {writer}, {owner}; drop role {writer}, {owner}")).await;
+    execute(&db, &format!("drop owned by {writer}, {owner}; drop role {writer}, {owner}, {member}")).await;
+}
+
+#[tokio::test]
+async fn a_history_that_another_role_has_put_in_its_place_runs_nothing_of_it() {
+    let setup = "grant create on schema public to app";
+    let (db, _server, config_of_app) = as_role(setup).await;
+    let mut app = connect::connect(&config_of_app, ConnectRetry::default()).await.expect("a session");
+    let trap = "create table trapped (by text); grant all on trapped to public;
+         create function trap() returns text language plpgsql as
+             $$ begin insert into trapped values (current_user); return ''; end $$;
+         create view _sqlx_migrations_history as
+             select 1::bigint as id, 1::bigint as version, trap()::bytea as checksum, trap()::bytea as digest, true as succeeded,
+                 trap() as sql, trap() as way_back, trap() as description;
+         comment on view _sqlx_migrations_history is 'Written by db-migrate, form 1'";
+    sqlx::raw_sql(trap).execute(&mut app).await.expect("set");
+    let ours = migrations(&SHOP).await.with_stored_downs(true);
+
+    assert_eq!(ours.up(&config(&db)).await.expect("up").changed, [1, 2]);
+    assert_eq!(states(&ours, &db).await, [(1, State::Applied), (2, State::Applied)]);
+    assert_eq!(attempts(&db).await, []);
+    let old = migrations(&SHOP[..2]).await.with_stored_downs(true);
+    let error = old.down_to(&config(&db), 1).await;
+
+    assert!(
+        matches!(&error, Err(Error::WritableHistory { roles, .. }) if roles.contains(&"app".to_owned())),
+        "{error:?}"
+    );
+    let trapped: Vec<String> =
+        sqlx::query_scalar("select by from trapped").fetch_all(&db.pool()).await.expect("a table");
+    assert_eq!(trapped, Vec::<String>::new());
 }
 
 #[db_testkit::test]
@@ -403,6 +458,9 @@ async fn a_newer_database_is_taken_as_it_is_on_request_and_never_migrated(db: Te
     assert!(matches!(error, Err(Error::Unknown { version: 2 })), "{error:?}");
     let error = old.down_to(&config(&db), 1).await;
     assert!(matches!(error, Err(Error::Unknown { version: 3 })), "{error:?}");
+    execute(&db, "delete from _sqlx_migrations where version = 2").await;
+    let error = old.up(&config(&db)).await;
+    assert!(matches!(error, Err(Error::OutOfOrder { version: 2, newest: 3 })), "one is pending: {error:?}");
 }
 
 #[db_testkit::test]
