@@ -10,8 +10,9 @@ use sqlx::migrate::Migration;
 /// The lines of a difference that are shown.
 const LINES: usize = 60;
 
-/// The digest of what a file says. Comments, white space between tokens, line ends, a byte order mark, and the case of keywords and of
-/// unquoted names do not count: PostgreSQL does the same for each. `-- no-transaction` counts.
+/// The digest of what a file says. Comments, white space between tokens, a byte order mark, and the case of keywords and of
+/// unquoted names do not count, as for PostgreSQL itself; nor do line ends, also in strings, since git converts them.
+/// `-- no-transaction` counts.
 pub(crate) fn digest(migration: &Migration) -> Vec<u8> {
     let mut digest = Sha256::new();
     digest.update([u8::from(migration.no_tx)]);

@@ -117,6 +117,9 @@ pub enum Error {
         /// The version to go down to.
         target: i64,
     },
+    /// What would be reverted is not what was planned: somebody has migrated meanwhile. Nothing was reverted.
+    #[error("nothing was reverted: the database was migrated after the plan was made. Make a new plan")]
+    NotAsPlanned,
     /// There is no such version.
     #[error("there is no migration {version}")]
     NoSuchVersion {
@@ -307,6 +310,7 @@ impl Error {
             | Self::Locked { .. }
             | Self::NewerHistory { .. }
             | Self::WritableHistory { .. }
+            | Self::NotAsPlanned
             | Self::Refused { .. }
             | Self::Standby
             | Self::NoTable { .. }

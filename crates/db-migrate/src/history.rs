@@ -12,11 +12,11 @@ use crate::session::answer;
 use crate::table::{Table, bytes, literal};
 use crate::{Error, contents};
 
-/// The form of the table that this program writes. It stands in the table's comment.
+/// The form of the table that this program writes. It is the end of a constraint's name, which a dump keeps.
 pub(crate) const FORM: i32 = 1;
 
-/// What the comment begins with.
-const COMMENT: &str = "Written by db-migrate, form ";
+/// What the name of the constraint begins with.
+pub(crate) const FORM_CONSTRAINT: &str = "db_migrate_history_form_";
 
 /// The longest line of a file that is stored with an error, in characters.
 const LONGEST_LINE: usize = 200;
@@ -213,7 +213,7 @@ impl History {
 
     /// Makes the table. Whether this role may.
     async fn make(connection: &mut PgConnection, table: &Table) -> Result<bool, Error> {
-        if !table.history.can_be_made {
+        if !table.history.can_be_written {
             tracing::warn!(
                 table = table.history.name,
                 "no history is written: this role may not make a table in the schema of the migration table"
@@ -221,7 +221,7 @@ impl History {
             return Ok(false);
         }
         let name = &table.history.name;
-        // Rights that the schema gives on each new table are taken back: a later `down` may run what stands in this one.
+        // Rights to write that the schema gives on each new table are taken back: a later `down` may run what stands in this one.
         let sql = format!(
             "begin read write;
              create table if not exists {name} (
@@ -245,9 +245,9 @@ impl History {
     digest bytea,
     sql text,
     way_back text,
+    constraint {FORM_CONSTRAINT}{FORM} check (id > 0),
     unique (version, id)
 );
-             comment on table {name} is '{COMMENT}{FORM}';
              {revoke}
              commit;",
             revoke = do_block(&format!(
@@ -259,7 +259,7 @@ impl History {
                         from pg_class, aclexplode(relacl)
                         where pg_class.oid = {}::regclass and grantee <> relowner
                     loop
-                        execute 'revoke all on {} from ' || other;
+                        execute 'revoke insert, update, delete, truncate, references, trigger on {} from ' || other;
                     end loop;
                  end",
                 literal(name),
@@ -287,7 +287,9 @@ impl History {
 
     /// The statement that records that an attempt begins. To be followed by [`Self::advance`] when it is committed.
     pub(crate) fn begins(&self, migration: &Migration, action: Action) -> String {
-        self.row(self.next_id, migration.version, action, &migration.description, &[])
+        let row = self.row(self.next_id, migration.version, action, &migration.description, &[]);
+        // It may be sent again after its commit.
+        format!("{} on conflict (id) do nothing;", row.trim_end_matches(';'))
     }
 
     /// The statement that records the open attempt as done.
@@ -305,7 +307,7 @@ impl History {
     pub(crate) fn failed(&self, migration: &Migration, error: &Error) -> String {
         let Some(open) = self.open else { return String::new() };
         if open.version != migration.version {
-            return format!("delete from {} where id = {};", self.name, open.id);
+            return format!("delete from {} where id = {} and ended_at is null;", self.name, open.id);
         }
         let mut set = String::from("ended_at = pg_catalog.clock_timestamp(), succeeded = false");
         let cause = match error {
@@ -329,7 +331,12 @@ impl History {
                 let _ = write!(set, ", line_text = {}", literal(&text));
             }
         }
-        format!("update {} set {set} where id = {};", self.name, open.id)
+        // An error may have come after the commit of its end, and of what was announced with it.
+        format!(
+            "update {name} set {set} where id = {id} and ended_at is null; delete from {name} where id > {id} and ended_at is null;",
+            name = self.name,
+            id = open.id
+        )
     }
 
     /// After an attempt has ended on record, and the next one may be on record as begun.
@@ -368,10 +375,9 @@ impl History {
     ) -> Result<Vec<(i64, String)>, Error> {
         let sql = format!(
             "select version, description from (
-                 select distinct on (version) version, description, action, reason from {history}
+                 select distinct on (version) version, description, {IS_APPLIED} as is_applied from {history} as h
                  where succeeded order by version, id desc) as last
-             where action not in ('down', 'gone') and reason is distinct from '{NOT_APPLIED}'
-               and not exists (select from {table} as recorded where recorded.version = last.version)
+             where is_applied and not exists (select from {table} as recorded where recorded.version = last.version)
              order by version",
             history = self.name,
             table = table.name
@@ -419,6 +425,10 @@ impl History {
     }
 }
 
+/// Whether an entry `h` that succeeded leaves its version applied, in SQL.
+pub(crate) const IS_APPLIED: &str =
+    "(h.action not in ('down', 'gone') and not (h.action = 'repaired' and h.reason = 'not applied'))";
+
 /// What [`Repair::NotApplied`](crate::Repair::NotApplied) gives as the reason.
 pub(crate) const NOT_APPLIED: &str = "not applied";
 
@@ -462,7 +472,7 @@ async fn writers(connection: &mut PgConnection, name: &str) -> Result<Vec<String
     let sql = format!(
         "select array(
              select r.rolname::text from pg_roles as r, pg_class as c
-             where c.oid = {}::regclass and not r.rolsuper and r.rolname <> session_user and r.rolname !~ '^pg_'
+             where c.oid = {}::regclass and not r.rolsuper and r.rolname not in (session_user, current_user) and r.rolname !~ '^pg_'
                and (pg_has_role(r.oid, c.relowner, 'member')
                     or has_table_privilege(r.oid, c.oid, 'insert, update, delete, truncate, trigger')
                     or has_any_column_privilege(r.oid, c.oid, 'insert, update'))
@@ -516,11 +526,12 @@ pub(crate) async fn ways_back(
 
 /// All attempts on record, in their order.
 pub(crate) async fn read(connection: &mut PgConnection, table: &Table) -> Result<Vec<Attempt>, Error> {
-    if !table.history.exists || !table.history.is_trusted {
-        return Ok(Vec::new());
-    }
-    if let Some(form) = table.history.form.filter(|form| *form != FORM) {
-        return Err(Error::NewerHistory { table: table.history.name.clone(), form });
+    match table.history.form {
+        Some(FORM) if table.history.is_trusted => {}
+        Some(form) if form != FORM => {
+            return Err(Error::NewerHistory { table: table.history.name.clone(), form });
+        }
+        _ => return Ok(Vec::new()),
     }
     let sql = format!(
         "select id, version, action, description, to_char(began_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
@@ -563,9 +574,9 @@ fn attempt(row: &PgRow) -> Result<Attempt, sqlx::Error> {
     })
 }
 
-/// The number in a comment of the table.
-pub(crate) fn form(comment: &str) -> Option<i32> {
-    comment.strip_prefix(COMMENT)?.parse().ok()
+/// The number in the name of the constraint.
+pub(crate) fn form(constraint: &str) -> Option<i32> {
+    constraint.strip_prefix(FORM_CONSTRAINT)?.parse().ok()
 }
 
 fn do_block(body: &str) -> String {

@@ -121,6 +121,9 @@ impl Migrations {
         let problem = |&Status { version, state, .. }: &Status| match state {
             State::Unknown if allows_newer && version > self.supported_version() => None,
             State::Unknown => Some(Error::Unknown { version }),
+            State::UnderWay if self.file(version, false).is_none() && !allowed.contains(&State::Unknown) => {
+                Some(Error::Unknown { version })
+            }
             State::Changed => Some(Error::Changed { version, difference: None }),
             State::Reformatted if self.edits == Edits::Refuse => Some(Error::Reformatted { version }),
             State::Dirty => Some(Error::Dirty { version }),

@@ -417,7 +417,7 @@ impl Steps<'_> {
     fn for_records(&self) -> String {
         let milliseconds = self.lock_timeout.milliseconds();
         format!(
-            "set local statement_timeout = 0; set local lock_timeout = {milliseconds}; set local role none;"
+            "set local statement_timeout = 0; set local lock_timeout = {milliseconds}; set local role to default;"
         )
     }
 

@@ -7,7 +7,7 @@ use db_core::{Config, ConnectRetry};
 use serde::Serialize;
 use sqlx::migrate::Migration;
 
-use crate::look::problems_of_files;
+use crate::look::{newest, problems_of_files};
 use crate::run::close;
 use crate::status::{State, Status};
 use crate::{Action, Error, Migrations, session};
@@ -22,6 +22,10 @@ pub struct Plan {
     pub problems: Vec<Error>,
     /// The states before it, in order of versions.
     pub status: Vec<Status>,
+    /// The newest version on record, 0 if none is.
+    pub current_version: i64,
+    /// The version that it goes down to.
+    pub(crate) down_to: Option<i64>,
 }
 
 /// A file that a run would run. `Debug` does not show its SQL, which may hold secrets.
@@ -43,6 +47,7 @@ pub struct Planned {
     /// The number of its statements; none if they cannot be told apart.
     pub statements: Option<usize>,
     /// Its SQL.
+    #[serde(skip)]
     pub sql: String,
 }
 
@@ -75,7 +80,7 @@ impl Migrations {
         problems.extend(problems_of_files(files.iter().map(|(file, _)| *file)));
         let steps =
             files.into_iter().map(|(file, goes_on)| self.planned(file, Action::Up, goes_on)).collect();
-        Ok(Plan { steps, problems, status })
+        Ok(Plan { steps, problems, current_version: newest(status.iter()), status, down_to: None })
     }
 
     /// What [`Migrations::down_to`] would do now. Takes no lock and changes nothing.
@@ -114,7 +119,7 @@ impl Migrations {
                 Vec::new()
             }
         };
-        Ok(Plan { steps, problems, status })
+        Ok(Plan { steps, problems, current_version: newest(status.iter()), status, down_to: Some(target) })
     }
 
     fn planned(&self, file: &Migration, action: Action, goes_on: bool) -> Planned {

@@ -15,7 +15,7 @@ use crate::session::{LockTimeout, Session};
 use crate::status::{self, Look, State, Status};
 use crate::step::Steps;
 use crate::table::Table;
-use crate::{Error, Migrations, lock, session};
+use crate::{Error, Migrations, Plan, Planned, lock, session};
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,8 @@ impl Migrations {
         self.up_within(config, ConnectRetry::default()).await
     }
 
-    /// Applies all pending migrations. Does nothing, and takes no lock, if none is pending.
+    /// Applies all pending migrations. Does nothing, and takes no lock, if none is pending, unless applied ones are to be adopted by the
+    /// history.
     ///
     /// Each runs in a transaction of its own, unless its first line is `-- no-transaction`. Dropping the future closes
     /// the connection: the migration under way is rolled back, those before it stay.
@@ -119,7 +120,7 @@ impl Migrations {
             None => session::open(config, retry).await?,
         };
         // One that is on record as begun may end while the lock is waited for.
-        let Look { statuses, not_in_history } = self.read(&mut connection).await?;
+        let Look { statuses, not_in_history, may_adopt } = self.read(&mut connection).await?;
         self.check(&mut connection, &statuses, &[State::Dirty], self.allows_newer).await?;
         self.warn_of_near_misses(&statuses);
         self.warn_of_edits(&statuses);
@@ -127,7 +128,7 @@ impl Migrations {
             if let Some(before) = before {
                 return self.report(connection, before).await;
             }
-            if !not_in_history.is_empty() {
+            if may_adopt && !not_in_history.is_empty() {
                 self.adopt(&mut connection, config).await;
             }
             close(connection).await;
@@ -197,6 +198,19 @@ impl Migrations {
     /// [`Error::NoDown`] and [`Error::NoSuchVersion`], with nothing reverted; [`Error::WritableHistory`] with
     /// [`Migrations::with_stored_downs`]; else as [`Migrations::up`].
     pub async fn down_to(&self, config: &Config, target: i64) -> Result<Report, Error> {
+        self.down(config, target, None).await
+    }
+
+    /// Reverts what [`Migrations::plan_down`] has planned, and nothing else: for a program that shows a plan and asks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAsPlanned`], with nothing reverted; else as [`Migrations::down_to`].
+    pub async fn down_by(&self, config: &Config, plan: &Plan) -> Result<Report, Error> {
+        self.down(config, plan.down_to.ok_or(Error::NotAsPlanned)?, Some(&plan.steps)).await
+    }
+
+    async fn down(&self, config: &Config, target: i64, planned: Option<&[Planned]>) -> Result<Report, Error> {
         let is_known = target == 0 || self.file(target, false).is_some();
         if !is_known && !self.uses_stored_downs {
             return Err(Error::NoSuchVersion { version: target });
@@ -212,6 +226,13 @@ impl Migrations {
         self.warn_of_edits(&before);
         let stored = self.stored_downs(steps.connection, &before, target).await?;
         let downs = self.to_revert(&before, target, &stored)?;
+        let is_planned = |planned: &[Planned]| {
+            let planned = planned.iter().map(|step| (step.version, &*step.sql));
+            planned.eq(downs.iter().map(|(down, _)| (down.version, down.sql.as_str())))
+        };
+        if !planned.is_none_or(is_planned) {
+            return Err(Error::NotAsPlanned);
+        }
         refuse(downs.iter().map(|(down, _)| *down))?;
         for (nth, (down, is_under_way)) in downs.iter().enumerate() {
             let next = downs.get(nth + 1).map(|(next, _)| *next);
@@ -233,8 +254,10 @@ impl Migrations {
             steps.close().await;
             Ok::<_, Error>(())
         };
-        if let Err(error) = adopted.await {
-            tracing::warn!(%error, "applied migrations are not in the history yet");
+        match adopted.await {
+            // What only reads can adopt nothing.
+            Ok(()) | Err(Error::Standby) => {}
+            Err(error) => tracing::warn!(%error, "applied migrations are not in the history yet"),
         }
     }
 

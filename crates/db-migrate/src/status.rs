@@ -7,6 +7,7 @@ use sqlx::migrate::Migration;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 
+use crate::history::IS_APPLIED;
 use crate::session::answer;
 use crate::table::{Table, hex};
 use crate::{Error, contents};
@@ -72,6 +73,8 @@ pub(crate) struct Look {
     pub(crate) statuses: Vec<Status>,
     /// The versions that are applied, with the file's checksum, and are not in the history.
     pub(crate) not_in_history: Vec<i64>,
+    /// Whether this role may put them there.
+    pub(crate) may_adopt: bool,
 }
 
 /// The versions that are applied.
@@ -102,7 +105,7 @@ pub(crate) async fn read(
                 Some(applied) if applied.is_under_way => State::UnderWay,
                 Some(applied) if !applied.success => State::Dirty,
                 Some(applied) if applied.checksum == hex(&migration.checksum) => {
-                    if applied.digest.is_none() {
+                    if applied.digest.is_none() || !applied.is_last {
                         not_in_history.push(migration.version);
                     }
                     State::Applied
@@ -118,11 +121,16 @@ pub(crate) async fn read(
     let unknown = applied.into_iter();
     all.extend(unknown.map(|(version, applied)| Status {
         version,
+        state: match applied {
+            Applied { is_under_way: true, .. } => State::UnderWay,
+            Applied { success: false, .. } => State::Dirty,
+            _ => State::Unknown,
+        },
         description: applied.description,
-        state: State::Unknown,
     }));
     all.sort_by_key(|status| status.version);
-    Ok(Look { statuses: all, not_in_history })
+    let may_adopt = table.is_some_and(|table| table.history.can_be_written);
+    Ok(Look { statuses: all, not_in_history, may_adopt })
 }
 
 const WHAT: &str = "read the migration table";
@@ -136,6 +144,8 @@ struct Applied {
     checksum: String,
     /// What the history has of the file with this checksum, as hex digits.
     digest: Option<String>,
+    /// Whether the history's last entry has it as applied.
+    is_last: bool,
 }
 
 async fn applied(
@@ -148,21 +158,25 @@ async fn applied(
     } else {
         "false".to_owned()
     };
-    let (digest, history) = if table.history.is_readable() {
+    let (known, history) = if table.history.is_readable() {
         let history = format!(
             "left join lateral (
-                 select digest from {} as h
+                 select digest from {name} as h
                  where h.version = recorded.version and h.checksum = recorded.checksum and h.succeeded and h.digest is not null
                  order by id desc limit 1
-             ) as known on true",
-            table.history.name
+             ) as known on true
+             left join lateral (
+                 select {IS_APPLIED} as is_applied from {name} as h
+                 where h.version = recorded.version and h.succeeded order by id desc limit 1
+             ) as last on true",
+            name = table.history.name
         );
-        ("encode(known.digest, 'hex')", history)
+        ("encode(known.digest, 'hex'), coalesce(last.is_applied, false)", history)
     } else {
-        ("null::text", String::new())
+        ("null::text, false", String::new())
     };
     let sql = format!(
-        "select version, description, success, encode(checksum, 'hex'), {is_under_way}, {digest}
+        "select version, description, success, encode(checksum, 'hex'), {is_under_way}, {known}
          from {} as recorded {history}
          order by version",
         table.name
@@ -171,8 +185,8 @@ async fn applied(
     let applied = |row: &PgRow| {
         let [description, checksum] = [row.try_get(1)?, row.try_get(3)?];
         let [success, is_under_way] = [row.try_get(2)?, row.try_get(4)?];
-        let digest = row.try_get(5)?;
-        Ok((row.try_get(0)?, Applied { description, success, is_under_way, checksum, digest }))
+        let (digest, is_last) = (row.try_get(5)?, row.try_get(6)?);
+        Ok((row.try_get(0)?, Applied { description, success, is_under_way, checksum, digest, is_last }))
     };
     rows.iter().map(applied).collect()
 }

@@ -329,7 +329,7 @@ impl Steps<'_> {
     fn is_missing(&self, error: &sqlx::Error) -> bool {
         error.as_database_error().is_some_and(|error| {
             error.code().is_some_and(|code| code == NO_TABLE)
-                && error.message().contains(&self.table.relation)
+                && error.message().contains(&format!("{}\"", self.table.relation))
         })
     }
 

@@ -33,6 +33,7 @@ pub(crate) struct Table {
 
 /// The table of the history, as it was found.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an answer of the catalog")]
 pub(crate) struct Beside {
     /// With its schema, quoted.
     pub(crate) name: String,
@@ -42,8 +43,8 @@ pub(crate) struct Beside {
     /// Whether it is a table of this role's, of a superuser's, or of the owner's of sqlx's table. What others own may run their code as this
     /// role, when it is read or written: as a view, a policy or a trigger.
     pub(crate) is_trusted: bool,
-    /// Whether this role may make a table in the schema.
-    pub(crate) can_be_made: bool,
+    /// Whether this role may add rows, or make the table.
+    pub(crate) can_be_written: bool,
     /// The number of its form, if a program of ours has made it.
     pub(crate) form: Option<i32>,
 }
@@ -69,16 +70,18 @@ impl Table {
         let sql = format!(
             "select oid, name, relation, progress, coalesce(has_table_privilege(to_regclass(progress), 'select'), false),
                history, to_regclass(history) is not null, coalesce(has_table_privilege(to_regclass(history), 'select'), false),
-               has_schema_privilege(schema, 'create'), obj_description(to_regclass(history), 'pg_class'),
+               coalesce(has_table_privilege(to_regclass(history), 'insert'), has_schema_privilege(schema, 'create')),
+               (select conname::text from pg_constraint where conrelid = to_regclass(history) and conname like '{form}%' limit 1),
                exists (select from pg_class as h join pg_roles as r on r.oid = h.relowner
                        where h.oid = to_regclass(history) and h.relkind = 'r'
-                         and (h.relowner = owner or r.rolsuper or r.rolname = session_user))
+                         and (h.relowner = owner or r.rolsuper or r.rolname in (session_user, current_user)))
              from (select c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname) as name, c.relname::text as relation,
                      {progress} as progress, {history} as history, n.oid as schema, c.relowner as owner
                    from pg_class c join pg_namespace n on n.oid = c.relnamespace
                    where c.oid = to_regclass({name})) as found",
             progress = beside(PROGRESS),
             history = beside(HISTORY),
+            form = history::FORM_CONSTRAINT.replace('_', "\\_"),
             name = literal(name)
         );
         let asked = connection.fetch_optional(sqlx::raw_sql(AssertSqlSafe(sql)));
@@ -94,7 +97,7 @@ impl Table {
                         name: row.try_get(5)?,
                         exists: row.try_get(6)?,
                         can_be_read: row.try_get(7)?,
-                        can_be_made: row.try_get(8)?,
+                        can_be_written: row.try_get(8)?,
                         is_trusted: row.try_get(10)?,
                         form: row.try_get::<Option<String>, _>(9)?.as_deref().and_then(history::form),
                     },

@@ -182,12 +182,14 @@ async fn a_plan_has_no_effect_and_needs_no_more_than_the_right_to_read() {
     let effects = async || {
         let sql = "select json_build_array(
                  (select json_agg(t order by relname) from (select relname, n_tup_ins, n_tup_upd, n_tup_del from pg_stat_user_tables) as t),
-                 (select json_agg(relname order by relname) from pg_class),
-                 (select json_agg(objid) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())))::text";
+                 (select json_agg(relname order by relname) from pg_class))::text";
         // Seen at once, and not when the sessions report their counts.
         sqlx::query_scalar::<_, String>(AssertSqlSafe(sql)).fetch_one(&db.pool()).await.expect("counts")
     };
     let before = effects().await;
+    // Who wanted it would fail after a minute.
+    let mut migrating = db.pool().acquire().await.expect("a connection");
+    sqlx::migrate::Migrate::lock(&mut *migrating).await.expect("sqlx's lock");
 
     for args in
         [&["plan", "--sql"][..], &["plan", "--down-to", "0"], &["status"], &["validate"], &["history"]]
@@ -197,6 +199,7 @@ async fn a_plan_has_no_effect_and_needs_no_more_than_the_right_to_read() {
         assert!(!out.is_empty() && err.is_empty(), "{args:?}: {err}");
     }
 
+    sqlx::migrate::Migrate::unlock(&mut *migrating).await.expect("unlocked");
     assert_eq!(effects().await, before);
 }
 
@@ -228,6 +231,11 @@ async fn a_way_back_on_record_is_shown_and_run_after_a_confirmation(db: TestDb) 
     let (code, out, err) = run(old.path(), &url, &["down", "--to", "1", "--yes", "--from-record"]).await;
     assert_eq!((code, &*out), (0, "2  reverted\nthe database is at version 1\n"), "{err}");
     assert!(exists(&db, "one").await && !exists(&db, "two").await);
+
+    assert_eq!(run(all.path(), &url, &["up"]).await.0, 0);
+    let (code, _, err) = run(old.path(), &url, &["redo", "--yes", "--from-record"]).await;
+    assert_eq!(code, 1, "it could not be applied again");
+    assert!(err.contains("there is no migration 3") && exists(&db, "two").await, "{err}");
 }
 
 #[db_testkit::test]
@@ -244,6 +252,9 @@ async fn exit_codes_tell_a_failure_from_a_finding_and_no_message_has_the_passwor
     assert!(err.starts_with("db-migrate: migration 1 failed at line 2, column 8: "), "{err}");
     let (found, out, _) = code(&url, &["validate"]).await;
     assert_eq!((found, &*out), (0, "nothing is wrong\n"));
+    let (twice, out, _) = run(folder(&[("1_a.sql", ""), ("1_b.sql", "")]).path(), &url, &["validate"]).await;
+    assert_eq!(twice, 2);
+    assert!(out.starts_with("error: ") && out.contains("1_a.sql and 1_b.sql have one version"), "{out}");
     let (code_of_wrong, _, err) = code("postgres://app:hunter2@host:port/shop", &["status"]).await;
     assert_eq!(code_of_wrong, 1);
     assert!(!err.contains("hunter2") && err.contains("the database's address"), "{err}");

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use db_core::sql::Position;
-use db_core::{ConnectRetry, connect};
+use db_core::{Config, ConnectRetry, connect};
 use db_migrate::{Action, Attempt, Edits, Error, Migrations, Migrator, Outcome, State};
-use db_testkit::{TestDb, until};
+use db_testkit::{Proxy, TestDb, until};
 use harness::Log;
 use sqlx::AssertSqlSafe;
 use sqlx::migrate::MigrateError;
@@ -243,11 +243,17 @@ async fn what_sqlx_does_in_between_is_found_and_told(db: TestDb) {
     theirs.undo(&db.pool(), 1).await.expect("sqlx reverts the second");
     assert_eq!(ours.up(&config(&db)).await.expect("up").changed, [2]);
 
+    ours.down_to(&config(&db), 1).await.expect("down");
+    theirs.run(&db.pool()).await.expect("sqlx applies it after our down");
+    assert_eq!(ours.up(&config(&db)).await.expect("up").changed, NONE);
+
     let expected = [
         (1, Action::Up, Outcome::Done),
         (2, Action::Adopted, Outcome::Done),
         (2, Action::Gone, Outcome::Done),
         (2, Action::Up, Outcome::Done),
+        (2, Action::Down, Outcome::Done),
+        (2, Action::Adopted, Outcome::Done),
     ];
     assert_eq!(attempts(&db).await, expected);
 }
@@ -267,7 +273,7 @@ async fn an_emptied_history_is_filled_from_the_files(db: TestDb) {
 #[db_testkit::test]
 async fn a_history_of_a_newer_form_stops_migrations_and_no_start(db: TestDb) {
     migrations(&SHOP[..2]).await.up(&config(&db)).await.expect("up");
-    execute(&db, "comment on table _sqlx_migrations_history is 'Written by db-migrate, form 2'").await;
+    execute(&db, "alter table _sqlx_migrations_history rename constraint db_migrate_history_form_1 to db_migrate_history_form_2").await;
 
     assert_eq!(migrations(&SHOP[..2]).await.up(&config(&db)).await.expect("nothing to do").changed, NONE);
     let ours = migrations(&SHOP).await;
@@ -332,6 +338,75 @@ async fn an_old_program_goes_down_over_versions_that_it_never_saw_when_it_is_tol
     assert_eq!(attempts(&db).await[3..], downs);
     let error = old.down_to(&config(&db), 3).await;
     assert!(matches!(error, Err(Error::NoSuchVersion { version: 3 })), "{error:?}");
+}
+
+#[db_testkit::test]
+async fn a_way_back_on_record_that_was_cut_off_goes_on_where_it_was(db: TestDb) {
+    let down = "-- no-transaction\ndrop table three; drop index concurrently two_id; drop table after";
+    let files = [
+        &NEWER[..4],
+        &[(
+            "3_three.up.sql",
+            "create table three (); create table after (); create index two_id on two (id)",
+        )],
+        &[("3_three.down.sql", down)],
+    ]
+    .concat();
+    migrations(&files).await.up(&config(&db)).await.expect("up");
+    let old = migrations(&NEWER[..4]).await.with_stored_downs(true);
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let through = Config::from_url(&proxy.url()).expect("an address");
+    proxy.cut_before("drop index");
+    old.down_to(&through, 2).await.expect_err("cut off");
+    assert_eq!(states(&old, &db).await[2], (3, State::UnderWay));
+    assert!(!exists(&db, "three").await && exists(&db, "after").await);
+    let error = old.up(&config(&db)).await;
+    assert!(matches!(error, Err(Error::Unknown { version: 3 })), "{error:?}");
+
+    assert_eq!(old.down_to(&config(&db), 2).await.expect("goes on").changed, [3]);
+
+    assert!(!exists(&db, "after").await);
+    assert_eq!(states(&old, &db).await, [(1, State::Applied), (2, State::Applied)]);
+}
+
+#[db_testkit::test]
+async fn what_another_migrator_has_begun_and_not_ended_is_not_reverted_by_the_record(db: TestDb) {
+    migrations(&NEWER).await.up(&config(&db)).await.expect("up");
+    execute(&db, "update _sqlx_migrations set success = false where version = 3").await;
+
+    let error = migrations(&NEWER[..4]).await.with_stored_downs(true).down_to(&config(&db), 2).await;
+
+    assert!(matches!(error, Err(Error::Dirty { version: 3 })), "{error:?}");
+}
+
+#[db_testkit::test]
+async fn only_what_was_planned_is_reverted(db: TestDb) {
+    let ours = migrations(&NEWER).await;
+    ours.up_to(&config(&db), 2).await.expect("up");
+    let plan = ours.plan_down(&config(&db), 1).await.expect("a plan");
+    ours.up(&config(&db)).await.expect("up");
+
+    let error = ours.down_by(&config(&db), &plan).await;
+    assert!(matches!(error, Err(Error::NotAsPlanned)), "{error:?}");
+    let up = ours.plan_up(&config(&db), None).await.expect("a plan");
+    assert!(matches!(ours.down_by(&config(&db), &up).await, Err(Error::NotAsPlanned)));
+
+    let plan = ours.plan_down(&config(&db), 1).await.expect("a plan");
+    assert_eq!(ours.down_by(&config(&db), &plan).await.expect("as planned").changed, [3, 2]);
+}
+
+#[tokio::test]
+async fn a_role_that_works_as_another_one_writes_the_history_as_that_one() {
+    let setup = "create role keeper; alter role app noinherit; grant keeper to app; grant create on schema public to keeper;
+         alter role app set role = keeper";
+    let (db, _server, app) = as_role(setup).await;
+    let ours = migrations(&NEWER).await;
+
+    assert_eq!(ours.up(&app).await.expect("up").changed, [1, 2, 3]);
+
+    let old = migrations(&NEWER[..2]).await.with_stored_downs(true);
+    assert_eq!(old.down_to(&app, 1).await.expect("down").changed, [3, 2]);
+    assert_eq!(attempts(&db).await.len(), 5);
 }
 
 #[db_testkit::test]
@@ -417,10 +492,16 @@ async fn a_history_that_another_role_has_put_in_its_place_runs_nothing_of_it() {
     let trap = "create table trapped (by text); grant all on trapped to public;
          create function trap() returns text language plpgsql as
              $$ begin insert into trapped values (current_user); return ''; end $$;
-         create view _sqlx_migrations_history as
-             select 1::bigint as id, 1::bigint as version, trap()::bytea as checksum, trap()::bytea as digest, true as succeeded,
-                 trap() as sql, trap() as way_back, trap() as description;
-         comment on view _sqlx_migrations_history is 'Written by db-migrate, form 1'";
+         create function trap_row() returns trigger language plpgsql as $$ begin perform trap(); return new; end $$;
+         create table _sqlx_migrations_history (id bigint primary key, version bigint, action text, description text,
+             began_at timestamptz, ended_at timestamptz, succeeded bool, done_by text, host text, program text,
+             program_version text, sqlstate text, line int, \"column\" int, line_text text, reason text, checksum bytea,
+             digest bytea, sql text, way_back text, constraint db_migrate_history_form_1 check (id > 0));
+         create trigger trap before insert or update on _sqlx_migrations_history for each row execute function trap_row();
+         create rule trap as on delete to _sqlx_migrations_history do also select trap();
+         insert into _sqlx_migrations_history (id, version, action, succeeded, sql, way_back, description)
+             select 1, 2, 'up', true, '', 'select trap()', '';
+         delete from trapped";
     sqlx::raw_sql(trap).execute(&mut app).await.expect("set");
     let ours = migrations(&SHOP).await.with_stored_downs(true);
 

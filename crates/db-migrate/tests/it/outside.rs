@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use db_core::{Config, ConnectRetry};
-use db_migrate::{Error, Migrations, Migrator, Repair, State};
+use db_migrate::{Error, Migrations, Migrator, Outcome, Repair, State};
 use db_testkit::{Proxy, TestDb, until};
 use harness::Log;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
@@ -630,7 +630,8 @@ async fn a_file_whose_record_is_committed_ends_when_the_record_can_be_read(db: T
     let log = Log::of_this_process("db_migrate=info");
     execute(&db, "create table gate ()").await;
     let sql = format!("-- no-transaction\n{GATE}");
-    let migrations = migrations(&[("73_t.up.sql", &sql)]).await.with_lock_timeout(Duration::from_secs(2));
+    let files = [("73_t.up.sql", &*sql), ("74_next.sql", "create table next ()")];
+    let migrations = migrations(&files).await.with_lock_timeout(Duration::from_secs(2));
     let config = config(&db);
     let mut keeper = db.options().connect().await.expect("a connection");
     let mut other = db.options().connect().await.expect("a connection");
@@ -656,11 +657,12 @@ async fn a_file_whose_record_is_committed_ends_when_the_record_can_be_read(db: T
 
     let (done, ()) = tokio::join!(migrations.up(&config), locked);
 
-    assert_eq!(done.expect("up").changed, [73]);
-    assert_eq!(
-        text(&db, "select (success and execution_time > 0)::text from _sqlx_migrations").await,
-        "true"
-    );
+    assert_eq!(done.expect("up").changed, [73, 74]);
+    let took = "select (success and execution_time > 0)::text from _sqlx_migrations where version = 73";
+    assert_eq!(text(&db, took).await, "true");
+    let history = migrations.history(&config).await.expect("a history");
+    let history: Vec<_> = history.iter().map(|it| (it.version, it.outcome)).collect();
+    assert_eq!(history, [(73, Outcome::Done), (74, Outcome::Done)]);
 }
 
 #[db_testkit::test]

@@ -13,30 +13,10 @@ pub(crate) struct Plan {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Step {
-    pub(crate) version: i64,
-    pub(crate) description: String,
-    pub(crate) action: Action,
-    pub(crate) in_transaction: bool,
-    pub(crate) goes_on: bool,
-    pub(crate) from_record: bool,
-    pub(crate) statements: Option<usize>,
+    #[serde(flatten)]
+    pub(crate) planned: Planned,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sql: Option<String>,
-}
-
-impl Step {
-    pub(crate) fn of(planned: &Planned, with_sql: bool) -> Self {
-        Self {
-            version: planned.version,
-            description: planned.description.clone(),
-            action: planned.action,
-            in_transaction: planned.in_transaction,
-            goes_on: planned.goes_on,
-            from_record: planned.from_record,
-            statements: planned.statements,
-            sql: with_sql.then(|| planned.sql.clone()),
-        }
-    }
 }
 
 #[derive(Debug, Serialize)]

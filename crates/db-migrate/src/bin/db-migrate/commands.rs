@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, bail};
 use db_core::Config;
-use db_migrate::{Action, Attempt, Migrations, Outcome, Plan, Planned, Repair, State};
+use db_migrate::{Action, Attempt, Error, Migrations, Outcome, Plan, Planned, Repair, State, Status};
 use time::OffsetDateTime;
 
 use crate::answers::{Attempts, Change, Changes, Files, Findings, Problem, Recorded, Statuses, Step};
@@ -22,7 +22,9 @@ const FOUND: u8 = 2;
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<u8> {
     tokio::select! {
         done = command(cli) => done,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted: the migration that ran is rolled back, those before it stay"),
+        _ = tokio::signal::ctrl_c() => bail!(
+            "interrupted: a migration that ran is rolled back, or, outside of a transaction, goes on with the next `up`; those before it stay"
+        ),
     }
 }
 
@@ -31,7 +33,13 @@ async fn command(cli: Cli) -> anyhow::Result<u8> {
     if let Command::New(args) = command {
         return make(&site, &args);
     }
-    let run = Run { migrations: migrations(&site).await?, config: config(&site)? };
+    let migrations = match (migrations(&site).await, &command) {
+        (Err(error @ Error::Source { .. }), Command::Validate(output)) => {
+            return found(*output, &Findings { problems: vec![Problem::of(&error)], warnings: Vec::new() });
+        }
+        (migrations, _) => migrations?,
+    };
+    let run = Run { migrations, config: config(&site)? };
     match command {
         Command::New(_) => unreachable!("handled above"),
         Command::Plan(args) => run.plan(&args).await,
@@ -47,7 +55,7 @@ async fn command(cli: Cli) -> anyhow::Result<u8> {
     }
 }
 
-async fn migrations(site: &Site) -> anyhow::Result<Migrations> {
+async fn migrations(site: &Site) -> Result<Migrations, Error> {
     let mut migrations = Migrations::from_dir(&site.source)
         .await?
         .with_edits(site.edits.into())
@@ -95,9 +103,16 @@ impl Run {
         let is_something = !plan.steps.is_empty() || !plan.problems.is_empty();
         if args.check.output.json {
             print_json(&answers::Plan {
-                current_version: current(&plan),
+                current_version: plan.current_version,
                 supported_version: self.migrations.supported_version(),
-                steps: plan.steps.iter().map(|step| Step::of(step, args.sql)).collect(),
+                steps: plan
+                    .steps
+                    .iter()
+                    .map(|step| {
+                        let sql = args.sql.then(|| step.sql.clone());
+                        Step { planned: step.clone(), sql }
+                    })
+                    .collect(),
                 problems: plan.problems.iter().map(Problem::of).collect(),
             })?;
         } else {
@@ -120,14 +135,13 @@ impl Run {
     }
 
     async fn status(&self, output: OutputArgs, check: bool) -> anyhow::Result<u8> {
-        let migrations = self.migrations.status(&self.config).await?;
-        let is_something = migrations.iter().any(|status| !status.state.is_applied());
+        let plan = self.migrations.plan_up(&self.config, None).await?;
+        let is_something = !plan.steps.is_empty() || !plan.problems.is_empty();
+        let (migrations, current_version) = (plan.status, plan.current_version);
         let mut text = String::new();
         for status in &migrations {
             writeln!(text, "{}  {:<11}  {}", status.version, name(status.state), shown(&status.description))?;
         }
-        let on_record = migrations.iter().filter(|status| status.state != State::Pending);
-        let current_version = on_record.map(|status| status.version).max().unwrap_or(0);
         let supported_version = self.migrations.supported_version();
         writeln!(text, "the database is at version {current_version}, the folder at {supported_version}")?;
         if output.json {
@@ -152,22 +166,7 @@ impl Run {
             ),
         });
         let findings = Findings { warnings: warnings.collect(), problems: told };
-        let code = if findings.problems.is_empty() { 0 } else { FOUND };
-        if output.json {
-            print_json(&findings)?;
-        } else {
-            let mut text = String::new();
-            for (kind, all) in [("error", &findings.problems), ("warning", &findings.warnings)] {
-                for problem in all {
-                    writeln!(text, "{kind}: {}", shown_lines(&problem.message))?;
-                }
-            }
-            if text.is_empty() {
-                text.push_str("nothing is wrong\n");
-            }
-            print(&text)?;
-        }
-        Ok(code)
+        found(output, &findings)
     }
 
     async fn up(&self, args: &UpArgs) -> anyhow::Result<u8> {
@@ -185,22 +184,26 @@ impl Run {
             None => self.target(args.steps).await?,
         };
         let plan = self.migrations.plan_down(&self.config, target).await?;
-        if !plan.steps.is_empty() {
-            confirm(&plan, &self.config, args.confirm, "Revert these").await?;
-        }
-        let report = self.migrations.down_to(&self.config, target).await?;
+        let Some(plan) = confirmed(plan, &self.config, args.confirm, "Revert these").await? else {
+            return changes(args.output, Vec::new(), self.migrations.current_version(&self.config).await?);
+        };
+        let report = self.migrations.down_by(&self.config, &plan).await?;
         let changed = report.changed.into_iter().map(|version| Change { version, action: Action::Down });
         changes(args.output, changed.collect(), report.version)
     }
 
     async fn redo(&self, args: &RedoArgs) -> anyhow::Result<u8> {
         let status = self.migrations.status(&self.config).await?;
-        let on_record = status.iter().rev().filter(|status| status.state != State::Pending);
-        let newest = on_record.map(|status| status.version).next().context("no migration is applied")?;
-        let target = self.target(1).await?;
+        let mut versions = on_record(&status);
+        let newest = versions.next().context("no migration is applied")?;
+        let target = versions.next().unwrap_or(0);
+        // An error if the folder has no such file to apply again.
+        self.migrations.plan_up(&self.config, Some(newest)).await?;
         let plan = self.migrations.plan_down(&self.config, target).await?;
-        confirm(&plan, &self.config, args.confirm, "Revert this and apply it again").await?;
-        let down = self.migrations.down_to(&self.config, target).await?;
+        let question = "Revert this and apply it again";
+        let plan = confirmed(plan, &self.config, args.confirm, question).await?;
+        let plan = plan.context("no migration is applied")?;
+        let down = self.migrations.down_by(&self.config, &plan).await?;
         let up = self.migrations.up_to(&self.config, newest).await?;
         let all = [(Action::Down, down.changed), (Action::Up, up.changed)];
         let changed = all
@@ -212,8 +215,7 @@ impl Run {
     /// The version that is left when this number of migrations is reverted.
     async fn target(&self, steps: usize) -> anyhow::Result<i64> {
         let status = self.migrations.status(&self.config).await?;
-        let on_record = status.iter().rev().filter(|status| status.state != State::Pending);
-        Ok(on_record.map(|status| status.version).nth(steps).unwrap_or(0))
+        Ok(on_record(&status).nth(steps).unwrap_or(0))
     }
 
     async fn baseline(&self, args: &BaselineArgs) -> anyhow::Result<u8> {
@@ -250,9 +252,27 @@ impl Run {
     }
 }
 
-fn current(plan: &Plan) -> i64 {
-    let on_record = plan.status.iter().filter(|status| status.state != State::Pending);
-    on_record.map(|status| status.version).max().unwrap_or(0)
+fn found(output: OutputArgs, findings: &Findings) -> anyhow::Result<u8> {
+    if output.json {
+        print_json(findings)?;
+    } else {
+        let mut text = String::new();
+        for (kind, all) in [("error", &findings.problems), ("warning", &findings.warnings)] {
+            for problem in all {
+                writeln!(text, "{kind}: {}", shown_lines(&problem.message))?;
+            }
+        }
+        if text.is_empty() {
+            text.push_str("nothing is wrong\n");
+        }
+        print(&text)?;
+    }
+    Ok(if findings.problems.is_empty() { 0 } else { FOUND })
+}
+
+/// The versions on record, the newest first.
+fn on_record(status: &[Status]) -> impl Iterator<Item = i64> {
+    status.iter().rev().filter(|status| status.state != State::Pending).map(|status| status.version)
 }
 
 /// A file that would run, in a line.
@@ -320,8 +340,19 @@ fn name(state: State) -> &'static str {
     }
 }
 
-/// Asks for what is to be reverted. Where nobody can be asked, the flags have to say it.
-async fn confirm(plan: &Plan, config: &Config, args: ConfirmArgs, question: &str) -> anyhow::Result<()> {
+/// Asks for what is to be reverted, if it is anything. Where nobody can be asked, the flags have to say it.
+async fn confirmed(
+    mut plan: Plan,
+    config: &Config,
+    args: ConfirmArgs,
+    question: &str,
+) -> anyhow::Result<Option<Plan>> {
+    if !plan.problems.is_empty() {
+        return Err(plan.problems.swap_remove(0).into());
+    }
+    if plan.steps.is_empty() {
+        return Ok(None);
+    }
     let from_record = plan.steps.iter().any(|step| step.from_record);
     if args.yes && from_record && !args.from_record {
         bail!(
@@ -335,7 +366,7 @@ async fn confirm(plan: &Plan, config: &Config, args: ConfirmArgs, question: &str
         );
     }
     if args.yes {
-        return Ok(());
+        return Ok(Some(plan));
     }
     if !is_terminal() {
         bail!("going down deletes data, and there is no terminal to ask on: add --yes to confirm");
@@ -346,7 +377,8 @@ async fn confirm(plan: &Plan, config: &Config, args: ConfirmArgs, question: &str
             eprintln!("{}", shown_lines(&step.sql));
         }
     }
-    ask(&format!("{question} in {config}, and delete their data?")).await
+    ask(&format!("{question} in {config}, and delete their data?")).await?;
+    Ok(Some(plan))
 }
 
 fn changes(output: OutputArgs, changed: Vec<Change>, version: i64) -> anyhow::Result<u8> {

@@ -54,13 +54,16 @@ pub(crate) fn files(
     Ok(made)
 }
 
+/// Versions above are times.
+const HIGHEST: i64 = 1_000_000;
+
 /// The version after these.
 fn next(versions: &[i64], now: OffsetDateTime) -> anyhow::Result<i64> {
     let after_newest =
         |newest: i64| newest.checked_add(1).context("there is no version after the newest one");
     match versions {
-        [.., before, newest] if before + 1 == *newest => after_newest(*newest),
-        [only] if *only < 1_000_000 => after_newest(*only),
+        [.., before, newest] if before + 1 == *newest && *newest < HIGHEST => after_newest(*newest),
+        [only] if *only < HIGHEST => after_newest(*only),
         _ => {
             let time =
                 now.format(format_description!("[year][month][day][hour][minute][second]"))?.parse()?;

@@ -7,7 +7,9 @@ use serde::Serialize;
 
 /// Text of one line that a terminal shows and does not interpret.
 pub(crate) fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
+    text.chars()
+        .map(|c| if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.into() })
+        .collect()
 }
 
 /// As [`shown`], of one or more lines.
