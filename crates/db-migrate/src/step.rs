@@ -217,7 +217,6 @@ impl Steps<'_> {
             };
             if recorded_in == applied.then_some(self.table.oid) {
                 // It was committed, and the look for its record waited.
-                self.advance(next.map(|next| (next, action(applied))));
                 return Ok(());
             }
             tries.give_way(cause, blockers).await?;
