@@ -78,8 +78,8 @@ pub enum Error {
     NewerHistory {
         /// The table, with its schema.
         table: String,
-        /// Its form.
-        form: i32,
+        /// The newest form in it.
+        form: i16,
     },
     /// The ways back on record are not run, since others than the role that connects may have written them.
     #[error(

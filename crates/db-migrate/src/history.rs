@@ -12,17 +12,17 @@ use crate::session::answer;
 use crate::table::{Table, bytes, literal};
 use crate::{Error, contents};
 
-/// The form of the table that this program writes. It is the end of a constraint's name, which a dump keeps.
-pub(crate) const FORM: i32 = 1;
-
-/// What the name of the constraint begins with.
-pub(crate) const FORM_CONSTRAINT: &str = "db_migrate_history_form_";
+/// The form of the rows that this program writes. They have their number.
+const FORM: i16 = 1;
 
 /// The longest line of a file that is stored with an error, in characters.
 const LONGEST_LINE: usize = 200;
 
 /// "Insufficient privilege."
 const NOT_ALLOWED: &str = "42501";
+
+/// "Undefined column."
+pub(crate) const NO_COLUMN: &str = "42703";
 
 /// An attempt on record, or another change of the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -157,28 +157,16 @@ impl History {
         author: Author,
     ) -> Result<Option<Self>, Error> {
         let name = table.history.name.clone();
-        match table.history.form {
-            _ if table.history.exists && !table.history.is_trusted => {
-                tracing::warn!(
-                    table = name,
-                    "no history is written: the table of its name belongs to another role"
-                );
+        if !table.history.exists {
+            if !Self::make(connection, table).await? {
                 return Ok(None);
             }
-            None if table.history.exists => {
-                tracing::warn!(
-                    table = name,
-                    "no history is written: the table of its name was made by somebody else"
-                );
-                return Ok(None);
-            }
-            None => {
-                if !Self::make(connection, table).await? {
-                    return Ok(None);
-                }
-            }
-            Some(FORM) => {}
-            Some(form) => return Err(Error::NewerHistory { table: name, form }),
+        } else if !table.history.is_trusted {
+            tracing::warn!(
+                table = name,
+                "no history is written: the table of its name belongs to another role"
+            );
+            return Ok(None);
         }
         let others = writers(connection, &name).await?;
         if !others.is_empty() {
@@ -190,23 +178,30 @@ impl History {
             return Ok(None);
         }
         let sql = format!(
-            "select coalesce(max(id), 0) + 1 from {name}
+            "select coalesce(max(id), 0) + 1, max(form) from {name}
              having has_table_privilege({table}, 'insert') and has_table_privilege({table}, 'update')",
             table = literal(&name)
         );
         let found = answer(connection.fetch_optional(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
-        let next_id = match found.and_then(|row| row.map(|row| row.try_get(0)).transpose()) {
-            Ok(Some(next_id)) => next_id,
-            Ok(None) => {
-                tracing::warn!(table = name, "no history is written: this role may not write to its table");
+        let read = |row: PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
+        let found: Option<(i64, Option<i16>)> = match found.and_then(|row| row.map(read).transpose()) {
+            Err(error) if has_code(&error, NO_COLUMN) => {
+                tracing::warn!(
+                    table = name,
+                    "no history is written: the table of its name was made by somebody else"
+                );
                 return Ok(None);
             }
-            Err(error) if is_not_allowed(&error) => {
-                tracing::warn!(table = name, "no history is written: this role may not read its table");
-                return Ok(None);
-            }
-            Err(error) => return Err(Error::database("read the history of migrations")(error)),
+            Err(error) if has_code(&error, NOT_ALLOWED) => None,
+            found => found.map_err(Error::database("read the history of migrations"))?,
         };
+        let Some((next_id, form)) = found else {
+            tracing::warn!(table = name, "no history is written: this role may not read and write its table");
+            return Ok(None);
+        };
+        if let Some(form) = form.filter(|form| *form > FORM) {
+            return Err(Error::NewerHistory { table: name, form });
+        }
         let host = nix::unistd::gethostname().ok().map(|host| host.to_string_lossy().into_owned());
         Ok(Some(Self { name, author, host, next_id, open: None }))
     }
@@ -221,18 +216,19 @@ impl History {
             return Ok(false);
         }
         let name = &table.history.name;
-        // Rights to write that the schema gives on each new table are taken back: a later `down` may run what stands in this one.
+        // Neither defaults nor constraints, which each session that looks at the table would read. Rights to write that the schema gives on each new table are taken back: a later `down` may run what stands in this one.
         let sql = format!(
             "begin read write;
              create table if not exists {name} (
-    id bigint primary key,
     version bigint not null,
+    id bigint not null,
+    form smallint not null,
     action text not null,
     description text not null,
-    began_at timestamptz not null default clock_timestamp(),
+    began_at timestamptz not null,
     ended_at timestamptz,
     succeeded boolean,
-    done_by text not null default session_user,
+    done_by text not null,
     host text,
     program text,
     program_version text,
@@ -245,8 +241,7 @@ impl History {
     digest bytea,
     sql text,
     way_back text,
-    constraint {FORM_CONSTRAINT}{FORM} check (id > 0),
-    unique (version, id)
+    primary key (version, id)
 );
              {revoke}
              commit;",
@@ -270,7 +265,7 @@ impl History {
             Ok(_) => Ok(true),
             Err(error) => {
                 let rolled_back = answer(connection.execute(sqlx::raw_sql("rollback"))).await;
-                if !is_not_allowed(&error) {
+                if !has_code(&error, NOT_ALLOWED) {
                     return Err(Error::database("make the history of migrations")(error));
                 }
                 rolled_back.map_err(Error::database("roll back"))?;
@@ -289,7 +284,7 @@ impl History {
     pub(crate) fn begins(&self, migration: &Migration, action: Action) -> String {
         let row = self.row(self.next_id, migration.version, action, &migration.description, &[]);
         // It may be sent again after its commit.
-        format!("{} on conflict (id) do nothing;", row.trim_end_matches(';'))
+        format!("{} on conflict (version, id) do nothing;", row.trim_end_matches(';'))
     }
 
     /// The statement that records the open attempt as done.
@@ -408,8 +403,12 @@ impl History {
         description: &str,
         more: &[(&str, String)],
     ) -> String {
-        let mut columns = String::from("id, version, action, description");
-        let mut values = format!("{id}, {version}, '{}', {}", action.name(), literal(description));
+        let mut columns = String::from("id, version, form, action, description, began_at, done_by");
+        let mut values = format!(
+            "{id}, {version}, {FORM}, '{}', {}, pg_catalog.clock_timestamp(), session_user",
+            action.name(),
+            literal(description)
+        );
         let optional = [
             ("host", &self.host),
             ("program", &self.author.program),
@@ -457,7 +456,7 @@ pub(crate) async fn applied_sql(
     }
     let sql = format!(
         "select h.sql from {history} as h join {table} as recorded using (version, checksum)
-         where version = {version} and h.succeeded and h.sql is not null order by h.id desc limit 1",
+         where version = {version} and h.succeeded and h.form = {FORM} and h.sql is not null order by h.id desc limit 1",
         history = table.history.name,
         table = table.name
     );
@@ -506,7 +505,7 @@ pub(crate) async fn ways_back(
     let sql = format!(
         "select distinct on (version) version, h.description, h.way_back
          from {name} as h join {table} as recorded using (version, checksum)
-         where h.succeeded and h.sql is not null and version = any('{{{versions}}}')
+         where h.succeeded and h.form = {FORM} and h.sql is not null and version = any('{{{versions}}}')
          order by version, h.id desc",
         table = table.name,
         versions = versions.join(",")
@@ -526,23 +525,29 @@ pub(crate) async fn ways_back(
 
 /// All attempts on record, in their order.
 pub(crate) async fn read(connection: &mut PgConnection, table: &Table) -> Result<Vec<Attempt>, Error> {
-    match table.history.form {
-        Some(FORM) if table.history.is_trusted => {}
-        Some(form) if form != FORM => {
-            return Err(Error::NewerHistory { table: table.history.name.clone(), form });
-        }
-        _ => return Ok(Vec::new()),
+    const WHAT: &str = "read the history of migrations";
+    if !table.history.exists || !table.history.is_trusted {
+        return Ok(Vec::new());
     }
     let sql = format!(
         "select id, version, action, description, to_char(began_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
            (extract(epoch from ended_at - began_at) * 1000)::bigint, succeeded, done_by, host, program, program_version,
-           sqlstate, line, \"column\", line_text, reason
+           sqlstate, line, \"column\", line_text, reason, form
          from {} order by id",
         table.history.name
     );
     let rows = answer(connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
-    rows.and_then(|rows| rows.iter().map(attempt).collect())
-        .map_err(Error::database("read the history of migrations"))
+    let rows = match rows {
+        // A table of somebody else's.
+        Err(error) if has_code(&error, NO_COLUMN) => return Ok(Vec::new()),
+        rows => rows.map_err(Error::database(WHAT))?,
+    };
+    let form = |row: &PgRow| row.try_get::<i16, _>(16);
+    let newest = rows.iter().map(form).collect::<Result<Vec<_>, _>>().map_err(Error::database(WHAT))?;
+    if let Some(form) = newest.into_iter().max().filter(|form| *form > FORM) {
+        return Err(Error::NewerHistory { table: table.history.name.clone(), form });
+    }
+    rows.iter().map(attempt).collect::<Result<_, _>>().map_err(Error::database(WHAT))
 }
 
 fn attempt(row: &PgRow) -> Result<Attempt, sqlx::Error> {
@@ -574,18 +579,10 @@ fn attempt(row: &PgRow) -> Result<Attempt, sqlx::Error> {
     })
 }
 
-/// The number in the name of the constraint.
-pub(crate) fn form(constraint: &str) -> Option<i32> {
-    constraint.strip_prefix(FORM_CONSTRAINT)?.parse().ok()
-}
-
 fn do_block(body: &str) -> String {
     format!("do {} language plpgsql;", literal(body))
 }
 
-fn is_not_allowed(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .and_then(sqlx::error::DatabaseError::code)
-        .is_some_and(|code| code == NOT_ALLOWED)
+pub(crate) fn has_code(error: &sqlx::Error, code: &str) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|found| found == code)
 }

@@ -1,13 +1,13 @@
 //! The migrations on record in a database, compared with the files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
 use sqlx::migrate::Migration;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 
-use crate::history::IS_APPLIED;
+use crate::history::{IS_APPLIED, NO_COLUMN, has_code};
 use crate::session::answer;
 use crate::table::{Table, hex};
 use crate::{Error, contents};
@@ -105,7 +105,7 @@ pub(crate) async fn read(
                 Some(applied) if applied.is_under_way => State::UnderWay,
                 Some(applied) if !applied.success => State::Dirty,
                 Some(applied) if applied.checksum == hex(&migration.checksum) => {
-                    if applied.digest.is_none() || !applied.is_last {
+                    if applied.digest.is_none() {
                         not_in_history.push(migration.version);
                     }
                     State::Applied
@@ -142,10 +142,8 @@ struct Applied {
     is_under_way: bool,
     /// As hex digits, since the text of a `bytea` depends on `bytea_output`.
     checksum: String,
-    /// What the history has of the file with this checksum, as hex digits.
+    /// What the history has of the file, as hex digits, if its last entry has it as applied under this checksum.
     digest: Option<String>,
-    /// Whether the history's last entry has it as applied.
-    is_last: bool,
 }
 
 async fn applied(
@@ -158,35 +156,52 @@ async fn applied(
     } else {
         "false".to_owned()
     };
-    let (known, history) = if table.history.is_readable() {
-        let history = format!(
-            "left join lateral (
-                 select digest from {name} as h
-                 where h.version = recorded.version and h.checksum = recorded.checksum and h.succeeded and h.digest is not null
-                 order by id desc limit 1
-             ) as known on true
-             left join lateral (
-                 select {IS_APPLIED} as is_applied from {name} as h
-                 where h.version = recorded.version and h.succeeded order by id desc limit 1
-             ) as last on true",
-            name = table.history.name
-        );
-        ("encode(known.digest, 'hex'), coalesce(last.is_applied, false)", history)
-    } else {
-        ("null::text, false", String::new())
-    };
-    let sql = format!(
-        "select version, description, success, encode(checksum, 'hex'), {is_under_way}, {known}
-         from {} as recorded {history}
-         order by version",
+    let records = format!(
+        "select version, description, success, encode(checksum, 'hex'), {is_under_way} from {} order by version;",
         table.name
     );
-    let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
-    let applied = |row: &PgRow| {
-        let [description, checksum] = [row.try_get(1)?, row.try_get(3)?];
-        let [success, is_under_way] = [row.try_get(2)?, row.try_get(4)?];
-        let (digest, is_last) = (row.try_get(5)?, row.try_get(6)?);
-        Ok((row.try_get(0)?, Applied { description, success, is_under_way, checksum, digest, is_last }))
+    // In one message, so that it takes no round trip of its own; two statements, since a join would take longer to plan than to run.
+    let history = format!(
+        "select version, id, {IS_APPLIED}, encode(checksum, 'hex'), encode(digest, 'hex'), null from {} as h
+         where h.succeeded",
+        table.history.name
+    );
+    let with_history = table.history.is_readable().then(|| format!("{records}{history}"));
+    let mut rows = match with_history {
+        Some(sql) => match connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await {
+            // A table of somebody else's.
+            Err(error) if has_code(&error, NO_COLUMN) => None,
+            rows => Some(rows?),
+        },
+        None => None,
     };
-    rows.iter().map(applied).collect()
+    if rows.is_none() {
+        rows = Some(connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(records))).await?);
+    }
+    let (records, entries): (Vec<PgRow>, Vec<PgRow>) =
+        rows.into_iter().flatten().partition(|row| row.len() == 5);
+
+    let mut last: HashMap<i64, (i64, &PgRow)> = HashMap::new();
+    for row in &entries {
+        let (version, id) = (row.try_get(0)?, row.try_get(1)?);
+        let newest = last.entry(version).or_insert((id, row));
+        if newest.0 < id {
+            *newest = (id, row);
+        }
+    }
+    let applied = |row: &PgRow| {
+        let version = row.try_get(0)?;
+        let [description, checksum]: [String; 2] = [row.try_get(1)?, row.try_get(3)?];
+        let [success, is_under_way] = [row.try_get(2)?, row.try_get(4)?];
+        let digest = match last.get(&version) {
+            Some((_, entry))
+                if entry.try_get(2)? && entry.try_get::<Option<&str>, _>(3)? == Some(&checksum) =>
+            {
+                entry.try_get(4)?
+            }
+            _ => None,
+        };
+        Ok((version, Applied { description, success, is_under_way, checksum, digest }))
+    };
+    records.iter().map(applied).collect()
 }

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 
+use crate::Error;
 use crate::session::answer;
-use crate::{Error, history};
 
 /// What the name of the table of progress ends with.
 const PROGRESS: &str = "_progress";
@@ -40,19 +40,17 @@ pub(crate) struct Beside {
     pub(crate) exists: bool,
     /// Whether this role may read it.
     pub(crate) can_be_read: bool,
-    /// Whether it is a table of this role's, of a superuser's, or of the owner's of sqlx's table. What others own may run their code as this
+    /// Whether it is a table of this role's, of the cluster's first superuser's, or of the owner's of sqlx's table. What others own may run their code as this
     /// role, when it is read or written: as a view, a policy or a trigger.
     pub(crate) is_trusted: bool,
     /// Whether this role may add rows, or make the table.
     pub(crate) can_be_written: bool,
-    /// The number of its form, if a program of ours has made it.
-    pub(crate) form: Option<i32>,
 }
 
 impl Beside {
-    /// Whether there are rows of a form that this program knows, for this role.
+    /// Whether there are rows for this role to read.
     pub(crate) fn is_readable(&self) -> bool {
-        self.can_be_read && self.is_trusted && self.form == Some(history::FORM)
+        self.can_be_read && self.is_trusted
     }
 }
 
@@ -71,17 +69,14 @@ impl Table {
             "select oid, name, relation, progress, coalesce(has_table_privilege(to_regclass(progress), 'select'), false),
                history, to_regclass(history) is not null, coalesce(has_table_privilege(to_regclass(history), 'select'), false),
                coalesce(has_table_privilege(to_regclass(history), 'insert'), has_schema_privilege(schema, 'create')),
-               (select conname::text from pg_constraint where conrelid = to_regclass(history) and conname like '{form}%' limit 1),
-               exists (select from pg_class as h join pg_roles as r on r.oid = h.relowner
-                       where h.oid = to_regclass(history) and h.relkind = 'r'
-                         and (h.relowner = owner or r.rolsuper or r.rolname in (session_user, current_user)))
+               exists (select from pg_class as h where h.oid = to_regclass(history) and h.relkind = 'r'
+                       and (h.relowner in (owner, 10) or pg_get_userbyid(h.relowner) in (session_user, current_user)))
              from (select c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname) as name, c.relname::text as relation,
                      {progress} as progress, {history} as history, n.oid as schema, c.relowner as owner
                    from pg_class c join pg_namespace n on n.oid = c.relnamespace
                    where c.oid = to_regclass({name})) as found",
             progress = beside(PROGRESS),
             history = beside(HISTORY),
-            form = history::FORM_CONSTRAINT.replace('_', "\\_"),
             name = literal(name)
         );
         let asked = connection.fetch_optional(sqlx::raw_sql(AssertSqlSafe(sql)));
@@ -98,8 +93,7 @@ impl Table {
                         exists: row.try_get(6)?,
                         can_be_read: row.try_get(7)?,
                         can_be_written: row.try_get(8)?,
-                        is_trusted: row.try_get(10)?,
-                        form: row.try_get::<Option<String>, _>(9)?.as_deref().and_then(history::form),
+                        is_trusted: row.try_get(9)?,
                     },
                 })
             };
