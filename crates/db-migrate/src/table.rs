@@ -14,6 +14,9 @@ const PROGRESS: &str = "_progress";
 /// What the name of the history's table ends with.
 const HISTORY: &str = "_history";
 
+/// `BOOTSTRAP_SUPERUSERID` in PostgreSQL's `pg_authid.h`. Whether another role is a superuser costs each session a look into a catalog.
+const FIRST_SUPERUSER: u32 = 10;
+
 /// A name of PostgreSQL has this many bytes at most.
 const LONGEST_NAME: usize = 63;
 
@@ -70,7 +73,7 @@ impl Table {
                history, to_regclass(history) is not null, coalesce(has_table_privilege(to_regclass(history), 'select'), false),
                coalesce(has_table_privilege(to_regclass(history), 'insert'), has_schema_privilege(schema, 'create')),
                exists (select from pg_class as h where h.oid = to_regclass(history) and h.relkind = 'r'
-                       and (h.relowner in (owner, 10) or pg_get_userbyid(h.relowner) in (session_user, current_user)))
+                       and (h.relowner in (owner, {FIRST_SUPERUSER}) or pg_get_userbyid(h.relowner) in (session_user, current_user)))
              from (select c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname) as name, c.relname::text as relation,
                      {progress} as progress, {history} as history, n.oid as schema, c.relowner as owner
                    from pg_class c join pg_namespace n on n.oid = c.relnamespace
