@@ -466,12 +466,14 @@ pub(crate) async fn applied_sql(
 }
 
 /// The roles that may write to the table or make triggers of it, but for this one and superusers: by a right on the table or on a
-/// column, as its owner, or as a member of its owner.
+/// column, as its owner, or as a member of its owner. Who administers the owner is left out, too: on 16 and later, that is who made the
+/// role, and can become it at any time.
 async fn writers(connection: &mut PgConnection, name: &str) -> Result<Vec<String>, Error> {
     let sql = format!(
         "select array(
              select r.rolname::text from pg_roles as r, pg_class as c
              where c.oid = {}::regclass and not r.rolsuper and r.rolname not in (session_user, current_user) and r.rolname !~ '^pg_'
+               and not pg_has_role(r.oid, c.relowner, 'member with admin option')
                and (pg_has_role(r.oid, c.relowner, 'member')
                     or has_table_privilege(r.oid, c.oid, 'insert, update, delete, truncate, trigger')
                     or has_any_column_privilege(r.oid, c.oid, 'insert, update'))

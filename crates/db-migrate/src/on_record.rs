@@ -3,10 +3,12 @@
 use std::fmt::Write;
 
 use db_core::{Config, ConnectRetry};
+use sqlx::migrate::Migration;
 
 use crate::history::{Action, Noted};
 use crate::run::{close, refuse_pooler};
 use crate::status::State;
+use crate::step::Steps;
 use crate::table::{bytes, literal};
 use crate::{Error, Migrations, session};
 
@@ -49,13 +51,7 @@ impl Migrations {
                 file.version
             );
         }
-        let noted: Vec<_> = files.iter().map(|file| Noted::of(file, self.file(file.version, true))).collect();
-        if let Some(history) = &mut steps.history {
-            changes += &history.noted(Action::Reblessed, Some(reason), &noted);
-        }
-        if let Some(first) = versions.first() {
-            steps.record(*first, "put new checksums on record", &changes).await?;
-        }
+        self.note(&mut steps, Action::Reblessed, reason, &files, changes).await?;
         steps.close().await;
         close(connection).await;
         Ok(versions)
@@ -90,16 +86,26 @@ impl Migrations {
                 bytes(&file.checksum)
             );
         }
-        let noted: Vec<_> = files.iter().map(|file| Noted::of(file, self.file(file.version, true))).collect();
-        if let Some(history) = &mut steps.history {
-            changes += &history.noted(Action::Baseline, Some(reason), &noted);
-        }
-        if !files.is_empty() {
-            steps.record(version, "put a baseline on record", &changes).await?;
-        }
+        self.note(&mut steps, Action::Baseline, reason, &files, changes).await?;
         let versions = files.iter().map(|file| file.version).collect();
         steps.close().await;
         close(connection).await;
         Ok(versions)
+    }
+    /// Changes sqlx's table and the history in one transaction, if there is anything to change.
+    async fn note(
+        &self,
+        steps: &mut Steps<'_>,
+        action: Action,
+        reason: &str,
+        files: &[&Migration],
+        mut changes: String,
+    ) -> Result<(), Error> {
+        let Some(first) = files.first() else { return Ok(()) };
+        let noted: Vec<_> = files.iter().map(|file| Noted::of(file, self.file(file.version, true))).collect();
+        if let Some(history) = &mut steps.history {
+            changes += &history.noted(action, Some(reason), &noted);
+        }
+        steps.record(first.version, "change what is on record", &changes).await
     }
 }

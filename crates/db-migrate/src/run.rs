@@ -8,7 +8,7 @@ use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
 
 use crate::blockers::Observer;
-use crate::history::{Author, History};
+use crate::history::{Action, Author, History};
 use crate::lock::Key;
 use crate::look::{newest, problems_of_files};
 use crate::session::{LockTimeout, Session};
@@ -143,7 +143,7 @@ impl Migrations {
         let before = before.get_or_insert(statuses);
         for (nth, (migration, is_under_way)) in pending.iter().enumerate() {
             let next = pending.get(nth + 1).map(|(next, _)| *next);
-            steps.apply(migration, *is_under_way, next).await?;
+            steps.run_file(migration, Action::Up, *is_under_way, next).await?;
         }
         steps.close().await;
         self.report(connection, before).await
@@ -236,7 +236,7 @@ impl Migrations {
         refuse(downs.iter().map(|(down, _)| *down))?;
         for (nth, (down, is_under_way)) in downs.iter().enumerate() {
             let next = downs.get(nth + 1).map(|(next, _)| *next);
-            steps.revert(down, *is_under_way, next).await?;
+            steps.run_file(down, Action::Down, *is_under_way, next).await?;
         }
         steps.close().await;
         self.report(connection, &before).await

@@ -42,29 +42,31 @@ pub(crate) struct Steps<'c> {
 }
 
 impl Steps<'_> {
-    /// Runs an up file and records its version, or goes on with one that is under way. `next` is the migration that is run next.
+    /// Runs an up file and records its version, or runs a down file and removes that record, or goes on with one that is under way. `next` is
+    /// the migration that is run next.
     ///
     /// The migration and its record are one transaction, in two round trips, unless the file begins with `-- no-transaction`.
-    pub(crate) async fn apply(
+    pub(crate) async fn run_file(
         &mut self,
         migration: &Migration,
+        action: Action,
         is_under_way: bool,
         next: Option<&Migration>,
     ) -> Result<(), Error> {
-        self.begin_attempt(migration, Action::Up).await?;
-        let done = self.apply_once_begun(migration, is_under_way, next).await;
+        self.begin_attempt(migration, action).await?;
+        let applied = action == Action::Up;
+        let done = if migration.no_tx || is_under_way {
+            self.outside(migration, !applied, is_under_way, next).await
+        } else if applied {
+            self.apply(migration, next).await
+        } else {
+            let record = format!("delete from {} where version = {}", self.table.name, migration.version);
+            self.repeated(migration, |_| record.clone(), false, next).await
+        };
         self.end_attempt(migration, done).await
     }
 
-    async fn apply_once_begun(
-        &mut self,
-        migration: &Migration,
-        is_under_way: bool,
-        next: Option<&Migration>,
-    ) -> Result<(), Error> {
-        if migration.no_tx || is_under_way {
-            return self.outside(migration, false, is_under_way, next).await;
-        }
+    async fn apply(&mut self, migration: &Migration, next: Option<&Migration>) -> Result<(), Error> {
         let Migration { version, description, checksum, .. } = migration;
         let table = self.table.name.clone();
         let record = |took: Duration| {
@@ -77,31 +79,6 @@ impl Steps<'_> {
             )
         };
         self.repeated(migration, record, true, next).await
-    }
-
-    /// Runs a down file and removes the record of its version.
-    pub(crate) async fn revert(
-        &mut self,
-        migration: &Migration,
-        is_under_way: bool,
-        next: Option<&Migration>,
-    ) -> Result<(), Error> {
-        self.begin_attempt(migration, Action::Down).await?;
-        let done = self.revert_once_begun(migration, is_under_way, next).await;
-        self.end_attempt(migration, done).await
-    }
-
-    async fn revert_once_begun(
-        &mut self,
-        migration: &Migration,
-        is_under_way: bool,
-        next: Option<&Migration>,
-    ) -> Result<(), Error> {
-        if migration.no_tx || is_under_way {
-            return self.outside(migration, true, is_under_way, next).await;
-        }
-        let record = format!("delete from {} where version = {}", self.table.name, migration.version);
-        self.repeated(migration, |_| record.clone(), false, next).await
     }
 
     /// Records that an attempt begins, unless the end of the one before has.

@@ -409,6 +409,18 @@ async fn a_role_that_works_as_another_one_writes_the_history_as_that_one() {
     assert_eq!(attempts(&db).await.len(), 5);
 }
 
+#[tokio::test]
+async fn who_administers_the_migrating_role_does_not_end_its_history() {
+    let setup = "create role boss; grant app to boss with admin option; grant create on schema public to app";
+    let (db, _server, app) = as_role(setup).await;
+
+    assert_eq!(migrations(&NEWER).await.up(&app).await.expect("up").changed, [1, 2, 3]);
+
+    assert_eq!(attempts(&db).await.len(), 3);
+    let old = migrations(&NEWER[..2]).await.with_stored_downs(true);
+    assert_eq!(old.down_to(&app, 1).await.expect("down").changed, [3, 2]);
+}
+
 #[db_testkit::test]
 async fn a_way_back_that_is_not_on_record_is_named_and_nothing_is_reverted(db: TestDb) {
     let newer = migrations(&NEWER).await.with_stored_sql(false);
