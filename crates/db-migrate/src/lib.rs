@@ -101,6 +101,8 @@
 
 pub mod batches;
 mod blockers;
+#[cfg(feature = "check")]
+pub mod check;
 #[cfg(feature = "clap")]
 pub mod command;
 mod contents;

@@ -453,6 +453,6 @@ fn first_of(first: Error, second: Result<(), Error>) -> Error {
 }
 
 /// 25001 is `active_sql_transaction`, and 2D000 `invalid_transaction_termination`, of a procedure that commits.
-fn is_refused_in_transaction(cause: &db_core::Error) -> bool {
+pub(crate) fn is_refused_in_transaction(cause: &db_core::Error) -> bool {
     cause.sqlstate().is_some_and(|code| matches!(&*code, "25001" | "2D000"))
 }

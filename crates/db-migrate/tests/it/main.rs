@@ -1,6 +1,7 @@
 //! `db-migrate` on a real PostgreSQL.
 
 mod batches;
+mod check;
 mod cli;
 mod giving_way;
 mod history;

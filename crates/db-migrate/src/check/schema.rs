@@ -1,0 +1,121 @@
+//! The schema of a database as text, and what differs between two.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+use similar::TextDiff;
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Executor, Row};
+
+use crate::Error;
+use crate::table::{Table, literal};
+
+/// Reads what users have made. `/*own*/` stands for the tables of this crate.
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// The objects of a database, by kind and name, and how they are defined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Schema(BTreeMap<String, String>);
+
+/// Whether owners and privileges belong to a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rights {
+    Count,
+    /// Between clusters, roles differ.
+    DoNotCount,
+}
+
+/// An object that is not as it should be. `Display` shows lines with `-` for what is missing and `+` for what is too much.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Difference {
+    /// Its kind and name, such as `index public.shop_name`.
+    pub object: String,
+    /// How it should be; none if it should not be there.
+    pub expected: Option<String>,
+    /// How it is; none if it is not there.
+    pub found: Option<String>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { object, expected, found } = self;
+        match (expected, found) {
+            (None, _) => write!(f, "{object} is there and should not be"),
+            (_, None) => write!(f, "{object} is missing"),
+            (Some(expected), Some(found)) => {
+                write!(f, "{object} differs:")?;
+                let diff = TextDiff::from_lines(expected, found);
+                let unified = diff.unified_diff().context_radius(0).to_string();
+                unified
+                    .lines()
+                    .filter(|line| !line.starts_with("@@"))
+                    .try_for_each(|line| write!(f, "\n    {line}"))
+            }
+        }
+    }
+}
+
+impl Schema {
+    /// Reads it, in a transaction that changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Database`].
+    pub(super) async fn read(
+        connection: &mut PgConnection,
+        own: &[i64],
+        rights: Rights,
+    ) -> Result<Self, Error> {
+        let own = own.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let query = SCHEMA.replace("/*own*/", &own);
+        // With no other schema in the path, the server qualifies all names.
+        let sql = format!("begin read only; set local search_path to pg_catalog; {query}; commit");
+        let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+        let objects = rows.and_then(|rows| {
+            let object = |row: sqlx::postgres::PgRow| {
+                let (kind, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+                let (definition, granted): (String, String) = (row.try_get(2)?, row.try_get(3)?);
+                let text = match rights {
+                    Rights::Count if !granted.is_empty() => format!("{definition}\n{granted}\n"),
+                    _ => format!("{definition}\n"),
+                };
+                Ok((format!("{kind} {name}"), text))
+            };
+            rows.into_iter().map(object).collect()
+        });
+        Ok(Self(objects.map_err(Error::database("read the schema"))?))
+    }
+
+    /// What differs in `found`.
+    pub(super) fn differences(&self, found: &Self) -> Vec<Difference> {
+        let names = self.0.keys().chain(found.0.keys().filter(|name| !self.0.contains_key(*name)));
+        let difference = |name: &String| {
+            let (expected, found) = (self.0.get(name), found.0.get(name));
+            (expected != found).then(|| Difference {
+                object: name.clone(),
+                expected: expected.cloned(),
+                found: found.cloned(),
+            })
+        };
+        let mut differences: Vec<_> = names.filter_map(difference).collect();
+        differences.sort_by(|one, other| one.object.cmp(&other.object));
+        differences
+    }
+}
+
+/// The ids of the tables that migrations are recorded in.
+pub(super) async fn own_tables(connection: &mut PgConnection, table: &str) -> Result<Vec<i64>, Error> {
+    let Some(table) = Table::find(connection, table).await? else { return Ok(Vec::new()) };
+    let sql = format!(
+        "select oid::int8 from unnest(array[to_regclass({}), to_regclass({})]) as beside (oid) where oid is not null",
+        literal(&table.progress),
+        literal(&table.history.name)
+    );
+    let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+    let beside = rows.and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>());
+    let mut own = beside.map_err(Error::database("look for the tables beside the migration table"))?;
+    own.push(table.oid);
+    Ok(own)
+}

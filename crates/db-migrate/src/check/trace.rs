@@ -1,0 +1,227 @@
+//! What each statement of a file does to the tables that were there before, as the server tells it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use db_core::sql::Position;
+use serde::{Deserialize, Serialize, Serializer};
+use sqlx::migrate::Migration;
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Executor};
+
+use super::catalog::{self, Catalog, Effects, Kind, Of};
+use super::rules::{self, Hazard, Seen};
+use crate::outside::is_refused_in_transaction;
+use crate::statements::{Place, Step, steps};
+use crate::table::quoted;
+
+/// A statement, and what it did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Traced {
+    /// Where it begins in the file.
+    pub position: Position,
+    /// How long it took. On an empty database, this tells nothing about one with data.
+    #[serde(rename = "milliseconds", serialize_with = "in_milliseconds")]
+    pub took: Duration,
+    /// The locks that it added on tables that were there before. Those of a statement that PostgreSQL refuses in a transaction are released
+    /// when it ends, and are not here.
+    pub locks: Vec<Lock>,
+    /// The tables and materialized views that it has written anew.
+    pub rewritten: Vec<String>,
+    /// The tables and materialized views that it has read as a whole.
+    pub scanned: Vec<String>,
+}
+
+/// A lock on a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Lock {
+    /// The table, with its schema.
+    pub table: String,
+    /// The lock.
+    pub mode: Mode,
+}
+
+/// The locks on tables, from the weakest to the strongest. From PostgreSQL's manual, chapter 13.3.1 "Table-Level Locks".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Mode {
+    /// Of readers.
+    AccessShareLock,
+    /// Of `SELECT … FOR UPDATE`.
+    RowShareLock,
+    /// Of writers.
+    RowExclusiveLock,
+    /// Of `VACUUM`, `VALIDATE CONSTRAINT`, `CREATE INDEX CONCURRENTLY`. Readers and writers go on.
+    ShareUpdateExclusiveLock,
+    /// Of `CREATE INDEX`. Writers wait.
+    ShareLock,
+    /// Of `CREATE TRIGGER`, `ADD FOREIGN KEY`. Writers wait.
+    ShareRowExclusiveLock,
+    /// Of `REFRESH MATERIALIZED VIEW CONCURRENTLY`. Writers wait.
+    ExclusiveLock,
+    /// Of most forms of `ALTER TABLE`. Readers and writers wait.
+    AccessExclusiveLock,
+}
+
+/// What running a file statement by statement has shown.
+#[derive(Debug)]
+pub(super) struct Trace {
+    pub(super) statements: Vec<Traced>,
+    pub(super) hazards: Vec<Hazard>,
+    /// The one that failed, which ended it.
+    pub(super) failed: Option<db_core::Error>,
+}
+
+/// Runs the statements of a file, and looks after each. What ran in one transaction is rolled back.
+///
+/// `old` has the tables that count; none means all that are there when the file begins.
+pub(super) async fn run(
+    connection: &mut PgConnection,
+    migration: &Migration,
+    role: Option<&str>,
+    old: Option<&Catalog>,
+    own: &[i64],
+) -> Result<Trace, db_core::Error> {
+    let all = catalog::read(connection, Of::All { own }).await?.0;
+    let mut tracer = Tracer {
+        connection,
+        own,
+        start: match old {
+            Some(old) => all.only(old),
+            None => all,
+        },
+        now: Catalog::default(),
+        effects: Effects::default(),
+        trace: Trace { statements: Vec::new(), hazards: Vec::new(), failed: None },
+        lost_views: BTreeMap::new(),
+    };
+    tracer.now = tracer.start.clone();
+    if let Some(role) = role {
+        raw(tracer.connection, &format!("set role {}", quoted(role))).await?;
+    }
+    if !migration.no_tx {
+        raw(tracer.connection, "begin").await?;
+    }
+    for step in steps(migration) {
+        let position = Position::of(migration.sql.as_str(), step.statement.start);
+        let done = if migration.no_tx {
+            tracer.alone(&step, position).await
+        } else {
+            tracer.statement(&step, position, true).await
+        };
+        if let Err(error) = done {
+            tracer.trace.failed = Some(error);
+            return Ok(tracer.trace);
+        }
+    }
+    // A view that is made again under its name is not lost.
+    let end = catalog::read(tracer.connection, Of::All { own }).await?.0;
+    if !migration.no_tx {
+        raw(tracer.connection, "rollback").await?;
+    }
+    let lost = tracer.lost_views.iter();
+    let lost = lost.filter_map(|(oid, statement)| rules::lost_view(*statement, *oid, &tracer.start, &end));
+    tracer.trace.hazards.extend(lost);
+    Ok(tracer.trace)
+}
+
+async fn raw(connection: &mut PgConnection, sql: &str) -> Result<(), db_core::Error> {
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await?;
+    Ok(())
+}
+
+struct Tracer<'c> {
+    connection: &'c mut PgConnection,
+    own: &'c [i64],
+    start: Catalog,
+    now: Catalog,
+    /// In this transaction.
+    effects: Effects,
+    trace: Trace,
+    /// Views that were dropped, and the number of the statement.
+    lost_views: BTreeMap<i64, usize>,
+}
+
+impl Tracer<'_> {
+    /// A statement outside of a transaction: in one of its own, unless the server refuses it there.
+    async fn alone(&mut self, step: &Step<'_>, position: Position) -> Result<(), db_core::Error> {
+        if step.place == Place::Transaction {
+            raw(self.connection, "begin").await?;
+            // The server adds up what a session did within a second.
+            self.effects = catalog::read(self.connection, Of::All { own: self.own }).await?.1;
+            let done = self.statement(step, position, true).await;
+            match done {
+                Err(error) if is_refused_in_transaction(&error) => raw(self.connection, "rollback").await?,
+                done => {
+                    done?;
+                    return raw(self.connection, "commit").await;
+                }
+            }
+        }
+        self.effects = Effects::default();
+        self.statement(step, position, false).await
+    }
+
+    async fn statement(
+        &mut self,
+        step: &Step<'_>,
+        position: Position,
+        in_transaction: bool,
+    ) -> Result<(), db_core::Error> {
+        let began = Instant::now();
+        raw(self.connection, step.statement.text).await?;
+        let took = began.elapsed();
+        let (after, effects) = if in_transaction {
+            catalog::read(self.connection, Of::Locked(&self.now)).await?
+        } else {
+            // Its locks are gone, and what it counted may be.
+            let all = catalog::read(self.connection, Of::All { own: self.own }).await?.0;
+            (all.only(&self.start), Effects::default())
+        };
+        let tokens: Vec<_> = step.statement.tokens().collect();
+        let nth = self.trace.statements.len();
+        let seen = Seen {
+            tokens: &tokens,
+            before: &self.now,
+            after: &after,
+            held: &self.effects,
+            effects: &effects,
+            in_transaction,
+        };
+        self.trace.statements.push(traced(&seen, position, took));
+        self.trace.hazards.extend(rules::hazards(nth, &seen));
+        for (oid, relation) in &self.now.relations {
+            if matches!(relation.kind, Kind::View | Kind::MaterializedView)
+                && !after.relations.contains_key(oid)
+            {
+                self.lost_views.insert(*oid, nth);
+            }
+        }
+        self.now = after;
+        self.effects = effects;
+        Ok(())
+    }
+}
+
+fn traced(seen: &Seen<'_>, position: Position, took: Duration) -> Traced {
+    let names = |oids: BTreeSet<i64>| oids.into_iter().filter_map(|oid| seen.name(oid)).collect();
+    let added = seen.effects.locks.iter().filter_map(|(oid, modes)| {
+        let held = seen.held.locks.get(oid).map_or(&[][..], Vec::as_slice);
+        let mode = modes.iter().filter(|mode| !held.contains(mode)).max()?;
+        Some(Lock { table: seen.name(*oid)?, mode: *mode })
+    });
+    Traced {
+        position,
+        took,
+        locks: added.collect(),
+        rewritten: names(seen.rewritten()),
+        scanned: names(seen.scanned()),
+    }
+}
+
+fn in_milliseconds<S: Serializer>(took: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    // Rounded to thousandths.
+    to.serialize_f64((took.as_secs_f64() * 1e6).round() / 1e3)
+}

@@ -1,0 +1,2 @@
+-- A place for the number of the invoice.
+alter table orders add column invoice_no text;

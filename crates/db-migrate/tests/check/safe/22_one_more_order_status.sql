@@ -1,0 +1,2 @@
+-- Orders can come back.
+alter type order_status add value if not exists 'returned' after 'delivered';

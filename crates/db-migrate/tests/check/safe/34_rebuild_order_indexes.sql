@@ -1,0 +1,4 @@
+-- no-transaction
+-- The indexes have grown fat.
+reindex index concurrently order_items_order_id_idx;
+reindex table concurrently payments;

@@ -1,0 +1,3 @@
+-- no-transaction
+-- The events of 2024 go to the archive.
+alter table events detach partition events_2024 concurrently;

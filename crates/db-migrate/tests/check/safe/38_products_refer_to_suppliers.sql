@@ -1,0 +1,6 @@
+-- no-transaction
+-- Products must name a supplier that we know.
+set lock_timeout = '2s';
+alter table products
+    add constraint products_supplier_id_fkey foreign key (supplier_id) references suppliers (id) not valid;
+alter table products validate constraint products_supplier_id_fkey;

@@ -1,0 +1,3 @@
+-- no-transaction
+-- After the great clean-up.
+VACUUM (ANALYZE) orders;

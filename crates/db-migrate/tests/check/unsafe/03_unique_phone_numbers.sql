@@ -1,0 +1,2 @@
+-- One account per phone number.
+alter table customers add constraint customers_phone_key unique (phone);

@@ -1,0 +1,2 @@
+-- Our British friends say basket.
+alter table carts rename to baskets;

@@ -1,0 +1,2 @@
+-- We no longer call anybody.
+alter table customers drop column phone;

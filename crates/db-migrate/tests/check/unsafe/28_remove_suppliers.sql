@@ -1,0 +1,2 @@
+-- Suppliers live in the purchasing system now.
+DROP TABLE suppliers;

@@ -1,0 +1,2 @@
+-- Nothing of the old shop is needed any more.
+drop schema if exists legacy cascade;

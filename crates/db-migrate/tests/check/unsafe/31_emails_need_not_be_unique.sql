@@ -1,0 +1,2 @@
+-- Families share an address.
+alter table customers drop constraint customers_email_key;

@@ -1,0 +1,2 @@
+-- Start the season with empty carts.
+truncate table carts;

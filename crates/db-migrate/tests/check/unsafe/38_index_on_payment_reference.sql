@@ -1,0 +1,2 @@
+-- Find payments by their reference.
+create index concurrently payments_reference_idx on payments (reference);

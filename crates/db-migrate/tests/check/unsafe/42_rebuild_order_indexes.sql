@@ -1,0 +1,2 @@
+-- The indexes have grown fat.
+reindex table order_items;

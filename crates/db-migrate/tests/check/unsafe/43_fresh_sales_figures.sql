@@ -1,0 +1,2 @@
+-- The dashboard should show today.
+refresh materialized view daily_sales;

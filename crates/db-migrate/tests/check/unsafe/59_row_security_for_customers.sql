@@ -1,0 +1,2 @@
+-- Prepare for tenants.
+alter table customers enable row level security;

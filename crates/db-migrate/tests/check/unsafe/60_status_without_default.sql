@@ -1,0 +1,2 @@
+-- Callers should say which status an order has.
+alter table orders alter column status drop default;

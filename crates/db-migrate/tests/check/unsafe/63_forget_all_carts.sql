@@ -1,0 +1,2 @@
+-- Old carts confuse the new basket page.
+delete from carts;

@@ -1,0 +1,2 @@
+-- Ids come from the database and from nowhere else.
+alter table coupons alter column id set generated always;

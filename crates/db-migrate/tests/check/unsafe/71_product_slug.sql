@@ -1,0 +1,2 @@
+-- Products get readable addresses.
+alter table products add column slug text unique;

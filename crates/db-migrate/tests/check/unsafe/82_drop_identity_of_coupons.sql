@@ -1,0 +1,2 @@
+-- The coupon service gives out the ids.
+alter table coupons alter column id drop identity if exists;
