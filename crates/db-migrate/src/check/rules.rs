@@ -1,12 +1,13 @@
 //! What hurts a service that runs while a file is applied. The rules see facts, and no text but the first word of a statement.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use db_core::sql::{Position, Token};
 use serde::{Serialize, Serializer};
 
-use super::catalog::{Catalog, Effects, Kind, What};
+use super::catalog::{Catalog, Column, Effects, Kind, Relation, What};
 use super::trace::Mode;
 use crate::Action;
 
@@ -32,7 +33,8 @@ impl fmt::Display for Finding {
         if let Some(position) = position {
             write!(f, "{position}: ")?;
         }
-        write!(f, "{rule}: {message}. {advice}")
+        let end = if message.contains('\n') { "\n" } else { ". " };
+        write!(f, "{rule}: {message}{end}{advice}")
     }
 }
 
@@ -169,6 +171,9 @@ rules! {
     /// Writers of the version before rely on it.
     DropsDefault = "dropping-default":
         "Release a version first that gives a value; then allow this by a comment that says so",
+    /// Writers of the version before may rely on it, in `on conflict`.
+    DropsUnique = "dropping-unique-constraint":
+        "Release a version first that does not name its columns in `on conflict`; then allow this by a comment that says so",
     /// All rows are lost.
     Truncates = "ban-truncate" or "ban-truncate-cascade":
         "Delete in batches what is not needed, or allow this by a comment that says why nobody needs the rows",
@@ -213,7 +218,7 @@ impl Seen<'_> {
 
     /// The tables that were written anew.
     pub(super) fn rewritten(&self) -> BTreeSet<i64> {
-        let is_new = |(oid, old): (&i64, &super::catalog::Relation)| {
+        let is_new = |(oid, old): (&i64, &Relation)| {
             let new = self.after.relations.get(oid)?;
             (old.file.is_some() && new.file.is_some() && old.file != new.file).then_some(*oid)
         };
@@ -254,6 +259,7 @@ pub(super) fn hazards(statement: usize, seen: &Seen<'_>) -> Vec<Hazard> {
     found.relations();
     found.columns();
     found.constraints();
+    found.lost_constraints();
     found.indexes();
     found.rest();
     let hazard = |(rule, mut messages): (Rule, Vec<String>)| {
@@ -374,14 +380,8 @@ impl Found<'_> {
                     ),
                 );
             }
-            if is_table
-                && old.has_default
-                && old.is_not_null
-                && !old.is_generated
-                && !new.has_default
-                && !new.is_generated
-                && new.is_not_null
-            {
+            let has_value = |it: &Column| it.has_default || it.is_generated;
+            if is_table && old.is_not_null && new.is_not_null && has_value(old) && !has_value(new) {
                 self.add(Rule::DropsDefault, format!("{name} is not null and loses its default"));
             }
         }
@@ -410,6 +410,11 @@ impl Found<'_> {
                 self.add(Rule::AddsRequired, message);
             }
         }
+    }
+
+    /// Whether a table had a constraint of this name.
+    fn was_there(&self, table: i64, name: &str) -> bool {
+        self.seen.before.constraints.values().any(|it| it.of == table && it.name == name)
     }
 
     fn constraints(&mut self) {
@@ -442,12 +447,8 @@ impl Found<'_> {
                     }
                     // One that is there again has been built with its column's new type.
                     'u' | 'p' | 'x'
-                        if !seen.before.indexes.contains_key(&new.index)
-                            && !seen
-                                .before
-                                .constraints
-                                .values()
-                                .any(|it| it.of == new.of && it.name == new.name) =>
+                        if !(seen.before.indexes.contains_key(&new.index)
+                            || self.explained.contains(&new.of) && self.was_there(new.of, &new.name)) =>
                     {
                         self.explained.insert(new.of);
                         self.add(
@@ -467,6 +468,22 @@ impl Found<'_> {
                     Rule::Validates,
                     format!("all rows are checked for {name} while {who} wait for a lock that an earlier statement of the file holds"),
                 );
+            }
+        }
+    }
+
+    /// A writer of the version before may name its columns in `on conflict`.
+    fn lost_constraints(&mut self) {
+        let seen = self.seen;
+        for (oid, old) in &seen.before.constraints {
+            let is_gone = !seen.after.constraints.contains_key(oid)
+                && !seen.after.constraints.values().any(|it| it.of == old.of && it.name == old.name);
+            let has_columns =
+                old.columns.iter().all(|number| seen.after.columns.contains_key(&(old.of, *number)));
+            if let (true, true, 'u' | 'p', Some(table)) =
+                (is_gone, has_columns, old.kind, seen.after.relations.get(&old.of))
+            {
+                self.add(Rule::DropsUnique, format!("{} of {} is dropped", old.name, table.name));
             }
         }
     }
@@ -571,8 +588,9 @@ impl Found<'_> {
                 let mode = modes.iter().max().filter(|mode| **mode >= Mode::ShareLock)?;
                 Some((seen.name(*oid)?, *mode))
             });
-            let strongest = held.max_by_key(|(_, mode)| *mode);
-            if let Some((name, mode)) = strongest.filter(|_| !scanned.is_empty() || seen.changes_rows()) {
+            let strongest = held.min_by_key(|(_, mode)| Reverse(*mode));
+            let has_work = scanned.difference(&self.explained).next().is_some() || seen.changes_rows();
+            if let Some((name, mode)) = strongest.filter(|_| has_work) {
                 let waiting = waiting(mode);
                 self.add(
                     Rule::HoldsLock,

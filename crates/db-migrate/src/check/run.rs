@@ -1,5 +1,7 @@
 //! The order of a check.
 
+use std::fmt::Write;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,6 +23,9 @@ use crate::look::{newest, problems_of_files};
 use crate::outside::is_refused_in_transaction;
 use crate::run::close;
 use crate::{Action, Error, Migrations, session};
+
+/// The differences that a finding shows.
+const SHOWN: usize = 10;
 
 /// The database that only goes up.
 const LINE: &str = "line";
@@ -227,8 +232,9 @@ impl<'m> Check<'m> {
         let mut session = throwaway.session(LINE).await?;
         let own = self.own(&mut session).await?;
         let counts = if is_after { Some(catalog_of(&mut session, &own).await?) } else { None };
-        let mut before = self.schema(&mut session, Rights::Count).await?;
         close(session).await;
+        // As the file before has left it, if that was read.
+        let mut before = None;
 
         let mut files = Vec::new();
         let versions: Vec<i64> = migrations.ups().map(|file| file.version).collect();
@@ -237,10 +243,19 @@ impl<'m> Check<'m> {
             let target = nth.checked_sub(1).map_or(0, |nth| versions[nth]);
             let mut checking =
                 Checking { check: self, throwaway, migrations, file, target, findings: Vec::new() };
-            let (statements, after) = checking.up(counts.as_ref()).await?;
-            let way_back = match &after {
-                Some(after) => checking.back(&before, after).await?,
-                None => WayBack::NotTried,
+            let down = migrations.file(*version, true);
+            if down.is_some() && before.is_none() {
+                before = Some(checking.schema(LINE).await?);
+            }
+            let (statements, is_applied) = checking.up(counts.as_ref()).await?;
+            let mut after = None;
+            let way_back = match (down, before) {
+                _ if !is_applied => WayBack::NotTried,
+                (Some(down), Some(before)) => {
+                    let now = after.insert(checking.schema(LINE).await?);
+                    checking.back(down, &before, now).await?
+                }
+                _ => WayBack::Missing,
             };
             let findings = checking.findings;
             let Migration { version, description, .. } = file;
@@ -251,10 +266,10 @@ impl<'m> Check<'m> {
                 way_back,
                 findings,
             });
-            match after {
-                Some(after) => before = after,
-                None => break,
+            if !is_applied {
+                break;
             }
+            before = after;
         }
         Ok(Checked { files, server: throwaway.major() })
     }
@@ -304,10 +319,10 @@ struct Checking<'c> {
 }
 
 impl Checking<'_> {
-    /// Traces the file and applies it. Returns the schema afterwards, unless it failed.
-    async fn up(&mut self, counts: Option<&Catalog>) -> Result<(Vec<Traced>, Option<Schema>), CheckError> {
+    /// Traces the file and applies it. Returns whether it is applied.
+    async fn up(&mut self, counts: Option<&Catalog>) -> Result<(Vec<Traced>, bool), CheckError> {
         if self.is_refused(self.file, Rule::UpFails, Action::Up) {
-            return Ok((Vec::new(), None));
+            return Ok((Vec::new(), false));
         }
         let traced = self.trace(counts).await?;
         let allowed = Allowed::of(self.file.sql.as_str());
@@ -321,16 +336,12 @@ impl Checking<'_> {
             self.found(Rule::BadAllow, Action::Up, Some(position), reason);
         }
         let applied = up(self.migrations, &self.throwaway.config(LINE), self.file.version).await;
-        let after = match (applied, traced.failed) {
-            (Ok(()), failed) => {
-                if let Some(error) = failed {
-                    let version = self.file.version;
-                    tracing::warn!(version, %error, "the file is applied as a whole, and not statement by statement");
-                }
-                let mut session = self.throwaway.session(LINE).await?;
-                let after = self.check.schema(&mut session, Rights::Count).await?;
-                close(session).await;
-                Some(after)
+        let is_applied = applied.is_ok();
+        match (applied, traced.failed) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(error)) => {
+                let version = self.file.version;
+                tracing::warn!(version, %error, "the file is applied as a whole, and not statement by statement");
             }
             (Err(Error::Failed { at, cause, .. }), _) => {
                 let is_concurrent = !self.file.no_tx && is_refused_in_transaction(&cause);
@@ -338,14 +349,10 @@ impl Checking<'_> {
                 let nth = traced.statements.len();
                 let position = at.or_else(|| statement_at(self.file.sql.as_str(), nth));
                 self.found(rule, Action::Up, position, cause.to_string());
-                None
             }
-            (Err(error), _) => {
-                self.found(Rule::UpFails, Action::Up, None, error.to_string());
-                None
-            }
-        };
-        Ok((traced.statements, after))
+            (Err(error), _) => self.found(Rule::UpFails, Action::Up, None, error.to_string()),
+        }
+        Ok((traced.statements, is_applied))
     }
 
     /// In the database itself, since it is rolled back; outside of a transaction, in a copy.
@@ -366,8 +373,12 @@ impl Checking<'_> {
     }
 
     /// Goes down and up again, in a copy: what is in the database does not come back by itself.
-    async fn back(&mut self, before: &Schema, after: &Schema) -> Result<WayBack, CheckError> {
-        let Some(down) = self.migrations.file(self.file.version, true) else { return Ok(WayBack::Missing) };
+    async fn back(
+        &mut self,
+        down: &Migration,
+        before: &Schema,
+        after: &Schema,
+    ) -> Result<WayBack, CheckError> {
         if self.is_refused(down, Rule::DownFails, Action::Down) {
             return Ok(WayBack::Broken);
         }
@@ -378,14 +389,13 @@ impl Checking<'_> {
             self.found(Rule::BadAllow, Action::Down, Some(*position), reason.clone());
         }
         let bad = self.findings.len() - found;
-        self.there_and_back(down, &allowed, before, after).await?;
+        self.there_and_back(&allowed, before, after).await?;
         self.throwaway.remove(COPY).await?;
         Ok(if self.findings.len() > found + bad { WayBack::Broken } else { WayBack::Same })
     }
 
     async fn there_and_back(
         &mut self,
-        down: &Migration,
         allowed: &Allowed,
         before: &Schema,
         after: &Schema,
@@ -412,20 +422,31 @@ impl Checking<'_> {
         if self.findings.iter().all(|it| it.rule != Rule::DownDiffers) {
             self.compare(after, Rule::UpAgainDiffers, allowed).await?;
         }
-        debug_assert_eq!(down.version, self.file.version);
         Ok(())
     }
 
     async fn compare(&mut self, expected: &Schema, rule: Rule, allowed: &Allowed) -> Result<(), CheckError> {
-        let mut session = self.throwaway.session(COPY).await?;
-        let now = self.check.schema(&mut session, Rights::Count).await?;
-        close(session).await;
+        let now = self.schema(COPY).await?;
         let differences = expected.differences(&now);
         if !differences.is_empty() && !allowed.in_file(rule) {
-            let shown: Vec<String> = differences.iter().map(ToString::to_string).collect();
-            self.found(rule, Action::Down, None, shown.join("; "));
+            let mut message = "the schema is not what it was:".to_owned();
+            for difference in differences.iter().take(SHOWN) {
+                // Writing to a string does not fail.
+                let _ = write!(message, "\n    {difference}");
+            }
+            if let more @ 1.. = differences.len().saturating_sub(SHOWN) {
+                let _ = write!(message, "\n    and {more} more differences");
+            }
+            self.found(rule, Action::Down, None, message);
         }
         Ok(())
+    }
+
+    async fn schema(&self, database: &str) -> Result<Schema, CheckError> {
+        let mut session = self.throwaway.session(database).await?;
+        let schema = self.check.schema(&mut session, Rights::Count).await?;
+        close(session).await;
+        Ok(schema)
     }
 
     /// Whether no run would begin a file as it is, which is then found.
@@ -474,7 +495,7 @@ fn statement_at(sql: &str, nth: usize) -> Option<Position> {
 }
 
 /// The statements of a file that make, change or drop an extension, and its name.
-fn extensions(sql: &str) -> Vec<(std::ops::Range<usize>, String)> {
+fn extensions(sql: &str) -> Vec<(Range<usize>, String)> {
     let statements = split(sql).unwrap_or_default();
     let found = statements.iter().filter_map(|statement| {
         let tokens: Vec<Token<'_>> = statement.tokens().collect();

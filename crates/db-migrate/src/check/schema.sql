@@ -23,7 +23,7 @@ with
             space.name || '.' || quote_ident(c.relname) as name,
             'tablespace ' || quote_ident(t.spcname) as tablespace,
             'using ' || quote_ident(nullif(am.amname, 'heap')) as method,
-            (select string_agg(o, ', ' order by o collate "C") from unnest(c.reloptions) o) as options
+            case when c.reloptions is not null then (select string_agg(o, ', ' order by o collate "C") from unnest(c.reloptions) o) end as options
         from pg_class c
         join space on space.oid = c.relnamespace
         left join pg_tablespace t on t.oid = c.reltablespace
@@ -48,9 +48,14 @@ with
                 'maxvalue', s.seqmax, 'cache', s.seqcache, case when s.seqcycle then 'cycle' end
             ) as definition
         from pg_sequence s
-        left join pg_depend d
-            on d.classid = 'pg_class'::regclass and d.objid = s.seqrelid and d.objsubid = 0
-            and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i')
+        -- The limit has it look up those of the sequences, instead of all of a large catalog.
+        left join lateral (
+            select refobjid, refobjsubid, deptype
+            from pg_depend
+            where classid = 'pg_class'::regclass and objid = s.seqrelid and objsubid = 0
+                and refclassid = 'pg_class'::regclass and deptype in ('a', 'i')
+            limit 1
+        ) d on true
     ),
     ind as materialized (
         select
@@ -64,34 +69,6 @@ with
         join rel on_rel on on_rel.oid = i.indrelid
         left join pg_constraint c on c.conindid = i.indexrelid and c.contype in ('p', 'u', 'x')
         left join parent p on p.inhrelid = i.indexrelid
-    ),
-    -- The members of operator classes and families.
-    operation as materialized (
-        select d.refclassid, d.refobjid, string_agg(o.text, ', ' order by o.text collate "C") as text
-        from (
-            select
-                tableoid, oid,
-                concat_ws(
-                    ' ', 'operator', amopstrategy, amopopr::regoperator,
-                    'for order by ' || (
-                        select s.name || '.' || quote_ident(f.opfname)
-                        from pg_opfamily f
-                        join (select oid, quote_ident(nspname) as name from pg_namespace) s on s.oid = f.opfnamespace
-                        where f.oid = amopsortfamily
-                    )
-                ) as text
-            from pg_amop
-            where oid >= 16384
-            union all
-            select
-                tableoid, oid,
-                format('function %s (%s, %s) %s', amprocnum, amproclefttype::regtype, amprocrighttype::regtype, amproc::regprocedure)
-            from pg_amproc
-            where oid >= 16384
-        ) o
-        join pg_depend d on d.classid = o.tableoid and d.objid = o.oid
-        where d.refclassid in ('pg_opclass'::regclass, 'pg_opfamily'::regclass) and d.deptype in ('a', 'i')
-        group by d.refclassid, d.refobjid
     ),
     -- A null as definition: it has no row, but a comment on it has.
     thing (classid, objid, subid, kind, name, definition, owner, acl, acltype, more_rights) as (
@@ -276,10 +253,15 @@ with
                 'compression ' || case a.attcompression when 'p' then 'pglz' when 'l' then 'lz4' end,
                 'statistics ' || nullif(a.attstattarget, -1),
                 -- `pg_attver` is the server's own (15.20 has it), and differs from one `create table` to the next.
-                'with (' || (
-                    select string_agg(o, ', ' order by o collate "C") from unnest(a.attoptions) o where o !~ '^pg_attver='
-                ) || ')',
-                'options (' || (select string_agg(o, ', ' order by o collate "C") from unnest(a.attfdwoptions) o) || ')'
+                case
+                    when a.attoptions[1] !~ '^pg_attver=' or cardinality(a.attoptions) > 1 then 'with (' || (
+                        select string_agg(o, ', ' order by o collate "C") from unnest(a.attoptions) o where o !~ '^pg_attver='
+                    ) || ')'
+                end,
+                case
+                    when a.attfdwoptions is not null
+                        then 'options (' || (select string_agg(o, ', ' order by o collate "C") from unnest(a.attfdwoptions) o) || ')'
+                end
             ) as text
         ) set
         where rel.relkind in ('r', 'p', 'f', 'v', 'm', 'c') and a.attnum > 0 and not a.attisdropped
@@ -314,20 +296,29 @@ with
         where c.contype in ('c', 'f', 'p', 'u', 'x', 'n')
 
         union all
+        select c.tableoid, c.oid, 0, 'constraint', format('%s.%I.%I', space.name, t.typname, c.conname), null, null, null, null, null
+        from pg_constraint c
+        join pg_type t on t.oid = c.contypid
+        join space on space.oid = t.typnamespace
+        where (t.tableoid, t.oid) not in (table member)
+
+        union all
         select
             ind.tableoid, ind.indexrelid, 0, 'index', ind.name,
             case
                 when ind.conid is null then concat_ws(
                     ' ', pg_get_indexdef(ind.indexrelid), nullif(ind.marks, ''), 'partition of ' || ind.parent,
-                    'statistics (' || (
-                        select string_agg(format('%s: %s', attnum, attstattarget), ', ' order by attnum)
-                        from pg_attribute
-                        where attrelid = ind.indexrelid and attstattarget >= 0
-                    ) || ')'
+                    'statistics (' || target.text || ')'
                 )
             end,
             null, null, null, null
         from ind
+        left join (
+            select attrelid, string_agg(format('%s: %s', attnum, attstattarget), ', ' order by attnum) as text
+            from pg_attribute
+            where attstattarget >= 0 and attnum > 0
+            group by attrelid
+        ) target on target.attrelid = ind.indexrelid
 
         union all
         select
@@ -431,29 +422,40 @@ with
 
         union all
         select
-            o.tableoid, o.oid, 0, 'operator class', format('%s.%I using %I', space.name, o.opcname, am.amname),
+            o.tableoid, o.oid, 0, o.kind, format('%s.%I using %I', space.name, o.name, am.amname),
             concat_ws(
-                ' ', case when o.opcdefault then 'default' end, 'for type', o.opcintype::regtype,
-                'storage ' || nullif(o.opckeytype, 0)::regtype,
-                format('family %s.%I', f.opfnamespace::regnamespace, f.opfname), operation.text
+                ' ', o.head,
+                (
+                    select string_agg(m.text, ', ' order by m.text collate "C")
+                    from pg_depend d
+                    left join pg_amop a on d.classid = a.tableoid and d.objid = a.oid
+                    left join pg_opfamily f on f.oid = a.amopsortfamily
+                    left join pg_amproc p on d.classid = p.tableoid and d.objid = p.oid
+                    cross join concat(
+                        'operator ' || a.amopstrategy || ' ' || a.amopopr::regoperator,
+                        ' for order by ' || f.opfnamespace::regnamespace || '.' || quote_ident(f.opfname),
+                        format('function %s (%s, %s) ', p.amprocnum, p.amproclefttype::regtype, p.amprocrighttype::regtype) || p.amproc::regprocedure
+                    ) m (text)
+                    where d.refclassid = o.tableoid and d.refobjid = o.oid and d.classid in ('pg_amop'::regclass, 'pg_amproc'::regclass)
+                )
             ),
-            o.opcowner, null, null, null
-        from pg_opclass o
-        join space on space.oid = o.opcnamespace
-        join pg_am am on am.oid = o.opcmethod
-        join pg_opfamily f on f.oid = o.opcfamily
-        left join operation on operation.refclassid = o.tableoid and operation.refobjid = o.oid
+            o.owner, null, null, null
+        from (
+            select
+                c.tableoid, c.oid, c.opcname, c.opcnamespace, c.opcmethod, c.opcowner, 'operator class',
+                concat_ws(
+                    ' ', case when c.opcdefault then 'default' end, 'for type', c.opcintype::regtype,
+                    'storage ' || nullif(c.opckeytype, 0)::regtype, 'family', f.opfnamespace::regnamespace || '.' || quote_ident(f.opfname)
+                )
+            from pg_opclass c
+            join pg_opfamily f on f.oid = c.opcfamily
+            union all
+            select tableoid, oid, opfname, opfnamespace, opfmethod, opfowner, 'operator family', null
+            from pg_opfamily
+        ) o (tableoid, oid, name, namespace, method, owner, kind, head)
+        join space on space.oid = o.namespace
+        join pg_am am on am.oid = o.method
         where (o.tableoid, o.oid) not in (table member)
-
-        union all
-        select
-            f.tableoid, f.oid, 0, 'operator family', format('%s.%I using %I', space.name, f.opfname, am.amname),
-            coalesce(operation.text, ''), f.opfowner, null, null, null
-        from pg_opfamily f
-        join space on space.oid = f.opfnamespace
-        join pg_am am on am.oid = f.opfmethod
-        left join operation on operation.refclassid = f.tableoid and operation.refobjid = f.oid
-        where (f.tableoid, f.oid) not in (table member)
 
         union all
         select
@@ -571,12 +573,14 @@ with
                                 when to_jsonb(r) ->> 'prqual' is not null then (
                                     select 'where ' || (to_jsonb(t) ->> 'rowfilter')
                                     from pg_publication_tables t
-                                    where t.pubname = p.pubname and format('%I.%I', t.schemaname, t.tablename) = prrelid::regclass::text
+                                    where t.pubname = p.pubname and t.schemaname = n.nspname and t.tablename = c.relname
                                 )
                             end
                         ) as text
                         from pg_publication_rel r
-                        where prpubid = p.oid
+                        join pg_class c on c.oid = r.prrelid
+                        join pg_namespace n on n.oid = c.relnamespace
+                        where r.prpubid = p.oid
                     ) r
                 ),
                 -- 14 has no table pg_publication_namespace, but all have what its rows depend on.

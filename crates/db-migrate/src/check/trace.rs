@@ -116,14 +116,17 @@ pub(super) async fn run(
             return Ok(tracer.trace);
         }
     }
-    // A view that is made again under its name is not lost.
-    let end = catalog::read(tracer.connection, Of::All { own }).await?.0;
+    if !tracer.lost_views.is_empty() {
+        // One that is made again under its name is not lost.
+        let end = catalog::read(tracer.connection, Of::All { own }).await?.0;
+        let lost = tracer.lost_views.iter();
+        let lost =
+            lost.filter_map(|(oid, statement)| rules::lost_view(*statement, *oid, &tracer.start, &end));
+        tracer.trace.hazards.extend(lost);
+    }
     if !migration.no_tx {
         raw(tracer.connection, "rollback").await?;
     }
-    let lost = tracer.lost_views.iter();
-    let lost = lost.filter_map(|(oid, statement)| rules::lost_view(*statement, *oid, &tracer.start, &end));
-    tracer.trace.hazards.extend(lost);
     Ok(tracer.trace)
 }
 

@@ -8,7 +8,7 @@ use db_migrate::Edits;
 /// Migrations in the files and the table of `sqlx migrate`, run so that nothing deadlocks and no lock stays behind.
 ///
 /// Exit codes: 0, done, or nothing was found; 1, it failed or was refused, or the arguments are wrong; 2, there is something to do or
-/// something wrong, of `--check` and of `validate`.
+/// something wrong, of `--check` and of `validate`, `check` and `drift`.
 #[derive(Debug, Parser)]
 #[command(name = "db-migrate", version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -80,16 +80,23 @@ pub(crate) enum Command {
     /// Show what `up` would run, and what would stop it. Changes nothing, and takes no lock.
     Plan(PlanArgs),
     /// List the migrations and their states. Changes nothing.
-    Status(CheckArgs),
+    Status(StatusArgs),
     /// Say all that is wrong with the files, and with the database compared with them. Exits with 2 if anything is. Changes nothing.
     Validate(OutputArgs),
+    /// Try migrations on a PostgreSQL of their own, which starts by itself: up, down, and up again, with the locks of each statement and rules
+    /// for what hurts a service that runs meanwhile. Exits with 2 if anything is found. Changes nothing elsewhere.
+    Check(CheckArgs),
+    /// Compare the schema of the database with what its migrations make on a PostgreSQL of their own. Exits with 2 if they differ. Changes
+    /// nothing in the database.
+    Drift(DriftArgs),
     /// Apply the pending migrations.
     Up(UpArgs),
     /// Revert migrations: the newest, unless told otherwise. Asks in a terminal.
     Down(DownArgs),
     /// Revert the newest migration and apply it again. Asks in a terminal.
     Redo(RedoArgs),
-    /// Put the pending migrations up to a version on record without running them, for a database that has their tables already.
+    /// Put the pending migrations up to a version on record without running them, for a database that has their tables already. Compares it
+    /// first with what the migrations make, as `drift` does.
     Baseline(BaselineArgs),
     /// Make the files of a new migration.
     New(NewArgs),
@@ -109,7 +116,7 @@ pub(crate) struct OutputArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct CheckArgs {
+pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     /// Exit with 2 if a migration is pending, or anything is wrong.
@@ -120,7 +127,7 @@ pub(crate) struct CheckArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
-    pub(crate) check: CheckArgs,
+    pub(crate) check: StatusArgs,
     /// Up to this version.
     #[arg(long, value_name = "VERSION", conflicts_with = "down_to")]
     pub(crate) to: Option<i64>,
@@ -182,6 +189,53 @@ pub(crate) struct BaselineArgs {
     /// Why, for the history.
     #[arg(long)]
     pub(crate) reason: String,
+    /// Do not compare the database with what the migrations make.
+    #[arg(long)]
+    pub(crate) unchecked: bool,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    /// Check all files, each as a deployment of its own. By default, those that are pending in the database; all if no database is given.
+    #[arg(long, conflicts_with_all = ["after", "dump"])]
+    pub(crate) all: bool,
+    /// Check the files after this version.
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) after: Option<i64>,
+    /// Restore this dump of `pg_dump` first, and check the files that it does not have on record: then durations mean something.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dump: Option<PathBuf>,
+    /// Show for each statement how long it took, its locks, and the tables that it wrote anew or read as a whole.
+    #[arg(long)]
+    pub(crate) trace: bool,
+    /// Also print what is found as annotations of GitHub Actions.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) github: bool,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DriftArgs {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+/// The server that starts by itself.
+#[derive(Debug, Args)]
+pub(crate) struct ServerArgs {
+    /// SQL that it runs first, such as `create role app`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) setup: Option<PathBuf>,
+    /// Leave out what makes this extension, which it does not have.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) skip_extension: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, bail};
 use db_core::Config;
+use db_migrate::check::Check;
 use db_migrate::{Action, Attempt, Error, Migrations, Outcome, Plan, Planned, Repair, State, Status};
 use time::OffsetDateTime;
 
@@ -13,10 +14,10 @@ use crate::args::{
     ReblessArgs, RedoArgs, RepairArgs, Site, UpArgs,
 };
 use crate::terminal::{ask, is_terminal, print, print_json, print_lines, shown, shown_lines};
-use crate::{answers, new};
+use crate::{answers, new, trial};
 
-/// `--check` or `validate` has found something.
-const FOUND: u8 = 2;
+/// `--check`, `validate`, `check` or `drift` has found something.
+pub(crate) const FOUND: u8 = 2;
 
 /// Runs the command, or ends with Ctrl-C: the connection is closed, and the migration under way is rolled back.
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<u8> {
@@ -39,9 +40,14 @@ async fn command(cli: Cli) -> anyhow::Result<u8> {
         }
         (migrations, _) => migrations?,
     };
+    if let Command::Check(args) = command {
+        let config = site.database_url.is_some().then(|| config(&site)).transpose()?;
+        return trial::check(&migrations, &site.source, config.as_ref(), &args).await;
+    }
     let run = Run { migrations, config: config(&site)? };
     match command {
-        Command::New(_) => unreachable!("handled above"),
+        Command::New(_) | Command::Check(_) => unreachable!("handled above"),
+        Command::Drift(args) => trial::drift(&run.migrations, &run.config, &args).await,
         Command::Plan(args) => run.plan(&args).await,
         Command::Status(args) => run.status(args.output, args.check).await,
         Command::Validate(output) => run.validate(output).await,
@@ -219,6 +225,19 @@ impl Run {
     }
 
     async fn baseline(&self, args: &BaselineArgs) -> anyhow::Result<u8> {
+        if !args.unchecked {
+            let check = trial::with(&args.server, Check::new(&self.migrations))?;
+            let drift = check.drift(&self.config, Some(args.version)).await;
+            let drift =
+                drift.context("compare the database with what the migrations make (--unchecked does not)")?;
+            if !drift.differences.is_empty() {
+                bail!(
+                    "nothing was recorded: the database is not what the migrations make up to {}:\n{}--unchecked records it all the same",
+                    args.version,
+                    trial::differences(&drift.differences)?
+                );
+            }
+        }
         let versions = self.migrations.baseline(&self.config, args.version, &args.reason).await?;
         recorded(args.output, versions, "applied, and not run")
     }

@@ -5,6 +5,7 @@ mod args;
 mod commands;
 mod new;
 mod terminal;
+mod trial;
 
 use std::process::ExitCode;
 

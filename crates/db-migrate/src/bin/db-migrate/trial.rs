@@ -1,0 +1,182 @@
+//! `check` and `drift`: what the migrations do on a server of their own.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use db_core::Config;
+use db_migrate::check::{Check, Checked, CheckedFile, Difference, Drift, Finding, Traced, WayBack};
+use db_migrate::{Action, Migrations};
+
+use crate::args::{CheckArgs, DriftArgs, ServerArgs};
+use crate::commands::FOUND;
+use crate::terminal::{print, print_json, shown, shown_lines};
+
+/// Runs `check`. The address is not needed where all files are checked, or those after a version.
+pub(crate) async fn check(
+    migrations: &Migrations,
+    source: &Path,
+    config: Option<&Config>,
+    args: &CheckArgs,
+) -> anyhow::Result<u8> {
+    let mut check = with(&args.server, Check::new(migrations))?;
+    if let Some(file) = &args.dump {
+        check = check.dump(file);
+    }
+    if let Some(version) = args.after {
+        check = check.after(version);
+    } else if let (false, None, Some(config)) = (args.all, &args.dump, config) {
+        let plan = migrations.plan_up(config, None).await?;
+        if let Some(problem) = plan.problems.into_iter().next() {
+            return Err(problem)
+                .context("the database cannot be migrated as it is (--all checks without it)");
+        }
+        check = check.after(plan.current_version);
+    }
+    let checked = check.run().await?;
+    let has_found = checked.files.iter().any(|file| !file.findings.is_empty());
+    if args.output.json {
+        print_json(&checked)?;
+    } else {
+        print(&text(&checked, args.trace)?)?;
+        if args.github {
+            print(&annotations(&checked, &paths(source)?))?;
+        }
+    }
+    Ok(if has_found { FOUND } else { 0 })
+}
+
+/// Runs `drift`.
+pub(crate) async fn drift(migrations: &Migrations, config: &Config, args: &DriftArgs) -> anyhow::Result<u8> {
+    let drift = with(&args.server, Check::new(migrations))?.drift(config, None).await?;
+    if args.output.json {
+        print_json(&drift)?;
+    } else {
+        let mut text = differences(&drift.differences)?;
+        let Drift { version, server, compared_on, .. } = drift;
+        if drift.differences.is_empty() {
+            writeln!(text, "{config} is what its migrations make, up to version {version}")?;
+        }
+        if server != compared_on {
+            writeln!(
+                text,
+                "compared on PostgreSQL {compared_on}, and the database is on {server}: some definitions may only be written in another way"
+            )?;
+        }
+        print(&text)?;
+    }
+    Ok(if drift.differences.is_empty() { 0 } else { FOUND })
+}
+
+/// What a database has that its migrations do not make, and the other way round, as one line or more for each object.
+pub(crate) fn differences(all: &[Difference]) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    for difference in all {
+        writeln!(text, "{}", shown_lines(&difference.to_string()))?;
+    }
+    Ok(text)
+}
+
+pub(crate) fn with<'m>(args: &ServerArgs, mut check: Check<'m>) -> anyhow::Result<Check<'m>> {
+    if let Some(file) = &args.setup {
+        let sql = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        check = check.setup(sql);
+    }
+    for name in &args.skip_extension {
+        check = check.without_extension(name);
+    }
+    Ok(check)
+}
+
+fn text(checked: &Checked, with_trace: bool) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    for file in &checked.files {
+        let CheckedFile { version, description, statements, way_back, findings, .. } = file;
+        if findings.is_empty() && !with_trace {
+            continue;
+        }
+        let told = match way_back {
+            WayBack::Missing => "  (no way back)",
+            WayBack::NotTried => "  (its way back was not tried)",
+            _ => "",
+        };
+        writeln!(text, "{version} {}{told}", shown(description))?;
+        if with_trace {
+            for statement in statements {
+                writeln!(text, "  {}", traced(statement))?;
+            }
+        }
+        for finding in findings {
+            let side = if finding.action == Action::Down { "down file: " } else { "" };
+            writeln!(text, "  {side}{}", shown_lines(&finding.to_string()).replace('\n', "\n  "))?;
+        }
+    }
+    let count = |way_back| checked.files.iter().filter(|file| file.way_back == way_back).count();
+    let findings: usize = checked.files.iter().map(|file| file.findings.len()).sum();
+    writeln!(
+        text,
+        "checked {} migrations on PostgreSQL {}: {findings} findings; {} go down and up again, {} have no way back",
+        checked.files.len(),
+        checked.server,
+        count(WayBack::Same),
+        count(WayBack::Missing)
+    )?;
+    Ok(text)
+}
+
+fn traced(statement: &Traced) -> String {
+    let Traced { position, took, locks, rewritten, scanned, .. } = statement;
+    let mut line = format!("{position}: {:.1} ms", took.as_secs_f64() * 1e3);
+    for lock in locks {
+        // Writing to a string does not fail.
+        let _ = write!(line, ", {:?} on {}", lock.mode, shown(&lock.table));
+    }
+    for (tables, what) in [(rewritten, "writes anew"), (scanned, "reads all of")] {
+        if !tables.is_empty() {
+            let _ = write!(line, ", {what} {}", shown(&tables.join(", ")));
+        }
+    }
+    line
+}
+
+/// The files by version and direction. Their names may have zeros before the version.
+fn paths(source: &Path) -> anyhow::Result<HashMap<(i64, bool), PathBuf>> {
+    let mut paths = HashMap::new();
+    for entry in fs::read_dir(source).with_context(|| format!("read {}", source.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let version = name.split_once('_').and_then(|(version, _)| version.parse().ok());
+        if let (Some(version), Some(rest)) = (version, name.strip_suffix(".sql")) {
+            paths.insert((version, rest.strip_suffix(".down").is_some()), path.clone());
+        }
+    }
+    Ok(paths)
+}
+
+/// The findings as workflow commands of GitHub Actions, which shows them at their lines.
+fn annotations(checked: &Checked, paths: &HashMap<(i64, bool), PathBuf>) -> String {
+    let mut text = String::new();
+    for file in &checked.files {
+        for finding in &file.findings {
+            let Finding { rule, action, position, message, advice, .. } = finding;
+            let path = paths.get(&(file.version, *action == Action::Down));
+            let path = path.map(|path| path.display().to_string()).unwrap_or_default();
+            let (line, column) = position.map_or((1, 1), |position| (position.line, position.column));
+            // Writing to a string does not fail.
+            let _ = writeln!(
+                text,
+                "::error file={},line={line},col={column},title={}::{}",
+                escaped(&path).replace(':', "%3A").replace(',', "%2C"),
+                rule.name(),
+                escaped(&format!("{message}. {advice}"))
+            );
+        }
+    }
+    text
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
