@@ -81,7 +81,8 @@ pub enum WayBack {
     Same,
     /// It is not, or the way back failed.
     Broken,
-    /// It was not tried, since the file could not be applied.
+    /// It was not tried: the file could not be applied, or the way back drops a role, which belongs to all databases of the server, and which
+    /// another one of the check needs.
     NotTried,
 }
 
@@ -145,7 +146,7 @@ impl<'m> Check<'m> {
     }
 
     /// Compares the schema of a database with what its applied migrations make, or those up to a version. Owners and privileges do not
-    /// count, nor does the order of columns. Changes nothing in the database, and needs no more than the right to connect.
+    /// count, nor does the order of columns. Changes nothing in the database, and needs no more than the right to read the migration table.
     ///
     /// # Errors
     ///
@@ -383,25 +384,32 @@ impl Checking<'_> {
             return Ok(WayBack::Broken);
         }
         self.throwaway.make(COPY, LINE).await?;
-        let found = self.findings.len();
         let allowed = Allowed::of(down.sql.as_str());
         for (position, reason) in &allowed.bad {
             self.found(Rule::BadAllow, Action::Down, Some(*position), reason.clone());
         }
-        let bad = self.findings.len() - found;
-        self.there_and_back(&allowed, before, after).await?;
+        let bad = self.findings.len();
+        let is_tried = self.there_and_back(&allowed, before, after).await?;
         self.throwaway.remove(COPY).await?;
-        Ok(if self.findings.len() > found + bad { WayBack::Broken } else { WayBack::Same })
+        Ok(match (is_tried, self.findings.len() > bad) {
+            (false, _) => WayBack::NotTried,
+            (true, true) => WayBack::Broken,
+            (true, false) => WayBack::Same,
+        })
     }
 
+    /// Returns whether it could be tried.
     async fn there_and_back(
         &mut self,
         allowed: &Allowed,
         before: &Schema,
         after: &Schema,
-    ) -> Result<(), CheckError> {
+    ) -> Result<bool, CheckError> {
         let config = self.throwaway.config(COPY);
         if let Err(error) = self.migrations.down_to(&config, self.target).await {
+            if is_shared(&error) {
+                return Ok(false);
+            }
             if !allowed.in_file(Rule::DownFails) {
                 let (position, message) = match error {
                     Error::Failed { at, cause, .. } => (at, cause.to_string()),
@@ -409,20 +417,20 @@ impl Checking<'_> {
                 };
                 self.found(Rule::DownFails, Action::Down, position, message);
             }
-            return Ok(());
+            return Ok(true);
         }
         self.compare(before, Rule::DownDiffers, allowed).await?;
         if let Err(error) = up(self.migrations, &config, self.file.version).await {
             if !allowed.in_file(Rule::UpAgainFails) {
                 self.found(Rule::UpAgainFails, Action::Down, None, error.to_string());
             }
-            return Ok(());
+            return Ok(true);
         }
         // What the way back has left is told already.
         if self.findings.iter().all(|it| it.rule != Rule::DownDiffers) {
             self.compare(after, Rule::UpAgainDiffers, allowed).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn compare(&mut self, expected: &Schema, rule: Rule, allowed: &Allowed) -> Result<(), CheckError> {
@@ -469,6 +477,12 @@ impl Checking<'_> {
     fn found(&mut self, rule: Rule, action: Action, position: Option<Position>, message: String) {
         self.findings.push(Finding { rule, action, position, message, advice: rule.advice() });
     }
+}
+
+/// Whether a role could not be dropped. 2BP01 is `dependent_objects_still_exist`.
+fn is_shared(error: &Error) -> bool {
+    let Error::Failed { cause, .. } = error else { return false };
+    cause.sqlstate().as_deref() == Some("2BP01") && cause.to_string().contains("role \"")
 }
 
 /// Applies the files up to a version.

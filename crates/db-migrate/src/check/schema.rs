@@ -14,6 +14,11 @@ use crate::table::{Table, literal};
 /// Reads what users have made. `/*own*/` stands for the tables of this crate.
 const SCHEMA: &str = include_str!("schema.sql");
 
+/// What the text of a definition depends on. With no other schema in the path, the server qualifies all names.
+const SETTINGS: &str = "set local search_path to pg_catalog; set local jit to off; set local timezone to 'UTC'; set local datestyle to 'ISO';
+    set local intervalstyle to 'postgres'; set local extra_float_digits to 3; set local bytea_output to 'hex';
+    set local quote_all_identifiers to off; set local standard_conforming_strings to on;";
+
 /// The objects of a database, by kind and name, and how they are defined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Schema(BTreeMap<String, String>);
@@ -70,8 +75,7 @@ impl Schema {
     ) -> Result<Self, Error> {
         let own = own.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let query = SCHEMA.replace("/*own*/", &own);
-        // With no other schema in the path, the server qualifies all names.
-        let sql = format!("begin read only; set local search_path to pg_catalog; {query}; commit");
+        let sql = format!("begin read only; {SETTINGS} {query}; commit");
         let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
         let objects = rows.and_then(|rows| {
             let object = |row: sqlx::postgres::PgRow| {

@@ -1,5 +1,7 @@
 -- Everything that users made in a database, one row for each object, for PostgreSQL 14 to 18. The search path has to be `pg_catalog`
 -- alone: only then do casts such as `::regclass::text`, and the functions pg_get_*, qualify the names of all that users made.
+-- Settings that say how constants are written have to be the same for what is compared: timezone, datestyle, intervalstyle,
+-- extra_float_digits, bytea_output, quote_all_identifiers, standard_conforming_strings.
 -- What a version lacks is read by way of `to_jsonb(row) ->> 'column'`.
 with
     own (oid) as materialized (
@@ -23,7 +25,9 @@ with
             space.name || '.' || quote_ident(c.relname) as name,
             'tablespace ' || quote_ident(t.spcname) as tablespace,
             'using ' || quote_ident(nullif(am.amname, 'heap')) as method,
-            case when c.reloptions is not null then (select string_agg(o, ', ' order by o collate "C") from unnest(c.reloptions) o) end as options
+            case
+                when c.reloptions is not null then (select string_agg(o, ', ' order by o collate "C") from unnest(c.reloptions) o)
+            end as options
         from pg_class c
         join space on space.oid = c.relnamespace
         left join pg_tablespace t on t.oid = c.reltablespace
@@ -113,7 +117,8 @@ with
                         from pg_type b
                         where b.oid = t.typbasetype and b.typcollation <> t.typcollation
                     ),
-                    'default ' || t.typdefault, case when t.typnotnull then 'not null' end,
+                    -- Not as `typdefault` has it, which knows the search path of the one who set it.
+                    'default ' || pg_get_expr(t.typdefaultbin, 'pg_type'::regclass), case when t.typnotnull then 'not null' end,
                     (
                         select string_agg(
                             format('constraint %I %s', conname, pg_get_constraintdef(oid)), ' ' order by conname collate "C"
@@ -126,14 +131,15 @@ with
                     select concat_ws(
                         ' ', 'range of', format_type(r.rngsubtype, null),
                         'collate ' || case when r.rngcollation <> b.typcollation then r.rngcollation::regcollation end,
-                        'operator class ' || case when not o.opcdefault then n.nspname::regnamespace || '.' || quote_ident(o.opcname) end,
+                        'operator class ' || case
+                            when not o.opcdefault then o.opcnamespace::regnamespace || '.' || quote_ident(o.opcname)
+                        end,
                         'canonical ' || nullif(r.rngcanonical, 0)::regproc, 'subtype_diff ' || nullif(r.rngsubdiff, 0)::regproc,
                         'multirange ' || r.rngmultitypid::regtype
                     )
                     from pg_range r
                     join pg_type b on b.oid = r.rngsubtype
                     join pg_opclass o on o.oid = r.rngsubopc
-                    join pg_namespace n on n.oid = o.opcnamespace
                     where r.rngtypid = t.oid
                 )
                 when 'b' then concat_ws(
@@ -147,7 +153,11 @@ with
             t.typowner, t.typacl, 'T', null
         from pg_type t
         join space on space.oid = t.typnamespace
-        where case t.typtype when 'c' then t.typrelid in (select oid from rel where relkind = 'c') else t.typcategory <> 'A' end
+        where case t.typtype
+                when 'c' then t.typrelid in (select oid from rel where relkind = 'c')
+                when 'b' then t.typcategory <> 'A'
+                else true
+            end
             and (t.tableoid, t.oid) not in (table member)
 
         union all
@@ -214,13 +224,13 @@ with
                 when rel.relkind in ('r', 'p', 'f') then concat_ws(
                     ' ', format_type(a.atttypid, a.atttypmod),
                     'collate ' || case when a.attcollation <> t.typcollation then a.attcollation::regcollation end,
-                    case when a.attnotnull then 'not null' end, nullif(set.text, ''),
+                    case when a.attnotnull then 'not null' end, nullif(word.text, ''),
                     'generated ' || case a.attidentity when 'a' then 'always' when 'd' then 'by default' end || ' as identity',
                     '(' || identity.name || ' ' || seq.definition || ')',
                     case when not a.attislocal and not rel.relispartition then 'inherited' end
                 )
                 -- The definition of a view or of a type tells of its columns.
-                when set.text <> '' or a.attacl is not null then set.text
+                when word.text <> '' or a.attacl is not null then word.text
             end,
             null, a.attacl, 'c',
             case
@@ -263,7 +273,7 @@ with
                         then 'options (' || (select string_agg(o, ', ' order by o collate "C") from unnest(a.attfdwoptions) o) || ')'
                 end
             ) as text
-        ) set
+        ) word
         where rel.relkind in ('r', 'p', 'f', 'v', 'm', 'c') and a.attnum > 0 and not a.attisdropped
 
         union all
@@ -434,7 +444,8 @@ with
                     cross join concat(
                         'operator ' || a.amopstrategy || ' ' || a.amopopr::regoperator,
                         ' for order by ' || f.opfnamespace::regnamespace || '.' || quote_ident(f.opfname),
-                        format('function %s (%s, %s) ', p.amprocnum, p.amproclefttype::regtype, p.amprocrighttype::regtype) || p.amproc::regprocedure
+                        format('function %s (%s, %s) ', p.amprocnum, p.amproclefttype::regtype, p.amprocrighttype::regtype)
+                            || p.amproc::regprocedure
                     ) m (text)
                     where d.refclassid = o.tableoid and d.refobjid = o.oid and d.classid in ('pg_amop'::regclass, 'pg_amproc'::regclass)
                 )
@@ -568,7 +579,7 @@ with
                                 from pg_attribute
                                 where attrelid = prrelid and attnum = any (translate(to_jsonb(r) ->> 'prattrs', '[]', '{}')::int2[])
                             ) || ')',
-                            -- The column has no function that makes it readable, unless it is read as what it is.
+                            -- As json, it is no expression that pg_get_expr would take, but the view has its text.
                             case
                                 when to_jsonb(r) ->> 'prqual' is not null then (
                                     select 'where ' || (to_jsonb(t) ->> 'rowfilter')
@@ -669,5 +680,5 @@ from (
     select 'comment', thing.kind || ' ' || thing.name, d.description, ''
     from thing
     join pg_description d on d.classoid = thing.classid and d.objoid = thing.objid and d.objsubid = thing.subid
-) row
+) result
 order by kind collate "C", name collate "C"

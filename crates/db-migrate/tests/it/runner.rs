@@ -468,7 +468,7 @@ async fn the_sqlx_toml_beside_a_folder_is_read_as_sqlx_reads_it(db: TestDb) {
 }
 
 /// The folders of `../shared/data/migrations`, unpacked, if they are there.
-fn real_folders() -> Option<(TempDir, Vec<PathBuf>)> {
+pub(crate) fn real_folders() -> Option<(TempDir, Vec<PathBuf>)> {
     let archive =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/migrations/folders.tar.gz");
     if !archive.exists() {
@@ -484,7 +484,7 @@ fn real_folders() -> Option<(TempDir, Vec<PathBuf>)> {
 }
 
 /// Packages of the server alone lack it.
-fn pg_dump() -> Result<PathBuf, db_embedded::Error> {
+pub(crate) fn pg_dump() -> Result<PathBuf, db_embedded::Error> {
     Programs::find(None)?.path("pg_dump")
 }
 
