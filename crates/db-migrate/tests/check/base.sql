@@ -213,7 +213,7 @@ select 'customer' || n || '@example.com', 'Customer ' || n, '+49 30 ' || (100000
        (array['DE', 'FR', 'NL', 'PL'])[n % 4 + 1], 'City ' || (n % 20), n % 90,
        timestamptz '2024-01-01 00:00:00+00' + n * interval '1 day',
        timestamp '2025-01-01 00:00:00' + n * interval '1 hour'
-from generate_series(1, 300) n;
+from generate_series(1, 30) n;
 
 insert into categories (parent_id, slug, title)
 select case when n > 3 then n % 3 + 1 end, 'category-' || n, 'Category ' || n
@@ -226,57 +226,57 @@ from generate_series(1, 30) n;
 insert into products (category_id, sku, title, description, price, weight_grams, attributes, supplier_id)
 select n % 12 + 1, 'SKU-' || lpad(n::text, 6, '0'), 'Product ' || n, 'Good thing no. ' || n,
        (n % 50) + 0.99, 100 + n, '{"colour": "blue"}', n % 30 + 1
-from generate_series(1, 400) n;
+from generate_series(1, 40) n;
 
 insert into warehouses (code, address)
 select 'W' || n, 'Street ' || n from generate_series(1, 4) n;
 
 insert into stock_levels (warehouse_id, product_id, quantity)
-select w, p, (w * p) % 40 from generate_series(1, 4) w, generate_series(1, 400) p;
+select w, p, (w * p) % 40 from generate_series(1, 4) w, generate_series(1, 40) p;
 
 insert into coupons (code, discount, valid_from, valid_to)
 select 'SAVE' || n, n % 30 + 1, date '2024-01-01' + n * 7, date '2024-01-01' + n * 7 + 6
 from generate_series(1, 60) n;
 
 insert into orders (customer_id, status, total, coupon_id, placed_at)
-select n % 300 + 1, (array['new', 'paid', 'shipped', 'delivered'])[n % 4 + 1]::order_status,
+select n % 30 + 1, (array['new', 'paid', 'shipped', 'delivered'])[n % 4 + 1]::order_status,
        (n % 200) + 0.50, case when n % 5 = 0 then n % 60 + 1 end,
        timestamptz '2025-01-01 00:00:00+00' + n * interval '3 hours'
-from generate_series(1, 800) n;
+from generate_series(1, 80) n;
 
 insert into order_items (order_id, product_id, quantity, unit_price)
-select n % 800 + 1, n % 400 + 1, n % 3 + 1, (n % 50) + 0.99
-from generate_series(1, 1600) n;
+select n % 80 + 1, n % 40 + 1, n % 3 + 1, (n % 50) + 0.99
+from generate_series(1, 160) n;
 
 insert into payments (order_id, amount, method, status, reference, paid_at)
 select n, (n % 200) + 0.50, (array['card', 'transfer', 'voucher'])[n % 3 + 1]::payment_method,
        (array['open', 'settled'])[n % 2 + 1], 'REF-' || n, timestamptz '2025-01-02 00:00:00+00' + n * interval '3 hours'
-from generate_series(1, 700) n;
+from generate_series(1, 70) n;
 
 insert into shipments (id, order_id, warehouse_id, tracking_code)
-select n, n, n % 4 + 1, 'TRACK' || n from generate_series(1, 500) n;
+select n, n, n % 4 + 1, 'TRACK' || n from generate_series(1, 50) n;
 
 insert into import_batches (batch_no, source, row_count)
-select n, 'feed-' || (n % 3), n * 10 from generate_series(1, 200) n;
+select n, 'feed-' || (n % 3), n * 10 from generate_series(1, 20) n;
 
 insert into carts (customer_id, content)
-select n, '{"items": []}' from generate_series(1, 250) n;
+select n, '{"items": []}' from generate_series(1, 25) n;
 
 insert into page_cache (path, body)
-select '/p/' || n, repeat('x', 100) from generate_series(1, 200) n;
+select '/p/' || n, repeat('x', 100) from generate_series(1, 20) n;
 
 insert into events (id, customer_id, kind, payload, created_at)
-select n, n % 300 + 1, (array['view', 'click', 'buy'])[n % 3 + 1], '{}',
+select n, n % 30 + 1, (array['view', 'click', 'buy'])[n % 3 + 1], '{}',
        timestamptz '2024-01-01 00:00:00+00' + n * interval '1 day'
-from generate_series(1, 700) n;
+from generate_series(1, 70) n;
 
 insert into events_2026 (id, customer_id, kind, payload, created_at)
-select 10000 + n, n % 300 + 1, 'view', '{}', timestamptz '2026-01-01 00:00:00+00' + n * interval '12 hours'
-from generate_series(1, 300) n;
+select 10000 + n, n % 30 + 1, 'view', '{}', timestamptz '2026-01-01 00:00:00+00' + n * interval '12 hours'
+from generate_series(1, 30) n;
 
 insert into legacy.price_history (product_id, price, changed_at)
-select n % 400 + 1, (n % 50) + 0.49, timestamptz '2023-01-01 00:00:00+00' + n * interval '1 hour'
-from generate_series(1, 400) n;
+select n % 40 + 1, (n % 50) + 0.49, timestamptz '2023-01-01 00:00:00+00' + n * interval '1 hour'
+from generate_series(1, 40) n;
 
 create view order_summaries as
     select o.id, o.status, o.total, o.placed_at, c.email

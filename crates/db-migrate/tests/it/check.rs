@@ -35,7 +35,8 @@ do $away$ declare it record; begin
     execute format('drop schema %I cascade', it.nspname);
   end loop;
   for it in select oid::regclass as name, case relkind when 'v' then 'view' when 'm' then 'materialized view' when 'S' then 'sequence' else 'table' end as kind
-            from pg_class where relnamespace = 'public'::regnamespace and relkind in ('v', 'm', 'r', 'p', 'S') and relname not like '\\_sqlx%' loop
+            from pg_class where relnamespace = 'public'::regnamespace and relkind in ('v', 'm', 'r', 'p', 'S') and relname not like '\\_sqlx%'
+            order by relkind = 'S' loop
     if to_regclass(it.name::text) is not null then execute format('drop %s %s cascade', it.kind, it.name); end if;
   end loop;
   for it in select oid::regprocedure as name from pg_proc where pronamespace = 'public'::regnamespace loop
@@ -47,6 +48,9 @@ do $away$ declare it record; begin
 end $away$;
 ";
 
+/// After more on one server, the catalog is full of what was made and removed, and slow.
+const AT_ONCE: usize = 16;
+
 /// Checks files one after the other, each on the base schema. One that fails ends a check, so it goes on with the next.
 async fn each_on_the_base(files: &BTreeMap<String, String>) -> BTreeMap<String, CheckedFile> {
     let base = text("base.sql");
@@ -54,7 +58,7 @@ async fn each_on_the_base(files: &BTreeMap<String, String>) -> BTreeMap<String, 
     let mut checked = BTreeMap::new();
     while !left.is_empty() {
         let dir = folder(&[("1_base.sql", &base)]);
-        for (nth, name) in left.iter().enumerate() {
+        for (nth, name) in left.iter().take(AT_ONCE).enumerate() {
             let version = 2 * nth + 2;
             fs::write(dir.path().join(format!("{version}_file.sql")), &files[*name]).expect("written");
             // As one statement, since each is looked at.
@@ -63,8 +67,10 @@ async fn each_on_the_base(files: &BTreeMap<String, String>) -> BTreeMap<String, 
         }
         let migrations = Migrations::from_dir(dir.path()).await.expect("migrations");
         let seen = Check::new(&migrations).run().await.expect("checked");
-        let of_files: Vec<_> = seen.files.into_iter().filter(|file| file.version % 2 == 0).collect();
-        assert!(!of_files.is_empty(), "the base fails");
+        let (of_files, of_bases): (Vec<_>, Vec<_>) =
+            seen.files.into_iter().partition(|file| file.version % 2 == 0);
+        let fails = of_bases.iter().flat_map(|base| &base.findings).find(|it| it.rule == Rule::UpFails);
+        assert!(fails.is_none() && !of_files.is_empty(), "{fails:?}");
         let names = left.drain(..of_files.len()).cloned();
         checked.extend(names.zip(of_files));
     }
