@@ -52,7 +52,7 @@ async fn in_a_terminal(folder: &Path, url: &str, args: &[&str], typed: &'static 
     (code, out + &err)
 }
 
-fn check(document: &str, kind: &str) -> Value {
+fn document(document: &str, kind: &str) -> Value {
     let schema = include_str!("../../schema/db-migrate.schema.json");
     let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
     let schema = serde_json::from_str(schema).expect("JSON");
@@ -126,13 +126,14 @@ async fn each_answer_is_one_document_of_the_schema(db: TestDb) {
     let json = async |args: &[&str], kind: &str| {
         let (code, out, err) = run(folder, &url, &[args, &["--json"]].concat()).await;
         assert!(code == 0 || code == 2, "{args:?}: {err}");
-        check(&out, kind)
+        document(&out, kind)
     };
 
     let plan = json(&["plan", "--sql"], "plan").await;
     assert_eq!(plan["steps"][2]["in_transaction"], json!(false));
     assert_eq!(plan["steps"][2]["sql"], json!(NEWER[4].1));
-    assert_eq!(json(&["baseline", "1", "--reason", "there"], "recorded").await, json!({ "recorded": [1] }));
+    let baseline = json(&["baseline", "1", "--reason", "there", "--unchecked"], "recorded").await;
+    assert_eq!(baseline, json!({ "recorded": [1] }));
     let up = json(&["up", "--to", "2"], "changes").await;
     assert_eq!(up, json!({ "changed": [{ "version": 2, "action": "up" }], "version": 2 }));
     let redo = json(&["redo", "--yes"], "changes").await;
@@ -167,6 +168,103 @@ async fn each_answer_is_one_document_of_the_schema(db: TestDb) {
     json(&["down", "--to", "1", "--yes"], "changes").await;
     json(&["plan", "--down-to", "0"], "plan").await;
     assert_eq!(json(&["new", "five"], "new").await["files"].as_array().map(Vec::len), Some(2));
+}
+
+#[db_testkit::test]
+async fn a_check_in_ci_is_one_command(db: TestDb) {
+    let files = folder(&[
+        ("0001_shop.up.sql", "create table shop (id int primary key)"),
+        ("0001_shop.down.sql", "drop table shop"),
+        (
+            "0002_name, and more.up.sql",
+            "-- A name.\nalter table shop\n  add name text not null;\ncreate index on shop (name)",
+        ),
+        (
+            "0002_name, and more.down.sql",
+            "alter table shop drop name;\ncreate view left_over as select id from shop",
+        ),
+    ]);
+    let (folder, url) = (files.path(), db.url());
+    let check = async |args: &[&str]| run(folder, &url, &[&["check"], args].concat()).await;
+
+    // Nothing is applied, so nobody uses what the files make.
+    let (code, out, err) = check(&[]).await;
+    assert_eq!((code, &*err), (2, ""));
+    assert!(!out.contains("adding-required-field") && out.contains("down-differs"), "{out}");
+    assert_eq!(run(folder, &url, &["up", "--to", "1"]).await.0, 0);
+    let (code, out, _) = check(&["--github", "--trace"]).await;
+    assert_eq!(code, 2);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines[0], "2 name, and more");
+    assert!(
+        lines[1].starts_with("  line 2, column 1: ")
+            && lines[1].ends_with(", AccessExclusiveLock on public.shop, reads all of public.shop"),
+        "{out}"
+    );
+    assert!(
+        lines[3].starts_with("  line 2, column 1: adding-required-field: public.shop.name is not null"),
+        "{out}"
+    );
+    assert!(out.contains("  down file: down-differs: the schema is not what it was:\n      view public.left_over is there and should not be\n"), "{out}");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.starts_with("files checked on PostgreSQL ")
+                && line.contains(": 1; findings: 3; ")),
+        "{out}"
+    );
+    let annotations: Vec<&str> = lines.iter().filter(|line| line.starts_with("::error ")).copied().collect();
+    let path = folder.join("0002_name, and more.up.sql").display().to_string().replace(',', "%2C");
+    let start = format!(
+        "::error file={path},line=2,col=1,title=adding-required-field::public.shop.name is not null and "
+    );
+    assert!(annotations[0].starts_with(&start), "{out}");
+    let down = path.replace(".up.", ".down.");
+    let start = format!(
+        "::error file={down},line=1,col=1,title=down-differs::the schema is not what it was:%0A    view public.left_over is "
+    );
+    assert!(annotations[2].starts_with(&start), "{out}");
+    assert_eq!(annotations.len(), 3, "{out}");
+
+    let (code, out, _) = check(&["--all", "--json"]).await;
+    assert_eq!(code, 2);
+    let document = document(&out, "check");
+    assert_eq!(document["files"][0]["way_back"], json!("same"));
+    assert_eq!(document["files"][1]["findings"][0]["rule"], json!("adding-required-field"));
+    // No address is needed.
+    let (code, out, err) = run(folder, "", &["check", "--after", "2"]).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains(": 0; findings: 0; "), "{out}");
+    assert_eq!(run(folder, &url, &["status"]).await.1.lines().count(), 3, "nothing was applied");
+}
+
+#[db_testkit::test]
+async fn a_database_that_is_not_what_its_migrations_make_is_told_and_gets_no_baseline(db: TestDb) {
+    let files = folder(&SHOP);
+    let (folder, url) = (files.path(), db.url());
+    sqlx::raw_sql("create table shop (id bigint)").execute(&db.pool()).await.expect("made");
+    let baseline = ["baseline", "1", "--reason", "it is there"];
+
+    let (code, _, err) = run(folder, &url, &baseline).await;
+    assert_eq!(code, 1);
+    assert!(
+        err.contains("nothing was recorded")
+            && err.contains("column public.shop.id differs:\n    -integer\n    +bigint"),
+        "{err}"
+    );
+    assert!(!exists(&db, "_sqlx_migrations").await);
+    sqlx::raw_sql("alter table shop alter id type int").execute(&db.pool()).await.expect("mended");
+    let (code, out, err) = run(folder, &url, &baseline).await;
+    assert_eq!((code, &*out), (0, "1  applied, and not run\n"), "{err}");
+
+    let (code, out, _) = run(folder, &url, &["drift"]).await;
+    assert_eq!(code, 0);
+    assert!(out.ends_with("is what its migrations make, up to version 1\n"), "{out}");
+    sqlx::raw_sql("create index by_hand on shop (id)").execute(&db.pool()).await.expect("made");
+    let (code, out, _) = run(folder, &url, &["drift"]).await;
+    assert_eq!((code, &*out), (2, "index public.by_hand is there and should not be\n"));
+    let (code, out, _) = run(folder, &url, &["drift", "--json"]).await;
+    assert_eq!((code, &document(&out, "drift")["version"]), (2, &json!(1)));
 }
 
 #[tokio::test]

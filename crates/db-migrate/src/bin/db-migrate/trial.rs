@@ -117,11 +117,11 @@ fn text(checked: &Checked, with_trace: bool) -> Result<String, std::fmt::Error> 
     let findings: usize = checked.files.iter().map(|file| file.findings.len()).sum();
     writeln!(
         text,
-        "checked {} migrations on PostgreSQL {}: {findings} findings; {} go down and up again, {} have no way back",
-        checked.files.len(),
-        checked.server,
-        count(WayBack::Same),
-        count(WayBack::Missing)
+        "files checked on PostgreSQL {server}: {files}; findings: {findings}; went down and up again: {same}; without a way back: {missing}",
+        server = checked.server,
+        files = checked.files.len(),
+        same = count(WayBack::Same),
+        missing = count(WayBack::Missing)
     )?;
     Ok(text)
 }
