@@ -41,7 +41,9 @@ async fn command(cli: Cli) -> anyhow::Result<u8> {
         (migrations, _) => migrations?,
     };
     if let Command::Check(args) = command {
-        let config = site.database_url.is_some().then(|| config(&site)).transpose()?;
+        let has_address = site.database_url.as_ref().is_some_and(|url| !url.is_empty());
+        let asks = !args.all && args.after.is_none() && args.dump.is_none();
+        let config = (asks && has_address).then(|| config(&site)).transpose()?;
         return trial::check(&migrations, &site.source, config.as_ref(), &args).await;
     }
     let run = Run { migrations, config: config(&site)? };

@@ -14,7 +14,7 @@ use crate::args::{CheckArgs, DriftArgs, ServerArgs};
 use crate::commands::FOUND;
 use crate::terminal::{print, print_json, shown, shown_lines};
 
-/// Runs `check`. The address is not needed where all files are checked, or those after a version.
+/// Runs `check`, with the address of the database whose pending migrations are checked, if it is to be asked.
 pub(crate) async fn check(
     migrations: &Migrations,
     source: &Path,
@@ -27,7 +27,7 @@ pub(crate) async fn check(
     }
     if let Some(version) = args.after {
         check = check.after(version);
-    } else if let (false, None, Some(config)) = (args.all, &args.dump, config) {
+    } else if let Some(config) = config {
         let plan = migrations.plan_up(config, None).await?;
         if let Some(problem) = plan.problems.into_iter().next() {
             return Err(problem)
