@@ -76,8 +76,13 @@
 //!
 //! # The command
 //!
-//! `db-migrate` (feature `cli`) takes the flags and variables of `sqlx migrate`: `plan`, `status`, `validate`, `up`, `down`, `redo`,
+//! `db-migrate` (feature `cli`) takes the flags and variables of `sqlx migrate`: `plan`, `status`, `validate`, `check`, `drift`, `up`, `down`, `redo`,
 //! `baseline`, `new`, `repair`, `rebless` and `history`.
+//!
+//! # Trying them first
+//!
+//! With the feature `check`, `db_migrate::check` runs migrations on a server of their own: up, down and up again, with the locks of each statement, and
+//! rules for what hurts a service that runs meanwhile. It also compares a database with what its migrations make.
 //!
 //! # What is refused
 //!
@@ -97,6 +102,7 @@
 //! | feature | on by default | what it adds |
 //! |---|---|---|
 //! | `clap` | no | subcommands of a program: `KeysArgs` for the encryption keys on record, `command` with `rekey` and `verify` |
+//! | `check` | no | trying migrations on a server of their own, and comparing a database with them |
 //! | `cli` | no | the command `db-migrate` |
 
 pub mod batches;

@@ -248,7 +248,7 @@ impl Seen<'_> {
     }
 }
 
-/// Who waits behind a lock.
+/// Whom a lock keeps waiting.
 fn waiting(mode: Mode) -> &'static str {
     if mode == Mode::AccessExclusiveLock { "readers and writers" } else { "writers" }
 }

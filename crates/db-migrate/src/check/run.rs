@@ -1,6 +1,6 @@
 //! The order of a check.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,7 +34,6 @@ const LINE: &str = "line";
 const COPY: &str = "copy";
 
 /// A check of migrations on a server of its own. See the [module's documentation](super).
-#[derive(Debug)]
 #[must_use = "nothing happens before `run`"]
 pub struct Check<'m> {
     migrations: &'m Migrations,
@@ -42,6 +41,15 @@ pub struct Check<'m> {
     dump: Option<PathBuf>,
     setup: Option<String>,
     skipped: Vec<String>,
+}
+
+// The statements that prepare the server may hold passwords.
+impl fmt::Debug for Check<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { after, dump, skipped, .. } = self;
+        let mut shown = f.debug_struct("Check");
+        shown.field("after", after).field("dump", dump).field("skipped", skipped).finish_non_exhaustive()
+    }
 }
 
 /// What a check has seen.

@@ -37,7 +37,7 @@ do $away$ declare it record; begin
   for it in select oid::regclass as name, case relkind when 'v' then 'view' when 'm' then 'materialized view' when 'S' then 'sequence' else 'table' end as kind
             from pg_class where relnamespace = 'public'::regnamespace and relkind in ('v', 'm', 'r', 'p', 'S') and relname not like '\\_sqlx%'
             order by relkind = 'S' loop
-    if to_regclass(it.name::text) is not null then execute format('drop %s %s cascade', it.kind, it.name); end if;
+    if exists (select from pg_class where oid = it.name) then execute format('drop %s %s cascade', it.kind, it.name); end if;
   end loop;
   for it in select oid::regprocedure as name from pg_proc where pronamespace = 'public'::regnamespace loop
     execute format('drop routine if exists %s cascade', it.name);

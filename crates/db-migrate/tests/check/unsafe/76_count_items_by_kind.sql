@@ -1,4 +1,4 @@
--- Count only the items of at least so many pieces.
+-- Count only the items of which at least this number was ordered.
 drop function order_item_count(bigint);
 create function order_item_count(which bigint, at_least integer) returns bigint
 language sql stable as $$
