@@ -1,12 +1,13 @@
 //! What the catalog says of the tables that a migration may change.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write};
 
 use serde::Deserialize;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor, Row};
 
+use super::rules::Rule;
 use super::trace::Mode;
 
 /// The catalog's entries by their ids, which stay the same when something is renamed.
@@ -17,7 +18,7 @@ pub(super) struct Catalog {
     pub(super) columns: BTreeMap<(i64, i16), Column>,
     pub(super) constraints: BTreeMap<i64, Constraint>,
     pub(super) indexes: BTreeMap<i64, Index>,
-    /// Schemas, types, and labels of enums.
+    /// What else programs name.
     pub(super) names: BTreeMap<i64, Named>,
 }
 
@@ -76,6 +77,7 @@ pub(super) struct Index {
     pub(super) of: i64,
     pub(super) name: String,
     pub(super) is_valid: bool,
+    pub(super) is_unique: bool,
     pub(super) file: Option<i64>,
     /// 0 stands for an expression.
     pub(super) columns: Vec<i16>,
@@ -87,12 +89,46 @@ pub(super) struct Named {
     pub(super) name: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum What {
     Schema,
     Type,
+    /// Of an enum.
     Label,
+    /// But for those of triggers, which no program calls.
+    Function,
+    Sequence,
+}
+
+impl What {
+    pub(super) fn renamed(self) -> Rule {
+        if self == Self::Schema { Rule::RenamesTable } else { Rule::RenamesOther }
+    }
+
+    /// None for a schema, whose tables are told one by one.
+    pub(super) fn dropped(self) -> Option<Rule> {
+        (self != Self::Schema).then_some(Rule::DropsOther)
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Schema => "schema",
+            Self::Type => "type",
+            Self::Label => "label",
+            Self::Function => "function",
+            Self::Sequence => "sequence",
+        })
+    }
+}
+
+impl Column {
+    /// Whether it has a value by itself.
+    pub(super) fn has_value(&self) -> bool {
+        self.has_default || self.is_generated
+    }
 }
 
 /// What the session's transaction has done to the tables that it holds locks on.
@@ -101,8 +137,6 @@ pub(super) struct Effects {
     pub(super) locks: BTreeMap<i64, Vec<Mode>>,
     /// How often it was read as a whole.
     pub(super) scans: BTreeMap<i64, i64>,
-    /// How many rows were added, changed or deleted.
-    pub(super) changes: BTreeMap<i64, i64>,
 }
 
 /// Which tables are read.
@@ -125,7 +159,6 @@ struct Answer {
     names: BTreeMap<i64, Named>,
     locks: BTreeMap<i64, Vec<Mode>>,
     scans: BTreeMap<i64, i64>,
-    changes: BTreeMap<i64, i64>,
 }
 
 /// Reads the catalog of tables and what the transaction has done to them, in one statement.
@@ -150,10 +183,12 @@ pub(super) async fn read(
     let sql = format!(
         "with locked as materialized (
            select relation, array_agg(mode) as modes from pg_locks
-           where pid = pg_backend_pid() and locktype = 'relation' and granted
+           where pid = pg_backend_pid() and locktype = 'relation' and granted and mode <> 'SIReadLock'
              and database = (select oid from pg_database where datname = current_database())
            group by relation),
-         among as materialized ({among})
+         among as materialized ({among}),
+         spaces as materialized (
+           select oid, quote_ident(nspname) as name, nspname from pg_namespace where nspname not like 'pg\\_%' and nspname <> 'information_schema')
          select json_build_object(
            'among', (select coalesce(json_agg(oid::int8), '[]') from among as a (oid)),
            'relations', (select coalesce(json_object_agg(c.oid, json_build_object(
@@ -172,31 +207,38 @@ pub(super) async fn read(
                'columns', coalesce(k.conkey, '{{}}'), 'index', k.conindid::int8, 'other', k.confrelid::int8)), '{{}}')
              from among as a (oid) join pg_constraint as k on k.conrelid = a.oid),
            'indexes', (select coalesce(json_object_agg(i.indexrelid, json_build_object(
-               'of', i.indrelid::int8, 'name', c.relname, 'is_valid', i.indisvalid,
+               'of', i.indrelid::int8, 'name', c.relname, 'is_valid', i.indisvalid, 'is_unique', i.indisunique,
                'file', pg_relation_filenode(c.oid)::int8, 'columns', i.indkey::int2[])), '{{}}')
              from among as a (oid) join pg_index as i on i.indrelid = a.oid join pg_class as c on c.oid = i.indexrelid),
            'names', (select coalesce(json_object_agg(oid, json_build_object('what', what, 'name', name)), '{{}}') from (
-               select oid, 'schema', nspname from pg_namespace where nspname not like 'pg\\_%' and nspname <> 'information_schema'
+               select oid, 'schema', quote_ident(nspname) from spaces
                union all
-               select t.oid, 'type', t.typname from pg_type as t join pg_namespace as n on n.oid = t.typnamespace
-               where t.typtype in ('e', 'd', 'r') and n.nspname not in ('pg_catalog', 'information_schema')
+               select t.oid, 'type', s.name || '.' || quote_ident(t.typname) from pg_type as t join spaces as s on s.oid = t.typnamespace
+               where t.typtype in ('e', 'd', 'r')
                union all
-               select oid, 'label', enumlabel from pg_enum) as named (oid, what, name)),
+               select e.oid, 'label', quote_literal(e.enumlabel) || ' of ' || s.name || '.' || quote_ident(t.typname)
+               from pg_enum as e join pg_type as t on t.oid = e.enumtypid join spaces as s on s.oid = t.typnamespace
+               union all
+               select p.oid, 'function', s.name || '.' || quote_ident(p.proname) || '(' || oidvectortypes(p.proargtypes) || ')'
+               from pg_proc as p join spaces as s on s.oid = p.pronamespace where p.prorettype <> 'trigger'::regtype
+                 and not exists (select from pg_depend as d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
+               union all
+               select c.oid, 'sequence', s.name || '.' || quote_ident(c.relname) from pg_class as c join spaces as s on s.oid = c.relnamespace
+               where c.relkind = 'S' and not exists (select from pg_depend as d where d.objid = c.oid and d.deptype in ('a', 'i')
+                 and d.refobjsubid > 0)) as named (oid, what, name)),
            'locks', (select coalesce(json_object_agg(relation, modes), '{{}}') from locked where relation in (select * from among)),
-           'scans', (select coalesce(json_object_agg(oid, pg_stat_get_xact_numscans(oid)), '{{}}') from among as a (oid)),
-           'changes', (select coalesce(json_object_agg(oid, pg_stat_get_xact_tuples_inserted(oid)
-               + pg_stat_get_xact_tuples_updated(oid) + pg_stat_get_xact_tuples_deleted(oid)), '{{}}') from among as a (oid)))::text"
+           'scans', (select coalesce(json_object_agg(oid, pg_stat_get_xact_numscans(oid)), '{{}}') from among as a (oid)))::text"
     );
     let row = connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
     let text: String = row.try_get(0)?;
-    let Answer { among, relations, columns, constraints, indexes, names, locks, scans, changes } =
+    let Answer { among, relations, columns, constraints, indexes, names, locks, scans } =
         serde_json::from_str(&text).map_err(|error| sqlx::Error::Decode(error.into()))?;
     let columns = columns.into_iter().map(|column| ((column.of, column.number), column)).collect();
     let mut read = Catalog { relations, columns, constraints, indexes, names };
     if let Of::Locked(old) = of {
         read = old.with(read, &among);
     }
-    let effects = Effects { locks, scans, changes };
+    let effects = Effects { locks, scans };
     Ok((read, effects))
 }
 
@@ -217,6 +259,11 @@ impl Catalog {
         all
     }
 
+    /// What programs name, but for tables.
+    pub(super) fn named(&self) -> BTreeSet<(What, &str)> {
+        self.names.values().map(|it| (it.what, it.name.as_str())).collect()
+    }
+
     /// Without the tables that are not in `old`, and what belongs to them.
     pub(super) fn only(mut self, old: &Self) -> Self {
         let is_old = |table: i64| old.relations.contains_key(&table);
@@ -224,7 +271,6 @@ impl Catalog {
         self.columns.retain(|(of, _), _| is_old(*of));
         self.constraints.retain(|_, it| is_old(it.of));
         self.indexes.retain(|_, it| is_old(it.of));
-        self.names.retain(|oid, _| old.names.contains_key(oid));
         self
     }
 }

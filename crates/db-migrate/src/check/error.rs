@@ -23,6 +23,9 @@ pub enum CheckError {
     /// The statements that the server was to run first have failed.
     #[error("the statements that prepare the server of the check failed: {0}")]
     Setup(db_core::Error),
+    /// The text of those statements cannot be split.
+    #[error("the statements that prepare the server of the check, {0}")]
+    SetupText(db_core::sql::SplitError),
     /// The dump could not be restored.
     #[error("{} was not restored: {reason}", file.display())]
     Dump {

@@ -23,10 +23,11 @@
 //! - **The way back.** On a copy of the database, the file goes down and up again. After the down, the schema has to be that before the
 //!   file; after the second up, that after the first. A file without a down file is told, and is no finding.
 //! - **The trace.** Each statement is run by itself, and the server is asked afterwards: which locks it holds on tables that were there before, which
-//!   of them it has written anew or read as a whole, and how long it took. The trace is rolled back, and the file is then applied as a
+//!   of them it has written anew or read as a whole, and how long it took. This is done in a copy, and the file is then applied as a
 //!   service would apply it.
-//! - **The rules.** [`Rule`] names what hurts a service that runs meanwhile. A rule looks at what a statement has done, and not at its text: what is
-//!   hidden in a `DO` block or in a function is found, and a table that the same file has made is left alone.
+//! - **The rules.** [`Rule`] names what hurts a service that runs meanwhile. A rule looks at what a statement has done: what is
+//!   hidden in a `DO` block or in a function is found, and a table that the same file has made is left alone. Its text is looked at only to tell an
+//!   update of all rows from others, and to name what was found.
 //!
 //! # Which tables count
 //!

@@ -2,12 +2,12 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::fmt::{self, Write};
 
 use db_core::sql::{Position, Token};
 use serde::{Serialize, Serializer};
 
-use super::catalog::{Catalog, Column, Effects, Kind, Relation, What};
+use super::catalog::{Catalog, Effects, Kind, Relation, What};
 use super::trace::Mode;
 use crate::Action;
 
@@ -73,7 +73,8 @@ macro_rules! rules {
             }
 
             /// The rule of a name, or of one that squawk has for it.
-            pub(super) fn of(name: &str) -> Option<Self> {
+            #[must_use]
+            pub fn of(name: &str) -> Option<Self> {
                 match name { $($name $(| $other)* => Some(Self::$rule),)* _ => None }
             }
         }
@@ -96,6 +97,9 @@ rules! {
     /// After the way back, the file makes another schema than at first.
     UpAgainDiffers = "up-again-differs":
         "Let the down file undo all that the up file does",
+    /// The statements were not looked at one by one to the end, so rules may have missed something.
+    NotTraced = "not-traced":
+        "Let the file run statement by statement, or look at it yourself and allow this by a comment that says so",
     /// A comment that is to allow something cannot be understood.
     BadAllow = "bad-allow":
         "Write `-- db-migrate: allow RULE reason`",
@@ -156,7 +160,7 @@ rules! {
     /// Programs of the version before use the old name.
     RenamesTable = "renaming-table":
         "Let a view have the old name until no program uses it",
-    /// Programs of the version before use the old name.
+    /// Programs of the version before use the old name, of a type, a label, a function or a sequence.
     RenamesOther = "renaming-type":
         "Add the new one, and let programs move to it before the old one goes",
     /// Programs of the version before use it, and its values are lost.
@@ -167,6 +171,9 @@ rules! {
         "Release a version first that does not use it; then allow this by a comment that says so",
     /// Programs of the version before use it.
     DropsView = "ban-drop-view":
+        "Release a version first that does not use it; then allow this by a comment that says so",
+    /// Programs of the version before use it: a function, a sequence, a type or a label.
+    DropsOther = "ban-drop-function" or "ban-drop-type":
         "Release a version first that does not use it; then allow this by a comment that says so",
     /// Writers of the version before rely on it.
     DropsDefault = "dropping-default":
@@ -232,15 +239,39 @@ impl Seen<'_> {
         scanned.map(|(oid, _)| *oid).filter(|oid| self.before.relations.contains_key(oid)).collect()
     }
 
-    /// Whether rows of a table that counts were added, changed or deleted.
-    fn changes_rows(&self) -> bool {
-        let before = |oid: &i64| self.held.changes.get(oid).copied().unwrap_or(0);
-        self.effects.changes.iter().any(|(oid, count)| *count > before(oid))
-    }
-
     /// The strongest lock on a table.
     fn lock(effects: &Effects, table: i64) -> Option<Mode> {
         effects.locks.get(&table)?.iter().max().copied()
+    }
+
+    /// Whether it is done without keeping others waiting, which is possible outside of a transaction only.
+    fn is_concurrent(&self) -> bool {
+        !self.in_transaction && self.tokens.iter().any(|token| token.is("concurrently"))
+    }
+
+    /// Whether it updates or deletes rows, and which are not chosen by a condition. `WITH` may stand before it.
+    fn writes_all(&self) -> Option<Rule> {
+        let mut depth = 0_usize;
+        let mut before = None;
+        let mut rule = None;
+        for token in self.tokens {
+            match token.text {
+                "(" => depth += 1,
+                ")" => depth = depth.saturating_sub(1),
+                _ if depth > 0 => {}
+                _ if token.is("where") => return None,
+                _ if before.is_none_or(|before| before == ")") && rule.is_none() => {
+                    rule = match () {
+                        () if token.is("update") => Some(Rule::UpdatesAll),
+                        () if token.is("delete") => Some(Rule::Truncates),
+                        () => None,
+                    };
+                }
+                _ => {}
+            }
+            before = Some(token.text);
+        }
+        rule.filter(|_| self.begins(&["update", "delete", "with"]))
     }
 
     fn begins(&self, words: &[&str]) -> bool {
@@ -253,6 +284,9 @@ fn waiting(mode: Mode) -> &'static str {
     if mode == Mode::AccessExclusiveLock { "readers and writers" } else { "writers" }
 }
 
+/// What a finding names one by one, such as tables that one statement drops.
+const NAMED: usize = 5;
+
 /// What a statement does that hurts.
 pub(super) fn hazards(statement: usize, seen: &Seen<'_>) -> Vec<Hazard> {
     let mut found = Found { seen, explained: BTreeSet::new(), by_rule: BTreeMap::new() };
@@ -262,28 +296,97 @@ pub(super) fn hazards(statement: usize, seen: &Seen<'_>) -> Vec<Hazard> {
     found.lost_constraints();
     found.indexes();
     found.rest();
-    let hazard = |(rule, mut messages): (Rule, Vec<String>)| {
-        let more = messages.len() - 1;
-        let mut message = messages.swap_remove(0);
-        if more > 0 {
-            message = format!("{message}; and {more} more like it");
+    let hazard = |(rule, messages): (Rule, Vec<String>)| {
+        let mut message = messages[..messages.len().min(NAMED)].join("; ");
+        if messages.len() > NAMED {
+            // Writing to a string does not fail.
+            let _ = write!(message, "; and {} more like it", messages.len() - NAMED);
         }
         Hazard { rule, statement, message }
     };
     found.by_rule.into_iter().map(hazard).collect()
 }
 
-/// What became of a view that was dropped, at the end of the file. It may have been made again, with other columns.
-pub(super) fn lost_view(statement: usize, oid: i64, start: &Catalog, end: &Catalog) -> Option<Hazard> {
-    let name = &start.relations.get(&oid)?.name;
+/// What a statement has taken away, and a later one of the file may give back.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lost {
+    /// The name of a table or a view, which was renamed, or of a view that was dropped.
+    Relation(i64),
+    /// The value that a column, of a table and by its number, has by itself.
+    Default(i64, i16),
+    /// A schema, a type, a label, a function or a sequence.
+    Named(What, String),
+}
+
+/// What a statement has taken away.
+pub(super) fn lost(before: &Catalog, after: &Catalog) -> Vec<Lost> {
+    let relations = before.relations.iter().filter(|(oid, old)| match after.relations.get(oid) {
+        Some(new) => new.name != old.name,
+        None => matches!(old.kind, Kind::View | Kind::MaterializedView),
+    });
+    let defaults = before.columns.iter().filter(|(key, old)| {
+        old.is_not_null && old.has_value() && after.columns.get(key).is_some_and(|new| !new.has_value())
+    });
+    let names = after.named();
+    relations
+        .map(|(oid, _)| Lost::Relation(*oid))
+        .chain(defaults.map(|((of, number), _)| Lost::Default(*of, *number)))
+        .chain(before.named().difference(&names).map(|(what, name)| Lost::Named(*what, (*name).to_owned())))
+        .collect()
+}
+
+/// What became of it at the end of the file.
+pub(super) fn still_lost(statement: usize, lost: &Lost, start: &Catalog, end: &Catalog) -> Option<Hazard> {
     let hazard = |rule, message| Some(Hazard { rule, statement, message });
-    let Some((again, _)) = end.relations.iter().find(|(_, it)| it.name == *name) else {
-        return hazard(Rule::DropsView, format!("the view {name} is dropped"));
-    };
-    let has =
-        |column: &str| end.columns.range((*again, 0)..=(*again, i16::MAX)).any(|(_, it)| it.name == column);
-    let (_, lost) = start.columns.range((oid, 0)..=(oid, i16::MAX)).find(|(_, it)| !has(&it.name))?;
-    hazard(Rule::DropsColumn, format!("the view {name} is made again without its column {}", lost.name))
+    match lost {
+        Lost::Relation(oid) => {
+            let Relation { name, kind, .. } = start.relations.get(oid)?;
+            let is_view = matches!(kind, Kind::View | Kind::MaterializedView);
+            let again = end.relations.iter().find(|(_, it)| it.name == *name);
+            let view = again.filter(|(_, it)| is_view || it.kind == Kind::View);
+            match (view, end.relations.get(oid)) {
+                (Some((view, _)), _) => {
+                    let has = |column: &str| {
+                        end.columns.range((*view, 0)..=(*view, i16::MAX)).any(|(_, it)| it.name == column)
+                    };
+                    let mut columns = start.columns.range((*oid, 0)..=(*oid, i16::MAX));
+                    let (_, missing) = columns.find(|(_, it)| !has(&it.name))?;
+                    hazard(
+                        Rule::DropsColumn,
+                        format!("{name} is made again without its column {}", missing.name),
+                    )
+                }
+                (None, Some(renamed)) if renamed.name == *name => None,
+                (None, Some(renamed)) => {
+                    hazard(Rule::RenamesTable, format!("{name} becomes {}", renamed.name))
+                }
+                (None, None) if is_view => hazard(Rule::DropsView, format!("the view {name} is dropped")),
+                // The table is dropped, which is told already.
+                (None, None) => None,
+            }
+        }
+        Lost::Default(of, number) => {
+            let column = end.columns.get(&(*of, *number)).filter(|it| it.is_not_null && !it.has_value())?;
+            let table = start.relations.get(of)?;
+            hazard(
+                Rule::DropsDefault,
+                format!(
+                    "{}.{} is not null and loses the value that it had by itself",
+                    table.name, column.name
+                ),
+            )
+        }
+        Lost::Named(what, name) => {
+            if end.named().contains(&(*what, name.as_str())) {
+                return None;
+            }
+            let (oid, _) = start.names.iter().find(|(_, it)| it.what == *what && it.name == *name)?;
+            match end.names.get(oid) {
+                Some(new) => hazard(what.renamed(), format!("the {what} {name} becomes {}", new.name)),
+                None => hazard(what.dropped()?, format!("the {what} {name} is dropped")),
+            }
+        }
+    }
 }
 
 struct Found<'s> {
@@ -313,10 +416,7 @@ impl Found<'_> {
                 }
                 continue;
             };
-            if old.name != new.name {
-                self.add(Rule::RenamesTable, format!("{name} becomes {}", new.name));
-            }
-            if old.is_partition && !new.is_partition && seen.in_transaction {
+            if old.is_partition && !new.is_partition && !seen.is_concurrent() {
                 self.add(
                     Rule::Detaches,
                     format!("readers and writers of the whole table wait while {name} is detached"),
@@ -326,15 +426,6 @@ impl Found<'_> {
                 let message = format!("rows of {name} are seen only as policies allow, from now on");
                 self.add(Rule::HidesRows, message);
             }
-        }
-        for (oid, old) in &seen.before.names {
-            let Some(new) = seen.after.names.get(oid).filter(|new| new.name != old.name) else { continue };
-            let (rule, what) = match old.what {
-                What::Schema => (Rule::RenamesTable, "schema"),
-                What::Type => (Rule::RenamesOther, "type"),
-                What::Label => (Rule::RenamesOther, "label"),
-            };
-            self.add(rule, format!("the {what} {} becomes {}", old.name, new.name));
         }
     }
 
@@ -347,7 +438,6 @@ impl Found<'_> {
                 continue;
             };
             let name = format!("{}.{}", table.name, old.name);
-            let is_table = matches!(table.kind, Kind::Table | Kind::Partitioned | Kind::Foreign);
             let Some(new) = seen.after.columns.get(&(*of, *number)) else {
                 self.add(Rule::DropsColumn, format!("the column {name} is dropped"));
                 continue;
@@ -379,10 +469,6 @@ impl Found<'_> {
                         table.name, old.name
                     ),
                 );
-            }
-            let has_value = |it: &Column| it.has_default || it.is_generated;
-            if is_table && old.is_not_null && new.is_not_null && has_value(old) && !has_value(new) {
-                self.add(Rule::DropsDefault, format!("{name} is not null and loses its default"));
             }
         }
         for ((of, number), new) in &seen.after.columns {
@@ -475,6 +561,18 @@ impl Found<'_> {
     /// A writer of the version before may name its columns in `on conflict`.
     fn lost_constraints(&mut self) {
         let seen = self.seen;
+        let backs = |index: i64| seen.before.constraints.values().any(|it| it.index == index);
+        for (oid, old) in seen.before.indexes.iter().filter(|(oid, old)| old.is_unique && !backs(**oid)) {
+            let is_gone = !seen.after.indexes.contains_key(oid)
+                && !seen.after.indexes.values().any(|it| it.of == old.of && it.name == old.name);
+            let has_columns = old
+                .columns
+                .iter()
+                .all(|number| *number <= 0 || seen.after.columns.contains_key(&(old.of, *number)));
+            if let (true, true, Some(table)) = (is_gone, has_columns, seen.after.relations.get(&old.of)) {
+                self.add(Rule::DropsUnique, format!("{} of {} is dropped", old.name, table.name));
+            }
+        }
         for (oid, old) in &seen.before.constraints {
             let is_gone = !seen.after.constraints.contains_key(oid)
                 && !seen.after.constraints.values().any(|it| it.of == old.of && it.name == old.name);
@@ -490,8 +588,7 @@ impl Found<'_> {
 
     fn indexes(&mut self) {
         let seen = self.seen;
-        if !seen.in_transaction {
-            // Only what works concurrently is refused in a transaction.
+        if seen.is_concurrent() {
             return;
         }
         let backs = |catalog: &Catalog, index: i64| catalog.constraints.values().any(|it| it.index == index);
@@ -564,19 +661,25 @@ impl Found<'_> {
                 self.add(Rule::Refreshes, format!("readers of {name} wait while it is made anew"));
             } else {
                 let waiting = self.waiting(oid);
-                self.add(Rule::Rewrites, format!("{name} is written anew while {waiting} wait"));
+                let done = if seen.begins(&["do", "call", "select"]) {
+                    "written anew, or emptied,"
+                } else {
+                    "written anew"
+                };
+                self.add(Rule::Rewrites, format!("{name} is {done} while {waiting} wait"));
             }
         }
-        if seen.begins(&["delete", "update"]) && !seen.tokens.iter().any(|token| token.is("where")) {
-            // Of those that count, it has the lock of a writer.
+        if let Some(rule) = seen.writes_all() {
+            // Of the tables that count, it has the lock of a writer.
             let written = |oid: &&i64| {
                 Seen::lock(seen.effects, **oid) >= Some(Mode::RowExclusiveLock) && scanned.contains(*oid)
             };
             if let Some(name) = seen.effects.locks.keys().find(written).and_then(|oid| seen.name(*oid)) {
-                let is_update = seen.begins(&["update"]);
-                let (rule, done) =
-                    if is_update { (Rule::UpdatesAll, "updated") } else { (Rule::Truncates, "deleted") };
-                self.add(rule, format!("all rows of {name} are {done} in one transaction, and writers of each wait until it ends"));
+                let done = if rule == Rule::UpdatesAll { "updated" } else { "deleted" };
+                self.add(
+                    rule,
+                    format!("all rows of {name} are {done} in one transaction, and writers of each wait until it ends"),
+                );
             }
         }
         let is_query = seen.begins(&[
@@ -589,12 +692,12 @@ impl Found<'_> {
                 Some((seen.name(*oid)?, *mode))
             });
             let strongest = held.min_by_key(|(_, mode)| Reverse(*mode));
-            let has_work = scanned.difference(&self.explained).next().is_some() || seen.changes_rows();
+            let has_work = scanned.difference(&self.explained).next().is_some();
             if let Some((name, mode)) = strongest.filter(|_| has_work) {
                 let waiting = waiting(mode);
                 self.add(
                     Rule::HoldsLock,
-                    format!("rows are read or changed while {waiting} of {name} wait for a lock that an earlier statement holds"),
+                    format!("all rows of a table are read while {waiting} of {name} wait for a lock that an earlier statement holds"),
                 );
                 return;
             }

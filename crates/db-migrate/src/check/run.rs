@@ -22,6 +22,7 @@ use super::trace::{self, Trace, Traced};
 use crate::look::{newest, problems_of_files};
 use crate::outside::is_refused_in_transaction;
 use crate::run::close;
+use crate::table::Table;
 use crate::{Action, Error, Migrations, session};
 
 /// The differences that a finding shows.
@@ -41,19 +42,21 @@ pub struct Check<'m> {
     dump: Option<PathBuf>,
     setup: Option<String>,
     skipped: Vec<String>,
+    without: Vec<Rule>,
 }
 
 // The statements that prepare the server may hold passwords.
 impl fmt::Debug for Check<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { after, dump, skipped, .. } = self;
+        let Self { after, dump, skipped, without, .. } = self;
         let mut shown = f.debug_struct("Check");
-        shown.field("after", after).field("dump", dump).field("skipped", skipped).finish_non_exhaustive()
+        shown.field("after", after).field("dump", dump).field("skipped", skipped).field("without", without);
+        shown.finish_non_exhaustive()
     }
 }
 
 /// What a check has seen.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Checked {
     /// The files that were applied, in that order. If one fails, it is the last.
@@ -63,7 +66,7 @@ pub struct Checked {
 }
 
 /// What a check has seen of one version.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CheckedFile {
     /// Its version.
@@ -95,7 +98,7 @@ pub enum WayBack {
 }
 
 /// What differs between a database and what its migrations make.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Drift {
     /// The version that was compared.
@@ -111,7 +114,7 @@ pub struct Drift {
 impl<'m> Check<'m> {
     /// A check of all files, each on a database with those before it applied.
     pub fn new(migrations: &'m Migrations) -> Self {
-        Self { migrations, after: None, dump: None, setup: None, skipped: Vec::new() }
+        Self { migrations, after: None, dump: None, setup: None, skipped: Vec::new(), without: Vec::new() }
     }
 
     /// Checks only files after this version. Those up to it are applied before, and only the tables that these have made count: what a
@@ -122,22 +125,30 @@ impl<'m> Check<'m> {
     }
 
     /// Restores a dump first, so that the statements meet data, and their durations mean something. The files that the dump has on record as
-    /// applied are taken as they are. What `pg_dump` writes as a custom format, a tar file's folder or a script is read; the programs `pg_restore` or
-    /// `psql` do it.
+    /// applied are taken as they are. `pg_dump`'s custom format, tar files and folders are read by `pg_restore`, scripts by `psql`, of the same folder
+    /// as the server or from the path.
     pub fn dump(mut self, file: impl Into<PathBuf>) -> Self {
         self.dump = Some(file.into());
         self
     }
 
-    /// Statements that the server runs first, such as `create role app`.
+    /// Statements that the server runs first, such as `create role app`. The files run in a database that is named `line`: if they name yours, as in
+    /// `alter database shop set …`, make one of that name here.
     pub fn setup(mut self, sql: impl Into<String>) -> Self {
         self.setup = Some(sql.into());
         self
     }
 
-    /// Leaves out the statements that make, change or drop this extension, which the server of the check does not have.
+    /// Leaves out the statements that make, change or drop this extension, which the server of the check does not have. Of a dump, only one that is
+    /// no script.
     pub fn without_extension(mut self, name: impl Into<String>) -> Self {
         self.skipped.push(name.into());
+        self
+    }
+
+    /// Leaves out a rule.
+    pub fn without_rule(mut self, rule: Rule) -> Self {
+        self.without.push(rule);
         self
     }
 
@@ -149,25 +160,30 @@ impl<'m> Check<'m> {
     pub async fn run(self) -> Result<Checked, CheckError> {
         let (mut throwaway, migrations) = self.prepare().await?;
         let checked = self.checked(&mut throwaway, &migrations).await;
-        throwaway.end().await?;
+        end(throwaway).await;
         checked
     }
 
     /// Compares the schema of a database with what its applied migrations make, or those up to a version. Owners and privileges do not
-    /// count, nor does the order of columns. Changes nothing in the database, and needs no more than the right to read the migration table.
+    /// count, nor does the order of columns. Changes nothing in the database, and needs no more than the right to read the migration table. A dump
+    /// and a version to begin after play no part. Dropping the future ends the server and the session.
     ///
     /// # Errors
     ///
     /// [`CheckError`] if they cannot be compared, and so if a migration that is applied is not among these.
-    pub async fn drift(self, config: &Config, version: Option<i64>) -> Result<Drift, CheckError> {
+    pub async fn drift(mut self, config: &Config, version: Option<i64>) -> Result<Drift, CheckError> {
         let version = match version {
             Some(version) => version,
             None => self.applied(config).await?,
         };
+        self.dump = None;
         let mut connection = session::open(config, ConnectRetry::default()).await.map_err(Error::from)?;
-        let found = self.schema(&mut connection, Rights::DoNotCount).await?;
+        let mut found = self.schema(&mut connection, Rights::DoNotCount).await?;
         let server = connection_major(&mut connection).await?;
         close(connection).await;
+        for name in &self.skipped {
+            found.without_extension(name);
+        }
 
         let (throwaway, migrations) = self.prepare().await?;
         let expected = async {
@@ -179,7 +195,7 @@ impl<'m> Check<'m> {
         };
         let expected = expected.await;
         let compared_on = throwaway.major();
-        throwaway.end().await?;
+        end(throwaway).await;
         Ok(Drift { version, differences: expected?.differences(&found), server, compared_on })
     }
 
@@ -196,8 +212,9 @@ impl<'m> Check<'m> {
     async fn prepare(&self) -> Result<(Throwaway, Migrations), CheckError> {
         let mut throwaway = Throwaway::start(self.dump.is_none()).await?;
         let migrations = self.without_skipped();
-        let made = migrations.migrator.iter().flat_map(|file| extensions(file.sql.as_str()));
-        let names = throwaway.missing(made.map(|(_, name)| name).collect()).await?;
+        let all = migrations.migrator.iter().flat_map(|file| extensions(file.sql.as_str()));
+        let made = all.filter(|it| it.is_made).map(|it| it.name);
+        let names = throwaway.missing(made.collect()).await?;
         if !names.is_empty() {
             return Err(CheckError::NoExtension { names });
         }
@@ -206,8 +223,14 @@ impl<'m> Check<'m> {
             throwaway.set_up(LINE, sql).await?;
         }
         if let Some(file) = &self.dump {
-            throwaway.restore(LINE, file).await?;
+            throwaway.restore(LINE, file, &self.skipped).await?;
         }
+        // As each run makes them before its first file.
+        let Migrator { table_name, create_schemas, .. } = &migrations.migrator;
+        let mut session = throwaway.session(LINE).await?;
+        let made = Table::make(&mut session, table_name, create_schemas).await;
+        close(session).await;
+        made?;
         Ok((throwaway, migrations))
     }
 
@@ -296,12 +319,13 @@ impl<'m> Check<'m> {
     fn without_skipped(&self) -> Migrations {
         let files = self.migrations.migrator.iter().map(|file| {
             let mut sql = file.sql.as_str().to_owned();
-            for (at, name) in extensions(file.sql.as_str()) {
-                if self.skipped.contains(&name) {
-                    let blank: String =
-                        sql[at.clone()].chars().map(|c| if c == '\n' { '\n' } else { ' ' }).collect();
-                    sql.replace_range(at, &blank);
-                }
+            // From the end, since a blank may have fewer bytes than what it stands for.
+            for Extension { at, .. } in
+                extensions(file.sql.as_str()).into_iter().rev().filter(|it| self.skipped.contains(&it.name))
+            {
+                let blank: String =
+                    sql[at.clone()].chars().map(|c| if c == '\n' { '\n' } else { ' ' }).collect();
+                sql.replace_range(at, &blank);
             }
             Migration { sql: AssertSqlSafe(sql).into_sql_str(), ..file.clone() }
         });
@@ -341,19 +365,24 @@ impl Checking<'_> {
                 self.found(hazard.rule, Action::Up, position, hazard.message);
             }
         }
-        for (position, reason) in allowed.bad {
-            self.found(Rule::BadAllow, Action::Up, Some(position), reason);
+        for (position, reason) in &allowed.bad {
+            self.found(Rule::BadAllow, Action::Up, Some(*position), reason.clone());
         }
         let applied = up(self.migrations, &self.throwaway.config(LINE), self.file.version).await;
         let is_applied = applied.is_ok();
         match (applied, traced.failed) {
             (Ok(()), None) => {}
+            (Ok(()), Some(_)) if allowed.in_file(Rule::NotTraced) => {}
             (Ok(()), Some(error)) => {
-                let version = self.file.version;
-                tracing::warn!(version, %error, "the file is applied as a whole, and not statement by statement");
+                let position = statement_at(self.file.sql.as_str(), traced.statements.len());
+                let message =
+                    format!("the file is applied as a whole, and not statement by statement: {error}");
+                self.found(Rule::NotTraced, Action::Up, position, message);
             }
             (Err(Error::Failed { at, cause, .. }), _) => {
-                let is_concurrent = !self.file.no_tx && is_refused_in_transaction(&cause);
+                // Others of this code are about the order of statements.
+                let is_concurrent = is_refused_in_transaction(&cause)
+                    && cause.to_string().contains("inside a transaction block");
                 let rule = if is_concurrent { Rule::ConcurrentInTransaction } else { Rule::UpFails };
                 let nth = traced.statements.len();
                 let position = at.or_else(|| statement_at(self.file.sql.as_str(), nth));
@@ -364,20 +393,17 @@ impl Checking<'_> {
         Ok((traced.statements, is_applied))
     }
 
-    /// In the database itself, since it is rolled back; outside of a transaction, in a copy.
+    /// In a copy: sequences go on although a transaction is rolled back, and a file may commit.
     async fn trace(&mut self, counts: Option<&Catalog>) -> Result<Trace, CheckError> {
-        let database = if self.file.no_tx { COPY } else { LINE };
-        if self.file.no_tx {
-            self.throwaway.make(COPY, LINE).await?;
-        }
-        let mut session = self.throwaway.session(database).await?;
+        let shared = self.throwaway.shared().await?;
+        self.throwaway.make(COPY, LINE).await?;
+        let mut session = self.throwaway.session(COPY).await?;
         let own = self.check.own(&mut session).await?;
         let role = self.migrations.role.as_deref();
         let traced = trace::run(&mut session, self.file, role, counts, &own).await;
         close(session).await;
-        if self.file.no_tx {
-            self.throwaway.remove(COPY).await?;
-        }
+        self.throwaway.remove(COPY).await?;
+        self.throwaway.remove_new(&shared).await?;
         traced.map_err(|cause| CheckError::Database { what: "trace a file", cause })
     }
 
@@ -483,6 +509,9 @@ impl Checking<'_> {
     }
 
     fn found(&mut self, rule: Rule, action: Action, position: Option<Position>, message: String) {
+        if self.check.without.contains(&rule) {
+            return;
+        }
         self.findings.push(Finding { rule, action, position, message, advice: rule.advice() });
     }
 }
@@ -516,41 +545,56 @@ fn statement_at(sql: &str, nth: usize) -> Option<Position> {
     Some(Position::of(sql, split(sql).ok()?.get(nth)?.start))
 }
 
-/// The statements of a file that make, change or drop an extension, and its name.
-fn extensions(sql: &str) -> Vec<(Range<usize>, String)> {
+/// Stops the server. What the check has seen is not lost if that fails.
+async fn end(throwaway: Throwaway) {
+    if let Err(error) = throwaway.end().await {
+        tracing::warn!(%error, "the server of the check has not ended as it should");
+    }
+}
+
+/// A statement that makes, changes or drops an extension.
+struct Extension {
+    at: Range<usize>,
+    name: String,
+    is_made: bool,
+}
+
+fn extensions(sql: &str) -> Vec<Extension> {
     let statements = split(sql).unwrap_or_default();
     let found = statements.iter().filter_map(|statement| {
         let tokens: Vec<Token<'_>> = statement.tokens().collect();
-        let rest = match &*tokens {
+        let (is_made, rest) = match &*tokens {
             [first, second, rest @ ..]
                 if first.is_any(&["create", "alter", "drop"]) && second.is("extension") =>
             {
-                rest
+                (first.is("create"), rest)
             }
             [first, on, second, rest @ ..]
                 if first.is("comment") && on.is("on") && second.is("extension") =>
             {
-                rest
+                (false, rest)
             }
             _ => return None,
         };
         let name = rest.iter().find(|token| !token.is_any(&["if", "not", "exists"]))?.name()?;
-        Some((statement.start..statement.start + statement.text.len(), name))
+        Some(Extension { at: statement.start..statement.start + statement.text.len(), name, is_made })
     });
     found.collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::extensions;
+    use super::{Extension, extensions};
 
     #[test]
     fn statements_of_extensions_are_found_with_their_names() {
         let sql = "create table t (); CREATE EXTENSION IF NOT EXISTS \"uuid-ossp\" with schema x;\n\
                    drop extension if exists hstore cascade; comment on extension pgcrypto is 'y'; select 'create extension z'";
-        let names: Vec<String> = extensions(sql).into_iter().map(|(_, name)| name).collect();
-        assert_eq!(names, ["uuid-ossp", "hstore", "pgcrypto"]);
-        let (at, _) = extensions(sql).swap_remove(1);
+        let found: Vec<(String, bool)> =
+            extensions(sql).into_iter().map(|it| (it.name, it.is_made)).collect();
+        let expected = [("uuid-ossp", true), ("hstore", false), ("pgcrypto", false)];
+        assert_eq!(found, expected.map(|(name, is_made)| (name.to_owned(), is_made)));
+        let Extension { at, .. } = extensions(sql).swap_remove(1);
         assert_eq!(&sql[at], "drop extension if exists hstore cascade");
     }
 }

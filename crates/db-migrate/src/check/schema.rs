@@ -9,15 +9,16 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor, Row};
 
 use crate::Error;
-use crate::table::{Table, literal};
+use crate::table::{Table, literal, quoted};
 
 /// Reads what users have made. `/*own*/` stands for the tables of this crate.
 const SCHEMA: &str = include_str!("schema.sql");
 
-/// What the text of a definition depends on. With no other schema in the path, the server qualifies all names.
+/// What the text of a definition depends on, and limits: to write a definition, the server waits for whoever changes the table. With no other schema in the path, the server qualifies all names.
 const SETTINGS: &str = "set local search_path to pg_catalog; set local jit to off; set local timezone to 'UTC'; set local datestyle to 'ISO';
     set local intervalstyle to 'postgres'; set local extra_float_digits to 3; set local bytea_output to 'hex';
-    set local quote_all_identifiers to off; set local standard_conforming_strings to on;";
+    set local quote_all_identifiers to off; set local standard_conforming_strings to on;
+    set local lock_timeout to '5s'; set local statement_timeout to '60s';";
 
 /// The objects of a database, by kind and name, and how they are defined.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +91,15 @@ impl Schema {
             rows.into_iter().map(object).collect()
         });
         Ok(Self(objects.map_err(Error::database("read the schema"))?))
+    }
+
+    /// Without an extension.
+    pub(super) fn without_extension(&mut self, name: &str) {
+        let is_of = |object: &str| {
+            let object = object.strip_prefix("comment ").unwrap_or(object);
+            object.strip_prefix("extension ").is_some_and(|it| it == name || it == quoted(name))
+        };
+        self.0.retain(|object, _| !is_of(object));
     }
 
     /// What differs in `found`.

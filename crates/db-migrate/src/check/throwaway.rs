@@ -1,11 +1,13 @@
 //! A server that is there for one check, and its databases.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use db_core::sql::split;
 use db_core::{Config, ConnectRetry};
 use db_embedded::{Programs, Server};
 use sqlx::postgres::PgConnection;
@@ -17,14 +19,20 @@ use super::error::CheckError;
 use crate::run::close;
 use crate::session;
 
-/// The first bytes of what `pg_dump --format=custom` writes.
-const CUSTOM: &[u8] = b"PGDMP";
+/// The first bytes of what `pg_dump` writes as a custom format and as a tar file.
+const ARCHIVES: [&[u8]; 2] = [b"PGDMP", b"toc.dat"];
 
 /// How long a session may take to end, after its client has closed it.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 /// Between two looks for it.
 const LOOK: Duration = Duration::from_millis(1);
+
+/// What belongs to the whole server.
+pub(super) struct Shared {
+    databases: Vec<String>,
+    roles: Vec<String>,
+}
 
 pub(super) struct Throwaway {
     server: Server,
@@ -69,7 +77,39 @@ impl Throwaway {
             }
             sleep(LOOK).await;
         }
-        self.run(what, format!("create database {database} template {of}")).await
+        self.run(what, format!("create database {database} template {of}")).await?;
+        // The template's settings, which are the server's and not the database's.
+        let sql = format!(
+            "insert into pg_db_role_setting select made.oid, setrole, setconfig
+             from pg_db_role_setting join pg_database as old on old.oid = setdatabase, pg_database as made
+             where old.datname = '{of}' and made.datname = '{database}'"
+        );
+        self.run(what, sql).await
+    }
+
+    /// The databases and roles, which no copy of a database separates.
+    pub(super) async fn shared(&mut self) -> Result<Shared, CheckError> {
+        let names = |sql: &'static str| sqlx::query_scalar::<_, String>(sql);
+        let what = "look for databases and roles";
+        let databases =
+            names("select quote_ident(datname) from pg_database").fetch_all(&mut self.admin).await;
+        let roles = names("select quote_ident(rolname) from pg_roles").fetch_all(&mut self.admin).await;
+        Ok(Shared {
+            databases: databases.map_err(CheckError::database(what))?,
+            roles: roles.map_err(CheckError::database(what))?,
+        })
+    }
+
+    /// Drops the databases and roles that were not there before.
+    pub(super) async fn remove_new(&mut self, before: &Shared) -> Result<(), CheckError> {
+        let now = self.shared().await?;
+        for database in now.databases.iter().filter(|it| !before.databases.contains(it)) {
+            self.remove(database).await?;
+        }
+        for role in now.roles.iter().filter(|it| !before.roles.contains(it)) {
+            self.run("drop a role", format!("drop role {role}")).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn remove(&mut self, database: &str) -> Result<(), CheckError> {
@@ -89,49 +129,49 @@ impl Throwaway {
         asked.map_err(CheckError::database("look for extensions"))
     }
 
-    /// Runs statements that the caller gives.
+    /// Runs statements that the caller gives, one by one: some, such as `create database`, run alone only.
     pub(super) async fn set_up(&self, database: &str, sql: &str) -> Result<(), CheckError> {
+        let statements = split(sql).map_err(CheckError::SetupText)?;
         let mut session = self.session(database).await?;
-        let done = session.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await;
+        let mut done = Ok(());
+        for statement in statements {
+            let ran = session.execute(sqlx::raw_sql(AssertSqlSafe(statement.text.to_owned()))).await;
+            done = ran.map(drop);
+            if done.is_err() {
+                break;
+            }
+        }
         close(session).await;
-        done.map(drop).map_err(|cause| CheckError::Setup(cause.into()))
+        done.map_err(|cause| CheckError::Setup(cause.into()))
     }
 
-    /// Restores a dump, by the program that is made for its format.
-    pub(super) async fn restore(&self, database: &str, file: &Path) -> Result<(), CheckError> {
+    /// Restores a dump, by the program that is made for its format, without what makes these extensions.
+    pub(super) async fn restore(
+        &self,
+        database: &str,
+        file: &Path,
+        skipped: &[String],
+    ) -> Result<(), CheckError> {
         let failed = |reason: String| CheckError::Dump { file: file.to_owned(), reason };
-        let is_custom = file.is_dir() || begins(file).map_err(|error| failed(error.to_string()))? == CUSTOM;
-        let (name, args): (_, &[&str]) = if is_custom {
-            ("pg_restore", &["--no-owner", "--no-privileges", "--exit-on-error"])
-        } else {
+        let path = file.to_owned();
+        let is_script = tokio::task::spawn_blocking(move || is_script(&path)).await;
+        let is_script = is_script.map_err(|error| failed(error.to_string()))?;
+        let address = format!("--dbname={}", self.server.url(database));
+        if is_script.map_err(|error| failed(error.to_string()))? {
             // Terse, since the context of an error shows rows.
-            (
-                "psql",
-                &[
-                    "--no-psqlrc",
-                    "--quiet",
-                    "--set=ON_ERROR_STOP=1",
-                    "--set=VERBOSITY=terse",
-                    "--output=/dev/null",
-                ],
-            )
-        };
-        let program =
-            blocking(move || Ok(Programs::find(None)?.path(name).unwrap_or_else(|_| PathBuf::from(name))))
-                .await?;
-        let mut command = Command::new(program);
-        command.args(args).arg(format!("--dbname={}", self.server.url(database)));
-        if is_custom {
-            command.arg(file);
+            let psql = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse"];
+            let psql =
+                psql.map(OsStr::new).into_iter().chain([address.as_ref(), "--file".as_ref(), file.as_ref()]);
+            program("psql", psql).await.map_err(failed)?;
         } else {
-            command.arg("--file").arg(file);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-        let output =
-            command.output().await.map_err(|error| failed(format!("{name} does not run: {error}")))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            return Err(failed(said.lines().last().unwrap_or("without a message").to_owned()));
+            let list = program("pg_restore", ["--list".as_ref(), file.as_os_str()]).await.map_err(failed)?;
+            let is_kept = |line: &&str| !skipped.iter().any(|name| makes_extension(line, name));
+            let kept: String = list.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect();
+            let list = tempfile::NamedTempFile::new().map_err(|error| failed(error.to_string()))?;
+            std::fs::write(list.path(), kept).map_err(|error| failed(error.to_string()))?;
+            let options = ["--no-owner", "--no-privileges", "--exit-on-error", "--use-list"].map(OsStr::new);
+            let rest = [list.path().as_ref(), address.as_ref(), file.as_os_str()];
+            program("pg_restore", options.into_iter().chain(rest)).await.map_err(failed)?;
         }
         let mut session = self.session(database).await?;
         let done = session.execute("analyze").await;
@@ -153,10 +193,50 @@ fn address(server: &Server, database: &str) -> Config {
     Config::from_url(&server.url(database)).expect("db-embedded makes addresses that db-core reads")
 }
 
-fn begins(file: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(file)?.take(CUSTOM.len() as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
+/// Whether a dump is text, and neither an archive nor a folder.
+fn is_script(file: &Path) -> std::io::Result<bool> {
+    if file.is_dir() {
+        return Ok(false);
+    }
+    let mut begin = Vec::new();
+    File::open(file)?.take(16).read_to_end(&mut begin)?;
+    Ok(!ARCHIVES.iter().any(|archive| begin.starts_with(archive)))
+}
+
+/// Whether a line of `pg_restore --list` is about an extension, or about its comment.
+fn makes_extension(line: &str, name: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    [&["EXTENSION", "-", name][..], &["COMMENT", "-", "EXTENSION", name]]
+        .iter()
+        .any(|wanted| words.windows(wanted.len()).any(|words| words == *wanted))
+}
+
+/// Runs a program of PostgreSQL's, and returns what it printed, or why it failed.
+async fn program<'a>(
+    name: &'static str,
+    args: impl IntoIterator<Item = &'a OsStr>,
+) -> Result<String, String> {
+    let here = tokio::task::spawn_blocking(move || Programs::find(None)?.path(name));
+    // Packages of the server alone lack it; another one may be in the path.
+    let path = here.await.ok().and_then(Result::ok).unwrap_or_else(|| PathBuf::from(name));
+    let mut command = Command::new(path);
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await.map_err(|error| format!("{name} does not run: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(reason(&String::from_utf8_lossy(&output.stderr)))
+}
+
+/// The line with the error, as far as it shows no value of a row.
+fn reason(said: &str) -> String {
+    let is_error = |line: &&str| line.contains("error:") || line.contains("ERROR:");
+    let line = said.lines().find(is_error).or(said.lines().next()).unwrap_or("without a message");
+    let shows_value = ["invalid input", "out of range", "malformed", "duplicate key", "invalid byte"];
+    match line.find('"') {
+        Some(at) if shows_value.iter().any(|text| line.contains(text)) => line[..at].trim_end().to_owned(),
+        _ => line.to_owned(),
+    }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -9,8 +9,8 @@ use sqlx::migrate::Migration;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor};
 
-use super::catalog::{self, Catalog, Effects, Kind, Of};
-use super::rules::{self, Hazard, Seen};
+use super::catalog::{self, Catalog, Effects, Of};
+use super::rules::{self, Hazard, Lost, Seen};
 use crate::outside::is_refused_in_transaction;
 use crate::statements::{Place, Step, steps};
 use crate::table::quoted;
@@ -31,6 +31,12 @@ pub struct Traced {
     pub rewritten: Vec<String>,
     /// The tables and materialized views that it has read as a whole.
     pub scanned: Vec<String>,
+}
+
+impl Traced {
+    fn without_effect(position: Position, took: Duration) -> Self {
+        Self { position, took, locks: Vec::new(), rewritten: Vec::new(), scanned: Vec::new() }
+    }
 }
 
 /// A lock on a table.
@@ -74,7 +80,7 @@ pub(super) struct Trace {
     pub(super) failed: Option<db_core::Error>,
 }
 
-/// Runs the statements of a file, and looks after each. What ran in one transaction is rolled back.
+/// Runs the statements of a file, and looks after each. The database is not to be used afterwards: sequences go on, and a file may commit.
 ///
 /// `old` has the tables that count; none means all that are there when the file begins.
 pub(super) async fn run(
@@ -95,7 +101,7 @@ pub(super) async fn run(
         now: Catalog::default(),
         effects: Effects::default(),
         trace: Trace { statements: Vec::new(), hazards: Vec::new(), failed: None },
-        lost_views: BTreeMap::new(),
+        lost: BTreeMap::new(),
     };
     tracer.now = tracer.start.clone();
     if let Some(role) = role {
@@ -116,12 +122,10 @@ pub(super) async fn run(
             return Ok(tracer.trace);
         }
     }
-    if !tracer.lost_views.is_empty() {
-        // One that is made again under its name is not lost.
+    if !tracer.lost.is_empty() {
         let end = catalog::read(tracer.connection, Of::All { own }).await?.0;
-        let lost = tracer.lost_views.iter();
-        let lost =
-            lost.filter_map(|(oid, statement)| rules::lost_view(*statement, *oid, &tracer.start, &end));
+        let lost = tracer.lost.iter();
+        let lost = lost.filter_map(|(lost, nth)| rules::still_lost(*nth, lost, &tracer.start, &end));
         tracer.trace.hazards.extend(lost);
     }
     if !migration.no_tx {
@@ -143,8 +147,8 @@ struct Tracer<'c> {
     /// In this transaction.
     effects: Effects,
     trace: Trace,
-    /// Views that were dropped, and the number of the statement.
-    lost_views: BTreeMap<i64, usize>,
+    /// What was taken away, and the number of the statement.
+    lost: BTreeMap<Lost, usize>,
 }
 
 impl Tracer<'_> {
@@ -176,6 +180,12 @@ impl Tracer<'_> {
         let began = Instant::now();
         raw(self.connection, step.statement.text).await?;
         let took = began.elapsed();
+        let tokens: Vec<_> = step.statement.tokens().collect();
+        if tokens.first().is_some_and(|token| token.is_any(&["set", "reset"])) {
+            // It changes no table, and `set transaction` has to stand before any query, also of ours.
+            self.trace.statements.push(Traced::without_effect(position, took));
+            return Ok(());
+        }
         let (after, effects) = if in_transaction {
             catalog::read(self.connection, Of::Locked(&self.now)).await?
         } else {
@@ -183,7 +193,6 @@ impl Tracer<'_> {
             let all = catalog::read(self.connection, Of::All { own: self.own }).await?.0;
             (all.only(&self.start), Effects::default())
         };
-        let tokens: Vec<_> = step.statement.tokens().collect();
         let nth = self.trace.statements.len();
         let seen = Seen {
             tokens: &tokens,
@@ -195,12 +204,8 @@ impl Tracer<'_> {
         };
         self.trace.statements.push(traced(&seen, position, took));
         self.trace.hazards.extend(rules::hazards(nth, &seen));
-        for (oid, relation) in &self.now.relations {
-            if matches!(relation.kind, Kind::View | Kind::MaterializedView)
-                && !after.relations.contains_key(oid)
-            {
-                self.lost_views.insert(*oid, nth);
-            }
+        for lost in rules::lost(&self.now, &after) {
+            self.lost.entry(lost).or_insert(nth);
         }
         self.now = after;
         self.effects = effects;

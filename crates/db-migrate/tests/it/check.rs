@@ -97,16 +97,14 @@ async fn what_hurts_a_running_service_is_found_and_the_right_way_is_left_alone()
         .collect();
     let found: BTreeMap<&str, Vec<&str>> =
         unsafe_ones.iter().map(|(name, file)| (&**name, rules(&file.findings))).collect();
-    for (name, rules) in &found {
-        assert_eq!(Some(rules), expected.get(name), "{name}: {:#?}", unsafe_ones[*name].findings);
-    }
+    let differ: Vec<_> = found.iter().filter(|(name, rules)| expected.get(*name) != Some(rules)).collect();
+    assert!(differ.is_empty(), "found, and not expected so: {differ:#?}");
     assert_eq!(found.len(), expected.len());
-    assert!(found.values().filter(|rules| !rules.is_empty()).count() >= 76, "of 84");
+    assert!(found.values().filter(|rules| !rules.is_empty()).count() >= 84, "of 91");
 
     assert!(right_ways.len() >= 60);
-    for (name, file) in &right_ways {
-        assert_eq!(rules(&file.findings), Vec::<&str>::new(), "{name}: {:#?}", file.findings);
-    }
+    let alarms: Vec<_> = right_ways.iter().filter(|(_, file)| !file.findings.is_empty()).collect();
+    assert!(alarms.is_empty(), "{alarms:#?}");
 }
 
 async fn check(files: &[(&str, &str)]) -> Checked {
@@ -360,10 +358,70 @@ async fn a_dump_is_restored_and_goes_on_where_it_ends(db: TestDb) {
 }
 
 #[tokio::test]
+async fn what_a_trace_leaves_behind_does_not_spoil_the_check() {
+    // Sequences that go on, a file that commits, and roles, which belong to the whole server.
+    let checked = check(&[
+        ("1_seeds.sql", "create table roles (id serial primary key, name text); create table rights (role_id int references roles)"),
+        ("2_rows.sql", "insert into roles (name) values ('a'), ('b'); insert into rights values (1), (2)"),
+        ("3_commits.sql", "create table committed (); commit; begin; create table again ()"),
+        ("4_role.sql", "-- no-transaction\ncreate role reporting_of_this_test;\nvacuum roles"),
+        ("5_reads.sql", "do $$ begin assert (select count(*) from _sqlx_migrations) = 4; end $$"),
+    ])
+    .await;
+
+    assert_eq!(checked.files.len(), 5, "{checked:#?}");
+    assert!(checked.files.iter().all(|file| file.findings.is_empty()), "{checked:#?}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_looked_at_to_its_end_is_found() {
+    // Our look comes between them, and takes a snapshot.
+    let sql =
+        "lock table shop in share mode;\nset transaction isolation level serializable;\ncreate table two ()";
+    let allowed = format!("{sql};\n-- db-migrate: allow not-traced I have looked at it");
+    let again = allowed.replace("two", "three");
+    let checked =
+        check(&[("1_shop.sql", "create table shop ()"), ("2_late.sql", sql), ("3_again.sql", &again)]).await;
+
+    let finding = only(&checked.files[1].findings);
+    assert_eq!((finding.rule, finding.position.map(|it| it.line)), (Rule::NotTraced, Some(2)), "{finding}");
+    assert_eq!(checked.files[1].statements.len(), 1);
+    assert!(checked.files[2].findings.is_empty(), "{checked:#?}");
+}
+
+#[tokio::test]
+async fn schemas_of_sqlx_toml_are_there_and_rules_can_be_left_out() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let dir = parent.path().join("migrations");
+    fs::create_dir(&dir).expect("a folder");
+    let toml = "[migrate]\ntable-name = \"app.done\"\ncreate-schemas = [\"app\"]\n";
+    fs::write(parent.path().join("sqlx.toml"), toml).expect("written");
+    for (name, sql) in [
+        ("1_shop.up.sql", "create table app.shop (id int)"),
+        ("1_shop.down.sql", "drop table app.shop"),
+        ("2_index.sql", "create index on app.shop (id); alter table app.shop add name text not null"),
+    ] {
+        fs::write(dir.join(name), sql).expect("written");
+    }
+    let migrations = Migrations::from_dir(&dir).await.expect("migrations");
+
+    let checked = Check::new(&migrations).without_rule(Rule::AddsRequired).run().await.expect("checked");
+
+    assert_eq!(
+        (checked.files[0].way_back, checked.files[0].findings.len()),
+        (WayBack::Same, 0),
+        "{checked:#?}"
+    );
+    assert_eq!(rules(&checked.files[1].findings), ["require-concurrent-index-creation"]);
+    let setup = Check::new(&migrations).setup("create role app_of_this_check password 'hunter2-planted'");
+    assert!(!format!("{setup:?}").contains("hunter2"), "{setup:?}");
+}
+
+#[tokio::test]
 async fn extensions_that_are_not_there_are_named_and_left_out_on_request() {
     let files = migrations(&[
         ("1_a.sql", "create extension if not exists no_such_one; create table a ()"),
-        ("2_b.sql", "comment on extension no_such_one is 'x'; create extension \"nor-this\" with schema public; create extension plpgsql_no"),
+        ("2_b.sql", "drop extension if exists never_there; comment on extension no_such_one is 'für'; create extension no_such_one; create extension \"nor-this\" with schema public; create extension plpgsql_no"),
     ])
     .await;
 

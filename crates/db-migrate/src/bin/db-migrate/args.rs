@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use db_migrate::Edits;
+use db_migrate::check::Rule;
 
 /// Migrations in the files and the table of `sqlx migrate`, run so that nothing deadlocks and no lock stays behind.
 ///
@@ -212,6 +213,9 @@ pub(crate) struct CheckArgs {
     /// Show for each statement how long it took, its locks, and the tables that it wrote anew or read as a whole.
     #[arg(long)]
     pub(crate) trace: bool,
+    /// Leave out this rule.
+    #[arg(long, value_name = "RULE", value_parser = rule)]
+    pub(crate) without: Vec<Rule>,
     /// Also print what is found as annotations of GitHub Actions.
     #[arg(long, conflicts_with = "json")]
     pub(crate) github: bool,
@@ -225,6 +229,13 @@ pub(crate) struct DriftArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
+}
+
+fn rule(name: &str) -> Result<Rule, String> {
+    Rule::of(name).ok_or_else(|| {
+        let names: Vec<&str> = Rule::ALL.iter().map(|rule| rule.name()).collect();
+        format!("the rules are {}", names.join(", "))
+    })
 }
 
 /// The server that starts by itself.

@@ -18,6 +18,8 @@ use crate::args::Cli;
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
+    // As `sqlx migrate` does. The environment itself comes first.
+    let file = dotenvy::dotenv();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(said) => {
@@ -26,6 +28,11 @@ fn main() -> ExitCode {
             return said.print().map_or(ExitCode::from(FAILED), |()| ExitCode::from(code));
         }
     };
+    if let Err(error) = file
+        && !error.not_found()
+    {
+        eprintln!("db-migrate: .env cannot be read, and is left out");
+    }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let done = tokio::runtime::Builder::new_multi_thread()

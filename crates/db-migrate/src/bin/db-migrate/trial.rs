@@ -25,6 +25,9 @@ pub(crate) async fn check(
     if let Some(file) = &args.dump {
         check = check.dump(file);
     }
+    for rule in &args.without {
+        check = check.without_rule(*rule);
+    }
     if let Some(version) = args.after {
         check = check.after(version);
     } else if let Some(config) = config {
@@ -94,7 +97,7 @@ fn text(checked: &Checked, with_trace: bool) -> Result<String, std::fmt::Error> 
     let mut text = String::new();
     for file in &checked.files {
         let CheckedFile { version, description, statements, way_back, findings, .. } = file;
-        if findings.is_empty() && !with_trace {
+        if findings.is_empty() && !with_trace && *way_back != WayBack::NotTried {
             continue;
         }
         let told = match way_back {
@@ -117,11 +120,12 @@ fn text(checked: &Checked, with_trace: bool) -> Result<String, std::fmt::Error> 
     let findings: usize = checked.files.iter().map(|file| file.findings.len()).sum();
     writeln!(
         text,
-        "files checked on PostgreSQL {server}: {files}; findings: {findings}; went down and up again: {same}; without a way back: {missing}",
+        "files checked on PostgreSQL {server}: {files}; findings: {findings}; went down and up again: {same}; without a way back: {missing}; not tried: {not_tried}",
         server = checked.server,
         files = checked.files.len(),
         same = count(WayBack::Same),
-        missing = count(WayBack::Missing)
+        missing = count(WayBack::Missing),
+        not_tried = count(WayBack::NotTried)
     )?;
     Ok(text)
 }

@@ -1,0 +1,3 @@
+-- no-transaction
+-- The indexes have grown; build them again.
+reindex schema public;

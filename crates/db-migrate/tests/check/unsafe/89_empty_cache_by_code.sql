@@ -1,0 +1,4 @@
+-- Start with an empty cache.
+do $$ begin
+    execute 'truncate page_cache';
+end $$;
