@@ -134,13 +134,23 @@ async fn a_way_back_is_tried_and_compared() {
         ("7_rights.down.sql", "drop owned by reader; drop role reader"),
         ("8_comment.up.sql", "create table late ()"),
         ("8_comment.down.sql", "drop table late; comment on table good is 'good'"),
+        ("9_runs.sql", "create table runs (it int)"),
+        (
+            "10_twice.up.sql",
+            "insert into runs values (1);
+             do $$ begin if (select count(*) from runs) > 1 then create table second (); end if; end $$",
+        ),
+        ("10_twice.down.sql", "drop table if exists second"),
     ])
     .await;
 
     let of = |version: usize| &checked.files[version - 1];
     let way_backs: Vec<WayBack> = checked.files.iter().map(|file| file.way_back).collect();
     let (same, missing, broken) = (WayBack::Same, WayBack::Missing, WayBack::Broken);
-    assert_eq!(way_backs, [same, missing, broken, broken, broken, same, WayBack::NotTried, broken]);
+    assert_eq!(
+        way_backs,
+        [same, missing, broken, broken, broken, same, WayBack::NotTried, broken, missing, broken]
+    );
     assert!(of(1).findings.is_empty() && of(2).findings.is_empty(), "{checked:#?}");
 
     let fails = only(&of(3).findings);
@@ -161,6 +171,9 @@ async fn a_way_back_is_tried_and_compared() {
 
     assert_eq!(rules(&of(6).findings), ["ban-drop-column"], "the order of columns is no difference");
     assert!(of(7).findings.is_empty(), "a role belongs to the whole server: {:#?}", of(7));
+    let twice = only(&of(10).findings);
+    assert_eq!(twice.rule, Rule::UpAgainDiffers);
+    assert!(twice.message.contains("table public.second is there and should not be"), "{twice}");
     let comment = only(&of(8).findings);
     assert!(comment.message.contains("comment"), "{comment}");
 }
@@ -357,19 +370,83 @@ async fn a_dump_is_restored_and_goes_on_where_it_ends(db: TestDb) {
         .expect("removed");
 }
 
+#[db_testkit::test]
+async fn a_comparison_does_not_wait_for_ever_for_who_changes_a_table(db: TestDb) {
+    let files = [("1_shop.sql", "create table shop (id int); create view ids as select id from shop")];
+    let shop = migrations(&files).await;
+    shop.up(&config(&db)).await.expect("up");
+    let pool = db.pool();
+    let mut changing = pool.begin().await.expect("begun");
+    sqlx::raw_sql("lock table ids in access exclusive mode").execute(&mut *changing).await.expect("locked");
+
+    let error = Check::new(&shop).drift(&config(&db), None).await.expect_err("it is locked");
+
+    assert!(
+        error.to_string().starts_with("read the schema: ") && error.to_string().contains("(55P03)"),
+        "{error}"
+    );
+    changing.rollback().await.expect("rolled back");
+}
+
+#[db_testkit::test]
+async fn an_extension_of_a_dump_is_left_out_on_request(db: TestDb) {
+    let is_there: bool =
+        sqlx::query_scalar("select exists (select from pg_available_extensions where name = 'pg_trgm')")
+            .fetch_one(&db.pool())
+            .await
+            .expect("an answer");
+    let Some(pg_dump) = pg_dump().ok().filter(|_| is_there) else {
+        eprintln!("not tested: there is no pg_dump, or no pg_trgm");
+        return;
+    };
+    sqlx::raw_sql("create extension pg_trgm; comment on extension pg_trgm is 'words'")
+        .execute(&db.pool())
+        .await
+        .expect("made");
+    let dir = tempfile::tempdir().expect("a folder");
+    let (file, url) = (dir.path().join("dump.tar"), db.direct_url());
+    let to = file.clone();
+    let dumped = tokio::task::spawn_blocking(move || {
+        Command::new(pg_dump).arg("--format=tar").arg("-f").arg(to).args(["-d", &url]).status()
+    });
+    assert!(dumped.await.expect("no panic").expect("it runs").success());
+    let sql = "do $$ begin assert not exists (select from pg_extension where extname = 'pg_trgm'); end $$";
+    let asks = migrations(&[("1_asks.sql", sql)]).await;
+
+    let with = Check::new(&asks).dump(&file).run().await.expect("checked");
+    let without = Check::new(&asks).dump(&file).without_extension("pg_trgm").run().await.expect("checked");
+
+    let made = migrations(&[("1_made.sql", "create extension pg_trgm; create table made ()")]).await;
+    let other = TestDb::empty().await.expect("a database");
+    made.up(&config(&other)).await.expect("up");
+    let drift =
+        Check::new(&made).without_extension("pg_trgm").drift(&config(&other), None).await.expect("compared");
+
+    assert!(drift.differences.is_empty(), "{drift:#?}");
+    assert_eq!(only(&with.files[0].findings).rule, Rule::UpFails);
+    assert!(without.files[0].findings.is_empty(), "{without:#?}");
+}
+
 #[tokio::test]
 async fn what_a_trace_leaves_behind_does_not_spoil_the_check() {
-    // Sequences that go on, a file that commits, and roles, which belong to the whole server.
+    // Sequences that go on, a file that commits, roles, which belong to the whole server, and settings of the database, which no copy has.
     let checked = check(&[
         ("1_seeds.sql", "create table roles (id serial primary key, name text); create table rights (role_id int references roles)"),
         ("2_rows.sql", "insert into roles (name) values ('a'), ('b'); insert into rights values (1), (2)"),
         ("3_commits.sql", "create table committed (); commit; begin; create table again ()"),
         ("4_role.sql", "-- no-transaction\ncreate role reporting_of_this_test;\nvacuum roles"),
         ("5_reads.sql", "do $$ begin assert (select count(*) from _sqlx_migrations) = 4; end $$"),
+        (
+            "6_path.sql",
+            "create schema app;
+             do $$ begin execute format('alter database %I set search_path to app, public', current_database()); end $$",
+        ),
+        ("7_there.up.sql", "create table there ()"),
+        ("7_there.down.sql", "drop table app.there"),
     ])
     .await;
 
-    assert_eq!(checked.files.len(), 5, "{checked:#?}");
+    assert_eq!(checked.files.len(), 7, "{checked:#?}");
     assert!(checked.files.iter().all(|file| file.findings.is_empty()), "{checked:#?}");
 }
 

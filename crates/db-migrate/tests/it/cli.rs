@@ -171,6 +171,28 @@ async fn each_answer_is_one_document_of_the_schema(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn the_address_may_stand_in_a_file_as_for_sqlx(db: TestDb) {
+    let files = folder(&SHOP);
+    let here = tempfile::tempdir().expect("a folder");
+    let status = async |text: &str| {
+        fs::write(here.path().join(".env"), text).expect("written");
+        let mut command = command(files.path(), "", &["status"]);
+        command.env_remove("DATABASE_URL").current_dir(here.path());
+        let output = tokio::task::spawn_blocking(move || command.output().expect("it runs"));
+        said(output.await.expect("no panic"))
+    };
+
+    let (code, out, err) = status(&format!("DATABASE_URL='{}'\n", db.url())).await;
+    assert_eq!((code, out.lines().count()), (0, 3), "{err}");
+    let (code, _, err) = status("DATABASE_URL='hunter2\n").await;
+    assert_eq!(code, 1);
+    assert!(
+        err.contains(".env cannot be read") && err.contains("no database") && !err.contains("hunter2"),
+        "{err}"
+    );
+}
+
+#[db_testkit::test]
 async fn a_check_in_ci_is_one_command(db: TestDb) {
     let files = folder(&[
         ("0001_shop.up.sql", "create table shop (id int primary key)"),
