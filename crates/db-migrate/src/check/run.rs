@@ -43,14 +43,16 @@ pub struct Check<'m> {
     setup: Option<String>,
     skipped: Vec<String>,
     without: Vec<Rule>,
+    ignored: Vec<String>,
 }
 
 // The statements that prepare the server may hold passwords.
 impl fmt::Debug for Check<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { after, dump, skipped, without, .. } = self;
+        let Self { after, dump, skipped, without, ignored, .. } = self;
         let mut shown = f.debug_struct("Check");
-        shown.field("after", after).field("dump", dump).field("skipped", skipped).field("without", without);
+        shown.field("after", after).field("dump", dump).field("skipped", skipped);
+        shown.field("without", without).field("ignored", ignored);
         shown.finish_non_exhaustive()
     }
 }
@@ -114,7 +116,15 @@ pub struct Drift {
 impl<'m> Check<'m> {
     /// A check of all files, each on a database with those before it applied.
     pub fn new(migrations: &'m Migrations) -> Self {
-        Self { migrations, after: None, dump: None, setup: None, skipped: Vec::new(), without: Vec::new() }
+        Self {
+            migrations,
+            after: None,
+            dump: None,
+            setup: None,
+            skipped: Vec::new(),
+            without: Vec::new(),
+            ignored: Vec::new(),
+        }
     }
 
     /// Checks only files after this version. Those up to it are applied before, and only the tables that these have made count: what a
@@ -143,6 +153,12 @@ impl<'m> Check<'m> {
     /// no script.
     pub fn without_extension(mut self, name: impl Into<String>) -> Self {
         self.skipped.push(name.into());
+        self
+    }
+
+    /// Leaves a table out of comparisons, such as that of another migrator. The name may have a schema.
+    pub fn without_table(mut self, name: impl Into<String>) -> Self {
+        self.ignored.push(name.into());
         self
     }
 
@@ -307,7 +323,7 @@ impl<'m> Check<'m> {
     }
 
     async fn own(&self, connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
-        own_tables(connection, &self.migrations.migrator.table_name).await
+        own_tables(connection, &self.migrations.migrator.table_name, &self.ignored).await
     }
 
     async fn schema(&self, connection: &mut PgConnection, rights: Rights) -> Result<Schema, Error> {

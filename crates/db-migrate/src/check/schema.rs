@@ -119,17 +119,26 @@ impl Schema {
     }
 }
 
-/// The ids of the tables that migrations are recorded in.
-pub(super) async fn own_tables(connection: &mut PgConnection, table: &str) -> Result<Vec<i64>, Error> {
-    let Some(table) = Table::find(connection, table).await? else { return Ok(Vec::new()) };
+/// The ids of the tables that migrations are recorded in, and of others that do not count.
+pub(super) async fn own_tables(
+    connection: &mut PgConnection,
+    table: &str,
+    ignored: &[String],
+) -> Result<Vec<i64>, Error> {
+    let table = Table::find(connection, table).await?;
+    let mut names: Vec<&str> = ignored.iter().map(String::as_str).collect();
+    if let Some(table) = &table {
+        names.extend([table.progress.as_str(), &table.history.name]);
+    }
+    let names: Vec<String> =
+        names.into_iter().map(|name| format!("to_regclass({})", literal(name))).collect();
     let sql = format!(
-        "select oid::int8 from unnest(array[to_regclass({}), to_regclass({})]) as beside (oid) where oid is not null",
-        literal(&table.progress),
-        literal(&table.history.name)
+        "select oid::int8 from unnest(array[{}]::regclass[]) as beside (oid) where oid is not null",
+        names.join(", ")
     );
     let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
     let beside = rows.and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>());
     let mut own = beside.map_err(Error::database("look for the tables beside the migration table"))?;
-    own.push(table.oid);
+    own.extend(table.map(|table| table.oid));
     Ok(own)
 }

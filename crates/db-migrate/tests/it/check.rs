@@ -297,6 +297,24 @@ async fn locks_rewriting_and_scans_are_what_the_manual_says() {
 }
 
 #[tokio::test]
+async fn the_guides_change_in_three_deployments_hurts_nobody() {
+    let guide = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guide.md"))
+        .expect("the guide");
+    // The blocks of SQL that begin with the name of a file.
+    let named = guide.split("```sql\n-- ").skip(1).filter_map(|block| {
+        let (name, rest) = block.split_once('\n')?;
+        name.ends_with(".up.sql").then_some((name, rest.split_once("```")?.0))
+    });
+    let files: Vec<(&str, &str)> = named.collect();
+    assert_eq!(files.len(), 5);
+
+    let checked = check(&files).await;
+
+    assert_eq!(checked.files.len(), files.len());
+    assert!(checked.files.iter().all(|file| file.findings.is_empty()), "{checked:#?}");
+}
+
+#[tokio::test]
 async fn after_a_version_only_the_tables_of_the_files_up_to_it_count() {
     let files = [
         ("1_old.sql", "create table old (id int)"),
@@ -540,7 +558,7 @@ async fn what_was_changed_by_hand_is_drift_and_a_role_that_only_reads_can_see_it
     let sql = "grant select on _sqlx_migrations, _sqlx_migrations_history to app";
     sqlx::raw_sql(sql).execute(&db.pool()).await.expect("granted");
 
-    let none = Check::new(&shop).drift(&reader, None).await.expect("compared");
+    let none = Check::new(&shop).dump("no/such/dump").after(2).drift(&reader, None).await.expect("compared");
     assert!(none.differences.is_empty(), "{none:#?}");
     assert_eq!((none.version, none.server), (3, none.compared_on));
 

@@ -275,10 +275,15 @@ async fn a_database_that_is_not_what_its_migrations_make_is_told_and_gets_no_bas
         "{err}"
     );
     assert!(!exists(&db, "_sqlx_migrations").await);
-    sqlx::raw_sql("alter table shop alter id type int").execute(&db.pool()).await.expect("mended");
-    let (code, out, err) = run(folder, &url, &baseline).await;
+    let sql = "alter table shop alter id type int; create table schema_migrations (version bigint primary key, dirty boolean)";
+    sqlx::raw_sql(sql).execute(&db.pool()).await.expect("mended");
+    let (_, _, err) = run(folder, &url, &baseline).await;
+    assert!(err.contains("table public.schema_migrations is there and should not be"), "{err}");
+    let ignoring = [&baseline[..], &["--ignore", "schema_migrations"]].concat();
+    let (code, out, err) = run(folder, &url, &ignoring).await;
     assert_eq!((code, &*out), (0, "1  applied, and not run\n"), "{err}");
 
+    sqlx::raw_sql("drop table schema_migrations").execute(&db.pool()).await.expect("dropped");
     let (code, out, _) = run(folder, &url, &["drift"]).await;
     assert_eq!(code, 0);
     assert!(out.ends_with("is what its migrations make, up to version 1\n"), "{out}");

@@ -247,6 +247,9 @@ pub(crate) struct ServerArgs {
     /// Leave out what makes this extension, which it does not have.
     #[arg(long, value_name = "NAME")]
     pub(crate) skip_extension: Vec<String>,
+    /// Leave this table out of comparisons, such as that of another migrator.
+    #[arg(long, value_name = "TABLE")]
+    pub(crate) ignore: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -90,6 +90,9 @@ pub(crate) fn with<'m>(args: &ServerArgs, mut check: Check<'m>) -> anyhow::Resul
     for name in &args.skip_extension {
         check = check.without_extension(name);
     }
+    for name in &args.ignore {
+        check = check.without_table(name);
+    }
     Ok(check)
 }
 
