@@ -7,7 +7,7 @@ use std::fmt::{self, Write};
 use db_core::sql::{Position, Token};
 use serde::{Serialize, Serializer};
 
-use super::catalog::{Catalog, Effects, Kind, Relation, What};
+use super::catalog::{Catalog, Effects, Index, Kind, Relation, What};
 use super::trace::Mode;
 use crate::Action;
 
@@ -293,7 +293,6 @@ pub(super) fn hazards(statement: usize, seen: &Seen<'_>) -> Vec<Hazard> {
     found.relations();
     found.columns();
     found.constraints();
-    found.lost_constraints();
     found.indexes();
     found.rest();
     let hazard = |(rule, messages): (Rule, Vec<String>)| {
@@ -314,6 +313,9 @@ pub(super) enum Lost {
     Relation(i64),
     /// The value that a column, of a table and by its number, has by itself.
     Default(i64, i16),
+    /// That values of columns, of a table and by their numbers, are unique, by the index of this name. A writer of the version before may name
+    /// them in `on conflict`.
+    Unique(i64, Vec<i16>, String),
     /// A schema, a type, a label, a function or a sequence.
     Named(What, String),
 }
@@ -327,10 +329,15 @@ pub(super) fn lost(before: &Catalog, after: &Catalog) -> Vec<Lost> {
     let defaults = before.columns.iter().filter(|(key, old)| {
         old.is_not_null && old.has_value() && after.columns.get(key).is_some_and(|new| !new.has_value())
     });
+    let has = |of: i64| move |number: &i16| *number <= 0 || after.columns.contains_key(&(of, *number));
+    let unique = before.indexes.iter().filter(|(oid, old)| {
+        old.is_unique && !after.indexes.contains_key(oid) && old.columns.iter().all(has(old.of))
+    });
     let names = after.named();
     relations
         .map(|(oid, _)| Lost::Relation(*oid))
         .chain(defaults.map(|((of, number), _)| Lost::Default(*of, *number)))
+        .chain(unique.map(|(_, old)| Lost::Unique(old.of, old.columns.clone(), old.name.clone())))
         .chain(before.named().difference(&names).map(|(what, name)| Lost::Named(*what, (*name).to_owned())))
         .collect()
 }
@@ -375,6 +382,17 @@ pub(super) fn still_lost(statement: usize, lost: &Lost, start: &Catalog, end: &C
                     table.name, column.name
                 ),
             )
+        }
+        Lost::Unique(of, columns, name) => {
+            let sorted = |columns: &[i16]| columns.iter().copied().collect::<BTreeSet<i16>>();
+            let is_same = |it: &Index| {
+                it.of == *of && it.is_unique && it.is_valid && sorted(&it.columns) == sorted(columns)
+            };
+            if end.indexes.values().any(is_same) {
+                return None;
+            }
+            let table = end.relations.get(of)?;
+            hazard(Rule::DropsUnique, format!("{name} of {} is dropped", table.name))
         }
         Lost::Named(what, name) => {
             if end.named().contains(&(*what, name.as_str())) {
@@ -554,34 +572,6 @@ impl Found<'_> {
                     Rule::Validates,
                     format!("all rows are checked for {name} while {who} wait for a lock that an earlier statement of the file holds"),
                 );
-            }
-        }
-    }
-
-    /// A writer of the version before may name its columns in `on conflict`.
-    fn lost_constraints(&mut self) {
-        let seen = self.seen;
-        let backs = |index: i64| seen.before.constraints.values().any(|it| it.index == index);
-        for (oid, old) in seen.before.indexes.iter().filter(|(oid, old)| old.is_unique && !backs(**oid)) {
-            let is_gone = !seen.after.indexes.contains_key(oid)
-                && !seen.after.indexes.values().any(|it| it.of == old.of && it.name == old.name);
-            let has_columns = old
-                .columns
-                .iter()
-                .all(|number| *number <= 0 || seen.after.columns.contains_key(&(old.of, *number)));
-            if let (true, true, Some(table)) = (is_gone, has_columns, seen.after.relations.get(&old.of)) {
-                self.add(Rule::DropsUnique, format!("{} of {} is dropped", old.name, table.name));
-            }
-        }
-        for (oid, old) in &seen.before.constraints {
-            let is_gone = !seen.after.constraints.contains_key(oid)
-                && !seen.after.constraints.values().any(|it| it.of == old.of && it.name == old.name);
-            let has_columns =
-                old.columns.iter().all(|number| seen.after.columns.contains_key(&(old.of, *number)));
-            if let (true, true, 'u' | 'p', Some(table)) =
-                (is_gone, has_columns, old.kind, seen.after.relations.get(&old.of))
-            {
-                self.add(Rule::DropsUnique, format!("{} of {} is dropped", old.name, table.name));
             }
         }
     }
