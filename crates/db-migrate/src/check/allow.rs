@@ -117,7 +117,9 @@ mod tests {
             (format!("select 1;\n{allow}\nselect 2"), Some(1)),
             (format!("select 1; {allow}\nselect 2"), Some(0)),
             (format!("select\n{allow}\n1; select 2"), Some(0)),
-            (format!("select 1; select 2\n\n{allow}"), None),
+            (format!("select 1; select 2;\n\n{allow}"), None),
+            // Without a semicolon, the last statement does not end before it.
+            (format!("select 1; select 2\n\n{allow}"), Some(1)),
             (format!("select 1; select 2 {allow}"), Some(1)),
             ("select 1; /* db-migrate: allow table-rewrite at night */ select 2".to_owned(), Some(0)),
             ("select 1;\n/* db-migrate: allow table-rewrite at night */ select 2".to_owned(), Some(1)),

@@ -168,7 +168,9 @@ impl<'m> Check<'m> {
         self
     }
 
-    /// Runs the check. Needs a Tokio runtime with I/O and time. Dropping the future ends the server.
+    /// Runs the check. Needs a Tokio runtime with I/O and time. The statements of the files have no time limit. Dropping the future ends the server.
+    ///
+    /// A role that the migrations run as ([`Migrations::with_role`]) is made as a superuser, unless `setup` makes it.
     ///
     /// # Errors
     ///
@@ -237,6 +239,9 @@ impl<'m> Check<'m> {
         throwaway.make(LINE, "template1").await?;
         if let Some(sql) = &self.setup {
             throwaway.set_up(LINE, sql).await?;
+        }
+        if let Some(role) = &migrations.role {
+            throwaway.make_role(role).await?;
         }
         if let Some(file) = &self.dump {
             throwaway.restore(LINE, file, &self.skipped).await?;

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::error::CheckError;
 use crate::run::close;
 use crate::session;
+use crate::table::quoted;
 
 /// The first bytes of what `pg_dump` writes as a custom format and as a tar file.
 const ARCHIVES: [&[u8]; 2] = [b"PGDMP", b"toc.dat"];
@@ -143,6 +144,17 @@ impl Throwaway {
         }
         close(session).await;
         done.map_err(|cause| CheckError::Setup(cause.into()))
+    }
+
+    /// Makes the role that the migrations run as, unless it is there. In its database it may do all.
+    pub(super) async fn make_role(&mut self, role: &str) -> Result<(), CheckError> {
+        let what = "make the role of the migrations";
+        let sql = "select exists (select from pg_roles where rolname = $1)";
+        let is_there = sqlx::query_scalar(sql).bind(role).fetch_one(&mut self.admin).await;
+        if is_there.map_err(CheckError::database(what))? {
+            return Ok(());
+        }
+        self.run(what, format!("create role {} superuser", quoted(role))).await
     }
 
     /// Restores a dump, by the program that is made for its format, without what makes these extensions.

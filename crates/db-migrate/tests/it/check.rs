@@ -513,6 +513,24 @@ async fn schemas_of_sqlx_toml_are_there_and_rules_can_be_left_out() {
 }
 
 #[tokio::test]
+async fn files_run_as_the_role_of_the_migrations() {
+    let owner = "do $$ begin assert (select tableowner from pg_tables where tablename = 'owned') = 'the \"owner\"'; end $$";
+    let owned = migrations(&[("1_owned.sql", "create table owned ()"), ("2_asks.sql", owner)]).await;
+    let owned = owned.with_role("the \"owner\"");
+
+    let made = Check::new(&owned).run().await.expect("checked");
+    let setup = "create role \"the \"\"owner\"\"\"; grant create on schema public to public";
+    let set_up = Check::new(&owned).setup(setup).run().await.expect("checked");
+
+    for checked in [made, set_up] {
+        assert!(
+            checked.files.len() == 2 && checked.files.iter().all(|file| file.findings.is_empty()),
+            "{checked:#?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn extensions_that_are_not_there_are_named_and_left_out_on_request() {
     let files = migrations(&[
         ("1_a.sql", "create extension if not exists no_such_one; create table a ()"),
