@@ -514,13 +514,13 @@ async fn schemas_of_sqlx_toml_are_there_and_rules_can_be_left_out() {
 
 #[tokio::test]
 async fn files_run_as_the_role_of_the_migrations() {
-    let owner = "do $$ begin assert (select tableowner from pg_tables where tablename = 'owned') = 'the \"owner\"'; end $$";
-    let owned = migrations(&[("1_owned.sql", "create table owned ()"), ("2_asks.sql", owner)]).await;
-    let owned = owned.with_role("the \"owner\"");
+    let asks = "do $$ begin assert (select tableowner from pg_tables where tablename = 'owned') = 'the \"owner\"'; end $$";
+    let files = migrations(&[("1_owned.sql", "create table owned ()"), ("2_asks.sql", asks)]).await;
+    let files = files.with_role("the \"owner\"");
 
-    let made = Check::new(&owned).run().await.expect("checked");
+    let made = Check::new(&files).run().await.expect("checked");
     let setup = "create role \"the \"\"owner\"\"\"; grant create on schema public to public";
-    let set_up = Check::new(&owned).setup(setup).run().await.expect("checked");
+    let set_up = Check::new(&files).setup(setup).run().await.expect("checked");
 
     for checked in [made, set_up] {
         assert!(
