@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use db_core::sql::{Kind, Position, split, tokens};
 
-use super::rules::Rule;
+use super::rule::Rule;
 
 /// What the comments of a file allow.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor, Row};
 
-use super::rules::Rule;
+use super::rule::Rule;
 use super::trace::Mode;
 
 /// The catalog's entries by their ids, which stay the same when something is renamed.
@@ -179,7 +179,7 @@ pub(super) async fn read(
             format!("select relation from locked where relation = any ({})", oids(old.relations.keys()))
         }
     };
-    // The names of catalogs are not qualified: whoever puts a table before them has a throwaway server to spoil.
+    // The names of catalogs are not qualified: a file that puts its own before them spoils a server that is thrown away.
     let sql = format!(
         "with locked as materialized (
            select relation, array_agg(mode) as modes from pg_locks
@@ -196,7 +196,7 @@ pub(super) async fn read(
                'file', pg_relation_filenode(c.oid)::int8, 'has_row_security', c.relrowsecurity, 'is_partition', c.relispartition)), '{{}}')
              from among as a (oid) join pg_class as c on c.oid = a.oid join pg_namespace as n on n.oid = c.relnamespace),
            'columns', (select coalesce(json_agg(json_build_object(
-               'of', t.attrelid::int8, 'number', t.attnum, 'name', t.attname, 
+               'of', t.attrelid::int8, 'number', t.attnum, 'name', t.attname,
                'data_type', format_type(t.atttypid, t.atttypmod) || coalesce(
                  (select ' collate ' || quote_ident(l.collname) from pg_collation as l join pg_type as y on y.oid = t.atttypid
                   where l.oid = t.attcollation and l.oid <> y.typcollation), ''),
@@ -264,13 +264,14 @@ impl Catalog {
         self.names.values().map(|it| (it.what, it.name.as_str())).collect()
     }
 
-    /// Without the tables that are not in `old`, and what belongs to them.
+    /// Without what is not in `old`.
     pub(super) fn only(mut self, old: &Self) -> Self {
         let is_old = |table: i64| old.relations.contains_key(&table);
         self.relations.retain(|oid, _| is_old(*oid));
         self.columns.retain(|(of, _), _| is_old(*of));
         self.constraints.retain(|_, it| is_old(it.of));
         self.indexes.retain(|_, it| is_old(it.of));
+        self.names.retain(|oid, _| old.names.contains_key(oid));
         self
     }
 }

@@ -53,7 +53,12 @@
 
 mod allow;
 mod catalog;
+mod dump;
 mod error;
+mod extensions;
+mod file;
+mod lost;
+mod rule;
 mod rules;
 mod run;
 mod schema;
@@ -61,7 +66,8 @@ mod throwaway;
 mod trace;
 
 pub use error::CheckError;
-pub use rules::{Finding, Rule};
-pub use run::{Check, Checked, CheckedFile, Drift, WayBack};
+pub use file::{CheckedFile, WayBack};
+pub use rule::{Finding, Rule};
+pub use run::{Check, Checked, Drift};
 pub use schema::Difference;
 pub use trace::{Lock, Mode, Traced};

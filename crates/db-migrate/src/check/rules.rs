@@ -2,207 +2,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write};
+use std::fmt::Write;
 
-use db_core::sql::{Position, Token};
-use serde::{Serialize, Serializer};
+use db_core::sql::Token;
 
-use super::catalog::{Catalog, Effects, Index, Kind, Relation, What};
+use super::catalog::{Catalog, Effects, Kind, Relation};
+use super::rule::{Hazard, Rule};
 use super::trace::Mode;
-use crate::Action;
-
-/// Something that a file does, and that should be done in another way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Finding {
-    /// The rule.
-    pub rule: Rule,
-    /// The file: up or down.
-    pub action: Action,
-    /// Where the statement begins, if it is about one.
-    pub position: Option<Position>,
-    /// What it does.
-    pub message: String,
-    /// What to do instead.
-    pub advice: &'static str,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rule, position, message, advice, .. } = self;
-        if let Some(position) = position {
-            write!(f, "{position}: ")?;
-        }
-        let end = if message.contains('\n') { "\n" } else { ". " };
-        write!(f, "{rule}: {message}{end}{advice}")
-    }
-}
-
-/// What a statement does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Hazard {
-    pub(super) rule: Rule,
-    /// The number of the statement.
-    pub(super) statement: usize,
-    pub(super) message: String,
-}
-
-macro_rules! rules {
-    ($($(#[$doc:meta])* $rule:ident = $name:literal $(or $other:literal)* : $advice:literal,)*) => {
-        /// What is found. `Display` shows its name, by which a comment allows it.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[non_exhaustive]
-        pub enum Rule {
-            $($(#[$doc])* $rule,)*
-        }
-
-        impl Rule {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$rule,)*];
-
-            /// Its name. Where squawk has the rule, too, it is squawk's.
-            #[must_use]
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$rule => $name,)* }
-            }
-
-            /// What to do instead.
-            #[must_use]
-            pub fn advice(self) -> &'static str {
-                match self { $(Self::$rule => $advice,)* }
-            }
-
-            /// The rule of a name, or of one that squawk has for it.
-            #[must_use]
-            pub fn of(name: &str) -> Option<Self> {
-                match name { $($name $(| $other)* => Some(Self::$rule),)* _ => None }
-            }
-        }
-    };
-}
-
-rules! {
-    /// The file cannot be applied.
-    UpFails = "up-fails":
-        "Mend the file",
-    /// The way back cannot be run.
-    DownFails = "down-fails":
-        "Mend the down file, or remove it if there is no way back",
-    /// After the way back, the schema is not what it was.
-    DownDiffers = "down-differs":
-        "Let the down file undo all that the up file does, or remove it if there is no way back",
-    /// After the way back, the file cannot be applied again.
-    UpAgainFails = "up-again-fails":
-        "Let the down file remove all that the up file makes",
-    /// After the way back, the file makes another schema than at first.
-    UpAgainDiffers = "up-again-differs":
-        "Let the down file undo all that the up file does",
-    /// The statements were not looked at one by one to the end, so rules may have missed something.
-    NotTraced = "not-traced":
-        "Let the file run statement by statement, or look at it yourself and allow this by a comment that says so",
-    /// A comment that is to allow something cannot be understood.
-    BadAllow = "bad-allow":
-        "Write `-- db-migrate: allow RULE reason`",
-
-    /// An index is built while writers wait.
-    CreatesIndex = "require-concurrent-index-creation":
-        "Build it by `create index concurrently`, in a file that begins with `-- no-transaction`; on a partitioned table, `create index … on \
-         only`, build those of the partitions concurrently, and attach them",
-    /// An index is dropped while readers and writers wait.
-    DropsIndex = "require-concurrent-index-deletion":
-        "Drop it by `drop index concurrently`, in a file that begins with `-- no-transaction`",
-    /// An index is built anew while writers wait, and readers that would use it.
-    Reindexes = "require-concurrent-reindex":
-        "Build it by `reindex … concurrently`, in a file that begins with `-- no-transaction`",
-    /// A materialized view is refreshed while readers wait.
-    Refreshes = "require-concurrent-refresh":
-        "Give it a unique index, and use `refresh materialized view concurrently`",
-    /// A partition is detached while readers and writers of the whole table wait.
-    Detaches = "require-concurrent-partition-detach" or "require-concurrent-detach":
-        "Detach it by `detach partition … concurrently`, in a file that begins with `-- no-transaction`",
-    /// Something that is done concurrently stands in a file that runs in a transaction.
-    ConcurrentInTransaction = "ban-concurrent-index-creation-in-transaction":
-        "Move it to a file that begins with `-- no-transaction`",
-    /// All rows are checked against a new constraint while writers wait.
-    Validates = "constraint-missing-not-valid" or "adding-foreign-key-constraint":
-        "Add it with `not valid`, and validate it in a later file: then writers go on",
-    /// The index of a constraint is built while readers and writers wait.
-    BuildsConstraint = "disallowed-unique-constraint" or "adding-serial-primary-key-field":
-        "Build a unique index concurrently, and then `add constraint … using index`; there is no such way for an exclusion constraint",
-    /// All rows are read for nulls while readers and writers wait.
-    SetsNotNull = "adding-not-nullable-field":
-        "Add `check (column is not null) not valid`, validate it in a later file, and then set the column not null: PostgreSQL reads no rows then",
-    /// A column that needs a value is added, and writers of the version before give none.
-    AddsRequired = "adding-required-field":
-        "Give it a default, or add it without `not null`, fill it in batches, and let a later file demand it",
-    /// A new column has all rows written anew.
-    FillsColumn = "adding-field-with-default" or "adding-field-with-generated":
-        "Add it without a default, which may be set for new rows by a second statement, and fill it in batches; a constant default, or one such as \
-         `now()`, needs no rewriting",
-    /// A column's new type has all rows written anew, or read.
-    ChangesType = "changing-column-type":
-        "Add a column of the new type, write both, fill it in batches, and let programs move to it before the old one goes",
-    /// A table is written anew while readers and writers wait.
-    Rewrites = "table-rewrite":
-        "Do it where nobody waits for the table, or in steps: a new table that is filled in batches, or pg_repack",
-    /// A table is read as a whole while writers, or also readers, wait.
-    Scans = "table-scan":
-        "Let a constraint prove it that was added with `not valid` and validated before: PostgreSQL reads no rows then",
-    /// Rows are changed or looked for while a lock of an earlier statement keeps others waiting.
-    HoldsLock = "backfill-under-lock":
-        "Move it to a file of its own, and large ones to batches: the locks of the statements before are held until the file ends",
-    /// All rows are written in one transaction.
-    UpdatesAll = "update-of-all-rows":
-        "Do it in batches (`db_migrate::batches`): rows stay locked, and the old ones take space, until the transaction ends",
-    /// Programs of the version before use the old name.
-    RenamesColumn = "renaming-column":
-        "Add a column, write both, fill it in batches, and let programs move to it before the old one goes",
-    /// Programs of the version before use the old name.
-    RenamesTable = "renaming-table":
-        "Let a view have the old name until no program uses it",
-    /// Programs of the version before use the old name, of a type, a label, a function or a sequence.
-    RenamesOther = "renaming-type":
-        "Add the new one, and let programs move to it before the old one goes",
-    /// Programs of the version before use it, and its values are lost.
-    DropsColumn = "ban-drop-column":
-        "Release a version first that does not use it; then allow this by a comment that says so",
-    /// Programs of the version before use it, and its rows are lost.
-    DropsTable = "ban-drop-table":
-        "Release a version first that does not use it; then allow this by a comment that says so",
-    /// Programs of the version before use it.
-    DropsView = "ban-drop-view":
-        "Release a version first that does not use it; then allow this by a comment that says so",
-    /// Programs of the version before use it: a function, a sequence, a type or a label.
-    DropsOther = "ban-drop-function" or "ban-drop-type":
-        "Release a version first that does not use it; then allow this by a comment that says so",
-    /// Writers of the version before rely on it.
-    DropsDefault = "dropping-default":
-        "Release a version first that gives a value; then allow this by a comment that says so",
-    /// Writers of the version before may rely on it, in `on conflict`.
-    DropsUnique = "dropping-unique-constraint":
-        "Release a version first that does not name its columns in `on conflict`; then allow this by a comment that says so",
-    /// All rows are lost.
-    Truncates = "ban-truncate" or "ban-truncate-cascade":
-        "Delete in batches what is not needed, or allow this by a comment that says why nobody needs the rows",
-    /// The database is lost.
-    DropsDatabase = "ban-drop-database":
-        "Leave it to a person",
-    /// Programs whose role no policy names see no rows any more.
-    HidesRows = "enabling-row-security":
-        "Make the policies before, in the same file, and allow this by a comment that says whom they serve",
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl Serialize for Rule {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(self.name())
-    }
-}
 
 /// A statement, and what was seen before and after it.
 #[derive(Clone, Copy)]
@@ -304,107 +110,6 @@ pub(super) fn hazards(statement: usize, seen: &Seen<'_>) -> Vec<Hazard> {
         Hazard { rule, statement, message }
     };
     found.by_rule.into_iter().map(hazard).collect()
-}
-
-/// What a statement has taken away, and a later one of the file may give back.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Lost {
-    /// The name of a table or a view, which was renamed, or of a view that was dropped.
-    Relation(i64),
-    /// The value that a column, of a table and by its number, has by itself.
-    Default(i64, i16),
-    /// That values of columns, of a table and by their numbers, are unique, by the index of this name. A writer of the version before may name
-    /// them in `on conflict`.
-    Unique(i64, Vec<i16>, String),
-    /// A schema, a type, a label, a function or a sequence.
-    Named(What, String),
-}
-
-/// What a statement has taken away.
-pub(super) fn lost(before: &Catalog, after: &Catalog) -> Vec<Lost> {
-    let relations = before.relations.iter().filter(|(oid, old)| match after.relations.get(oid) {
-        Some(new) => new.name != old.name,
-        None => matches!(old.kind, Kind::View | Kind::MaterializedView),
-    });
-    let defaults = before.columns.iter().filter(|(key, old)| {
-        old.is_not_null && old.has_value() && after.columns.get(key).is_some_and(|new| !new.has_value())
-    });
-    let has = |of: i64| move |number: &i16| *number <= 0 || after.columns.contains_key(&(of, *number));
-    let unique = before.indexes.iter().filter(|(oid, old)| {
-        old.is_unique && !after.indexes.contains_key(oid) && old.columns.iter().all(has(old.of))
-    });
-    let names = after.named();
-    relations
-        .map(|(oid, _)| Lost::Relation(*oid))
-        .chain(defaults.map(|((of, number), _)| Lost::Default(*of, *number)))
-        .chain(unique.map(|(_, old)| Lost::Unique(old.of, old.columns.clone(), old.name.clone())))
-        .chain(before.named().difference(&names).map(|(what, name)| Lost::Named(*what, (*name).to_owned())))
-        .collect()
-}
-
-/// What became of it at the end of the file.
-pub(super) fn still_lost(statement: usize, lost: &Lost, start: &Catalog, end: &Catalog) -> Option<Hazard> {
-    let hazard = |rule, message| Some(Hazard { rule, statement, message });
-    match lost {
-        Lost::Relation(oid) => {
-            let Relation { name, kind, .. } = start.relations.get(oid)?;
-            let is_view = matches!(kind, Kind::View | Kind::MaterializedView);
-            let again = end.relations.iter().find(|(_, it)| it.name == *name);
-            let view = again.filter(|(_, it)| is_view || it.kind == Kind::View);
-            match (view, end.relations.get(oid)) {
-                (Some((view, _)), _) => {
-                    let has = |column: &str| {
-                        end.columns.range((*view, 0)..=(*view, i16::MAX)).any(|(_, it)| it.name == column)
-                    };
-                    let mut columns = start.columns.range((*oid, 0)..=(*oid, i16::MAX));
-                    let (_, missing) = columns.find(|(_, it)| !has(&it.name))?;
-                    hazard(
-                        Rule::DropsColumn,
-                        format!("{name} is made again without its column {}", missing.name),
-                    )
-                }
-                (None, Some(renamed)) if renamed.name == *name => None,
-                (None, Some(renamed)) => {
-                    hazard(Rule::RenamesTable, format!("{name} becomes {}", renamed.name))
-                }
-                (None, None) if is_view => hazard(Rule::DropsView, format!("the view {name} is dropped")),
-                // The table is dropped, which is told already.
-                (None, None) => None,
-            }
-        }
-        Lost::Default(of, number) => {
-            let column = end.columns.get(&(*of, *number)).filter(|it| it.is_not_null && !it.has_value())?;
-            let table = start.relations.get(of)?;
-            hazard(
-                Rule::DropsDefault,
-                format!(
-                    "{}.{} is not null and loses the value that it had by itself",
-                    table.name, column.name
-                ),
-            )
-        }
-        Lost::Unique(of, columns, name) => {
-            let sorted = |columns: &[i16]| columns.iter().copied().collect::<BTreeSet<i16>>();
-            let is_same = |it: &Index| {
-                it.of == *of && it.is_unique && it.is_valid && sorted(&it.columns) == sorted(columns)
-            };
-            if end.indexes.values().any(is_same) {
-                return None;
-            }
-            let table = end.relations.get(of)?;
-            hazard(Rule::DropsUnique, format!("{name} of {} is dropped", table.name))
-        }
-        Lost::Named(what, name) => {
-            if end.named().contains(&(*what, name.as_str())) {
-                return None;
-            }
-            let (oid, _) = start.names.iter().find(|(_, it)| it.what == *what && it.name == *name)?;
-            match end.names.get(oid) {
-                Some(new) => hazard(what.renamed(), format!("the {what} {name} becomes {}", new.name)),
-                None => hazard(what.dropped()?, format!("the {what} {name} is dropped")),
-            }
-        }
-    }
 }
 
 struct Found<'s> {
@@ -672,6 +377,7 @@ impl Found<'_> {
                 );
             }
         }
+        let unexplained: Vec<i64> = scanned.difference(&self.explained).copied().collect();
         let is_query = seen.begins(&[
             "select", "insert", "update", "delete", "merge", "with", "copy", "values", "table", "execute",
         ]);
@@ -682,8 +388,7 @@ impl Found<'_> {
                 Some((seen.name(*oid)?, *mode))
             });
             let strongest = held.min_by_key(|(_, mode)| Reverse(*mode));
-            let has_work = scanned.difference(&self.explained).next().is_some();
-            if let Some((name, mode)) = strongest.filter(|_| has_work) {
+            if let Some((name, mode)) = strongest.filter(|_| !unexplained.is_empty()) {
                 let waiting = waiting(mode);
                 self.add(
                     Rule::HoldsLock,
@@ -695,11 +400,11 @@ impl Found<'_> {
         if is_query || seen.begins(&["refresh"]) {
             return;
         }
-        for oid in scanned.difference(&self.explained.clone()) {
-            let Some(mode) = Seen::lock(seen.effects, *oid).filter(|mode| *mode >= Mode::ShareLock) else {
+        for oid in unexplained {
+            let Some(mode) = Seen::lock(seen.effects, oid).filter(|mode| *mode >= Mode::ShareLock) else {
                 continue;
             };
-            let Some(name) = seen.name(*oid) else { continue };
+            let Some(name) = seen.name(oid) else { continue };
             self.add(Rule::Scans, format!("all rows of {name} are read while {} wait", waiting(mode)));
         }
     }

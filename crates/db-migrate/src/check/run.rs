@@ -1,38 +1,28 @@
 //! The order of a check.
 
-use std::fmt::{self, Write};
-use std::ops::Range;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use db_core::sql::{Position, Token, split};
 use db_core::{Config, ConnectRetry};
 use serde::Serialize;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
-use super::allow::Allowed;
 use super::catalog::{self, Catalog, Of};
+use super::dump;
 use super::error::CheckError;
-use super::rules::{Finding, Rule};
+use super::extensions::{extensions, without};
+use super::file::{CheckedFile, Checking, WayBack};
+use super::rule::Rule;
 use super::schema::{Difference, Rights, Schema, own_tables};
-use super::throwaway::Throwaway;
-use super::trace::{self, Trace, Traced};
-use crate::look::{newest, problems_of_files};
-use crate::outside::is_refused_in_transaction;
+use super::throwaway::{LINE, Throwaway};
+use crate::look::newest;
 use crate::run::close;
+use crate::session::answer;
 use crate::table::Table;
-use crate::{Action, Error, Migrations, session};
-
-/// The differences that a finding shows.
-const SHOWN: usize = 10;
-
-/// The database that only goes up.
-const LINE: &str = "line";
-
-/// A copy that is changed and thrown away.
-const COPY: &str = "copy";
+use crate::{Error, Migrations, session};
 
 /// A check of migrations on a server of its own. See the [module's documentation](super).
 #[must_use = "nothing happens before `run`"]
@@ -42,7 +32,7 @@ pub struct Check<'m> {
     dump: Option<PathBuf>,
     setup: Option<String>,
     skipped: Vec<String>,
-    without: Vec<Rule>,
+    pub(super) without: Vec<Rule>,
     ignored: Vec<String>,
 }
 
@@ -65,38 +55,6 @@ pub struct Checked {
     pub files: Vec<CheckedFile>,
     /// The major version of the PostgreSQL that the check ran on.
     pub server: u32,
-}
-
-/// What a check has seen of one version.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct CheckedFile {
-    /// Its version.
-    pub version: i64,
-    /// The name in its file's name, with spaces for underscores.
-    pub description: String,
-    /// The statements of its up file.
-    pub statements: Vec<Traced>,
-    /// What became of going down and up again.
-    pub way_back: WayBack,
-    /// What was found, without what comments allow.
-    pub findings: Vec<Finding>,
-}
-
-/// What became of a file's way back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum WayBack {
-    /// There is no down file.
-    Missing,
-    /// The schema is the same again.
-    Same,
-    /// It is not, or the way back failed.
-    Broken,
-    /// It was not tried: the file could not be applied, or the way back drops a role, which belongs to all databases of the server, and which
-    /// another one of the check needs.
-    NotTried,
 }
 
 /// What differs between a database and what its migrations make.
@@ -244,7 +202,7 @@ impl<'m> Check<'m> {
             throwaway.make_role(role).await?;
         }
         if let Some(file) = &self.dump {
-            throwaway.restore(LINE, file, &self.skipped).await?;
+            dump::restore(&throwaway, LINE, file, &self.skipped).await?;
         }
         // As each run makes them before its first file.
         let Migrator { table_name, create_schemas, .. } = &migrations.migrator;
@@ -327,11 +285,15 @@ impl<'m> Check<'m> {
         Ok(Checked { files, server: throwaway.major() })
     }
 
-    async fn own(&self, connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
+    pub(super) async fn own(&self, connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
         own_tables(connection, &self.migrations.migrator.table_name, &self.ignored).await
     }
 
-    async fn schema(&self, connection: &mut PgConnection, rights: Rights) -> Result<Schema, Error> {
+    pub(super) async fn schema(
+        &self,
+        connection: &mut PgConnection,
+        rights: Rights,
+    ) -> Result<Schema, Error> {
         let own = self.own(connection).await?;
         Schema::read(connection, &own, rights).await
     }
@@ -339,15 +301,7 @@ impl<'m> Check<'m> {
     /// The migrations, with blanks for what makes an extension that is skipped. The checksums are those of the files.
     fn without_skipped(&self) -> Migrations {
         let files = self.migrations.migrator.iter().map(|file| {
-            let mut sql = file.sql.as_str().to_owned();
-            // From the end, since a blank may have fewer bytes than what it stands for.
-            for Extension { at, .. } in
-                extensions(file.sql.as_str()).into_iter().rev().filter(|it| self.skipped.contains(&it.name))
-            {
-                let blank: String =
-                    sql[at.clone()].chars().map(|c| if c == '\n' { '\n' } else { ' ' }).collect();
-                sql.replace_range(at, &blank);
-            }
+            let sql = without(file.sql.as_str(), &self.skipped);
             Migration { sql: AssertSqlSafe(sql).into_sql_str(), ..file.clone() }
         });
         let mut migrator = Migrator::with_migrations(files.collect());
@@ -361,190 +315,8 @@ impl<'m> Check<'m> {
     }
 }
 
-/// One file.
-struct Checking<'c> {
-    check: &'c Check<'c>,
-    throwaway: &'c mut Throwaway,
-    migrations: &'c Migrations,
-    file: &'c Migration,
-    /// The version before.
-    target: i64,
-    findings: Vec<Finding>,
-}
-
-impl Checking<'_> {
-    /// Traces the file and applies it. Returns whether it is applied.
-    async fn up(&mut self, counts: Option<&Catalog>) -> Result<(Vec<Traced>, bool), CheckError> {
-        if self.is_refused(self.file, Rule::UpFails, Action::Up) {
-            return Ok((Vec::new(), false));
-        }
-        let traced = self.trace(counts).await?;
-        let allowed = Allowed::of(self.file.sql.as_str());
-        for hazard in traced.hazards {
-            if !allowed.in_statement(hazard.rule, hazard.statement) {
-                let position = traced.statements.get(hazard.statement).map(|it| it.position);
-                self.found(hazard.rule, Action::Up, position, hazard.message);
-            }
-        }
-        for (position, reason) in &allowed.bad {
-            self.found(Rule::BadAllow, Action::Up, Some(*position), reason.clone());
-        }
-        let applied = up(self.migrations, &self.throwaway.config(LINE), self.file.version).await;
-        let is_applied = applied.is_ok();
-        match (applied, traced.failed) {
-            (Ok(()), None) => {}
-            (Ok(()), Some(_)) if allowed.in_file(Rule::NotTraced) => {}
-            (Ok(()), Some(error)) => {
-                let position = statement_at(self.file.sql.as_str(), traced.statements.len());
-                let message =
-                    format!("the file is applied as a whole, and not statement by statement: {error}");
-                self.found(Rule::NotTraced, Action::Up, position, message);
-            }
-            (Err(Error::Failed { at, cause, .. }), _) => {
-                // Others of this code are about the order of statements.
-                let is_concurrent = is_refused_in_transaction(&cause)
-                    && cause.to_string().contains("inside a transaction block");
-                let rule = if is_concurrent { Rule::ConcurrentInTransaction } else { Rule::UpFails };
-                let nth = traced.statements.len();
-                let position = at.or_else(|| statement_at(self.file.sql.as_str(), nth));
-                self.found(rule, Action::Up, position, cause.to_string());
-            }
-            (Err(error), _) => self.found(Rule::UpFails, Action::Up, None, error.to_string()),
-        }
-        Ok((traced.statements, is_applied))
-    }
-
-    /// In a copy: sequences go on although a transaction is rolled back, and a file may commit.
-    async fn trace(&mut self, counts: Option<&Catalog>) -> Result<Trace, CheckError> {
-        let shared = self.throwaway.shared().await?;
-        self.throwaway.make(COPY, LINE).await?;
-        let mut session = self.throwaway.session(COPY).await?;
-        let own = self.check.own(&mut session).await?;
-        let role = self.migrations.role.as_deref();
-        let traced = trace::run(&mut session, self.file, role, counts, &own).await;
-        close(session).await;
-        self.throwaway.remove(COPY).await?;
-        self.throwaway.remove_new(&shared).await?;
-        traced.map_err(|cause| CheckError::Database { what: "trace a file", cause })
-    }
-
-    /// Goes down and up again, in a copy: what is in the database does not come back by itself.
-    async fn back(
-        &mut self,
-        down: &Migration,
-        before: &Schema,
-        after: &Schema,
-    ) -> Result<WayBack, CheckError> {
-        if self.is_refused(down, Rule::DownFails, Action::Down) {
-            return Ok(WayBack::Broken);
-        }
-        self.throwaway.make(COPY, LINE).await?;
-        let allowed = Allowed::of(down.sql.as_str());
-        for (position, reason) in &allowed.bad {
-            self.found(Rule::BadAllow, Action::Down, Some(*position), reason.clone());
-        }
-        let bad = self.findings.len();
-        let is_tried = self.there_and_back(&allowed, before, after).await?;
-        self.throwaway.remove(COPY).await?;
-        Ok(match (is_tried, self.findings.len() > bad) {
-            (false, _) => WayBack::NotTried,
-            (true, true) => WayBack::Broken,
-            (true, false) => WayBack::Same,
-        })
-    }
-
-    /// Returns whether it could be tried.
-    async fn there_and_back(
-        &mut self,
-        allowed: &Allowed,
-        before: &Schema,
-        after: &Schema,
-    ) -> Result<bool, CheckError> {
-        let config = self.throwaway.config(COPY);
-        if let Err(error) = self.migrations.down_to(&config, self.target).await {
-            if is_shared(&error) {
-                return Ok(false);
-            }
-            if !allowed.in_file(Rule::DownFails) {
-                let (position, message) = match error {
-                    Error::Failed { at, cause, .. } => (at, cause.to_string()),
-                    error => (None, error.to_string()),
-                };
-                self.found(Rule::DownFails, Action::Down, position, message);
-            }
-            return Ok(true);
-        }
-        self.compare(before, Rule::DownDiffers, allowed).await?;
-        if let Err(error) = up(self.migrations, &config, self.file.version).await {
-            if !allowed.in_file(Rule::UpAgainFails) {
-                self.found(Rule::UpAgainFails, Action::Down, None, error.to_string());
-            }
-            return Ok(true);
-        }
-        // What the way back has left is told already.
-        if self.findings.iter().all(|it| it.rule != Rule::DownDiffers) {
-            self.compare(after, Rule::UpAgainDiffers, allowed).await?;
-        }
-        Ok(true)
-    }
-
-    async fn compare(&mut self, expected: &Schema, rule: Rule, allowed: &Allowed) -> Result<(), CheckError> {
-        let now = self.schema(COPY).await?;
-        let differences = expected.differences(&now);
-        if !differences.is_empty() && !allowed.in_file(rule) {
-            let mut message = "the schema is not what it was:".to_owned();
-            for difference in differences.iter().take(SHOWN) {
-                // Writing to a string does not fail.
-                let _ = write!(message, "\n    {difference}");
-            }
-            if let more @ 1.. = differences.len().saturating_sub(SHOWN) {
-                let _ = write!(message, "\n    and {more} more differences");
-            }
-            self.found(rule, Action::Down, None, message);
-        }
-        Ok(())
-    }
-
-    async fn schema(&self, database: &str) -> Result<Schema, CheckError> {
-        let mut session = self.throwaway.session(database).await?;
-        let schema = self.check.schema(&mut session, Rights::Count).await?;
-        close(session).await;
-        Ok(schema)
-    }
-
-    /// Whether no run would begin a file as it is, which is then found.
-    fn is_refused(&mut self, file: &Migration, rule: Rule, action: Action) -> bool {
-        let problems = problems_of_files([file].into_iter());
-        let is_refused = !problems.is_empty();
-        for problem in problems {
-            match problem {
-                Error::Refused { findings } => {
-                    for finding in findings {
-                        self.found(rule, action, Some(finding.position), finding.reason);
-                    }
-                }
-                problem => self.found(rule, action, None, problem.to_string()),
-            }
-        }
-        is_refused
-    }
-
-    fn found(&mut self, rule: Rule, action: Action, position: Option<Position>, message: String) {
-        if self.check.without.contains(&rule) {
-            return;
-        }
-        self.findings.push(Finding { rule, action, position, message, advice: rule.advice() });
-    }
-}
-
-/// Whether a role could not be dropped. 2BP01 is `dependent_objects_still_exist`.
-fn is_shared(error: &Error) -> bool {
-    let Error::Failed { cause, .. } = error else { return false };
-    cause.sqlstate().as_deref() == Some("2BP01") && cause.to_string().contains("role \"")
-}
-
 /// Applies the files up to a version.
-async fn up(migrations: &Migrations, config: &Config, version: i64) -> Result<(), Error> {
+pub(super) async fn up(migrations: &Migrations, config: &Config, version: i64) -> Result<(), Error> {
     if version == 0 {
         return Ok(());
     }
@@ -558,64 +330,13 @@ async fn catalog_of(connection: &mut PgConnection, own: &[i64]) -> Result<Catalo
 
 async fn connection_major(connection: &mut PgConnection) -> Result<u32, Error> {
     let asked = sqlx::query_scalar::<_, i32>("select current_setting('server_version_num')::int4 / 10000");
-    let major = asked.persistent(false).fetch_one(connection).await;
+    let major = answer(asked.persistent(false).fetch_one(connection)).await;
     Ok(major.map_err(Error::database("ask for the server's version"))?.unsigned_abs())
-}
-
-fn statement_at(sql: &str, nth: usize) -> Option<Position> {
-    Some(Position::of(sql, split(sql).ok()?.get(nth)?.start))
 }
 
 /// Stops the server. What the check has seen is not lost if that fails.
 async fn end(throwaway: Throwaway) {
     if let Err(error) = throwaway.end().await {
         tracing::warn!(%error, "the server of the check has not ended as it should");
-    }
-}
-
-/// A statement that makes, changes or drops an extension.
-struct Extension {
-    at: Range<usize>,
-    name: String,
-    is_made: bool,
-}
-
-fn extensions(sql: &str) -> Vec<Extension> {
-    let statements = split(sql).unwrap_or_default();
-    let found = statements.iter().filter_map(|statement| {
-        let tokens: Vec<Token<'_>> = statement.tokens().collect();
-        let (is_made, rest) = match &*tokens {
-            [first, second, rest @ ..]
-                if first.is_any(&["create", "alter", "drop"]) && second.is("extension") =>
-            {
-                (first.is("create"), rest)
-            }
-            [first, on, second, rest @ ..]
-                if first.is("comment") && on.is("on") && second.is("extension") =>
-            {
-                (false, rest)
-            }
-            _ => return None,
-        };
-        let name = rest.iter().find(|token| !token.is_any(&["if", "not", "exists"]))?.name()?;
-        Some(Extension { at: statement.start..statement.start + statement.text.len(), name, is_made })
-    });
-    found.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Extension, extensions};
-
-    #[test]
-    fn statements_of_extensions_are_found_with_their_names() {
-        let sql = "create table t (); CREATE EXTENSION IF NOT EXISTS \"uuid-ossp\" with schema x;\n\
-                   drop extension if exists hstore cascade; comment on extension pgcrypto is 'y'; select 'create extension z'";
-        let found: Vec<(String, bool)> =
-            extensions(sql).into_iter().map(|it| (it.name, it.is_made)).collect();
-        let expected = [("uuid-ossp", true), ("hstore", false), ("pgcrypto", false)];
-        assert_eq!(found, expected.map(|(name, is_made)| (name.to_owned(), is_made)));
-        let Extension { at, .. } = extensions(sql).swap_remove(1);
-        assert_eq!(&sql[at], "drop extension if exists hstore cascade");
     }
 }

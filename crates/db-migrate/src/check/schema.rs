@@ -2,23 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::ErrorKind;
+use std::time::Duration;
 
 use serde::Serialize;
 use similar::TextDiff;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor, Row};
+use tokio::time::timeout;
 
 use crate::Error;
+use crate::session::answer;
 use crate::table::{Table, literal, quoted};
 
 /// Reads what users have made. `/*own*/` stands for the tables of this crate.
 const SCHEMA: &str = include_str!("schema.sql");
 
-/// What the text of a definition depends on, and limits: to write a definition, the server waits for whoever changes the table. With no other schema in the path, the server qualifies all names.
+/// What the text of a definition depends on, and limits: to write a definition, the server waits for those who change the table. With no other
+/// schema in the path, the server qualifies all names.
 const SETTINGS: &str = "set local search_path to pg_catalog; set local jit to off; set local timezone to 'UTC'; set local datestyle to 'ISO';
     set local intervalstyle to 'postgres'; set local extra_float_digits to 3; set local bytea_output to 'hex';
     set local quote_all_identifiers to off; set local standard_conforming_strings to on;
     set local lock_timeout to '5s'; set local statement_timeout to '60s';";
+
+/// For an answer that does not come although the server's own limit is over: the link is dead.
+const LIMIT: Duration = Duration::from_secs(70);
 
 /// The objects of a database, by kind and name, and how they are defined.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +85,8 @@ impl Schema {
         let own = own.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let query = SCHEMA.replace("/*own*/", &own);
         let sql = format!("begin read only; {SETTINGS} {query}; commit");
-        let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+        let asked = timeout(LIMIT, connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+        let rows = asked.unwrap_or_else(|_| Err(sqlx::Error::Io(ErrorKind::TimedOut.into())));
         let objects = rows.and_then(|rows| {
             let object = |row: sqlx::postgres::PgRow| {
                 let (kind, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
@@ -136,7 +145,7 @@ pub(super) async fn own_tables(
         "select oid::int8 from unnest(array[{}]::regclass[]) as beside (oid) where oid is not null",
         names.join(", ")
     );
-    let rows = connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+    let rows = answer(connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
     let beside = rows.and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>());
     let mut own = beside.map_err(Error::database("look for the tables beside the migration table"))?;
     own.extend(table.map(|table| table.oid));

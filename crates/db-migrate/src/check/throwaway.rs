@@ -1,18 +1,12 @@
 //! A server that is there for one check, and its databases.
 
-use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use db_core::sql::split;
 use db_core::{Config, ConnectRetry};
-use db_embedded::{Programs, Server};
+use db_embedded::Server;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
-use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::error::CheckError;
@@ -20,8 +14,11 @@ use crate::run::close;
 use crate::session;
 use crate::table::quoted;
 
-/// The first bytes of what `pg_dump` writes as a custom format and as a tar file.
-const ARCHIVES: [&[u8]; 2] = [b"PGDMP", b"toc.dat"];
+/// The database that only goes up.
+pub(super) const LINE: &str = "line";
+
+/// A copy that is changed and thrown away.
+pub(super) const COPY: &str = "copy";
 
 /// How long a session may take to end, after its client has closed it.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
@@ -157,38 +154,9 @@ impl Throwaway {
         self.run(what, format!("create role {} superuser", quoted(role))).await
     }
 
-    /// Restores a dump, by the program that is made for its format, without what makes these extensions.
-    pub(super) async fn restore(
-        &self,
-        database: &str,
-        file: &Path,
-        skipped: &[String],
-    ) -> Result<(), CheckError> {
-        let failed = |reason: String| CheckError::Dump { file: file.to_owned(), reason };
-        let path = file.to_owned();
-        let is_script = tokio::task::spawn_blocking(move || is_script(&path)).await;
-        let is_script = is_script.map_err(|error| failed(error.to_string()))?;
-        let address = format!("--dbname={}", self.server.url(database));
-        if is_script.map_err(|error| failed(error.to_string()))? {
-            // Terse, since the context of an error shows rows.
-            let psql = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse"];
-            let psql =
-                psql.map(OsStr::new).into_iter().chain([address.as_ref(), "--file".as_ref(), file.as_ref()]);
-            program("psql", psql).await.map_err(failed)?;
-        } else {
-            let list = program("pg_restore", ["--list".as_ref(), file.as_os_str()]).await.map_err(failed)?;
-            let is_kept = |line: &&str| !skipped.iter().any(|name| makes_extension(line, name));
-            let kept: String = list.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect();
-            let list = tempfile::NamedTempFile::new().map_err(|error| failed(error.to_string()))?;
-            std::fs::write(list.path(), kept).map_err(|error| failed(error.to_string()))?;
-            let options = ["--no-owner", "--no-privileges", "--exit-on-error", "--use-list"].map(OsStr::new);
-            let rest = [list.path().as_ref(), address.as_ref(), file.as_os_str()];
-            program("pg_restore", options.into_iter().chain(rest)).await.map_err(failed)?;
-        }
-        let mut session = self.session(database).await?;
-        let done = session.execute("analyze").await;
-        close(session).await;
-        done.map(drop).map_err(CheckError::database("analyze what was restored"))
+    /// The address of a database, for programs that read libpq's.
+    pub(super) fn url(&self, database: &str) -> String {
+        self.server.url(database)
     }
 
     /// Stops the server and removes its data.
@@ -203,52 +171,6 @@ impl Throwaway {
 
 fn address(server: &Server, database: &str) -> Config {
     Config::from_url(&server.url(database)).expect("db-embedded makes addresses that db-core reads")
-}
-
-/// Whether a dump is text, and neither an archive nor a folder.
-fn is_script(file: &Path) -> std::io::Result<bool> {
-    if file.is_dir() {
-        return Ok(false);
-    }
-    let mut begin = Vec::new();
-    File::open(file)?.take(16).read_to_end(&mut begin)?;
-    Ok(!ARCHIVES.iter().any(|archive| begin.starts_with(archive)))
-}
-
-/// Whether a line of `pg_restore --list` is about an extension, or about its comment.
-fn makes_extension(line: &str, name: &str) -> bool {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    [&["EXTENSION", "-", name][..], &["COMMENT", "-", "EXTENSION", name]]
-        .iter()
-        .any(|wanted| words.windows(wanted.len()).any(|words| words == *wanted))
-}
-
-/// Runs a program of PostgreSQL's, and returns what it printed, or why it failed.
-async fn program<'a>(
-    name: &'static str,
-    args: impl IntoIterator<Item = &'a OsStr>,
-) -> Result<String, String> {
-    let here = tokio::task::spawn_blocking(move || Programs::find(None)?.path(name));
-    // Packages of the server alone lack it; another one may be in the path.
-    let path = here.await.ok().and_then(Result::ok).unwrap_or_else(|| PathBuf::from(name));
-    let mut command = Command::new(path);
-    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    let output = command.output().await.map_err(|error| format!("{name} does not run: {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(reason(&String::from_utf8_lossy(&output.stderr)))
-}
-
-/// The line with the error, as far as it shows no value of a row.
-fn reason(said: &str) -> String {
-    let is_error = |line: &&str| line.contains("error:") || line.contains("ERROR:");
-    let line = said.lines().find(is_error).or(said.lines().next()).unwrap_or("without a message");
-    let shows_value = ["invalid input", "out of range", "malformed", "duplicate key", "invalid byte"];
-    match line.find('"') {
-        Some(at) if shows_value.iter().any(|text| line.contains(text)) => line[..at].trim_end().to_owned(),
-        _ => line.to_owned(),
-    }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -10,7 +10,9 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::catalog::{self, Catalog, Effects, Of};
-use super::rules::{self, Hazard, Lost, Seen};
+use super::lost::{Lost, lost, still_lost};
+use super::rule::Hazard;
+use super::rules::{self, Seen};
 use crate::outside::is_refused_in_transaction;
 use crate::statements::{Place, Step, steps};
 use crate::table::quoted;
@@ -124,9 +126,9 @@ pub(super) async fn run(
     }
     if !tracer.lost.is_empty() {
         let end = catalog::read(tracer.connection, Of::All { own }).await?.0;
-        let lost = tracer.lost.iter();
-        let lost = lost.filter_map(|(lost, nth)| rules::still_lost(*nth, lost, &tracer.start, &end));
-        tracer.trace.hazards.extend(lost);
+        let gone = tracer.lost.iter();
+        let gone = gone.filter_map(|(lost, nth)| still_lost(*nth, lost, &tracer.start, &end));
+        tracer.trace.hazards.extend(gone);
     }
     if !migration.no_tx {
         raw(tracer.connection, "rollback").await?;
@@ -204,8 +206,8 @@ impl Tracer<'_> {
         };
         self.trace.statements.push(traced(&seen, position, took));
         self.trace.hazards.extend(rules::hazards(nth, &seen));
-        for lost in rules::lost(&self.now, &after) {
-            self.lost.entry(lost).or_insert(nth);
+        for gone in lost(&self.now, &after) {
+            self.lost.entry(gone).or_insert(nth);
         }
         self.now = after;
         self.effects = effects;

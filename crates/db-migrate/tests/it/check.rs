@@ -320,6 +320,11 @@ async fn after_a_version_only_the_tables_of_the_files_up_to_it_count() {
         ("1_old.sql", "create table old (id int)"),
         ("2_young.sql", "create table young (id int)"),
         ("3_indexes.sql", "create index on old (id); create index on young (id)"),
+        (
+            "4_type.sql",
+            "create type mood as enum ('ok'); create function f() returns int language sql as 'select 1'",
+        ),
+        ("5_renamed.sql", "alter type mood rename to feeling; drop function f()"),
     ];
     let migrations = migrations(&files).await;
 
@@ -329,8 +334,8 @@ async fn after_a_version_only_the_tables_of_the_files_up_to_it_count() {
     let lines = |checked: &Checked| -> Vec<(i64, usize)> {
         checked.files.iter().map(|file| (file.version, file.findings.len())).collect()
     };
-    assert_eq!(lines(&all), [(1, 0), (2, 0), (3, 2)]);
-    assert_eq!(lines(&after), [(2, 0), (3, 1)]);
+    assert_eq!(lines(&all), [(1, 0), (2, 0), (3, 2), (4, 0), (5, 3)]);
+    assert_eq!(lines(&after), [(2, 0), (3, 1), (4, 0), (5, 0)]);
     assert!(only(&after.files[1].findings).message.contains("public.old"));
     let beyond = Check::new(&migrations).after(7).run().await.expect("checked");
     assert_eq!(lines(&beyond), []);

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use boon::{Compiler, Schemas};
@@ -258,6 +259,65 @@ async fn a_check_in_ci_is_one_command(db: TestDb) {
     assert_eq!(code, 0, "{err}");
     assert!(out.contains(": 0; findings: 0; "), "{out}");
     assert_eq!(run(folder, &url, &["status"]).await.1.lines().count(), 3, "nothing was applied");
+}
+
+#[tokio::test]
+async fn what_the_server_of_a_check_lacks_is_given_by_flags() {
+    let files = folder(&[
+        (
+            "1_shop.sql",
+            "create extension no_such_one; create table shop (id int); alter table shop owner to clerk_of_a_check",
+        ),
+        ("2_index.sql", "create index on shop (id); alter table shop add name text not null"),
+    ]);
+    let setup = files.path().join("setup");
+    fs::write(&setup, "create role clerk_of_a_check; create database another").expect("written");
+    let check = async |args: &[&str]| run(files.path(), "", &[&["check"], args].concat()).await;
+
+    let (code, _, err) = check(&[]).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("no extension no_such_one") && err.contains("--skip-extension"), "{err}");
+    let (code, out, _) = check(&["--skip-extension", "no_such_one"]).await;
+    assert_eq!(code, 2);
+    assert!(out.contains("up-fails: ") && out.contains("\"clerk_of_a_check\" does not exist"), "{out}");
+    let setup = ["--skip-extension", "no_such_one", "--setup", setup.to_str().expect("UTF-8")];
+    let (code, out, err) = check(&[&setup[..], &["--without", "adding-required-field"]].concat()).await;
+    assert_eq!(code, 2, "{err}");
+    assert!(
+        out.contains("require-concurrent-index-creation") && !out.contains("adding-required-field"),
+        "{out}"
+    );
+    let (code, _, err) = check(&["--without", "no-such-rule"]).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("the rules are up-fails, "), "{err}");
+}
+
+/// The folders of servers.
+fn servers(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).expect("listed").map(|entry| entry.expect("an entry").path()).collect()
+}
+
+#[tokio::test]
+async fn a_check_that_is_interrupted_leaves_no_server() {
+    let files = folder(&[("1_sleeps.sql", "select pg_sleep(60)")]);
+    // The account that runs the server has to write there.
+    let data = tempfile::tempdir_in("/tmp").expect("a folder");
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o1777)).expect("set");
+    let mut check = command(files.path(), "", &["check"]);
+    let child = check.env("TMPDIR", data.path()).stderr(Stdio::piped()).spawn().expect("it runs");
+    let is_ready = |server: &PathBuf| {
+        let file = fs::read_to_string(server.join("data/postmaster.pid"));
+        file.is_ok_and(|text| text.contains("ready"))
+    };
+    db_testkit::until("its server is ready", async || servers(data.path()).iter().any(is_ready)).await;
+
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+
+    assert!(killed.success());
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().expect("it ends"));
+    let (code, _, err) = said(output.await.expect("no panic"));
+    assert!(code == 1 && err.contains("nothing else was changed"), "{err}");
+    db_testkit::until("nothing is left", async || servers(data.path()).is_empty()).await;
 }
 
 #[db_testkit::test]

@@ -21,11 +21,17 @@ pub(crate) const FOUND: u8 = 2;
 
 /// Runs the command, or ends with Ctrl-C: the connection is closed, and the migration under way is rolled back.
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<u8> {
+    let interrupted = match cli.command {
+        Command::Check(_) | Command::Drift(_) => {
+            "interrupted: the server of its own ends, and nothing else was changed"
+        }
+        _ => {
+            "interrupted: a migration that ran is rolled back, or, outside of a transaction, goes on with the next `up`; those before it stay"
+        }
+    };
     tokio::select! {
         done = command(cli) => done,
-        _ = tokio::signal::ctrl_c() => bail!(
-            "interrupted: a migration that ran is rolled back, or, outside of a transaction, goes on with the next `up`; those before it stay"
-        ),
+        _ = tokio::signal::ctrl_c() => bail!(interrupted),
     }
 }
 
