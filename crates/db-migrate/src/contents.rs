@@ -7,19 +7,24 @@ use sha2::{Digest, Sha256};
 use similar::TextDiff;
 use sqlx::migrate::Migration;
 
+use crate::directive::{counts, directive};
+
 /// The lines of a difference that are shown.
 const LINES: usize = 60;
 
 /// The digest of what a file says. Comments, white space between tokens, a byte order mark, and the case of keywords and of
 /// unquoted names do not count, as for PostgreSQL itself; nor do line ends, also in strings, since git converts them.
-/// `-- no-transaction` counts.
+/// `-- no-transaction` counts, and so do directives that change what is run.
 pub(crate) fn digest(migration: &Migration) -> Vec<u8> {
     let mut digest = Sha256::new();
     digest.update([u8::from(migration.no_tx)]);
     let sql = migration.sql.as_str();
     for token in tokens(sql.strip_prefix('\u{feff}').unwrap_or(sql)) {
         let text = match token.kind {
-            Kind::Blank => continue,
+            Kind::Blank => match directive(token.text).filter(|text| counts(text)) {
+                Some(text) => text.to_owned(),
+                None => continue,
+            },
             // The server folds other letters only in encodings of one byte.
             Kind::Word => token.text.to_ascii_lowercase(),
             Kind::Name | Kind::Literal | Kind::Other => token.text.replace("\r\n", "\n"),

@@ -128,24 +128,29 @@ pub enum Error {
     },
     /// A migration failed. It was rolled back. Of one outside of a transaction, the statements before are done, and the next run goes
     /// on after them, also if the later ones are edited.
-    #[error("migration {version} failed{}: {cause}", at.map(|at| format!(" at {at}")).unwrap_or_default())]
+    #[error("{} failed{}: {cause}", subject(*version, repeatable.as_deref()), at.map(|at| format!(" at {at}")).unwrap_or_default())]
     Failed {
-        /// The version.
+        /// The version. Of a repeatable file, the newest one.
         version: i64,
+        /// The repeatable file, if it is one.
+        repeatable: Option<Box<str>>,
         /// The place in the file, if the server names one.
         at: Option<Position>,
         /// The server's error.
-        cause: db_core::Error,
+        cause: Box<db_core::Error>,
     },
     /// A migration did not get its locks. It was rolled back, and those before it stay.
     #[error(
-        "migration {version} did not get its locks within {:.0} s, in {tries} tries: {cause}{}",
+        "{} did not get its locks within {:.0} s, in {tries} tries: {cause}{}",
+        subject(*version, repeatable.as_deref()),
         waited.as_secs_f64(),
         if blockers.is_empty() { String::new() } else { format!("; it waited for {}", listed(blockers)) }
     )]
     Blocked {
-        /// The version.
+        /// The version. Of a repeatable file, the newest one.
         version: i64,
+        /// The repeatable file, if it is one.
+        repeatable: Option<Box<str>>,
         /// How often it was tried.
         tries: u32,
         /// How long it was tried.
@@ -237,6 +242,14 @@ pub enum Error {
         /// The line.
         line: String,
     },
+    /// Repeatable files are to be applied, and what was applied of them cannot be recorded. Nothing was run.
+    #[error(
+        "nothing was run: what was applied of repeatable files is recorded in {table}, and this role cannot write it: the log says why"
+    )]
+    NoHistory {
+        /// The table, with its schema.
+        table: String,
+    },
     /// There is no migration table, although it was made: its name does not lead to it.
     #[error("the migration table {name} was made, and is not found by that name")]
     NoTable {
@@ -275,9 +288,8 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connect(error) => !error.failure().is_final(),
-            Self::Failed { cause, .. } | Self::Database { cause, .. } => {
-                matches!(cause.class(), Class::Lost | Class::NotReached)
-            }
+            Self::Failed { cause, .. } => is_lost(cause),
+            Self::Database { cause, .. } => is_lost(cause),
             _ => false,
         }
     }
@@ -313,12 +325,32 @@ impl Error {
             | Self::NotAsPlanned
             | Self::Refused { .. }
             | Self::Standby
+            | Self::NoHistory { .. }
             | Self::NoTable { .. }
             | Self::Database { .. } => None,
         }
     }
 
+    /// The error of a repeatable file, which bears the number of a version that is none of its own.
+    pub(crate) fn of_repeatable(mut self, name: &str) -> Self {
+        if let Self::Failed { repeatable, .. } | Self::Blocked { repeatable, .. } = &mut self {
+            *repeatable = Some(name.into());
+        }
+        self
+    }
+
     pub(crate) fn database(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |error| Self::Database { what, cause: error.into() }
     }
+}
+
+fn subject(version: i64, repeatable: Option<&str>) -> String {
+    match repeatable {
+        Some(name) => format!("the repeatable file `{name}`"),
+        None => format!("migration {version}"),
+    }
+}
+
+fn is_lost(cause: &db_core::Error) -> bool {
+    matches!(cause.class(), Class::Lost | Class::NotReached)
 }

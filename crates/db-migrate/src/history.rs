@@ -9,6 +9,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 
 use crate::session::answer;
+use crate::step::FileToRun;
 use crate::table::{Table, bytes, literal};
 use crate::{Error, contents};
 
@@ -30,11 +31,11 @@ pub(crate) const NO_COLUMN: &str = "42703";
 pub struct Attempt {
     /// Its number: later attempts have higher ones.
     pub id: i64,
-    /// The version.
+    /// The version. Of a repeatable file, the newest one when it was applied.
     pub version: i64,
     /// What was done.
     pub action: Action,
-    /// The name in the file's name, with spaces for underscores.
+    /// The name in the file's name, with spaces for underscores. Of a repeatable file, its name without `.sql`.
     pub description: String,
     /// When it began, in UTC, as RFC 3339 writes it.
     pub began_at: String,
@@ -79,11 +80,21 @@ pub enum Action {
     Baseline,
     /// A person has said what is true: see [`Migrations::repair`](crate::Migrations::repair).
     Repaired,
+    /// Apply a repeatable file: see [`Migrations::with_repeatable`](crate::Migrations::with_repeatable).
+    Repeat,
 }
 
 impl Action {
-    const ALL: [Self; 7] =
-        [Self::Up, Self::Down, Self::Adopted, Self::Gone, Self::Reblessed, Self::Baseline, Self::Repaired];
+    const ALL: [Self; 8] = [
+        Self::Up,
+        Self::Down,
+        Self::Adopted,
+        Self::Gone,
+        Self::Reblessed,
+        Self::Baseline,
+        Self::Repaired,
+        Self::Repeat,
+    ];
 
     /// Its name in the table, which is that of its JSON.
     #[must_use]
@@ -96,6 +107,7 @@ impl Action {
             Self::Reblessed => "reblessed",
             Self::Baseline => "baseline",
             Self::Repaired => "repaired",
+            Self::Repeat => "repeat",
         }
     }
 
@@ -137,11 +149,20 @@ pub(crate) struct History {
     open: Option<Begun>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 struct Begun {
     id: i64,
     version: i64,
     action: Action,
+    description: String,
+}
+
+impl Begun {
+    fn is_of(&self, file: FileToRun<'_>) -> bool {
+        let FileToRun { migration, action } = file;
+        (self.version, self.action, &*self.description)
+            == (migration.version, action, &*migration.description)
+    }
 }
 
 impl History {
@@ -275,13 +296,19 @@ impl History {
         }
     }
 
-    /// Whether an attempt of this version is on record as begun.
-    pub(crate) fn has_begun(&self, version: i64, action: Action) -> bool {
-        self.open.is_some_and(|open| (open.version, open.action) == (version, action))
+    /// Whether an attempt of this file is on record as begun.
+    pub(crate) fn has_begun(&self, file: FileToRun<'_>) -> bool {
+        self.open.as_ref().is_some_and(|open| open.is_of(file))
+    }
+
+    /// The table, and the condition that the open attempt is on record as done. No row has it if none is open.
+    pub(crate) fn open_and_done(&self) -> String {
+        let id = self.open.as_ref().map_or(0, |open| open.id);
+        format!("{} where id = {id} and succeeded", self.name)
     }
 
     /// The statement that records that an attempt begins. To be followed by [`Self::advance`] when it is committed.
-    pub(crate) fn begins(&self, migration: &Migration, action: Action) -> String {
+    pub(crate) fn begins(&self, FileToRun { migration, action }: FileToRun<'_>) -> String {
         let row = self.row(self.next_id, migration.version, action, &migration.description, &[]);
         // It may be sent again after its commit.
         format!("{} on conflict (version, id) do nothing;", row.trim_end_matches(';'))
@@ -289,7 +316,7 @@ impl History {
 
     /// The statement that records the open attempt as done.
     pub(crate) fn done(&self, migration: &Migration, way_back: Option<&Migration>) -> String {
-        let Some(open) = self.open else { return String::new() };
+        let Some(open) = &self.open else { return String::new() };
         let mut set = String::from("ended_at = pg_catalog.clock_timestamp(), succeeded = true");
         for (column, value) in self.contents(migration, way_back) {
             // Writing to a string does not fail.
@@ -299,15 +326,15 @@ impl History {
     }
 
     /// The statement that records how the open attempt failed. One that was only announced is no attempt.
-    pub(crate) fn failed(&self, migration: &Migration, error: &Error) -> String {
-        let Some(open) = self.open else { return String::new() };
-        if open.version != migration.version {
+    pub(crate) fn failed(&self, file: FileToRun<'_>, error: &Error) -> String {
+        let Some(open) = &self.open else { return String::new() };
+        if !open.is_of(file) {
             return format!("delete from {} where id = {} and ended_at is null;", self.name, open.id);
         }
         let mut set = String::from("ended_at = pg_catalog.clock_timestamp(), succeeded = false");
         let cause = match error {
-            Error::Failed { cause, .. } | Error::Database { cause, .. } => Some(cause),
-            Error::Blocked { cause, .. } => Some(&**cause),
+            Error::Failed { cause, .. } | Error::Blocked { cause, .. } => Some(&**cause),
+            Error::Database { cause, .. } => Some(cause),
             _ => None,
         };
         if let Some(code) = cause.and_then(db_core::Error::sqlstate) {
@@ -320,7 +347,7 @@ impl History {
         };
         if let Some(Position { line, column }) = at {
             let _ = write!(set, ", line = {line}, \"column\" = {column}");
-            let text = migration.sql.as_str().lines().nth(line.saturating_sub(1) as usize);
+            let text = file.migration.sql.as_str().lines().nth(line.saturating_sub(1) as usize);
             if let Some(text) = text.filter(|_| self.author.stores_sql) {
                 let text: String = text.chars().take(LONGEST_LINE).collect();
                 let _ = write!(set, ", line_text = {}", literal(&text));
@@ -335,10 +362,11 @@ impl History {
     }
 
     /// After an attempt has ended on record, and the next one may be on record as begun.
-    pub(crate) fn advance(&mut self, begun: Option<(&Migration, Action)>) {
-        self.open = begun.map(|(migration, action)| {
+    pub(crate) fn advance(&mut self, begun: Option<FileToRun<'_>>) {
+        self.open = begun.map(|FileToRun { migration, action }| {
             self.next_id += 1;
-            Begun { id: self.next_id - 1, version: migration.version, action }
+            let description = migration.description.to_string();
+            Begun { id: self.next_id - 1, version: migration.version, action, description }
         });
     }
 
@@ -371,7 +399,7 @@ impl History {
         let sql = format!(
             "select version, description from (
                  select distinct on (version) version, description, {IS_APPLIED} as is_applied from {history} as h
-                 where succeeded order by version, id desc) as last
+                 where succeeded and action <> 'repeat' order by version, id desc) as last
              where is_applied and not exists (select from {table} as recorded where recorded.version = last.version)
              order by version",
             history = self.name,

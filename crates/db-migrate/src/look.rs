@@ -69,17 +69,17 @@ impl Migrations {
         status::read(connection, table.as_ref(), self.ups()).await
     }
 
-    /// Reads the statuses, refuses what the front page lists, and records what others have done.
-    pub(crate) async fn checked_status(
+    /// Reads the records, refuses what the front page lists, and records what others have done.
+    pub(crate) async fn checked(
         &self,
         steps: &mut Steps<'_>,
         allowed: &[State],
         allows_newer: bool,
-    ) -> Result<Vec<Status>, Error> {
+    ) -> Result<Look, Error> {
         let look = self.read(steps.connection).await?;
         self.check(steps.connection, &look.statuses, allowed, allows_newer).await?;
         steps.catch_up(&look).await?;
-        Ok(look.statuses)
+        Ok(look)
     }
 
     /// Refuses what the front page lists, but for these states.
@@ -216,11 +216,16 @@ impl Migrations {
 }
 
 /// What stops files that are about to run.
-pub(crate) fn problems_of_files<'m>(files: impl Iterator<Item = &'m Migration> + Clone) -> Vec<Error> {
+pub(crate) fn problems_of_files<'m>(
+    files: impl Iterator<Item = &'m Migration> + Clone,
+    repeatables: &'m [Migration],
+) -> Vec<Error> {
     let missed = files.clone().filter_map(|file| {
         files::near_miss(file).map(|line| Error::Directive { version: file.version, line })
     });
-    let findings: Vec<_> = files.filter_map(statements::finding).collect();
+    let findings = files.filter_map(statements::finding);
+    let findings: Vec<_> =
+        findings.chain(repeatables.iter().filter_map(statements::finding_in_repeatable)).collect();
     let refused = (!findings.is_empty()).then_some(Error::Refused { findings });
     missed.chain(refused).collect()
 }

@@ -1,11 +1,12 @@
 //! A set of migrations, and how it is run.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use sqlx::migrate::{Migration, Migrator};
 
-use crate::{Error, files};
+use crate::{Error, files, repeatable};
 
 /// Default of [`Migrations::with_lock_deadline`].
 const LOCK_DEADLINE: Duration = Duration::from_mins(1);
@@ -21,6 +22,8 @@ const PATIENCE: Duration = Duration::from_mins(10);
 #[expect(clippy::struct_excessive_bools, reason = "each is a choice of the program")]
 pub struct Migrations {
     pub(crate) migrator: Migrator,
+    /// By name.
+    pub(crate) repeatables: BTreeMap<String, Migration>,
     pub(crate) role: Option<String>,
     pub(crate) lock_deadline: Duration,
     pub(crate) lock_timeout: Duration,
@@ -55,6 +58,7 @@ impl Migrations {
         ours.create_schemas.clone_from(&migrator.create_schemas);
         Self {
             migrator: ours,
+            repeatables: BTreeMap::new(),
             role: None,
             lock_deadline: LOCK_DEADLINE,
             lock_timeout: LOCK_TIMEOUT,
@@ -68,14 +72,18 @@ impl Migrations {
         }
     }
 
-    /// Reads a folder of migrations. A file `sqlx.toml` beside it, such as sqlx reads, sets the table, the schemas to create, and the
+    /// Reads a folder of migrations, with the repeatable files in its own folder `repeatable`. A file `sqlx.toml` beside it, such as sqlx reads, sets the table, the schemas to create, and the
     /// characters that do not count in checksums.
     ///
     /// # Errors
     ///
     /// [`Error::Source`] if the folder or `sqlx.toml` cannot be read, with everything that is wrong with the names of files.
     pub async fn from_dir(dir: impl AsRef<Path>) -> Result<Self, Error> {
-        Ok(Self::new(&files::read(dir.as_ref()).await?))
+        let dir = dir.as_ref();
+        let migrations = Self::new(&files::read(dir).await?);
+        let repeatables = repeatable::read(dir)
+            .map_err(|error| Error::Source { dir: dir.display().to_string(), reason: error.to_string() })?;
+        Ok(repeatables.into_iter().fold(migrations, |all, (name, sql)| all.with_repeatable(name, sql)))
     }
 
     /// Records the migrations in another table than `_sqlx_migrations`, so that one database can have several lines of migrations.

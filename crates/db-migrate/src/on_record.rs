@@ -70,7 +70,7 @@ impl Migrations {
         refuse_pooler(config)?;
         let mut connection = session::open(config, ConnectRetry::default()).await?;
         let mut steps = self.begin(&mut connection, config).await?;
-        let statuses = self.checked_status(&mut steps, &[], false).await?;
+        let statuses = self.checked(&mut steps, &[], false).await?.statuses;
         let pending = statuses.iter().filter(|it| it.state == State::Pending && it.version <= version);
         let files: Vec<_> = pending.filter_map(|status| self.file(status.version, false)).collect();
 

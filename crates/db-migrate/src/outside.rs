@@ -10,9 +10,9 @@ use crate::progress::Progress;
 use crate::recovery::{self, Settled};
 use crate::session::answer;
 use crate::statements::{self, AfterLoss, CutOff, Place, Step};
-use crate::step::{Steps, Tries, failed, failed_at, gives_way};
+use crate::step::{FileToRun, Steps, Tries, failed, failed_at, gives_way};
 use crate::table::{bytes, literal};
-use crate::{Error, lock};
+use crate::{Action, Error, lock};
 
 /// A file that runs.
 struct File<'m> {
@@ -24,6 +24,11 @@ struct File<'m> {
 impl File<'_> {
     fn version(&self) -> i64 {
         self.migration.version
+    }
+
+    fn to_run(&self) -> FileToRun<'_> {
+        let action = if self.reverts { Action::Down } else { Action::Up };
+        FileToRun { migration: self.migration, action }
     }
 
     /// The digest of the first statements.
@@ -47,11 +52,11 @@ impl Steps<'_> {
     /// While it is under way, its row in sqlx's table says that it did not succeed, so sqlx does not begin it again.
     pub(crate) async fn outside(
         &mut self,
-        migration: &Migration,
-        reverts: bool,
+        FileToRun { migration, action }: FileToRun<'_>,
         is_under_way: bool,
-        next: Option<&Migration>,
+        next: Option<FileToRun<'_>>,
     ) -> Result<(), Error> {
+        let reverts = action == Action::Down;
         let file = File { migration, reverts, steps: statements::steps(migration) };
         let mut done = if is_under_way {
             self.resume(&file).await?
@@ -302,7 +307,7 @@ impl Steps<'_> {
             self.observer = Some(observer);
             match settled {
                 Err(Error::Database { cause, .. }) if gives_way(&cause) => {
-                    tries.give_way(cause, blockers).await?;
+                    tries.give_way(Box::new(cause), blockers).await?;
                 }
                 settled => return settled,
             }
@@ -325,7 +330,7 @@ impl Steps<'_> {
     }
 
     /// Records the version, and puts the session back.
-    async fn end(&mut self, file: &File<'_>, next: Option<&Migration>) -> Result<(), Error> {
+    async fn end(&mut self, file: &File<'_>, next: Option<FileToRun<'_>>) -> Result<(), Error> {
         let Migration { version, description, checksum, .. } = file.migration;
         let table = &self.table;
         let record = if file.reverts {
@@ -346,7 +351,7 @@ impl Steps<'_> {
         let mut tries = Tries::new(*version, self.patience);
         loop {
             let observer = self.observer();
-            let finish = self.finish(file.migration, "begin read write", &record, !file.reverts, next);
+            let finish = self.finish(file.to_run(), "begin read write", &record, next);
             let (done, blockers, observer) = observer.beside(*version, finish).await;
             self.observer = Some(observer);
             match done {
@@ -387,11 +392,11 @@ impl Steps<'_> {
         loop {
             let cause = match self.send(sql.clone()).await {
                 Ok(()) => return Ok(()),
-                Err(cause) => db_core::Error::from(cause),
+                Err(cause) => Box::new(db_core::Error::from(cause)),
             };
             let rolled_back = self.roll_back().await;
             if !gives_way(&cause) {
-                return Err(first_of(Error::Database { what, cause }, rolled_back));
+                return Err(first_of(Error::Database { what, cause: *cause }, rolled_back));
             }
             rolled_back?;
             tries.give_way(cause, Vec::new()).await?;

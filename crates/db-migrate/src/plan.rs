@@ -9,8 +9,8 @@ use sqlx::migrate::Migration;
 
 use crate::look::{newest, problems_of_files};
 use crate::run::close;
-use crate::status::{State, Status};
-use crate::{Action, Error, Migrations, session};
+use crate::status::{Look, State, Status};
+use crate::{Action, Error, Migrations, Repeatable, session};
 
 /// What a run would do, and what would stop it. See [`Migrations::plan_up`].
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub struct Plan {
     pub problems: Vec<Error>,
     /// The states before it, in order of versions.
     pub status: Vec<Status>,
+    /// The repeatable files and their states before it, in order of names.
+    pub repeatables: Vec<Repeatable>,
     /// The newest version on record, 0 if none is.
     pub current_version: i64,
     /// The version that it goes down to.
@@ -32,11 +34,11 @@ pub struct Plan {
 #[derive(Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Planned {
-    /// Its version.
+    /// Its version. Of a repeatable file, the newest one.
     pub version: i64,
-    /// The name in its file's name, with spaces for underscores.
+    /// The name in its file's name, with spaces for underscores. Of a repeatable file, its name without `.sql`.
     pub description: String,
-    /// [`Action::Up`] or [`Action::Down`].
+    /// [`Action::Up`], [`Action::Down`] or [`Action::Repeat`].
     pub action: Action,
     /// Whether it runs in a transaction, with its record.
     pub in_transaction: bool,
@@ -70,17 +72,20 @@ impl Migrations {
             return Err(Error::NoSuchVersion { version });
         }
         let mut connection = session::open(config, ConnectRetry::default()).await?;
-        let status = self.read(&mut connection).await?.statuses;
+        let look = self.read(&mut connection).await?;
+        let status = &look.statuses;
         let mut problems = Vec::new();
-        for problem in self.problems(&status, &[], self.allows_newer) {
+        for problem in self.problems(status, &[], self.allows_newer) {
             problems.push(self.with_difference(&mut connection, problem).await?);
         }
         close(connection).await;
-        let files = self.to_apply(&status, to);
-        problems.extend(problems_of_files(files.iter().map(|(file, _)| *file)));
-        let steps =
-            files.into_iter().map(|(file, goes_on)| self.planned(file, Action::Up, goes_on)).collect();
-        Ok(Plan { steps, problems, current_version: newest(status.iter()), status, down_to: None })
+        let files = self.to_apply(status, to);
+        let repeatables = self.to_repeat(&look, to);
+        problems.extend(problems_of_files(files.iter().map(|(file, _)| *file), &repeatables));
+        let steps = files.into_iter().map(|(file, goes_on)| self.planned(file, Action::Up, goes_on));
+        let repeated = repeatables.iter().map(|file| self.planned(file, Action::Repeat, false));
+        let steps = steps.chain(repeated).collect();
+        Ok(self.plan(steps, problems, look, None))
     }
 
     /// What [`Migrations::down_to`] would do now. Takes no lock and changes nothing.
@@ -90,7 +95,8 @@ impl Migrations {
     /// As [`Migrations::plan_up`].
     pub async fn plan_down(&self, config: &Config, target: i64) -> Result<Plan, Error> {
         let mut connection = session::open(config, ConnectRetry::default()).await?;
-        let status = self.read(&mut connection).await?.statuses;
+        let look = self.read(&mut connection).await?;
+        let status = &look.statuses;
         let is_known = target == 0 || self.file(target, false).is_some();
         let is_on_record = status.iter().any(|status| status.version == target);
         if !(is_known || self.uses_stored_downs && is_on_record) {
@@ -98,10 +104,10 @@ impl Migrations {
         }
         let allowed: &[State] = if self.uses_stored_downs { &[State::Unknown] } else { &[] };
         let mut problems = Vec::new();
-        for problem in self.problems(&status, allowed, false) {
+        for problem in self.problems(status, allowed, false) {
             problems.push(self.with_difference(&mut connection, problem).await?);
         }
-        let stored = match self.stored_downs(&mut connection, &status, target).await {
+        let stored = match self.stored_downs(&mut connection, status, target).await {
             Err(error @ Error::WritableHistory { .. }) => {
                 problems.push(error);
                 Vec::new()
@@ -109,9 +115,9 @@ impl Migrations {
             stored => stored?,
         };
         close(connection).await;
-        let steps = match self.to_revert(&status, target, &stored) {
+        let steps = match self.to_revert(status, target, &stored) {
             Ok(files) => {
-                problems.extend(problems_of_files(files.iter().map(|(file, _)| *file)));
+                problems.extend(problems_of_files(files.iter().map(|(file, _)| *file), &[]));
                 files.into_iter().map(|(file, goes_on)| self.planned(file, Action::Down, goes_on)).collect()
             }
             Err(error) => {
@@ -119,7 +125,13 @@ impl Migrations {
                 Vec::new()
             }
         };
-        Ok(Plan { steps, problems, current_version: newest(status.iter()), status, down_to: Some(target) })
+        Ok(self.plan(steps, problems, look, Some(target)))
+    }
+
+    fn plan(&self, steps: Vec<Planned>, problems: Vec<Error>, look: Look, down_to: Option<i64>) -> Plan {
+        let current_version = newest(look.statuses.iter());
+        let repeatables = self.repeatables(&look);
+        Plan { steps, problems, status: look.statuses, repeatables, current_version, down_to }
     }
 
     fn planned(&self, file: &Migration, action: Action, goes_on: bool) -> Planned {
@@ -130,7 +142,7 @@ impl Migrations {
             action,
             in_transaction: !file.no_tx,
             goes_on,
-            from_record: self.file(file.version, action == Action::Down).is_none(),
+            from_record: action == Action::Down && self.file(file.version, true).is_none(),
             statements: split(sql).ok().map(|statements| statements.len()),
             sql: sql.to_owned(),
         }

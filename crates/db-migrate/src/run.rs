@@ -13,15 +13,18 @@ use crate::lock::Key;
 use crate::look::{newest, problems_of_files};
 use crate::session::{LockTimeout, Session};
 use crate::status::{self, Look, State, Status};
-use crate::step::Steps;
+use crate::step::{FileToRun, Steps};
 use crate::table::Table;
 use crate::{Error, Migrations, Plan, Planned, lock, session};
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Report {
     /// The versions applied or reverted, in that order.
     pub changed: Vec<i64>,
+    /// The names of the repeatable files that were applied, in that order.
+    pub repeated: Vec<String>,
     /// The newest version applied afterwards, 0 if none is.
     pub version: i64,
 }
@@ -89,7 +92,7 @@ impl Migrations {
     ) -> Result<Report, Error> {
         refuse_pooler(config)?;
         let mut budget = RetryBudget::new(retry);
-        // The statuses when the lock was first taken.
+        // What was on record when the lock was first taken.
         let mut before = None;
         loop {
             let mut done = self.go_on(first.take(), config, budget.left(), to, &mut before).await;
@@ -110,7 +113,7 @@ impl Migrations {
         config: &Config,
         retry: ConnectRetry,
         to: Option<i64>,
-        before: &mut Option<Vec<Status>>,
+        before: &mut Option<Look>,
     ) -> Result<Report, Error> {
         let mut connection = match first {
             Some(mut first) => {
@@ -120,31 +123,41 @@ impl Migrations {
             None => session::open(config, retry).await?,
         };
         // One that is on record as begun may end while the lock is waited for.
-        let Look { statuses, not_in_history, may_adopt } = self.read(&mut connection).await?;
-        self.check(&mut connection, &statuses, &[State::Dirty], self.allows_newer).await?;
-        self.warn_of_near_misses(&statuses);
-        self.warn_of_edits(&statuses);
-        if !statuses.iter().any(|status| status.is_to_do(to)) {
+        let look = self.read(&mut connection).await?;
+        let statuses = &look.statuses;
+        self.check(&mut connection, statuses, &[State::Dirty], self.allows_newer).await?;
+        self.warn_of_near_misses(statuses);
+        self.warn_of_edits(statuses);
+        let is_anything = statuses.iter().any(|status| status.is_to_do(to));
+        if !is_anything && self.to_repeat(&look, to).is_empty() {
             if let Some(before) = before {
                 return self.report(connection, before).await;
             }
-            if may_adopt && !not_in_history.is_empty() {
+            if look.may_adopt && !look.not_in_history.is_empty() {
                 self.adopt(&mut connection, config).await;
             }
             close(connection).await;
-            return Ok(Report { changed: Vec::new(), version: newest(statuses.iter()) });
+            let version = newest(statuses.iter());
+            return Ok(Report { changed: Vec::new(), repeated: Vec::new(), version });
         }
 
         let mut steps = self.begin(&mut connection, config).await?;
         // Another process may have migrated meanwhile, or a lost session of ours may have finished.
-        let statuses = self.checked_status(&mut steps, &[], self.allows_newer).await?;
-        let pending = self.to_apply(&statuses, to);
-        refuse(pending.iter().map(|(file, _)| *file))?;
-        let before = before.get_or_insert(statuses);
-        for (nth, (migration, is_under_way)) in pending.iter().enumerate() {
-            let next = pending.get(nth + 1).map(|(next, _)| *next);
-            steps.run_file(migration, Action::Up, *is_under_way, next).await?;
+        let look = self.checked(&mut steps, &[], self.allows_newer).await?;
+        let pending = self.to_apply(&look.statuses, to);
+        let repeatables = self.to_repeat(&look, to);
+        refuse(pending.iter().map(|(file, _)| *file), &repeatables)?;
+        if steps.history.is_none() && !repeatables.is_empty() {
+            return Err(Error::NoHistory { table: steps.table.history.name });
         }
+        let before = before.get_or_insert(look);
+        let pending = pending
+            .into_iter()
+            .map(|(migration, is_under_way)| (FileToRun { migration, action: Action::Up }, is_under_way));
+        let repeated =
+            repeatables.iter().map(|migration| (FileToRun { migration, action: Action::Repeat }, false));
+        let files: Vec<_> = pending.chain(repeated).collect();
+        steps.run_files(&files).await?;
         steps.close().await;
         self.report(connection, before).await
     }
@@ -219,13 +232,14 @@ impl Migrations {
         let mut connection = session::open(config, ConnectRetry::default()).await?;
         let mut steps = self.begin(&mut connection, config).await?;
         let unknown: &[State] = if self.uses_stored_downs { &[State::Unknown] } else { &[] };
-        let before = self.checked_status(&mut steps, unknown, false).await?;
+        let look = self.checked(&mut steps, unknown, false).await?;
+        let before = &look.statuses;
         if !is_known && before.iter().all(|status| status.version != target) {
             return Err(Error::NoSuchVersion { version: target });
         }
-        self.warn_of_edits(&before);
-        let stored = self.stored_downs(steps.connection, &before, target).await?;
-        let downs = self.to_revert(&before, target, &stored)?;
+        self.warn_of_edits(before);
+        let stored = self.stored_downs(steps.connection, before, target).await?;
+        let downs = self.to_revert(before, target, &stored)?;
         let is_planned = |planned: &[Planned]| {
             let planned = planned.iter().map(|step| (step.version, &*step.sql));
             planned.eq(downs.iter().map(|(down, _)| (down.version, down.sql.as_str())))
@@ -233,13 +247,14 @@ impl Migrations {
         if !planned.is_none_or(is_planned) {
             return Err(Error::NotAsPlanned);
         }
-        refuse(downs.iter().map(|(down, _)| *down))?;
-        for (nth, (down, is_under_way)) in downs.iter().enumerate() {
-            let next = downs.get(nth + 1).map(|(next, _)| *next);
-            steps.run_file(down, Action::Down, *is_under_way, next).await?;
-        }
+        refuse(downs.iter().map(|(down, _)| *down), &[])?;
+        let downs = downs.into_iter();
+        let files: Vec<_> = downs
+            .map(|(migration, is_under_way)| (FileToRun { migration, action: Action::Down }, is_under_way))
+            .collect();
+        steps.run_files(&files).await?;
         steps.close().await;
-        self.report(connection, &before).await
+        self.report(connection, &look).await
     }
 
     /// Puts on record in the history what is applied and not there, if nobody migrates now. The next run does it otherwise.
@@ -261,29 +276,41 @@ impl Migrations {
         }
     }
 
-    async fn report(&self, mut connection: PgConnection, before: &[Status]) -> Result<Report, Error> {
-        let after = self.read(&mut connection).await?.statuses;
+    async fn report(&self, mut connection: PgConnection, look_before: &Look) -> Result<Report, Error> {
+        let look = self.read(&mut connection).await?;
         close(connection).await;
 
-        let now = status::applied_versions(&after);
+        let (before, after) = (&look_before.statuses, &look.statuses);
+        let now = status::applied_versions(after);
         let applied_before = status::applied_versions(before);
         // One that was under way was so down, unless it is applied now.
         let on_record = |statuses: &[Status]| -> BTreeSet<i64> {
             let those = statuses.iter().filter(|status| status.state != State::Pending);
             those.map(|status| status.version).collect()
         };
-        let (before, still) = (on_record(before), on_record(&after));
+        let (before, still) = (on_record(before), on_record(after));
         let down = before.iter().rev().copied().filter(|version| !still.contains(version));
         let changed: Vec<i64> = now.difference(&applied_before).copied().chain(down).collect();
         for version in &changed {
             tracing::info!(version, "migrated");
         }
-        Ok(Report { changed, version: newest(after.iter()) })
+        let names = self.repeatables.keys();
+        let repeated: Vec<String> = names
+            .filter(|name| look.repeated.get(*name) != look_before.repeated.get(*name))
+            .cloned()
+            .collect();
+        for name in &repeated {
+            tracing::info!(name, "a repeatable file is applied");
+        }
+        Ok(Report { changed, repeated, version: newest(after.iter()) })
     }
 }
 
-fn refuse<'m>(files: impl Iterator<Item = &'m Migration> + Clone) -> Result<(), Error> {
-    problems_of_files(files).into_iter().next().map_or(Ok(()), Err)
+fn refuse<'m>(
+    files: impl Iterator<Item = &'m Migration> + Clone,
+    repeatables: &'m [Migration],
+) -> Result<(), Error> {
+    problems_of_files(files, repeatables).into_iter().next().map_or(Ok(()), Err)
 }
 
 pub(crate) fn refuse_pooler(config: &Config) -> Result<(), Error> {

@@ -6,6 +6,8 @@ use db_core::sql::{self, Effect, Lasts, Needs, Position, Statement, Token};
 use sha2::{Digest, Sha256};
 use sqlx::migrate::Migration;
 
+use crate::directive::{directives, problem};
+
 /// A statement of a file outside of a transaction.
 #[derive(Debug, Clone)]
 pub(crate) struct Step<'m> {
@@ -66,9 +68,9 @@ pub(crate) enum AfterLoss {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
-    /// The migration.
+    /// The migration. Of a repeatable file, the newest one.
     pub version: i64,
-    /// The file's name, without zeros before the version.
+    /// The file's name, without zeros before the version. Of a repeatable file, with its folder.
     pub file: String,
     /// Where it is.
     pub position: Position,
@@ -85,28 +87,42 @@ impl fmt::Display for Finding {
 
 /// What is wrong with the statements of a file.
 pub(crate) fn finding(migration: &Migration) -> Option<Finding> {
-    let refused = |position, reason| Finding {
-        version: migration.version,
-        file: file_name(migration),
+    let Migration { version, description, migration_type, .. } = migration;
+    let file = || format!("{version}_{}{}", description.replace(' ', "_"), migration_type.suffix());
+    first_problem(migration).map(|(position, reason)| Finding {
+        version: *version,
+        file: file(),
         position,
         reason,
-    };
-    let text = migration.sql.as_str();
-    let statements = match sql::split(text) {
-        Ok(statements) => statements,
-        Err(error) => return Some(refused(error.position, error.reason.to_string())),
-    };
-    if !migration.no_tx {
-        return None;
-    }
-    statements.iter().find_map(|statement| {
-        Some(refused(Position::of(text, statement.start), misplaced(statement)?.to_owned()))
     })
 }
 
-fn file_name(migration: &Migration) -> String {
-    let Migration { version, description, migration_type, .. } = migration;
-    format!("{version}_{}{}", description.replace(' ', "_"), migration_type.suffix())
+/// What is wrong with a repeatable file.
+pub(crate) fn finding_in_repeatable(file: &Migration) -> Option<Finding> {
+    let outside = || {
+        let reason = "a repeatable file runs in a transaction, with its record: remove `-- no-transaction`";
+        file.no_tx.then(|| (Position::of("", 0), reason.to_owned()))
+    };
+    first_problem(file).or_else(outside).map(|(position, reason)| Finding {
+        version: file.version,
+        file: format!("repeatable/{}.sql", file.description),
+        position,
+        reason,
+    })
+}
+
+fn first_problem(migration: &Migration) -> Option<(Position, String)> {
+    let text = migration.sql.as_str();
+    let statements = match sql::split(text) {
+        Ok(statements) => statements,
+        Err(error) => return Some((error.position, error.reason.to_string())),
+    };
+    let bad = directives(text).find_map(|(start, directive)| Some((start, problem(directive)?)));
+    let misplaced = || {
+        let of = |statement: &Statement<'_>| Some((statement.start, misplaced(statement)?));
+        statements.iter().filter(|_| migration.no_tx).find_map(of)
+    };
+    bad.or_else(misplaced).map(|(start, reason)| (Position::of(text, start), reason.to_owned()))
 }
 
 /// The statements of a file in which there is [no finding](finding).

@@ -75,6 +75,8 @@ pub(crate) struct Look {
     pub(crate) not_in_history: Vec<i64>,
     /// Whether this role may put them there.
     pub(crate) may_adopt: bool,
+    /// The digest of what was applied last of each repeatable file, in hex digits, by its name.
+    pub(crate) repeated: HashMap<String, String>,
 }
 
 /// The versions that are applied.
@@ -92,9 +94,9 @@ pub(crate) async fn read(
     table: Option<&Table>,
     migrations: impl Iterator<Item = &Migration>,
 ) -> Result<Look, Error> {
-    let mut applied = match table {
+    let (mut applied, repeated) = match table {
         Some(table) => answer(applied(connection, table)).await.map_err(Error::database(WHAT))?,
-        None => BTreeMap::new(),
+        None => Default::default(),
     };
 
     let mut not_in_history = Vec::new();
@@ -130,7 +132,7 @@ pub(crate) async fn read(
     }));
     all.sort_by_key(|status| status.version);
     let may_adopt = table.is_some_and(|table| table.history.can_be_written);
-    Ok(Look { statuses: all, not_in_history, may_adopt })
+    Ok(Look { statuses: all, not_in_history, may_adopt, repeated })
 }
 
 const WHAT: &str = "read the migration table";
@@ -149,7 +151,7 @@ struct Applied {
 async fn applied(
     connection: &mut PgConnection,
     table: &Table,
-) -> Result<BTreeMap<i64, Applied>, sqlx::Error> {
+) -> Result<(BTreeMap<i64, Applied>, HashMap<String, String>), sqlx::Error> {
     // In one look, since a migration may end meanwhile.
     let is_under_way = if table.has_progress {
         format!("not success and version in (select version from {})", table.progress)
@@ -162,7 +164,8 @@ async fn applied(
     );
     // In one message, so that it takes no round trip of its own; two statements, since a join would take longer to plan than to run.
     let history = format!(
-        "select version, id, {IS_APPLIED}, encode(checksum, 'hex'), encode(digest, 'hex'), null from {} as h
+        "select version, id, {IS_APPLIED}, encode(checksum, 'hex'), encode(digest, 'hex'),
+           case when action = 'repeat' then description end from {} as h
          where h.succeeded",
         table.history.name
     );
@@ -182,9 +185,13 @@ async fn applied(
         rows.into_iter().flatten().partition(|row| row.len() == 5);
 
     let mut last: HashMap<i64, (i64, &PgRow)> = HashMap::new();
+    let mut last_repeated: HashMap<String, (i64, &PgRow)> = HashMap::new();
     for row in &entries {
         let (version, id) = (row.try_get(0)?, row.try_get(1)?);
-        let newest = last.entry(version).or_insert((id, row));
+        let newest = match row.try_get(5)? {
+            Some(name) => last_repeated.entry(name).or_insert((id, row)),
+            None => last.entry(version).or_insert((id, row)),
+        };
         if newest.0 < id {
             *newest = (id, row);
         }
@@ -203,5 +210,9 @@ async fn applied(
         };
         Ok((version, Applied { description, success, is_under_way, checksum, digest }))
     };
-    records.iter().map(applied).collect()
+    let repeated = last_repeated.into_iter().map(|(name, (_, row))| Ok((name, row.try_get(4)?)));
+    Ok((
+        records.iter().map(applied).collect::<Result<_, sqlx::Error>>()?,
+        repeated.collect::<Result<_, sqlx::Error>>()?,
+    ))
 }

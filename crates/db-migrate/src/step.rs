@@ -21,6 +21,14 @@ const NO_TABLE: &str = "42P01";
 /// Deferred constraints are checked as the migration left the session.
 const CHECK_CONSTRAINTS: &str = "set constraints all immediate";
 
+/// A file, and what running it does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FileToRun<'m> {
+    pub(crate) migration: &'m Migration,
+    /// Up, down or repeat.
+    pub(crate) action: Action,
+}
+
 /// A session that runs migrations and records them in a table.
 pub(crate) struct Steps<'c> {
     pub(crate) connection: &'c mut PgConnection,
@@ -42,59 +50,53 @@ pub(crate) struct Steps<'c> {
 }
 
 impl Steps<'_> {
-    /// Runs an up file and records its version, or runs a down file and removes that record, or goes on with one that is under way. `next` is
-    /// the migration that is run next.
-    ///
-    /// The migration and its record are one transaction, in two round trips, unless the file begins with `-- no-transaction`.
-    pub(crate) async fn run_file(
-        &mut self,
-        migration: &Migration,
-        action: Action,
-        is_under_way: bool,
-        next: Option<&Migration>,
-    ) -> Result<(), Error> {
-        self.begin_attempt(migration, action).await?;
-        let applied = action == Action::Up;
-        let done = if migration.no_tx || is_under_way {
-            self.outside(migration, !applied, is_under_way, next).await
-        } else if applied {
-            self.apply(migration, next).await
-        } else {
-            let record = format!("delete from {} where version = {}", self.table.name, migration.version);
-            self.repeated(migration, |_| record.clone(), false, next).await
-        };
-        self.end_attempt(migration, done).await
+    /// Runs files in this order, those with `true` from where they were cut off.
+    pub(crate) async fn run_files(&mut self, files: &[(FileToRun<'_>, bool)]) -> Result<(), Error> {
+        for (nth, (file, is_under_way)) in files.iter().enumerate() {
+            let next = files.get(nth + 1).map(|(next, _)| *next);
+            self.run_file(*file, *is_under_way, next).await?;
+        }
+        Ok(())
     }
 
-    async fn apply(&mut self, migration: &Migration, next: Option<&Migration>) -> Result<(), Error> {
-        let Migration { version, description, checksum, .. } = migration;
-        let table = self.table.name.clone();
-        let record = |took: Duration| {
-            format!(
-                "insert into {table} (version, description, success, checksum, execution_time)
-                 values ({version}, {description}, true, {checksum}, {nanoseconds})",
-                description = literal(description),
-                checksum = bytes(checksum),
-                nanoseconds = i64::try_from(took.as_nanos()).unwrap_or(i64::MAX),
-            )
+    /// Runs an up file and records its version, or runs a down file and removes that record, or runs a repeatable one, or goes on with one
+    /// that is under way. `next` is what is run next.
+    ///
+    /// The migration and its record are one transaction, in two round trips, unless the file begins with `-- no-transaction`.
+    async fn run_file(
+        &mut self,
+        file: FileToRun<'_>,
+        is_under_way: bool,
+        next: Option<FileToRun<'_>>,
+    ) -> Result<(), Error> {
+        self.begin_attempt(file).await?;
+        let done = if file.migration.no_tx || is_under_way {
+            self.outside(file, is_under_way, next).await
+        } else {
+            self.repeated(file, next).await
         };
-        self.repeated(migration, record, true, next).await
+        self.end_attempt(file, done).await
     }
 
     /// Records that an attempt begins, unless the end of the one before has.
-    async fn begin_attempt(&mut self, migration: &Migration, action: Action) -> Result<(), Error> {
-        let Some(history) = self.history.as_ref().filter(|it| !it.has_begun(migration.version, action))
-        else {
+    async fn begin_attempt(&mut self, file: FileToRun<'_>) -> Result<(), Error> {
+        let Some(history) = self.history.as_ref().filter(|it| !it.has_begun(file)) else {
             return Ok(());
         };
-        let begins = history.begins(migration, action);
-        self.record(migration.version, "record that a migration begins", &begins).await?;
-        self.advance(Some((migration, action)));
+        let begins = history.begins(file);
+        self.record(file.migration.version, "record that a migration begins", &begins).await?;
+        self.advance(Some(file));
         Ok(())
     }
 
     /// Records how an attempt has failed, as far as that can be done: the error that is told is the attempt's.
-    async fn end_attempt(&mut self, migration: &Migration, done: Result<(), Error>) -> Result<(), Error> {
+    async fn end_attempt(&mut self, file: FileToRun<'_>, done: Result<(), Error>) -> Result<(), Error> {
+        let done = match done {
+            Err(error) if file.action == Action::Repeat => {
+                Err(error.of_repeatable(&file.migration.description))
+            }
+            done => done,
+        };
         let (Err(error), Some(history)) = (&done, &self.history) else { return done };
         if error.is_transient() {
             return done;
@@ -103,9 +105,9 @@ impl Steps<'_> {
             "rollback; set session authorization default; reset role; begin read write;
              set local statement_timeout = 0; {lock_timeout} {failed} commit;",
             lock_timeout = self.lock_timeout,
-            failed = history.failed(migration, error),
+            failed = history.failed(file, error),
         );
-        let version = migration.version;
+        let version = file.migration.version;
         if let Err(error) = answer(self.connection.execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await {
             tracing::warn!(version, %error, "that a migration failed is not in the history");
         }
@@ -144,7 +146,7 @@ impl Steps<'_> {
         self.record(any, "record what another migrator has done", &changes).await
     }
 
-    fn advance(&mut self, begun: Option<(&Migration, Action)>) {
+    fn advance(&mut self, begun: Option<FileToRun<'_>>) {
         if let Some(history) = &mut self.history {
             history.advance(begun);
         }
@@ -164,18 +166,12 @@ impl Steps<'_> {
     }
 
     /// Repeats the whole transaction while it waits for a lock in vain. Others who wait behind it get their turn in between.
-    async fn repeated(
-        &mut self,
-        migration: &Migration,
-        record: impl Fn(Duration) -> String,
-        applied: bool,
-        next: Option<&Migration>,
-    ) -> Result<(), Error> {
-        let version = migration.version;
+    async fn repeated(&mut self, file: FileToRun<'_>, next: Option<FileToRun<'_>>) -> Result<(), Error> {
+        let version = file.migration.version;
         let mut tries = Tries::new(version, self.patience);
         loop {
             let observer = self.observer();
-            let once = self.once(migration, &record, applied, next);
+            let once = self.once(file, next);
             let (done, blockers, observer) = observer.beside(version, once).await;
             self.observer = Some(observer);
             let cause = match done {
@@ -184,7 +180,7 @@ impl Steps<'_> {
             };
             self.is_prepared = false;
             let recorded_in = loop {
-                match self.begin_anew(migration).await {
+                match self.begin_anew(file).await {
                     Err(Error::Database { cause, .. }) if gives_way(&cause) && !tries.are_over() => {
                         tracing::warn!(version, %cause, "whether a migration is on record is not known yet");
                         sleep(jitter()).await;
@@ -192,7 +188,7 @@ impl Steps<'_> {
                     looked => break looked?,
                 }
             };
-            if recorded_in == applied.then_some(self.table.oid) {
+            if recorded_in == self.recorded_in(file) {
                 // It was committed, and the look for its record waited.
                 return Ok(());
             }
@@ -200,26 +196,43 @@ impl Steps<'_> {
         }
     }
 
-    async fn once(
-        &mut self,
-        migration: &Migration,
-        record: &impl Fn(Duration) -> String,
-        applied: bool,
-        next: Option<&Migration>,
-    ) -> Result<(), Error> {
+    async fn once(&mut self, file: FileToRun<'_>, next: Option<FileToRun<'_>>) -> Result<(), Error> {
         let began = Instant::now();
-        self.run(migration).await?;
-        self.finish(migration, CHECK_CONSTRAINTS, &record(began.elapsed()), applied, next).await
+        self.run(file.migration).await?;
+        let record = self.record_of(file, began.elapsed());
+        self.finish(file, CHECK_CONSTRAINTS, &record, next).await
+    }
+
+    /// The statement that puts a file on record in sqlx's table, which knows no repeatable ones.
+    fn record_of(&self, file: FileToRun<'_>, took: Duration) -> String {
+        let Migration { version, description, checksum, .. } = file.migration;
+        let table = &self.table.name;
+        match file.action {
+            Action::Repeat => String::new(),
+            Action::Down => format!("delete from {table} where version = {version};"),
+            _ => format!(
+                "insert into {table} (version, description, success, checksum, execution_time)
+                 values ({version}, {description}, true, {checksum}, {nanoseconds});",
+                description = literal(description),
+                checksum = bytes(checksum),
+                nanoseconds = i64::try_from(took.as_nanos()).unwrap_or(i64::MAX),
+            ),
+        }
+    }
+
+    /// The table that has the record of a file when it is done, if one has.
+    fn recorded_in(&self, file: FileToRun<'_>) -> Option<i64> {
+        (file.action != Action::Down).then_some(self.table.oid)
     }
 
     /// Rolls back, and puts the session back. Returns the id of the table that has the record, if there is one.
-    async fn begin_anew(&mut self, migration: &Migration) -> Result<Option<i64>, Error> {
-        let version = migration.version;
+    async fn begin_anew(&mut self, file: FileToRun<'_>) -> Result<Option<i64>, Error> {
+        let version = file.migration.version;
         let sql = format!(
             "rollback; set session authorization default; reset role;
              begin; {put_back} {look} commit;",
             put_back = self.session.put_back(),
-            look = self.look(version),
+            look = self.look(file),
         );
         let answered = self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
         let (has_lock, recorded_in) = answered
@@ -228,9 +241,17 @@ impl Steps<'_> {
         if has_lock { Ok(recorded_in) } else { Err(Error::Unlocked { version }) }
     }
 
-    /// Looks for the record of a version.
-    fn look(&self, version: i64) -> String {
-        format!("select tableoid::int8 from {} where version = {version};", self.table.name)
+    /// Looks for the record of a file. That of a repeatable one is in the history.
+    fn look(&self, file: FileToRun<'_>) -> String {
+        match (file.action, &self.history) {
+            (Action::Repeat, Some(history)) => {
+                format!("select {}::int8 from {};", self.table.oid, history.open_and_done())
+            }
+            _ => format!(
+                "select tableoid::int8 from {} where version = {};",
+                self.table.name, file.migration.version
+            ),
+        }
     }
 
     async fn run(&mut self, migration: &Migration) -> Result<(), Error> {
@@ -246,29 +267,27 @@ impl Steps<'_> {
     /// the next migration. `before` stands before the record.
     pub(crate) async fn finish(
         &mut self,
-        migration: &Migration,
+        file: FileToRun<'_>,
         before: &str,
         record: &str,
-        applied: bool,
-        next: Option<&Migration>,
+        next: Option<FileToRun<'_>>,
     ) -> Result<(), Error> {
         // The session is put back in a transaction of its own: of a message without, the next one's `begin` would make one of both.
         // Deferred constraints are checked as the migration left the session, as a commit would check them. The record is written
         // by the role that connected, and no time limit that the migration has left ends what follows.
-        let then = next.map(|next| (next, action(applied)));
+        let migration = file.migration;
+        let version = migration.version;
         let history = self.history.as_ref().map(|history| {
-            let way_back = if applied { self.files.file(migration.version, true) } else { None };
-            let begins = then.map(|(next, action)| history.begins(next, action)).unwrap_or_default();
+            let way_back = self.files.file(version, true).filter(|_| file.action == Action::Up);
+            let begins = next.map(|next| history.begins(next)).unwrap_or_default();
             history.done(migration, way_back) + &begins
         });
         let history = history.unwrap_or_default();
-        let next = next.filter(|next| !next.no_tx);
-        let prepare = next.map(|_| self.preparation()).unwrap_or_default();
-        self.is_prepared = next.is_some();
-        let version = migration.version;
+        self.is_prepared = next.is_some_and(|next| !next.migration.no_tx);
+        let prepare = if self.is_prepared { self.preparation() } else { String::new() };
         let sql = format!(
             "{before}; set statement_timeout = 0; {lock_timeout}
-             set session authorization default; reset role; {record}; {history} commit;
+             set session authorization default; reset role; {record} {history} commit;
              begin;
              {put_back}
              {look}
@@ -276,7 +295,7 @@ impl Steps<'_> {
              {prepare}",
             lock_timeout = self.lock_timeout,
             put_back = self.session.put_back(),
-            look = self.look(version),
+            look = self.look(file),
         );
         let answered = self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await;
         let rows = answered.map_err(|cause| {
@@ -284,8 +303,8 @@ impl Steps<'_> {
         })?;
         let (has_lock, recorded_in) =
             read(&rows).map_err(Error::database("read the record of a migration"))?;
-        self.advance(then);
-        if recorded_in != applied.then_some(self.table.oid) {
+        self.advance(next);
+        if recorded_in != self.recorded_in(file) {
             return Err(self.moved(migration));
         }
         if has_lock { Ok(()) } else { Err(Error::Unlocked { version }) }
@@ -312,10 +331,6 @@ impl Steps<'_> {
     fn moved(&self, migration: &Migration) -> Error {
         Error::Moved { version: migration.version, table: self.table.name.clone() }
     }
-}
-
-fn action(applied: bool) -> Action {
-    if applied { Action::Up } else { Action::Down }
 }
 
 /// Whether the lock is held, and the id of the table that has the record.
@@ -349,13 +364,13 @@ impl Tries {
     /// [`Error::Blocked`] when the patience is over.
     pub(crate) async fn give_way(
         &mut self,
-        cause: db_core::Error,
+        cause: Box<db_core::Error>,
         blockers: Vec<Blocker>,
     ) -> Result<(), Error> {
         self.count += 1;
         let (version, tries, waited) = (self.version, self.count, self.began.elapsed());
         if self.are_over() {
-            return Err(Error::Blocked { version, tries, waited, blockers, cause: Box::new(cause) });
+            return Err(Error::Blocked { version, repeatable: None, tries, waited, blockers, cause });
         }
         let pause = jitter();
         tracing::warn!(version, tries, ?waited, ?pause, %cause, blockers = listed(&blockers), "a migration gave way");
@@ -379,7 +394,7 @@ pub(crate) fn is_missing_table(cause: &db_core::Error) -> bool {
 }
 
 pub(crate) fn failed(migration: &Migration, cause: sqlx::Error) -> Error {
-    Error::Failed { version: migration.version, at: None, cause: cause.into() }
+    Error::Failed { version: migration.version, repeatable: None, at: None, cause: Box::new(cause.into()) }
 }
 
 /// As [`failed`], of a text that begins at this byte of the file.
@@ -396,5 +411,5 @@ pub(crate) fn failed_at(migration: &Migration, start: usize, cause: sqlx::Error)
         }
     });
     let at = position.map(|byte| Position::of(sql, byte));
-    Error::Failed { version: migration.version, at, cause: cause.into() }
+    Error::Failed { version: migration.version, repeatable: None, at, cause: Box::new(cause.into()) }
 }

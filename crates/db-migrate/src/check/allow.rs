@@ -6,6 +6,7 @@ use std::ops::Range;
 use db_core::sql::{Kind, Position, split, tokens};
 
 use super::rule::Rule;
+use crate::directive::{counts, directive};
 
 /// What the comments of a file allow.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -94,7 +95,8 @@ fn read(comment: &str) -> Option<Comment> {
         };
         return Some(if is_file { Comment::File(rules) } else { Comment::Statement(rules) });
     }
-    let mut words = text.strip_prefix("db-migrate:")?.split_whitespace();
+    let text = directive(comment).filter(|text| !counts(text))?;
+    let mut words = text.split_whitespace();
     match (words.next(), words.next(), words.next()) {
         (Some("allow"), Some(name), reason) => Some(match (Rule::of(name), reason) {
             (None, _) => Comment::Bad(format!("there is no rule `{name}`")),

@@ -71,17 +71,9 @@ impl Checking<'_> {
         if self.is_refused(self.file, Rule::UpFails, Action::Up) {
             return Ok((Vec::new(), false));
         }
-        let traced = self.trace(counts).await?;
+        let mut traced = self.trace(counts).await?;
         let allowed = Allowed::of(self.file.sql.as_str());
-        for hazard in traced.hazards {
-            if !allowed.in_statement(hazard.rule, hazard.statement) {
-                let position = traced.statements.get(hazard.statement).map(|it| it.position);
-                self.found(hazard.rule, Action::Up, position, hazard.message);
-            }
-        }
-        for (position, reason) in &allowed.bad {
-            self.found(Rule::BadAllow, Action::Up, Some(*position), reason.clone());
-        }
+        self.hazards(&mut traced, &allowed, Action::Up);
         let applied = up(self.migrations, &self.throwaway.config(LINE), self.file.version).await;
         let is_applied = applied.is_ok();
         match (applied, traced.failed) {
@@ -107,8 +99,21 @@ impl Checking<'_> {
         Ok((traced.statements, is_applied))
     }
 
+    /// What the rules find in a trace, and what is wrong with the comments that allow something.
+    pub(super) fn hazards(&mut self, traced: &mut Trace, allowed: &Allowed, action: Action) {
+        for hazard in std::mem::take(&mut traced.hazards) {
+            if !allowed.in_statement(hazard.rule, hazard.statement) {
+                let position = traced.statements.get(hazard.statement).map(|it| it.position);
+                self.found(hazard.rule, action, position, hazard.message);
+            }
+        }
+        for (position, reason) in &allowed.bad {
+            self.found(Rule::BadAllow, action, Some(*position), reason.clone());
+        }
+    }
+
     /// In a copy: sequences go on although a transaction is rolled back, and a file may commit.
-    async fn trace(&mut self, counts: Option<&Catalog>) -> Result<Trace, CheckError> {
+    pub(super) async fn trace(&mut self, counts: Option<&Catalog>) -> Result<Trace, CheckError> {
         let shared = self.throwaway.shared().await?;
         self.throwaway.make(COPY, LINE).await?;
         let mut session = self.throwaway.session(COPY).await?;
@@ -206,8 +211,8 @@ impl Checking<'_> {
     }
 
     /// Whether no run would begin a file as it is, which is then found.
-    fn is_refused(&mut self, file: &Migration, rule: Rule, action: Action) -> bool {
-        let problems = problems_of_files([file].into_iter());
+    pub(super) fn is_refused(&mut self, file: &Migration, rule: Rule, action: Action) -> bool {
+        let problems = problems_of_files([file].into_iter(), &[]);
         let is_refused = !problems.is_empty();
         for problem in problems {
             match problem {
@@ -222,7 +227,7 @@ impl Checking<'_> {
         is_refused
     }
 
-    fn found(&mut self, rule: Rule, action: Action, position: Option<Position>, message: String) {
+    pub(super) fn found(&mut self, rule: Rule, action: Action, position: Option<Position>, message: String) {
         if self.check.without.contains(&rule) {
             return;
         }
@@ -236,6 +241,6 @@ fn is_shared(error: &Error) -> bool {
     cause.sqlstate().as_deref() == Some("2BP01") && cause.to_string().contains("role \"")
 }
 
-fn statement_at(sql: &str, nth: usize) -> Option<Position> {
+pub(super) fn statement_at(sql: &str, nth: usize) -> Option<Position> {
     Some(Position::of(sql, split(sql).ok()?.get(nth)?.start))
 }

@@ -29,6 +29,8 @@
 //!   hidden in a `DO` block or in a function is found, and a table that the same file has made is left alone. Its text is looked at only to tell an
 //!   update of all rows from others, and to name what was found.
 //!
+//! Repeatable files are applied at the end. Each then has its trace: it has to run a second time, and the rules look at what it does then.
+//!
 //! # Which tables count
 //!
 //! Those that others use when the file runs. With [`Check::after`], these are the tables that the applied files have made. Without it, each
@@ -58,6 +60,7 @@ mod error;
 mod extensions;
 mod file;
 mod lost;
+mod repeatable;
 mod rule;
 mod rules;
 mod run;
@@ -67,6 +70,7 @@ mod trace;
 
 pub use error::CheckError;
 pub use file::{CheckedFile, WayBack};
+pub use repeatable::CheckedRepeatable;
 pub use rule::{Finding, Rule};
 pub use run::{Check, Checked, Drift};
 pub use schema::Difference;

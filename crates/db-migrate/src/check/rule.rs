@@ -13,7 +13,7 @@ use crate::Action;
 pub struct Finding {
     /// The rule.
     pub rule: Rule,
-    /// The file: up or down.
+    /// The file: up, down or repeatable.
     pub action: Action,
     /// Where the statement begins, if it is about one.
     pub position: Option<Position>,
@@ -93,6 +93,9 @@ rules! {
     /// After the way back, the file makes another schema than at first.
     UpAgainDiffers = "up-again-differs":
         "Let the down file undo all that the up file does",
+    /// A repeatable file cannot run a second time.
+    NotRepeatable = "not-repeatable":
+        "Write it so that it can run again: `create or replace`, or `drop … if exists` before",
     /// The statements were not looked at one by one to the end, so rules may have missed something.
     NotTraced = "not-traced":
         "Let the file run statement by statement, or look at it yourself and allow this by a comment that says so",

@@ -1,5 +1,6 @@
 //! The order of a check.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::dump;
 use super::error::CheckError;
 use super::extensions::{extensions, without};
 use super::file::{CheckedFile, Checking, WayBack};
+use super::repeatable::CheckedRepeatable;
 use super::rule::Rule;
 use super::schema::{Difference, Rights, Schema, own_tables};
 use super::throwaway::{LINE, Throwaway};
@@ -53,6 +55,8 @@ impl fmt::Debug for Check<'_> {
 pub struct Checked {
     /// The files that were applied, in that order. If one fails, it is the last.
     pub files: Vec<CheckedFile>,
+    /// The repeatable files, in order of their names, if all others could be applied. If one fails, it is the last.
+    pub repeatables: Vec<CheckedRepeatable>,
     /// The major version of the PostgreSQL that the check ran on.
     pub server: u32,
 }
@@ -135,7 +139,7 @@ impl<'m> Check<'m> {
     /// [`CheckError`] if the check cannot be made. What it finds is no error.
     pub async fn run(self) -> Result<Checked, CheckError> {
         let (mut throwaway, migrations) = self.prepare().await?;
-        let checked = self.checked(&mut throwaway, &migrations).await;
+        let checked = self.checked(&mut throwaway, migrations).await;
         end(throwaway).await;
         checked
     }
@@ -188,7 +192,8 @@ impl<'m> Check<'m> {
     async fn prepare(&self) -> Result<(Throwaway, Migrations), CheckError> {
         let mut throwaway = Throwaway::start(self.dump.is_none()).await?;
         let migrations = self.without_skipped();
-        let all = migrations.migrator.iter().flat_map(|file| extensions(file.sql.as_str()));
+        let all = migrations.migrator.iter().chain(migrations.repeatables.values());
+        let all = all.flat_map(|file| extensions(file.sql.as_str()));
         let made = all.filter(|it| it.is_made).map(|it| it.name);
         let names = throwaway.missing(made.collect()).await?;
         if !names.is_empty() {
@@ -216,8 +221,10 @@ impl<'m> Check<'m> {
     async fn checked(
         &self,
         throwaway: &mut Throwaway,
-        migrations: &Migrations,
+        mut migrations: Migrations,
     ) -> Result<Checked, CheckError> {
+        let repeatables = std::mem::take(&mut migrations.repeatables);
+        let migrations = &mut migrations;
         let config = throwaway.config(LINE);
         let mut at = match &self.dump {
             Some(_) => newest(migrations.status(&config).await?.iter()),
@@ -278,11 +285,25 @@ impl<'m> Check<'m> {
                 findings,
             });
             if !is_applied {
-                break;
+                return Ok(Checked { files, repeatables: Vec::new(), server: throwaway.major() });
             }
             before = after;
         }
-        Ok(Checked { files, server: throwaway.major() })
+
+        let mut checked = Vec::new();
+        let version = migrations.supported_version();
+        for (name, file) in repeatables {
+            let file = Migration { version, ..file };
+            migrations.repeatables = BTreeMap::from([(name, file.clone())]);
+            let checking =
+                Checking { check: self, throwaway, migrations, file: &file, target: 0, findings: Vec::new() };
+            let (repeatable, is_applied) = checking.repeatable(counts.as_ref()).await?;
+            checked.push(repeatable);
+            if !is_applied {
+                break;
+            }
+        }
+        Ok(Checked { files, repeatables: checked, server: throwaway.major() })
     }
 
     pub(super) async fn own(&self, connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
@@ -300,14 +321,18 @@ impl<'m> Check<'m> {
 
     /// The migrations, with blanks for what makes an extension that is skipped. The checksums are those of the files.
     fn without_skipped(&self) -> Migrations {
-        let files = self.migrations.migrator.iter().map(|file| {
+        let without_skipped = |file: &Migration| {
             let sql = without(file.sql.as_str(), &self.skipped);
             Migration { sql: AssertSqlSafe(sql).into_sql_str(), ..file.clone() }
-        });
+        };
+        let files = self.migrations.migrator.iter().map(without_skipped);
         let mut migrator = Migrator::with_migrations(files.collect());
         migrator.dangerous_set_table_name(self.migrations.migrator.table_name.clone());
         migrator.create_schemas.clone_from(&self.migrations.migrator.create_schemas);
-        let migrations = Migrations::new(&migrator).with_patience(Duration::ZERO);
+        let mut migrations = Migrations::new(&migrator).with_patience(Duration::ZERO);
+        let repeatables = self.migrations.repeatables.iter();
+        migrations.repeatables =
+            repeatables.map(|(name, file)| (name.clone(), without_skipped(file))).collect();
         match &self.migrations.role {
             Some(role) => migrations.with_role(role),
             None => migrations,
@@ -315,12 +340,15 @@ impl<'m> Check<'m> {
     }
 }
 
-/// Applies the files up to a version.
+/// Applies the files up to a version, and the repeatable ones if it is the newest.
 pub(super) async fn up(migrations: &Migrations, config: &Config, version: i64) -> Result<(), Error> {
-    if version == 0 {
-        return Ok(());
+    if version != 0 {
+        return migrations.up_to(config, version).await.map(drop);
     }
-    migrations.up_to(config, version).await.map(drop)
+    if migrations.supported_version() == 0 {
+        return migrations.up(config).await.map(drop);
+    }
+    Ok(())
 }
 
 async fn catalog_of(connection: &mut PgConnection, own: &[i64]) -> Result<Catalog, CheckError> {

@@ -136,7 +136,7 @@ async fn each_answer_is_one_document_of_the_schema(db: TestDb) {
     let baseline = json(&["baseline", "1", "--reason", "there", "--unchecked"], "recorded").await;
     assert_eq!(baseline, json!({ "recorded": [1] }));
     let up = json(&["up", "--to", "2"], "changes").await;
-    assert_eq!(up, json!({ "changed": [{ "version": 2, "action": "up" }], "version": 2 }));
+    assert_eq!(up, json!({ "changed": [{ "version": 2, "action": "up" }], "repeated": [], "version": 2 }));
     let redo = json(&["redo", "--yes"], "changes").await;
     let both = json!([{ "version": 2, "action": "down" }, { "version": 2, "action": "up" }]);
     assert_eq!(redo["changed"], both);
@@ -471,4 +471,45 @@ async fn ctrl_c_rolls_the_migration_back(db: TestDb) {
     })
     .await;
     assert!(!exists(&db, "half").await);
+}
+
+#[db_testkit::test]
+async fn a_repeatable_file_is_made_planned_applied_listed_and_checked(db: TestDb) {
+    let files = folder(&[("1_shop.sql", "create table shop (id int)")]);
+    let (folder, url) = (files.path(), db.url());
+
+    let (code, out, _) = run(folder, &url, &["new", "--repeatable", "all shops"]).await;
+    let path = folder.join("repeatable/all_shops.sql");
+    assert_eq!((code, out), (0, format!("{}\n", path.display())));
+    assert_eq!(run(folder, &url, &["new", "--repeatable", "all shops"]).await.0, 1, "it is there");
+    fs::write(&path, "create view all_shops as select * from shop").expect("written");
+
+    let (_, out, _) = run(folder, &url, &["plan"]).await;
+    assert_eq!(out, "1  up    shop  (1 statement)\nrepeatable  repeat  all_shops  (1 statement)\n");
+    let plan = document(&run(folder, &url, &["plan", "--json"]).await.1, "plan");
+    assert_eq!(plan["steps"][1]["action"], json!("repeat"));
+    let (_, out, _) = run(folder, &url, &["up"]).await;
+    assert_eq!(out, "1  applied\nrepeatable  applied  all_shops\nthe database is at version 1\n");
+    let (code, out, _) = run(folder, &url, &["status", "--check"]).await;
+    let listed = "1  applied      shop\nrepeatable  applied      all_shops\nthe database is at version 1, the folder at 1\n";
+    assert_eq!((code, &*out), (0, listed));
+
+    fs::write(&path, "create or replace view all_shops as select id from shop").expect("written");
+    let (code, out, _) = run(folder, &url, &["status", "--check", "--json"]).await;
+    let state = &document(&out, "status")["repeatables"];
+    assert_eq!((code, state), (2, &json!([{ "name": "all_shops", "state": "pending" }])));
+    let changes = document(&run(folder, &url, &["up", "--json"]).await.1, "changes");
+    assert_eq!(changes, json!({ "changed": [], "repeated": ["all_shops"], "version": 1 }));
+    let history = document(&run(folder, &url, &["history", "--json"]).await.1, "history");
+    assert_eq!(history["attempts"][2]["action"], json!("repeat"));
+
+    fs::write(&path, "-- A view.\ncreate view all_shops as select id from shop").expect("written");
+    let (code, out, _) = run(folder, &url, &["check", "--all", "--github"]).await;
+    assert_eq!(code, 2);
+    assert!(out.starts_with("repeatable all_shops\n  line 2, column 1: not-repeatable: "), "{out}");
+    assert!(out.contains(": 2; findings: 1; "), "{out}");
+    let annotation = format!("::error file={},line=2,col=1,title=not-repeatable::", path.display());
+    assert!(out.contains(&annotation), "{out}");
+    let checked = document(&run(folder, &url, &["check", "--all", "--json"]).await.1, "check");
+    assert_eq!(checked["repeatables"][0]["findings"][0]["action"], json!("repeat"));
 }

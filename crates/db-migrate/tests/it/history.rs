@@ -7,20 +7,15 @@ use db_core::{Config, ConnectRetry, connect};
 use db_migrate::{Action, Attempt, Edits, Error, Migrations, Migrator, Outcome, State};
 use db_testkit::{Proxy, TestDb, until};
 use harness::Log;
-use sqlx::AssertSqlSafe;
 use sqlx::migrate::MigrateError;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::batches::as_role;
-use crate::{SHOP, config, exists, folder, migrations, states};
+use crate::{SHOP, config, execute, exists, folder, migrations, states};
 
 /// No versions.
 const NONE: [i64; 0] = [];
-
-async fn execute(db: &TestDb, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&db.pool()).await.expect("executed");
-}
 
 async fn history(db: &TestDb) -> Vec<Attempt> {
     migrations(&[]).await.history(&config(db)).await.expect("a history")

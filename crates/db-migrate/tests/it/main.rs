@@ -10,6 +10,7 @@ mod outside;
 mod outside_kills;
 mod reindex;
 mod rekey;
+mod repeatables;
 mod runner;
 
 use std::path::Path;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use db_core::{Config, ConnectRetry};
 use db_migrate::{Error, Migrations, Migrator, State};
 use db_testkit::TestDb;
+use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
 
 fn config(db: &TestDb) -> Config {
@@ -55,6 +57,10 @@ async fn exists(db: &TestDb, table: &str) -> bool {
         .fetch_one(&db.pool())
         .await
         .expect("an answer")
+}
+
+async fn execute(db: &TestDb, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&db.pool()).await.expect("executed");
 }
 
 /// Advisory locks on the test's database.

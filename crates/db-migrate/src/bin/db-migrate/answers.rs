@@ -1,6 +1,6 @@
 //! What the command prints as JSON. The schema is `schema/db-migrate.schema.json`.
 
-use db_migrate::{Action, Attempt, Error, Planned, Status};
+use db_migrate::{Action, Attempt, Error, Planned, Repeatable, Status};
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]
@@ -36,6 +36,7 @@ pub(crate) struct Statuses {
     pub(crate) current_version: i64,
     pub(crate) supported_version: i64,
     pub(crate) migrations: Vec<Status>,
+    pub(crate) repeatables: Vec<Repeatable>,
 }
 
 #[derive(Debug, Serialize)]
@@ -47,6 +48,7 @@ pub(crate) struct Findings {
 #[derive(Debug, Serialize)]
 pub(crate) struct Changes {
     pub(crate) changed: Vec<Change>,
+    pub(crate) repeated: Vec<String>,
     pub(crate) version: i64,
 }
 

@@ -261,6 +261,9 @@ pub(crate) struct NewArgs {
     /// One file without a way back. By default there are two, unless the folder has files of this kind only.
     #[arg(long)]
     pub(crate) simple: bool,
+    /// A file in the folder `repeatable`, which is applied after the others whenever it says something new: for a view or a function.
+    #[arg(long, conflicts_with = "simple")]
+    pub(crate) repeatable: bool,
 }
 
 #[derive(Debug, Args)]

@@ -93,7 +93,11 @@ fn config(site: &Site) -> anyhow::Result<Config> {
 }
 
 fn make(site: &Site, args: &NewArgs) -> anyhow::Result<u8> {
-    let made = new::files(&site.source, &args.name, args.simple, OffsetDateTime::now_utc())?;
+    let made = if args.repeatable {
+        vec![new::repeatable(&site.source, &args.name)?]
+    } else {
+        new::files(&site.source, &args.name, args.simple, OffsetDateTime::now_utc())?
+    };
     let files: Vec<String> = made.iter().map(|path| path.display().to_string()).collect();
     if args.output.json {
         print_json(&Files { files })?;
@@ -151,15 +155,18 @@ impl Run {
     async fn status(&self, output: OutputArgs, check: bool) -> anyhow::Result<u8> {
         let plan = self.migrations.plan_up(&self.config, None).await?;
         let is_something = !plan.steps.is_empty() || !plan.problems.is_empty();
-        let (migrations, current_version) = (plan.status, plan.current_version);
+        let Plan { status: migrations, repeatables, current_version, .. } = plan;
         let mut text = String::new();
         for status in &migrations {
             writeln!(text, "{}  {:<11}  {}", status.version, name(status.state), shown(&status.description))?;
         }
+        for file in &repeatables {
+            writeln!(text, "repeatable  {:<11}  {}", name(file.state), shown(&file.name))?;
+        }
         let supported_version = self.migrations.supported_version();
         writeln!(text, "the database is at version {current_version}, the folder at {supported_version}")?;
         if output.json {
-            print_json(&Statuses { current_version, supported_version, migrations })?;
+            print_json(&Statuses { current_version, supported_version, migrations, repeatables })?;
         } else {
             print(&text)?;
         }
@@ -189,7 +196,7 @@ impl Run {
             None => self.migrations.up(&self.config).await?,
         };
         let changed = report.changed.into_iter().map(|version| Change { version, action: Action::Up });
-        changes(args.output, changed.collect(), report.version)
+        changes(args.output, changed.collect(), report.repeated, report.version)
     }
 
     async fn down(&self, args: &DownArgs) -> anyhow::Result<u8> {
@@ -199,11 +206,12 @@ impl Run {
         };
         let plan = self.migrations.plan_down(&self.config, target).await?;
         let Some(plan) = confirmed(plan, &self.config, args.confirm, "Revert these").await? else {
-            return changes(args.output, Vec::new(), self.migrations.current_version(&self.config).await?);
+            let version = self.migrations.current_version(&self.config).await?;
+            return changes(args.output, Vec::new(), Vec::new(), version);
         };
         let report = self.migrations.down_by(&self.config, &plan).await?;
         let changed = report.changed.into_iter().map(|version| Change { version, action: Action::Down });
-        changes(args.output, changed.collect(), report.version)
+        changes(args.output, changed.collect(), report.repeated, report.version)
     }
 
     async fn redo(&self, args: &RedoArgs) -> anyhow::Result<u8> {
@@ -223,7 +231,7 @@ impl Run {
         let changed = all
             .into_iter()
             .flat_map(|(action, of)| of.into_iter().map(move |version| Change { version, action }));
-        changes(args.output, changed.collect(), up.version)
+        changes(args.output, changed.collect(), up.repeated, up.version)
     }
 
     /// The version that is left when this number of migrations is reverted.
@@ -304,7 +312,11 @@ fn on_record(status: &[Status]) -> impl Iterator<Item = i64> {
 
 /// A file that would run, in a line.
 fn line(step: &Planned) -> String {
-    let mut text = format!("{}  {:<4}  {}", step.version, step.action.name(), shown(&step.description));
+    let version = match step.action {
+        Action::Repeat => "repeatable".to_owned(),
+        _ => step.version.to_string(),
+    };
+    let mut text = format!("{version}  {:<4}  {}", step.action.name(), shown(&step.description));
     let statements = step.statements.map_or_else(String::new, |number| {
         format!("{number} statement{}", if number == 1 { "" } else { "s" })
     });
@@ -408,14 +420,22 @@ async fn confirmed(
     Ok(Some(plan))
 }
 
-fn changes(output: OutputArgs, changed: Vec<Change>, version: i64) -> anyhow::Result<u8> {
+fn changes(
+    output: OutputArgs,
+    changed: Vec<Change>,
+    repeated: Vec<String>,
+    version: i64,
+) -> anyhow::Result<u8> {
     if output.json {
-        print_json(&Changes { changed, version })?;
+        print_json(&Changes { changed, repeated, version })?;
     } else {
         let mut text = String::new();
         for Change { version, action } in changed {
             let action = if action == Action::Down { "reverted" } else { "applied" };
             writeln!(text, "{version}  {action}")?;
+        }
+        for name in repeated {
+            writeln!(text, "repeatable  applied  {}", shown(&name))?;
         }
         writeln!(text, "the database is at version {version}")?;
         print(&text)?;

@@ -16,10 +16,7 @@ pub(crate) fn files(
     simple: bool,
     now: OffsetDateTime,
 ) -> anyhow::Result<Vec<PathBuf>> {
-    let name: String = name.trim().chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
-    if name.is_empty() || name.contains(['/', '\\', '\0']) || name.to_lowercase().ends_with(".sql") {
-        bail!("the name of a migration is a few words, without slashes and without .sql");
-    }
+    let name = file_name(name)?;
     fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let mut versions = Vec::new();
     let mut has_pairs = false;
@@ -46,12 +43,34 @@ pub(crate) fn files(
         } else {
             "-- Write the migration here.\n"
         };
-        let file = OpenOptions::new().write(true).create_new(true).open(&path);
-        file.and_then(|mut file| file.write_all(text.as_bytes()))
-            .with_context(|| format!("cannot make {}", path.display()))?;
+        write(&path, text)?;
         made.push(path);
     }
     Ok(made)
+}
+
+/// Makes a repeatable file, and returns its path.
+pub(crate) fn repeatable(folder: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let folder = folder.join("repeatable");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let path = folder.join(format!("{}.sql", file_name(name)?));
+    write(&path, "-- Write what may run again and again, such as `create or replace view`.\n")?;
+    Ok(path)
+}
+
+/// A name for files.
+fn file_name(name: &str) -> anyhow::Result<String> {
+    let name: String = name.trim().chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
+    if name.is_empty() || name.contains(['/', '\\', '\0']) || name.to_lowercase().ends_with(".sql") {
+        bail!("the name of a migration is a few words, without slashes and without .sql");
+    }
+    Ok(name)
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("cannot make {}", path.display()))
 }
 
 /// Versions above are times.

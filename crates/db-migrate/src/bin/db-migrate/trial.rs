@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use db_core::Config;
-use db_migrate::check::{Check, Checked, CheckedFile, Difference, Drift, Finding, Traced, WayBack};
+use db_migrate::check::{
+    Check, Checked, CheckedFile, CheckedRepeatable, Difference, Drift, Finding, Traced, WayBack,
+};
 use db_migrate::{Action, Migrations};
 
 use crate::args::{CheckArgs, DriftArgs, ServerArgs};
@@ -39,13 +41,14 @@ pub(crate) async fn check(
         check = check.after(plan.current_version);
     }
     let checked = check.run().await?;
-    let has_found = checked.files.iter().any(|file| !file.findings.is_empty());
+    let has_found = checked.files.iter().any(|file| !file.findings.is_empty())
+        || checked.repeatables.iter().any(|file| !file.findings.is_empty());
     if args.output.json {
         print_json(&checked)?;
     } else {
         print(&text(&checked, args.trace)?)?;
         if args.github {
-            print(&annotations(&checked, &paths(source)?))?;
+            print(&annotations(&checked, source, &paths(source)?))?;
         }
     }
     Ok(if has_found { FOUND } else { 0 })
@@ -109,28 +112,45 @@ fn text(checked: &Checked, with_trace: bool) -> Result<String, std::fmt::Error> 
             _ => "",
         };
         writeln!(text, "{version} {}{told}", shown(description))?;
-        if with_trace {
-            for statement in statements {
-                writeln!(text, "  {}", traced(statement))?;
-            }
-        }
-        for finding in findings {
-            let side = if finding.action == Action::Down { "down file: " } else { "" };
-            writeln!(text, "  {side}{}", shown_lines(&finding.to_string()).replace('\n', "\n  "))?;
+        write_seen(&mut text, statements, findings, with_trace)?;
+    }
+    for file in &checked.repeatables {
+        let CheckedRepeatable { name, statements, findings, .. } = file;
+        if !findings.is_empty() || with_trace {
+            writeln!(text, "repeatable {}", shown(name))?;
+            write_seen(&mut text, statements, findings, with_trace)?;
         }
     }
     let count = |way_back| checked.files.iter().filter(|file| file.way_back == way_back).count();
-    let findings: usize = checked.files.iter().map(|file| file.findings.len()).sum();
+    let in_repeatables: usize = checked.repeatables.iter().map(|file| file.findings.len()).sum();
+    let findings = checked.files.iter().map(|file| file.findings.len()).sum::<usize>() + in_repeatables;
     writeln!(
         text,
         "files checked on PostgreSQL {server}: {files}; findings: {findings}; went down and up again: {same}; without a way back: {missing}; not tried: {not_tried}",
         server = checked.server,
-        files = checked.files.len(),
+        files = checked.files.len() + checked.repeatables.len(),
         same = count(WayBack::Same),
         missing = count(WayBack::Missing),
         not_tried = count(WayBack::NotTried)
     )?;
     Ok(text)
+}
+
+/// What was seen of one file.
+fn write_seen(
+    text: &mut String,
+    statements: &[Traced],
+    findings: &[Finding],
+    with_trace: bool,
+) -> std::fmt::Result {
+    for statement in statements.iter().filter(|_| with_trace) {
+        writeln!(text, "  {}", traced(statement))?;
+    }
+    for finding in findings {
+        let side = if finding.action == Action::Down { "down file: " } else { "" };
+        writeln!(text, "  {side}{}", shown_lines(&finding.to_string()).replace('\n', "\n  "))?;
+    }
+    Ok(())
 }
 
 fn traced(statement: &Traced) -> String {
@@ -163,23 +183,27 @@ fn paths(source: &Path) -> anyhow::Result<HashMap<(i64, bool), PathBuf>> {
 }
 
 /// The findings as workflow commands of GitHub Actions, which shows them at their lines.
-fn annotations(checked: &Checked, paths: &HashMap<(i64, bool), PathBuf>) -> String {
+fn annotations(checked: &Checked, source: &Path, paths: &HashMap<(i64, bool), PathBuf>) -> String {
+    let versioned = checked.files.iter().flat_map(|file| {
+        let path = |finding: &Finding| paths.get(&(file.version, finding.action == Action::Down)).cloned();
+        file.findings.iter().map(move |finding| (finding, path(finding).unwrap_or_default()))
+    });
+    let repeatables = checked.repeatables.iter().flat_map(|file| {
+        let path = source.join("repeatable").join(format!("{}.sql", file.name));
+        file.findings.iter().map(move |finding| (finding, path.clone()))
+    });
     let mut text = String::new();
-    for file in &checked.files {
-        for finding in &file.findings {
-            let Finding { rule, action, position, message, advice, .. } = finding;
-            let path = paths.get(&(file.version, *action == Action::Down));
-            let path = path.map(|path| path.display().to_string()).unwrap_or_default();
-            let (line, column) = position.map_or((1, 1), |position| (position.line, position.column));
-            // Writing to a string does not fail.
-            let _ = writeln!(
-                text,
-                "::error file={},line={line},col={column},title={}::{}",
-                escaped(&path).replace(':', "%3A").replace(',', "%2C"),
-                rule.name(),
-                escaped(&format!("{message}. {advice}"))
-            );
-        }
+    for (finding, path) in versioned.chain(repeatables) {
+        let Finding { rule, position, message, advice, .. } = finding;
+        let (line, column) = position.map_or((1, 1), |position| (position.line, position.column));
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "::error file={},line={line},col={column},title={}::{}",
+            escaped(&path.display().to_string()).replace(':', "%3A").replace(',', "%2C"),
+            rule.name(),
+            escaped(&format!("{message}. {advice}"))
+        );
     }
     text
 }
