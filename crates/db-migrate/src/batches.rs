@@ -88,6 +88,8 @@ pub struct Batches {
     without_triggers: bool,
     retry: ConnectRetry,
     show: Option<ShowProgress>,
+    /// The role that the sessions take.
+    role: Option<String>,
 }
 
 /// A row as it was read.
@@ -179,6 +181,7 @@ impl Batches {
             without_triggers: false,
             retry: ConnectRetry::default(),
             show: None,
+            role: None,
         }
     }
 
@@ -250,6 +253,17 @@ impl Batches {
     #[must_use]
     pub fn on_progress(mut self, show: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
         self.show = Some(Arc::new(show));
+        self
+    }
+
+    /// As [`Self::on_progress`], unless the program does so.
+    pub(crate) fn or_on_progress(self, show: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
+        if self.show.is_some() { self } else { self.on_progress(show) }
+    }
+
+    /// Runs as this role.
+    pub(crate) fn role(mut self, role: Option<&str>) -> Self {
+        self.role = role.map(str::to_owned);
         self
     }
 
@@ -409,7 +423,12 @@ impl Batches {
     }
 
     async fn open(&self, config: &Config) -> Result<Session, BatchError> {
-        Session::open(config, self.retry, &self.relation, self.without_triggers).await
+        self.open_within(config, self.retry).await
+    }
+
+    async fn open_within(&self, config: &Config, retry: ConnectRetry) -> Result<Session, BatchError> {
+        let role = self.role.as_deref();
+        Session::open(config, retry, &self.relation, role, self.without_triggers).await
     }
 
     /// The size of a table that is locked as a whole is not told.
@@ -450,9 +469,7 @@ impl Batches {
         let mut budget = RetryBudget::new(self.retry);
         while budget.pause(&shared.config, &self.name, &error).await {
             let reopened = async {
-                *control =
-                    Session::open(&shared.config, budget.left(), &self.relation, self.without_triggers)
-                        .await?;
+                *control = self.open_within(&shared.config, budget.left()).await?;
                 self.lock(control, &shared.table).await
             };
             match reopened.await {

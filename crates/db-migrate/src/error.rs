@@ -6,7 +6,8 @@ use db_core::Class;
 use db_core::sql::Position;
 
 use crate::blockers::listed;
-use crate::{Blocker, Finding};
+use crate::data_step::Known;
+use crate::{Blocker, Finding, StepError};
 
 /// Why migrations were not run.
 #[derive(Debug, thiserror::Error)]
@@ -157,8 +158,8 @@ pub enum Error {
         waited: Duration,
         /// Those who were seen to keep the last try waiting.
         blockers: Vec<Blocker>,
-        /// The server's last error.
-        cause: Box<db_core::Error>,
+        /// The last error.
+        cause: StepError,
     },
     /// Files cannot be run as they are: for the server, or outside of a transaction. Nothing was run.
     #[error("nothing was run: {}", findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
@@ -242,6 +243,38 @@ pub enum Error {
         /// The line.
         line: String,
     },
+    /// A step of the program failed. One in a transaction was rolled back; one in batches is under way, and the next run goes on with it.
+    #[error("migration {version} failed in its step `{step}`: {cause}")]
+    Step {
+        /// The version.
+        version: i64,
+        /// The step.
+        step: Box<str>,
+        /// Whether the step may run again without a person who looks.
+        may_run_again: bool,
+        /// Its error.
+        cause: StepError,
+    },
+    /// A file is a step that the program does not have. Nothing was run.
+    #[error(
+        "migration {version} is the step `{step}`, which this program does not have: run it by the program that has it (`Migrations::with_step`)"
+    )]
+    NoStep {
+        /// The version.
+        version: i64,
+        /// The step.
+        step: Box<str>,
+    },
+    /// A file is a step that runs elsewhere than the file says. Nothing was run.
+    #[error(
+        "migration {version} is the step `{step}`: the file begins with `-- no-transaction` if the step runs in batches, and not otherwise"
+    )]
+    StepPlace {
+        /// The version.
+        version: i64,
+        /// The step.
+        step: Box<str>,
+    },
     /// Repeatable files are to be applied, and what was applied of them cannot be recorded. Nothing was run.
     #[error(
         "nothing was run: what was applied of repeatable files is recorded in {table}, and this role cannot write it: the log says why"
@@ -290,6 +323,9 @@ impl Error {
             Self::Connect(error) => !error.failure().is_final(),
             Self::Failed { cause, .. } => is_lost(cause),
             Self::Database { cause, .. } => is_lost(cause),
+            Self::Step { may_run_again, cause, .. } => {
+                *may_run_again && Known::of(&**cause).is_some_and(|known| is_lost_class(known.class))
+            }
             _ => false,
         }
     }
@@ -315,6 +351,9 @@ impl Error {
             | Self::Dirty { version }
             | Self::Directive { version, .. }
             | Self::Moved { version, .. }
+            | Self::Step { version, .. }
+            | Self::NoStep { version, .. }
+            | Self::StepPlace { version, .. }
             | Self::Unlocked { version } => Some(*version),
             Self::Source { .. }
             | Self::Connect(_)
@@ -328,6 +367,30 @@ impl Error {
             | Self::NoHistory { .. }
             | Self::NoTable { .. }
             | Self::Database { .. } => None,
+        }
+    }
+
+    /// Whether it may go away when it is tried again: 55P03 is `lock_not_available`, 40P01 `deadlock_detected`.
+    pub(crate) fn gives_way(&self) -> bool {
+        self.sqlstate().is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
+    }
+
+    /// The server's code, if a statement of the migration failed.
+    pub(crate) fn sqlstate(&self) -> Option<String> {
+        match self {
+            Self::Failed { cause, .. } => cause.sqlstate().map(std::borrow::Cow::into_owned),
+            Self::Database { cause, .. } => cause.sqlstate().map(std::borrow::Cow::into_owned),
+            Self::Blocked { cause, .. } | Self::Step { cause, .. } => Known::of(&**cause)?.sqlstate,
+            _ => None,
+        }
+    }
+
+    /// What made a migration fail.
+    pub(crate) fn into_cause(self) -> StepError {
+        match self {
+            Self::Failed { cause, .. } => cause,
+            Self::Step { cause, .. } => cause,
+            other => other.into(),
         }
     }
 
@@ -352,5 +415,9 @@ fn subject(version: i64, repeatable: Option<&str>) -> String {
 }
 
 fn is_lost(cause: &db_core::Error) -> bool {
-    matches!(cause.class(), Class::Lost | Class::NotReached)
+    is_lost_class(cause.class())
+}
+
+fn is_lost_class(class: Class) -> bool {
+    matches!(class, Class::Lost | Class::NotReached)
 }

@@ -159,7 +159,7 @@ struct Begun {
 
 impl Begun {
     fn is_of(&self, file: FileToRun<'_>) -> bool {
-        let FileToRun { migration, action } = file;
+        let FileToRun { migration, action, .. } = file;
         (self.version, self.action, &*self.description)
             == (migration.version, action, &*migration.description)
     }
@@ -308,7 +308,7 @@ impl History {
     }
 
     /// The statement that records that an attempt begins. To be followed by [`Self::advance`] when it is committed.
-    pub(crate) fn begins(&self, FileToRun { migration, action }: FileToRun<'_>) -> String {
+    pub(crate) fn begins(&self, FileToRun { migration, action, .. }: FileToRun<'_>) -> String {
         let row = self.row(self.next_id, migration.version, action, &migration.description, &[]);
         // It may be sent again after its commit.
         format!("{} on conflict (version, id) do nothing;", row.trim_end_matches(';'))
@@ -332,12 +332,7 @@ impl History {
             return format!("delete from {} where id = {} and ended_at is null;", self.name, open.id);
         }
         let mut set = String::from("ended_at = pg_catalog.clock_timestamp(), succeeded = false");
-        let cause = match error {
-            Error::Failed { cause, .. } | Error::Blocked { cause, .. } => Some(&**cause),
-            Error::Database { cause, .. } => Some(cause),
-            _ => None,
-        };
-        if let Some(code) = cause.and_then(db_core::Error::sqlstate) {
+        if let Some(code) = error.sqlstate() {
             let _ = write!(set, ", sqlstate = {}", literal(&code));
         }
         let at = match error {
@@ -363,7 +358,7 @@ impl History {
 
     /// After an attempt has ended on record, and the next one may be on record as begun.
     pub(crate) fn advance(&mut self, begun: Option<FileToRun<'_>>) {
-        self.open = begun.map(|FileToRun { migration, action }| {
+        self.open = begun.map(|FileToRun { migration, action, .. }| {
             self.next_id += 1;
             let description = migration.description.to_string();
             Begun { id: self.next_id - 1, version: migration.version, action, description }

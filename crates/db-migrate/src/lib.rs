@@ -112,6 +112,7 @@ pub mod check;
 #[cfg(feature = "clap")]
 pub mod command;
 mod contents;
+mod data_step;
 mod directive;
 mod error;
 mod files;
@@ -138,6 +139,7 @@ mod step;
 mod table;
 
 pub use blockers::Blocker;
+pub use data_step::{DataStep, RowsLeft, StepError};
 pub use error::Error;
 pub use history::{Action, Attempt, Outcome};
 #[cfg(feature = "clap")]
@@ -151,7 +153,7 @@ pub use sqlx::migrate::Migrator;
 pub use statements::Finding;
 pub use status::{State, Status};
 
-pub use db_core::Schema;
+pub use db_core::{self, Schema};
 
 /// The migration that makes the crate's table `batch_runs`, which has the progress of [`batches`]. Copy it into your `migrations/`
 /// under a version of your own.

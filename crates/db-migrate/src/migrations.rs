@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{Migration, Migrator};
 
+use crate::data_step::RustStep;
 use crate::{Error, files, repeatable};
 
 /// Default of [`Migrations::with_lock_deadline`].
@@ -24,6 +25,8 @@ pub struct Migrations {
     pub(crate) migrator: Migrator,
     /// By name.
     pub(crate) repeatables: BTreeMap<String, Migration>,
+    /// By name.
+    pub(crate) steps: BTreeMap<String, RustStep>,
     pub(crate) role: Option<String>,
     pub(crate) lock_deadline: Duration,
     pub(crate) lock_timeout: Duration,
@@ -59,6 +62,7 @@ impl Migrations {
         Self {
             migrator: ours,
             repeatables: BTreeMap::new(),
+            steps: BTreeMap::new(),
             role: None,
             lock_deadline: LOCK_DEADLINE,
             lock_timeout: LOCK_TIMEOUT,

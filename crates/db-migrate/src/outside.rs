@@ -15,10 +15,10 @@ use crate::table::{bytes, literal};
 use crate::{Action, Error, lock};
 
 /// A file that runs.
-struct File<'m> {
-    migration: &'m Migration,
-    reverts: bool,
-    steps: Vec<Step<'m>>,
+pub(crate) struct File<'m> {
+    pub(crate) migration: &'m Migration,
+    pub(crate) reverts: bool,
+    pub(crate) steps: Vec<Step<'m>>,
 }
 
 impl File<'_> {
@@ -28,7 +28,7 @@ impl File<'_> {
 
     fn to_run(&self) -> FileToRun<'_> {
         let action = if self.reverts { Action::Down } else { Action::Up };
-        FileToRun { migration: self.migration, action }
+        FileToRun::new(self.migration, action)
     }
 
     /// The digest of the first statements.
@@ -52,7 +52,7 @@ impl Steps<'_> {
     /// While it is under way, its row in sqlx's table says that it did not succeed, so sqlx does not begin it again.
     pub(crate) async fn outside(
         &mut self,
-        FileToRun { migration, action }: FileToRun<'_>,
+        FileToRun { migration, action, .. }: FileToRun<'_>,
         is_under_way: bool,
         next: Option<FileToRun<'_>>,
     ) -> Result<(), Error> {
@@ -78,7 +78,7 @@ impl Steps<'_> {
     }
 
     /// After the first statement has failed, nothing is under way, unless its end is not known.
-    async fn take_back(&mut self, file: &File<'_>) -> Result<(), Error> {
+    pub(crate) async fn take_back(&mut self, file: &File<'_>) -> Result<(), Error> {
         let version = file.version();
         let progress = self.progress(version).await?;
         if progress.is_none_or(|progress| progress.has_begun) {
@@ -96,7 +96,7 @@ impl Steps<'_> {
         Ok(())
     }
 
-    async fn put_under_way(&mut self, file: &File<'_>) -> Result<(), Error> {
+    pub(crate) async fn put_under_way(&mut self, file: &File<'_>) -> Result<(), Error> {
         let Migration { version, description, checksum, .. } = file.migration;
         let table = &self.table.name;
         let dirty = if file.reverts {
@@ -127,7 +127,7 @@ impl Steps<'_> {
     }
 
     /// Brings a new session to where the former one was. Returns the number of statements that are done.
-    async fn resume(&mut self, file: &File<'_>) -> Result<usize, Error> {
+    pub(crate) async fn resume(&mut self, file: &File<'_>) -> Result<usize, Error> {
         let version = file.version();
         let progress = self.progress(version).await?;
         let Some(progress) = progress else { return Err(Error::Dirty { version }) };
@@ -307,7 +307,7 @@ impl Steps<'_> {
             self.observer = Some(observer);
             match settled {
                 Err(Error::Database { cause, .. }) if gives_way(&cause) => {
-                    tries.give_way(Box::new(cause), blockers).await?;
+                    tries.give_way(cause.into(), blockers).await?;
                 }
                 settled => return settled,
             }
@@ -330,7 +330,7 @@ impl Steps<'_> {
     }
 
     /// Records the version, and puts the session back.
-    async fn end(&mut self, file: &File<'_>, next: Option<FileToRun<'_>>) -> Result<(), Error> {
+    pub(crate) async fn end(&mut self, file: &File<'_>, next: Option<FileToRun<'_>>) -> Result<(), Error> {
         let Migration { version, description, checksum, .. } = file.migration;
         let table = &self.table;
         let record = if file.reverts {
@@ -392,14 +392,14 @@ impl Steps<'_> {
         loop {
             let cause = match self.send(sql.clone()).await {
                 Ok(()) => return Ok(()),
-                Err(cause) => Box::new(db_core::Error::from(cause)),
+                Err(cause) => db_core::Error::from(cause),
             };
             let rolled_back = self.roll_back().await;
             if !gives_way(&cause) {
-                return Err(first_of(Error::Database { what, cause: *cause }, rolled_back));
+                return Err(first_of(Error::Database { what, cause }, rolled_back));
             }
             rolled_back?;
-            tries.give_way(cause, Vec::new()).await?;
+            tries.give_way(cause.into(), Vec::new()).await?;
         }
     }
 

@@ -7,6 +7,7 @@ use db_core::{Config, ConnectRetry};
 use serde::Serialize;
 use sqlx::migrate::Migration;
 
+use crate::data_step::step_name;
 use crate::look::{newest, problems_of_files};
 use crate::run::close;
 use crate::status::{Look, State, Status};
@@ -44,6 +45,8 @@ pub struct Planned {
     pub in_transaction: bool,
     /// Whether it goes on with one that is under way.
     pub goes_on: bool,
+    /// The step of the program that runs in its place.
+    pub step: Option<String>,
     /// Whether its SQL is that on record, since the program has no such file.
     pub from_record: bool,
     /// The number of its statements; none if they cannot be told apart.
@@ -82,6 +85,7 @@ impl Migrations {
         let files = self.to_apply(status, to);
         let repeatables = self.to_repeat(&look, to);
         problems.extend(problems_of_files(files.iter().map(|(file, _)| *file), &repeatables));
+        problems.extend(self.problems_of_steps(files.iter().map(|(file, _)| *file)));
         let steps = files.into_iter().map(|(file, goes_on)| self.planned(file, Action::Up, goes_on));
         let repeated = repeatables.iter().map(|file| self.planned(file, Action::Repeat, false));
         let steps = steps.chain(repeated).collect();
@@ -118,6 +122,7 @@ impl Migrations {
         let steps = match self.to_revert(status, target, &stored) {
             Ok(files) => {
                 problems.extend(problems_of_files(files.iter().map(|(file, _)| *file), &[]));
+                problems.extend(self.problems_of_steps(files.iter().map(|(file, _)| *file)));
                 files.into_iter().map(|(file, goes_on)| self.planned(file, Action::Down, goes_on)).collect()
             }
             Err(error) => {
@@ -142,6 +147,7 @@ impl Migrations {
             action,
             in_transaction: !file.no_tx,
             goes_on,
+            step: step_name(file).map(str::to_owned),
             from_record: action == Action::Down && self.file(file.version, true).is_none(),
             statements: split(sql).ok().map(|statements| statements.len()),
             sql: sql.to_owned(),

@@ -146,16 +146,15 @@ impl Migrations {
         let look = self.checked(&mut steps, &[], self.allows_newer).await?;
         let pending = self.to_apply(&look.statuses, to);
         let repeatables = self.to_repeat(&look, to);
-        refuse(pending.iter().map(|(file, _)| *file), &repeatables)?;
+        self.refuse(pending.iter().map(|(file, _)| *file), &repeatables)?;
         if steps.history.is_none() && !repeatables.is_empty() {
             return Err(Error::NoHistory { table: steps.table.history.name });
         }
         let before = before.get_or_insert(look);
         let pending = pending
             .into_iter()
-            .map(|(migration, is_under_way)| (FileToRun { migration, action: Action::Up }, is_under_way));
-        let repeated =
-            repeatables.iter().map(|migration| (FileToRun { migration, action: Action::Repeat }, false));
+            .map(|(migration, is_under_way)| (FileToRun::new(migration, Action::Up), is_under_way));
+        let repeated = repeatables.iter().map(|migration| (FileToRun::new(migration, Action::Repeat), false));
         let files: Vec<_> = pending.chain(repeated).collect();
         steps.run_files(&files).await?;
         steps.close().await;
@@ -166,7 +165,7 @@ impl Migrations {
     pub(crate) async fn begin<'c>(
         &'c self,
         connection: &'c mut PgConnection,
-        config: &Config,
+        config: &'c Config,
     ) -> Result<Steps<'c>, Error> {
         let lock_timeout = LockTimeout(self.lock_timeout);
         let session = Session::prepare(connection, Key::of(config.database()), lock_timeout).await?;
@@ -189,6 +188,7 @@ impl Migrations {
             observer: Some(observer),
             history,
             files: self,
+            config,
         })
     }
 
@@ -247,10 +247,10 @@ impl Migrations {
         if !planned.is_none_or(is_planned) {
             return Err(Error::NotAsPlanned);
         }
-        refuse(downs.iter().map(|(down, _)| *down), &[])?;
+        self.refuse(downs.iter().map(|(down, _)| *down), &[])?;
         let downs = downs.into_iter();
         let files: Vec<_> = downs
-            .map(|(migration, is_under_way)| (FileToRun { migration, action: Action::Down }, is_under_way))
+            .map(|(migration, is_under_way)| (FileToRun::new(migration, Action::Down), is_under_way))
             .collect();
         steps.run_files(&files).await?;
         steps.close().await;
@@ -274,6 +274,15 @@ impl Migrations {
             Ok(()) | Err(Error::Standby) => {}
             Err(error) => tracing::warn!(%error, "applied migrations are not in the history yet"),
         }
+    }
+
+    fn refuse<'m>(
+        &self,
+        files: impl Iterator<Item = &'m Migration> + Clone,
+        repeatables: &'m [Migration],
+    ) -> Result<(), Error> {
+        let steps = self.problems_of_steps(files.clone());
+        problems_of_files(files, repeatables).into_iter().chain(steps).next().map_or(Ok(()), Err)
     }
 
     async fn report(&self, mut connection: PgConnection, look_before: &Look) -> Result<Report, Error> {
@@ -304,13 +313,6 @@ impl Migrations {
         }
         Ok(Report { changed, repeated, version: newest(after.iter()) })
     }
-}
-
-fn refuse<'m>(
-    files: impl Iterator<Item = &'m Migration> + Clone,
-    repeatables: &'m [Migration],
-) -> Result<(), Error> {
-    problems_of_files(files, repeatables).into_iter().next().map_or(Ok(()), Err)
 }
 
 pub(crate) fn refuse_pooler(config: &Config) -> Result<(), Error> {

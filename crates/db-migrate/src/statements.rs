@@ -103,7 +103,12 @@ pub(crate) fn finding_in_repeatable(file: &Migration) -> Option<Finding> {
         let reason = "a repeatable file runs in a transaction, with its record: remove `-- no-transaction`";
         file.no_tx.then(|| (Position::of("", 0), reason.to_owned()))
     };
-    first_problem(file).or_else(outside).map(|(position, reason)| Finding {
+    let step = || {
+        let (start, _) = directives(file.sql.as_str()).find(|(_, text)| text.starts_with("step"))?;
+        let reason = "a repeatable file cannot be a step of the program";
+        Some((Position::of(file.sql.as_str(), start), reason.to_owned()))
+    };
+    first_problem(file).or_else(outside).or_else(step).map(|(position, reason)| Finding {
         version: file.version,
         file: format!("repeatable/{}.sql", file.description),
         position,
@@ -122,7 +127,22 @@ fn first_problem(migration: &Migration) -> Option<(Position, String)> {
         let of = |statement: &Statement<'_>| Some((statement.start, misplaced(statement)?));
         statements.iter().filter(|_| migration.no_tx).find_map(of)
     };
-    bad.or_else(misplaced).map(|(start, reason)| (Position::of(text, start), reason.to_owned()))
+    let step = || directives(text).find(|(_, text)| text.starts_with("step"));
+    let passes = || step().filter(|_| !stops_others(&statements)).map(|(start, _)| (start, PASSES));
+    bad.or_else(passes)
+        .or_else(misplaced)
+        .map(|(start, reason)| (Position::of(text, start), reason.to_owned()))
+}
+
+const PASSES: &str = "the rest of a file with `-- db-migrate: step` is one `do` block that raises an exception, so that other migrators stop there \
+                      (`db-migrate new --step` writes it)";
+
+/// Whether the statements of a step's file are such that other migrators cannot run it.
+fn stops_others(statements: &[Statement<'_>]) -> bool {
+    let [statement] = statements else { return false };
+    let text = statement.text.to_ascii_lowercase();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.first() == Some(&"do") && words.windows(2).any(|pair| pair == ["raise", "exception"])
 }
 
 /// The statements of a file in which there is [no finding](finding).

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use db_core::Config;
 use db_core::sql::Position;
 use sqlx::migrate::Migration;
 use sqlx::postgres::{PgConnection, PgDatabaseError, PgErrorPosition, PgRow};
@@ -9,17 +10,18 @@ use sqlx::{AssertSqlSafe, Executor, Row};
 use tokio::time::sleep;
 
 use crate::blockers::{Blocker, Observer, listed};
+use crate::data_step::step_name;
 use crate::history::{Action, History, Noted};
 use crate::session::{LockTimeout, Session, answer};
 use crate::status::Look;
 use crate::table::{Table, bytes, literal, quoted};
-use crate::{Error, Migrations};
+use crate::{Error, Migrations, StepError};
 
 /// "Undefined table."
 const NO_TABLE: &str = "42P01";
 
 /// Deferred constraints are checked as the migration left the session.
-const CHECK_CONSTRAINTS: &str = "set constraints all immediate";
+pub(crate) const CHECK_CONSTRAINTS: &str = "set constraints all immediate";
 
 /// A file, and what running it does.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +29,19 @@ pub(crate) struct FileToRun<'m> {
     pub(crate) migration: &'m Migration,
     /// Up, down or repeat.
     pub(crate) action: Action,
+    /// The name of the step that runs in its place, if it is one.
+    step: Option<&'m str>,
+}
+
+impl<'m> FileToRun<'m> {
+    pub(crate) fn new(migration: &'m Migration, action: Action) -> Self {
+        Self { migration, action, step: step_name(migration) }
+    }
+
+    /// Whether its text runs in a transaction.
+    fn is_plain(self) -> bool {
+        !self.migration.no_tx && self.step.is_none()
+    }
 }
 
 /// A session that runs migrations and records them in a table.
@@ -47,6 +62,7 @@ pub(crate) struct Steps<'c> {
     pub(crate) history: Option<History>,
     /// The migrations that the program knows.
     pub(crate) files: &'c Migrations,
+    pub(crate) config: &'c Config,
 }
 
 impl Steps<'_> {
@@ -70,10 +86,13 @@ impl Steps<'_> {
         next: Option<FileToRun<'_>>,
     ) -> Result<(), Error> {
         self.begin_attempt(file).await?;
-        let done = if file.migration.no_tx || is_under_way {
-            self.outside(file, is_under_way, next).await
-        } else {
-            self.repeated(file, next).await
+        let done = match file.step {
+            Some(step) if file.migration.no_tx || !is_under_way => {
+                // Boxed: it is large, and few migrations have one.
+                Box::pin(self.data_step(file, step, is_under_way, next)).await
+            }
+            None if file.is_plain() && !is_under_way => self.repeated(file, next).await,
+            _ => self.outside(file, is_under_way, next).await,
         };
         self.end_attempt(file, done).await
     }
@@ -146,7 +165,7 @@ impl Steps<'_> {
         self.record(any, "record what another migrator has done", &changes).await
     }
 
-    fn advance(&mut self, begun: Option<FileToRun<'_>>) {
+    pub(crate) fn advance(&mut self, begun: Option<FileToRun<'_>>) {
         if let Some(history) = &mut self.history {
             history.advance(begun);
         }
@@ -204,7 +223,7 @@ impl Steps<'_> {
     }
 
     /// The statement that puts a file on record in sqlx's table, which knows no repeatable ones.
-    fn record_of(&self, file: FileToRun<'_>, took: Duration) -> String {
+    pub(crate) fn record_of(&self, file: FileToRun<'_>, took: Duration) -> String {
         let Migration { version, description, checksum, .. } = file.migration;
         let table = &self.table.name;
         match file.action {
@@ -221,12 +240,12 @@ impl Steps<'_> {
     }
 
     /// The table that has the record of a file when it is done, if one has.
-    fn recorded_in(&self, file: FileToRun<'_>) -> Option<i64> {
+    pub(crate) fn recorded_in(&self, file: FileToRun<'_>) -> Option<i64> {
         (file.action != Action::Down).then_some(self.table.oid)
     }
 
     /// Rolls back, and puts the session back. Returns the id of the table that has the record, if there is one.
-    async fn begin_anew(&mut self, file: FileToRun<'_>) -> Result<Option<i64>, Error> {
+    pub(crate) async fn begin_anew(&mut self, file: FileToRun<'_>) -> Result<Option<i64>, Error> {
         let version = file.migration.version;
         let sql = format!(
             "rollback; set session authorization default; reset role;
@@ -283,7 +302,7 @@ impl Steps<'_> {
             history.done(migration, way_back) + &begins
         });
         let history = history.unwrap_or_default();
-        self.is_prepared = next.is_some_and(|next| !next.migration.no_tx);
+        self.is_prepared = next.is_some_and(FileToRun::is_plain);
         let prepare = if self.is_prepared { self.preparation() } else { String::new() };
         let sql = format!(
             "{before}; set statement_timeout = 0; {lock_timeout}
@@ -328,7 +347,7 @@ impl Steps<'_> {
         })
     }
 
-    fn moved(&self, migration: &Migration) -> Error {
+    pub(crate) fn moved(&self, migration: &Migration) -> Error {
         Error::Moved { version: migration.version, table: self.table.name.clone() }
     }
 }
@@ -362,11 +381,7 @@ impl Tries {
     /// # Errors
     ///
     /// [`Error::Blocked`] when the patience is over.
-    pub(crate) async fn give_way(
-        &mut self,
-        cause: Box<db_core::Error>,
-        blockers: Vec<Blocker>,
-    ) -> Result<(), Error> {
+    pub(crate) async fn give_way(&mut self, cause: StepError, blockers: Vec<Blocker>) -> Result<(), Error> {
         self.count += 1;
         let (version, tries, waited) = (self.version, self.count, self.began.elapsed());
         if self.are_over() {

@@ -91,6 +91,11 @@ impl BatchError {
         matches!(self.code().as_deref(), Some("55P03" | "40P01"))
     }
 
+    /// Whether it was found before any row was looked at.
+    pub(crate) fn has_changed_nothing(&self) -> bool {
+        matches!(self, Self::Misfit { .. } | Self::Triggers { .. } | Self::Lag)
+    }
+
     /// The server's code for the error.
     pub(super) fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
         match self {

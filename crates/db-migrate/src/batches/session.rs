@@ -11,6 +11,7 @@ use super::ranges::{KeyTexts, Range};
 use super::table::{Same, Table, failed};
 use super::{BatchError, Row};
 use crate::session::{answer, open};
+use crate::table::quoted;
 
 /// How long a statement waits for a lock. Below `deadlock_timeout` (1 s), so that in a deadlock with a writer this session gives way.
 const LOCK_TIMEOUT: &str = "100ms";
@@ -35,9 +36,15 @@ impl Session {
         config: &Config,
         retry: ConnectRetry,
         relation: &str,
+        role: Option<&str>,
         without_triggers: bool,
     ) -> Result<Self, BatchError> {
         let mut connection = open(config, retry).await?;
+        if let Some(role) = role {
+            let sql = sqlx::AssertSqlSafe(format!("set role {}", quoted(role)));
+            let set = sqlx::query(sql).execute(&mut connection);
+            answer(set).await.map_err(failed("take the role for", relation))?;
+        }
         detect_lost_client(&mut connection).await;
         // Row security: an error, instead of rows that are not seen. Plans: a batch is small, and the table is not, though the
         // statistics may say so.

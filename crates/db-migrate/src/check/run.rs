@@ -20,6 +20,7 @@ use super::repeatable::CheckedRepeatable;
 use super::rule::Rule;
 use super::schema::{Difference, Rights, Schema, own_tables};
 use super::throwaway::{LINE, Throwaway};
+use crate::data_step::{RustStep, step_name};
 use crate::look::newest;
 use crate::run::close;
 use crate::session::answer;
@@ -277,9 +278,11 @@ impl<'m> Check<'m> {
             };
             let findings = checking.findings;
             let Migration { version, description, .. } = file;
+            let missing = |name: &&str| !self.migrations.steps.contains_key(*name);
             files.push(CheckedFile {
                 version: *version,
                 description: description.to_string(),
+                step_not_run: step_name(file).filter(missing).map(str::to_owned),
                 statements,
                 way_back,
                 findings,
@@ -333,6 +336,11 @@ impl<'m> Check<'m> {
         let repeatables = self.migrations.repeatables.iter();
         migrations.repeatables =
             repeatables.map(|(name, file)| (name.clone(), without_skipped(file))).collect();
+        // The check goes on without those that the program does not have.
+        migrations.steps.clone_from(&self.migrations.steps);
+        for name in self.migrations.migrator.iter().filter_map(step_name) {
+            migrations.steps.entry(name.to_owned()).or_insert(RustStep::Nothing);
+        }
         match &self.migrations.role {
             Some(role) => migrations.with_role(role),
             None => migrations,

@@ -74,7 +74,7 @@ pub enum Mode {
 }
 
 /// What running a file statement by statement has shown.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Trace {
     pub(super) statements: Vec<Traced>,
     pub(super) hazards: Vec<Hazard>,

@@ -513,3 +513,34 @@ async fn a_repeatable_file_is_made_planned_applied_listed_and_checked(db: TestDb
     let checked = document(&run(folder, &url, &["check", "--all", "--json"]).await.1, "check");
     assert_eq!(checked["repeatables"][0]["findings"][0]["action"], json!("repeat"));
 }
+
+#[db_testkit::test]
+async fn files_of_steps_are_made_and_left_to_the_program_that_has_them(db: TestDb) {
+    let files = folder(&[("1_shop.sql", "create table shop (id int)")]);
+    let (folder, url) = (files.path(), db.url());
+    let make = async |args: &[&str]| run(folder, &url, &[&["new"], args].concat()).await;
+
+    assert_eq!(make(&["split names", "--step", "split"]).await.0, 0);
+    assert_eq!(make(&["fill", "--batches", "fill-lengths"]).await.0, 0);
+    assert_eq!(make(&["bad", "--step", "two words"]).await.0, 1);
+    let text = |name: &str| fs::read_to_string(folder.join(name)).expect("a file");
+    assert!(text("2_split_names.sql").starts_with("-- db-migrate: step split\ndo $$ begin\n"));
+    assert!(text("3_fill.sql").starts_with("-- no-transaction\n-- db-migrate: step fill-lengths\n"));
+
+    let (_, out, _) = run(folder, &url, &["plan"]).await;
+    let expected = "1  up    shop  (1 statement)\n2  up    split names  (the program's step `split`)\n\
+                    3  up    fill  (the program's step `fill-lengths`, outside of a transaction)\n\
+                    stopped by: migration 2 is the step `split`, which this program does not have: ";
+    assert!(out.starts_with(expected), "{out}");
+    let plan = document(&run(folder, &url, &["plan", "--json"]).await.1, "plan");
+    assert_eq!(plan["steps"][1]["step"], json!("split"));
+    let (code, _, err) = run(folder, &url, &["up"]).await;
+    assert!(code == 1 && err.contains("migration 2 is the step `split`"), "{err}");
+    assert!(!exists(&db, "shop").await);
+
+    let (code, out, _) = run(folder, &url, &["check", "--all"]).await;
+    let expected = "2 split names  (no way back)\n  its step `split` is the program's, and was not run\n";
+    assert!(code == 0 && out.starts_with(expected), "{out}");
+    let checked = document(&run(folder, &url, &["check", "--all", "--json"]).await.1, "check");
+    assert_eq!(checked["files"][2]["step_not_run"], json!("fill-lengths"));
+}

@@ -3,6 +3,7 @@
 mod batches;
 mod check;
 mod cli;
+mod data_steps;
 mod giving_way;
 mod history;
 mod kills;

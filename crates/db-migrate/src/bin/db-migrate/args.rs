@@ -264,6 +264,12 @@ pub(crate) struct NewArgs {
     /// A file in the folder `repeatable`, which is applied after the others whenever it says something new: for a view or a function.
     #[arg(long, conflicts_with = "simple")]
     pub(crate) repeatable: bool,
+    /// Let the up file be this step of the program, which runs in a transaction.
+    #[arg(long, value_name = "STEP", conflicts_with_all = ["repeatable", "batches"])]
+    pub(crate) step: Option<String>,
+    /// Let the up file be this step of the program, which runs in batches.
+    #[arg(long, value_name = "STEP", conflicts_with = "repeatable")]
+    pub(crate) batches: Option<String>,
 }
 
 #[derive(Debug, Args)]

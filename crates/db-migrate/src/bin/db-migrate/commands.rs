@@ -96,7 +96,12 @@ fn make(site: &Site, args: &NewArgs) -> anyhow::Result<u8> {
     let made = if args.repeatable {
         vec![new::repeatable(&site.source, &args.name)?]
     } else {
-        new::files(&site.source, &args.name, args.simple, OffsetDateTime::now_utc())?
+        let up = match (&args.step, &args.batches) {
+            (Some(step), _) => new::step(step, "")?,
+            (_, Some(step)) => new::step(step, "-- no-transaction\n")?,
+            _ => new::EMPTY.to_owned(),
+        };
+        new::files(&site.source, &args.name, &up, args.simple, OffsetDateTime::now_utc())?
     };
     let files: Vec<String> = made.iter().map(|path| path.display().to_string()).collect();
     if args.output.json {
@@ -320,8 +325,10 @@ fn line(step: &Planned) -> String {
     let statements = step.statements.map_or_else(String::new, |number| {
         format!("{number} statement{}", if number == 1 { "" } else { "s" })
     });
+    let rust = step.step.as_deref().map(|name| format!("the program's step `{}`", shown(name)));
+    let runs = rust.unwrap_or(statements);
     let notes = [
-        (!statements.is_empty(), &*statements),
+        (!runs.is_empty(), &*runs),
         (!step.in_transaction, "outside of a transaction"),
         (step.goes_on, "goes on where it was cut off"),
         (step.from_record, "as the database has it on record"),

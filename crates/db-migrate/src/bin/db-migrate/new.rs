@@ -8,11 +8,15 @@ use anyhow::{Context, bail};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-/// Makes them, and returns their paths. Versions are the time, in UTC, or numbers in a row if the folder has those; files are in
+/// What an up file begins as.
+pub(crate) const EMPTY: &str = "-- Write the migration here.\n";
+
+/// Makes them, and returns their paths. `up` is the text of the up file. Versions are the time, in UTC, or numbers in a row if the folder has those; files are in
 /// pairs, unless `simple`, or unless the folder has single files only.
 pub(crate) fn files(
     folder: &Path,
     name: &str,
+    up: &str,
     simple: bool,
     now: OffsetDateTime,
 ) -> anyhow::Result<Vec<PathBuf>> {
@@ -38,15 +42,23 @@ pub(crate) fn files(
     let mut made = Vec::new();
     for suffix in suffixes {
         let path = folder.join(format!("{version}_{name}{suffix}"));
-        let text = if *suffix == ".down.sql" {
-            "-- Takes back what the up file does.\n"
-        } else {
-            "-- Write the migration here.\n"
-        };
+        let text = if *suffix == ".down.sql" { "-- Takes back what the up file does.\n" } else { up };
         write(&path, text)?;
         made.push(path);
     }
     Ok(made)
+}
+
+/// The text of a file that is a step of the program, after these lines.
+pub(crate) fn step(name: &str, before: &str) -> anyhow::Result<String> {
+    if name.is_empty()
+        || name.contains(|c: char| c.is_whitespace() || c.is_control() || c == '\'' || c == '$')
+    {
+        bail!("the name of a step is one word, without quotes and dollar signs");
+    }
+    Ok(format!(
+        "{before}-- db-migrate: step {name}\ndo $$ begin\n    raise exception 'the program runs this, in its step {name}, and no other migrator';\nend $$;\n"
+    ))
 }
 
 /// Makes a repeatable file, and returns its path.
@@ -101,10 +113,10 @@ mod tests {
 
     use time::macros::datetime;
 
-    use super::files;
+    use super::{EMPTY, files};
 
     fn made(folder: &Path, name: &str, simple: bool) -> Vec<String> {
-        let made = files(folder, name, simple, datetime!(2026-11-28 22:30:05 UTC)).expect("made");
+        let made = files(folder, name, EMPTY, simple, datetime!(2026-11-28 22:30:05 UTC)).expect("made");
         made.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
     }
 
@@ -131,7 +143,7 @@ mod tests {
     fn names_with_slashes_and_no_names_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["", "  ", "../x", "a\\b", "x.sql"] {
-            let made = files(folder.path(), name, false, datetime!(2026-11-28 22:30:05 UTC));
+            let made = files(folder.path(), name, EMPTY, false, datetime!(2026-11-28 22:30:05 UTC));
             assert!(made.is_err(), "{name:?}");
         }
     }

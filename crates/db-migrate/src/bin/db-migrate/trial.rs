@@ -102,8 +102,9 @@ pub(crate) fn with<'m>(args: &ServerArgs, mut check: Check<'m>) -> anyhow::Resul
 fn text(checked: &Checked, with_trace: bool) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     for file in &checked.files {
-        let CheckedFile { version, description, statements, way_back, findings, .. } = file;
-        if findings.is_empty() && !with_trace && *way_back != WayBack::NotTried {
+        let CheckedFile { version, description, step_not_run, statements, way_back, findings, .. } = file;
+        let is_quiet = *way_back != WayBack::NotTried && step_not_run.is_none();
+        if findings.is_empty() && !with_trace && is_quiet {
             continue;
         }
         let told = match way_back {
@@ -112,6 +113,9 @@ fn text(checked: &Checked, with_trace: bool) -> Result<String, std::fmt::Error> 
             _ => "",
         };
         writeln!(text, "{version} {}{told}", shown(description))?;
+        if let Some(step) = step_not_run {
+            writeln!(text, "  its step `{}` is the program's, and was not run", shown(step))?;
+        }
         write_seen(&mut text, statements, findings, with_trace)?;
     }
     for file in &checked.repeatables {

@@ -1,0 +1,419 @@
+//! Steps of a migration that are written in Rust: for data that SQL alone cannot change.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use db_core::{Class, Pool, PoolOptions, Tx, TxOptions};
+use sqlx::Connection;
+use sqlx::migrate::Migration;
+use tokio::time::sleep;
+
+use crate::batches::{Batches, Progress as RowProgress, Report};
+use crate::blockers::Observer;
+use crate::outside::File;
+use crate::progress::Progress;
+use crate::session::answer;
+use crate::step::{CHECK_CONSTRAINTS, FileToRun, Steps, Tries};
+use crate::{Action, Error, Migrations, statements};
+
+/// A limit that a step does not reach, below the longest that the server takes.
+const NO_LIMIT: Duration = Duration::from_hours(24 * 20);
+
+/// How long a step waits for its connection.
+const ACQUIRE: Duration = Duration::from_secs(30);
+
+/// How long the pool of a step may take to close.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// How often the session with the migration lock is asked for a sign of life.
+const ALIVE: Duration = Duration::from_secs(1);
+
+/// How often the progress of a step in batches is logged.
+const LOGGED: Duration = Duration::from_secs(10);
+
+/// The rows that an error names.
+const NAMED: usize = 10;
+
+/// The error of a step: any. That of a statement is best left as it is, so that a step which waited for a lock in vain is tried again.
+pub type StepError = Box<dyn StdError + Send + Sync>;
+
+/// A step of a migration that is written in Rust. See [`Migrations::with_step`].
+///
+/// ```
+/// use db_migrate::{DataStep, StepError};
+/// use db_migrate::db_core::Tx;
+///
+/// struct SplitNames;
+///
+/// impl DataStep for SplitNames {
+///     async fn run(&self, tx: &mut Tx) -> Result<(), StepError> {
+///         let names: Vec<(i32, String)> = sqlx::query_as("select id, name from people").fetch_all(&mut *tx).await?;
+///         for (id, name) in names {
+///             let last = name.split_whitespace().last().unwrap_or(&name);
+///             sqlx::query("update people set last_name = $2 where id = $1").bind(id).bind(last).execute(&mut *tx).await?;
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait DataStep: Send + Sync + 'static {
+    /// Runs in the transaction that also records the version. It sees what the migrations before have done, and all that it does itself is
+    /// rolled back if it fails, panics, or is dropped. It must neither commit nor use another connection, which would not see what this one
+    /// has done.
+    fn run(&self, tx: &mut Tx) -> impl Future<Output = Result<(), StepError>> + Send;
+
+    /// Whether it may run again in the same call, after it was rolled back because it waited for a lock in vain or lost its connection (default:
+    /// yes). No, if it does something outside of the database.
+    fn may_run_again(&self) -> bool {
+        true
+    }
+}
+
+type Running<'r> = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send + 'r>>;
+
+/// [`DataStep`] as an object.
+pub(crate) trait AnyStep: Send + Sync {
+    fn run<'r>(&'r self, tx: &'r mut Tx) -> Running<'r>;
+    fn may_run_again(&self) -> bool;
+}
+
+impl<S: DataStep> AnyStep for S {
+    fn run<'r>(&'r self, tx: &'r mut Tx) -> Running<'r> {
+        Box::pin(DataStep::run(self, tx))
+    }
+
+    fn may_run_again(&self) -> bool {
+        DataStep::may_run_again(self)
+    }
+}
+
+/// What a program has for the name of a step.
+#[derive(Clone)]
+pub(crate) enum RustStep {
+    Transaction(Arc<dyn AnyStep>),
+    Batches(Box<Batches>),
+    /// Nothing: a check does without it.
+    #[cfg(feature = "check")]
+    Nothing,
+}
+
+impl fmt::Debug for RustStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Transaction(_) => "Transaction",
+            Self::Batches(_) => "Batches",
+            #[cfg(feature = "check")]
+            Self::Nothing => "Nothing",
+        })
+    }
+}
+
+impl Migrations {
+    /// What the program runs in the place of files that say `-- db-migrate: step NAME`, up or down. The migration and its record are one
+    /// transaction.
+    ///
+    /// The rest of such a file is one `do` block that raises an exception, so that sqlx stops there instead of recording the version as
+    /// applied: `db-migrate new --step NAME` writes it.
+    #[must_use]
+    pub fn with_step(mut self, name: impl Into<String>, step: impl DataStep) -> Self {
+        self.steps.insert(name.into(), RustStep::Transaction(Arc::new(step)));
+        self
+    }
+
+    /// As [`Self::with_step`], for work on all rows of a table: in batches, each a transaction of its own, while others read and write them. The
+    /// file begins with `-- no-transaction`, and `db-migrate new --batches NAME` writes it.
+    ///
+    /// While it runs, the version is under way: sqlx stops at it, and the next run goes on with it, as [`Batches`] does. Others who migrate wait
+    /// for the migration lock meanwhile, so let a deployment do it before the services start. Rows that cannot be changed, or stay locked, fail
+    /// the migration, and those that were changed stay so.
+    #[must_use]
+    pub fn with_batches(mut self, name: impl Into<String>, batches: Batches) -> Self {
+        self.steps.insert(name.into(), RustStep::Batches(Box::new(batches)));
+        self
+    }
+
+    /// Why the program cannot run the steps of these files.
+    pub(crate) fn problems_of_steps<'m>(&self, files: impl Iterator<Item = &'m Migration>) -> Vec<Error> {
+        let problem = |file: &Migration| {
+            let (version, step): (_, Box<str>) = (file.version, step_name(file)?.into());
+            match self.steps.get(&*step) {
+                None => Some(Error::NoStep { version, step }),
+                Some(RustStep::Transaction(_)) if file.no_tx => Some(Error::StepPlace { version, step }),
+                Some(RustStep::Batches(_)) if !file.no_tx => Some(Error::StepPlace { version, step }),
+                Some(_) => None,
+            }
+        };
+        files.filter_map(problem).collect()
+    }
+}
+
+/// The name of the step that a file is, if it is one.
+pub(crate) fn step_name(file: &Migration) -> Option<&str> {
+    let mut directives = crate::directive::directives(file.sql.as_str());
+    directives.find_map(|(_, text)| Some(text.strip_prefix("step")?.trim()))
+}
+
+/// Rows that a step has left.
+#[derive(Debug, Clone)]
+pub struct RowsLeft(pub Report);
+
+impl fmt::Display for RowsLeft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { refused, refusals, locked, .. } = &self.0;
+        if *refused > 0 {
+            let shown: Vec<String> = refusals.iter().take(NAMED).map(ToString::to_string).collect();
+            write!(f, "rows that cannot be changed: {refused}, such as {}", shown.join("; "))?;
+        }
+        if !locked.is_empty() {
+            let shown: Vec<String> =
+                locked.iter().take(NAMED).map(|key| format!("({})", key.join(", "))).collect();
+            let start = if *refused > 0 { "; " } else { "" };
+            write!(f, "{start}rows that stayed locked: {}, such as {}", locked.len(), shown.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for RowsLeft {}
+
+impl Steps<'_> {
+    /// Runs a step of the program in the place of a file, and records the version.
+    pub(crate) async fn data_step(
+        &mut self,
+        file: FileToRun<'_>,
+        name: &str,
+        is_under_way: bool,
+        next: Option<FileToRun<'_>>,
+    ) -> Result<(), Error> {
+        let version = file.migration.version;
+        match self.files.steps.get(name).cloned() {
+            None => Err(Error::NoStep { version, step: name.into() }),
+            Some(RustStep::Transaction(step)) => self.step_in_transaction(file, name, &*step).await,
+            Some(RustStep::Batches(batches)) => {
+                self.step_in_batches(file, name, Some(*batches), is_under_way, next).await
+            }
+            #[cfg(feature = "check")]
+            Some(RustStep::Nothing) if file.migration.no_tx => {
+                self.step_in_batches(file, name, None, is_under_way, next).await
+            }
+            #[cfg(feature = "check")]
+            Some(RustStep::Nothing) => self.step_in_transaction(file, name, &Nothing).await,
+        }
+    }
+
+    /// Repeats the whole transaction while it waits for a lock in vain, if the step may run again.
+    async fn step_in_transaction(
+        &mut self,
+        file: FileToRun<'_>,
+        name: &str,
+        step: &dyn AnyStep,
+    ) -> Result<(), Error> {
+        let version = file.migration.version;
+        let options = PoolOptions::named("migration").max(1).acquire_timeout(ACQUIRE);
+        let options = options.statement_timeout(NO_LIMIT).tx_timeout(NO_LIMIT).leak_after(NO_LIMIT);
+        let pool = Pool::lazy(self.config, options.slow_statement(NO_LIMIT));
+        let mut tries = Tries::new(version, self.patience);
+        let done = loop {
+            let (done, blockers) = self.try_step(&pool, file, name, step).await;
+            match done {
+                Err(error) if step.may_run_again() && error.gives_way() => {
+                    if let Err(over) = tries.give_way(error.into_cause(), blockers).await {
+                        break Err(over);
+                    }
+                }
+                done => break done,
+            }
+        };
+        pool.close(CLOSE).await;
+        done?;
+        self.advance(None);
+        if self.begin_anew(file).await? == self.recorded_in(file) {
+            Ok(())
+        } else {
+            Err(self.moved(file.migration))
+        }
+    }
+
+    async fn try_step(
+        &self,
+        pool: &Pool,
+        file: FileToRun<'_>,
+        name: &str,
+        step: &dyn AnyStep,
+    ) -> (Result<(), Error>, Vec<crate::Blocker>) {
+        let version = file.migration.version;
+        let options = TxOptions::default().read_write().resolve_commit();
+        let mut tx = match pool.handle().begin_with(options).await {
+            Ok(tx) => tx,
+            Err(cause) => return (Err(failed(version, cause)), Vec::new()),
+        };
+        // The table's row comes first: if this session outlives the one with the lock, the next holder of the lock waits for it.
+        let begins = format!(
+            "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; {lock_timeout} {record} {role}",
+            lock_timeout = self.lock_timeout,
+            record = self.record_of(file, Duration::ZERO),
+            role = self.set_role(),
+        );
+        let way_back = self.files.file(version, true).filter(|_| file.action == Action::Up);
+        let history = self.history.as_ref().map(|history| history.done(file.migration, way_back));
+        let ends = format!(
+            "{CHECK_CONSTRAINTS}; {lock_timeout} set session authorization default; reset role; {history}",
+            lock_timeout = self.lock_timeout,
+            history = history.unwrap_or_default(),
+        );
+        let observer = Observer::new(self.config, tx.pid(), self.files.shows_statements, self.lock_timeout.0);
+        let work = async {
+            let began = Instant::now();
+            send(&mut tx, begins).await.map_err(|cause| failed(version, cause))?;
+            step.run(&mut tx).await.map_err(|cause| Error::Step {
+                version,
+                step: name.into(),
+                may_run_again: step.may_run_again(),
+                cause: redacted(cause),
+            })?;
+            let took = format!(
+                "update {} set execution_time = {} where version = {version}",
+                self.table.name,
+                began.elapsed().as_nanos()
+            );
+            send(&mut tx, ends + &took).await.map_err(|cause| failed(version, cause))
+        };
+        let (done, blockers, observer) = observer.beside(version, work).await;
+        observer.close().await;
+        let done = match done {
+            Ok(()) => tx.commit().await.map_err(|cause| failed(version, cause)),
+            Err(error) => {
+                if let Err(error) = tx.rollback().await {
+                    tracing::debug!(version, %error, "the session of a step was lost before it was rolled back");
+                }
+                Err(error)
+            }
+        };
+        (done, blockers)
+    }
+
+    /// Runs a step in batches, while the version is under way.
+    async fn step_in_batches(
+        &mut self,
+        file: FileToRun<'_>,
+        name: &str,
+        batches: Option<Batches>,
+        is_under_way: bool,
+        next: Option<FileToRun<'_>>,
+    ) -> Result<(), Error> {
+        let version = file.migration.version;
+        let outside =
+            File { migration: file.migration, reverts: file.action == Action::Down, steps: Vec::new() };
+        if is_under_way {
+            self.resume(&outside).await?;
+        } else {
+            self.put_under_way(&outside).await?;
+        }
+        let began = Instant::now();
+        if let Some(batches) = batches {
+            let batches = batches.role(self.role).or_on_progress(logged(version));
+            let mut lost = None;
+            let run = batches.run(self.config, async { lost = Some(until_lost(self.connection).await) });
+            let done = run.await;
+            if let Some(cause) = lost {
+                return Err(Error::Database { what: "hold the migration lock", cause });
+            }
+            let failed = |cause| Error::Step { version, step: name.into(), may_run_again: true, cause };
+            let report = match done {
+                Ok(report) => report,
+                Err(error) => {
+                    if !is_under_way && error.has_changed_nothing() {
+                        self.take_back(&outside).await?;
+                    }
+                    return Err(failed(error.into()));
+                }
+            };
+            if report.refused > 0 || !report.locked.is_empty() {
+                return Err(failed(RowsLeft(report).into()));
+            }
+            tracing::info!(version, step = name, written = report.written, took = ?report.took, "a step is done");
+        }
+        let took =
+            Progress::done(&self.table, version, 0, &statements::digest(&[]), began.elapsed().as_nanos());
+        self.record(version, "record how long a step took", &took).await?;
+        self.end(&outside, next).await
+    }
+}
+
+/// A step that does nothing.
+#[cfg(feature = "check")]
+struct Nothing;
+
+#[cfg(feature = "check")]
+impl DataStep for Nothing {
+    async fn run(&self, _: &mut Tx) -> Result<(), StepError> {
+        Ok(())
+    }
+}
+
+async fn send(tx: &mut Tx, sql: String) -> Result<(), db_core::Error> {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *tx).await?;
+    Ok(())
+}
+
+fn failed(version: i64, cause: db_core::Error) -> Error {
+    Error::Failed { version, repeatable: None, at: None, cause: Box::new(cause) }
+}
+
+/// Ends when the session gives no sign of life any more.
+async fn until_lost(connection: &mut sqlx::PgConnection) -> db_core::Error {
+    loop {
+        sleep(ALIVE).await;
+        if let Err(error) = answer(connection.ping()).await {
+            return error.into();
+        }
+    }
+}
+
+fn logged(version: i64) -> impl Fn(&RowProgress) + Send + Sync + 'static {
+    let last = std::sync::Mutex::new(Instant::now());
+    move |progress| {
+        let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.elapsed() >= LOGGED {
+            *last = Instant::now();
+            let RowProgress { read, written, estimate, rows_per_second, .. } = progress;
+            tracing::info!(version, read, written, estimate, rows_per_second, "a step goes on");
+        }
+    }
+}
+
+/// The driver's own error may quote values.
+fn redacted(error: StepError) -> StepError {
+    match error.downcast::<sqlx::Error>() {
+        Ok(error) => db_core::Error::from(*error).into(),
+        Err(other) => other,
+    }
+}
+
+/// What is known of the server's or the driver's error in the causes of an error.
+pub(crate) struct Known {
+    pub(crate) class: Class,
+    pub(crate) sqlstate: Option<String>,
+}
+
+impl Known {
+    pub(crate) fn of(error: &(dyn StdError + 'static)) -> Option<Self> {
+        let mut error = Some(error);
+        while let Some(this) = error {
+            if let Some(found) = this.downcast_ref::<db_core::Error>() {
+                let sqlstate = found.sqlstate().map(Cow::into_owned);
+                return Some(Self { class: found.class(), sqlstate });
+            }
+            if let Some(found) = this.downcast_ref::<sqlx::Error>() {
+                let code = found.as_database_error().and_then(sqlx::error::DatabaseError::code);
+                return Some(Self { class: Class::of(found), sqlstate: code.map(Cow::into_owned) });
+            }
+            error = this.source();
+        }
+        None
+    }
+}
