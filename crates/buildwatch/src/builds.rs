@@ -51,6 +51,8 @@ pub(crate) struct Build {
     pub(crate) created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
     pub(crate) ended_at: Option<OffsetDateTime>,
+    /// `null` while it runs.
+    pub(crate) took_ms: Option<i64>,
 }
 
 struct Row {
@@ -61,6 +63,7 @@ struct Row {
     exit_code: Option<i32>,
     created_at: OffsetDateTime,
     ended_at: Option<OffsetDateTime>,
+    took_ms: Option<i64>,
 }
 
 /// The sealed column of the plans, and which could not be unsealed and are logged already: each missing key is logged once, and each row
@@ -121,6 +124,7 @@ impl Row {
             folder,
             created_at: self.created_at,
             ended_at: self.ended_at,
+            took_ms: self.took_ms,
         }
     }
 }
@@ -155,7 +159,7 @@ pub(crate) async fn create(db: &Db, plans: &Plans, plan: &Plan) -> anyhow::Resul
 pub(crate) async fn newest(db: &Db, plans: &Plans, limit: i64) -> Result<Vec<Build>, Error> {
     let rows = sqlx::query_as!(
         Row,
-        r#"select id, log, plan as "plan: Sealed<Plan>", status, exit_code, created_at, ended_at
+        r#"select id, log, plan as "plan: Sealed<Plan>", status, exit_code, created_at, ended_at, took_ms
         from builds
         order by id desc
         limit $1"#,
@@ -170,7 +174,7 @@ pub(crate) async fn newest(db: &Db, plans: &Plans, limit: i64) -> Result<Vec<Bui
 pub(crate) async fn find(db: &Db, plans: &Plans, id: i64) -> Result<Option<Build>, Error> {
     let row = sqlx::query_as!(
         Row,
-        r#"select id, log, plan as "plan: Sealed<Plan>", status, exit_code, created_at, ended_at
+        r#"select id, log, plan as "plan: Sealed<Plan>", status, exit_code, created_at, ended_at, took_ms
         from builds
         where id = $1"#,
         id
@@ -190,7 +194,9 @@ pub(crate) async fn log_of(db: &Db, id: i64) -> Result<Option<LogId>, Error> {
 /// Stores how a build ended, in the transaction that finishes its log.
 pub(crate) async fn end(tx: &mut Tx, id: i64, end: &End) -> Result<(), Error> {
     sqlx::query!(
-        "update builds set status = $2, exit_code = $3, ended_at = now() where id = $1 and status = 'running'",
+        "update builds
+        set status = $2, exit_code = $3, ended_at = now(), took_ms = extract(epoch from now() - created_at) * 1000
+        where id = $1 and status = 'running'",
         id,
         end.status.as_str(),
         end.exit_code

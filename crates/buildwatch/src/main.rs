@@ -22,6 +22,7 @@ mod serve;
 mod signals;
 mod status;
 mod terminal;
+mod took;
 mod visible;
 mod watch;
 

@@ -25,12 +25,21 @@ async fn act(config: &Config, args: MigrateArgs) -> anyhow::Result<String> {
     let mut text = String::new();
     let report = match args.action.unwrap_or(MigrateAction::Up) {
         MigrateAction::Info => {
-            for status in migrations.status(config).await? {
+            let plan = migrations.plan_up(config, None).await?;
+            for status in plan.status {
                 if args.json {
                     writeln!(text, "{}", json_line(&status)?)?;
                 } else {
                     let state = format!("{:?}", status.state).to_lowercase();
                     writeln!(text, "{}  {state:<8}  {}", status.version, shown(&status.description))?;
+                }
+            }
+            for file in plan.repeatables {
+                if args.json {
+                    writeln!(text, "{}", json_line(&file)?)?;
+                } else {
+                    let state = format!("{:?}", file.state).to_lowercase();
+                    writeln!(text, "repeatable      {state:<8}  {}", shown(&file.name))?;
                 }
             }
             return Ok(text);
@@ -49,6 +58,13 @@ async fn act(config: &Config, args: MigrateArgs) -> anyhow::Result<String> {
             writeln!(text, "{}", json!({ "version": version, "action": action }))?;
         } else {
             writeln!(text, "{version}  {action}")?;
+        }
+    }
+    for name in report.repeated {
+        if args.json {
+            writeln!(text, "{}", json!({ "name": name, "action": action }))?;
+        } else {
+            writeln!(text, "repeatable      {action}  {}", shown(&name))?;
         }
     }
     eprintln!("buildwatch: the database is at version {}", report.version);

@@ -13,7 +13,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::builds::Plans;
 use crate::cli::Site;
-use crate::home;
+use crate::{home, took};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
@@ -92,6 +92,8 @@ fn topics() -> anyhow::Result<LogTopics> {
 
 pub(crate) fn migrations() -> Migrations {
     Migrations::new(&MIGRATOR)
+        .with_repeatable("build_overview", include_str!("../../../migrations/repeatable/build_overview.sql"))
+        .with_batches(took::STEP, took::fill())
 }
 
 /// Finds the database, and starts a server if the settings name none.

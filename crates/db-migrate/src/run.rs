@@ -305,7 +305,10 @@ impl Migrations {
         }
         let names = self.repeatables.keys();
         let repeated: Vec<String> = names
-            .filter(|name| look.repeated.get(*name) != look_before.repeated.get(*name))
+            .filter(|name| {
+                let now = look.repeated.get(*name);
+                now.is_some() && now != look_before.repeated.get(*name)
+            })
             .cloned()
             .collect();
         for name in &repeated {

@@ -75,7 +75,7 @@ pub(crate) struct Look {
     pub(crate) not_in_history: Vec<i64>,
     /// Whether this role may put them there.
     pub(crate) may_adopt: bool,
-    /// The digest of what was applied last of each repeatable file, in hex digits, by its name.
+    /// The digest of what was applied last of each repeatable file, in hex digits, by its name, unless a version was reverted since.
     pub(crate) repeated: HashMap<String, String>,
 }
 
@@ -210,7 +210,15 @@ async fn applied(
         };
         Ok((version, Applied { description, success, is_under_way, checksum, digest }))
     };
-    let repeated = last_repeated.into_iter().map(|(name, (_, row))| Ok((name, row.try_get(4)?)));
+    // The way back of a version may have dropped what a repeatable file makes.
+    let mut reverted = 0;
+    for row in &entries {
+        if !row.try_get::<bool, _>(2)? {
+            reverted = reverted.max(row.try_get(1)?);
+        }
+    }
+    let repeated = last_repeated.into_iter().filter(|(_, (id, _))| *id > reverted);
+    let repeated = repeated.map(|(name, (_, row))| Ok((name, row.try_get(4)?)));
     Ok((
         records.iter().map(applied).collect::<Result<_, sqlx::Error>>()?,
         repeated.collect::<Result<_, sqlx::Error>>()?,

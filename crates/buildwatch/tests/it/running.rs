@@ -1,6 +1,11 @@
 //! `run`: output, exit codes and stored data.
 
+use std::path::Path;
+
 use db_testkit::TestDb;
+use serde_json::Value;
+use sqlx::PgPool;
+use sqlx::migrate::Migrator;
 
 use crate::support::{Home, err, lines, out};
 
@@ -92,8 +97,8 @@ async fn processes_that_the_command_leaves_behind_do_not_keep_the_build(db: Test
 
 #[db_testkit::test]
 async fn migrations_are_shown_and_run_both_ways(db: TestDb) {
-    /// Those of the workspace.
-    const FILES: usize = 5;
+    /// Those of the workspace, and one repeatable.
+    const FILES: usize = 8;
     let home = Home::on(&db);
     let states = || -> Vec<String> {
         let rows = home.json(["migrate", "info", "--json"]);
@@ -105,11 +110,34 @@ async fn migrations_are_shown_and_run_both_ways(db: TestDb) {
     assert_eq!(states(), ["applied"; FILES]);
     assert!(home.run("echo hello").status.success());
 
-    assert_eq!(home.json(["migrate", "down", "--to", "0", "--yes", "--json"]).len(), FILES);
+    assert_eq!(home.json(["migrate", "down", "--to", "0", "--yes", "--json"]).len(), FILES - 1);
     assert_eq!(states(), ["pending"; FILES]);
     assert!(home.run("echo hello").status.success(), "and the next use brings them back");
     let text = out(&home.output(["migrate", "info"]));
     assert!(text.starts_with("20261120000001  applied   event logs\n"), "{text}");
+}
+
+/// A program from before the column has run a build, and the view of the repeatable file is there for both.
+#[db_testkit::test]
+async fn builds_from_before_are_given_how_long_they_ran_and_sqlx_leaves_that_to_buildwatch(db: TestDb) {
+    let home = Home::on(&db);
+    assert!(home.run("sleep 0.1").status.success());
+    let took = |rows: &[Value]| rows[0]["took_ms"].as_i64().expect("milliseconds");
+    let stored = took(&home.json(["list", "--json"]));
+    assert!(stored >= 100, "{stored}");
+    assert!(home.output(["migrate", "down", "--to", "20261128000002", "--yes"]).status.success());
+
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations");
+    let pool = PgPool::connect_with(db.options()).await.expect("a pool");
+    let error = Migrator::new(folder).await.expect("migrations").run(&pool).await.expect_err("sqlx");
+    pool.close().await;
+    assert!(error.to_string().contains("run `buildwatch migrate up`"), "{error}");
+    let filled = took(&home.json(["list", "--json"]));
+
+    assert!((stored - filled).abs() <= 1, "{stored} and {filled}");
+    let seen: i64 =
+        sqlx::query_scalar("select took_ms from build_overview").fetch_one(&db.pool()).await.expect("a row");
+    assert_eq!(seen, filled);
 }
 
 #[db_testkit::test]
@@ -168,7 +196,7 @@ async fn each_other_key_is_warned_of_once_and_not_for_each_row(db: TestDb) {
 fn the_command_that_is_suggested_next_finds_the_same_place() {
     let home = Home::embedded();
     let data = home.path("a folder's");
-    let list = |data: &std::path::Path, args: &[&str]| {
+    let list = |data: &Path, args: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_buildwatch"));
         command.arg("--data").arg(data).args(args).env_remove("DATABASE_URL").output().expect("it runs")
     };

@@ -15,7 +15,10 @@ use crate::{PATIENCE, config};
 
 /// Opens, and must be ready at the first poll.
 async fn at_once(options: Options) -> Db {
-    poll_then_drop(db_layer::open(options), 1).await.expect("ready at the first poll").expect("opened")
+    poll_then_drop(Box::pin(db_layer::open(options)), 1)
+        .await
+        .expect("ready at the first poll")
+        .expect("opened")
 }
 
 /// A pool that would open connections ahead of any request, with a keeper that runs every 20 ms.

@@ -134,6 +134,27 @@ async fn they_are_those_of_the_newest_version_and_of_its_program(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn after_a_way_back_they_are_applied_again(db: TestDb) {
+    let files = with(&[("all", ALL)]);
+    let price = "drop view if exists all_shops; alter table shop drop price";
+    std::fs::write(files.path().join("2_price.down.sql"), price).expect("written");
+    let to = config(&db);
+    of(&files).await.up(&to).await.expect("up");
+
+    let report = of(&files).await.down_to(&to, 0).await.expect("down");
+    assert_eq!((report.changed, report.repeated), (vec![2, 1], vec![]));
+    assert_eq!(
+        of(&files).await.plan_up(&to, None).await.expect("a plan").repeatables[0].state,
+        State::Pending
+    );
+    let report = of(&files).await.up(&to).await.expect("up");
+
+    assert_eq!((report.changed, report.repeated), (vec![1, 2], vec!["all".to_owned()]));
+    assert!(exists(&db, "all_shops").await);
+    assert_eq!(repeated(&files, &to).await, [""; 0]);
+}
+
+#[db_testkit::test]
 async fn what_cannot_run_in_a_transaction_is_refused_before_anything_runs(db: TestDb) {
     for (name, sql, reason) in [
         ("outside", "-- no-transaction\nvacuum", "line 1, column 1: a repeatable file runs in a transaction"),

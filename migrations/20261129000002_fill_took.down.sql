@@ -1,0 +1,2 @@
+-- The column goes with the version before.
+select;
