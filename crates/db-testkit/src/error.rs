@@ -38,6 +38,14 @@ pub enum Error {
         /// sqlx's error.
         source: sqlx::migrate::MigrateError,
     },
+    /// A repeatable file could not be applied after the migrations.
+    #[error("cannot apply {file}", file = file.display())]
+    Repeatable {
+        /// The file.
+        file: PathBuf,
+        /// The driver's error.
+        source: sqlx::Error,
+    },
     /// A migration failed on an empty database.
     #[error("cannot migrate the template {template}")]
     Migrate {

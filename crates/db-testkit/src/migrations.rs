@@ -1,16 +1,17 @@
 //! The migrations of a test's database.
 
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use sha2::{Digest, Sha256};
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 
 use crate::error::Error;
 
 /// Incremented when templates are made in another way, so that old ones are not used.
 const FORMAT: u32 = 1;
 
-/// The migrations of a test's database: a folder in sqlx's form, or a [`Migrator`].
+/// The migrations of a test's database: a folder in sqlx's form, with the repeatable files of `db-migrate`, or a [`Migrator`].
 #[derive(Debug)]
 pub struct Migrations(Source);
 
@@ -55,30 +56,70 @@ impl From<&'static Migrator> for Migrations {
 impl Migrations {
     /// Reads the folder, if a folder was given.
     pub(crate) async fn resolve(self) -> Result<Resolved, Error> {
-        let migrator = match self.0 {
-            Source::Folder(folder) => Resolved::Owned(
-                Migrator::new(folder.as_path())
-                    .await
-                    .map_err(|source| Error::Migrations { folder, source })?,
-            ),
-            Source::Owned(migrator) => Resolved::Owned(migrator),
-            Source::Static(migrator) => Resolved::Static(migrator),
-        };
-        Ok(migrator)
+        match self.0 {
+            Source::Folder(folder) => {
+                let read = async {
+                    let migrator = Migrator::new(folder.as_path()).await?;
+                    let repeatables =
+                        repeatables(&folder).map_err(|error| MigrateError::Source(Box::new(error)))?;
+                    Ok((migrator, repeatables))
+                };
+                let read = read.await.map_err(|source| Error::Migrations { folder, source });
+                let (migrator, repeatables) = read?;
+                Ok(Resolved { migrator: Given::Owned(migrator), repeatables })
+            }
+            Source::Owned(migrator) => {
+                Ok(Resolved { migrator: Given::Owned(migrator), repeatables: Vec::new() })
+            }
+            Source::Static(migrator) => {
+                Ok(Resolved { migrator: Given::Static(migrator), repeatables: Vec::new() })
+            }
+        }
     }
 }
 
+/// The files of a folder's own folder `repeatable`, in order of their names, as `db-migrate` applies them after the others.
+fn repeatables(folder: &Path) -> io::Result<Vec<Repeatable>> {
+    let entries = match fs::read_dir(folder.join("repeatable")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let file = entry?.path();
+        if file.is_file() && file.extension().is_some_and(|extension| extension == "sql") {
+            let sql = fs::read_to_string(&file)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
+            files.push(Repeatable { file, sql });
+        }
+    }
+    files.sort_by(|one, other| one.file.file_stem().cmp(&other.file.file_stem()));
+    Ok(files)
+}
+
 #[derive(Debug)]
-pub(crate) enum Resolved {
+pub(crate) struct Repeatable {
+    pub(crate) file: PathBuf,
+    pub(crate) sql: String,
+}
+
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    migrator: Given,
+    pub(crate) repeatables: Vec<Repeatable>,
+}
+
+#[derive(Debug)]
+enum Given {
     Owned(Migrator),
     Static(&'static Migrator),
 }
 
 impl Resolved {
     pub(crate) fn migrator(&self) -> &Migrator {
-        match self {
-            Resolved::Owned(migrator) => migrator,
-            Resolved::Static(migrator) => migrator,
+        match &self.migrator {
+            Given::Owned(migrator) => migrator,
+            Given::Static(migrator) => migrator,
         }
     }
 
@@ -95,6 +136,10 @@ impl Resolved {
                 migration.no_tx,
                 const_hex::encode(&migration.checksum),
             ));
+        }
+        for Repeatable { file, sql } in &self.repeatables {
+            let name = file.file_name().unwrap_or_default().display();
+            hash.update(format!("\n{name} {} {sql}", sql.len()));
         }
         const_hex::encode(&hash.finalize()[..16])
     }

@@ -5,12 +5,13 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sqlx::{ConnectOptions, Connection, Row};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 
 use crate::admin::Admin;
 use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::migrations::Resolved;
+use crate::migrations::{Repeatable, Resolved};
 use crate::server::{APPLICATION_NAME, TestServer};
 
 /// Seconds between two notes of a template's use, since each note is a write.
@@ -97,9 +98,25 @@ async fn migrate(server: &TestServer, migrations: &Resolved, name: &str) -> Resu
     })?;
     // `run` does the same, but its signature takes `Send` from every future around it.
     let migrated = migrations.migrator().run_direct(None, &mut connection, false).await;
+    let migrated = migrated.map_err(|source| Error::Migrate { template: name.to_owned(), source });
+    let migrated = match migrated {
+        Ok(()) => repeat(&mut connection, migrations).await,
+        failed => failed,
+    };
     let closed = connection.close().await;
-    migrated.map_err(|source| Error::Migrate { template: name.to_owned(), source })?;
+    migrated?;
     closed.map_err(|source| Error::Statement { action: "leave", database: name.to_owned(), source })
+}
+
+/// Applies the repeatable files, each in a transaction.
+async fn repeat(connection: &mut PgConnection, migrations: &Resolved) -> Result<(), Error> {
+    for Repeatable { file, sql } in &migrations.repeatables {
+        let failed = |source| Error::Repeatable { file: file.clone(), source };
+        // A migration may have changed the session.
+        connection.execute(sqlx::raw_sql("discard all")).await.map_err(failed)?;
+        connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.clone()))).await.map_err(failed)?;
+    }
+    Ok(())
 }
 
 async fn note_use(admin: &mut Admin, name: &str) -> Result<(), Error> {

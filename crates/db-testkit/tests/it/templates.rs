@@ -51,6 +51,30 @@ async fn a_copy_has_the_file_that_spares_its_first_session_reading_the_catalog()
 }
 
 #[tokio::test]
+async fn repeatable_files_are_applied_after_the_others_and_decide_the_template_too() {
+    let server = TestServer::throwaway().await.unwrap();
+    let folder = migration("create table t (n int); set search_path = pg_catalog;");
+    let repeatable = folder.path().join("repeatable");
+    fs::create_dir(&repeatable).unwrap();
+    let write = |name: &str, sql: &str| fs::write(repeatable.join(name), sql).unwrap();
+    write("2_b.sql", "create view b as select 'one' as says from a");
+    write("1_a.sql", "create view a as select count(*) from t");
+
+    let one = server.create(folder.path()).await.unwrap();
+    write("2_b.sql", "create view b as select 'two' as says from a");
+    let two = server.create(folder.path()).await.unwrap();
+    write("3_c.sql", "create view c as select from nowhere");
+    let error = server.create(folder.path()).await.unwrap_err();
+
+    assert_eq!(ask(&one.options(), "select says from b").await, "one");
+    assert_eq!(ask(&two.options(), "select says from b").await, "two");
+    assert!(
+        matches!(&error, Error::Repeatable { file, .. } if file.ends_with("repeatable/3_c.sql")),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
 async fn changed_migrations_make_another_template() {
     let server = TestServer::throwaway().await.unwrap();
     let old = migration("create table old (n int);");
