@@ -29,7 +29,7 @@ const ACQUIRE: Duration = Duration::from_secs(30);
 /// How long the pool of a step may take to close.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// How often the session with the migration lock is asked for a sign of life.
+/// How often the session with the migration lock is asked whether it is there.
 const ALIVE: Duration = Duration::from_secs(1);
 
 /// How often the progress of a step in batches is logged.
@@ -117,7 +117,8 @@ impl Migrations {
     /// transaction.
     ///
     /// The rest of such a file is one `do` block that raises an exception, so that sqlx stops there instead of recording the version as
-    /// applied: `db-migrate new --step NAME` writes it.
+    /// applied: `db-migrate new --step NAME` writes it. If it raises only where there is something to do (`if … then raise`), sqlx and programs
+    /// without the step pass where there is nothing; without a condition, such programs run nothing ([`Error::NoStep`]).
     #[must_use]
     pub fn with_step(mut self, name: impl Into<String>, step: impl DataStep) -> Self {
         self.steps.insert(name.into(), RustStep::Transaction(Arc::new(step)));
@@ -141,10 +142,10 @@ impl Migrations {
         let problem = |file: &Migration| {
             let (version, step): (_, Box<str>) = (file.version, step_name(file)?.into());
             match self.steps.get(&*step) {
-                None => Some(Error::NoStep { version, step }),
+                None if raises_always(file) => Some(Error::NoStep { version, step }),
                 Some(RustStep::Transaction(_)) if file.no_tx => Some(Error::StepPlace { version, step }),
                 Some(RustStep::Batches(_)) if !file.no_tx => Some(Error::StepPlace { version, step }),
-                Some(_) => None,
+                _ => None,
             }
         };
         files.filter_map(problem).collect()
@@ -155,6 +156,13 @@ impl Migrations {
 pub(crate) fn step_name(file: &Migration) -> Option<&str> {
     let mut directives = crate::directive::directives(file.sql.as_str());
     directives.find_map(|(_, text)| Some(text.strip_prefix("step")?.trim()))
+}
+
+/// Whether the file of a step raises its exception under no condition.
+fn raises_always(file: &Migration) -> bool {
+    let text = file.sql.as_str().to_ascii_lowercase();
+    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric()).skip_while(|word| *word != "do");
+    !words.by_ref().take_while(|word| *word != "raise").any(|word| word == "if")
 }
 
 /// Rows that a step has left.
@@ -185,23 +193,21 @@ impl Steps<'_> {
     pub(crate) async fn data_step(
         &mut self,
         file: FileToRun<'_>,
-        name: &str,
+        (name, step): (&str, RustStep),
         is_under_way: bool,
         next: Option<FileToRun<'_>>,
     ) -> Result<(), Error> {
-        let version = file.migration.version;
-        match self.files.steps.get(name).cloned() {
-            None => Err(Error::NoStep { version, step: name.into() }),
-            Some(RustStep::Transaction(step)) => self.step_in_transaction(file, name, &*step).await,
-            Some(RustStep::Batches(batches)) => {
+        match step {
+            RustStep::Transaction(step) => self.step_in_transaction(file, name, &*step).await,
+            RustStep::Batches(batches) => {
                 self.step_in_batches(file, name, Some(*batches), is_under_way, next).await
             }
             #[cfg(feature = "check")]
-            Some(RustStep::Nothing) if file.migration.no_tx => {
+            RustStep::Nothing if file.migration.no_tx => {
                 self.step_in_batches(file, name, None, is_under_way, next).await
             }
             #[cfg(feature = "check")]
-            Some(RustStep::Nothing) => self.step_in_transaction(file, name, &Nothing).await,
+            RustStep::Nothing => self.step_in_transaction(file, name, &Nothing).await,
         }
     }
 
@@ -253,9 +259,10 @@ impl Steps<'_> {
         };
         // The table's row comes first: if this session outlives the one with the lock, the next holder of the lock waits for it.
         let begins = format!(
-            "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; {lock_timeout} {record} {role}",
+            "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; {lock_timeout} {record} {only_one}; {role}",
             lock_timeout = self.lock_timeout,
             record = self.record_of(file, Duration::ZERO),
+            only_one = if file.action == Action::Up { "on conflict (version) do nothing" } else { "" },
             role = self.set_role(),
         );
         let way_back = self.files.file(version, true).filter(|_| file.action == Action::Up);
@@ -268,7 +275,10 @@ impl Steps<'_> {
         let observer = Observer::new(self.config, tx.pid(), self.files.shows_statements, self.lock_timeout.0);
         let work = async {
             let began = Instant::now();
-            send(&mut tx, begins).await.map_err(|cause| failed(version, cause))?;
+            if send(&mut tx, begins).await.map_err(|cause| failed(version, cause))? == 0 {
+                // Another holder of the lock has done it, while this one's session was lost.
+                return Ok(false);
+            }
             step.run(&mut tx).await.map_err(|cause| Error::Step {
                 version,
                 step: name.into(),
@@ -280,17 +290,18 @@ impl Steps<'_> {
                 self.table.name,
                 began.elapsed().as_nanos()
             );
-            send(&mut tx, ends + &took).await.map_err(|cause| failed(version, cause))
+            send(&mut tx, ends + &took).await.map_err(|cause| failed(version, cause))?;
+            Ok(true)
         };
         let (done, blockers, observer) = observer.beside(version, work).await;
         observer.close().await;
         let done = match done {
-            Ok(()) => tx.commit().await.map_err(|cause| failed(version, cause)),
-            Err(error) => {
+            Ok(true) => tx.commit().await.map_err(|cause| failed(version, cause)),
+            other => {
                 if let Err(error) = tx.rollback().await {
                     tracing::debug!(version, %error, "the session of a step was lost before it was rolled back");
                 }
-                Err(error)
+                other.map(drop)
             }
         };
         (done, blockers)
@@ -355,16 +366,17 @@ impl DataStep for Nothing {
     }
 }
 
-async fn send(tx: &mut Tx, sql: String) -> Result<(), db_core::Error> {
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *tx).await?;
-    Ok(())
+/// Returns the number of rows that were changed.
+async fn send(tx: &mut Tx, sql: String) -> Result<u64, db_core::Error> {
+    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *tx).await?;
+    Ok(done.rows_affected())
 }
 
 fn failed(version: i64, cause: db_core::Error) -> Error {
     Error::Failed { version, repeatable: None, at: None, cause: Box::new(cause) }
 }
 
-/// Ends when the session gives no sign of life any more.
+/// Ends when the session does not answer any more.
 async fn until_lost(connection: &mut sqlx::PgConnection) -> db_core::Error {
     loop {
         sleep(ALIVE).await;

@@ -74,6 +74,17 @@
 //! ([`Migrations::with_edits`]), a real change is refused with the lines that differ, and an older program can go down over versions that it
 //! never saw ([`Migrations::with_stored_downs`]). A role that may not make or write the table migrates without it.
 //!
+//! # Repeatable files
+//!
+//! Views and functions are written as a whole. Files of the folder's own folder `repeatable`, which sqlx does not see, are applied after the
+//! versioned ones, in the order of their names, when they say something else than what was applied last ([`Migrations::with_repeatable`]), and after a way
+//! back. The history has their record.
+//!
+//! # Steps in Rust
+//!
+//! A file that says `-- db-migrate: step NAME` stands for a step of the program: in the transaction of its record
+//! ([`Migrations::with_step`]), or in batches while others write ([`Migrations::with_batches`]). Its SQL raises an exception, so that sqlx stops there.
+//!
 //! # The command
 //!
 //! `db-migrate` (feature `cli`) takes the flags and variables of `sqlx migrate`: `plan`, `status`, `validate`, `check`, `drift`, `up`, `down`, `redo`,

@@ -334,20 +334,20 @@ impl Steps<'_> {
         let Migration { version, description, checksum, .. } = file.migration;
         let table = &self.table;
         let record = if file.reverts {
-            format!("delete from {} where version = {version};", table.name)
+            format!("delete from {} where version = {version}", table.name)
         } else {
             // When it is repeated, the time is on record, and the progress is not.
             format!(
                 "update {} set success = true, installed_on = now(), description = {}, checksum = {},
                    execution_time = coalesce({}, execution_time)
-                 where version = {version};",
+                 where version = {version}",
                 table.name,
                 literal(description),
                 bytes(checksum),
                 Progress::nanoseconds(table, *version)
             )
         };
-        let record = format!("{record} {}", Progress::end(table, *version));
+        let record = format!("{record}; {}", Progress::end(table, *version));
         let mut tries = Tries::new(*version, self.patience);
         loop {
             let observer = self.observer();

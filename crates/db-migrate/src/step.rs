@@ -38,7 +38,7 @@ impl<'m> FileToRun<'m> {
         Self { migration, action, step: step_name(migration) }
     }
 
-    /// Whether its text runs in a transaction.
+    /// Whether it is sure that its text runs in a transaction.
     fn is_plain(self) -> bool {
         !self.migration.no_tx && self.step.is_none()
     }
@@ -86,12 +86,15 @@ impl Steps<'_> {
         next: Option<FileToRun<'_>>,
     ) -> Result<(), Error> {
         self.begin_attempt(file).await?;
-        let done = match file.step {
-            Some(step) if file.migration.no_tx || !is_under_way => {
+        let no_tx = file.migration.no_tx;
+        // A program without the step runs the file as sqlx does.
+        let step = file.step.and_then(|name| Some((name, self.files.steps.get(name)?.clone())));
+        let done = match step {
+            Some(step) if no_tx || !is_under_way => {
                 // Boxed: it is large, and few migrations have one.
                 Box::pin(self.data_step(file, step, is_under_way, next)).await
             }
-            None if file.is_plain() && !is_under_way => self.repeated(file, next).await,
+            None if !no_tx && !is_under_way => self.repeated(file, next).await,
             _ => self.outside(file, is_under_way, next).await,
         };
         self.end_attempt(file, done).await
@@ -228,10 +231,10 @@ impl Steps<'_> {
         let table = &self.table.name;
         match file.action {
             Action::Repeat => String::new(),
-            Action::Down => format!("delete from {table} where version = {version};"),
+            Action::Down => format!("delete from {table} where version = {version}"),
             _ => format!(
                 "insert into {table} (version, description, success, checksum, execution_time)
-                 values ({version}, {description}, true, {checksum}, {nanoseconds});",
+                 values ({version}, {description}, true, {checksum}, {nanoseconds})",
                 description = literal(description),
                 checksum = bytes(checksum),
                 nanoseconds = i64::try_from(took.as_nanos()).unwrap_or(i64::MAX),
@@ -306,7 +309,7 @@ impl Steps<'_> {
         let prepare = if self.is_prepared { self.preparation() } else { String::new() };
         let sql = format!(
             "{before}; set statement_timeout = 0; {lock_timeout}
-             set session authorization default; reset role; {record} {history} commit;
+             set session authorization default; reset role; {record}; {history} commit;
              begin;
              {put_back}
              {look}

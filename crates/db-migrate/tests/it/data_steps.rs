@@ -14,6 +14,7 @@ use harness::Process;
 use sqlx::migrate::MigrateError;
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
+use tokio::sync::Notify;
 
 use crate::batches::{as_role, count};
 use crate::{config, execute, exists, folder, locks};
@@ -287,6 +288,70 @@ async fn a_step_whose_connection_is_lost_runs_again_if_it_may(db: TestDb) {
     }
 }
 
+/// Waits until it is told to go on.
+struct Waits {
+    runs: Arc<AtomicU32>,
+    go_on: Arc<Notify>,
+}
+
+impl DataStep for Waits {
+    async fn run(&self, tx: &mut Tx) -> Result<(), StepError> {
+        self.runs.fetch_add(1, Relaxed);
+        sqlx::query("update people set last = coalesce(last, '') || 'once'").execute(&mut *tx).await?;
+        self.go_on.notified().await;
+        Ok(())
+    }
+}
+
+/// The migration lock is lost with its session, and the step's own session lives on.
+#[db_testkit::test]
+async fn the_next_holder_of_the_lock_waits_for_the_step_of_the_one_before_and_does_not_do_it_again(
+    db: TestDb,
+) {
+    let files = files();
+    let to = config(&db);
+    let (runs, go_on) = (Arc::<AtomicU32>::default(), Arc::new(Notify::new()));
+    let ours = async || {
+        let step = Waits { runs: Arc::clone(&runs), go_on: Arc::clone(&go_on) };
+        of(&files).await.with_step("split", step).with_lock_timeout(Duration::from_millis(100))
+    };
+    let (first, next) = (ours().await, ours().await);
+
+    let (first, next, ()) = tokio::join!(
+        first.up(&to),
+        async {
+            until("the first runs its step", async || runs.load(Relaxed) == 1).await;
+            assert_eq!(count(&db.pool(), &end_the_holder(&db)).await, 1);
+            next.up(&to).await
+        },
+        async {
+            let blocked = "insert into public._sqlx_migrations";
+            db.until_sessions("the next one waits", |all| {
+                all.iter().any(|it| {
+                    it.query.contains(blocked)
+                        && it.wait.as_deref().is_some_and(|wait| wait.starts_with("Lock"))
+                })
+            })
+            .await;
+            go_on.notify_one();
+        }
+    );
+
+    assert_eq!(next.expect("the next").version, 3);
+    assert_eq!(first.expect("the first").version, 3);
+    assert_eq!((runs.load(Relaxed), last_name(&db).await.as_deref()), (1, Some("once")));
+}
+
+#[db_testkit::test]
+async fn a_step_that_replaces_the_migration_table_is_told(db: TestDb) {
+    let files = files();
+    let moves = "alter table _sqlx_migrations rename to moved; create table _sqlx_migrations (like moved including all)";
+
+    let error = of(&files).await.with_step("split", Sql(moves)).up(&config(&db)).await.expect_err("moved");
+
+    assert!(matches!(error, Error::Moved { version: 2, .. }), "{error}");
+}
+
 #[db_testkit::test]
 async fn a_program_without_the_step_or_a_file_that_others_would_run_is_refused_before_anything_runs(
     db: TestDb,
@@ -325,6 +390,29 @@ async fn a_program_without_the_step_or_a_file_that_others_would_run_is_refused_b
     refused(&repeatable, "repeatable/r.sql, line 1, column 1: a repeatable file cannot be a step").await;
 }
 
+#[db_testkit::test]
+async fn where_there_is_nothing_to_do_a_program_without_the_step_passes_as_sqlx_does(db: TestDb) {
+    let if_any =
+        "do $$ begin if exists (select from people) then raise exception 'people are there'; end if; end $$";
+    for before in ["-- db-migrate: step gone", "-- no-transaction\n-- db-migrate: step gone"] {
+        let files = folder(&[
+            ("1_people.sql", "create table people (id int)"),
+            ("2_gone.sql", &format!("{before}\n{if_any}")),
+            ("3_more.sql", "create table more ()"),
+        ]);
+        let to = config(&db);
+        let ours = of(&files).await;
+        ours.up_to(&to, 1).await.expect("up");
+
+        execute(&db, "insert into people values (1)").await;
+        let error = ours.up(&to).await.expect_err("somebody is there").to_string();
+        assert!(error.starts_with("migration 2 failed") && error.contains("people are there"), "{error}");
+        execute(&db, "delete from people").await;
+        assert_eq!(ours.up(&to).await.expect("nobody is there").changed, [2, 3]);
+        execute(&db, "drop table people, more, _sqlx_migrations, _sqlx_migrations_history").await;
+    }
+}
+
 #[tokio::test]
 async fn a_step_runs_as_the_role_of_the_migrations_and_its_record_is_written_by_the_one_that_connects() {
     let setup = "create role owner; grant owner to app; create table seen (by_role text); grant all on seen to owner;
@@ -348,6 +436,15 @@ async fn a_step_runs_as_the_role_of_the_migrations_and_its_record_is_written_by_
     assert_eq!(by, ["owner", "owner"]);
     let history = ours.history(&config).await.expect("a history");
     assert!(history.iter().all(|attempt| attempt.done_by == "app"), "{history:?}");
+}
+
+/// Ends the session with the migration lock.
+fn end_the_holder(db: &TestDb) -> String {
+    let key = 0x3d32_ad9e * i64::from(crc32fast::hash(db.name().as_bytes()));
+    format!(
+        "select count(pg_terminate_backend(pid)) from pg_locks
+         where locktype = 'advisory' and objsubid = 1 and (classid::bigint << 32) | objid::bigint = {key}"
+    )
 }
 
 /// Fills the length of each name, where it is not there.
@@ -431,12 +528,7 @@ async fn batches_end_when_the_session_with_the_lock_is_lost_and_go_on_with_a_new
     let (report, ()) = tokio::join!(ours.up(&to), async {
         until("the table is there", async || exists(&db, "things").await).await;
         until("some rows are filled", async || filled().await > 0).await;
-        let key = 0x3d32_ad9e * i64::from(crc32fast::hash(db.name().as_bytes()));
-        let sql = format!(
-            "select count(pg_terminate_backend(pid)) from pg_locks
-             where locktype = 'advisory' and objsubid = 1 and (classid::bigint << 32) | objid::bigint = {key}"
-        );
-        assert_eq!(count(&db.pool(), &sql).await, 1);
+        assert_eq!(count(&db.pool(), &end_the_holder(&db)).await, 1);
     });
 
     assert_eq!(report.expect("up").changed, [1, 2, 3]);

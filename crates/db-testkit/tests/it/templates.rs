@@ -53,12 +53,15 @@ async fn a_copy_has_the_file_that_spares_its_first_session_reading_the_catalog()
 #[tokio::test]
 async fn repeatable_files_are_applied_after_the_others_and_decide_the_template_too() {
     let server = TestServer::throwaway().await.unwrap();
-    let folder = migration("create table t (n int); set search_path = pg_catalog;");
+    let folder = migration("create table t (n int); set work_mem = '64kB';");
     let repeatable = folder.path().join("repeatable");
     fs::create_dir(&repeatable).unwrap();
     let write = |name: &str, sql: &str| fs::write(repeatable.join(name), sql).unwrap();
     write("2_b.sql", "create view b as select 'one' as says from a");
-    write("1_a.sql", "create view a as select count(*) from t");
+    write(
+        "1_a.sql",
+        "create view a as select count(*) from t; create table a_saw as select current_setting('work_mem') as work_mem",
+    );
 
     let one = server.create(folder.path()).await.unwrap();
     write("2_b.sql", "create view b as select 'two' as says from a");
@@ -68,6 +71,7 @@ async fn repeatable_files_are_applied_after_the_others_and_decide_the_template_t
 
     assert_eq!(ask(&one.options(), "select says from b").await, "one");
     assert_eq!(ask(&two.options(), "select says from b").await, "two");
+    assert_ne!(ask(&two.options(), "select work_mem from a_saw").await, "64kB", "the session is put back");
     assert!(
         matches!(&error, Error::Repeatable { file, .. } if file.ends_with("repeatable/3_c.sql")),
         "{error:?}"
