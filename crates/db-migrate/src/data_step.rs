@@ -7,18 +7,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use db_core::sql::{self, Kind, Statement};
 use db_core::{Class, Pool, PoolOptions, Tx, TxOptions};
 use sqlx::Connection;
 use sqlx::migrate::Migration;
 use tokio::time::sleep;
 
-use crate::batches::{Batches, Progress as RowProgress, Report};
+use crate::batches::{BatchError, Batches, Progress as RowProgress, Report};
 use crate::blockers::Observer;
 use crate::outside::File;
 use crate::progress::Progress;
 use crate::session::answer;
 use crate::step::{CHECK_CONSTRAINTS, FileToRun, Steps, Tries};
-use crate::{Action, Error, Migrations, statements};
+use crate::{Action, Error, Migrations, session, statements};
 
 /// A limit that a step does not reach, below the longest that the server takes.
 const NO_LIMIT: Duration = Duration::from_hours(24 * 20);
@@ -160,9 +161,32 @@ pub(crate) fn step_name(file: &Migration) -> Option<&str> {
 
 /// Whether the file of a step raises its exception under no condition.
 fn raises_always(file: &Migration) -> bool {
-    let text = file.sql.as_str().to_ascii_lowercase();
-    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric()).skip_while(|word| *word != "do");
-    !words.by_ref().take_while(|word| *word != "raise").any(|word| word == "if")
+    let statements = sql::split(file.sql.as_str()).unwrap_or_default();
+    raise(&statements) == Some(Raise::Always)
+}
+
+/// When other migrators stop at a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Raise {
+    Always,
+    IfThereIsSomethingToDo,
+}
+
+/// When the statements of a step's file raise an exception: they are one `do` block that does.
+pub(crate) fn raise(statements: &[Statement<'_>]) -> Option<Raise> {
+    let [statement] = statements else { return None };
+    let mut tokens = statement.tokens();
+    tokens.next().filter(|first| first.is("do"))?;
+    let body = tokens.find(|token| token.kind == Kind::Literal)?.text;
+    let body = if body.starts_with('$') { body.split_once('$')?.1.split_once('$')?.1 } else { &body[1..] };
+    let words: Vec<String> = sql::tokens(body)
+        .filter(|token| token.kind == Kind::Word)
+        .map(|token| token.text.to_ascii_lowercase())
+        .collect();
+    let raise = words.windows(2).position(|pair| pair == ["raise", "exception"])?;
+    let is_under_condition =
+        words[..raise].iter().any(|word| ["if", "case", "for", "while"].contains(&&**word));
+    Some(if is_under_condition { Raise::IfThereIsSomethingToDo } else { Raise::Always })
 }
 
 /// Rows that a step has left.
@@ -259,7 +283,7 @@ impl Steps<'_> {
         };
         // The table's row comes first: if this session outlives the one with the lock, the next holder of the lock waits for it.
         let begins = format!(
-            "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; {lock_timeout} {record} {only_one}; {role}",
+            "{lock_timeout} {record} {only_one}; {role}",
             lock_timeout = self.lock_timeout,
             record = self.record_of(file, Duration::ZERO),
             only_one = if file.action == Action::Up { "on conflict (version) do nothing" } else { "" },
@@ -268,35 +292,34 @@ impl Steps<'_> {
         let way_back = self.files.file(version, true).filter(|_| file.action == Action::Up);
         let history = self.history.as_ref().map(|history| history.done(file.migration, way_back));
         let ends = format!(
-            "{CHECK_CONSTRAINTS}; {lock_timeout} set session authorization default; reset role; {history}",
+            "set local statement_timeout = 0; {CHECK_CONSTRAINTS}; {lock_timeout} set session authorization default; reset role; {history}",
             lock_timeout = self.lock_timeout,
             history = history.unwrap_or_default(),
         );
+        let step_failed =
+            |cause| Error::Step { version, step: name.into(), may_run_again: step.may_run_again(), cause };
         let observer = Observer::new(self.config, tx.pid(), self.files.shows_statements, self.lock_timeout.0);
         let work = async {
             let began = Instant::now();
+            send(&mut tx, session::without_limits()).await.map_err(|cause| failed(version, cause))?;
             if send(&mut tx, begins).await.map_err(|cause| failed(version, cause))? == 0 {
                 // Another holder of the lock has done it, while this one's session was lost.
                 return Ok(false);
             }
-            step.run(&mut tx).await.map_err(|cause| Error::Step {
-                version,
-                step: name.into(),
-                may_run_again: step.may_run_again(),
-                cause: redacted(cause),
-            })?;
+            step.run(&mut tx).await.map_err(|cause| step_failed(redacted(cause)))?;
+            let failed = |cause: db_core::Error| step_failed(cause.into());
             let took = format!(
                 "update {} set execution_time = {} where version = {version}",
                 self.table.name,
                 began.elapsed().as_nanos()
             );
-            send(&mut tx, ends + &took).await.map_err(|cause| failed(version, cause))?;
+            send(&mut tx, ends + &took).await.map_err(failed)?;
             Ok(true)
         };
         let (done, blockers, observer) = observer.beside(version, work).await;
         observer.close().await;
         let done = match done {
-            Ok(true) => tx.commit().await.map_err(|cause| failed(version, cause)),
+            Ok(true) => tx.commit().await.map_err(|cause| step_failed(cause.into())),
             other => {
                 if let Err(error) = tx.rollback().await {
                     tracing::debug!(version, %error, "the session of a step was lost before it was rolled back");
@@ -327,12 +350,20 @@ impl Steps<'_> {
         let began = Instant::now();
         if let Some(batches) = batches {
             let batches = batches.role(self.role).or_on_progress(logged(version));
-            let mut lost = None;
-            let run = batches.run(self.config, async { lost = Some(until_lost(self.connection).await) });
-            let done = run.await;
-            if let Some(cause) = lost {
-                return Err(Error::Database { what: "hold the migration lock", cause });
-            }
+            let mut tries = Tries::new(version, self.patience);
+            let done = loop {
+                let mut lost = None;
+                let run = batches.run(self.config, async { lost = Some(until_lost(self.connection).await) });
+                let done = run.await;
+                if let Some(cause) = lost {
+                    return Err(Error::Database { what: "hold the migration lock", cause });
+                }
+                match done {
+                    // The process before, whose session with the migration lock was lost, may not have noticed yet.
+                    Err(error @ BatchError::Busy { .. }) => tries.give_way(error.into(), Vec::new()).await?,
+                    done => break done,
+                }
+            };
             let failed = |cause| Error::Step { version, step: name.into(), may_run_again: true, cause };
             let report = match done {
                 Ok(report) => report,
@@ -366,7 +397,7 @@ impl DataStep for Nothing {
     }
 }
 
-/// Returns the number of rows that were changed.
+/// Returns the number of rows that were changed, or read.
 async fn send(tx: &mut Tx, sql: String) -> Result<u64, db_core::Error> {
     let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *tx).await?;
     Ok(done.rows_affected())
@@ -416,9 +447,19 @@ impl Known {
     pub(crate) fn of(error: &(dyn StdError + 'static)) -> Option<Self> {
         let mut error = Some(error);
         while let Some(this) = error {
-            if let Some(found) = this.downcast_ref::<db_core::Error>() {
-                let sqlstate = found.sqlstate().map(Cow::into_owned);
-                return Some(Self { class: found.class(), sqlstate });
+            let found = match this.downcast_ref::<BatchError>() {
+                Some(BatchError::Failed { cause, .. }) => Some(&**cause),
+                Some(BatchError::Connect(error)) => {
+                    let class = if error.failure().is_final() { Class::Refused } else { Class::NotReached };
+                    return Some(Self { class, sqlstate: None });
+                }
+                _ => this.downcast_ref::<db_core::Error>(),
+            };
+            if let Some(found) = found {
+                // Its session was lost, and nothing of it is stored.
+                let is_undone = matches!(found, db_core::Error::RolledBack(_));
+                let class = if is_undone { Class::Lost } else { found.class() };
+                return Some(Self { class, sqlstate: found.sqlstate().map(Cow::into_owned) });
             }
             if let Some(found) = this.downcast_ref::<sqlx::Error>() {
                 let code = found.as_database_error().and_then(sqlx::error::DatabaseError::code);
@@ -427,5 +468,33 @@ impl Known {
             error = this.source();
         }
         None
+    }
+}
+
+/// An error and its causes, in a line. Those that an error repeats in its own text are left out, and so is what quotes a value.
+pub(crate) struct Causes<'e>(pub(crate) &'e StepError);
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = String::new();
+        let mut next: Option<&(dyn StdError + 'static)> = Some(&**self.0);
+        while let Some(error) = next {
+            let text = match error.downcast_ref::<sqlx::Error>() {
+                Some(sqlx::Error::Database(error)) => match error.code() {
+                    // The message of a data error has the value.
+                    Some(code) if code.starts_with("22") => format!("a value was refused ({code})"),
+                    code => format!("{} ({})", error.message(), code.unwrap_or_default()),
+                },
+                _ => error.to_string(),
+            };
+            if !before.contains(&text) {
+                let start = if before.is_empty() { "" } else { ": " };
+                write!(f, "{start}{text}")?;
+                before = text;
+            }
+            // The driver's own cause is the same once more, with a line of the server's source.
+            next = error.source().filter(|_| !error.is::<sqlx::Error>());
+        }
+        Ok(())
     }
 }

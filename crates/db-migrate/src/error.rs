@@ -6,7 +6,7 @@ use db_core::Class;
 use db_core::sql::Position;
 
 use crate::blockers::listed;
-use crate::data_step::Known;
+use crate::data_step::{Causes, Known};
 use crate::{Blocker, Finding, StepError};
 
 /// Why migrations were not run.
@@ -142,9 +142,10 @@ pub enum Error {
     },
     /// A migration did not get its locks. It was rolled back, and those before it stay.
     #[error(
-        "{} did not get its locks within {:.0} s, in {tries} tries: {cause}{}",
+        "{} did not get its locks within {:.0} s, in {tries} tries: {}{}",
         subject(*version, repeatable.as_deref()),
         waited.as_secs_f64(),
+        Causes(cause),
         if blockers.is_empty() { String::new() } else { format!("; it waited for {}", listed(blockers)) }
     )]
     Blocked {
@@ -244,7 +245,7 @@ pub enum Error {
         line: String,
     },
     /// A step of the program failed. One in a transaction was rolled back; one in batches is under way, and the next run goes on with it.
-    #[error("migration {version} failed in its step `{step}`: {cause}")]
+    #[error("migration {version} failed in its step `{step}`: {}", Causes(cause))]
     Step {
         /// The version.
         version: i64,

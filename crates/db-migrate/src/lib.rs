@@ -100,8 +100,9 @@
 //! A database with a migration that the program does not know, or that another migrator began and did not end; a file that was
 //! changed after it was applied, in more than comments and formatting; a new file with a version older than an applied one; a pending file that almost says
 //! `-- no-transaction`; one with the data of a `COPY`, a command of psql, a NUL byte or a string without an end, and, outside of a transaction,
-//! one with `BEGIN`, or with `SET LOCAL`, `LOCK` or `DECLARE`, whose effect would end with the statement; a folder with two files of one version, or with a file whose name has none; a standby; and going down over a
-//! version without a down file.
+//! one with `BEGIN`, or with `SET LOCAL`, `LOCK` or `DECLARE`, whose effect would end with the statement; a folder with two files of one version, or with a file whose name has none; a standby; going down over a
+//! version without a down file; a step that the program does not have, or whose file others could run; a comment that begins with `db-migrate:` and says
+//! nothing that is known; and a repeatable file that is no transaction, or whose record this role cannot write.
 //!
 //! # Re-keying
 //!

@@ -53,6 +53,15 @@ impl Migrations {
         Ok(attempts)
     }
 
+    /// What was applied last of each repeatable file, in order of their names.
+    #[cfg(feature = "check")]
+    pub(crate) async fn repeated_sql(&self, connection: &mut PgConnection) -> Result<Vec<String>, Error> {
+        match Table::find(connection, &self.migrator.table_name).await? {
+            Some(table) => history::repeated_sql(connection, &table).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
     pub(crate) async fn read(&self, connection: &mut PgConnection) -> Result<Look, Error> {
         for _ in 1..LOOKS {
             let table = Table::find(connection, &self.migrator.table_name).await?;
@@ -78,8 +87,8 @@ impl Migrations {
     ) -> Result<Look, Error> {
         let look = self.read(steps.connection).await?;
         self.check(steps.connection, &look.statuses, allowed, allows_newer).await?;
-        steps.catch_up(&look).await?;
-        Ok(look)
+        // What is gone may have taken with it what repeatable files make.
+        if steps.catch_up(&look).await? { self.read(steps.connection).await } else { Ok(look) }
     }
 
     /// Refuses what the front page lists, but for these states.
@@ -131,6 +140,17 @@ impl Migrations {
             State::Pending | State::Applied | State::Reformatted | State::UnderWay => None,
         };
         statuses().filter_map(problem).collect()
+    }
+
+    /// What would stop a run at the files after a version and at the repeatable ones, whatever is on record: to know it before something is
+    /// reverted that is to be applied again.
+    #[must_use]
+    pub fn problems_after(&self, version: i64) -> Vec<Error> {
+        let files: Vec<&Migration> = self.ups().filter(|file| file.version > version).collect();
+        let repeatables: Vec<Migration> = self.repeatables.values().cloned().collect();
+        let mut problems = problems_of_files(files.iter().copied(), &repeatables);
+        problems.extend(self.problems_of_steps(files.into_iter()));
+        problems
     }
 
     /// The files that go up to a version, or to the newest one, and whether they are under way.

@@ -56,10 +56,19 @@ impl Migrations {
 
     /// The repeatable files that a run to a version would apply after the versioned ones, as files of the version that the database has then.
     ///
-    /// Those of a newer database are left alone: its program has its own.
+    /// Those of a newer database are left alone: its program has its own. So are all, if nothing else is to do and this role may not read what was
+    /// applied: it is no migrating one.
     pub(crate) fn to_repeat(&self, look: &Look, to: Option<i64>) -> Vec<Migration> {
         let version = self.supported_version();
         if to.is_some_and(|to| to < version) || newest(look.statuses.iter()) > version {
+            return Vec::new();
+        }
+        if look.hides_repeated && !look.statuses.iter().any(|status| status.is_to_do(to)) {
+            if !self.repeatables.is_empty() {
+                tracing::warn!(
+                    "whether repeatable files are to be applied is not known: this role may not read the history of migrations"
+                );
+            }
             return Vec::new();
         }
         let pending = self.repeatables.values().filter(|file| !is_current(file, look));
@@ -81,17 +90,19 @@ fn is_current(file: &Migration, look: &Look) -> bool {
 /// The repeatable files of a folder of migrations.
 pub(crate) fn read(dir: &Path) -> io::Result<Vec<(String, String)>> {
     let folder = dir.join(FOLDER);
+    let named =
+        |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let entries = match fs::read_dir(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
+        entries => entries.map_err(|error| named(&folder, error))?,
     };
     let mut files = Vec::new();
     for entry in entries {
-        let path = entry?.path();
-        if !fs::metadata(&path)?.is_file() {
+        let path = entry.map_err(|error| named(&folder, error))?.path();
+        let in_file = |error| named(&path, error);
+        if !fs::metadata(&path).map_err(in_file)?.is_file() {
             continue;
         }
-        let in_file = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         match path.file_name().and_then(|name| name.to_str()).map(|name| (name, name.strip_suffix(".sql"))) {
             Some((_, Some(name))) => {
                 files.push((name.to_owned(), fs::read_to_string(&path).map_err(in_file)?));

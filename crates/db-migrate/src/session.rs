@@ -45,9 +45,11 @@ pub(crate) async fn lift_limit(connection: &mut PgConnection) {
 /// A migration may send nothing for long, so TCP keepalive keeps the link open. If the client dies, the server must notice
 /// while the migration runs, and not only when it sends the result: until then its session holds the lock. The settings are
 /// those of PostgreSQL's manual, chapter 20.3.2 "TCP Settings".
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 9] = [
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    // From 14 on. While a step of the program runs elsewhere, the session with the lock is idle.
+    ("idle_session_timeout", "0"),
     // From 17 on.
     ("transaction_timeout", "0"),
     ("default_transaction_read_only", "off"),
@@ -59,6 +61,16 @@ const SETTINGS: [(&str, &str); 8] = [
 ];
 
 const CHECK_INTERVAL: &str = "client_connection_check_interval";
+
+/// The statement that lifts, for a transaction of another session, the limits that the role or the database has.
+pub(crate) fn without_limits() -> String {
+    let limits = SETTINGS.iter().filter(|(name, _)| name.ends_with("_timeout"));
+    let values: Vec<String> = limits.map(|(name, value)| format!("('{name}', '{value}')")).collect();
+    format!(
+        "select set_config(name, value, true) from (values {}) as wanted (name, value) join pg_settings using (name);",
+        values.join(", ")
+    )
+}
 
 /// What `discard all` puts back, but for advisory locks: it would release the migration lock, too. Roles are put back before the record
 /// is written.

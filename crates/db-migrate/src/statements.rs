@@ -6,6 +6,7 @@ use db_core::sql::{self, Effect, Lasts, Needs, Position, Statement, Token};
 use sha2::{Digest, Sha256};
 use sqlx::migrate::Migration;
 
+use crate::data_step::raise;
 use crate::directive::{directives, problem};
 
 /// A statement of a file outside of a transaction.
@@ -128,7 +129,7 @@ fn first_problem(migration: &Migration) -> Option<(Position, String)> {
         statements.iter().filter(|_| migration.no_tx).find_map(of)
     };
     let step = || directives(text).find(|(_, text)| text.starts_with("step"));
-    let passes = || step().filter(|_| !stops_others(&statements)).map(|(start, _)| (start, PASSES));
+    let passes = || step().filter(|_| raise(&statements).is_none()).map(|(start, _)| (start, PASSES));
     bad.or_else(passes)
         .or_else(misplaced)
         .map(|(start, reason)| (Position::of(text, start), reason.to_owned()))
@@ -136,14 +137,6 @@ fn first_problem(migration: &Migration) -> Option<(Position, String)> {
 
 const PASSES: &str = "the rest of a file with `-- db-migrate: step` is one `do` block that raises an exception, so that other migrators stop there \
                       (`db-migrate new --step` writes it)";
-
-/// Whether the statements of a step's file are such that other migrators cannot run it.
-fn stops_others(statements: &[Statement<'_>]) -> bool {
-    let [statement] = statements else { return false };
-    let text = statement.text.to_ascii_lowercase();
-    let words: Vec<&str> = text.split_whitespace().collect();
-    words.first() == Some(&"do") && words.windows(2).any(|pair| pair == ["raise", "exception"])
-}
 
 /// The statements of a file in which there is [no finding](finding).
 pub(crate) fn steps<'m>(migration: &'m Migration) -> Vec<Step<'m>> {

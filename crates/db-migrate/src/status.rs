@@ -75,6 +75,8 @@ pub(crate) struct Look {
     pub(crate) not_in_history: Vec<i64>,
     /// Whether this role may put them there.
     pub(crate) may_adopt: bool,
+    /// Whether this role may not read what was applied of repeatable files.
+    pub(crate) hides_repeated: bool,
     /// The digest of what was applied last of each repeatable file, in hex digits, by its name, unless a version was reverted since.
     pub(crate) repeated: HashMap<String, String>,
 }
@@ -132,7 +134,8 @@ pub(crate) async fn read(
     }));
     all.sort_by_key(|status| status.version);
     let may_adopt = table.is_some_and(|table| table.history.can_be_written);
-    Ok(Look { statuses: all, not_in_history, may_adopt, repeated })
+    let hides_repeated = table.is_some_and(|table| table.history.exists && !table.history.is_readable());
+    Ok(Look { statuses: all, not_in_history, may_adopt, hides_repeated, repeated })
 }
 
 const WHAT: &str = "read the migration table";

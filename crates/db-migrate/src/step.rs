@@ -137,9 +137,9 @@ impl Steps<'_> {
         done
     }
 
-    /// Records in the history what others have done: what is applied and not there, and what is there and not applied any more.
-    pub(crate) async fn catch_up(&mut self, look: &Look) -> Result<(), Error> {
-        let Some(history) = &mut self.history else { return Ok(()) };
+    /// Records in the history what others have done: what is applied and not there, and what is there and not applied any more. Returns whether there is any of the latter.
+    pub(crate) async fn catch_up(&mut self, look: &Look) -> Result<bool, Error> {
+        let Some(history) = &mut self.history else { return Ok(false) };
         let gone = history.gone(self.connection, &self.table).await?;
         let gone: Vec<Noted<'_>> = gone
             .iter()
@@ -154,7 +154,10 @@ impl Steps<'_> {
         let adopted = look.not_in_history.iter().filter_map(|version| files.file(*version, false));
         let adopted: Vec<Noted<'_>> =
             adopted.map(|file| Noted::of(file, files.file(file.version, true))).collect();
-        let ((Some(noted), _) | (None, Some(noted))) = (gone.first(), adopted.first()) else { return Ok(()) };
+        let ((Some(noted), _) | (None, Some(noted))) = (gone.first(), adopted.first()) else {
+            return Ok(false);
+        };
+        let is_any_gone = !gone.is_empty();
         let any = noted.version;
         for version in gone.iter().map(|noted| noted.version) {
             tracing::warn!(version, "another migrator has reverted a migration");
@@ -165,7 +168,8 @@ impl Steps<'_> {
         }
         let changes =
             history.noted(Action::Gone, None, &gone) + &history.noted(Action::Adopted, None, &adopted);
-        self.record(any, "record what another migrator has done", &changes).await
+        self.record(any, "record what another migrator has done", &changes).await?;
+        Ok(is_any_gone)
     }
 
     pub(crate) fn advance(&mut self, begun: Option<FileToRun<'_>>) {

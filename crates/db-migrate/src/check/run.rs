@@ -9,7 +9,7 @@ use db_core::{Config, ConnectRetry};
 use serde::Serialize;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 
 use super::catalog::{self, Catalog, Of};
 use super::dump;
@@ -24,7 +24,7 @@ use crate::data_step::{RustStep, step_name};
 use crate::look::newest;
 use crate::run::close;
 use crate::session::answer;
-use crate::table::Table;
+use crate::table::{Table, quoted};
 use crate::{Error, Migrations, session};
 
 /// A check of migrations on a server of its own. See the [module's documentation](super).
@@ -153,6 +153,7 @@ impl<'m> Check<'m> {
     ///
     /// [`CheckError`] if they cannot be compared, and so if a migration that is applied is not among these.
     pub async fn drift(mut self, config: &Config, version: Option<i64>) -> Result<Drift, CheckError> {
+        let is_given = version.is_some();
         let version = match version {
             Some(version) => version,
             None => self.applied(config).await?,
@@ -160,30 +161,43 @@ impl<'m> Check<'m> {
         self.dump = None;
         let mut connection = session::open(config, ConnectRetry::default()).await.map_err(Error::from)?;
         let mut found = self.schema(&mut connection, Rights::DoNotCount).await?;
+        let repeated = self.migrations.repeated_sql(&mut connection).await?;
         let server = connection_major(&mut connection).await?;
         close(connection).await;
         for name in &self.skipped {
             found.without_extension(name);
         }
 
-        let (throwaway, migrations) = self.prepare().await?;
+        let (throwaway, mut migrations) = self.prepare().await?;
+        let files = std::mem::take(&mut migrations.repeatables);
         let expected = async {
             up(&migrations, &throwaway.config(LINE), version).await?;
             let mut session = throwaway.session(LINE).await?;
-            let expected = self.schema(&mut session, Rights::DoNotCount).await?;
+            let plain = self.schema(&mut session, Rights::DoNotCount).await?;
+            let role = migrations.role.as_deref();
+            let all = if repeated.is_empty() && is_given {
+                // Of a database that this crate has not migrated, nobody knows whether it has what they make.
+                repeat(&mut session, role, files.values().map(|file| file.sql.as_str())).await?;
+                vec![plain, self.schema(&mut session, Rights::DoNotCount).await?]
+            } else {
+                repeat(&mut session, role, repeated.iter().map(|sql| &**sql)).await?;
+                vec![self.schema(&mut session, Rights::DoNotCount).await?]
+            };
             close(session).await;
-            Ok::<_, CheckError>(expected)
+            Ok::<_, CheckError>(all)
         };
         let expected = expected.await;
         let compared_on = throwaway.major();
         end(throwaway).await;
-        Ok(Drift { version, differences: expected?.differences(&found), server, compared_on })
+        let differences = expected?.iter().map(|expected| expected.differences(&found)).min_by_key(Vec::len);
+        Ok(Drift { version, differences: differences.unwrap_or_default(), server, compared_on })
     }
 
     /// The newest applied version of a database, whose files have to be there.
     async fn applied(&self, config: &Config) -> Result<i64, CheckError> {
         let plan = self.migrations.plan_up(config, None).await?;
-        match plan.problems.into_iter().next() {
+        // It goes on without the steps of other programs.
+        match plan.problems.into_iter().find(|problem| !matches!(problem, Error::NoStep { .. })) {
             Some(problem) => Err(problem.into()),
             None => Ok(plan.current_version),
         }
@@ -246,6 +260,13 @@ impl<'m> Check<'m> {
                 }
                 at = after;
             }
+        }
+        if is_after && self.dump.is_none() {
+            // As in use, where they were applied before.
+            let mut session = throwaway.session(LINE).await?;
+            let files = repeatables.values().map(|file| file.sql.as_str());
+            repeat(&mut session, migrations.role.as_deref(), files).await?;
+            close(session).await;
         }
 
         let mut session = throwaway.session(LINE).await?;
@@ -355,6 +376,25 @@ pub(super) async fn up(migrations: &Migrations, config: &Config, version: i64) -
     }
     if migrations.supported_version() == 0 {
         return migrations.up(config).await.map(drop);
+    }
+    Ok(())
+}
+
+/// Applies what repeatable files say, as far as it can be applied: it may need a newer version.
+async fn repeat(
+    session: &mut PgConnection,
+    role: Option<&str>,
+    all: impl Iterator<Item = &str>,
+) -> Result<(), CheckError> {
+    let set_role = role.map(|role| format!("set role {};", quoted(role))).unwrap_or_default();
+    for sql in all {
+        let sql = format!("begin; {set_role} {sql}\n; commit");
+        if let Err(error) = session.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await {
+            tracing::debug!(%error, "a repeatable file needs a newer version");
+        }
+        for back in ["rollback", "discard all"] {
+            session.execute(back).await.map_err(CheckError::database("put a session back"))?;
+        }
     }
     Ok(())
 }

@@ -524,7 +524,12 @@ async fn files_of_steps_are_made_and_left_to_the_program_that_has_them(db: TestD
     assert_eq!(make(&["fill", "--batches", "fill-lengths"]).await.0, 0);
     assert_eq!(make(&["bad", "--step", "two words"]).await.0, 1);
     let text = |name: &str| fs::read_to_string(folder.join(name)).expect("a file");
-    assert!(text("2_split_names.sql").starts_with("-- db-migrate: step split\ndo $$ begin\n"));
+    let file = text("2_split_names.sql");
+    assert!(
+        file.starts_with("-- db-migrate: step split\n-- ")
+            && file.contains("\ndo $$ begin\n    raise exception '"),
+        "{file}"
+    );
     assert!(text("3_fill.sql").starts_with("-- no-transaction\n-- db-migrate: step fill-lengths\n"));
 
     let (_, out, _) = run(folder, &url, &["plan"]).await;

@@ -240,15 +240,21 @@ async fn a_step_that_waits_for_a_lock_gives_way_and_is_tried_again_if_it_may_be(
     sqlx::query("select from people for update").execute(&mut *writer).await.expect("locked");
 
     let (once, runs) = counted(false).await;
+    let once = once.with_patience(Duration::from_secs(1));
     let error = once.up(&to).await.expect_err("it may not run again");
     assert!(matches!(error, Error::Step { may_run_again: false, .. }), "{error}");
     assert_eq!(runs.load(Relaxed), 1);
 
     let (never, runs) = counted(true).await;
     let error = never.with_patience(Duration::from_millis(500)).up(&to).await.expect_err("the writer stays");
-    let Error::Blocked { version: 2, tries, blockers, cause, .. } = error else { panic!("{error}") };
+    assert!(
+        error.to_string().contains(
+            "cannot change the people: canceling statement due to lock timeout (55P03); it waited for"
+        ),
+        "{error}"
+    );
+    let Error::Blocked { version: 2, tries, blockers, .. } = error else { panic!("{error}") };
     assert_eq!((tries, blockers.len()), (runs.load(Relaxed), 1));
-    assert_eq!(cause.to_string(), "cannot change the people");
 
     let (again, runs) = counted(true).await;
     let (report, ()) = tokio::join!(again.up(&to), async {
@@ -298,7 +304,7 @@ impl DataStep for Waits {
     async fn run(&self, tx: &mut Tx) -> Result<(), StepError> {
         self.runs.fetch_add(1, Relaxed);
         sqlx::query("update people set last = coalesce(last, '') || 'once'").execute(&mut *tx).await?;
-        self.go_on.notified().await;
+        tokio::time::timeout(Duration::from_mins(1), self.go_on.notified()).await?;
         Ok(())
     }
 }
@@ -352,6 +358,95 @@ async fn a_step_that_replaces_the_migration_table_is_told(db: TestDb) {
     assert!(matches!(error, Error::Moved { version: 2, .. }), "{error}");
 }
 
+/// Before and after the end of the step's own work, its record and its commit.
+#[db_testkit::test]
+async fn a_connection_that_is_lost_at_the_end_of_a_step_is_replaced_if_the_step_may_run_again(_db: TestDb) {
+    for text in ["set constraints all immediate", "COMMIT"] {
+        for after in [false, true] {
+            for may_run_again in [true, false] {
+                let db = TestDb::empty().await.expect("a database");
+                let files = files();
+                of(&files).await.up_to(&config(&db), 1).await.expect("up");
+                let proxy = db_testkit::Proxy::start(&db).expect("a proxy");
+                let through = Config::from_url(&proxy.url()).expect("an address");
+                let runs = Arc::<AtomicU32>::default();
+                let sql = "update people set last = coalesce(last, '') || 'once'";
+                let step = Counted { runs: Arc::clone(&runs), may_run_again, sql };
+                let ours = of(&files).await.with_step("split", step);
+                if after {
+                    proxy.cut_answer_to(text);
+                } else {
+                    proxy.cut_before(text);
+                }
+
+                let done = ours.up(&through).await;
+
+                let case = format!("{text}, {after}, {may_run_again}: {done:?}");
+                if may_run_again {
+                    assert_eq!(done.expect(&case).version, 3, "{case}");
+                } else {
+                    assert_eq!(runs.load(Relaxed), 1, "{case}");
+                    ours.up(&config(&db)).await.expect(&case);
+                }
+                assert_eq!(last_name(&db).await.as_deref(), Some("once"), "{case}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn limits_of_the_role_do_not_end_a_step() {
+    let setup = "alter role app set statement_timeout = '200ms'; alter role app set idle_in_transaction_session_timeout = '200ms';
+                 grant create on schema public to app;
+                 do $$ begin
+                     if current_setting('server_version_num')::int4 >= 170000 then
+                         alter role app set transaction_timeout = '200ms'; alter role app set idle_session_timeout = '200ms';
+                     end if;
+                 end $$";
+    let (_db, _server, config) = as_role(setup).await;
+    let files = folder(&[("1_slow.sql", &step("slow"))]);
+
+    let ours = of(&files).await.with_step("slow", Sql("select pg_sleep(0.6)"));
+
+    assert_eq!(ours.up(&config).await.expect("up").changed, [1]);
+}
+
+#[db_testkit::test]
+async fn batches_of_a_process_that_has_lost_the_lock_are_waited_for(db: TestDb) {
+    let files = things(2000);
+    let to = config(&db);
+    let slow = async || {
+        let slow = fill().pace(Pace::flat_out().rows_per_second(Some(1000)));
+        of(&files).await.with_batches("fill", slow)
+    };
+    let (first, next) = (slow().await, slow().await);
+
+    let (first, next) = tokio::join!(first.up(&to), async {
+        until("the table is there", async || exists(&db, "batch_runs").await).await;
+        let begun = "select count(*) from batch_runs";
+        until("the first fills", async || count(&db.pool(), begun).await > 0).await;
+        assert_eq!(count(&db.pool(), &end_the_holder(&db)).await, 1);
+        next.up(&to).await
+    });
+
+    assert_eq!((first.expect("the first").version, next.expect("the next").version), (3, 3));
+    assert_eq!(count(&db.pool(), "select count(*) from things where length <> 32").await, 0);
+}
+
+#[db_testkit::test]
+async fn the_history_has_the_code_of_batches_that_failed(db: TestDb) {
+    let files = things(100);
+    let to = config(&db);
+    let ours = of(&files).await.with_batches("fill", fill());
+    ours.up_to(&to, 1).await.expect("up");
+    execute(&db, "alter table things add check (length < 5)").await;
+
+    ours.up(&to).await.expect_err("too long");
+
+    let attempt = ours.history(&to).await.expect("a history").pop().expect("an attempt");
+    assert_eq!((attempt.version, attempt.sqlstate.as_deref()), (2, Some("23514")));
+}
+
 #[db_testkit::test]
 async fn a_program_without_the_step_or_a_file_that_others_would_run_is_refused_before_anything_runs(
     db: TestDb,
@@ -372,6 +467,8 @@ async fn a_program_without_the_step_or_a_file_that_others_would_run_is_refused_b
         "migration 2 is the step `gone`, which this program does not have",
     )
     .await;
+    let comment = format!("-- do this if it is needed\n{}", step("gone-if-do"));
+    refused(&all("2_x.sql", &comment), "migration 2 is the step `gone-if-do`, which").await;
     refused(&all("2_x.sql", &in_batches("here")), "migration 2 is the step `here`: the file begins").await;
     refused(&all("2_x.sql", &step("rows")), "migration 2 is the step `rows`: the file begins").await;
     for passes in [
@@ -379,6 +476,7 @@ async fn a_program_without_the_step_or_a_file_that_others_would_run_is_refused_b
         "select 1",
         "do $$ begin null; end $$",
         "create table x (); do $$ begin raise exception 'x'; end $$",
+        "do $$ begin -- raise exception 'x';\n end $$",
     ] {
         let sql = format!("select 0 where false; -- the rest\n{passes}");
         let sql = sql.replace("select 0 where false; -- the rest", "-- db-migrate: step here");
@@ -416,9 +514,13 @@ async fn where_there_is_nothing_to_do_a_program_without_the_step_passes_as_sqlx_
 #[tokio::test]
 async fn a_step_runs_as_the_role_of_the_migrations_and_its_record_is_written_by_the_one_that_connects() {
     let setup = "create role owner; grant owner to app; create table seen (by_role text); grant all on seen to owner;
-                 create schema app authorization app; alter role app set search_path = app, public; grant usage on schema app to owner";
+                 create schema app authorization app; alter role app set search_path = app, public; grant usage on schema app to owner; grant create on schema public to owner";
     let (db, _server, config) = as_role(setup).await;
-    let files = folder(&[("1_seen.sql", &step("seen")), ("2_rows.sql", &in_batches("rows"))]);
+    let files = folder(&[
+        ("1_seen.sql", &step("seen")),
+        ("2_made.sql", "create table public.made ()"),
+        ("3_rows.sql", &in_batches("rows")),
+    ]);
     execute(&db, "create table rows (id int primary key, by_role text default ''); insert into rows values (1); alter table rows owner to owner;
                   create function by_role() returns trigger language plpgsql as $$ begin new.by_role = current_user; return new; end $$;
                   create trigger by_role before update on rows for each row execute function by_role()").await;
@@ -427,13 +529,13 @@ async fn a_step_runs_as_the_role_of_the_migrations_and_its_record_is_written_by_
     let ours = of(&files).await.with_role("owner").with_batches("rows", rows.pending("by_role = ''"));
     let ours = ours.with_step("seen", Sql("insert into seen values (current_user)"));
 
-    assert_eq!(ours.up(&config).await.expect("up").changed, [1, 2]);
+    assert_eq!(ours.up(&config).await.expect("up").changed, [1, 2, 3]);
 
-    let by: Vec<String> = sqlx::query_scalar("select by_role from seen union all select by_role from rows")
+    let by: Vec<String> = sqlx::query_scalar("select by_role from seen union all select by_role from rows union all select tableowner from pg_tables where tablename = 'made'")
         .fetch_all(&db.pool())
         .await
         .expect("rows");
-    assert_eq!(by, ["owner", "owner"]);
+    assert_eq!(by, ["owner", "owner", "owner"]);
     let history = ours.history(&config).await.expect("a history");
     assert!(history.iter().all(|attempt| attempt.done_by == "app"), "{history:?}");
 }

@@ -7,6 +7,7 @@ use db_core::{Config, Pool, PoolOptions};
 use db_migrate::check::{Check, CheckedRepeatable, Finding, WayBack};
 use db_migrate::{Action, Error, Migrations, Migrator, Outcome, State};
 use db_testkit::{TestDb, until};
+use harness::Log;
 use tempfile::TempDir;
 
 use crate::batches::as_role;
@@ -188,6 +189,21 @@ async fn without_a_history_nothing_is_run() {
     assert!(!exists(&db, "app.shop").await);
 }
 
+/// A service that starts on a database whose migrations are done needs no more than to see that.
+#[tokio::test]
+async fn a_role_that_may_not_read_what_was_applied_starts_where_nothing_else_is_to_do() {
+    let (db, _server, service) = as_role("create table unused ()").await;
+    let files = with(&[("all", ALL)]);
+    of(&files).await.up(&config(&db)).await.expect("up");
+    execute(&db, "grant select on _sqlx_migrations to app").await;
+    let log = Log::of_this_process("db_migrate=warn");
+
+    let report = of(&files).await.up(&service).await.expect("nothing is to do");
+
+    assert_eq!((report.version, report.repeated), (2, vec![]));
+    assert!(log.count(&["whether repeatable files are to be applied is not known"]) > 0);
+}
+
 #[db_testkit::test]
 async fn replicas_that_start_at_once_apply_each_once(db: TestDb) {
     let files = with(&[("1_all", ALL), ("2_cheap", CHEAP)]);
@@ -207,6 +223,11 @@ async fn replicas_that_start_at_once_apply_each_once(db: TestDb) {
     assert_eq!(attempts(&files, &config(&db)).await.len(), 2);
 }
 
+async fn rolled_back(db: &TestDb) -> i64 {
+    let sql = "select xact_rollback from pg_stat_database where datname = current_database()";
+    sqlx::query_scalar(sql).fetch_one(&db.pool()).await.expect("a number")
+}
+
 #[db_testkit::test]
 async fn one_that_waits_for_readers_gives_way_to_them(db: TestDb) {
     let files = with(&[("1_all", ALL), ("2_cheap", CHEAP)]);
@@ -220,13 +241,10 @@ async fn one_that_waits_for_readers_gives_way_to_them(db: TestDb) {
     );
     let migrations = of(&files).await.with_lock_timeout(Duration::from_millis(100));
     let config = config(&db);
+    let before = rolled_back(&db).await;
 
     let (report, ()) = tokio::join!(migrations.up(&config), async {
-        let is_given_up = async || {
-            let sql = "select count(*) from pg_stat_database where datname = current_database() and xact_rollback > 0";
-            sqlx::query_scalar::<_, i64>(sql).fetch_one(&db.pool()).await.expect("a count") > 0
-        };
-        until("it has given way", is_given_up).await;
+        until("it has given way", async || rolled_back(&db).await > before).await;
         // Behind it, if it waited for ever.
         sqlx::query("select from cheap_shops").execute(&db.pool()).await.expect("read");
         reader.rollback().await.expect("rolled back");
@@ -373,4 +391,80 @@ async fn what_they_make_is_no_drift_and_what_was_changed_by_hand_is(db: TestDb) 
 
     let objects: Vec<_> = drift.differences.iter().map(ToString::to_string).collect();
     assert!(objects.len() == 1 && objects[0].contains("view public.cheap_shops differs"), "{objects:?}");
+}
+
+/// What is pending is no drift: neither a version, nor a repeatable file that says something new, nor one that is new.
+#[db_testkit::test]
+async fn drift_compares_with_what_was_applied_and_not_with_what_is_pending(db: TestDb) {
+    let files = with(&[("1_all", ALL), ("2_cheap", CHEAP)]);
+    of(&files).await.up(&config(&db)).await.expect("up");
+    std::fs::write(files.path().join("3_more.sql"), "create table more ()").expect("written");
+    write(
+        files.path(),
+        &[
+            ("2_cheap", &CHEAP.replace("10", "20")),
+            ("3_new", "create or replace view new as select from more"),
+        ],
+    );
+    let migrations = of(&files).await;
+
+    let drift = Check::new(&migrations).drift(&config(&db), None).await.expect("compared");
+
+    assert!(drift.differences.is_empty() && drift.version == 2, "{drift:#?}");
+}
+
+#[db_testkit::test]
+async fn a_database_of_another_migrator_may_have_the_views_or_not(db: TestDb) {
+    let files = with(&[("1_all", ALL)]);
+    let migrations = of(&files).await;
+    execute(&db, "create table shop (id int, price int)").await;
+    for view in ["", ALL] {
+        execute(&db, view).await;
+
+        let drift = Check::new(&migrations).drift(&config(&db), Some(2)).await.expect("compared");
+
+        assert!(drift.differences.is_empty(), "{view}: {drift:#?}");
+    }
+}
+
+/// As in production, where the view is there when the next version is applied.
+#[tokio::test]
+async fn a_check_finds_a_version_that_a_view_is_in_the_way_of() {
+    let files = with(&[("1_all", ALL)]);
+    std::fs::write(files.path().join("3_type.sql"), "alter table shop alter price type bigint")
+        .expect("written");
+
+    let checked = Check::new(&of(&files).await).after(2).run().await.expect("checked");
+
+    let rules: Vec<_> = checked.files[0].findings.iter().map(|finding| finding.rule.name()).collect();
+    assert_eq!(rules, ["up-fails"], "{checked:#?}");
+}
+
+#[db_testkit::test]
+async fn what_sqlx_reverts_is_noted_by_its_own_name_and_they_are_applied_again(db: TestDb) {
+    let files = with(&[("all", ALL)]);
+    let price = "drop view if exists all_shops; alter table shop drop price";
+    std::fs::write(files.path().join("2_price.down.sql"), price).expect("written");
+    let to = config(&db);
+    of(&files).await.up(&to).await.expect("up");
+    Migrator::new(files.path()).await.expect("a migrator").undo(&db.pool(), 1).await.expect("sqlx reverts 2");
+
+    let report = of(&files).await.up(&to).await.expect("up");
+
+    assert_eq!((report.changed, report.repeated), (vec![2], vec!["all".to_owned()]));
+    let history = of(&files).await.history(&to).await.expect("a history");
+    let gone: Vec<_> = history.iter().filter(|attempt| attempt.action == Action::Gone).collect();
+    assert_eq!(gone.iter().map(|attempt| &*attempt.description).collect::<Vec<_>>(), ["price"]);
+}
+
+#[db_testkit::test]
+async fn one_that_was_only_announced_is_no_attempt(db: TestDb) {
+    let files = with(&[("1_unlocks", "select pg_advisory_unlock_all()"), ("2_next", ALL)]);
+    let to = config(&db);
+
+    let error = of(&files).await.up(&to).await.expect_err("the lock is gone");
+
+    assert!(matches!(error, Error::Unlocked { .. }), "{error}");
+    assert_eq!(attempts(&files, &to).await, [(2, "1_unlocks".to_owned(), Outcome::Done)]);
+    assert_eq!(repeated(&files, &to).await, ["2_next"]);
 }

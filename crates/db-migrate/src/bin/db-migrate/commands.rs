@@ -181,7 +181,10 @@ impl Run {
     async fn validate(&self, output: OutputArgs) -> anyhow::Result<u8> {
         let plan = self.migrations.plan_up(&self.config, None).await?;
         let reformatted = plan.status.iter().filter(|status| status.state == State::Reformatted);
-        let told = plan.problems.iter().map(Problem::of).collect::<Vec<_>>();
+        // Another program has the step.
+        let (steps, problems): (Vec<_>, Vec<_>) =
+            plan.problems.iter().partition(|problem| matches!(problem, Error::NoStep { .. }));
+        let told = problems.into_iter().map(Problem::of).collect::<Vec<_>>();
         let warned =
             reformatted.filter(|status| told.iter().all(|problem| problem.version != Some(status.version)));
         let warnings = warned.map(|status| Problem {
@@ -191,6 +194,7 @@ impl Run {
                 status.version
             ),
         });
+        let warnings = warnings.chain(steps.into_iter().map(Problem::of));
         let findings = Findings { warnings: warnings.collect(), problems: told };
         found(output, &findings)
     }
@@ -224,8 +228,11 @@ impl Run {
         let mut versions = on_record(&status);
         let newest = versions.next().context("no migration is applied")?;
         let target = versions.next().unwrap_or(0);
-        // An error if the folder has no such file to apply again.
+        // An error if the folder has no such file, or one that could not be applied again.
         self.migrations.plan_up(&self.config, Some(newest)).await?;
+        if let Some(problem) = self.migrations.problems_after(target).into_iter().next() {
+            return Err(problem.into());
+        }
         let plan = self.migrations.plan_down(&self.config, target).await?;
         let question = "Revert this and apply it again";
         let plan = confirmed(plan, &self.config, args.confirm, question).await?;

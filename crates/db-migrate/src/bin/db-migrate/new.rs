@@ -57,7 +57,8 @@ pub(crate) fn step(name: &str, before: &str) -> anyhow::Result<String> {
         bail!("the name of a step is one word, without quotes and dollar signs");
     }
     Ok(format!(
-        "{before}-- db-migrate: step {name}\ndo $$ begin\n    raise exception 'the program runs this, in its step {name}, and no other migrator';\nend $$;\n"
+        "{before}-- db-migrate: step {name}\n-- If a new database has nothing to do, write `if exists (select …) then raise exception …; end if;`: then sqlx, tests and\n\
+         -- programs without the step can make one.\ndo $$ begin\n    raise exception 'the program runs this, in its step {name}, and no other migrator';\nend $$;\n"
     ))
 }
 

@@ -10,7 +10,7 @@ use db_core::Config;
 use db_migrate::check::{
     Check, Checked, CheckedFile, CheckedRepeatable, Difference, Drift, Finding, Traced, WayBack,
 };
-use db_migrate::{Action, Migrations};
+use db_migrate::{Action, Error, Migrations};
 
 use crate::args::{CheckArgs, DriftArgs, ServerArgs};
 use crate::commands::FOUND;
@@ -34,7 +34,9 @@ pub(crate) async fn check(
         check = check.after(version);
     } else if let Some(config) = config {
         let plan = migrations.plan_up(config, None).await?;
-        if let Some(problem) = plan.problems.into_iter().next() {
+        // The check does without the steps of other programs.
+        let is_problem = |problem: &Error| !matches!(problem, Error::NoStep { .. });
+        if let Some(problem) = plan.problems.into_iter().find(is_problem) {
             return Err(problem)
                 .context("the database cannot be migrated as it is (--all checks without it)");
         }
