@@ -1,52 +1,112 @@
-//! `/health/live` and `/health/ready`.
+//! Routes about health: for orchestrators, for dashboards, and for people.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use db_layer::db_core::Stats;
 use db_layer::db_notify::BusState;
 use db_layer::encryption::KeyId;
-use db_layer::{DatabaseHealth, Db, SealingHealth};
+use db_layer::{DatabaseHealth, Db, Health, SealingHealth};
 use serde_json::{Value, json};
 
-/// How long the database may take to answer before the service counts as not ready.
-const LIMIT: Duration = Duration::from_secs(2);
+/// Callers who wait for a connection of the API pool, above which `/health/db` says `degraded`.
+const LONG_QUEUE: u32 = 10;
 
-/// The two routes.
+/// The media type of draft-inadarei-api-health-check-06.
+const HEALTH_JSON: &str = "application/health+json";
+
+/// The routes. None of them asks the database or waits for a pool: they read what [`Db::health`] has noted, and say `Cache-Control: no-store`.
 ///
-/// `/health/live` answers 200 while the process serves requests, and does not ask the database: restarting the clients of a
-/// database that is away does not help. `/health/ready` answers 200 if the database answers within 2 s, and 503 otherwise, with
-/// the pools, the bus and the encryption keys as JSON.
+/// | route | 200 | 503 |
+/// |---|---|---|
+/// | `/health/live` | while the process serves requests | never: restarting the clients of a database that is away does not help |
+/// | `/health/ready` | while requests can be served, however busy the pools are | with the reason: see [`NotReady`](db_layer::NotReady) |
+/// | `/health` | as `/health/ready`, with the pools, the bus and the encryption keys | the same |
+/// | `/health/db` | `healthy` | `degraded`: more than 10 callers wait for a connection; `unhealthy`: not ready. No probe: it takes a busy service out of rotation |
+///
+/// To a client that accepts `application/health+json`, the first three speak that (`pass`, `fail`).
 pub fn routes(db: Db) -> Router {
-    Router::new().route("/health/live", get(live)).route("/health/ready", get(ready)).with_state(db)
+    Router::new()
+        .route("/health", get(detail))
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .route("/health/db", get(database))
+        .with_state(db)
 }
 
-async fn live() -> Json<Value> {
-    Json(json!({ "status": "alive" }))
+async fn live(headers: HeaderMap) -> Response {
+    answer(&headers, true, json!({ "status": "alive" }))
 }
 
-async fn ready(State(db): State<Db>) -> (StatusCode, Json<Value>) {
-    let health = db.health(LIMIT).await;
-    let status = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let database = match &health.database {
-        DatabaseHealth::Answers { within } => json!({ "latency_ms": within.as_secs_f64() * 1000.0 }),
-        DatabaseHealth::Fails { reason } => {
-            tracing::warn!(%reason, "not ready");
-            // The reason names hosts and roles, which HTTP clients must not see.
-            json!({ "latency_ms": null })
-        }
+async fn ready(State(db): State<Db>, headers: HeaderMap) -> Response {
+    let health = db.health();
+    answer(&headers, health.is_ready(), readiness(&health))
+}
+
+async fn detail(State(db): State<Db>, headers: HeaderMap) -> Response {
+    let health = db.health();
+    let mut body = readiness(&health);
+    body["database"] = json!({ "latency_ms": latency(&health) });
+    body["pools"] = json!({ "api": pool(health.api), "backend": pool(health.backend) });
+    body["bus"] = bus(&health.bus);
+    body["sealing"] = health.sealing.as_ref().map(sealing).into();
+    answer(&headers, health.is_ready(), body)
+}
+
+/// In the form that dashboards of other pools know.
+async fn database(State(db): State<Db>) -> Response {
+    let health = db.health();
+    let (status, message) = if !health.is_ready() {
+        ("unhealthy", "Database is not available")
+    } else if health.api.waiting > LONG_QUEUE {
+        ("degraded", "High connection wait queue")
+    } else {
+        ("healthy", "Database is available")
     };
     let body = json!({
-        "status": if health.is_ready() { "ready" } else { "not ready" },
-        "database": database,
-        "pools": { "api": pool(health.api), "backend": pool(health.backend) },
-        "bus": bus(&health.bus),
-        "sealing": health.sealing.as_ref().map(sealing),
+        "status": status,
+        "message": message,
+        "total": health.api.open,
+        "idle": health.api.idle,
+        "waiting": health.api.waiting,
+        "latency": latency(&health),
     });
-    (status, Json(body))
+    let code = if status == "healthy" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, [(CACHE_CONTROL, "no-store")], Json(body)).into_response()
+}
+
+fn readiness(health: &Health) -> Value {
+    let status = if health.is_ready() { "ready" } else { "not ready" };
+    json!({ "status": status, "reason": health.not_ready.map(|why| why.to_string()) })
+}
+
+/// Milliseconds of the last look. The reason of one without an answer names hosts and roles, which HTTP clients must not see; the log has it.
+fn latency(health: &Health) -> Option<f64> {
+    match health.database {
+        DatabaseHealth::Answers { within } => Some(within.as_secs_f64() * 1000.0),
+        _ => None,
+    }
+}
+
+fn answer(headers: &HeaderMap, is_good: bool, mut body: Value) -> Response {
+    let code = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let wants = accepts.flat_map(|value| value.split(',')).any(|it| it.trim().starts_with(HEALTH_JSON));
+    if !wants {
+        return (code, [(CACHE_CONTROL, "no-store")], Json(body)).into_response();
+    }
+    body["status"] = if is_good { "pass" } else { "fail" }.into();
+    if let Some(reason) =
+        body.as_object_mut().and_then(|body| body.remove("reason")).filter(|it| !it.is_null())
+    {
+        body["output"] = reason;
+    }
+    (code, [(CACHE_CONTROL, "no-store"), (CONTENT_TYPE, HEALTH_JSON)], Json(body)).into_response()
 }
 
 fn bus(state: &BusState) -> Value {

@@ -36,6 +36,8 @@ pub struct Totals {
     pub queued: u64,
     /// The sum of the waits in the queue.
     pub queue_wait: Duration,
+    /// Connections that were given back after the server had answered all that was sent on them.
+    pub returned: u64,
     /// Callers that got no connection within their time limit.
     pub timed_out: u64,
     /// Callers that were rejected immediately because [`max_waiting`](crate::PoolOptions::max_waiting) callers waited already.

@@ -1,7 +1,6 @@
 //! The handle that a service keeps.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use db_core::encryption::Keys;
 use db_core::{Handle, Pool};
@@ -11,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Health;
 use crate::holding::Holding;
+use crate::pulse::Pulse;
 
 /// An open database. Cheap to clone; clones share the same pools and bus. Fit for axum's `State`.
 #[derive(Debug, Clone)]
@@ -32,13 +32,20 @@ struct Inner {
     bus: Bus,
     events: EventLogs,
     holding: Option<Holding>,
+    pulse: Pulse,
     closing: CancellationToken,
 }
 
 impl Db {
-    pub(crate) fn new(pools: Pools, bus: Bus, events: EventLogs, holding: Option<Holding>) -> Self {
+    pub(crate) fn new(
+        pools: Pools,
+        bus: Bus,
+        events: EventLogs,
+        holding: Option<Holding>,
+        pulse: Pulse,
+    ) -> Self {
         let closing = CancellationToken::new();
-        Self { inner: Arc::new(Inner { pools, bus, events, holding, closing }) }
+        Self { inner: Arc::new(Inner { pools, bus, events, holding, pulse, closing }) }
     }
 
     /// The pool for web requests, as a sqlx executor that remembers this line.
@@ -88,11 +95,14 @@ impl Db {
         self.inner.closing.clone()
     }
 
-    /// The state of the pools and the bus, and whether the database answers a query within `limit`.
-    pub async fn health(&self, limit: Duration) -> Health {
-        let Pools { api, backend, .. } = &self.inner.pools;
-        let sealing = self.holding().map(Holding::health);
-        Health::read(api, backend, &self.inner.bus, sealing, limit).await
+    /// The state of all parts, and whether requests can be served. Asks nobody: it reads what was noted.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        Health::read(self)
+    }
+
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.inner.pulse
     }
 
     pub(crate) fn holding(&self) -> Option<&Holding> {

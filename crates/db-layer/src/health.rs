@@ -1,19 +1,21 @@
 //! The state of an open database.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use db_core::Pool;
 use db_core::Stats;
-use db_notify::{Bus, BusState};
-use tokio::time::timeout;
+use db_notify::BusState;
 
-use crate::SealingHealth;
+use crate::readiness::NotReady;
+use crate::{Db, SealingHealth};
 
-/// The state of all parts of a database at one moment.
+/// The state of all parts of a database at one moment, by what was noted before: reading it asks nobody.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Health {
-    /// Whether the database answers, asked through the API pool.
+    /// Why requests cannot be served; `None` if they can. A bus that reconnects does not count: meanwhile streams poll. Nor does a pool whose
+    /// connections are all in use, while they come back.
+    pub not_ready: Option<NotReady>,
+    /// Whether the database answers: it is asked every 2 s on a connection of its own, and has 1 s for the answer.
     pub database: DatabaseHealth,
     /// The API pool.
     pub api: Stats,
@@ -25,12 +27,15 @@ pub struct Health {
     pub sealing: Option<SealingHealth>,
 }
 
-/// Whether the database answers.
+/// What the last look at the database has found.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum DatabaseHealth {
-    /// It answered a query.
+    /// It was not asked yet: it was opened just now, or [lazily](crate::Options::lazy) and not used since.
+    NotAsked,
+    /// It answered.
     Answers {
-        /// How long the answer took, including the wait for a connection.
+        /// How long the answer took, and, if there was none, the connection.
         within: Duration,
     },
     /// It did not answer.
@@ -41,28 +46,22 @@ pub enum DatabaseHealth {
 }
 
 impl Health {
-    /// Whether requests can be served. A bus that reconnects does not count against it: meanwhile streams poll.
+    /// Whether requests can be served.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        matches!(self.database, DatabaseHealth::Answers { .. })
+        self.not_ready.is_none()
     }
 
-    pub(crate) async fn read(
-        api: &Pool,
-        backend: &Pool,
-        bus: &Bus,
-        sealing: Option<SealingHealth>,
-        limit: Duration,
-    ) -> Self {
-        let started = Instant::now();
-        let answer = timeout(limit, sqlx::query("select 1").execute(api.handle())).await;
-        let database = match answer {
-            Ok(Ok(_)) => DatabaseHealth::Answers { within: started.elapsed() },
-            Ok(Err(error)) => DatabaseHealth::Fails { reason: db_core::Error::from(error).to_string() },
-            Err(_) => {
-                DatabaseHealth::Fails { reason: format!("no answer within {:.1} s", limit.as_secs_f64()) }
-            }
-        };
-        Self { database, api: api.stats(), backend: backend.stats(), bus: bus.state(), sealing }
+    pub(crate) fn read(db: &Db) -> Self {
+        let not_ready =
+            if db.closing().is_cancelled() { Some(NotReady::Closing) } else { db.pulse().not_ready() };
+        Self {
+            not_ready,
+            database: db.pulse().database(),
+            api: db.pools().api.stats(),
+            backend: db.pools().backend.stats(),
+            bus: db.bus().state(),
+            sealing: db.holding().map(crate::holding::Holding::health),
+        }
     }
 }

@@ -49,6 +49,8 @@ mod health;
 mod holding;
 mod open;
 mod options;
+mod pulse;
+mod readiness;
 mod settings;
 mod shutdown;
 #[cfg(unix)]
@@ -62,6 +64,7 @@ pub use health::{DatabaseHealth, Health};
 pub use holding::{KeyOptions, SealingHealth};
 pub use open::{OpenError, open};
 pub use options::Options;
+pub use readiness::NotReady;
 pub use settings::Settings;
 pub use shutdown::{Deadlines, Shutdown};
 #[cfg(unix)]

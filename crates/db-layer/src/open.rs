@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::db::Pools;
 use crate::holding::Holder;
+use crate::pulse::Pulse;
 use crate::{ConnectionBudgetExceeded, Db, Options, sizing};
 
 /// Limit for the server's answer to how many connections it has.
@@ -192,7 +193,9 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         }
     }
     let events = EventLogs::with_options(backend.clone(), &bus, &options.topics, options.events);
-    Ok(Db::new(Pools { api, backend, named }, bus, events, holding))
+    let others = named.iter().chain([&backend]).cloned().collect();
+    let pulse = Pulse::start(&config, &api, others, options.lazy);
+    Ok(Db::new(Pools { api, backend, named }, bus, events, holding, pulse))
 }
 
 /// The steps of opening, which have one deadline together.

@@ -98,7 +98,8 @@ impl Db {
         let Pools { api, backend, named } = self.pools();
         let named =
             join_all(named.iter().map(async |pool: &Pool| (pool.name().to_owned(), pool.close(pools).await)));
-        let (api, backend, named) = tokio::join!(api.close(pools), backend.close(pools), named);
+        let (api, backend, named, ()) =
+            tokio::join!(api.close(pools), backend.close(pools), named, self.pulse().stop());
         let pools_took = started.elapsed();
         let mut report =
             Shutdown { api, backend, named, pools_took, bus_closed: false, bus_took: Duration::ZERO };

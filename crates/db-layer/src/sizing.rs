@@ -9,6 +9,9 @@ use crate::Options;
 /// The bus's sessions: a listener and a notifier.
 const BUS: u32 = 2;
 
+/// The session that looks whether the database answers.
+const PULSE: u32 = 1;
+
 /// The pools of all instances may open more connections than the server has.
 ///
 /// Without the check this would show only under load, as refused connections. `Display` gives the numbers and what to change.
@@ -105,7 +108,7 @@ pub(crate) async fn check(
 
     let pools = [&options.api, &options.backend].into_iter().chain(&options.named);
     let mut parts: Vec<_> = pools.map(|pool| (pool.name.clone(), pool.max_sessions())).collect();
-    parts.push(("bus".to_owned(), BUS));
+    parts.extend([("bus".to_owned(), BUS), ("pulse".to_owned(), PULSE)]);
     let found = ConnectionBudgetExceeded {
         instances: options.instances.max(1),
         parts,

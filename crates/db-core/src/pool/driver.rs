@@ -213,6 +213,7 @@ impl Driver {
         let worker = Worker::here();
         let mut core = self.core();
         core.note_return(returned);
+        core.totals.returned += u64::from(used.is_some());
         let place = core.state.give_back(live, checkout, wear, worker);
         drop(core);
         self.put(place, now);

@@ -118,7 +118,7 @@ async fn a_wrong_key_ends_the_opening_with_the_ids_of_both(db: TestDb) {
     );
     let unknown = other.read(1).await.expect_err("its key is missing");
     assert!(unknown.to_string().contains(&right.id().to_string()), "{unknown}");
-    let health = other.db.health(PATIENCE).await.sealing.expect("keys");
+    let health = other.db.health().sealing.expect("keys");
     assert_eq!((health.primary, health.totals.away, health.totals.unknown_key), (None, 1, 1), "{health:?}");
 }
 
@@ -173,7 +173,7 @@ async fn a_shutdown_takes_the_process_off_the_record_and_others_go_on_at_once(db
     let first = Service::open(config(&db), old.clone(), often()).await.expect("opened");
     let second = Service::open(config(&db), ring(&[&new, &old]), often()).await.expect("opened");
     until("it is waited for", async || {
-        let health = second.db.health(PATIENCE).await.sealing.expect("keys");
+        let health = second.db.health().sealing.expect("keys");
         health.candidate == Some(new.id()) && health.waits_for.len() == 1 && health.primary == Some(old.id())
     })
     .await;
@@ -200,7 +200,7 @@ async fn values_under_the_former_key_are_sealed_anew_once_another_key_is_primary
 
     until("all rows are sealed under the new key", async || rows_under(&db, &new).await == 20).await;
     until("nothing is left", async || {
-        let health = second.db.health(PATIENCE).await.sealing.expect("keys");
+        let health = second.db.health().sealing.expect("keys");
         health.rekeying.is_some_and(|state| state.left == Some(0))
     })
     .await;
@@ -277,8 +277,8 @@ impl Folder {
     }
 }
 
-async fn alarm(service: &Service) -> Option<String> {
-    service.db.health(PATIENCE).await.sealing.expect("keys").alarm
+fn alarm(service: &Service) -> Option<String> {
+    service.db.health().sealing.expect("keys").alarm
 }
 
 #[db_testkit::test]
@@ -297,14 +297,14 @@ async fn a_process_that_lacks_the_primary_key_seals_nothing_until_it_has_it(db: 
     until("it notices", async || late.db.keys().expect("keys").seals_under().is_none()).await;
     let refused = late.write(2).await.expect_err("it lacks the primary key");
     assert!(refused.to_string().contains("the encryption keys are away"), "{refused}");
-    until("somebody is told", async || alarm(&late).await.is_some()).await;
+    until("somebody is told", async || alarm(&late).is_some()).await;
 
     folder.put("2", &new);
     folder.write("primary", "2");
     until("it has the key", async || late.write(2).await.is_ok()).await;
     assert_eq!(rows_under(&db, &new).await, 1);
     late.read(1).await.expect("under the old key");
-    until("nobody needs to look", async || alarm(&late).await.is_none()).await;
+    until("nobody needs to look", async || alarm(&late).is_none()).await;
 }
 
 #[db_testkit::test]
@@ -323,7 +323,7 @@ async fn a_new_key_in_the_folder_seals_without_a_restart_once_all_have_it(db: Te
 
     change(&folders[0]);
     until("the first one waits", async || {
-        let health = services[0].db.health(PATIENCE).await.sealing.expect("keys");
+        let health = services[0].db.health().sealing.expect("keys");
         health.candidate == Some(new.id()) && health.waits_for.len() == 1
     })
     .await;
@@ -356,13 +356,11 @@ async fn a_wrong_or_empty_key_file_raises_an_alarm_and_the_keys_stay(db: TestDb)
         ("no key", "the encryption keys cannot be read again: the key file".to_owned()),
     ] {
         folder.write("key", text);
-        until("somebody is told", async || {
-            alarm(&service).await.is_some_and(|text| text.starts_with(&complaint))
-        })
-        .await;
+        until("somebody is told", async || alarm(&service).is_some_and(|text| text.starts_with(&complaint)))
+            .await;
         service.write(2).await.expect("sealed under the key that is right");
         folder.put("key", &right);
-        until("it is over", async || alarm(&service).await.is_none()).await;
+        until("it is over", async || alarm(&service).is_none()).await;
     }
     assert_eq!(rows_under(&db, &right).await, 2);
 }

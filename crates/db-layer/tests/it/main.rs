@@ -7,6 +7,7 @@ mod keys;
 mod lazy;
 mod opening;
 mod options;
+mod readiness;
 mod schemas;
 mod secrets;
 mod served;
@@ -16,16 +17,15 @@ mod sizing;
 mod warm;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use db_layer::db_core::ConnectFailure;
 use db_layer::db_notify::Delivery;
 use db_layer::encryption::{Context, Key, Keyring, Strategy};
 use db_layer::{
-    BusExt, Config, DatabaseHealth, Db, Migrations, NewEvent, NotifyAfterCommit, OpenError, Options,
-    PoolOptions, Topic,
+    BusExt, Config, Db, Migrations, NewEvent, NotifyAfterCommit, OpenError, Options, PoolOptions, Topic,
 };
-use db_testkit::{TestDb, TestServer, until};
+use db_testkit::{TestDb, until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -78,39 +78,6 @@ async fn opening_says_which_step_failed(db: TestDb) {
 
     let namespace = Options::new(config(&db)).namespace("");
     assert!(matches!(db_layer::open(namespace).await, Err(OpenError::Bus(_))));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_tells_a_server_that_answers_from_one_that_is_frozen() {
-    let server = TestServer::throwaway().await.expect("a server");
-    let db = server.empty().await.expect("a database");
-    let layer = open(&db).await;
-    let health = layer.health(PATIENCE).await;
-    assert!(health.is_ready() && health.bus.is_connected(), "{health:?}");
-    let mut pids: Vec<i32> =
-        sqlx::query_scalar("select pid from pg_stat_activity where datname = current_database()")
-            .fetch_all(layer.api())
-            .await
-            .expect("process ids");
-    let postmaster = server.embedded().expect("one of its own").postmaster_pid().expect("a process id");
-    // The postmaster accepts new connections, so it must be stopped, too.
-    pids.push(i32::try_from(postmaster).expect("a process id"));
-    let signal = |name: &str| {
-        let pids = pids.iter().map(ToString::to_string);
-        let status = std::process::Command::new("kill").args(["-s", name]).args(pids).status();
-        assert!(status.expect("kill runs").success(), "{name}");
-    };
-
-    signal("STOP");
-    let started = Instant::now();
-    let frozen = layer.health(Duration::from_millis(200)).await;
-    signal("CONT");
-
-    assert!(!frozen.is_ready(), "{frozen:?}");
-    assert!(
-        matches!(&frozen.database, DatabaseHealth::Fails { reason } if reason == "no answer within 0.2 s")
-    );
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[db_testkit::test]

@@ -373,7 +373,7 @@ async fn nothing_that_is_open_used_broken_or_logged_shows_a_secret() {
     lost_commits(&layer, &server, &mut shown).await;
     what_is_lent(&layer, &mut shown).await;
     what_waits_to_be_sent(&layer, &server, &mut shown).await;
-    let health = layer.health(PATIENCE).await;
+    let health = layer.health();
     debug!(shown; layer, layer.bus(), layer.events(), layer.keys(), health, health.database, health.sealing);
     let shutdown = layer.shutdown(PATIENCE).await;
     let closed: &Closed = &shutdown.api;
@@ -426,7 +426,7 @@ async fn failures_to_open(server: &Guarded, shown: &mut Shown) {
         let acquired: AcquireError = lazy.api().acquire().await.expect_err(name);
         shown.error(name, Error::from(acquired));
         debug!(shown; lazy, lazy.api(), lazy.api().pool());
-        debug!(shown; lazy.health(Duration::from_millis(50)).await);
+        debug!(shown; lazy.health());
     }
     let many = Options::new(server.config(PASSWORD, "disable")).instances(1000);
     shown.error("ConnectionBudgetExceeded", db_layer::open(many).await.expect_err("there is no room"));
@@ -834,6 +834,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Normalization", "a word"),
     ("Notification", "data that a program has asked for"),
     ("NotificationSource", "a name that the program has chosen"),
+    ("NotReady", "a word"),
     ("Obstacles", "names of triggers, policies and tables"),
     ("Original", "the number of keys"),
     ("OriginalError", "words of its own"),

@@ -403,7 +403,7 @@ async fn pools_that_the_server_has_no_room_for_are_refused_at_the_start(db: Test
     else {
         panic!("there is no room for a thousand")
     };
-    assert_eq!(exceeded.needed(), 1000 * (10 + 5 + 50 + 5 + 2));
+    assert_eq!(exceeded.needed(), 1000 * (10 + 5 + 50 + 5 + 2 + 1));
 
     let (max, reserved): (String, String) = sqlx::query_as(
         "select current_setting('max_connections'), current_setting('superuser_reserved_connections')",

@@ -27,34 +27,34 @@ async fn pools_fit_below_max_connections_less_what_superusers_keep() {
     let (_server, db) = small(&[("max_connections", "40"), ("superuser_reserved_connections", "7")]).await;
     let config = config(&db);
 
-    // Each pool may have five more for a time, and the bus has two: 4 + 5 + 17 + 5 + 2 = 33 = 40 - 7.
-    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(sized(&config, 4, 18, 1)).await
+    // Each pool may have five more for a time, the bus has two, and the pulse has one: 4 + 5 + 16 + 5 + 2 + 1 = 33 = 40 - 7.
+    let Err(OpenError::ConnectionBudgetExceeded(exceeded)) = db_layer::open(sized(&config, 4, 17, 1)).await
     else {
         panic!("there is no room")
     };
     assert_eq!(
         (exceeded.needed(), exceeded.available(), exceeded.largest_backend_that_fits()),
-        (34, 33, Some(17))
+        (34, 33, Some(16))
     );
     let text = exceeded.to_string();
     for part in
-        ["max_connections 40 less 7 reserved", "lower backend-max-conns to 17", "raise max_connections to 41"]
+        ["max_connections 40 less 7 reserved", "lower backend-max-conns to 16", "raise max_connections to 41"]
     {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert!(text.ends_with("twice the server's cores plus its disks do not raise throughput"), "{text}");
     let two = db_layer::open(sized(&config, 1, 5, 2)).await;
     assert!(
-        matches!(&two, Err(OpenError::ConnectionBudgetExceeded(exceeded)) if exceeded.needed() == 2 * 18),
+        matches!(&two, Err(OpenError::ConnectionBudgetExceeded(exceeded)) if exceeded.needed() == 2 * 19),
         "{two:?}"
     );
 
-    let layer = db_layer::open(sized(&config, 4, 17, 1)).await.expect("it fits");
+    let layer = db_layer::open(sized(&config, 4, 16, 1)).await.expect("it fits");
     let mut conns = Vec::new();
     for _ in 0..4 {
         conns.push(layer.api().acquire().await.expect("one of the api's"));
     }
-    for _ in 0..17 {
+    for _ in 0..16 {
         conns.push(layer.backend().acquire().await.expect("one of the backend's"));
     }
     drop(conns);

@@ -52,7 +52,7 @@ async fn a_server_without_room_for_what_is_to_be_ready_fails_the_opening_and_lea
 }
 
 /// Sessions cost more than the statements of opening: one for the checks and migrations, two for the bus, one control
-/// connection for each pool, and no other.
+/// connection for each pool, one for the pulse, and no other.
 #[db_testkit::test]
 async fn opening_takes_one_session_beside_those_that_it_keeps(db: TestDb) {
     drop(db_layer::open(options(&db).await).await.expect("migrated"));
@@ -62,11 +62,11 @@ async fn opening_takes_one_session_beside_those_that_it_keeps(db: TestDb) {
 
     let layer = db_layer::open(again).await.expect("opened");
 
-    until("the control connections are open", async || proxy.accepted() >= 11).await;
+    until("the control connections are open", async || proxy.accepted() >= 12).await;
     assert_eq!(
         proxy.accepted(),
-        1 + 2 + 2 + 2 + 1 + 3,
-        "the first, the bus, api, backend, gc, and the pools' control connections"
+        1 + 2 + 2 + 2 + 1 + 3 + 1,
+        "the first, the bus, api, backend, gc, the pools' control connections, and the pulse"
     );
     drop(layer);
 }

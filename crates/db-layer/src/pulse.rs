@@ -1,0 +1,194 @@
+//! The pulse: it looks every 2 s whether the database answers, on a connection of its own, and notes what it found.
+//!
+//! Health is read from these notes, so a route about health costs nothing, and a pool whose connections are all in use says nothing about it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use db_core::{Config, ConnectRetry, Pool, connect};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Executor};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::DatabaseHealth;
+use crate::readiness::{Api, Beat, NotReady, Readiness};
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// For the answer.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// For a connection.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// For closing it.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// `too_many_connections`.
+const NO_ROOM: &str = "53300";
+
+/// The task, which ends with this.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    notes: Arc<Notes>,
+    stop: DropGuard,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Notes {
+    began: Instant,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    readiness: Readiness,
+    database: DatabaseHealth,
+}
+
+impl Notes {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pulse {
+    /// Starts it. `waits_for_use`: it makes no connection before a pool has.
+    pub(crate) fn start(config: &Config, api: &Pool, others: Vec<Pool>, waits_for_use: bool) -> Self {
+        let seen = Seen { readiness: Readiness::default(), database: DatabaseHealth::NotAsked };
+        let notes = Arc::new(Notes { began: Instant::now(), seen: Mutex::new(seen) });
+        let stop = CancellationToken::new();
+        let heart = Heart {
+            config: config.clone().with_application_name("pulse"),
+            api: api.clone(),
+            others,
+            notes: Arc::clone(&notes),
+            waits_for_use,
+        };
+        let task = tokio::spawn(heart.run(stop.clone()));
+        Self { notes, stop: stop.drop_guard(), task: Mutex::new(Some(task)) }
+    }
+
+    /// What the last look has found.
+    pub(crate) fn database(&self) -> DatabaseHealth {
+        self.notes.seen().database.clone()
+    }
+
+    /// Why the service is not ready, by what was found.
+    pub(crate) fn not_ready(&self) -> Option<NotReady> {
+        self.notes.seen().readiness.not_ready(self.notes.began.elapsed())
+    }
+
+    /// Ends the task and its connection.
+    pub(crate) async fn stop(&self) {
+        self.stop.token().cancel();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::warn!(%error, "the pulse has ended before its time");
+        }
+    }
+}
+
+/// What the task owns.
+struct Heart {
+    config: Config,
+    api: Pool,
+    others: Vec<Pool>,
+    notes: Arc<Notes>,
+    waits_for_use: bool,
+}
+
+impl Heart {
+    async fn run(self, stop: CancellationToken) {
+        let mut connection = None;
+        let beats = async {
+            let mut ticks = interval(EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                self.beat(&mut connection).await;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = beats => {}
+        }
+        if let Some(connection) = connection {
+            close(connection).await;
+        }
+    }
+
+    async fn beat(&self, connection: &mut Option<PgConnection>) {
+        let pools = || self.others.iter().chain([&self.api]);
+        let is_used = || pools().any(|pool| pool.stats().totals.dialled > 0);
+        let began = Instant::now();
+        let asked =
+            if self.waits_for_use && !is_used() { None } else { Some(ask(&self.config, connection).await) };
+        let found = match asked {
+            None => DatabaseHealth::NotAsked,
+            Some(Ok(())) => DatabaseHealth::Answers { within: began.elapsed() },
+            // The server is there, and has more sessions than it may.
+            Some(Err(error)) if error.sqlstate().as_deref() == Some(NO_ROOM) => {
+                DatabaseHealth::Answers { within: began.elapsed() }
+            }
+            Some(Err(error)) => DatabaseHealth::Fails { reason: error.to_string() },
+        };
+        let api = self.api.stats();
+        let beat = Beat {
+            at: self.notes.began.elapsed(),
+            answered: !matches!(found, DatabaseHealth::Fails { .. }),
+            returned: pools().map(|pool| pool.stats().totals.returned).sum(),
+            api: Api {
+                is_full: api.idle == 0 && api.open >= api.max,
+                waiting: api.waiting,
+                turned_away: api.totals.shed + api.totals.timed_out,
+                handed_out: api.totals.acquired,
+            },
+        };
+        let mut seen = self.notes.seen();
+        let before = seen.readiness.not_ready(beat.at);
+        seen.readiness.beat(beat);
+        let now = seen.readiness.not_ready(beat.at);
+        match (&found, now) {
+            (DatabaseHealth::Fails { reason }, Some(why)) if before != now => {
+                tracing::warn!(%why, reason, "not ready");
+            }
+            (_, Some(why)) if before != now => tracing::warn!(%why, "not ready"),
+            (DatabaseHealth::Fails { reason }, _) => {
+                tracing::info!(reason, "the database did not answer a look");
+            }
+            (_, None) if before.is_some() => tracing::info!("ready again"),
+            _ => {}
+        }
+        seen.database = found;
+    }
+}
+
+/// Asks on this connection, or on a new one. A connection that has not answered is closed: its answer may still come.
+async fn ask(config: &Config, connection: &mut Option<PgConnection>) -> Result<(), db_core::Error> {
+    let mut open = match connection.take() {
+        Some(open) => open,
+        None => {
+            connect::connect(config, ConnectRetry::default().deadline(Duration::ZERO).attempt(CONNECT))
+                .await?
+        }
+    };
+    // The simple protocol, which each pooler knows.
+    let asked = timeout(LIMIT, open.execute(sqlx::raw_sql("select 1"))).await;
+    let late = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    asked.unwrap_or_else(|_| Err(late()))?;
+    *connection = Some(open);
+    Ok(())
+}
+
+async fn close(connection: PgConnection) {
+    if !matches!(timeout(CLOSE, connection.close()).await, Ok(Ok(()))) {
+        tracing::debug!("the connection of the pulse was lost before it was closed");
+    }
+}
