@@ -229,7 +229,10 @@ pub enum ConnectFailure {
     /// Nothing listens at the address, or the host name is unknown.
     #[error("no server answers: {0}")]
     NotReached(String),
-    /// The server is up but takes no connections now (57P03, 53300).
+    /// The server is up and has no room for another session (53300).
+    #[error("the server has no room for another session: {0}")]
+    NoRoom(String),
+    /// The server is up but takes no connections now (57P03).
     #[error("the server is up but takes no connections now: {0}")]
     NotReady(String),
     /// The server is up and refuses the session permanently: the role may not connect to the database (42501), the database
@@ -366,7 +369,8 @@ impl ConnectFailure {
                 "28P01" => Self::WrongPassword(config.user().to_owned()),
                 "28000" => Self::LoginRefused { role: config.user().to_owned(), message },
                 "3D000" => Self::NoSuchDatabase(config.database().to_owned()),
-                "57P03" | "53300" => Self::NotReady(message),
+                "53300" => Self::NoRoom(message),
+                "57P03" => Self::NotReady(message),
                 "08P01" => Self::of_pooler(message, config),
                 code if is_refusal(code) => Self::Refused(format!("{message} ({code})")),
                 _ => Self::Other(format!("{message} ({code})")),

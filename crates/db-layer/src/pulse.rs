@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use db_core::{Config, ConnectRetry, Pool, connect};
+use db_core::{Config, ConnectFailure, ConnectRetry, Pool, connect};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor};
 use tokio::task::JoinHandle;
@@ -26,9 +26,6 @@ const CONNECT: Duration = Duration::from_secs(2);
 
 /// For closing it.
 const CLOSE: Duration = Duration::from_secs(1);
-
-/// `too_many_connections`.
-const NO_ROOM: &str = "53300";
 
 /// The task, which ends with this.
 #[derive(Debug)]
@@ -134,7 +131,9 @@ impl Heart {
             None => DatabaseHealth::NotAsked,
             Some(Ok(())) => DatabaseHealth::Answers { within: began.elapsed() },
             // The server is there, and has more sessions than it may.
-            Some(Err(error)) if error.sqlstate().as_deref() == Some(NO_ROOM) => {
+            Some(Err(db_core::Error::Connect(error)))
+                if matches!(error.failure(), ConnectFailure::NoRoom(_)) =>
+            {
                 DatabaseHealth::Answers { within: began.elapsed() }
             }
             Some(Err(error)) => DatabaseHealth::Fails { reason: error.to_string() },

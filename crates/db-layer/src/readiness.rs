@@ -61,7 +61,7 @@ pub(crate) struct Api {
     pub(crate) waiting: u32,
     /// The callers who were turned away, in all.
     pub(crate) turned_away: u64,
-    /// The connections that were handed out, in all: one that is given back to a full pool goes to a caller who waits.
+    /// The connections that were handed out, in all: one that is given back to a full pool goes to the next caller in the queue.
     pub(crate) handed_out: u64,
 }
 

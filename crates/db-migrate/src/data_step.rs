@@ -250,7 +250,11 @@ impl Steps<'_> {
         let done = loop {
             let (done, blockers) = self.try_step(&pool, file, name, step).await;
             match done {
-                Err(error) if step.may_run_again() && error.gives_way() => {
+                // An error of another kind came before the step began.
+                Err(error)
+                    if error.gives_way()
+                        && (step.may_run_again() || matches!(error, Error::Failed { .. })) =>
+                {
                     if let Err(over) = tries.give_way(error.into_cause(), blockers).await {
                         break Err(over);
                     }

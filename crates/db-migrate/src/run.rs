@@ -43,7 +43,8 @@ impl Migrations {
     /// history.
     ///
     /// Each runs in a transaction of its own, unless its first line is `-- no-transaction`. Dropping the future closes
-    /// the connection: the migration under way is rolled back, those before it stay.
+    /// the connection: the migration under way is rolled back, those before it stay. Outside of a transaction, and of a step in batches, what is
+    /// done stays, and the next run goes on.
     ///
     /// `retry` limits the wait for the server. When the connection is lost, a new one waits until the lost session has released
     /// the lock, reads the versions on record, and goes on from there: a migration and its record are one transaction. A

@@ -60,7 +60,7 @@ async fn the_error_at_the_deadline_says_that_the_server_has_too_few_connections(
 
     let (open, wanted) = error.open_of_wanted();
     assert!(open < 10 && wanted == 10, "{error:?}");
-    assert!(matches!(error.failure(), Some(ConnectFailure::NotReady(_))), "{error:?}");
+    assert!(matches!(error.failure(), Some(ConnectFailure::NoRoom(_))), "{error:?}");
     let text = error.to_string();
     assert!(
         text.starts_with(&format!("pool `warm`: {open} of 10 connections (min_idle) were open after 2.0 s;"))

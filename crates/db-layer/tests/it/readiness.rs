@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use db_layer::{DatabaseHealth, Db, NotReady, Options, PoolOptions};
 use db_testkit::{TestDb, TestServer, until};
+use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
 
+use crate::sizing::small;
 use crate::{PATIENCE, config, open};
 
 /// With this many connections in the API pool.
@@ -108,6 +110,37 @@ async fn a_database_that_is_frozen_is_found_and_one_that_is_thawed_is_ready_agai
     assert!(layer.shutdown(PATIENCE).await.is_clean());
     assert_eq!(layer.health().not_ready, Some(NotReady::Closing));
     db.until_sessions("none is left", <[_]>::is_empty).await;
+}
+
+/// It answers, though with a refusal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_room_for_another_session_is_one_that_answers() {
+    let (_server, db) = small(&[("max_connections", "12")]).await;
+    let options = Options::new(config(&db)).instances(0);
+    let layer = db_layer::open(options).await.expect("an open database");
+    until("it was asked", async || matches!(layer.health().database, DatabaseHealth::Answers { .. })).await;
+    let end_it =
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'pulse'";
+    let mut sessions = vec![PgConnection::connect_with(&db.options()).await.expect("a connection")];
+    // Until nothing is left that could become its session.
+    loop {
+        while let Ok(session) = PgConnection::connect_with(&db.options()).await {
+            sessions.push(session);
+        }
+        let ended: i64 = sqlx::query_scalar(end_it).fetch_one(&mut sessions[0]).await.expect("a count");
+        if ended == 0 {
+            break;
+        }
+    }
+
+    let end = Instant::now() + Duration::from_secs(9);
+    while Instant::now() < end {
+        let health = layer.health();
+        assert!(health.is_ready(), "{health:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let ended: i64 = sqlx::query_scalar(end_it).fetch_one(&mut sessions[0]).await.expect("a count");
+    assert_eq!(ended, 0, "it had no session");
 }
 
 #[db_testkit::test]

@@ -7,7 +7,7 @@ use db_testkit::{TestDb, TestServer};
 use crate::{PATIENCE, config};
 
 /// A server whose connections a test can use up.
-async fn small(settings: &[(&str, &str)]) -> (TestServer, TestDb) {
+pub(crate) async fn small(settings: &[(&str, &str)]) -> (TestServer, TestDb) {
     let builder =
         settings.iter().fold(Server::throwaway(), |builder, (name, value)| builder.setting(*name, *value));
     let server = TestServer::start(builder).await.expect("a server");

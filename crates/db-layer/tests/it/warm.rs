@@ -47,7 +47,7 @@ async fn a_server_without_room_for_what_is_to_be_ready_fails_the_opening_and_lea
         OpenError::Bus(BusError::Listen { failure, .. }) => Some(failure),
         _ => None,
     };
-    assert!(matches!(failure, Some(ConnectFailure::NotReady(_))), "{error}");
+    assert!(matches!(failure, Some(ConnectFailure::NoRoom(_))), "{error}");
     db.until_sessions("none is left", <[_]>::is_empty).await;
 }
 

@@ -10,7 +10,7 @@ use db_migrate::batches::{BatchError, Batches, Change, Pace, Row};
 use db_migrate::check::Check;
 use db_migrate::{DataStep, Error, Migrations, Migrator, Outcome, RowsLeft, SCHEMA, State, StepError};
 use db_testkit::{TestDb, until};
-use harness::Process;
+use harness::{Log, Process};
 use sqlx::migrate::MigrateError;
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
@@ -263,6 +263,34 @@ async fn a_step_that_waits_for_a_lock_gives_way_and_is_tried_again_if_it_may_be(
     });
     assert_eq!(report.expect("up").changed, [2, 3]);
     assert_eq!(last_name(&db).await.as_deref(), Some("counted"));
+}
+
+/// The step has not begun then.
+#[db_testkit::test]
+async fn a_step_that_may_not_run_again_waits_for_its_record(db: TestDb) {
+    let files = files();
+    let to = config(&db);
+    of(&files).await.up_to(&to, 1).await.expect("up");
+    let runs = Arc::<AtomicU32>::default();
+    let sql = "update people set last = 'once'";
+    let step = Counted { runs: Arc::clone(&runs), may_run_again: false, sql };
+    let ours = of(&files).await.with_step("split", step).with_lock_timeout(Duration::from_millis(100));
+    let mut other = db.pool().begin().await.expect("begun");
+    sqlx::query("lock table _sqlx_migrations in share mode").execute(&mut *other).await.expect("locked");
+    let log = Log::of_this_process("db_migrate=warn");
+
+    let (report, ()) = tokio::join!(ours.up(&to), async {
+        let told = ["a migration gave way", "version=2", &format!("process {}", pid(&mut other).await)];
+        until("it has given way", async || log.count(&told) > 0).await;
+        other.rollback().await.expect("rolled back");
+    });
+
+    assert_eq!(report.expect("up").changed, [2, 3]);
+    assert_eq!((runs.load(Relaxed), last_name(&db).await.as_deref()), (1, Some("once")));
+}
+
+async fn pid(connection: &mut PgConnection) -> i32 {
+    sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await.expect("a number")
 }
 
 #[db_testkit::test]
