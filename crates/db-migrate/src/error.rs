@@ -6,7 +6,7 @@ use db_core::Class;
 use db_core::sql::Position;
 
 use crate::blockers::listed;
-use crate::data_step::{Causes, Known};
+use crate::causes::{Causes, Known};
 use crate::{Blocker, Finding, StepError};
 
 /// Why migrations were not run.
@@ -322,10 +322,10 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connect(error) => !error.failure().is_final(),
-            Self::Failed { cause, .. } => is_lost(cause),
-            Self::Database { cause, .. } => is_lost(cause),
+            Self::Failed { cause, .. } => is_lost(cause.class()),
+            Self::Database { cause, .. } => is_lost(cause.class()),
             Self::Step { may_run_again, cause, .. } => {
-                *may_run_again && Known::of(&**cause).is_some_and(|known| is_lost_class(known.class))
+                *may_run_again && Known::of(&**cause).is_some_and(|known| is_lost(known.class))
             }
             _ => false,
         }
@@ -371,9 +371,9 @@ impl Error {
         }
     }
 
-    /// Whether it may go away when it is tried again: 55P03 is `lock_not_available`, 40P01 `deadlock_detected`.
+    /// Whether it may go away when it is tried again.
     pub(crate) fn gives_way(&self) -> bool {
-        self.sqlstate().is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
+        self.sqlstate().is_some_and(|code| is_of_a_lock(&code))
     }
 
     /// The server's code, if a statement of the migration failed.
@@ -415,10 +415,12 @@ fn subject(version: i64, repeatable: Option<&str>) -> String {
     }
 }
 
-fn is_lost(cause: &db_core::Error) -> bool {
-    is_lost_class(cause.class())
+/// Whether the code is that of a statement which waited for a lock in vain, or ended in a deadlock: 55P03 is `lock_not_available`, 40P01
+/// `deadlock_detected`.
+pub(crate) fn is_of_a_lock(code: &str) -> bool {
+    matches!(code, "55P03" | "40P01")
 }
 
-fn is_lost_class(class: Class) -> bool {
+fn is_lost(class: Class) -> bool {
     matches!(class, Class::Lost | Class::NotReached)
 }

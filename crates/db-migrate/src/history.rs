@@ -488,24 +488,6 @@ pub(crate) async fn applied_sql(
         .map_err(Error::database("read the SQL that was applied"))
 }
 
-/// What was applied last of each repeatable file, in order of their names.
-#[cfg(feature = "check")]
-pub(crate) async fn repeated_sql(connection: &mut PgConnection, table: &Table) -> Result<Vec<String>, Error> {
-    if !table.history.is_readable() {
-        return Ok(Vec::new());
-    }
-    let sql = format!(
-        "select sql from (
-             select distinct on (description) description collate \"C\" as name, sql from {}
-             where action = 'repeat' and succeeded order by description, id desc) as last
-         where sql is not null order by name",
-        table.history.name
-    );
-    let rows = answer(connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
-    let read = |rows: Vec<PgRow>| rows.iter().map(|row| row.try_get(0)).collect::<Result<_, sqlx::Error>>();
-    rows.and_then(read).map_err(Error::database("read what was applied of repeatable files"))
-}
-
 /// The roles that may write to the table or make triggers of it, but for this one and superusers: by a right on the table or on a
 /// column, as its owner, or as a member of its owner. Who administers the owner is left out, too: on 16 and later, that is who made the
 /// role, and can become it at any time.

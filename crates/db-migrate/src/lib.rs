@@ -119,6 +119,7 @@
 
 pub mod batches;
 mod blockers;
+mod causes;
 #[cfg(feature = "check")]
 pub mod check;
 #[cfg(feature = "clap")]

@@ -53,15 +53,6 @@ impl Migrations {
         Ok(attempts)
     }
 
-    /// What was applied last of each repeatable file, in order of their names.
-    #[cfg(feature = "check")]
-    pub(crate) async fn repeated_sql(&self, connection: &mut PgConnection) -> Result<Vec<String>, Error> {
-        match Table::find(connection, &self.migrator.table_name).await? {
-            Some(table) => history::repeated_sql(connection, &table).await,
-            None => Ok(Vec::new()),
-        }
-    }
-
     pub(crate) async fn read(&self, connection: &mut PgConnection) -> Result<Look, Error> {
         for _ in 1..LOOKS {
             let table = Table::find(connection, &self.migrator.table_name).await?;

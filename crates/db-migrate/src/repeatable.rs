@@ -83,7 +83,7 @@ impl Migrations {
 }
 
 /// Whether a file says what was applied last under its name.
-fn is_current(file: &Migration, look: &Look) -> bool {
+pub(crate) fn is_current(file: &Migration, look: &Look) -> bool {
     look.repeated.get(&*file.description).is_some_and(|digest| *digest == hex(&contents::digest(file)))
 }
 

@@ -11,10 +11,11 @@ use tokio::time::sleep;
 
 use crate::blockers::{Blocker, Observer, listed};
 use crate::data_step::step_name;
+use crate::error::is_of_a_lock;
 use crate::history::{Action, History, Noted};
 use crate::session::{LockTimeout, Session, answer};
 use crate::status::Look;
-use crate::table::{Table, bytes, literal, quoted};
+use crate::table::{Table, bytes, literal, set_role};
 use crate::{Error, Migrations, StepError};
 
 /// "Undefined table."
@@ -343,7 +344,7 @@ impl Steps<'_> {
 
     /// The statement that sets the role of the migrations, if they have one.
     pub(crate) fn set_role(&self) -> String {
-        self.role.map(|role| format!("set role {};", quoted(role))).unwrap_or_default()
+        set_role(self.role)
     }
 
     /// Whether the server does not find the table. A deferred trigger may miss another one.
@@ -406,9 +407,8 @@ fn jitter() -> Duration {
     Duration::from_millis(fastrand::u64(100..500))
 }
 
-/// 55P03 is `lock_not_available`, 40P01 `deadlock_detected`.
 pub(crate) fn gives_way(cause: &db_core::Error) -> bool {
-    cause.sqlstate().is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
+    cause.sqlstate().is_some_and(|code| is_of_a_lock(&code))
 }
 
 pub(crate) fn is_missing_table(cause: &db_core::Error) -> bool {

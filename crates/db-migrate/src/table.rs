@@ -138,6 +138,11 @@ pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
+/// The statement that takes a role, if there is one to take.
+pub(crate) fn set_role(role: Option<&str>) -> String {
+    role.map(|role| format!("set role {};", quoted(role))).unwrap_or_default()
+}
+
 /// A string in SQL, whatever `standard_conforming_strings` is: a migration may have changed it.
 pub(crate) fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))

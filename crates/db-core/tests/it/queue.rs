@@ -161,6 +161,25 @@ async fn the_counts_match_the_connections(db: TestDb) {
     assert_eq!((stats.totals.acquired, stats.totals.dialled, stats.totals.timed_out), (3, 3, 0));
 }
 
+/// So a count that grows shows that the server answers.
+#[db_testkit::test]
+async fn a_connection_that_comes_back_with_its_answers_is_counted_and_a_lost_one_is_not(db: TestDb) {
+    let pool = patient_pool(&db, 1);
+    for _ in 0..3 {
+        sqlx::query("select 1").execute(pool.handle()).await.expect("an answer");
+    }
+    until("all are back", async || pool.stats().idle == 1).await;
+    assert_eq!(pool.stats().totals.returned, 3);
+
+    let mut conn = pool.handle().acquire().await.expect("a connection");
+    sqlx::query("select pg_terminate_backend($1)").bind(conn.pid()).execute(&db.pool()).await.expect("ended");
+    sqlx::query("select 1").execute(&mut *conn).await.expect_err("its session has ended");
+    drop(conn);
+    until("it is lost", async || pool.stats().totals.lost == 1).await;
+
+    assert_eq!(pool.stats().totals.returned, 3);
+}
+
 #[db_testkit::test]
 async fn the_wait_in_the_queue_and_the_time_to_connect_are_counted_apart(db: TestDb) {
     let proxy = Proxy::start(&db).expect("a proxy");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use db_layer::{DatabaseHealth, Db, NotReady, Options, PoolOptions};
+use db_layer::{DatabaseHealth, Db, Health, NotReady, Options, PoolOptions};
 use db_testkit::{TestDb, TestServer, until};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
@@ -19,11 +19,22 @@ async fn with(db: &TestDb, connections: u32) -> Db {
     db_layer::open(Options::new(config(db)).api(api)).await.expect("an open database")
 }
 
-/// Two looks at the database.
-async fn two_looks(layer: &Db) {
-    for _ in 0..2 {
-        until("a look", async || matches!(layer.health().database, DatabaseHealth::Answers { .. })).await;
-        tokio::time::sleep(Duration::from_secs(2)).await;
+/// Waits for looks at the database, and holds that this is so meanwhile. Two of them do not take the same time to the nanosecond.
+async fn for_looks(layer: &Db, number: usize, is_so: impl Fn(&Health) -> bool) {
+    let mut seen = Vec::new();
+    while seen.len() < number {
+        until("the next look", async || {
+            let health = layer.health();
+            assert!(is_so(&health), "{health:?}");
+            match health.database {
+                DatabaseHealth::Answers { within } if seen.last() != Some(&within) => {
+                    seen.push(within);
+                    true
+                }
+                _ => false,
+            }
+        })
+        .await;
     }
 }
 
@@ -42,12 +53,7 @@ async fn a_service_whose_connections_are_all_in_use_is_ready(db: TestDb) {
     }
     until("callers wait", async || layer.health().api.waiting > 30).await;
 
-    let end = Instant::now() + Duration::from_secs(13);
-    while Instant::now() < end {
-        let health = layer.health();
-        assert!(health.is_ready(), "{health:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    for_looks(&layer, 6, Health::is_ready).await;
 
     ends.store(true, Relaxed);
     while let Some(caller) = callers.join_next().await {
@@ -64,8 +70,7 @@ async fn a_pool_that_gives_nothing_back_is_stuck_after_ten_seconds_and_not_befor
         held.push(layer.api().acquire().await.expect("a connection"));
     }
     // Full alone is busy.
-    two_looks(&layer).await;
-    assert!(layer.health().is_ready());
+    for_looks(&layer, 7, Health::is_ready).await;
 
     let began = Instant::now();
     let waiter = tokio::spawn({
@@ -133,12 +138,7 @@ async fn a_server_without_room_for_another_session_is_one_that_answers() {
         }
     }
 
-    let end = Instant::now() + Duration::from_secs(9);
-    while Instant::now() < end {
-        let health = layer.health();
-        assert!(health.is_ready(), "{health:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    for_looks(&layer, 5, Health::is_ready).await;
     let ended: i64 = sqlx::query_scalar(end_it).fetch_one(&mut sessions[0]).await.expect("a count");
     assert_eq!(ended, 0, "it had no session");
 }
@@ -146,7 +146,9 @@ async fn a_server_without_room_for_another_session_is_one_that_answers() {
 #[db_testkit::test]
 async fn a_database_that_is_opened_lazily_is_not_asked_before_it_is_used(db: TestDb) {
     let layer = db_layer::open(Options::new(config(&db)).lazy()).await.expect("opened");
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Another one of the same process, to know that there was time for a look.
+    let other = TestDb::empty().await.expect("a database");
+    for_looks(&open(&other).await, 3, Health::is_ready).await;
     assert_eq!(db.sessions().await.expect("sessions"), []);
     assert!(layer.health().is_ready() && matches!(layer.health().database, DatabaseHealth::NotAsked));
 

@@ -3,6 +3,7 @@
 use db_core::{Class, ConnectError};
 
 use super::Refusal;
+use crate::error::is_of_a_lock;
 
 /// Why batches did not run to their end. What was stored until then stays.
 #[derive(Debug, thiserror::Error)]
@@ -86,9 +87,9 @@ impl BatchError {
         matches!(self, Self::Failed { cause, .. } if matches!(cause.class(), Class::Lost | Class::NotReached))
     }
 
-    /// Whether somebody else held a lock for longer than a statement waits: 55P03 is `lock_not_available`, 40P01 `deadlock_detected`.
+    /// Whether somebody else held a lock for longer than a statement waits.
     pub(super) fn is_locked(&self) -> bool {
-        matches!(self.code().as_deref(), Some("55P03" | "40P01"))
+        self.code().is_some_and(|code| is_of_a_lock(&code))
     }
 
     /// Whether it was found before any row was looked at.

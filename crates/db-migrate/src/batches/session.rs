@@ -11,7 +11,7 @@ use super::ranges::{KeyTexts, Range};
 use super::table::{Same, Table, failed};
 use super::{BatchError, Row};
 use crate::session::{answer, open};
-use crate::table::quoted;
+use crate::table::set_role;
 
 /// How long a statement waits for a lock. Below `deadlock_timeout` (1 s), so that in a deadlock with a writer this session gives way.
 const LOCK_TIMEOUT: &str = "100ms";
@@ -40,9 +40,8 @@ impl Session {
         without_triggers: bool,
     ) -> Result<Self, BatchError> {
         let mut connection = open(config, retry).await?;
-        if let Some(role) = role {
-            let sql = sqlx::AssertSqlSafe(format!("set role {}", quoted(role)));
-            let set = sqlx::query(sql).execute(&mut connection);
+        if role.is_some() {
+            let set = sqlx::raw_sql(sqlx::AssertSqlSafe(set_role(role))).execute(&mut connection);
             answer(set).await.map_err(failed("take the role for", relation))?;
         }
         detect_lost_client(&mut connection).await;

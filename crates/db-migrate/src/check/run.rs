@@ -1,6 +1,6 @@
 //! The order of a check.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,9 +22,10 @@ use super::schema::{Difference, Rights, Schema, own_tables};
 use super::throwaway::{LINE, Throwaway};
 use crate::data_step::{RustStep, step_name};
 use crate::look::newest;
+use crate::repeatable::is_current;
 use crate::run::close;
 use crate::session::answer;
-use crate::table::{Table, quoted};
+use crate::table::{Table, set_role};
 use crate::{Error, Migrations, session};
 
 /// A check of migrations on a server of its own. See the [module's documentation](super).
@@ -146,14 +147,13 @@ impl<'m> Check<'m> {
     }
 
     /// Compares the schema of a database with what its applied migrations make, or those up to a version. Owners and privileges do not
-    /// count, nor does the order of columns. Changes nothing in the database, and needs no more than the right to read the migration table. A dump
+    /// count, nor does the order of columns, nor what repeatable files make that are to be applied. Changes nothing in the database, and needs no more than the right to read the migration table. A dump
     /// and a version to begin after play no part. Dropping the future ends the server and the session.
     ///
     /// # Errors
     ///
     /// [`CheckError`] if they cannot be compared, and so if a migration that is applied is not among these.
     pub async fn drift(mut self, config: &Config, version: Option<i64>) -> Result<Drift, CheckError> {
-        let is_given = version.is_some();
         let version = match version {
             Some(version) => version,
             None => self.applied(config).await?,
@@ -161,7 +161,7 @@ impl<'m> Check<'m> {
         self.dump = None;
         let mut connection = session::open(config, ConnectRetry::default()).await.map_err(Error::from)?;
         let mut found = self.schema(&mut connection, Rights::DoNotCount).await?;
-        let repeated = self.migrations.repeated_sql(&mut connection).await?;
+        let look = self.migrations.read(&mut connection).await?;
         let server = connection_major(&mut connection).await?;
         close(connection).await;
         for name in &self.skipped {
@@ -169,28 +169,32 @@ impl<'m> Check<'m> {
         }
 
         let (throwaway, mut migrations) = self.prepare().await?;
-        let files = std::mem::take(&mut migrations.repeatables);
+        let repeatables = std::mem::take(&mut migrations.repeatables);
         let expected = async {
             up(&migrations, &throwaway.config(LINE), version).await?;
             let mut session = throwaway.session(LINE).await?;
-            let plain = self.schema(&mut session, Rights::DoNotCount).await?;
             let role = migrations.role.as_deref();
-            let all = if repeated.is_empty() && is_given {
-                // Of a database that this crate has not migrated, nobody knows whether it has what they make.
-                repeat(&mut session, role, files.values().map(|file| file.sql.as_str())).await?;
-                vec![plain, self.schema(&mut session, Rights::DoNotCount).await?]
-            } else {
-                repeat(&mut session, role, repeated.iter().map(|sql| &**sql)).await?;
-                vec![self.schema(&mut session, Rights::DoNotCount).await?]
-            };
+            // By the file as it is, also if an extension is left out of it.
+            let is_current = |name: &str| is_current(&self.migrations.repeatables[name], &look);
+            let current = repeatables.iter().filter(|(name, _)| is_current(name)).map(|(_, file)| file);
+            repeat(&mut session, role, current).await?;
+            let expected = self.schema(&mut session, Rights::DoNotCount).await?;
+            // What the others make is there as it was before they were changed, or not at all. What it was is on record, but as SQL that somebody in
+            // the database has written: that is not run on this machine.
+            repeat(&mut session, role, repeatables.values()).await?;
+            let with_pending = self.schema(&mut session, Rights::DoNotCount).await?;
             close(session).await;
-            Ok::<_, CheckError>(all)
+            Ok::<_, CheckError>((expected, with_pending))
         };
         let expected = expected.await;
         let compared_on = throwaway.major();
         end(throwaway).await;
-        let differences = expected?.iter().map(|expected| expected.differences(&found)).min_by_key(Vec::len);
-        Ok(Drift { version, differences: differences.unwrap_or_default(), server, compared_on })
+        let (expected, with_pending) = expected?;
+        let pending: BTreeSet<String> =
+            expected.differences(&with_pending).into_iter().map(|it| it.object).collect();
+        let mut differences = expected.differences(&found);
+        differences.retain(|it| !pending.contains(&it.object));
+        Ok(Drift { version, differences, server, compared_on })
     }
 
     /// The newest applied version of a database, whose files have to be there.
@@ -264,8 +268,7 @@ impl<'m> Check<'m> {
         if is_after && self.dump.is_none() {
             // As in use, where they were applied before.
             let mut session = throwaway.session(LINE).await?;
-            let files = repeatables.values().map(|file| file.sql.as_str());
-            repeat(&mut session, migrations.role.as_deref(), files).await?;
+            repeat(&mut session, migrations.role.as_deref(), repeatables.values()).await?;
             close(session).await;
         }
 
@@ -314,20 +317,32 @@ impl<'m> Check<'m> {
             before = after;
         }
 
+        let repeatables = self.repeatables(throwaway, migrations, repeatables, counts.as_ref()).await?;
+        Ok(Checked { files, repeatables, server: throwaway.major() })
+    }
+
+    /// Checks the repeatable files, when all others are applied.
+    async fn repeatables(
+        &self,
+        throwaway: &mut Throwaway,
+        migrations: &mut Migrations,
+        files: BTreeMap<String, Migration>,
+        counts: Option<&Catalog>,
+    ) -> Result<Vec<CheckedRepeatable>, CheckError> {
         let mut checked = Vec::new();
         let version = migrations.supported_version();
-        for (name, file) in repeatables {
+        for (name, file) in files {
             let file = Migration { version, ..file };
             migrations.repeatables = BTreeMap::from([(name, file.clone())]);
             let checking =
                 Checking { check: self, throwaway, migrations, file: &file, target: 0, findings: Vec::new() };
-            let (repeatable, is_applied) = checking.repeatable(counts.as_ref()).await?;
+            let (repeatable, is_applied) = checking.repeatable(counts).await?;
             checked.push(repeatable);
             if !is_applied {
                 break;
             }
         }
-        Ok(Checked { files, repeatables: checked, server: throwaway.major() })
+        Ok(checked)
     }
 
     pub(super) async fn own(&self, connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
@@ -381,16 +396,15 @@ pub(super) async fn up(migrations: &Migrations, config: &Config, version: i64) -
 }
 
 /// Applies what repeatable files say, as far as it can be applied: it may need a newer version.
-async fn repeat(
+async fn repeat<'f>(
     session: &mut PgConnection,
     role: Option<&str>,
-    all: impl Iterator<Item = &str>,
+    files: impl Iterator<Item = &'f Migration>,
 ) -> Result<(), CheckError> {
-    let set_role = role.map(|role| format!("set role {};", quoted(role))).unwrap_or_default();
-    for sql in all {
-        let sql = format!("begin; {set_role} {sql}\n; commit");
+    for file in files {
+        let sql = format!("begin; {} {}\n; commit", set_role(role), file.sql.as_str());
         if let Err(error) = session.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await {
-            tracing::debug!(%error, "a repeatable file needs a newer version");
+            tracing::debug!(name = %file.description, %error, "a repeatable file needs a newer version");
         }
         for back in ["rollback", "discard all"] {
             session.execute(back).await.map_err(CheckError::database("put a session back"))?;

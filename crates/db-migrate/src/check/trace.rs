@@ -15,7 +15,7 @@ use super::rule::Hazard;
 use super::rules::{self, Seen};
 use crate::outside::is_refused_in_transaction;
 use crate::statements::{Place, Step, steps};
-use crate::table::quoted;
+use crate::table::set_role;
 
 /// A statement, and what it did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -106,8 +106,8 @@ pub(super) async fn run(
         lost: BTreeMap::new(),
     };
     tracer.now = tracer.start.clone();
-    if let Some(role) = role {
-        raw(tracer.connection, &format!("set role {}", quoted(role))).await?;
+    if role.is_some() {
+        raw(tracer.connection, &set_role(role)).await?;
     }
     if !migration.no_tx {
         raw(tracer.connection, "begin").await?;

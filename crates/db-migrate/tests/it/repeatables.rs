@@ -408,6 +408,13 @@ async fn drift_compares_with_what_was_applied_and_not_with_what_is_pending(db: T
     );
     let migrations = of(&files).await;
 
+    // What stands in the database is not run on this machine.
+    execute(
+        &db,
+        "update _sqlx_migrations_history set sql = 'create view planted as select 1' where action = 'repeat'",
+    )
+    .await;
+
     let drift = Check::new(&migrations).drift(&config(&db), None).await.expect("compared");
 
     assert!(drift.differences.is_empty() && drift.version == 2, "{drift:#?}");
