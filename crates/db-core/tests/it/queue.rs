@@ -164,7 +164,9 @@ async fn the_counts_match_the_connections(db: TestDb) {
 /// So a count that grows shows that the server answers.
 #[db_testkit::test]
 async fn a_connection_that_comes_back_with_its_answers_is_counted_and_a_lost_one_is_not(db: TestDb) {
-    let pool = patient_pool(&db, 1);
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let config = db_core::Config::from_url(&proxy.url()).expect("the proxy's address");
+    let pool = Pool::new(&config, PoolOptions::api().max(1).acquire_timeout(PATIENCE));
     for _ in 0..3 {
         sqlx::query("select 1").execute(pool.handle()).await.expect("an answer");
     }
@@ -172,8 +174,8 @@ async fn a_connection_that_comes_back_with_its_answers_is_counted_and_a_lost_one
     assert_eq!(pool.stats().totals.returned, 3);
 
     let mut conn = pool.handle().acquire().await.expect("a connection");
-    sqlx::query("select pg_terminate_backend($1)").bind(conn.pid()).execute(&db.pool()).await.expect("ended");
-    sqlx::query("select 1").execute(&mut *conn).await.expect_err("its session has ended");
+    proxy.reset();
+    sqlx::query("select 1").execute(&mut *conn).await.expect_err("its link is cut");
     drop(conn);
     until("it is lost", async || pool.stats().totals.lost == 1).await;
 
