@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::class::{Repeat, Verdict};
 use crate::redact::redacted;
 use crate::{
-    CallSite, Class, ConfigError, ConnectError, DeadlineError, Holder, LentError, PoolerError, Stats,
+    CallSite, Class, ConfigError, ConnectError, DeadlineError, ErrorType, Holder, LentError, PoolerError,
+    Stats,
 };
 
 /// Anything that can go wrong between a service and its database.
@@ -103,6 +104,17 @@ impl Error {
         match self {
             Self::Statement(error) | Self::CommitUnknown(error) | Self::RolledBack(error) => error.sqlstate(),
             _ => None,
+        }
+    }
+
+    /// What the error is counted under: the SQLSTATE, or the class of an error that the server did not send.
+    #[must_use]
+    pub fn error_type(&self) -> ErrorType {
+        match self {
+            Self::Statement(error) | Self::CommitUnknown(error) | Self::RolledBack(error) => {
+                ErrorType::of(error.as_sqlx())
+            }
+            other => other.class().into(),
         }
     }
 

@@ -9,9 +9,10 @@ use sqlx::SqlStr;
 use crate::call_site::CallSite;
 use crate::deadline::within;
 use crate::encryption::Keys;
+use crate::observer::Retried;
 use crate::retry::{Classify, Pauses};
 use crate::tracker::Caller;
-use crate::{AcquireError, Class, Conn, Error, Pool, Tx, TxOptions, TxRetry};
+use crate::{AcquireError, Class, Conn, Error, ErrorType, Pool, Tx, TxOptions, TxRetry};
 
 /// A pool with a call site.
 ///
@@ -64,6 +65,14 @@ impl Handle {
     #[must_use]
     pub fn leak_after(mut self, threshold: Duration) -> Self {
         self.caller.leak_after = threshold;
+        self
+    }
+
+    /// Names the work of this handle, such as `orders/list`. The name is in [holders](crate::Pool::holders), in the query log and in
+    /// what [observers](crate::Observer) hear.
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.caller.name = Some(name);
         self
     }
 
@@ -195,27 +204,35 @@ impl Handle {
         E: From<Error>,
     {
         let mut pauses = Pauses::new(policy);
+        let mut attempt = 0;
         loop {
-            let (error, class) = match self.attempt(&options, work()).await {
+            attempt += 1;
+            let (error, why) = match self.attempt(&options, work()).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
-            let Some(pause) = class.and_then(|class| pauses.after(class)) else { return Err(error) };
-            tracing::info!(pool = self.pool.name(), ?class, ?pause, "the transaction is repeated");
+            let Some((class, why)) = why else { return Err(error) };
+            let Some(pause) = pauses.after(class) else { return Err(error) };
+            tracing::info!(pool = self.pool.name(), attempt, %why, ?pause, "the transaction is repeated");
+            self.pool.retried(&Retried { at: self.caller.at, attempt, error: why, pause });
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// Runs the transaction once. Returns with an error the class for which it may be repeated, if any.
-    async fn attempt<T, E, W>(&self, options: &TxOptions, work: W) -> Result<T, (E, Option<Class>)>
+    /// Runs the transaction once. Returns with an error the reason for which it may be repeated, if any.
+    async fn attempt<T, E, W>(
+        &self,
+        options: &TxOptions,
+        work: W,
+    ) -> Result<T, (E, Option<(Class, ErrorType)>)>
     where
         W: AsyncFnOnce(&mut Tx) -> Result<T, E>,
         E: From<Error>,
     {
         // The transaction has no effect yet, so every transient error may be retried.
         let ours = |error: Error| {
-            let class = error.retry_class();
-            (E::from(error), class)
+            let why = error.retry_class().map(|class| (class, error.error_type()));
+            (E::from(error), why)
         };
         let mut tx = self.begin_with(options.clone()).await.map_err(ours)?;
         let ends = tx.ends();

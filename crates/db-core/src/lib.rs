@@ -90,6 +90,8 @@ mod handle;
 mod hooks;
 mod keepalive;
 mod lent;
+mod observer;
+mod observers;
 #[cfg(feature = "sea-orm")]
 pub mod orm;
 mod pool;
@@ -114,7 +116,7 @@ mod tx;
 #[doc(hidden)]
 pub use backoff::Backoff;
 pub use call_site::CallSite;
-pub use class::{Class, Repeat};
+pub use class::{Class, ErrorType, Repeat};
 pub use config::{Config, ConfigError};
 pub use conn::Conn;
 pub use connect::{ConnectError, ConnectFailure, ConnectRetry};
@@ -123,6 +125,9 @@ pub use error::{AcquireError, AcquirePhase, Error, StatementError};
 pub use handle::Handle;
 pub use keepalive::with_keepalive;
 pub use lent::LentError;
+pub use observer::{Acquired, Observer, Released, Repaired, Retried, StatementDone};
+#[doc(hidden)]
+pub use observers::Observers;
 pub use pool::{Closed, Pool, WarmUpError};
 pub use pool_options::{Limits, PoolOptions, Reset, Tracking};
 pub use pooler::{Pooler, PoolerError};
@@ -130,6 +135,6 @@ pub use retry::{Classify, TxRetry};
 pub use retry_budget::RetryBudget;
 pub use schema::Schema;
 pub use session::{CopyIn, Session};
-pub use stats::{Stats, Totals};
+pub use stats::{CloseReason, Closings, Stats, Totals};
 pub use tracker::Holder;
 pub use tx::{Isolation, Savepoint, Tx, TxOptions};

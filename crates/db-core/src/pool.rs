@@ -10,10 +10,11 @@ use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
 
 use crate::call_site::CallSite;
+use crate::observer::Retried;
 use crate::pool_options::{Limits, PoolOptions};
 use crate::stats::Stats;
 use crate::tracker::{Caller, Holder};
-use crate::{AcquireError, Config, Conn, Error, Handle};
+use crate::{AcquireError, Config, Conn, Error, ErrorType, Handle, Observer};
 
 mod acquire;
 mod cancel;
@@ -191,6 +192,17 @@ impl Pool {
         pool
     }
 
+    /// Adds an observer, which hears from now on what happens in the pool. It stays for as long as the pool.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        self.inner.observers.add(observer);
+    }
+
+    /// How often [`Handle::tx_retry`] has repeated a transaction, by the error that was the reason.
+    #[must_use]
+    pub fn retries(&self) -> Vec<(ErrorType, u64)> {
+        self.inner.core().retries.clone()
+    }
+
     /// Attaches a value that belongs to the same database, such as its bus or its encryption keys: handles and transactions of the pool reach
     /// it by [`attached`](Self::attached). There is one value of each type; another replaces it.
     pub fn attach<T: std::any::Any + Send + Sync>(&self, value: Arc<T>) {
@@ -218,6 +230,10 @@ impl Pool {
     /// address, a server that is about to be replaced. The connections of [`Pool::sqlx`] are not replaced.
     pub fn evict(&self) {
         self.inner.evict();
+    }
+
+    pub(crate) fn retried(&self, retried: &Retried) {
+        self.inner.retried(retried);
     }
 
     pub(crate) fn options(&self) -> &PoolOptions {

@@ -8,6 +8,7 @@ use derive_setters::Setters;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::PgConnection;
 
+use crate::Observer;
 use crate::keepalive::milliseconds;
 
 /// Up to this many connections in slow repair do not count against the limit, so that many abandoned statements at once leave room for
@@ -89,6 +90,8 @@ pub struct PoolOptions {
     pub(crate) session: SessionSettings,
     #[setters(skip)]
     pub(crate) after_connect: Option<AfterConnect>,
+    #[setters(skip)]
+    pub(crate) observers: Vec<Arc<dyn Observer>>,
 }
 
 /// The server settings of each session of a pool. `Debug` shows no value.
@@ -197,6 +200,7 @@ impl PoolOptions {
             statement_cache: 100,
             session: SessionSettings::default(),
             after_connect: None,
+            observers: Vec::new(),
         }
     }
 
@@ -263,6 +267,14 @@ impl PoolOptions {
         F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), sqlx::Error>> + Send + Sync + 'static,
     {
         self.after_connect = Some(AfterConnect(Arc::new(prepare)));
+        self
+    }
+
+    /// Adds an observer, which hears from the first dial on what happens in the pool. [`Pool::observe`](crate::Pool::observe) adds one to a
+    /// pool that runs.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observers.push(observer);
         self
     }
 

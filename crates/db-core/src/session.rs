@@ -12,6 +12,7 @@ use crate::call_site::CallSite;
 use crate::deadline::{DeadlineError, WaitLimit};
 use crate::encryption::Keys;
 use crate::hooks::{Hook, When};
+use crate::observer::{Acquired, Released};
 use crate::pool::{CheckedOut, Live, Shared};
 use crate::statement::{InFlight, State};
 use crate::tracker::Caller;
@@ -65,11 +66,15 @@ pub struct Session {
     inner: Arc<Shared>,
     /// The call site of the acquire.
     pub(crate) at: CallSite,
+    /// The name of the work.
+    name: Option<&'static str>,
     /// When the connection was checked out.
     taken: Instant,
     /// The checkout is for one statement, which is sent at once, and ends with its answer. This saves two clock readings and two tracker
     /// updates.
     once: bool,
+    /// A caller has got the connection: it was not only checked for one.
+    is_handed_out: bool,
     pub(crate) state: State,
     /// Savepoints and hooks for the commit. Most transactions have neither.
     pub(crate) nesting: Option<Box<Nesting>>,
@@ -90,8 +95,10 @@ impl Session {
             live: Some(live),
             inner,
             at: caller.at,
+            name: caller.name,
             taken: now,
             once,
+            is_handed_out: false,
             state: State::default(),
             nesting: None,
         }
@@ -104,6 +111,12 @@ impl Session {
         if let Some(sql) = statement.filter(|_| self.inner.tracks()) {
             self.live().session.statement_started(sql, self.taken);
         }
+    }
+
+    /// Hands the connection to its caller.
+    pub(crate) fn hand_out(&mut self, waited: &Acquired) {
+        self.is_handed_out = true;
+        self.inner.observers.report(|observer| observer.acquired(waited));
     }
 
     /// Pings the server: one round trip, which no statistics count.
@@ -254,6 +267,10 @@ impl Session {
             self.inner.give_back(live, returned.as_ref(), Some(now));
         } else {
             self.inner.repair(live, returned.as_ref(), state);
+        }
+        if self.is_handed_out {
+            let released = Released { at: self.at, held: now.saturating_duration_since(self.taken) };
+            self.inner.observers.report(|observer| observer.released(&released));
         }
     }
 }

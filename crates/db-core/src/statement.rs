@@ -5,7 +5,7 @@
 
 use sqlx::error::DatabaseError;
 
-use crate::class::{Link, Verdict};
+use crate::class::{ErrorType, Link, Verdict};
 use crate::deadline::TxDeadline;
 use crate::hooks::PendingHooks;
 use crate::lent::LentProblem;
@@ -31,8 +31,8 @@ pub(crate) struct State {
     pub(crate) ends: Option<TxDeadline>,
     /// The program chose to be read-only.
     pub(crate) reads_only: bool,
-    /// The classification of the transaction's first failed statement, because of which the server refuses all later ones.
-    pub(crate) failure: Option<Verdict>,
+    /// What was wrong with the transaction's first failed statement, because of which the server refuses all later ones.
+    pub(crate) failure: Option<(Verdict, ErrorType)>,
     /// The hooks to run when the outcome of the statement in flight is known, or can no longer be learnt.
     pub(crate) pending_hooks: PendingHooks,
 }
@@ -165,7 +165,7 @@ impl State {
             return;
         }
         if self.failure.is_none() || self.transaction != Transaction::Aborted && !is_aborted(error) {
-            self.failure = Some(verdict);
+            self.failure = Some((verdict, ErrorType::of(error)));
         }
         if is_answer {
             // The statement has ended. It has failed the transaction around it.

@@ -1,5 +1,6 @@
 //! The statistics of a pool.
 
+use std::fmt;
 use std::time::Duration;
 
 /// A pool's connections and callers at one moment, and its totals since it was created.
@@ -48,8 +49,8 @@ pub struct Totals {
     pub dialling: Duration,
     /// Failed dials.
     pub dial_failures: u64,
-    /// Connections whose link was lost.
-    pub lost: u64,
+    /// Connections that are gone, by what ended them.
+    pub closed: Closings,
     /// Connections that were returned in an unknown state and repaired.
     pub repaired: u64,
     /// Connections that were returned in an unknown state and could not be repaired in time.
@@ -64,4 +65,98 @@ pub struct Totals {
     pub nested_acquires: u64,
     /// Cached plans found stale, and forgotten by all connections.
     pub stale_plans: u64,
+    /// Repetitions of [`tx_retry`](crate::Handle::tx_retry). [`Pool::retries`](crate::Pool::retries) has them by error.
+    pub retries: u64,
+    /// Commits that were sent and ended with [`Error::CommitUnknown`](crate::Error::CommitUnknown).
+    pub ambiguous: u64,
+}
+
+/// Connections that are gone, by what ended them.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Closings([u64; CloseReason::ALL.len()]);
+
+/// What ended a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// It was older than [`max_lifetime`](crate::PoolOptions::max_lifetime).
+    Lifetime,
+    /// Nobody used it for [`idle_timeout`](crate::PoolOptions::idle_timeout).
+    Idle,
+    /// It was used [`max_uses`](crate::PoolOptions::max_uses) times.
+    Uses,
+    /// It was one too many: above [`max`](crate::PoolOptions::max) or [`max_idle`](crate::PoolOptions::max_idle).
+    Limit,
+    /// It was to be replaced: by [`Pool::evict`](crate::Pool::evict), because a type was created again, or because its server accepts
+    /// no writes any more.
+    Evicted,
+    /// Its link was lost, or its session has ended.
+    Lost,
+    /// It came back in an unknown state, and could not be repaired or was not worth it.
+    Repair,
+    /// The pool was closed.
+    Shut,
+}
+
+impl CloseReason {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Lifetime,
+        Self::Idle,
+        Self::Uses,
+        Self::Limit,
+        Self::Evicted,
+        Self::Lost,
+        Self::Repair,
+        Self::Shut,
+    ];
+
+    /// The reason in one word, as it is counted: `lifetime`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lifetime => "lifetime",
+            Self::Idle => "idle",
+            Self::Uses => "uses",
+            Self::Limit => "limit",
+            Self::Evicted => "evicted",
+            Self::Lost => "lost",
+            Self::Repair => "repair",
+            Self::Shut => "shut",
+        }
+    }
+}
+
+impl Closings {
+    /// Those of one reason.
+    #[must_use]
+    pub const fn of(self, why: CloseReason) -> u64 {
+        self.0[why as usize]
+    }
+
+    pub(crate) fn count(&mut self, why: CloseReason) {
+        self.0[why as usize] += 1;
+    }
+}
+
+impl fmt::Debug for Closings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(CloseReason::ALL.map(|why| (why, self.of(why)))).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_counted_by_itself() {
+        for why in CloseReason::ALL {
+            let mut closed = Closings::default();
+            closed.count(why);
+
+            assert_eq!(CloseReason::ALL.map(|other| closed.of(other)).iter().sum::<u64>(), 1);
+            assert_eq!(closed.of(why), 1, "{closed:?}");
+        }
+    }
 }

@@ -21,6 +21,8 @@ pub struct Holder {
     pub pid: i32,
     /// The call site of the acquire.
     pub at: CallSite,
+    /// The name that [`Handle::named`](crate::Handle::named) gave.
+    pub name: Option<&'static str>,
     /// How long the connection has been held.
     pub held: Duration,
     /// Whether a transaction is open.
@@ -34,10 +36,14 @@ pub struct Holder {
 }
 
 impl fmt::Display for Holder {
-    /// `src/orders.rs:17 for 12.3 s, in a transaction, running for 2.0 s: select …`
+    /// `src/orders.rs:17 (orders/list) for 12.3 s, in a transaction, running for 2.0 s: select …`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { at, held, in_transaction, statement, .. } = self;
-        write!(f, "{at} for {:.1} s", held.as_secs_f64())?;
+        let Self { at, name, held, in_transaction, statement, .. } = self;
+        write!(f, "{at}")?;
+        if let Some(name) = name {
+            write!(f, " ({name})")?;
+        }
+        write!(f, " for {:.1} s", held.as_secs_f64())?;
         if *in_transaction {
             write!(f, ", in a transaction")?;
         }
@@ -52,6 +58,7 @@ impl fmt::Display for Holder {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller {
     pub(crate) at: CallSite,
+    pub(crate) name: Option<&'static str>,
     pub(crate) leak_after: Duration,
     pub(crate) acquire_timeout: Duration,
 }
@@ -59,7 +66,7 @@ pub(crate) struct Caller {
 impl Caller {
     /// A caller with the limits of the pool's options.
     pub(crate) fn new(at: CallSite, options: &PoolOptions) -> Self {
-        Self { at, leak_after: options.leak_after, acquire_timeout: options.acquire_timeout }
+        Self { at, name: None, leak_after: options.leak_after, acquire_timeout: options.acquire_timeout }
     }
 }
 
@@ -186,6 +193,7 @@ impl Session {
         Some(Holder {
             pid: self.pid,
             at: checkout.caller.at,
+            name: checkout.caller.name,
             held: now.saturating_duration_since(checkout.since),
             in_transaction: checkout.in_transaction,
             statement: checkout

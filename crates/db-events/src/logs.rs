@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use db_core::{Handle, Pool, Session};
 use db_notify::{Bus, WatchedState, WatchedTopics};
@@ -36,6 +37,11 @@ struct LogsInner {
 pub struct EventsState {
     /// Logs that are followed in this process.
     pub followed: usize,
+    /// Streams that follow a log in this process. One that reads pages by itself, because it has not caught up, does not count.
+    pub followers: usize,
+    /// How old the newest event was when it was last read for followers: from the beginning of the transaction that has appended it, by
+    /// the database's clock, to the read, by this machine's. `None` before the first such event.
+    pub lag: Option<Duration>,
     /// Whether only polls find new events, because the bus does not receive notifications at the moment.
     pub is_polling: bool,
     /// Pages that readers and streams have read.
@@ -84,6 +90,8 @@ impl EventLogs {
         let (followed, pages, head_polls) = registry.counts();
         EventsState {
             followed,
+            followers: registry.followers(),
+            lag: registry.lag(),
             is_polling: !bus.state().is_connected(),
             pages,
             head_polls,

@@ -149,6 +149,7 @@ mod sqlx_toml;
 mod statements;
 mod status;
 mod step;
+mod summary;
 mod table;
 
 pub use blockers::Blocker;
@@ -165,6 +166,7 @@ pub use run::Report;
 pub use sqlx::migrate::Migrator;
 pub use statements::Finding;
 pub use status::{State, Status};
+pub use summary::Summary;
 
 pub use db_core::{self, Schema};
 

@@ -22,7 +22,7 @@ use crate::notifier::Notifier;
 use crate::options::BusOptions;
 use crate::shared::BusShared;
 use crate::state::{BusState, Counters};
-use crate::{Channel, Topic, outbox, wire};
+use crate::{Channel, Observer, Topic, outbox, wire};
 
 /// A notification bus. Cheap to clone; clones are the same bus.
 ///
@@ -267,6 +267,11 @@ impl Bus {
         Ok(())
     }
 
+    /// Adds an observer, which hears from now on what happens on the bus. It stays for as long as the bus.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        self.counters().observers.add(observer);
+    }
+
     /// The state of the bus at this moment.
     #[must_use]
     pub fn state(&self) -> BusState {
@@ -286,6 +291,7 @@ impl Bus {
             coalesced: counters.coalesced.get(),
             gated: counters.gated.get(),
             gaps: counters.gaps.get(),
+            received_gaps: counters.received_gaps(),
             lagged: counters.lagged.get(),
         }
     }

@@ -2,17 +2,17 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
 use tokio::time::sleep;
 
-use crate::Channel;
 use crate::class;
 use crate::link::{Link, Sender, backoff, within};
 use crate::shared::BusShared;
 use crate::state::{Part, Trouble};
 use crate::wire;
+use crate::{Channel, Flushed};
 
 /// The most payloads of a statement, 512 KB together. A larger statement might exceed every timeout, and be repeated for ever.
 const MAX_PAYLOADS: usize = 64;
@@ -52,6 +52,7 @@ impl<L: Link> Notifier<L> {
                 }
             };
             let Some(batch) = batch else { break };
+            let taken = Instant::now();
             for payloads in batch.payloads().chunks(MAX_PAYLOADS) {
                 if self.send(payloads).await == Outcome::Refused {
                     // One payload of them was refused. The others are sent without it.
@@ -60,7 +61,10 @@ impl<L: Link> Notifier<L> {
                     }
                 }
             }
-            self.shared.counters.sent.add(batch.len());
+            let counters = &self.shared.counters;
+            counters.sent.add(batch.len());
+            let flushed = Flushed { notifications: batch.len(), calls: batch.calls(), took: taken.elapsed() };
+            counters.observers.report(|observer| observer.flushed(&flushed));
             // Without the pace, each notification would wake every listening process: with eight of them, writers would lose
             // a third of their rate.
             let pause = self.shared.pace * paces(batch.calls());

@@ -1,15 +1,16 @@
 //! The options of a bus.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use derive_setters::Setters;
 
-use crate::Channel;
 use crate::error::BusOptionsError;
+use crate::{Channel, Observer};
 
 /// The options of a bus.
-#[derive(Debug, Clone, PartialEq, Eq, Setters)]
+#[derive(Debug, Clone, Setters)]
 #[non_exhaustive]
 pub struct BusOptions {
     /// The namespace of the topics (default `default`): buses of the same namespace exchange notifications. It becomes part of the name of
@@ -28,6 +29,8 @@ pub struct BusOptions {
     /// The most notifications that wait to be sent: from 1 000 to 1 000 000, or 0 for the default of 10 000. Past that number, one message
     /// "everything" replaces them, and all subscribers receive a gap.
     pub queue: usize,
+    #[setters(skip)]
+    pub(crate) observers: Vec<Arc<dyn Observer>>,
 }
 
 impl Default for BusOptions {
@@ -38,6 +41,7 @@ impl Default for BusOptions {
             answer: Duration::from_secs(2),
             pace: Duration::from_millis(2),
             queue: Self::QUEUE,
+            observers: Vec::new(),
         }
     }
 }
@@ -46,6 +50,14 @@ impl Default for BusOptions {
 pub(crate) const DAY: Duration = Duration::from_hours(24);
 
 impl BusOptions {
+    /// Adds an observer, which hears from the beginning on what happens on the bus. [`Bus::observe`](crate::Bus::observe) adds one to a bus
+    /// that runs.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observers.push(observer);
+        self
+    }
+
     const QUEUE: usize = 10_000;
     pub(crate) const QUEUES: RangeInclusive<usize> = 1_000..=1_000_000;
 

@@ -26,7 +26,8 @@ pub(crate) struct BusShared {
 
 impl BusShared {
     pub(crate) fn new(options: &BusOptions) -> Self {
-        let counters = Arc::<Counters>::default();
+        let observers = options.observers.iter().cloned().collect();
+        let counters = Arc::new(Counters { observers, ..Counters::default() });
         Self {
             routes: Arc::new(Routes::new(Arc::clone(&counters))),
             outbox: Outbox::new(options.queue_limit(), Arc::clone(&counters)),

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use crate::class;
+use db_core::Observers;
+
+use crate::{Gap, GapReason, Observer, class};
 
 /// The state of a bus at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,6 +38,8 @@ pub struct BusState {
     pub gated: u64,
     /// Gaps that all subscriptions of this process received.
     pub gaps: u64,
+    /// Gaps that each subscription of this process received, by reason: a gap for all counts once for each.
+    pub received_gaps: GapTotals,
     /// Notifications that did not fit into the queue of a subscription.
     pub lagged: u64,
 }
@@ -45,6 +49,24 @@ impl BusState {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.connected_since.is_some()
+    }
+}
+
+/// Gaps, by reason.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct GapTotals([u64; GapReason::ALL.len()]);
+
+impl GapTotals {
+    /// Those of one reason.
+    #[must_use]
+    pub const fn of(self, reason: GapReason) -> u64 {
+        self.0[reason as usize]
+    }
+}
+
+impl fmt::Debug for GapTotals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(GapReason::ALL.map(|reason| (reason, self.of(reason)))).finish()
     }
 }
 
@@ -96,15 +118,29 @@ impl Trouble {
     }
 }
 
-/// The totals. Each has one owner, which counts it: the notifier, the outbox, the map of watched topics, the listening task, the queues
-/// of subscriptions.
+/// The totals, and those who hear of them. Each has one owner, which counts it: the notifier, the outbox, the map of watched topics, the
+/// listening task, the queues of subscriptions.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    pub(crate) observers: Observers<dyn Observer>,
+    pub(crate) received_gaps: [Counter; GapReason::ALL.len()],
     pub(crate) sent: Counter,
     pub(crate) coalesced: Counter,
     pub(crate) gated: Counter,
     pub(crate) gaps: Counter,
     pub(crate) lagged: Counter,
+}
+
+impl Counters {
+    /// A subscription received a gap. No lock may be held.
+    pub(crate) fn received(&self, gap: Gap) {
+        self.received_gaps[gap.reason as usize].add(1);
+        self.observers.report(|observer| observer.gap(gap));
+    }
+
+    pub(crate) fn received_gaps(&self) -> GapTotals {
+        GapTotals(self.received_gaps.each_ref().map(Counter::get))
+    }
 }
 
 #[derive(Debug, Default)]

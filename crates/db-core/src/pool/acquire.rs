@@ -15,6 +15,7 @@ use super::{PING_LIMIT, Shared};
 use crate::Conn;
 use crate::call_site::CallSite;
 use crate::error::{AcquireDetails, AcquireError, AcquirePhase};
+use crate::observer::Acquired;
 use crate::role::Role;
 use crate::statement::InFlight;
 use crate::tracker::{Caller, TaskKey};
@@ -63,7 +64,7 @@ pub(crate) async fn acquire(
     let started = Instant::now();
     let (inner, next) = match inner.take() {
         Taken::CheckedOut(out, standard) => match lend(out, inner, caller, started, standard, statement) {
-            Ok(conn) => return Ok(conn),
+            Ok(conn) => return hand_out(conn, Acquired::default()),
             Err(conn) => (Arc::clone(conn.inner()), Next::Check(conn, standard)),
         },
         Taken::Queued(ticket, answer) => {
@@ -81,16 +82,23 @@ pub(crate) async fn try_acquire(inner: Arc<Shared>, caller: Caller) -> Option<Co
     let started = Instant::now();
     while let Some((out, standard)) = inner.take_idle() {
         let mut conn = match lend(out, Arc::clone(&inner), caller, Instant::now(), standard, None) {
-            Ok(conn) => return Some(conn),
+            Ok(conn) => {
+                return hand_out(conn, Acquired { verify: started.elapsed(), ..Acquired::default() }).ok();
+            }
             Err(conn) => conn,
         };
         let left = caller.acquire_timeout.saturating_sub(started.elapsed());
         if conn.make_ready(standard, left).await {
             conn.start_checkout(None);
-            return Some(conn);
+            return hand_out(conn, Acquired { verify: started.elapsed(), ..Acquired::default() }).ok();
         }
     }
     None
+}
+
+fn hand_out(mut conn: Conn, waited: Acquired) -> Result<Conn, AcquireError> {
+    conn.hand_out(&waited);
+    Ok(conn)
 }
 
 /// Creates a checkout of a connection. If the connection has to be checked first, the checkout comes as an error, and no statement
@@ -132,7 +140,12 @@ async fn acquire_slow(
     statement: Option<&SqlStr>,
 ) -> Result<Conn, AcquireError> {
     let inner = &inner;
-    let give_up = |phase, failure| Err(explain(inner, caller, started, phase, failure));
+    let give_up = |phase, failure| {
+        let error = explain(inner, caller, started, phase, failure);
+        inner.observers.report(|observer| observer.not_acquired(&error));
+        Err(error)
+    };
+    let mut spent = Acquired::default();
     loop {
         let left = caller.acquire_timeout.saturating_sub(started.elapsed());
         // From here on, dropping the future returns the connection, or sends it to repair.
@@ -154,17 +167,25 @@ async fn acquire_slow(
                     }
                 };
                 let now = Instant::now();
-                let standard = inner.core().note_wait(now - since);
+                let waited = now - since;
+                // A connection that nobody has used was dialled meanwhile, or is kept for `min_idle`.
+                let dial = if out.uses == 0 { out.dialled_in.min(waited) } else { Duration::ZERO };
+                spent.dial += dial;
+                spent.queue += waited - dial;
+                let standard = inner.core().note_wait(waited);
                 match lend(out, Arc::clone(inner), caller, now, standard, statement) {
-                    Ok(conn) => return Ok(conn),
+                    Ok(conn) => return hand_out(conn, spent),
                     Err(conn) => (conn, standard),
                 }
             }
         };
         let left = caller.acquire_timeout.saturating_sub(started.elapsed());
-        if conn.make_ready(standard, left).await {
+        let checking = Instant::now();
+        let is_ready = conn.make_ready(standard, left).await;
+        spent.verify += checking.elapsed();
+        if is_ready {
             conn.start_checkout(statement);
-            return Ok(conn);
+            return hand_out(conn, spent);
         }
         drop(conn);
         if started.elapsed() >= caller.acquire_timeout {
@@ -175,7 +196,7 @@ async fn acquire_slow(
             Taken::CheckedOut(out, standard) => {
                 let now = Instant::now();
                 match lend(out, Arc::clone(inner), caller, now, standard, statement) {
-                    Ok(conn) => return Ok(conn),
+                    Ok(conn) => return hand_out(conn, spent),
                     Err(conn) => Next::Check(conn, standard),
                 }
             }

@@ -98,8 +98,9 @@ impl Dial {
         }
         driver.sessions.add(&session);
         let mut core = driver.core();
+        let took = now - started;
         core.totals.dialled += 1;
-        core.totals.dialling += now - started;
+        core.totals.dialling += took;
         let epochs = core.state.epochs();
         let live = Box::new(Live {
             raw,
@@ -115,11 +116,13 @@ impl Dial {
             numbers: QueryNumbers::new(),
             types: epochs.types,
             role,
+            dialled_in: took,
         });
         let (place, dials) = core.state.dialled(dialling, live, Worker::here(), now);
         drop(core);
         driver.put(place, now);
         driver.dial(dials);
+        driver.observers.report(|observer| observer.dialled(took));
     }
 
     /// Records a failure, and returns whether this dial tries again.
@@ -132,6 +135,7 @@ impl Dial {
         core.last_failure = Some((failure.clone(), now));
         let next = core.state.dial_failed(dialling, failure.is_final(), now);
         drop(core);
+        self.driver.observers.report(|observer| observer.dial_failed(&failure));
         match next {
             AfterFailure::Retry(dialling) => {
                 self.dialling = Some(dialling);

@@ -17,21 +17,25 @@ use super::live::{CheckedOut, Live};
 use super::quarantine::Quarantine;
 use super::sessions::Sessions;
 use super::state::{
-    Actions, AtServer, Dialling, Loss, Place, PoolState, Quarantined, Standard, Take, Ticket, Wear, Worker,
+    Actions, AtServer, Closing, Dialling, Loss, Place, PoolState, Standard, Take, Ticket, Wear, Worker,
 };
 use crate::connect::ConnectFailure;
 use crate::extensions::Extensions;
+use crate::observer::{Observer, Retried};
+use crate::observers::Observers;
 use crate::pool_options::{EXTRA, Limits, PoolOptions, Reset, Tracking};
 use crate::statement::{InFlight, State};
-use crate::stats::{Stats, Totals};
+use crate::stats::{CloseReason, Stats, Totals};
 use crate::tracker::Returned;
-use crate::{Config, Pooler};
+use crate::{Config, ErrorType, Pooler};
 
 /// What the lock protects: the state, and numbers for statistics and errors.
 pub(crate) struct Core {
     pub(super) state: PoolState<Box<Live>, Waiter>,
     pub(super) totals: Totals,
     pub(super) last_failure: Option<(ConnectFailure, Instant)>,
+    /// Repetitions of transactions. There are few errors for which a transaction is repeated.
+    pub(super) retries: Vec<(ErrorType, u64)>,
     /// How long connections are held, as a moving average in seconds.
     held: f64,
 }
@@ -51,6 +55,7 @@ pub(crate) struct Driver {
     /// Set once the pooler is known to track prepared statements.
     pub(crate) pooler_checked: OnceLock<()>,
     pub(crate) extensions: Extensions,
+    pub(crate) observers: Observers<dyn Observer>,
     pub(super) sqlx: OnceLock<PgPool>,
     /// The runtime that dials, repairs and closes connections, whichever thread drops them.
     pub(super) runtime: runtime::Handle,
@@ -141,8 +146,9 @@ impl Core {
 }
 
 impl Driver {
-    pub(super) fn new(config: Config, options: PoolOptions) -> Self {
+    pub(super) fn new(config: Config, mut options: PoolOptions) -> Self {
         let runtime = runtime::Handle::current();
+        let observers = std::mem::take(&mut options.observers).into_iter().collect();
         Self {
             canceller: (config.pooler() == Pooler::None)
                 .then(|| Canceller::start(&config, &options.name, options.keepalive, &runtime)),
@@ -153,12 +159,14 @@ impl Driver {
                 state: PoolState::new(options.limits()),
                 totals: Totals::default(),
                 last_failure: None,
+                retries: Vec::new(),
                 held: 0.0,
             }),
             sessions: Sessions::default(),
             options,
             config,
             extensions: Extensions::default(),
+            observers,
             sqlx: OnceLock::new(),
             runtime,
             ended: CancellationToken::new(),
@@ -228,7 +236,7 @@ impl Driver {
         core.note_return(returned);
         let quarantined = core.state.quarantine(checkout);
         drop(core);
-        self.runtime.spawn(Quarantine::new(self, live, quarantined).repair(state));
+        self.runtime.spawn(Quarantine::new(self, live, quarantined, CloseReason::Repair).repair(state));
     }
 
     /// Drops a connection in use whose link is lost. The server may not have noticed, and may still run the statement: its session is
@@ -246,12 +254,13 @@ impl Driver {
         let mut core = self.core();
         core.note_return(returned);
         let mut loss = core.state.lose(checkout, generation, at_server, Instant::now());
-        core.totals.lost += 1;
+        core.totals.closed.count(CloseReason::Lost);
         drop(core);
         if let Some(orphan) = loss.orphan.take() {
             self.runtime.spawn(Quarantine::of_session(self, orphan).end(session, state.pending_hooks));
         }
         self.react(loss);
+        self.observers.report(|observer| observer.closed(CloseReason::Lost));
     }
 
     /// Reacts to a lost link.
@@ -271,6 +280,23 @@ impl Driver {
         let Some(actions) = news else { return };
         tracing::warn!(pool = self.options.name, to = %self.config, "a server no longer accepts writes; all connections are checked");
         self.perform(actions);
+    }
+
+    /// Records that a transaction is repeated.
+    pub(crate) fn retried(&self, retried: &Retried) {
+        let mut core = self.core();
+        core.totals.retries += 1;
+        match core.retries.iter_mut().find(|(error, _)| *error == retried.error) {
+            Some((_, count)) => *count += 1,
+            None => core.retries.push((retried.error, 1)),
+        }
+        drop(core);
+        self.observers.report(|observer| observer.retried(retried));
+    }
+
+    /// Records a commit whose outcome stays unknown.
+    pub(crate) fn commit_unknown(&self) {
+        self.core().totals.ambiguous += 1;
     }
 
     /// Records a stale cached plan: every connection forgets its plans before its next use.
@@ -335,11 +361,11 @@ impl Driver {
     pub(super) fn perform(self: &Arc<Self>, actions: Actions<Box<Live>, Waiter>) {
         let Actions { close, verify, refuse: waiters, dial } = actions;
         refuse(waiters, &Refusal::Closed);
-        for (live, quarantined) in close {
-            self.close(live, quarantined);
+        for closing in close {
+            self.close(closing);
         }
         for (live, quarantined) in verify {
-            self.runtime.spawn(Quarantine::new(self, live, quarantined).verify());
+            self.runtime.spawn(Quarantine::new(self, live, quarantined, CloseReason::Evicted).verify());
         }
         self.dial(dial);
     }
@@ -355,7 +381,7 @@ impl Driver {
         loop {
             let (waiter, live, checkout) = match place {
                 Place::Idle => return,
-                Place::Close(live, quarantined) => return self.close(live, quarantined),
+                Place::Close(closing) => return self.close(closing),
                 Place::Hand(waiter, live, checkout) => (waiter, live, checkout),
             };
             let Err(unsent) = waiter.send(Ok(Handoff::new(self, CheckedOut { live, checkout }))) else {
@@ -368,17 +394,24 @@ impl Driver {
         }
     }
 
-    fn close(self: &Arc<Self>, live: Box<Live>, quarantined: Quarantined) {
-        self.runtime.spawn(Quarantine::new(self, live, quarantined).close());
+    fn close(self: &Arc<Self>, closing: Closing<Box<Live>>) {
+        let Closing { conn, quarantined, why } = closing;
+        self.runtime.spawn(Quarantine::new(self, conn, quarantined, why).close());
     }
 
     /// Whether a connection may be used again. A new connection is used at least once: otherwise a pool with a `max_uses` of zero
     /// would dial without end.
     pub(super) fn wear(&self, live: &Live, now: Instant) -> Wear {
         let is_used_up = || self.options.max_uses.is_some_and(|most| live.uses >= most);
-        let is_evicted = live.types != self.types.load(Ordering::Relaxed);
-        let is_worn = live.uses > 0 && (live.expires <= now || is_used_up());
-        if is_worn || is_evicted { Wear::WornOut } else { Wear::Usable }
+        if live.types != self.types.load(Ordering::Relaxed) {
+            Wear::WornOut(CloseReason::Evicted)
+        } else if live.uses > 0 && live.expires <= now {
+            Wear::WornOut(CloseReason::Lifetime)
+        } else if live.uses > 0 && is_used_up() {
+            Wear::WornOut(CloseReason::Uses)
+        } else {
+            Wear::Usable
+        }
     }
 
     pub(crate) fn always_resets(&self) -> bool {

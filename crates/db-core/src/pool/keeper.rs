@@ -56,6 +56,7 @@ fn log_leaks(driver: &Driver, now: Instant) {
                 let stack = holder.stack.as_ref().map(tracing::field::display);
                 let (pool, pid) = (&driver.options.name, holder.pid);
                 tracing::warn!(pool, pid, stack, "a connection is held for too long: {holder}");
+                driver.observers.report(|observer| observer.leaked(&holder));
             }
         }
     }

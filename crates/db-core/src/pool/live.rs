@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnection;
 
@@ -37,6 +37,8 @@ pub(crate) struct Live {
     pub(crate) types: u64,
     /// The server's role at the dial, or when it was last queried.
     pub(crate) role: Role,
+    /// How long its dial took.
+    pub(crate) dialled_in: Duration,
 }
 
 /// A connection in use.

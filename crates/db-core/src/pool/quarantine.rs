@@ -13,9 +13,11 @@ use super::live::Live;
 use super::repair::{Repaired, reset};
 use super::state::{Quarantined, Worker};
 use crate::hooks::PendingHooks;
+use crate::observer;
 use crate::redact::redacted;
 use crate::role::Role;
 use crate::statement::State;
+use crate::stats::CloseReason;
 use crate::tracker::Session;
 
 /// The limit for a repair. After it, the connection is closed.
@@ -34,16 +36,25 @@ pub(super) struct Quarantine {
     live: Option<Box<Live>>,
     /// `None` once the state took it back.
     quarantined: Option<Quarantined>,
+    /// What is counted when the connection is gone. `None` for a bare session, which was counted when its link was lost.
+    why: Option<CloseReason>,
 }
 
 impl Quarantine {
-    pub(super) fn new(driver: &Arc<Driver>, live: Box<Live>, quarantined: Quarantined) -> Self {
-        Self { driver: Arc::clone(driver), live: Some(live), quarantined: Some(quarantined) }
+    /// `why`: the reason if it is closed, unless its link is lost.
+    pub(super) fn new(
+        driver: &Arc<Driver>,
+        live: Box<Live>,
+        quarantined: Quarantined,
+        why: CloseReason,
+    ) -> Self {
+        let (driver, live, quarantined) = (Arc::clone(driver), Some(live), Some(quarantined));
+        Self { driver, live, quarantined, why: Some(why) }
     }
 
     /// A session at the server whose connection is gone.
     pub(super) fn of_session(driver: &Arc<Driver>, quarantined: Quarantined) -> Self {
-        Self { driver: Arc::clone(driver), live: None, quarantined: Some(quarantined) }
+        Self { driver: Arc::clone(driver), live: None, quarantined: Some(quarantined), why: None }
     }
 
     /// Ends the session at the server, then drops `hooks`.
@@ -89,6 +100,7 @@ impl Quarantine {
     pub(super) async fn repair(mut self, mut state: State) {
         let Some(mut live) = self.live.take() else { return };
         let driver = Arc::clone(&self.driver);
+        let began = Instant::now();
         let repaired = {
             let mut repairing = pin!(timeout(REPAIR_LIMIT, reset(&driver, &mut live, &mut state)));
             tokio::select! {
@@ -101,12 +113,16 @@ impl Quarantine {
             }
         };
         let (pool, session) = (&driver.options.name, Arc::clone(&live.session));
-        if matches!(repaired, Ok(Ok(Repaired::Good))) {
-            live.last_seen = Instant::now();
+        let is_good = matches!(repaired, Ok(Ok(Repaired::Good)));
+        let now = Instant::now();
+        if is_good {
+            live.last_seen = now;
             driver.core().totals.repaired += 1;
         } else {
             driver.core().totals.repair_failed += 1;
         }
+        let ended = observer::Repaired { took: now - began, is_good };
+        driver.observers.report(|observer| observer.repaired(&ended));
         self.live = Some(live);
         match repaired {
             Ok(Ok(Repaired::Good)) => self.readmit(),
@@ -158,10 +174,11 @@ impl Quarantine {
         drop(live);
         let Some(quarantined) = self.quarantined.take() else { return };
         let mut core = self.driver.core();
-        core.totals.lost += 1;
+        core.totals.closed.count(CloseReason::Lost);
         let loss = core.state.lose_quarantined(quarantined, generation, Instant::now());
         drop(core);
         self.driver.react(loss);
+        self.driver.observers.report(|observer| observer.closed(CloseReason::Lost));
     }
 }
 
@@ -170,8 +187,16 @@ impl Drop for Quarantine {
         // The link goes before its slot is freed.
         self.live = None;
         if let Some(quarantined) = self.quarantined.take() {
-            let dials = self.driver.core().state.released(quarantined, Instant::now());
+            let mut core = self.driver.core();
+            if let Some(why) = self.why {
+                core.totals.closed.count(why);
+            }
+            let dials = core.state.released(quarantined, Instant::now());
+            drop(core);
             self.driver.dial(dials);
+            if let Some(why) = self.why {
+                self.driver.observers.report(|observer| observer.closed(why));
+            }
         }
         self.driver.progress.notify_waiters();
     }

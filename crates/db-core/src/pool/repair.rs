@@ -199,6 +199,7 @@ pub(crate) async fn drain(
     let mut count = || {
         if !std::mem::replace(&mut counted, true) {
             driver.core().totals.cancelled += 1;
+            driver.observers.report(|observer| observer.cancelled());
         }
     };
     let end = {

@@ -19,6 +19,7 @@
 use std::time::{Duration, Instant};
 
 use crate::pool_options::{EXTRA, Limits};
+use crate::stats::CloseReason;
 
 mod answer;
 mod count;
@@ -28,7 +29,7 @@ mod model;
 mod queue;
 
 pub(crate) use answer::{
-    Actions, AfterFailure, Age, AtServer, Counts, Epochs, Loss, Place, Standard, Take, Wear,
+    Actions, AfterFailure, Age, AtServer, Closing, Counts, Epochs, Loss, Place, Standard, Take, Wear,
 };
 pub(crate) use count::{Checkout, Dialling, Quarantined};
 use count::{Count, Dials, InUse, Repairs, SlowRepairs};
@@ -302,7 +303,7 @@ impl<C, W> PoolState<C, W> {
     pub(crate) fn evict(&mut self) -> Actions<C, W> {
         self.epochs.types += 1;
         self.epochs.plans += 1;
-        Actions { close: self.isolate_idle(usize::MAX), ..Actions::default() }
+        Actions { close: self.close_idle(usize::MAX, CloseReason::Evicted), ..Actions::default() }
     }
 
     /// Some time has passed: closes idle connections that are too old or too many, and pings those that were silent.
@@ -311,22 +312,23 @@ impl<C, W> PoolState<C, W> {
         let mut over = (self.in_use.get() + idle).saturating_sub(self.limit());
         let mut spare = idle.saturating_sub(self.limits.min_idle);
         // The connections that were not used for longest come first.
+        let mut reasons = Vec::new();
         let close = self.idle.remove_unless(|conn| {
             let age = age(conn);
-            let stays = over == 0 && !age.is_expired && !(age.is_unused && spare > 0);
-            if !stays {
-                over = over.saturating_sub(1);
-                spare = spare.saturating_sub(1);
-            }
-            stays
+            let why = match age {
+                _ if over > 0 => CloseReason::Limit,
+                Age { is_expired: true, .. } => CloseReason::Lifetime,
+                Age { is_unused: true, .. } if spare > 0 => CloseReason::Idle,
+                _ => return true,
+            };
+            over = over.saturating_sub(1);
+            spare = spare.saturating_sub(1);
+            reasons.push(why);
+            false
         });
+        let close = close.into_iter().zip(reasons).map(|(conn, why)| self.closing(conn, why)).collect();
         let verify = self.idle.remove_unless(|conn| !age(conn).is_silent);
-        Actions {
-            close: self.isolate(close),
-            verify: self.isolate(verify),
-            dial: self.dials(now),
-            ..Actions::default()
-        }
+        Actions { close, verify: self.isolate(verify), dial: self.dials(now), ..Actions::default() }
     }
 
     /// Dials for `min_idle` now, even if the server has just refused a login.
@@ -344,7 +346,7 @@ impl<C, W> PoolState<C, W> {
     pub(crate) fn close(&mut self) -> Actions<C, W> {
         self.is_closing = true;
         let refuse = self.queue.take_all();
-        Actions { close: self.isolate_idle(usize::MAX), refuse, ..Actions::default() }
+        Actions { close: self.close_idle(usize::MAX, CloseReason::Shut), refuse, ..Actions::default() }
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -413,14 +415,19 @@ impl<C, W> PoolState<C, W> {
 
     fn place(&mut self, conn: C, wear: Wear, worker: Worker) -> Place<C, W> {
         let idle = self.idle_count();
-        if self.is_closing || wear == Wear::WornOut || self.in_use.get() + idle >= self.limit() {
-            return Place::Close(conn, self.isolated());
+        let why = match wear {
+            _ if self.is_closing => Some(CloseReason::Shut),
+            Wear::WornOut(why) => Some(why),
+            Wear::Usable => (self.in_use.get() + idle >= self.limit()).then_some(CloseReason::Limit),
+        };
+        if let Some(why) = why {
+            return Place::Close(self.closing(conn, why));
         }
         if let Some(waiter) = self.queue.pop() {
             return Place::Hand(waiter, conn, self.in_use.enter());
         }
         if idle >= self.max_idle() {
-            return Place::Close(conn, self.isolated());
+            return Place::Close(self.closing(conn, CloseReason::Limit));
         }
         self.idle.push(worker, conn);
         Place::Idle
@@ -476,11 +483,21 @@ impl<C, W> PoolState<C, W> {
     }
 
     /// Takes the idle connections above the limits out of use.
-    fn trim(&mut self) -> Vec<(C, Quarantined)> {
+    fn trim(&mut self) -> Vec<Closing<C>> {
         let idle = self.idle_count();
         let over_limit = (self.in_use.get() + idle).saturating_sub(self.limit());
         let over = over_limit.max(idle.saturating_sub(self.max_idle()));
-        self.isolate_idle(over as usize)
+        self.close_idle(over as usize, CloseReason::Limit)
+    }
+
+    /// Takes this many idle connections out of use, to be closed.
+    fn close_idle(&mut self, most: usize, why: CloseReason) -> Vec<Closing<C>> {
+        let idle = self.isolate_idle(most);
+        idle.into_iter().map(|(conn, quarantined)| Closing { conn, quarantined, why }).collect()
+    }
+
+    fn closing(&mut self, conn: C, why: CloseReason) -> Closing<C> {
+        Closing { conn, quarantined: self.isolated(), why }
     }
 
     /// Takes this many idle connections out of use, the least recently used first.

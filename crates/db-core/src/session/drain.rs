@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::Session;
 use crate::cancels::Cancel;
-use crate::class::Verdict;
+use crate::class::{ErrorType, Verdict};
 use crate::deadline::{DeadlineError, WaitLimit};
 use crate::lent::{LentError, LentProblem};
 use crate::pool::{CANCEL_AFTER, MAX_ABANDONED, drain, forget_statements, is_in_transaction, status};
@@ -84,7 +84,7 @@ impl Session {
                 if fails_transaction {
                     let (pool, at) = (&self.inner.options.name, self.at);
                     let error = DeadlineError::of_abandoned(pool, at, CANCEL_IN_TX_AFTER).into();
-                    self.state.failure.get_or_insert(Verdict::of(&error));
+                    self.state.failure.get_or_insert((Verdict::of(&error), ErrorType::of(&error)));
                     return Err(error);
                 }
                 live.abandoned += 1;

@@ -34,6 +34,7 @@ impl StatementTiming {
         ended: Instant,
         options: &PoolOptions,
         at: CallSite,
+        name: Option<&'static str>,
         sql: &str,
         error: Option<&sqlx::Error>,
     ) {
@@ -47,9 +48,9 @@ impl StatementTiming {
         let sql = sql::redact_sql(sql);
         let error = error.map(redacted).map(tracing::field::display);
         if is_slow {
-            tracing::warn!(target: "db_core::statement", pool, ms, rows, affected, error, "slow: {sql} ({at})");
+            tracing::warn!(target: "db_core::statement", pool, name, ms, rows, affected, error, "slow: {sql} ({at})");
         } else {
-            tracing::debug!(target: "db_core::statement", pool, ms, rows, affected, error, "{sql} ({at})");
+            tracing::debug!(target: "db_core::statement", pool, name, ms, rows, affected, error, "{sql} ({at})");
         }
     }
 }

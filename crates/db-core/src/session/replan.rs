@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use super::Session;
 use super::stale;
 use super::text::Text;
-use crate::class::{Verdict, is_stale_plan, is_stale_type};
+use crate::class::{ErrorType, Verdict, is_stale_plan, is_stale_type};
 use crate::statement::{InFlight, Transaction};
 
 impl Session {
@@ -32,7 +32,7 @@ impl Session {
     /// plan stale affects others, too.
     pub(super) async fn refresh_plan(&mut self, error: &sqlx::Error, text: &Text) -> bool {
         if is_stale_type(error) {
-            self.report_stale_types();
+            self.report_stale_types(error);
             return false;
         }
         if !is_stale_plan(error) || !stale::is_from_driver(error, text) {
@@ -41,7 +41,7 @@ impl Session {
         let plans = self.inner.plans_are_stale();
         if self.state.transaction != Transaction::None {
             // Nothing of the transaction is stored, and its next run gets a new plan: it lost against the change of the table.
-            self.state.failure = Some(Verdict::conflict());
+            self.state.failure = Some((Verdict::conflict(), ErrorType::of(error)));
             return false;
         }
         let limit = self.limit();
@@ -59,11 +59,11 @@ impl Session {
 
     /// Reports that the driver cached a type's number that now belongs to another type or to none. Only a new connection replaces it, and
     /// other connections of the same age have it as well.
-    fn report_stale_types(&mut self) {
+    fn report_stale_types(&mut self, error: &sqlx::Error) {
         self.state.mark_useless();
         if self.state.transaction != Transaction::None {
             // As after a stale plan, the next run gets the new type.
-            self.state.failure = Some(Verdict::conflict());
+            self.state.failure = Some((Verdict::conflict(), ErrorType::of(error)));
         }
         if self.live().uses > 0 {
             self.inner.types_are_stale(self.live().types);

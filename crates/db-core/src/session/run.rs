@@ -14,11 +14,12 @@ use super::Session;
 use super::log::StatementTiming;
 use super::text::Text;
 use crate::deadline::{WaitLimit, within};
+use crate::observer::StatementDone;
 use crate::pooler::Needs;
 use crate::role::{NotWritable, Role};
 use crate::sql;
 use crate::statement::{InFlight, Transaction};
-use crate::{Class, PoolerError};
+use crate::{Class, ErrorType, PoolerError};
 
 impl Session {
     /// Runs transaction control by the simple protocol: one round trip, nothing prepared.
@@ -235,7 +236,7 @@ impl Session {
     /// The error of an answer that did not arrive in time. Logs it, too.
     fn timed_out(&mut self, timing: &StatementTiming, sql: &SqlStr, limit: WaitLimit) -> sqlx::Error {
         let error = self.expired(limit).into();
-        timing.log(Instant::now(), &self.inner.options, self.at, sql.as_str(), Some(&error));
+        self.report(Instant::now(), timing, sql, Some(&error));
         error
     }
 
@@ -268,7 +269,21 @@ impl Session {
         if self.inner.tracks() && !self.once {
             self.live().session.statement_finished();
         }
-        timing.log(now, &self.inner.options, self.at, sql.as_str(), error);
+        self.report(now, timing, sql, error);
+    }
+
+    /// Writes the log, and tells the observers.
+    fn report(&self, now: Instant, timing: &StatementTiming, sql: &SqlStr, error: Option<&sqlx::Error>) {
+        let (at, name, sql) = (self.at, self.name, sql.as_str());
+        timing.log(now, &self.inner.options, at, name, sql, error);
+        if self.inner.observers.is_empty() {
+            return;
+        }
+        let took = now.saturating_duration_since(timing.started);
+        let StatementTiming { rows, affected, .. } = *timing;
+        let error = error.map(ErrorType::of);
+        let done = StatementDone { at, name, sql, took, rows, affected, error };
+        self.inner.observers.report(|observer| observer.statement(&done));
     }
 
     /// Records what a statement will leave in its session, before it is sent.

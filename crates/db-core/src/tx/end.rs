@@ -3,12 +3,12 @@
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 use super::TxOptions;
-use crate::class::{Verdict, refuses};
+use crate::class::refuses;
 use crate::deadline::{DeadlineError, TxDeadline};
 use crate::error::StatementError;
 use crate::statement::Transaction;
 use crate::status_query::TxStatus;
-use crate::{Class, Error, Session};
+use crate::{Class, Error, ErrorType, Session};
 
 impl Session {
     /// Sends `BEGIN`. The session counts as in a transaction from the first byte on, since the server may have begun it.
@@ -65,9 +65,12 @@ impl Session {
     /// Sends `COMMIT` without resolving an unknown outcome.
     pub(crate) async fn send_commit(&mut self) -> Result<(), Error> {
         let committed = self.try_commit().await;
-        if matches!(committed, Err(Error::CommitUnknown(_))) && self.state.in_flight().is_none() {
-            // No further answer will arrive.
-            self.state.pending_hooks.unknown();
+        if matches!(committed, Err(Error::CommitUnknown(_))) {
+            self.inner().commit_unknown();
+            if self.state.in_flight().is_none() {
+                // No further answer will arrive.
+                self.state.pending_hooks.unknown();
+            }
         }
         committed
     }
@@ -147,9 +150,10 @@ impl Session {
         self.state.ends.map(|ends| ends.at.into())
     }
 
-    /// The class of the transaction's first failure, if the transaction may be repeated because of it.
-    pub(crate) fn failure(&self) -> Option<Class> {
-        self.state.failure.and_then(Verdict::retry_class)
+    /// The transaction's first failure, if the transaction may be repeated because of it.
+    pub(crate) fn failure(&self) -> Option<(Class, ErrorType)> {
+        let (verdict, error) = self.state.failure?;
+        Some((verdict.retry_class()?, error))
     }
 }
 

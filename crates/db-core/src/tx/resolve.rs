@@ -33,16 +33,23 @@ pub(super) async fn number(session: &mut Session) -> Result<Option<String>, Erro
 
 /// Queries the outcome on another connection.
 pub(super) async fn outcome(mut session: Session, number: Option<&str>) -> Outcome {
-    let Some(number) = number else { return Outcome::Unknown };
     // Keeps the pool alive, even if the session was its last user.
     let inner = Arc::clone(session.inner());
+    let Some(number) = number else {
+        inner.commit_unknown();
+        return Outcome::Unknown;
+    };
     let caller = Caller::new(session.at, &inner.options);
     let process = Arc::clone(&session.live().session);
     // The session may hold the pool's only slot, and it must not return to the pool, since it may be ended below.
     session.state.mark_lost();
     drop(session);
     let search = search(&inner, caller, &process, number);
-    timeout_at(Instant::now() + LIMIT, search).await.unwrap_or(Outcome::Unknown)
+    let outcome = timeout_at(Instant::now() + LIMIT, search).await.unwrap_or(Outcome::Unknown);
+    if matches!(outcome, Outcome::Unknown) {
+        inner.commit_unknown();
+    }
+    outcome
 }
 
 async fn search(

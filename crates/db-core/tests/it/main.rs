@@ -17,6 +17,7 @@ mod leaving;
 mod lent;
 mod limits;
 mod mistakes;
+mod observing;
 mod options;
 mod pools;
 mod preparing;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use db_core::{Config, Error, Pool, PoolOptions, Reset, Tracking};
+use db_core::{CloseReason, Config, Error, Pool, PoolOptions, Reset, Tracking};
 use db_testkit::{Proxy, Session, TestDb, until};
 use futures_util::TryStreamExt;
 use futures_util::future::pending;
@@ -306,7 +306,7 @@ async fn a_dead_connection_that_idled_for_longer_than_ping_after_is_not_handed_o
 
     assert_ne!(conn.pid(), dead);
     sqlx::query("select 1").execute(&mut conn).await.expect("the connection works");
-    assert_eq!(pool.stats().totals.lost, 1);
+    assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 1);
 }
 
 #[db_testkit::test]
@@ -318,7 +318,7 @@ async fn a_connection_that_idled_for_less_than_ping_after_is_not_pinged(db: Test
 
     // A ping would get no answer.
     assert_eq!(pid(&pool).await, first);
-    assert_eq!(pool.stats().totals.lost, 0);
+    assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 0);
 }
 
 #[db_testkit::test]
@@ -334,7 +334,7 @@ async fn returning_an_unused_connection_does_not_count_as_an_answer(db: TestDb) 
     drop(unused);
 
     assert_ne!(pid(&pool).await, dead);
-    assert_eq!(pool.stats().totals.lost, 1);
+    assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 1);
 }
 
 #[db_testkit::test]
@@ -353,7 +353,7 @@ async fn an_answer_to_a_statement_replaces_a_ping(db: TestDb) {
 
     // A ping would get no answer.
     assert_eq!(pid(&pool).await, first);
-    assert_eq!(pool.stats().totals.lost, 0);
+    assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 0);
 }
 
 #[db_testkit::test]
@@ -364,7 +364,8 @@ async fn keepalive_finds_and_replaces_a_dead_connection_without_a_caller(db: Tes
     until("a connection is ready", async || pool.stats().idle == 1).await;
     proxy.half_open();
 
-    until("the dead connection is found", async || pool.stats().totals.lost == 1).await;
+    until("the dead connection is found", async || pool.stats().totals.closed.of(CloseReason::Lost) == 1)
+        .await;
     until("another connection is ready", async || pool.stats().idle == 1).await;
     let mut conn = pool.handle().acquire().await.expect("a connection");
     sqlx::query("select 1").execute(&mut conn).await.expect("the connection works");
@@ -579,7 +580,7 @@ async fn the_work_of_a_transaction_that_takes_too_long_is_dropped_and_rolled_bac
     assert!(dropped.load(Ordering::SeqCst));
     db.until_quiet().await;
     assert_eq!(rows(&db).await, 0);
-    assert_eq!(pool.stats().totals.lost, 0);
+    assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 0);
 }
 
 #[db_testkit::test]

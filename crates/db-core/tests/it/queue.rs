@@ -3,7 +3,7 @@
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
-use db_core::{Pool, PoolOptions};
+use db_core::{CloseReason, Pool, PoolOptions};
 use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -124,7 +124,7 @@ async fn acquires_dropped_at_any_moment_lose_no_connection(db: TestDb) {
             (stats.in_use, stats.repairing, stats.dialling, stats.waiting) == (0, 0, 0, 0)
         })
         .await;
-        assert_eq!(pool.stats().totals.lost, 0);
+        assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 0);
         assert!(
             db.sessions().await.expect("the sessions").len() <= MAX + 1,
             "the pool's connections and the control connection"
@@ -177,7 +177,7 @@ async fn a_connection_that_comes_back_with_its_answers_is_counted_and_a_lost_one
     proxy.reset();
     sqlx::query("select 1").execute(&mut *conn).await.expect_err("its link is cut");
     drop(conn);
-    until("it is lost", async || pool.stats().totals.lost == 1).await;
+    until("it is lost", async || pool.stats().totals.closed.of(CloseReason::Lost) == 1).await;
 
     assert_eq!(pool.stats().totals.returned, 3);
 }

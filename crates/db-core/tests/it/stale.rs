@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use db_core::{Conn, Error, Pool, TxOptions, TxRetry};
+use db_core::{CloseReason, Conn, Error, Pool, TxOptions, TxRetry};
 use db_testkit::TestDb;
 use futures_util::TryStreamExt;
 use sqlx::Row;
@@ -147,7 +147,7 @@ async fn statements_that_the_server_has_forgotten_are_prepared_again(db: TestDb)
     let rows: Vec<_> = sqlx::query(SELECT).fetch(&mut conn).try_collect().await.expect("by fetch");
     assert_eq!(rows.len(), 1);
     drop(conn);
-    assert_eq!((pool.stats().totals.dialled, pool.stats().totals.lost), (4, 0));
+    assert_eq!((pool.stats().totals.dialled, pool.stats().totals.closed.of(CloseReason::Lost)), (4, 0));
 }
 
 #[db_testkit::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use db_core::{Class, Error, Isolation, Pool, PoolOptions, TxOptions};
+use db_core::{Class, CloseReason, Error, Isolation, Pool, PoolOptions, TxOptions};
 use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 
@@ -546,7 +546,7 @@ async fn a_fatal_error_loses_the_connection_whatever_its_code(db: TestDb) {
         let error = Error::from(error);
         assert_eq!((error.sqlstate().as_deref(), error.class()), (Some(code), class), "{error}");
         assert_ne!(pool.handle().acquire().await.expect("another connection").pid(), pid, "{sql}");
-        assert_eq!(pool.stats().totals.lost, ended, "{sql}");
+        assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), ended, "{sql}");
     }
 }
 
@@ -565,5 +565,5 @@ async fn a_wrong_number_of_parameters_keeps_the_connection(db: TestDb) {
     assert_eq!(error.sqlstate().as_deref(), Some("08P01"), "{error}");
     assert!(!error.is_transient(), "{error}");
     assert_eq!(pool.handle().acquire().await.expect("a connection").pid(), first);
-    assert_eq!(pool.stats().totals.lost, 0);
+    assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 0);
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use db_core::{Class, Config, Conn, Error, Pool, Repeat, TxOptions, TxRetry};
+use db_core::{Class, CloseReason, Config, Conn, Error, Pool, Repeat, TxOptions, TxRetry};
 use db_testkit::{Proxy, TestDb};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -91,7 +91,11 @@ async fn an_error_before_sending_keeps_the_connection_and_is_not_repeated(db: Te
         assert!(result.is_err() && runs.get() == 1, "{}: {error}", runs.get());
     }
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.dialled, totals.repaired), (0, 2, 0), "{totals:?}");
+    assert_eq!(
+        (totals.closed.of(CloseReason::Lost), totals.dialled, totals.repaired),
+        (0, 2, 0),
+        "{totals:?}"
+    );
 }
 
 #[db_testkit::test]
@@ -109,7 +113,7 @@ async fn an_error_before_sending_does_not_fail_a_transaction(db: TestDb) {
 
     let rows: i64 =
         sqlx::query_scalar("select count(*) from t").fetch_one(&db.pool()).await.expect("a count");
-    assert_eq!((rows, pool.stats().totals.lost), (2, 0));
+    assert_eq!((rows, pool.stats().totals.closed.of(CloseReason::Lost)), (2, 0));
 }
 
 #[db_testkit::test]
@@ -133,7 +137,7 @@ async fn a_copy_run_as_a_query_loses_its_own_session_only(db: TestDb) {
     sqlx::raw_sql("create table t (n int)").execute(&db.pool()).await.expect("a table");
     let other = take(&pool, 2).await.remove(0).pid();
     for sql in ["copy t from stdin", "copy t to stdout"] {
-        let lost = pool.stats().totals.lost;
+        let lost = pool.stats().totals.closed.of(CloseReason::Lost);
         let mut both = take(&pool, 2).await;
         both.retain(|conn| conn.pid() != other);
         let mut conn = both.remove(0);
@@ -144,7 +148,7 @@ async fn a_copy_run_as_a_query_loses_its_own_session_only(db: TestDb) {
         for mut conn in take(&pool, 2).await {
             answers(&mut conn).await;
         }
-        assert_eq!(pool.stats().totals.lost, lost, "{sql}");
+        assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), lost, "{sql}");
     }
     assert!(take(&pool, 2).await.iter().any(|conn| conn.pid() == other), "the other connection is kept");
 }

@@ -48,6 +48,10 @@ impl Fanout {
         Follower(self.sender.subscribe())
     }
 
+    pub(crate) fn followers(&self) -> usize {
+        self.sender.receiver_count()
+    }
+
     pub(crate) fn publish(&mut self, events: Events, is_finished: bool) {
         let bytes = events.iter().map(|event| size_of::<Event>() + event.data.len()).sum();
         let slot = Arc::new(Slot(Mutex::new(Some(events))));

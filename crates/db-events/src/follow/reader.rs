@@ -115,6 +115,11 @@ impl Live {
         is_reading.then(|| self.position())
     }
 
+    /// The streams that follow.
+    pub(crate) fn followers(&self) -> usize {
+        self.fanout().as_ref().map_or(0, Fanout::followers)
+    }
+
     fn position(&self) -> Tail {
         *self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -226,6 +231,9 @@ impl ReaderTask {
                 }
             }
             if let Some(events) = page.events {
+                if let Some(newest) = events.last().filter(|_| !page.is_full) {
+                    self.registry.note_newest(newest);
+                }
                 self.live.publish(events, page.is_finished);
             }
             if page.is_finished || !page.is_full {

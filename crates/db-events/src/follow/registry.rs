@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use db_core::Pool;
 use db_notify::{Bus, Subscription};
+use time::OffsetDateTime;
 use tokio::time::{sleep, timeout};
 
 use super::page_reads::{EventOptions, PageReads};
@@ -14,7 +15,7 @@ use super::reader::{Live, Reader, Tail};
 use crate::deadline::limited;
 use crate::limits::{POLL_FLOOR, pauses};
 use crate::read::WHAT;
-use crate::{Error, Head, LogId};
+use crate::{Error, Event, Head, LogId};
 
 /// The shortest time between two polls of the heads.
 const POLL_PACE: Duration = Duration::from_millis(200);
@@ -26,13 +27,15 @@ pub(crate) struct Registry {
     readers: Mutex<HashMap<LogId, Weak<Reader>>>,
     pages: AtomicU64,
     head_polls: AtomicU64,
+    /// How old the newest event was when it was last read, in microseconds, plus 1; 0 before.
+    lag: AtomicU64,
 }
 
 impl Registry {
     pub(crate) fn new(pool: Pool, options: EventOptions) -> Self {
         let page_reads = PageReads::new(&pool, options);
-        let (pages, head_polls) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { pool, page_reads, readers: Mutex::default(), pages, head_polls }
+        let zero = || AtomicU64::new(0);
+        Self { pool, page_reads, readers: Mutex::default(), pages: zero(), head_polls: zero(), lag: zero() }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -77,6 +80,24 @@ impl Registry {
     pub(crate) fn counts(&self) -> (usize, u64, u64) {
         let logs = self.lock().len();
         (logs, self.pages.load(Ordering::Relaxed), self.head_polls.load(Ordering::Relaxed))
+    }
+
+    /// Streams that follow a log.
+    pub(crate) fn followers(&self) -> usize {
+        self.reading().iter().map(|(live, _)| live.followers()).sum()
+    }
+
+    /// Notes that this event, the newest of its log, was read for followers.
+    #[expect(clippy::disallowed_methods, reason = "the event has the time of another clock")]
+    pub(crate) fn note_newest(&self, event: &Event) {
+        let age = OffsetDateTime::from(SystemTime::now()) - event.at;
+        let micros = u64::try_from(age.whole_microseconds()).unwrap_or(0);
+        self.lag.store(micros.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// How old the newest event was when it was last read.
+    pub(crate) fn lag(&self) -> Option<Duration> {
+        self.lag.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_micros)
     }
 
     /// The readers that have started and not ended, and how far they have read.

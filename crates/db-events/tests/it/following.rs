@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use db_core::{Config, Pool, PoolOptions};
 use db_events::{Error, EventLogs, NewEvent, POLL_FLOOR};
 use db_testkit::{TestDb, until};
 use futures_util::TryStreamExt;
@@ -230,4 +231,41 @@ async fn a_flood_of_gaps_costs_few_head_polls(db: TestDb) {
     let most = begun.elapsed().as_millis() / 200 + 2;
     let head_polls = events.state().head_polls - head_polls;
     assert!(u128::from(head_polls) <= most, "{head_polls} head polls, where {most} will do");
+}
+
+#[db_testkit::test(migrations = "../../migrations")]
+async fn followers_and_the_age_of_the_newest_event_are_counted(db: TestDb) {
+    let (writer, reader) = (events(&db).await, events(&db).await);
+    let (log, other) = (writer.create().await.expect("a log"), writer.create().await.expect("a log"));
+    let follow = |log| {
+        let mut stream = reader.stream(log, 0);
+        tokio::spawn(async move {
+            next_batch(&mut stream).await.expect("more");
+            stream
+        })
+    };
+    assert_eq!((reader.state().followers, reader.state().lag), (0, None));
+
+    let streams = [follow(log), follow(log), follow(other)];
+    until("all follow", async || reader.state().followers == 3).await;
+    assert_eq!((reader.state().followed, reader.state().lag), (2, None), "nothing is to be read");
+
+    // An event has the time at which its transaction has begun.
+    let pool = Pool::new(&Config::from_url(&db.url()).expect("an address"), PoolOptions::backend());
+    let mut tx = pool.handle().begin().await.expect("a transaction");
+    let begun = Instant::now();
+    let age = Duration::from_millis(100);
+    until("a while has passed", async || begun.elapsed() > age).await;
+    writer.append_in(&mut tx, log, &numbered(1, 1)).await.expect("appended");
+    tx.commit().await.expect("committed");
+    until("it was read", async || reader.state().lag.is_some_and(|lag| lag > age && lag < PATIENCE)).await;
+
+    writer.append(other, &numbered(1, 1)).await.expect("appended");
+    let mut kept = Vec::new();
+    for stream in streams {
+        kept.push(timeout(PATIENCE, stream).await.expect("in time").expect("no panic"));
+    }
+
+    drop(kept);
+    until("nobody follows", async || reader.state().followers == 0).await;
 }

@@ -13,6 +13,7 @@ mod reindex;
 mod rekey;
 mod repeatables;
 mod runner;
+mod summaries;
 
 use std::path::Path;
 use std::time::Duration;

@@ -64,7 +64,7 @@ pub struct Gap {
 }
 
 /// Why notifications may have been missed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GapReason {
     /// The listening session was lost. LISTEN is in force again.
@@ -81,6 +81,25 @@ pub enum GapReason {
     /// This process announced late that it [watches](crate::WatchedTopics) the topic: other processes may have dropped notifications
     /// of it. They know of the watch now.
     Unannounced,
+}
+
+impl GapReason {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Reconnected, Self::Started, Self::Lagged, Self::Overflow, Self::Unreadable, Self::Unannounced];
+
+    /// The reason in one word, as it is counted: `reconnected`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reconnected => "reconnected",
+            Self::Started => "started",
+            Self::Lagged => "lagged",
+            Self::Overflow => "overflow",
+            Self::Unreadable => "unreadable",
+            Self::Unannounced => "unannounced",
+        }
+    }
 }
 
 impl fmt::Display for Gap {

@@ -89,6 +89,14 @@ impl Queue {
     }
 
     pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Option<Delivery>> {
+        let next = self.next(cx);
+        if let Poll::Ready(Some(Delivery::Gap(gap))) = &next {
+            self.counters.received(*gap);
+        }
+        next
+    }
+
+    fn next(&self, cx: &Context<'_>) -> Poll<Option<Delivery>> {
         let mut guard = self.lock();
         let state = &mut *guard;
         if let Some(WaitingGap { gap, .. }) = state.gap.take_if(|gap| gap.ahead == 0) {

@@ -7,6 +7,7 @@ mod golden;
 mod in_tx;
 mod interleaving;
 mod model;
+mod observing;
 mod processes;
 mod runtimes;
 mod storms;

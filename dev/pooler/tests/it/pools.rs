@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use db_core::connect::connect;
 use db_core::{
-    AcquirePhase, Class, Classify, Config, ConnectFailure, ConnectRetry, Error, Pool, PoolOptions, Pooler,
-    Reset, TxOptions,
+    AcquirePhase, Class, Classify, CloseReason, Config, ConnectFailure, ConnectRetry, Error, Pool,
+    PoolOptions, Pooler, Reset, TxOptions,
 };
 use db_testkit::{PgBouncer, PgBouncerBuilder, Stop, TestDb, TestServer, until};
 use futures_util::future::join_all;
@@ -241,7 +241,7 @@ async fn a_statement_that_needs_a_session_of_its_own_is_not_sent(db: TestDb) {
     }
 
     assert_eq!(number(&pool, 7).await.expect("an answer"), 7);
-    assert_eq!(pool.stats().totals.lost, 0, "no connection was lost for it");
+    assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 0, "no connection was lost for it");
 }
 
 #[db_testkit::test]
@@ -394,7 +394,7 @@ async fn ten_thousand_dropped_statements_cancel_none_of_another_service(db: Test
     assert!(answered > 1_000, "{answered}");
     let stats = ours.stats();
     assert!(dropped.load(Ordering::Relaxed) >= 10_000 && stats.totals.cancelled == 0, "{stats:?}");
-    assert_eq!(theirs.stats().totals.lost, 0);
+    assert_eq!(theirs.stats().totals.closed.of(CloseReason::Lost), 0);
     assert!(db.sessions().await.expect("sessions").len() <= 6);
     until("all connections are returned", async || {
         let stats = ours.stats();

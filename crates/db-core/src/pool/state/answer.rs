@@ -1,6 +1,7 @@
 //! The inputs and outputs of the state.
 
 use super::count::{Checkout, Dialling, Quarantined};
+use crate::stats::CloseReason;
 
 /// Counters that rise when something is learnt about all connections at once. A connection stores their values from its dial or its
 /// last check.
@@ -51,8 +52,7 @@ pub(crate) enum Take<C> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wear {
     Usable,
-    /// Too old, or used too often.
-    WornOut,
+    WornOut(CloseReason),
 }
 
 /// Where a usable connection goes.
@@ -64,7 +64,15 @@ pub(crate) enum Place<C, W> {
     /// To the caller that waited longest.
     Hand(W, C, Checkout),
     /// It is to be closed.
-    Close(C, Quarantined),
+    Close(Closing<C>),
+}
+
+/// A connection that is to be closed.
+#[derive(Debug)]
+pub(crate) struct Closing<C> {
+    pub(crate) conn: C,
+    pub(crate) quarantined: Quarantined,
+    pub(crate) why: CloseReason,
 }
 
 /// Whether a session may still run a statement when its link is lost.
@@ -99,7 +107,7 @@ pub(crate) struct Age {
 #[derive(Debug)]
 #[must_use = "connections and callers are in this value"]
 pub(crate) struct Actions<C, W> {
-    pub(crate) close: Vec<(C, Quarantined)>,
+    pub(crate) close: Vec<Closing<C>>,
     pub(crate) verify: Vec<(C, Quarantined)>,
     pub(crate) refuse: Vec<W>,
     pub(crate) dial: Vec<Dialling>,

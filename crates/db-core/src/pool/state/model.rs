@@ -67,7 +67,7 @@ enum Server {
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let pick = || 0usize..64;
-    let wear = || prop_oneof![6 => Just(Wear::Usable), 1 => Just(Wear::WornOut)];
+    let wear = || prop_oneof![6 => Just(Wear::Usable), 1 => Just(Wear::WornOut(CloseReason::Uses))];
     let at_server = prop_oneof![Just(AtServer::Nothing), Just(AtServer::Statement)];
     let event = prop_oneof![
         60 => Just(Event::Take),
@@ -367,11 +367,21 @@ impl Model {
         let over = (self.in_use.len() + before).saturating_sub(self.limit());
         let actions = self.state.time_passed(self.now, |conn| age(conn.number));
         let closed = actions.close.len();
-        let expired = actions.close.iter().filter(|(conn, _)| age(conn.number).is_expired).count();
+        let expired = actions.close.iter().filter(|closing| age(closing.conn.number).is_expired).count();
+        let are_named = actions.close.iter().enumerate().all(|(at, closing)| {
+            let age = age(closing.conn.number);
+            match closing.why {
+                CloseReason::Limit => at < over,
+                CloseReason::Lifetime => age.is_expired,
+                CloseReason::Idle => age.is_unused && !age.is_expired,
+                _ => false,
+            }
+        });
         let are_silent = actions.verify.iter().all(|(conn, _)| age(conn.number).is_silent);
         let spare = before.saturating_sub(self.limits.min_idle as usize);
         self.perform(actions)?;
         prop_assert!(closed <= over.max(spare) + expired, "closed without being too many or too old");
+        prop_assert!(are_named, "closed for another reason than is said");
         prop_assert!(are_silent, "verified without having been silent");
         for number in &self.idle {
             let age = age(*number);
@@ -434,10 +444,16 @@ impl Model {
         let is_over = self.in_use.len() + self.idle.len() >= self.limit();
         let max_idle = self.limits.max_idle.unwrap_or(u32::MAX).max(self.limits.min_idle) as usize;
         let is_spare = self.queue.is_empty() && self.idle.len() >= max_idle;
-        let is_closed = self.is_closing || wear == Wear::WornOut || is_over || is_spare;
+        let why = if self.is_closing {
+            Some(CloseReason::Shut)
+        } else if let Wear::WornOut(why) = wear {
+            Some(why)
+        } else {
+            (is_over || is_spare).then_some(CloseReason::Limit)
+        };
         match place {
             Place::Idle => {
-                prop_assert!(!is_closed && self.queue.is_empty());
+                prop_assert!(why.is_none() && self.queue.is_empty());
                 self.idle.insert(number);
             }
             Place::Hand(caller, conn, checkout) => {
@@ -446,13 +462,13 @@ impl Model {
                 prop_assert_eq!(handed, number);
                 let first = self.queue.pop_front().map(|(caller, _)| caller);
                 prop_assert_eq!(Some(caller), first, "first come, first served");
-                prop_assert!(!is_closed);
+                prop_assert!(why.is_none());
             }
-            Place::Close(conn, quarantined) => {
-                let closed = conn.number;
-                self.quarantined.push((Some(conn), quarantined));
+            Place::Close(closing) => {
+                let closed = closing.conn.number;
+                self.quarantined.push((Some(closing.conn), closing.quarantined));
                 prop_assert_eq!(closed, number);
-                prop_assert!(is_closed, "closed without a reason");
+                prop_assert_eq!(Some(closing.why), why, "closed without its reason");
             }
         }
         Ok(())
@@ -474,7 +490,8 @@ impl Model {
     fn perform(&mut self, actions: Actions<Conn, Caller>) -> Outcome {
         let Actions { close, verify, refuse, dial } = actions;
         let mut were_idle = true;
-        for (conn, quarantined) in close.into_iter().chain(verify) {
+        let close = close.into_iter().map(|closing| (closing.conn, closing.quarantined));
+        for (conn, quarantined) in close.chain(verify) {
             were_idle &= self.idle.remove(&conn.number);
             self.quarantined.push((Some(conn), quarantined));
         }

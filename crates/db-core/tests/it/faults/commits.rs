@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use db_core::{Class, Config, Error, Pool, Tx, TxOptions, TxRetry};
+use db_core::{Class, CloseReason, Config, Error, Pool, Tx, TxOptions, TxRetry};
 use db_testkit::{TestDb, poll_then_drop, until};
 use futures_util::FutureExt;
 use tokio::time::timeout;
@@ -177,7 +177,7 @@ async fn a_commit_in_a_black_hole_is_resolved_after_the_network_recovers(db: Tes
     let fault = async {
         gate.until_waiting(1).await;
         proxy.black_hole();
-        until("the deadline has passed", async || pool.stats().totals.lost > 0).await;
+        until("the deadline has passed", async || pool.stats().totals.closed.of(CloseReason::Lost) > 0).await;
         gate.open().await;
         until("the transaction is committed", async || rows(&db).await == 1).await;
         proxy.heal();
@@ -215,7 +215,11 @@ async fn a_commit_that_does_not_end_is_terminated_and_resolved_as_rolled_back(db
     recovers(&pool).await;
     // A connection whose session may be ended at any moment is not repaired.
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.repaired, totals.repair_failed), (1, 0, 0), "{totals:?}");
+    assert_eq!(
+        (totals.closed.of(CloseReason::Lost), totals.repaired, totals.repair_failed),
+        (1, 0, 0),
+        "{totals:?}"
+    );
     assert_eq!((rows(&db).await, hooks.run()), (0, 0));
 }
 
@@ -317,7 +321,8 @@ async fn after_a_resolved_commit_all_hooks_run_or_none(db: TestDb) {
                 let committing = tx.commit();
                 tokio::pin!(committing);
                 until("the answer is lost, and the outcome not queried yet", async || {
-                    (&mut committing).now_or_never().is_none() && pool.stats().totals.lost == 3
+                    (&mut committing).now_or_never().is_none()
+                        && pool.stats().totals.closed.of(CloseReason::Lost) == 3
                 })
                 .await;
             },

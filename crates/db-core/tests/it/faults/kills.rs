@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use db_core::{AcquirePhase, Class, Error, Pool};
+use db_core::{AcquirePhase, Class, CloseReason, Error, Pool};
 use db_embedded::{Released, Server};
 use db_testkit::{Stop, TestDb, TestServer, until};
 
@@ -42,7 +42,7 @@ async fn one_terminated_session_costs_one_new_connection_and_the_others_are_kept
     assert_eq!(after.intersection(&before).count(), 3, "{after:?} {before:?}");
     recovers(&pool).await;
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.dialled), (1, 5), "{totals:?}");
+    assert_eq!((totals.closed.of(CloseReason::Lost), totals.dialled), (1, 5), "{totals:?}");
 }
 
 #[db_testkit::test]
@@ -53,7 +53,7 @@ async fn one_terminated_idle_session_costs_one_new_connection(db: TestDb) {
     terminate(&db, db.sessions().await.expect("sessions")[0].pid).await;
 
     until("the dead session is found and replaced", async || {
-        pool.stats().totals.lost == 1 && pool.stats().idle == 3
+        pool.stats().totals.closed.of(CloseReason::Lost) == 1 && pool.stats().idle == 3
     })
     .await;
 
@@ -79,7 +79,7 @@ async fn a_session_terminated_in_a_statement_is_lost_and_the_others_are_kept(db:
     assert_eq!(pids(&pool).await.intersection(&before).count(), 2);
     recovers(&pool).await;
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.dialled), (1, 4), "{totals:?}");
+    assert_eq!((totals.closed.of(CloseReason::Lost), totals.dialled), (1, 4), "{totals:?}");
 }
 
 /// A server of the test's own with an empty table, and a pool.

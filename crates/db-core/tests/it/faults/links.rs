@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use db_core::{AcquirePhase, Class, Error};
+use db_core::{AcquirePhase, Class, CloseReason, Error};
 use db_testkit::{Proxy, Session, TestDb, until};
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
@@ -50,7 +50,7 @@ async fn connections_that_were_reset_while_idle_are_replaced_unnoticed(db: TestD
     drop(conns);
     recovers(&pool).await;
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.dialled), (4, 8), "{totals:?}");
+    assert_eq!((totals.closed.of(CloseReason::Lost), totals.dialled), (4, 8), "{totals:?}");
 }
 
 #[db_testkit::test]
@@ -71,7 +71,11 @@ async fn a_reset_in_a_statement_is_a_lost_session_and_frees_its_slot(db: TestDb)
     }
     recovers(&pool).await;
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.repair_failed), (2, 0), "lost connections are not repaired: {totals:?}");
+    assert_eq!(
+        (totals.closed.of(CloseReason::Lost), totals.repair_failed),
+        (2, 0),
+        "lost connections are not repaired: {totals:?}"
+    );
     // The gate is still shut, so the sessions that wait there were ended by the pool.
     db.until_sessions("only the new sessions are left", |all| of_the_pool(all) == 2).await;
     gate.open().await;
@@ -152,7 +156,7 @@ async fn frozen_idle_connections_are_replaced_and_do_not_return_after_the_thaw(d
     assert!(after.is_disjoint(&before), "{after:?} {before:?}");
     drop(conns);
     recovers(&pool).await;
-    assert_eq!(pool.stats().totals.lost, 4);
+    assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 4);
     db.until_sessions("the old sessions are gone", |all| of_the_pool(all) == 4).await;
 }
 
@@ -175,7 +179,7 @@ async fn a_freeze_that_ends_before_the_deadline_costs_nothing(db: TestDb) {
     result.expect("a late answer");
     recovers(&pool).await;
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.dialled), (0, 1), "{totals:?}");
+    assert_eq!((totals.closed.of(CloseReason::Lost), totals.dialled), (0, 1), "{totals:?}");
 }
 
 #[db_testkit::test]
@@ -223,7 +227,10 @@ async fn one_half_open_connection_reveals_all_others(db: TestDb) {
     let conn = ends(pool.handle().acquire()).await.expect("a working connection");
 
     assert!(!before.contains(&conn.pid()));
-    until("all half-open connections are found", async || pool.stats().totals.lost == u64::from(MANY)).await;
+    until("all half-open connections are found", async || {
+        pool.stats().totals.closed.of(CloseReason::Lost) == u64::from(MANY)
+    })
+    .await;
     // Found one after the other, they would take six seconds.
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     drop(conn);
@@ -242,7 +249,7 @@ async fn half_open_idle_connections_are_found_and_replaced_without_a_caller(db: 
     proxy.half_open();
 
     until("four other connections are ready", async || {
-        pool.stats().totals.lost == 4 && pool.stats().idle == 4
+        pool.stats().totals.closed.of(CloseReason::Lost) == 4 && pool.stats().idle == 4
     })
     .await;
     assert_eq!(pool.stats().totals.acquired, 0);
@@ -269,7 +276,11 @@ async fn a_slow_link_loses_no_connection(db: TestDb) {
     recovers(&pool).await;
     assert_eq!(fill(&pool).await, before);
     let totals = pool.stats().totals;
-    assert_eq!((totals.lost, totals.repair_failed, totals.dialled), (0, 0, 4), "{totals:?}");
+    assert_eq!(
+        (totals.closed.of(CloseReason::Lost), totals.repair_failed, totals.dialled),
+        (0, 0, 4),
+        "{totals:?}"
+    );
     assert_eq!((totals.cancelled, totals.repaired), (1, 1), "{totals:?}");
 }
 
@@ -293,7 +304,7 @@ async fn while_dials_are_refused_open_connections_serve_and_the_failure_is_repor
     proxy.heal();
 
     recovers(&pool).await;
-    assert_eq!(pool.stats().totals.lost, 0);
+    assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 0);
 }
 
 #[db_testkit::test]
@@ -344,7 +355,7 @@ async fn a_truncated_answer_is_an_error_and_never_fewer_rows(db: TestDb) {
     assert!(seen > 0 && seen < 10_000, "{seen}");
     assert_lost(&error.into());
     recovers(&pool).await;
-    assert_eq!(pool.stats().totals.lost, 2);
+    assert_eq!(pool.stats().totals.closed.of(CloseReason::Lost), 2);
 }
 
 #[db_testkit::test]
