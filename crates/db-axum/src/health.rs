@@ -26,7 +26,7 @@ const HEALTH_JSON: &str = "application/health+json";
 /// |---|---|---|
 /// | `/health/live` | while the process serves requests | never: restarting the clients of a database that is away does not help |
 /// | `/health/ready` | while requests can be served, however busy the pools are | with the reason: see [`NotReady`](db_layer::NotReady) |
-/// | `/health` | as `/health/ready`, with the pools, the bus and the encryption keys | the same |
+/// | `/health` | as `/health/ready`, with the pools, the bus, the migrations and the encryption keys | the same |
 /// | `/health/db` | `healthy` | `degraded`: more than 10 callers wait for a connection; `unhealthy`: not ready. No probe: it takes a busy service out of rotation |
 ///
 /// To a client that accepts `application/health+json`, the first three speak that (`pass`, `fail`).
@@ -54,6 +54,7 @@ async fn detail(State(db): State<Db>, headers: HeaderMap) -> Response {
     body["database"] = json!({ "latency_ms": latency(&health) });
     body["pools"] = json!({ "api": pool(health.api), "backend": pool(health.backend) });
     body["bus"] = bus(&health.bus);
+    body["migrations"] = json!(health.migrations);
     body["sealing"] = health.sealing.as_ref().map(sealing).into();
     answer(&headers, health.is_ready(), body)
 }

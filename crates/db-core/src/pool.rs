@@ -121,6 +121,12 @@ impl Pool {
         &self.inner.options.name
     }
 
+    /// The database that the pool connects to.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
     /// The pool's connections and callers now, and its totals.
     #[must_use]
     pub fn stats(&self) -> Stats {

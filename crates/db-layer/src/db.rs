@@ -34,6 +34,19 @@ struct Inner {
     holding: Option<Holding>,
     pulse: Pulse,
     closing: CancellationToken,
+    #[cfg(feature = "metrics")]
+    measuring: crate::metrics::Measuring,
+}
+
+/// A database that may have been dropped.
+#[cfg(feature = "metrics")]
+pub(crate) struct WeakDb(std::sync::Weak<Inner>);
+
+#[cfg(feature = "metrics")]
+impl WeakDb {
+    pub(crate) fn upgrade(&self) -> Option<Db> {
+        self.0.upgrade().map(|inner| Db { inner })
+    }
 }
 
 impl Db {
@@ -45,7 +58,17 @@ impl Db {
         pulse: Pulse,
     ) -> Self {
         let closing = CancellationToken::new();
-        Self { inner: Arc::new(Inner { pools, bus, events, holding, pulse, closing }) }
+        let inner = Inner {
+            pools,
+            bus,
+            events,
+            holding,
+            pulse,
+            closing,
+            #[cfg(feature = "metrics")]
+            measuring: crate::metrics::Measuring::default(),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The pool for web requests, as a sqlx executor that remembers this line.
@@ -111,5 +134,21 @@ impl Db {
 
     pub(crate) fn pools(&self) -> &Pools {
         &self.inner.pools
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn all_pools(&self) -> impl Iterator<Item = &Pool> {
+        let Pools { api, backend, named } = self.pools();
+        [api, backend].into_iter().chain(named)
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn measuring(&self) -> &crate::metrics::Measuring {
+        &self.inner.measuring
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn downgrade(&self) -> WeakDb {
+        WeakDb(Arc::downgrade(&self.inner))
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use db_core::Stats;
+use db_migrate::Summary;
 use db_notify::BusState;
 
 use crate::readiness::NotReady;
@@ -23,6 +24,9 @@ pub struct Health {
     pub backend: Stats,
     /// The bus.
     pub bus: BusState,
+    /// How the database stands against the migrations that it was opened with, looked up every minute; `None` before the first look, and
+    /// without migrations.
+    pub migrations: Option<Summary>,
     /// The encryption keys; `None` without keys.
     pub sealing: Option<SealingHealth>,
 }
@@ -61,6 +65,7 @@ impl Health {
             api: db.pools().api.stats(),
             backend: db.pools().backend.stats(),
             bus: db.bus().state(),
+            migrations: db.pulse().migrations(),
             sealing: db.holding().map(crate::holding::Holding::health),
         }
     }

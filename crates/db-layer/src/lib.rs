@@ -40,6 +40,7 @@
 //! | feature | on by default | what it adds |
 //! |---|---|---|
 //! | `clap` | no | [`Settings`] is `clap::Args`, for `#[command(flatten)]` |
+//! | `metrics` | no | `metrics`: `db.measure()` and `db.gauges()`, by the `metrics` facade |
 //! | `sea-orm` | no | `db.api().orm()` and `tx.orm()`: `SeaORM` on handles, connections and transactions (`db_core::orm`) |
 
 mod db;
@@ -47,6 +48,8 @@ mod db;
 mod ending;
 mod health;
 mod holding;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod open;
 mod options;
 mod pulse;
@@ -81,5 +84,5 @@ pub use db_events::{
     WriterId,
 };
 pub use db_migrate::rekey::AtOpen;
-pub use db_migrate::{self, Migrations};
+pub use db_migrate::{self, Migrations, Summary};
 pub use db_notify::{self, Bus, BusExt, BusOptions, Channel, NotifyAfterCommit, Topic, WatchedTopics};

@@ -194,7 +194,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
     }
     let events = EventLogs::with_options(backend.clone(), &bus, &options.topics, options.events);
     let others = named.iter().chain([&backend]).cloned().collect();
-    let pulse = Pulse::start(&config, &api, others, options.lazy);
+    let pulse = Pulse::start(&config, &api, others, options.migrations, options.lazy);
     Ok(Db::new(Pools { api, backend, named }, bus, events, holding, pulse))
 }
 

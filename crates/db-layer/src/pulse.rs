@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use db_core::{Config, ConnectFailure, ConnectRetry, Pool, connect};
+use db_migrate::{Migrations, Summary};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor};
 use tokio::task::JoinHandle;
@@ -17,6 +18,9 @@ use crate::readiness::{Api, Beat, NotReady, Readiness};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(2);
+
+/// Between two looks at the migrations, which change when a program is deployed.
+const EVERY_MINUTE: Duration = Duration::from_mins(1);
 
 /// For the answer.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -31,6 +35,8 @@ const CLOSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Pulse {
     notes: Arc<Notes>,
+    #[cfg(feature = "metrics")]
+    has_migrations: bool,
     stop: DropGuard,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -45,6 +51,7 @@ struct Notes {
 struct Seen {
     readiness: Readiness,
     database: DatabaseHealth,
+    migrations: Option<Summary>,
 }
 
 impl Notes {
@@ -55,24 +62,50 @@ impl Notes {
 
 impl Pulse {
     /// Starts it. `waits_for_use`: it makes no connection before a pool has.
-    pub(crate) fn start(config: &Config, api: &Pool, others: Vec<Pool>, waits_for_use: bool) -> Self {
-        let seen = Seen { readiness: Readiness::default(), database: DatabaseHealth::NotAsked };
+    pub(crate) fn start(
+        config: &Config,
+        api: &Pool,
+        others: Vec<Pool>,
+        migrations: Option<Migrations>,
+        waits_for_use: bool,
+    ) -> Self {
+        let seen =
+            Seen { readiness: Readiness::default(), database: DatabaseHealth::NotAsked, migrations: None };
+        #[cfg(feature = "metrics")]
+        let has_migrations = migrations.is_some();
         let notes = Arc::new(Notes { began: Instant::now(), seen: Mutex::new(seen) });
         let stop = CancellationToken::new();
         let heart = Heart {
             config: config.clone().with_application_name("pulse"),
             api: api.clone(),
             others,
+            migrations,
             notes: Arc::clone(&notes),
             waits_for_use,
         };
         let task = tokio::spawn(heart.run(stop.clone()));
-        Self { notes, stop: stop.drop_guard(), task: Mutex::new(Some(task)) }
+        Self {
+            notes,
+            #[cfg(feature = "metrics")]
+            has_migrations,
+            stop: stop.drop_guard(),
+            task: Mutex::new(Some(task)),
+        }
     }
 
     /// What the last look has found.
     pub(crate) fn database(&self) -> DatabaseHealth {
         self.notes.seen().database.clone()
+    }
+
+    /// How the database stands against the migrations that it was opened with, by the last look.
+    pub(crate) fn migrations(&self) -> Option<Summary> {
+        self.notes.seen().migrations
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn has_migrations(&self) -> bool {
+        self.has_migrations
     }
 
     /// Why the service is not ready, by what was found.
@@ -97,6 +130,7 @@ struct Heart {
     config: Config,
     api: Pool,
     others: Vec<Pool>,
+    migrations: Option<Migrations>,
     notes: Arc<Notes>,
     waits_for_use: bool,
 }
@@ -107,9 +141,15 @@ impl Heart {
         let beats = async {
             let mut ticks = interval(EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            // Of the last look at the migrations.
+            let mut looked: Option<Instant> = None;
             loop {
                 ticks.tick().await;
                 self.beat(&mut connection).await;
+                if looked.is_none_or(|at| at.elapsed() >= EVERY_MINUTE) && connection.is_some() {
+                    self.look_at_migrations(&mut connection).await;
+                    looked = Some(Instant::now());
+                }
             }
         };
         tokio::select! {
@@ -118,6 +158,22 @@ impl Heart {
         }
         if let Some(connection) = connection {
             close(connection).await;
+        }
+    }
+
+    /// On the connection of the beats, which has just answered.
+    async fn look_at_migrations(&self, connection: &mut Option<PgConnection>) {
+        let Some(migrations) = &self.migrations else { return };
+        let Some(mut open) = connection.take() else { return };
+        let found = timeout(LIMIT, migrations.summary(&mut open)).await;
+        match found {
+            Ok(Ok(summary)) => {
+                self.notes.seen().migrations = Some(summary);
+                *connection = Some(open);
+            }
+            // Its answer may still come, so the connection is not used again.
+            Ok(Err(error)) => tracing::info!(%error, "the state of the migrations could not be read"),
+            Err(_) => tracing::info!("the state of the migrations could not be read within {LIMIT:?}"),
         }
     }
 

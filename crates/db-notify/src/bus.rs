@@ -19,7 +19,7 @@ use crate::link::Link;
 use crate::link::postgres::PostgresLink;
 use crate::listen::{self, LISTEN_TIMEOUT, Listening, Sessions, Unreadable};
 use crate::notifier::Notifier;
-use crate::options::BusOptions;
+use crate::options::{BusOptions, PREFIX};
 use crate::shared::BusShared;
 use crate::state::{BusState, Counters};
 use crate::{Channel, Observer, Topic, outbox, wire};
@@ -265,6 +265,13 @@ impl Bus {
             .execute(db)
             .await?;
         Ok(())
+    }
+
+    /// The namespace of the topics.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        let channel = self.inner.channel.as_str();
+        channel.strip_prefix(PREFIX).unwrap_or(channel)
     }
 
     /// Adds an observer, which hears from now on what happens on the bus. It stays for as long as the bus.

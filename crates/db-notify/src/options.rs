@@ -46,6 +46,9 @@ impl Default for BusOptions {
     }
 }
 
+/// The channel of a bus is this, and its namespace.
+pub(crate) const PREFIX: &str = "db_notify.";
+
 /// Upper bound for any configured duration.
 pub(crate) const DAY: Duration = Duration::from_hours(24);
 
@@ -78,7 +81,7 @@ impl BusOptions {
         if self.namespace.is_empty() {
             return Err(BusOptionsError::Namespace);
         }
-        Channel::new(format!("db_notify.{}", self.namespace)).map_err(|_| BusOptionsError::Namespace)
+        Channel::new(format!("{PREFIX}{}", self.namespace)).map_err(|_| BusOptionsError::Namespace)
     }
 
     pub(crate) fn queue_limit(&self) -> usize {

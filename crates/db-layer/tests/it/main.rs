@@ -5,6 +5,8 @@ mod columns;
 mod keepalive;
 mod keys;
 mod lazy;
+#[cfg(feature = "metrics")]
+mod measuring;
 mod opening;
 mod options;
 mod readiness;
