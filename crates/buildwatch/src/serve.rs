@@ -6,6 +6,7 @@ mod assets;
 mod connections;
 mod guard;
 mod holding;
+mod metrics;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -17,6 +18,7 @@ use anyhow::{Context, bail};
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use db_layer::{AtOpen, Db, Deadlines, Signals};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -47,6 +49,7 @@ pub(crate) struct App {
     pub(crate) guard: Arc<Guard>,
     pub(crate) builds: Arc<Builds>,
     pub(crate) plans: Arc<Plans>,
+    pub(crate) exporter: PrometheusHandle,
     /// A permit for each live stream.
     pub(crate) streams: Arc<Semaphore>,
 }
@@ -189,7 +192,9 @@ struct Server {
 impl Server {
     async fn open(site: &Site, listener: TcpListener, guard: Guard) -> anyhow::Result<Self> {
         let local = listener.local_addr()?;
+        let exporter = metrics::install()?;
         let opened = open(site, AtOpen::Run).await?;
+        opened.db.measure();
         let builds = Arc::new(Builds::new(&opened.db));
         let limits = Limits::find();
         let app = App {
@@ -197,6 +202,7 @@ impl Server {
             guard: Arc::new(guard),
             builds,
             plans: Arc::clone(&opened.plans),
+            exporter,
             streams: Arc::new(Semaphore::new(limits.streams)),
         };
         Ok(Self { app, opened, listener, local, limits })
@@ -245,6 +251,7 @@ impl Server {
     /// Serves until a signal; a second signal ends it at once.
     async fn run(self, signals: &mut Signals) -> anyhow::Result<u8> {
         let App { db, builds, .. } = &self.app;
+        let _keeping_up = AbortOnDropHandle::new(tokio::spawn(metrics::keep_up(self.app.exporter.clone())));
         let _reaper = AbortOnDropHandle::new(tokio::spawn(reaper::run(db.clone())));
         let serving = connections::serve(self.listener, router(self.app.clone()), self.limits, db.closing());
         let service = async {
@@ -279,6 +286,7 @@ fn router(app: App) -> Router {
     Router::new()
         .merge(assets::routes())
         .merge(api::routes(&app))
+        .merge(metrics::routes(&app))
         .with_state(app.clone())
         .merge(db_axum::health::routes(app.db.clone()))
         .layer(from_fn_with_state(app, guard::check))

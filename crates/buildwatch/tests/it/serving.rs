@@ -105,6 +105,32 @@ async fn builds_and_their_events_are_served(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn metrics_are_served_to_prometheus(db: TestDb) {
+    let home = Home::on(&db);
+    home.run("echo a line");
+    let served = serve(&home, &[]);
+    served.get("/api/builds/1/events").await;
+
+    let answer = client().get(format!("{}/metrics", served.address)).send().await.expect("an answer");
+
+    assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    assert_eq!(answer.headers()["cache-control"], "no-store");
+    let text = answer.text().await.expect("text");
+    for line in [
+        "db_client_connection_max{db_client_connection_pool_name=\"api\"} 10",
+        "db_layer_bus_connected{namespace=\"buildwatch\"} 1",
+        "db_layer_migration_pending 0",
+        "db_layer_ready 1",
+    ] {
+        assert!(text.lines().any(|it| it == line), "{line} is missing: {text}");
+    }
+    let counted = |name: &str| text.lines().any(|line| line.starts_with(name) && !line.ends_with(" 0"));
+    assert!(counted("db_client_operation_duration_seconds_count{"), "{text}");
+    assert!(counted("db_layer_events_pages_total{"), "{text}");
+    assert!(!text.contains("select") && !text.contains("a line"), "{text}");
+}
+
+#[db_testkit::test]
 async fn pages_allow_no_script_but_their_own(db: TestDb) {
     let served = serve(&Home::on(&db), &[]);
 
