@@ -49,6 +49,10 @@ impl Error {
         Self { status, detail: Some(detail.into()), retry_after: None }
     }
 
+    pub(crate) fn with_retry_after(self, seconds: u32) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
     /// 404, with a sentence for the client.
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, detail)

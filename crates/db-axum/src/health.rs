@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use db_layer::db_core::Stats;
 use db_layer::db_notify::BusState;
 use db_layer::encryption::KeyId;
-use db_layer::{DatabaseHealth, Db, Health, SealingHealth};
+use db_layer::{DatabaseHealth, Db, Health, SealingHealth, Startup};
 use serde_json::{Value, json};
 
 /// Callers who wait for a connection of the API pool, above which `/health/db` says `degraded`.
@@ -25,30 +25,69 @@ const HEALTH_JSON: &str = "application/health+json";
 /// | route | 200 | 503 |
 /// |---|---|---|
 /// | `/health/live` | while the process serves requests | never: restarting the clients of a database that is away does not help |
+/// | `/health/startup` | from the moment when the database is open | before, by [`Starting`](crate::Starting) |
 /// | `/health/ready` | while requests can be served, however busy the pools are | with the reason: see [`NotReady`](db_layer::NotReady) |
 /// | `/health` | as `/health/ready`, with the pools, the bus, the migrations and the encryption keys | the same |
 /// | `/health/db` | `healthy` | `degraded`: more than 10 callers wait for a connection; `unhealthy`: not ready. No probe: it takes a busy service out of rotation |
 ///
-/// To a client that accepts `application/health+json`, the first three speak that (`pass`, `fail`).
+/// To a client that accepts `application/health+json`, all but the last speak that (`pass`, `fail`).
 pub fn routes(db: Db) -> Router {
+    routes_with(db, HealthOptions::default())
+}
+
+/// What the routes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct HealthOptions {
+    /// Whether `/health/db` says 200 while the service is `degraded` (default false: 503).
+    pub degraded_is_ok: bool,
+}
+
+impl HealthOptions {
+    /// Sets [`degraded_is_ok`](Self::degraded_is_ok).
+    #[must_use]
+    pub fn degraded_is_ok(self, degraded_is_ok: bool) -> Self {
+        Self { degraded_is_ok }
+    }
+}
+
+/// The state of the routes.
+#[derive(Clone)]
+struct Told {
+    db: Db,
+    options: HealthOptions,
+}
+
+/// [`routes`], with options.
+pub fn routes_with(db: Db, options: HealthOptions) -> Router {
     Router::new()
         .route("/health", get(detail))
-        .route("/health/live", get(live))
+        .route("/health/live", get(async |headers: HeaderMap| live(&headers)))
+        .route("/health/startup", get(started))
         .route("/health/ready", get(ready))
         .route("/health/db", get(database))
-        .with_state(db)
+        .with_state(Told { db, options })
 }
 
-async fn live(headers: HeaderMap) -> Response {
-    answer(&headers, true, json!({ "status": "alive" }))
+pub(crate) fn live(headers: &HeaderMap) -> Response {
+    answer(headers, true, json!({ "status": "alive" }))
 }
 
-async fn ready(State(db): State<Db>, headers: HeaderMap) -> Response {
+async fn started(headers: HeaderMap) -> Response {
+    answer(&headers, true, json!({ "status": "started", "reason": null }))
+}
+
+/// Before the database is open, and until the service is told of it.
+pub(crate) fn startup(startup: &Startup, headers: &HeaderMap) -> Response {
+    answer(headers, false, json!({ "status": "starting", "reason": startup.phase().to_string() }))
+}
+
+async fn ready(State(Told { db, .. }): State<Told>, headers: HeaderMap) -> Response {
     let health = db.health();
     answer(&headers, health.is_ready(), readiness(&health))
 }
 
-async fn detail(State(db): State<Db>, headers: HeaderMap) -> Response {
+async fn detail(State(Told { db, .. }): State<Told>, headers: HeaderMap) -> Response {
     let health = db.health();
     let mut body = readiness(&health);
     body["database"] = json!({ "latency_ms": latency(&health) });
@@ -60,7 +99,7 @@ async fn detail(State(db): State<Db>, headers: HeaderMap) -> Response {
 }
 
 /// In the form that dashboards of other pools know.
-async fn database(State(db): State<Db>) -> Response {
+async fn database(State(Told { db, options }): State<Told>) -> Response {
     let health = db.health();
     let (status, message) = if !health.is_ready() {
         ("unhealthy", "Database is not available")
@@ -77,7 +116,8 @@ async fn database(State(db): State<Db>) -> Response {
         "waiting": health.api.waiting,
         "latency": latency(&health),
     });
-    let code = if status == "healthy" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let is_ok = status == "healthy" || (status == "degraded" && options.degraded_is_ok);
+    let code = if is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, [(CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }
 

@@ -29,7 +29,7 @@
 //! * [`Error`] becomes an answer: 404 for a row that is not there, 409 for a unique constraint, 503 with `Retry-After` if the
 //!   database is away, and so on. The answer has the status's title, and the log has the details.
 //! * [`sse`] answers with an event log as server-sent events, live, resumed by `Last-Event-ID`.
-//! * [`health`] has the routes for probes, people and dashboards.
+//! * [`health`] has the routes for probes, people and dashboards; [`Starting`] answers the probes before there is a database.
 //!
 //! # Features
 //!
@@ -40,8 +40,10 @@
 mod error;
 pub mod health;
 pub mod sse;
+mod starting;
 
 pub use error::Error;
+pub use starting::Starting;
 
 /// The result of a handler.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -59,6 +59,7 @@ mod shutdown;
 #[cfg(unix)]
 mod signals;
 mod sizing;
+mod startup;
 
 pub use db::Db;
 #[cfg(unix)]
@@ -73,6 +74,7 @@ pub use shutdown::{Deadlines, Shutdown};
 #[cfg(unix)]
 pub use signals::{Signal, Signals};
 pub use sizing::ConnectionBudgetExceeded;
+pub use startup::{Startup, StartupPhase};
 
 pub use db_core::settings::{Setting, SettingSource, SettingsError};
 pub use db_core::{

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use crate::db::Pools;
 use crate::holding::Holder;
 use crate::pulse::Pulse;
+use crate::startup::StartupPhase;
 use crate::{ConnectionBudgetExceeded, Db, Options, sizing};
 
 /// Limit for the server's answer to how many connections it has.
@@ -116,7 +117,9 @@ impl OpenError {
 /// # Errors
 ///
 /// [`OpenError`] of the step that failed.
-pub async fn open(options: Options) -> Result<Db, OpenError> {
+pub async fn open(mut options: Options) -> Result<Db, OpenError> {
+    let told = std::mem::take(&mut options.told);
+    told.at(StartupPhase::Connecting);
     let config = options.database.clone();
     let limit = |pool| config.apply_to(pool);
     let mut options = Options {
@@ -145,6 +148,9 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         }
     } else {
         let first = steps.survive(&config, "reach the server", |left| reach(&config, left, &options)).await?;
+        if options.migrations.is_some() {
+            told.at(StartupPhase::Migrating);
+        }
         // Boxed, as the other steps are, or the future of `open` would be as large as all of them.
         match &options.migrations {
             // Opening another session would cost as much as everything that runs on this one.
@@ -159,6 +165,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         }
     }
 
+    told.at(StartupPhase::Opening);
     let pool = |its| if options.lazy { Pool::lazy(&config, its) } else { Pool::new(&config, its) };
     let (api, backend) = (pool(options.api), pool(options.backend));
     let named: Vec<_> = options.named.into_iter().map(pool).collect();
@@ -171,6 +178,7 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
         let listening = steps.survive(&direct, "listen", |_| listen(&direct, &options.bus));
         // Concurrently, since neither depends on the other.
         let (bus, _) = tokio::try_join!(listening, warm.map_err(OpenError::from))?;
+        told.at(StartupPhase::CheckingKeys);
         let columns = |_| options.columns.check(&backend).map_err(OpenError::from);
         steps.survive(&config, "compare the declared columns", columns).await?;
         if let Some(holder) = &holder {
@@ -195,7 +203,9 @@ pub async fn open(options: Options) -> Result<Db, OpenError> {
     let events = EventLogs::with_options(backend.clone(), &bus, &options.topics, options.events);
     let others = named.iter().chain([&backend]).cloned().collect();
     let pulse = Pulse::start(&config, &api, others, options.migrations, options.lazy);
-    Ok(Db::new(Pools { api, backend, named }, bus, events, holding, pulse))
+    let db = Db::new(Pools { api, backend, named }, bus, events, holding, pulse);
+    told.at(StartupPhase::Opened);
+    Ok(db)
 }
 
 /// The steps of opening, which have one deadline together.

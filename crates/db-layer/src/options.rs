@@ -10,7 +10,8 @@ use db_migrate::rekey::AtOpen;
 use db_notify::BusOptions;
 use derive_setters::Setters;
 
-use crate::KeyOptions;
+use crate::startup::Told;
+use crate::{KeyOptions, Startup};
 
 /// What to open, and how.
 #[derive(Debug, Setters)]
@@ -59,6 +60,8 @@ pub struct Options {
     pub rekey: AtOpen,
     /// The sealed columns; none by default. Opening gives them the keys, and compares them with the database after the migrations.
     pub columns: Columns,
+    #[setters(skip)]
+    pub(crate) told: Told,
 }
 
 impl Options {
@@ -83,6 +86,7 @@ impl Options {
             holding: KeyOptions::default(),
             rekey: AtOpen::default(),
             columns: Columns::default(),
+            told: Told::default(),
         }
     }
 
@@ -105,6 +109,12 @@ impl Options {
     pub fn lazy(mut self) -> Self {
         self.lazy = true;
         self
+    }
+
+    /// How far [`open`](crate::open) with these options is: for a probe that is asked before there is a [`Db`](crate::Db).
+    #[must_use]
+    pub fn startup(&self) -> Startup {
+        self.told.startup()
     }
 
     /// Adds a pool for another kind of work, such as `PoolOptions::named("gc").max(2)`. It replaces a pool of the same name.

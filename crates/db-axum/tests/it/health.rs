@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
+use axum::Router;
+use axum::routing::get;
+use db_axum::Starting;
+use db_axum::health::HealthOptions;
 use db_layer::encryption::{Columns, Key, KeyType, Keyring, Sealed};
-use db_layer::{AtOpen, KeyOptions, Options, PoolOptions};
+use db_layer::{AtOpen, KeyOptions, Options, PoolOptions, StartupPhase};
 use db_testkit::{TestDb, until};
 use harness::Log;
 use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::{client, open, serve};
 
@@ -122,4 +127,69 @@ async fn a_long_queue_is_degraded_and_still_ready(db: TestDb) {
         drop(caller.await.expect("no panic").expect("a connection"));
     }
     assert_eq!(status("/health/db").await, (200, json!("healthy")));
+}
+
+#[db_testkit::test]
+async fn a_long_queue_may_be_told_with_200(db: TestDb) {
+    let config = db.url().parse().expect("an address");
+    let layer = db_layer::open(Options::new(config).api(PoolOptions::api().max(1))).await.expect("opened");
+    let options = HealthOptions::default().degraded_is_ok(true);
+    let served = serve(db_axum::health::routes_with(layer.clone(), options)).await;
+    let _held = layer.api().acquire().await.expect("a connection");
+    let callers: Vec<_> =
+        (0..11).map(|_| AbortOnDropHandle::new(tokio::spawn(layer.api().acquire()))).collect();
+    until("all wait", async || layer.health().api.waiting == 11).await;
+
+    let answer = client().get(format!("{}/health/db", served.address)).send().await.expect("an answer");
+
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.json::<Value>().await.expect("JSON")["status"], "degraded");
+    drop(callers);
+    layer.shutdown(Duration::ZERO).await;
+    let answer = client().get(format!("{}/health/db", served.address)).send().await.expect("an answer");
+    assert_eq!(answer.status(), 503, "unhealthy all the same");
+}
+
+#[db_testkit::test]
+async fn probes_are_answered_before_the_database_is_open(db: TestDb) {
+    let mut other = db.pool().acquire().await.expect("a connection");
+    sqlx::migrate::Migrate::lock(&mut *other).await.expect("sqlx's lock");
+    let options = crate::support::options(&db).await;
+    let (startup, starting) = (options.startup(), Starting::new(options.startup()));
+    let served = serve(starting.router()).await;
+    let ask = async |path: &str| {
+        let answer = client().get(format!("{}{path}", served.address)).send().await.expect("an answer");
+        let retry_after = answer.headers().get("retry-after").map(|it| it.to_str().expect("text").to_owned());
+        (answer.status().as_u16(), retry_after, answer.text().await.expect("text"))
+    };
+    let (status, _, body) = ask("/health/startup").await;
+    assert_eq!((status, body.contains("not being opened yet")), (503, true), "{body}");
+
+    let opening = tokio::spawn(db_layer::open(options));
+    until("it migrates", async || startup.phase() == StartupPhase::Migrating).await;
+
+    let (status, _, body) = ask("/health/startup").await;
+    let expected = json!({ "status": "starting", "reason": "the database is being migrated" });
+    assert_eq!((status, serde_json::from_str::<Value>(&body).expect("JSON")), (503, expected));
+    for path in ["/health", "/health/ready", "/health/db"] {
+        assert_eq!(ask(path).await.0, 503, "{path}");
+    }
+    assert_eq!(ask("/health/live").await.0, 200);
+    let (status, retry_after, body) = ask("/shops").await;
+    assert_eq!((status, retry_after.as_deref()), (503, Some("1")));
+    assert!(body.contains("The service is starting."), "{body}");
+
+    sqlx::migrate::Migrate::unlock(&mut *other).await.expect("unlocked");
+    let layer = opening.await.expect("no panic").expect("opened");
+    assert!(startup.is_over());
+    assert_eq!(ask("/health/startup").await.0, 503, "the service does not serve yet");
+    let shops = Router::new().route("/shops", get(async || "shops"));
+    starting.started(shops.merge(db_axum::health::routes(layer)));
+
+    let (status, _, body) = ask("/health/startup").await;
+    let expected = json!({ "status": "started", "reason": null });
+    assert_eq!((status, serde_json::from_str::<Value>(&body).expect("JSON")), (200, expected));
+    assert_eq!(ask("/health/ready").await.0, 200);
+    assert_eq!(ask("/shops").await, (200, None, "shops".to_owned()));
+    assert_eq!(ask("/nothing").await.0, 404);
 }

@@ -13,10 +13,14 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) async fn open(db: &TestDb) -> Db {
+    db_layer::open(options(db).await).await.expect("an open database")
+}
+
+pub(crate) async fn options(db: &TestDb) -> Options {
     let config = Config::from_url(&db.url()).expect("the test database's address");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations");
     let migrations = Migrations::from_dir(folder).await.expect("migrations");
-    db_layer::open(Options::new(config).migrations(migrations)).await.expect("an open database")
+    Options::new(config).migrations(migrations)
 }
 
 /// Serves routes until it is dropped.

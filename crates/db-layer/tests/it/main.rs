@@ -16,6 +16,7 @@ mod served;
 mod settings;
 mod shutting_down;
 mod sizing;
+mod starting;
 mod warm;
 
 use std::path::Path;
