@@ -15,6 +15,7 @@ mod isolation;
 mod latency;
 mod load;
 mod logs;
+mod measure;
 mod migrate;
 mod notify;
 mod open;
@@ -88,6 +89,15 @@ enum Topic {
         #[command(flatten)]
         options: Options,
         /// Only this one, such as `orm.10.ours`, and no ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
+    /// Acquire, a prepared select, release, measured by the Prometheus exporter and not; and what measuring costs, beside what `sqlx-otel` costs
+    /// sqlx's pool.
+    Measure {
+        #[command(flatten)]
+        options: Options,
+        /// Run only this arm, such as `measure.10.on`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
@@ -242,6 +252,10 @@ fn act() -> anyhow::Result<ExitCode> {
         }
         Topic::Orm { options, arms } => {
             let report = orm::measure(&workers()?, options.rounds(9), &arms)?;
+            (options, report)
+        }
+        Topic::Measure { options, arms } => {
+            let report = measure::measure(&workers()?, options.rounds(7), &arms)?;
             (options, report)
         }
         Topic::Seal { options, arms } => {

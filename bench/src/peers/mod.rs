@@ -4,6 +4,7 @@ mod alone;
 mod bb8;
 mod deadpool;
 mod diesel;
+mod observed;
 mod ours;
 pub(crate) mod pgbench;
 mod pgpool;
@@ -15,6 +16,7 @@ pub(crate) use alone::Alone;
 pub(crate) use bb8::Bb8;
 pub(crate) use deadpool::Deadpool;
 pub(crate) use diesel::Diesel;
+pub(crate) use observed::Observed;
 pub(crate) use ours::Ours;
 pub(crate) use pgpool::{PgPool, Test};
 pub(crate) use seaorm::{OursOrm, SeaOrm};
@@ -22,7 +24,7 @@ pub(crate) use seaorm::{OursOrm, SeaOrm};
 use crate::load::Work;
 
 /// The statement that every driver prepares once on each connection.
-const SELECT: &str = "select $1::int8";
+pub(crate) const SELECT: &str = "select $1::int8";
 
 /// Reads one row by its key, in the words of `SeaORM`.
 const FIND: &str =

@@ -23,6 +23,10 @@ impl PgPool {
         };
         Ok(Self(options.connect(url).await?))
     }
+
+    pub(super) fn into_inner(self) -> sqlx::PgPool {
+        self.0
+    }
 }
 
 impl Selects for PgPool {

@@ -94,6 +94,26 @@ async fn each_metric_of_the_table_is_exported_and_no_other(db: TestDb) {
     assert_eq!(shown("db_layer_migration_pending", &[]), Some(0.0));
 }
 
+#[test]
+fn the_page_of_metrics_lists_each_with_its_meaning() {
+    let page = include_str!("../../../../docs/metrics.md");
+    let listed: BTreeSet<&str> = page.lines().filter(|line| line.starts_with("| `db")).collect();
+    let rows: Vec<String> = all()
+        .iter()
+        .map(|metric| {
+            let kind = match metric.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                _ => "histogram",
+            };
+            let unit = metric.unit.to_owned();
+            let unit = if unit.starts_with('{') { format!("`{unit}`") } else { unit };
+            format!("| `{}` | {kind} | {unit} | {} |", metric.name, metric.what)
+        })
+        .collect();
+    assert_eq!(listed, rows.iter().map(String::as_str).collect());
+}
+
 #[db_testkit::test]
 async fn statements_have_the_labels_of_opentelemetry_and_errors_theirs(db: TestDb) {
     exporter();

@@ -1,0 +1,144 @@
+//! What measuring costs: statements through our pools with the metrics of `db-layer` and without, beside sqlx's pool with those of
+//! `sqlx-otel` and without.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use db_layer::{Db, Options, PoolOptions};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use opentelemetry_sdk::metrics::{ManualReader, SdkMeterProvider};
+use tokio::runtime::Runtime;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::load::Load;
+use crate::peers::{Observed, PgPool, SELECT, Select, Selects, Test};
+use crate::report::{Report, Row, median, sorted};
+use crate::rounds::{Arm, interleave, narrow};
+use crate::server::Database;
+
+const CONNECTIONS: u32 = 10;
+
+/// As those of the pools: on a shared machine, two seconds differ by more than what is measured.
+const SLICE: Duration = Duration::from_secs(4);
+
+/// The batches of a round, each by every arm.
+const BATCHES: usize = 101;
+
+/// The statements of a batch: some 5 ms, so that a disturbance rarely affects two batches.
+const STATEMENTS: i64 = 100;
+
+/// The exporter's own documentation asks for a call every few seconds.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+/// With `only`, runs these arms without ratios.
+pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyhow::Result<Report> {
+    Database::with(runtime, |database| {
+        let _inside = runtime.enter();
+        let exporter = exporter()?;
+        let _upkeep = AbortOnDropHandle::new(runtime.spawn(keep_up(exporter.clone())));
+        // It keeps the sums, as it does between two exports.
+        let meters = SdkMeterProvider::builder().with_reader(ManualReader::builder().build()).build();
+        opentelemetry::global::set_meter_provider(meters);
+
+        let off = Ours(runtime.block_on(open(database))?);
+        let on = Ours(runtime.block_on(open(database))?);
+        on.0.measure();
+        let plain = runtime.block_on(PgPool::new(database.url(), CONNECTIONS, Test::Default))?;
+        let otel =
+            Observed::new(runtime.block_on(PgPool::new(database.url(), CONNECTIONS, Test::Default))?);
+
+        let mut arms =
+            vec![arm(runtime, "measure.10.off", off.clone()), arm(runtime, "measure.10.on", on.clone())];
+        let what = database.what().to_owned();
+        if narrow(&mut arms, only)? {
+            return Ok(interleave(&arms, rounds)?.report(what, Vec::new()));
+        }
+        let measured = interleave(&arms, rounds)?;
+        let mut costs = Vec::new();
+        let (on_too, off_too) = (on.clone(), off.clone());
+        // On a worker thread, as the tasks of users are.
+        let share = runtime.spawn(async move {
+            // The first round opens the connections.
+            for _ in 0..=rounds {
+                costs.push(round(&on_too, &off_too, &otel, &plain).await?);
+            }
+            costs.remove(0);
+            anyhow::Ok(costs)
+        });
+        let share = runtime.block_on(share)??;
+        let text = exporter.render();
+        anyhow::ensure!(text.contains("db_client_operation_duration_seconds_bucket"), "nothing was measured");
+        let rows = vec![
+            measured.rates("measure.pool_10.vs_off", "measure.10.on", "measure.10.off"),
+            Row::new("measure.otel_share", "ns", &share),
+        ];
+        Ok(measured.report(what, rows))
+    })
+}
+
+fn exporter() -> anyhow::Result<PrometheusHandle> {
+    let mut exporter = PrometheusBuilder::new().with_recommended_naming(true);
+    for (name, bounds) in db_layer::metrics::histograms() {
+        exporter = exporter.set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds)?;
+    }
+    Ok(exporter.install_recorder()?)
+}
+
+async fn keep_up(exporter: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        ticks.tick().await;
+        exporter.run_upkeep();
+    }
+}
+
+async fn open(database: &Database) -> anyhow::Result<Db> {
+    let options = Options::new(database.config()?).api(PoolOptions::api().max(CONNECTIONS));
+    Ok(db_layer::open(options.backend(PoolOptions::backend().max(1))).await?)
+}
+
+fn arm<'a>(runtime: &'a Runtime, name: &str, work: impl Selects) -> Arm<'a> {
+    let work = Arc::new(Select(work));
+    Arm::new(name, SLICE, move |slice| Load { tasks: CONNECTIONS, slice, timed: true }.run(runtime, &work))
+}
+
+/// Nanoseconds that measuring adds to a statement by one task: ours, and the peer's.
+async fn round(on: &Ours, off: &Ours, otel: &Observed, plain: &PgPool) -> anyhow::Result<(f64, f64)> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for batch in 0..BATCHES {
+        // In the other order every other time, since each finds the processor as the one before has left it.
+        let (with, without, theirs_with, theirs_without);
+        if batch % 2 == 0 {
+            with = statements(on).await?;
+            without = statements(off).await?;
+            theirs_with = statements(otel).await?;
+            theirs_without = statements(plain).await?;
+        } else {
+            theirs_without = statements(plain).await?;
+            theirs_with = statements(otel).await?;
+            without = statements(off).await?;
+            with = statements(on).await?;
+        }
+        ours.push(with - without);
+        theirs.push(theirs_with - theirs_without);
+    }
+    Ok((median(&sorted(ours.into_iter())), median(&sorted(theirs.into_iter()))))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a hundred")]
+async fn statements(work: &impl Selects) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    for n in 0..STATEMENTS {
+        work.select(n).await?;
+    }
+    Ok(began.elapsed().as_secs_f64() * 1e9 / STATEMENTS as f64)
+}
+
+#[derive(Debug, Clone)]
+struct Ours(Db);
+
+impl Selects for Ours {
+    async fn select(&self, n: i64) -> anyhow::Result<i64> {
+        Ok(sqlx::query_scalar(SELECT).bind(n).fetch_one(self.0.api()).await?)
+    }
+}
