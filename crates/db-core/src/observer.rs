@@ -118,8 +118,8 @@ pub struct Released {
     pub held: Duration,
 }
 
-/// The end of a statement.
-#[derive(Debug, Clone, Copy)]
+/// The end of a statement. `Debug` shows its text without literals.
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct StatementDone<'s> {
     /// The call site of the acquire.
@@ -143,6 +143,21 @@ impl StatementDone<'_> {
     #[must_use]
     pub fn redacted(&self) -> String {
         sql::redact_sql(self.sql)
+    }
+}
+
+impl fmt::Debug for StatementDone<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, name, took, rows, affected, error, .. } = self;
+        f.debug_struct("StatementDone")
+            .field("at", at)
+            .field("name", name)
+            .field("sql", &self.redacted())
+            .field("took", took)
+            .field("rows", rows)
+            .field("affected", affected)
+            .field("error", error)
+            .finish()
     }
 }
 

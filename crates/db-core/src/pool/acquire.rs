@@ -64,7 +64,7 @@ pub(crate) async fn acquire(
     let started = Instant::now();
     let (inner, next) = match inner.take() {
         Taken::CheckedOut(out, standard) => match lend(out, inner, caller, started, standard, statement) {
-            Ok(conn) => return hand_out(conn, Acquired::default()),
+            Ok(conn) => return Ok(hand_out(conn, Acquired::default())),
             Err(conn) => (Arc::clone(conn.inner()), Next::Check(conn, standard)),
         },
         Taken::Queued(ticket, answer) => {
@@ -80,29 +80,31 @@ pub(crate) async fn acquire(
 /// Takes an idle connection, and neither waits for another caller nor has one dialled. Checks it first if needed, as [`acquire`] does.
 pub(crate) async fn try_acquire(inner: Arc<Shared>, caller: Caller) -> Option<Conn> {
     let started = Instant::now();
+    let verified = || Acquired { verify: started.elapsed(), ..Acquired::default() };
     while let Some((out, standard)) = inner.take_idle() {
         let mut conn = match lend(out, Arc::clone(&inner), caller, Instant::now(), standard, None) {
             Ok(conn) => {
-                return hand_out(conn, Acquired { verify: started.elapsed(), ..Acquired::default() }).ok();
+                return Some(hand_out(conn, verified()));
             }
             Err(conn) => conn,
         };
         let left = caller.acquire_timeout.saturating_sub(started.elapsed());
         if conn.make_ready(standard, left).await {
             conn.start_checkout(None);
-            return hand_out(conn, Acquired { verify: started.elapsed(), ..Acquired::default() }).ok();
+            return Some(hand_out(conn, verified()));
         }
     }
     None
 }
 
-fn hand_out(mut conn: Conn, waited: Acquired) -> Result<Conn, AcquireError> {
+fn hand_out(mut conn: Conn, waited: Acquired) -> Conn {
     conn.hand_out(&waited);
-    Ok(conn)
+    conn
 }
 
 /// Creates a checkout of a connection. If the connection has to be checked first, the checkout comes as an error, and no statement
 /// runs on it yet.
+#[expect(clippy::result_large_err, reason = "the checkout itself, which moves on either way")]
 fn lend(
     out: CheckedOut,
     inner: Arc<Shared>,
@@ -171,10 +173,10 @@ async fn acquire_slow(
                 // A connection that nobody has used was dialled meanwhile, or is kept for `min_idle`.
                 let dial = if out.uses == 0 { out.dialled_in.min(waited) } else { Duration::ZERO };
                 spent.dial += dial;
-                spent.queue += waited - dial;
+                spent.queue += waited.saturating_sub(dial);
                 let standard = inner.core().note_wait(waited);
                 match lend(out, Arc::clone(inner), caller, now, standard, statement) {
-                    Ok(conn) => return hand_out(conn, spent),
+                    Ok(conn) => return Ok(hand_out(conn, spent)),
                     Err(conn) => (conn, standard),
                 }
             }
@@ -185,7 +187,7 @@ async fn acquire_slow(
         spent.verify += checking.elapsed();
         if is_ready {
             conn.start_checkout(statement);
-            return hand_out(conn, spent);
+            return Ok(hand_out(conn, spent));
         }
         drop(conn);
         if started.elapsed() >= caller.acquire_timeout {
@@ -196,7 +198,7 @@ async fn acquire_slow(
             Taken::CheckedOut(out, standard) => {
                 let now = Instant::now();
                 match lend(out, Arc::clone(inner), caller, now, standard, statement) {
-                    Ok(conn) => return hand_out(conn, spent),
+                    Ok(conn) => return Ok(hand_out(conn, spent)),
                     Err(conn) => Next::Check(conn, standard),
                 }
             }

@@ -14,6 +14,7 @@ use super::driver::Driver;
 use super::live::Live;
 use crate::cancels::Cancel;
 use crate::class::{Link, Verdict, is_fatal, refuses};
+use crate::observer::Observer;
 use crate::pool_options::Reset;
 use crate::redact::redacted;
 use crate::role::Role;
@@ -199,7 +200,7 @@ pub(crate) async fn drain(
     let mut count = || {
         if !std::mem::replace(&mut counted, true) {
             driver.core().totals.cancelled += 1;
-            driver.observers.report(|observer| observer.cancelled());
+            driver.observers.report(Observer::cancelled);
         }
     };
     let end = {

@@ -81,6 +81,7 @@ impl Observer for Ear {
         let StatementDone { name, took, rows, affected, error, .. } = *done;
         let error = error.map(|error| error.to_string());
         let sql = done.redacted();
+        assert!(!format!("{done:?}").contains("secret"), "{done:?}");
         self.note(|heard| heard.statements.push(Statement { name, sql, took, rows, affected, error }));
     }
 

@@ -194,9 +194,9 @@ mod tests {
     #[test]
     fn a_handle_is_made_once_for_a_key_and_keys_beyond_the_most_share_one() {
         let kept = Kept::new(2);
-        let made = Cell::new(0);
+        let count = Cell::new(0);
         let make = |key: Option<&u32>| {
-            made.set(made.get() + 1);
+            count.set(count.get() + 1);
             key.copied()
         };
         let of = |key| {
@@ -206,7 +206,7 @@ mod tests {
         };
 
         assert_eq!([1, 2, 1, 2].map(of), [Some(1), Some(2), Some(1), Some(2)]);
-        assert_eq!(made.get(), 2);
+        assert_eq!(count.get(), 2);
         assert_eq!([3, 4, 1].map(of), [None, None, Some(1)]);
     }
 }
