@@ -39,6 +39,7 @@
 //! | `pool`, `state` | `db_pool_connections` | the pool; `total`, `idle`, `waiting` |
 //! | `namespace` | bus and event logs | the namespace of the bus |
 
+mod batched;
 mod gauges;
 mod names;
 mod pool;
@@ -46,6 +47,7 @@ mod pool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use db_core::{Observer, Pool};
 use derive_setters::Setters;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
@@ -78,6 +80,7 @@ pub(crate) struct Measuring(OnceLock<Measured>);
 
 #[derive(Debug)]
 struct Measured {
+    pools: Vec<Arc<PoolObserver>>,
     gauges: Gauges,
     /// Ends with the database.
     _task: AbortOnDropHandle<()>,
@@ -85,8 +88,11 @@ struct Measured {
 
 impl Measuring {
     fn set_gauges(&self, db: &Db) {
-        if let Some(Measured { gauges, .. }) = self.0.get() {
+        if let Some(Measured { pools, gauges, .. }) = self.0.get() {
             gauges.set(db);
+            for pool in pools {
+                pool.flush();
+            }
         }
     }
 }
@@ -110,9 +116,12 @@ impl Db {
     pub fn measure_with(&self, options: MeasureOptions) {
         self.measuring().0.get_or_init(|| {
             names::describe();
-            for pool in self.all_pools() {
-                pool.observe(Arc::new(PoolObserver::new(pool, options)));
-            }
+            let observed = |pool: &Pool| {
+                let observer = Arc::new(PoolObserver::new(pool, options));
+                pool.observe(Arc::clone(&observer) as Arc<dyn Observer>);
+                observer
+            };
+            let pools = self.all_pools().map(observed).collect();
             let gauges = Gauges::new(self);
             gauges.set(self);
             let db = self.downgrade();
@@ -125,7 +134,7 @@ impl Db {
                     db.gauges();
                 }
             });
-            Measured { gauges, _task: AbortOnDropHandle::new(task) }
+            Measured { pools, gauges, _task: AbortOnDropHandle::new(task) }
         });
     }
 

@@ -9,6 +9,7 @@ use db_core::{Acquired, ErrorType, Observer, Pool, Released, StatementDone};
 use metrics::{Histogram, Label, histogram};
 
 use super::MeasureOptions;
+use super::batched::Batched;
 use super::names::{self, Metric};
 
 /// The most different errors of a pool.
@@ -33,16 +34,16 @@ pub(crate) struct PoolObserver {
     named: Kept<&'static str, Statements>,
     failed: Kept<(Option<&'static str>, ErrorType), Histogram>,
     create: Histogram,
-    wait: Histogram,
-    queue: Histogram,
-    used: Histogram,
+    wait: Batched,
+    queue: Batched,
+    used: Batched,
 }
 
 /// The histograms of statements that succeeded.
-#[derive(Clone)]
+#[derive(Debug)]
 struct Statements {
-    duration: Histogram,
-    rows: Histogram,
+    duration: Batched,
+    rows: Batched,
 }
 
 impl PoolObserver {
@@ -56,10 +57,20 @@ impl PoolObserver {
             named: Kept::new(NAMES),
             failed: Kept::new(ERRORS),
             create: of_pool(names::CREATE_TIME),
-            wait: of_pool(names::WAIT_TIME),
-            queue: of_pool(names::QUEUE_TIME),
-            used: of_pool(names::USE_TIME),
+            wait: Batched::new(of_pool(names::WAIT_TIME)),
+            queue: Batched::new(of_pool(names::QUEUE_TIME)),
+            used: Batched::new(of_pool(names::USE_TIME)),
         }
+    }
+
+    /// Hands on the values that wait.
+    pub(crate) fn flush(&self) {
+        let Self { done, named, wait, queue, used, .. } = self;
+        for batched in [wait, queue, used] {
+            batched.flush();
+        }
+        done.flush();
+        named.each(|those| those.flush());
     }
 
     /// The labels, with the name of the work if there is one.
@@ -88,7 +99,7 @@ impl PoolObserver {
 
 impl Statements {
     fn new(labels: &[Label]) -> Self {
-        let of = |metric: Metric| histogram!(metric.name, labels.to_vec());
+        let of = |metric: Metric| Batched::new(histogram!(metric.name, labels.to_vec()));
         Self { duration: of(names::DURATION), rows: of(names::RETURNED_ROWS) }
     }
 
@@ -97,11 +108,10 @@ impl Statements {
         self.duration.record(took);
         self.rows.record(rows as f64);
     }
-}
 
-impl std::fmt::Debug for Statements {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Statements")
+    fn flush(&self) {
+        self.duration.flush();
+        self.rows.flush();
     }
 }
 
@@ -165,9 +175,13 @@ struct Kept<K, V> {
     by_key: RwLock<HashMap<K, V>>,
 }
 
-impl<K: Copy + Eq + Hash, V: Clone> Kept<K, V> {
+impl<K: Copy + Eq + Hash, V> Kept<K, V> {
     fn new(most: usize) -> Self {
         Self { most, by_key: RwLock::default() }
+    }
+
+    fn each(&self, run: impl Fn(&V)) {
+        self.by_key.read().unwrap_or_else(PoisonError::into_inner).values().for_each(run);
     }
 
     /// Uses the handle of a key, made if there is none. `make` gets `None` for the handle of all further keys.

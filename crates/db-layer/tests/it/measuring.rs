@@ -87,10 +87,7 @@ async fn each_metric_of_the_table_is_exported_and_no_other(db: TestDb) {
         let help = format!("# HELP {}", metric.name.replace('.', "_"));
         assert!(text.contains(&help) && text.contains(metric.what), "{help}");
     }
-    assert_eq!(
-        shown("db_layer_migration_version", &[]),
-        Some(20_261_129_000_002.0)
-    );
+    assert_eq!(shown("db_layer_migration_version", &[]), Some(20_261_129_000_002.0));
     assert_eq!(shown("db_layer_migration_pending", &[]), Some(0.0));
 }
 
