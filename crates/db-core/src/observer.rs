@@ -9,7 +9,7 @@ use crate::{AcquireError, CallSite, CloseReason, ConnectFailure, Holder, sql};
 /// Hears what happens in a pool, as it happens. Each method does nothing by default. What only needs to be counted is in
 /// [`Totals`](crate::Totals) as well.
 ///
-/// A pool calls its observers after its own books are right, and holds no lock. The calls come from the tasks that use the pool, so a
+/// A pool calls its observers when its own state is changed already, and holds no lock. The calls come from the tasks that use the pool, so a
 /// method must be quick: it must not block, panic, or use the pool. Without an observer, a report costs one comparison.
 ///
 /// ```
@@ -37,7 +37,8 @@ pub trait Observer: fmt::Debug + Send + Sync {
         let _ = acquired;
     }
 
-    /// A caller got none. A caller that gave up by itself, because its future was dropped, is not reported.
+    /// A caller got none. Neither a caller whose future was dropped is reported, nor a [`try_acquire`](crate::Handle::try_acquire) that found
+    /// none.
     fn not_acquired(&self, error: &AcquireError) {
         let _ = error;
     }
@@ -57,13 +58,14 @@ pub trait Observer: fmt::Debug + Send + Sync {
         let _ = failure;
     }
 
-    /// A connection is gone.
+    /// A connection is gone. Those of a pool that is dropped without [`close`](crate::Pool::close) are not reported.
     fn closed(&self, why: CloseReason) {
         let _ = why;
     }
 
-    /// A statement has ended, or its time limit has passed. `BEGIN`, `COMMIT` and the like are statements, and so is a `COPY`.
-    /// Pings and repairs are not, nor is what sqlx's own connection runs. A statement whose future or stream was dropped is not reported;
+    /// A statement has ended, or its time limit has passed. `BEGIN`, `COMMIT` and the like are statements, and so are a `COPY`, and preparing or
+    /// describing a statement by itself. Pings and repairs are not, nor is what sqlx's own connection runs. A statement that is sent again
+    /// after its plan was found stale is reported twice. One whose future or stream was dropped is not reported;
     /// [`cancelled`](Self::cancelled) may follow.
     fn statement(&self, done: &StatementDone<'_>) {
         let _ = done;
@@ -94,7 +96,8 @@ pub trait Observer: fmt::Debug + Send + Sync {
 pub struct Acquired {
     /// Waiting for a connection that others used.
     pub queue: Duration,
-    /// Waiting for a connection that was dialled: of the wait that ended with a new connection, as much as its dial took.
+    /// Waiting for a connection that was dialled: all of the wait if the pool had room for one more, failed attempts and their pauses
+    /// with it; else as much of it as the dial of the new connection took that ended it.
     pub dial: Duration,
     /// Checking connections: a ping, or forgetting stale plans.
     pub verify: Duration,

@@ -5,10 +5,11 @@
 
 use sqlx::error::DatabaseError;
 
-use crate::class::{ErrorType, Link, Verdict};
+use crate::class::{Class, ErrorType, Link, Verdict};
 use crate::deadline::TxDeadline;
 use crate::hooks::PendingHooks;
 use crate::lent::LentProblem;
+use crate::stats::CloseReason;
 use crate::status_query::TxStatus;
 
 /// The state of a connection between two statements.
@@ -18,6 +19,8 @@ pub(crate) struct State {
     /// The statement whose answer was not read completely.
     in_flight: Option<InFlight>,
     link: Link,
+    /// Why a working connection must not be used again.
+    useless: Option<CloseReason>,
     /// A statement may have changed the session, as its text shows or because sqlx's own connection was lent.
     pub(crate) session_changed: bool,
     /// The transaction may have failed unnoticed, because statements bypassed this crate.
@@ -86,8 +89,14 @@ impl State {
     }
 
     /// Marks a working connection as one that must not be used again.
-    pub(crate) fn mark_useless(&mut self) {
+    pub(crate) fn mark_useless(&mut self, why: CloseReason) {
         self.link = self.link.max(Link::Closed);
+        self.useless.get_or_insert(why);
+    }
+
+    /// What is counted when the connection is closed instead of being used again.
+    pub(crate) fn why_useless(&self) -> CloseReason {
+        self.useless.unwrap_or(CloseReason::Repair)
     }
 
     /// Whether the role must be queried before the next use.
@@ -141,7 +150,7 @@ impl State {
     /// Records that the session is out of step: nothing more is sent, and it is not used again.
     pub(crate) fn mark_out_of_step(&mut self) {
         self.in_flight = Some(InFlight::OutOfStep);
-        self.mark_useless();
+        self.mark_useless(CloseReason::Repair);
     }
 
     pub(crate) fn begin(&mut self, flight: InFlight) {
@@ -157,6 +166,10 @@ impl State {
         let is_by_choice = self.reads_only && verdict.link == Link::AskRole;
         if !is_by_choice {
             self.link = self.link.max(verdict.link);
+        }
+        if verdict.link == Link::Closed && matches!(verdict.class, Class::Lost | Class::TimedOut) {
+            // The server has ended the session.
+            self.useless.get_or_insert(CloseReason::Lost);
         }
         let is_answer = matches!(error, sqlx::Error::Database(_));
         if !is_answer && verdict.link < Link::Lost {

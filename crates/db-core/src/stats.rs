@@ -90,9 +90,10 @@ pub enum CloseReason {
     /// It was to be replaced: by [`Pool::evict`](crate::Pool::evict), because a type was created again, or because its server accepts
     /// no writes any more.
     Evicted,
-    /// Its link was lost, or its session has ended.
+    /// Its link was lost, in use, in a check or in a repair, or the server has ended its session.
     Lost,
-    /// It came back in an unknown state, and could not be repaired or was not worth it.
+    /// It came back in an unknown state, and was not to be trusted after its repair, or not worth one: after a `COPY` that was not finished, or
+    /// many abandoned statements.
     Repair,
     /// The pool was closed.
     Shut,

@@ -41,7 +41,8 @@ impl fmt::Display for Holder {
         let Self { at, name, held, in_transaction, statement, .. } = self;
         write!(f, "{at}")?;
         if let Some(name) = name {
-            write!(f, " ({name})")?;
+            // A line of the log stays one line.
+            write!(f, " ({})", name.escape_debug())?;
         }
         write!(f, " for {:.1} s", held.as_secs_f64())?;
         if *in_transaction {
@@ -170,17 +171,14 @@ impl Session {
         self.checkout().as_ref().filter(|checkout| checkout.task == task).map(|checkout| checkout.caller.at)
     }
 
-    /// Flags a checkout that takes too long. Returns true the first time.
-    pub(crate) fn flag_leak(&self, now: Instant) -> bool {
-        match &mut *self.checkout() {
-            Some(checkout)
-                if !checkout.leaked && now.duration_since(checkout.since) > checkout.caller.leak_after =>
-            {
-                checkout.leaked = true;
-                true
-            }
-            _ => false,
-        }
+    /// Flags a checkout that takes too long. Returns it the first time.
+    pub(crate) fn flag_leak(&self, now: Instant) -> Option<Holder> {
+        let mut checkout = self.checkout();
+        let held = checkout.as_mut().filter(|held| {
+            !held.leaked && now.saturating_duration_since(held.since) > held.caller.leak_after
+        })?;
+        held.leaked = true;
+        Some(held.holder(self.pid, now))
     }
 
     pub(crate) fn since(&self) -> Option<Instant> {
@@ -188,21 +186,25 @@ impl Session {
     }
 
     pub(crate) fn holder(&self, now: Instant) -> Option<Holder> {
-        let checkout = self.checkout();
-        let checkout = checkout.as_ref()?;
-        Some(Holder {
-            pid: self.pid,
-            at: checkout.caller.at,
-            name: checkout.caller.name,
-            held: now.saturating_duration_since(checkout.since),
-            in_transaction: checkout.in_transaction,
-            statement: checkout
-                .statement
+        self.checkout().as_ref().map(|checkout| checkout.holder(self.pid, now))
+    }
+}
+
+impl Checkout {
+    fn holder(&self, pid: i32, now: Instant) -> Holder {
+        let Self { caller, since, in_transaction, statement, leaked, stack, .. } = self;
+        Holder {
+            pid,
+            at: caller.at,
+            name: caller.name,
+            held: now.saturating_duration_since(*since),
+            in_transaction: *in_transaction,
+            statement: statement
                 .as_ref()
                 .map(|(sql, since)| (sql::redact_sql(sql.as_str()), now.saturating_duration_since(*since))),
-            leaked: checkout.leaked,
-            stack: checkout.stack.clone(),
-        })
+            leaked: *leaked,
+            stack: stack.clone(),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use sqlx::{Connection, SqlStr};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
-use super::driver::{Driver, Taken};
+use super::driver::{Driver, Room, Taken};
 use super::handoff::{Answer, Refusal};
 use super::live::{CheckedOut, Live};
 use super::state::{Standard, Ticket};
@@ -18,6 +18,7 @@ use crate::error::{AcquireDetails, AcquireError, AcquirePhase};
 use crate::observer::Acquired;
 use crate::role::Role;
 use crate::statement::InFlight;
+use crate::stats::CloseReason;
 use crate::tracker::{Caller, TaskKey};
 
 /// The limit for a connection to forget its cached plans.
@@ -67,9 +68,9 @@ pub(crate) async fn acquire(
             Ok(conn) => return Ok(hand_out(conn, Acquired::default())),
             Err(conn) => (Arc::clone(conn.inner()), Next::Check(conn, standard)),
         },
-        Taken::Queued(ticket, answer) => {
+        Taken::Queued(ticket, answer, room) => {
             let queued = Queued::new(&inner, ticket);
-            (inner, Next::Wait(queued, answer))
+            (inner, Next::Wait(queued, answer, room))
         }
         Taken::Shed => (inner, Next::GiveUp(AcquirePhase::Shed)),
         Taken::Closed => (inner, Next::GiveUp(AcquirePhase::Closed)),
@@ -80,18 +81,19 @@ pub(crate) async fn acquire(
 /// Takes an idle connection, and neither waits for another caller nor has one dialled. Checks it first if needed, as [`acquire`] does.
 pub(crate) async fn try_acquire(inner: Arc<Shared>, caller: Caller) -> Option<Conn> {
     let started = Instant::now();
-    let verified = || Acquired { verify: started.elapsed(), ..Acquired::default() };
+    let mut spent = Acquired::default();
     while let Some((out, standard)) = inner.take_idle() {
-        let mut conn = match lend(out, Arc::clone(&inner), caller, Instant::now(), standard, None) {
-            Ok(conn) => {
-                return Some(hand_out(conn, verified()));
-            }
+        let checking = Instant::now();
+        let mut conn = match lend(out, Arc::clone(&inner), caller, checking, standard, None) {
+            Ok(conn) => return Some(hand_out(conn, spent)),
             Err(conn) => conn,
         };
         let left = caller.acquire_timeout.saturating_sub(started.elapsed());
-        if conn.make_ready(standard, left).await {
+        let is_ready = conn.make_ready(standard, left).await;
+        spent.verify += checking.elapsed();
+        if is_ready {
             conn.start_checkout(None);
-            return Some(hand_out(conn, verified()));
+            return Some(hand_out(conn, spent));
         }
     }
     None
@@ -129,7 +131,7 @@ fn is_fit(inner: &Driver, live: &Live, now: Instant, standard: Standard) -> bool
 
 /// What has to be done before a connection can be handed out.
 enum Next {
-    Wait(Queued, Answer),
+    Wait(Queued, Answer, Room),
     Check(Conn, Standard),
     GiveUp(AcquirePhase),
 }
@@ -154,7 +156,7 @@ async fn acquire_slow(
         let (mut conn, standard) = match next {
             Next::Check(conn, standard) => (conn, standard),
             Next::GiveUp(phase) => return give_up(phase, None),
-            Next::Wait(queued, answer) => {
+            Next::Wait(queued, answer, room) => {
                 let since = Instant::now();
                 warn_of_nested_acquire(inner, caller);
                 let out = match queued.answer(answer, left).await {
@@ -170,8 +172,12 @@ async fn acquire_slow(
                 };
                 let now = Instant::now();
                 let waited = now - since;
-                // A connection that nobody has used was dialled meanwhile, or is kept for `min_idle`.
-                let dial = if out.uses == 0 { out.dialled_in.min(waited) } else { Duration::ZERO };
+                let dial = match room {
+                    // Also if the first dials have failed.
+                    Room::ToDial => waited,
+                    Room::None if out.uses == 0 => out.dialled_in.min(waited),
+                    Room::None => Duration::ZERO,
+                };
                 spent.dial += dial;
                 spent.queue += waited.saturating_sub(dial);
                 let standard = inner.core().note_wait(waited);
@@ -202,7 +208,7 @@ async fn acquire_slow(
                     Err(conn) => Next::Check(conn, standard),
                 }
             }
-            Taken::Queued(ticket, answer) => Next::Wait(Queued::new(inner, ticket), answer),
+            Taken::Queued(ticket, answer, room) => Next::Wait(Queued::new(inner, ticket), answer, room),
             Taken::Shed => Next::GiveUp(AcquirePhase::Shed),
             Taken::Closed => Next::GiveUp(AcquirePhase::Closed),
         };
@@ -215,7 +221,7 @@ impl Conn {
         let epochs = self.inner().core().state.epochs();
         let (live, state) = self.parts();
         if live.types != epochs.types {
-            state.mark_useless();
+            state.mark_useless(CloseReason::Evicted);
             return false;
         }
         let asks_role = live.generation < epochs.roles;
@@ -235,7 +241,7 @@ impl Conn {
             Ok(Ok(role)) => {
                 state.end(None);
                 if role == Role::Withdrawn && live.role == Role::Writes {
-                    state.mark_useless();
+                    state.mark_useless(CloseReason::Evicted);
                     return false;
                 }
                 live.role = role;

@@ -27,7 +27,10 @@ use crate::pool_options::{EXTRA, Limits, PoolOptions, Reset, Tracking};
 use crate::statement::{InFlight, State};
 use crate::stats::{CloseReason, Stats, Totals};
 use crate::tracker::Returned;
-use crate::{Config, ErrorType, Pooler};
+use crate::{Class, Config, ErrorType, Pooler};
+
+/// The most different errors by which repetitions are counted. Others count as conflicts.
+const MOST_RETRIED: usize = 50;
 
 /// What the lock protects: the state, and numbers for statistics and errors.
 pub(crate) struct Core {
@@ -74,10 +77,19 @@ impl std::fmt::Debug for Driver {
 /// What a caller gets.
 pub(super) enum Taken {
     CheckedOut(CheckedOut, Standard),
-    Queued(Ticket, Answer),
+    Queued(Ticket, Answer, Room),
     /// `max_waiting` callers wait already.
     Shed,
     Closed,
+}
+
+/// What a caller in the queue waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Fewer connections are in use than may be: for one that is dialled.
+    ToDial,
+    /// For one that others use.
+    None,
 }
 
 /// The held lock of a pool. In debug builds, the counts are checked when it is released.
@@ -191,10 +203,11 @@ impl Driver {
             }
             Take::MayWait => {
                 let (waiter, answer) = oneshot::channel();
+                let room = if core.state.is_full() { Room::None } else { Room::ToDial };
                 let (ticket, dials) = core.state.wait(waiter, Instant::now());
                 drop(core);
                 self.dial(dials);
-                Taken::Queued(ticket, answer)
+                Taken::Queued(ticket, answer, room)
             }
             Take::Shed => {
                 core.totals.shed += 1;
@@ -286,9 +299,15 @@ impl Driver {
     pub(crate) fn retried(&self, retried: &Retried) {
         let mut core = self.core();
         core.totals.retries += 1;
-        match core.retries.iter_mut().find(|(error, _)| *error == retried.error) {
-            Some((_, count)) => *count += 1,
-            None => core.retries.push((retried.error, 1)),
+        // A function of the database may raise any SQLSTATE.
+        let is_one_more = core.retries.len() >= MOST_RETRIED;
+        let is_known = |of: ErrorType| core.retries.iter().position(|(error, _)| *error == of);
+        let place = is_known(retried.error);
+        let other = ErrorType::from(Class::Conflict);
+        let error = if place.is_none() && is_one_more { other } else { retried.error };
+        match place.or_else(|| is_known(error)) {
+            Some(place) => core.retries[place].1 += 1,
+            None => core.retries.push((error, 1)),
         }
         drop(core);
         self.observers.report(|observer| observer.retried(retried));

@@ -50,14 +50,12 @@ fn tend_idle(driver: &Arc<Driver>, now: Instant) {
 /// Logs each connection that is held for too long, once.
 fn log_leaks(driver: &Driver, now: Instant) {
     for session in driver.sessions.all() {
-        if session.flag_leak(now) {
+        if let Some(holder) = session.flag_leak(now) {
             driver.core().totals.leaked += 1;
-            if let Some(holder) = session.holder(now) {
-                let stack = holder.stack.as_ref().map(tracing::field::display);
-                let (pool, pid) = (&driver.options.name, holder.pid);
-                tracing::warn!(pool, pid, stack, "a connection is held for too long: {holder}");
-                driver.observers.report(|observer| observer.leaked(&holder));
-            }
+            let stack = holder.stack.as_ref().map(tracing::field::display);
+            let (pool, pid) = (&driver.options.name, holder.pid);
+            tracing::warn!(pool, pid, stack, "a connection is held for too long: {holder}");
+            driver.observers.report(|observer| observer.leaked(&holder));
         }
     }
 }

@@ -121,12 +121,13 @@ impl Quarantine {
         } else {
             driver.core().totals.repair_failed += 1;
         }
-        let ended = observer::Repaired { took: now - began, is_good };
-        driver.observers.report(|observer| observer.repaired(&ended));
         self.live = Some(live);
         match repaired {
             Ok(Ok(Repaired::Good)) => self.readmit(),
-            Ok(Ok(Repaired::Useless)) => self.close().await,
+            Ok(Ok(Repaired::Useless(why))) => {
+                self.why = Some(why);
+                self.close().await;
+            }
             Ok(Ok(Repaired::Doubtful)) => {
                 // The session ends first: without a client, it would run on until it checks its link.
                 terminate(&driver, &session).await;
@@ -148,6 +149,8 @@ impl Quarantine {
                 self.lose();
             }
         }
+        let ended = observer::Repaired { took: now.saturating_duration_since(began), is_good };
+        driver.observers.report(|observer| observer.repaired(&ended));
     }
 
     fn mark_slow(&mut self) {

@@ -21,6 +21,7 @@ use crate::role::Role;
 use crate::sqlx_depth;
 use crate::statement::{InFlight, State, Transaction};
 use crate::statement_end::StatementEnd;
+use crate::stats::CloseReason;
 use crate::status_query::{TxStatus, query_status};
 
 /// An abandoned statement may run for this long before it is cancelled: most end sooner, and a cancel costs more.
@@ -40,8 +41,8 @@ pub(crate) const MAX_ABANDONED: u32 = 50;
 /// The outcome of a repair.
 pub(super) enum Repaired {
     Good,
-    /// The link works, but the session must not be used again.
-    Useless,
+    /// The link works, but the session must not be used again, for this reason.
+    Useless(CloseReason),
     /// The same, and a statement may still run in the session.
     Doubtful,
 }
@@ -72,7 +73,7 @@ pub(super) async fn reset(
     // A pooler counts answers, too. After a COPY, its count may be wrong without the status query noticing: the pooler answers the
     // query correctly, and drops part of the answer to a later prepare.
     if state.is_useless() || (state.was_lent && driver.is_pooled()) {
-        return Ok(Repaired::Useless);
+        return Ok(Repaired::Useless(state.why_useless()));
     }
 
     // This query is also the round trip that must follow a cancel: a signal that arrives late hits this query and no later
@@ -84,7 +85,7 @@ pub(super) async fn reset(
             pid,
             "a session is out of step: it answers each statement with the answer of another, so it is closed"
         );
-        return Ok(Repaired::Useless);
+        return Ok(Repaired::Useless(CloseReason::Repair));
     };
     let is_whole = matches!(state.in_flight(), Some(InFlight::Lent) | None);
     let is_raw = state.transaction == Transaction::None && is_whole;
@@ -111,9 +112,11 @@ pub(super) async fn reset(
     }
     // Through a pooler, `DISCARD ALL` would run in another session, and prepared statements cannot be closed one by one.
     if driver.is_pooled() {
-        let is_kept = !state.asks_role() || may_be_kept(driver, live).await?;
-        return Ok(if !is_kept || !counts_none(live).await || live.abandoned >= MAX_ABANDONED {
-            Repaired::Useless
+        if state.asks_role() && !may_be_kept(driver, live).await? {
+            return Ok(Repaired::Useless(CloseReason::Evicted));
+        }
+        return Ok(if !counts_none(live).await || live.abandoned >= MAX_ABANDONED {
+            Repaired::Useless(CloseReason::Repair)
         } else {
             Repaired::Good
         });
@@ -134,9 +137,9 @@ pub(super) async fn reset(
         repeat(&mut live.raw, "UNLISTEN *").await?;
     }
     if state.asks_role() && !may_be_kept(driver, live).await? {
-        return Ok(Repaired::Useless);
+        return Ok(Repaired::Useless(CloseReason::Evicted));
     }
-    Ok(if counts_none(live).await { Repaired::Good } else { Repaired::Useless })
+    Ok(if counts_none(live).await { Repaired::Good } else { Repaired::Useless(CloseReason::Repair) })
 }
 
 /// Lowers sqlx's count of open transactions to zero, since a loan of sqlx's connection may have left it higher. Returns whether the

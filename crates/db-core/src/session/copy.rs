@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::DerefMut;
+use std::time::Instant;
 
 use async_stream::try_stream;
 use bytes::Bytes;
@@ -263,33 +264,74 @@ where
 {
     let session = &mut *guard.0;
     let copy = Copy::begin(session, sql).await?;
-    let mut to: PgCopyIn<&mut PgConnection> =
-        copy.within(session.live_mut().raw.copy_in_raw(copy.sql.as_str())).await?;
+    let ended = match copy.within(session.live_mut().raw.copy_in_raw(copy.sql.as_str())).await {
+        Ok(to) => follow(to, &copy, begun, &mut orders).await,
+        // The guard closes the connection, also after an error of the server: the driver may be out of step.
+        Err(error) => CopyEnd::Broken(error),
+    };
+    match ended {
+        CopyEnd::Answered(Ok(rows)) => {
+            session.copy_answered(copy, rows, None);
+            Ok(rows)
+        }
+        CopyEnd::Answered(Err(error)) => {
+            session.copy_answered(copy, 0, Some(&error));
+            Err(error.into())
+        }
+        CopyEnd::Aborted => {
+            session.copy_answered(copy, 0, None);
+            session.state.finish_abandoned(true);
+            Ok(0)
+        }
+        CopyEnd::Broken(error) => {
+            session.report(Instant::now(), &copy.timing, &copy.sql, Some(&error));
+            Err(error.into())
+        }
+        // `CopyIn` was dropped.
+        CopyEnd::Dropped => Ok(0),
+    }
+}
+
+/// How a `COPY … FROM STDIN` has ended.
+enum CopyEnd {
+    /// The server has answered, and the session is in step.
+    Answered(Result<u64, sqlx::Error>),
+    Aborted,
+    Broken(sqlx::Error),
+    Dropped,
+}
+
+/// Does what the orders say until the `COPY` ends.
+async fn follow(
+    mut to: PgCopyIn<&mut PgConnection>,
+    copy: &Copy,
+    begun: oneshot::Sender<()>,
+    orders: &mut mpsc::Receiver<Order>,
+) -> CopyEnd {
     let _: Result<_, _> = begun.send(());
     while let Some(Order { action, done }) = orders.recv().await {
         match action {
-            Action::Send(data) => copy.within(to.send(data)).await.map(drop)?,
-            Action::Finish => {
-                let finished = copy.within(to.finish()).await;
-                match &finished {
-                    Ok(rows) => session.copy_answered(copy, *rows, None),
-                    Err(error) if is_answer(error) => session.copy_answered(copy, 0, Some(error)),
-                    // The guard closes the connection.
-                    Err(_) => {}
+            Action::Send(data) => {
+                if let Err(error) = copy.within(to.send(data)).await.map(drop) {
+                    return CopyEnd::Broken(error);
                 }
-                return Ok(finished?);
+            }
+            Action::Finish => {
+                return match copy.within(to.finish()).await {
+                    Err(error) if !is_answer(&error) => CopyEnd::Broken(error),
+                    finished => CopyEnd::Answered(finished),
+                };
             }
             Action::Abort(reason) => {
-                copy.within(to.abort(reason)).await?;
-                session.copy_answered(copy, 0, None);
-                session.state.finish_abandoned(true);
-                return Ok(0);
+                return match copy.within(to.abort(reason)).await {
+                    Err(error) => CopyEnd::Broken(error),
+                    Ok(()) => CopyEnd::Aborted,
+                };
             }
         }
         let _: Result<_, _> = done.send(());
     }
-    // `CopyIn` was dropped.
-    Ok(0)
+    CopyEnd::Dropped
 }
 
 fn copy_out<'c, S>(
@@ -301,15 +343,16 @@ where
 {
     Box::pin(try_stream! {
         let mut guard = Guard(acquired.await?);
-        let failure = 'copy: {
+        // With the `COPY` that is not reported yet.
+        let (failure, untold) = 'copy: {
             let session = &mut *guard.0;
             let mut copy = match Copy::begin(session, sql).await {
                 Ok(copy) => copy,
-                Err(error) => break 'copy Some(error),
+                Err(error) => break 'copy (Some(error), None),
             };
             let mut rows = match copy.within(session.live_mut().raw.copy_out_raw(copy.sql.as_str())).await {
                 Ok(rows) => rows,
-                Err(error) => break 'copy Some(error),
+                Err(error) => break 'copy (Some(error), Some(copy)),
             };
             let failure = loop {
                 match copy.within(rows.try_next()).await {
@@ -324,9 +367,14 @@ where
             drop(rows);
             if failure.as_ref().is_none_or(is_answer) {
                 session.copy_answered(copy, 0, failure.as_ref());
+                (failure, None)
+            } else {
+                (failure, Some(copy))
             }
-            failure
         };
+        if let Some(Copy { sql, timing, .. }) = untold {
+            guard.0.report(Instant::now(), &timing, &sql, failure.as_ref());
+        }
         // Before the error is returned, since the stream may be kept for long after it.
         drop(guard);
         if let Some(error) = failure {

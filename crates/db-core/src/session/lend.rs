@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::Session;
 use crate::statement::{InFlight, Transaction, is_aborted};
+use crate::stats::CloseReason;
 use crate::status_query::TxStatus;
 use crate::{Error, sqlx_depth};
 
@@ -141,7 +142,7 @@ impl Session {
             Ok(Err(error)) => {
                 state.end(Some(&error));
                 state.begin(InFlight::Lent);
-                state.mark_useless();
+                state.mark_useless(CloseReason::Repair);
                 Err(error)
             }
             Err(_) => Err(self.expired(limit).into()),

@@ -9,6 +9,7 @@ use super::stale;
 use super::text::Text;
 use crate::class::{ErrorType, Verdict, is_stale_plan, is_stale_type};
 use crate::statement::{InFlight, Transaction};
+use crate::stats::CloseReason;
 
 impl Session {
     /// Appends a marker comment after a stale plan. A pooler caches prepared statements by SQL text for all its clients and never
@@ -60,7 +61,7 @@ impl Session {
     /// Reports that the driver cached a type's number that now belongs to another type or to none. Only a new connection replaces it, and
     /// other connections of the same age have it as well.
     fn report_stale_types(&mut self, error: &sqlx::Error) {
-        self.state.mark_useless();
+        self.state.mark_useless(CloseReason::Evicted);
         if self.state.transaction != Transaction::None {
             // As after a stale plan, the next run gets the new type.
             self.state.failure = Some((Verdict::conflict(), ErrorType::of(error)));

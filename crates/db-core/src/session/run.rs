@@ -109,6 +109,8 @@ impl Session {
         let Some(spare) = spare else { return Err(error) };
         text.refill(spare);
         self.mark_text(text);
+        // From now on, and not from the acquire, as the first time.
+        self.once = false;
         let timing = self.start_statement(text.sql_str(), InFlight::Statement);
         let answer = within(limit.ends(timing.started), run(&mut self.live_mut().raw, text)).await;
         self.take_answer(timing, text.sql_str(), limit, answer, note)
@@ -273,7 +275,13 @@ impl Session {
     }
 
     /// Writes the log, and tells the observers.
-    fn report(&self, now: Instant, timing: &StatementTiming, sql: &SqlStr, error: Option<&sqlx::Error>) {
+    pub(super) fn report(
+        &self,
+        now: Instant,
+        timing: &StatementTiming,
+        sql: &SqlStr,
+        error: Option<&sqlx::Error>,
+    ) {
         let (at, name, sql) = (self.at, self.name, sql.as_str());
         timing.log(now, &self.inner.options, at, name, sql, error);
         if self.inner.observers.is_empty() {

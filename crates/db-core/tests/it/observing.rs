@@ -10,6 +10,7 @@ use db_core::{
 use db_testkit::{Proxy, TestDb, poll_then_drop, until};
 use futures_util::{FutureExt, TryStreamExt};
 
+use crate::stale::{Mood, create_mood};
 use crate::support::{PATIENCE, config};
 
 /// Keeps what it hears.
@@ -156,7 +157,7 @@ async fn the_wait_for_a_dial_for_others_and_for_a_ping_are_told_apart(db: TestDb
 
 #[db_testkit::test]
 async fn statements_are_told_with_name_rows_and_errors_and_without_their_literals(db: TestDb) {
-    let (pool, ear) = observed(&config(&db), options().statement_timeout(Duration::from_millis(200)));
+    let (pool, ear) = observed(&config(&db), options());
     let handle = || pool.handle().named("words/all");
 
     sqlx::raw_sql("create table word (t text primary key)").execute(handle()).await.expect("a table");
@@ -168,7 +169,11 @@ async fn statements_are_told_with_name_rows_and_errors_and_without_their_literal
     sqlx::query("select t from word").fetch_all(handle()).await.expect("rows");
     sqlx::query("select t from word limit 1").fetch_one(handle()).await.expect("a row");
     sqlx::query("insert into word values ('secret')").execute(handle()).await.expect_err("a duplicate");
-    sqlx::query("select pg_sleep(600)").execute(handle()).await.expect_err("a limit");
+    let short = TxOptions::default().timeout(Duration::from_millis(200));
+    let mut tx = handle().begin_with(short).await.expect("a transaction");
+    sqlx::query("select pg_sleep(600)").execute(&mut *tx).await.expect_err("a limit");
+    drop(tx);
+    until("it is repaired", async || pool.stats().repairing == 0).await;
     let mut copy = pool.handle().copy_in("copy word from stdin").await.expect("a copy");
     copy.send("one\ntwo\nthree\n").await.expect("sent");
     copy.finish().await.expect("stored");
@@ -189,14 +194,48 @@ async fn statements_are_told_with_name_rows_and_errors_and_without_their_literal
             (plain("select t from word"), named, 2, 2, None),
             (plain("select t from word limit 1"), named, 1, 0, None),
             (plain("insert into word values ('…')"), named, 0, 0, Some(plain("23505"))),
+            (plain("BEGIN"), named, 0, 0, None),
             (plain("select pg_sleep(600)"), named, 0, 0, Some(plain("timed_out"))),
             (plain("copy word from stdin"), None, 0, 3, None),
             (plain("BEGIN"), Some("nothing"), 0, 0, None),
             (plain("COMMIT"), Some("nothing"), 0, 0, None),
         ]
     );
-    assert!(all[5].took >= Duration::from_millis(200), "{all:?}");
+    // The limit began with the transaction.
+    assert!(all[6].took >= Duration::from_millis(100), "{all:?}");
     assert!(all.iter().all(|statement| !statement.took.is_zero()), "{all:?}");
+}
+
+#[db_testkit::test]
+async fn a_copy_that_fails_is_told_once(db: TestDb) {
+    let (pool, ear) = observed(&config(&db), options().max(2));
+    sqlx::raw_sql("create table word (t text check (t <> 'bad'))")
+        .execute(&db.pool())
+        .await
+        .expect("a table");
+    let pair = |sql: &str, error: &str| (sql.to_owned(), Some(error.to_owned()));
+
+    pool.handle().copy_in("copy nothing from stdin").await.map(drop).expect_err("no such table");
+    pool.handle().copy_out("copy nothing to stdout").try_next().await.expect_err("no such table");
+    let mut refused = pool.handle().copy_in("copy word from stdin").await.expect("a copy");
+    refused.send("bad\n").await.expect("sent");
+    refused.finish().await.expect_err("the check fails");
+    let told = ear.heard().statements.into_iter().map(|done| (done.sql, done.error)).collect::<Vec<_>>();
+    assert_eq!(
+        told,
+        [
+            pair("copy nothing from stdin", "42P01"),
+            pair("copy nothing to stdout", "42P01"),
+            pair("copy word from stdin", "23514"),
+        ]
+    );
+
+    let limit = options().statement_timeout(Duration::from_millis(200));
+    let (slow, ear) = observed(&config(&db), limit);
+    let mut rows = slow.handle().copy_out("copy (select pg_sleep(600)) to stdout");
+    rows.try_next().await.expect_err("a limit");
+    let all = ear.heard().statements;
+    assert_eq!((all.len(), all[0].error.as_deref()), (1, Some("timed_out")), "{all:?}");
 }
 
 #[db_testkit::test]
@@ -237,6 +276,44 @@ async fn each_end_of_a_connection_is_told_and_counted_with_its_reason(db: TestDb
         }
         assert_eq!((pool.stats().open, totals.dialled), (0, 1), "after {why:?}");
     }
+}
+
+/// They come back for a repair, which ends them.
+#[db_testkit::test]
+async fn a_repair_that_ends_a_connection_gives_its_reason(db: TestDb) {
+    let config = config(&db);
+    let ended = async |ear: &Ear, why: CloseReason| {
+        until("it is gone", async || !ear.heard().closed.is_empty()).await;
+        assert_eq!(ear.heard().closed[0], why);
+    };
+
+    // A type that is created again: the connection that finds it is replaced, as the others are.
+    create_mood(&db).await;
+    let (pool, ear) = observed(&config, options());
+    let ask = async || sqlx::query("select $1").bind(Mood).execute(pool.handle()).await;
+    ask().await.expect("the type is known");
+    create_mood(&db).await;
+    ask().await.expect_err("the type is another");
+    ended(&ear, CloseReason::Evicted).await;
+
+    // The server ends a session that idles in its transaction.
+    let (pool, ear) = observed(&config, options());
+    let mut tx = pool.handle().begin().await.expect("a transaction");
+    sqlx::query("set idle_in_transaction_session_timeout = 50").execute(&mut *tx).await.expect("set");
+    let pid = tx.pid();
+    db.until_sessions("the server has ended it", |all| all.iter().all(|session| session.pid != pid)).await;
+    sqlx::query("select 1").execute(&mut *tx).await.expect_err("its session has ended");
+    drop(tx);
+    ended(&ear, CloseReason::Lost).await;
+}
+
+#[db_testkit::test]
+async fn a_name_with_line_breaks_is_one_line_of_the_log(db: TestDb) {
+    let (pool, _) = observed(&config(&db), options());
+    let _conn = pool.handle().named("a\nb\u{1b}[31m").acquire().await.expect("a connection");
+
+    let shown = pool.holders()[0].to_string();
+    assert!(shown.contains(r"(a\nb\u{1b}[31m) for") && !shown.contains('\n'), "{shown}");
 }
 
 #[db_testkit::test]
@@ -286,10 +363,9 @@ async fn repeated_transactions_are_told_and_counted_by_their_error(db: TestDb) {
 
 #[db_testkit::test]
 async fn callers_without_a_connection_are_told_with_the_phase(db: TestDb) {
-    let (pool, ear) =
-        observed(&config(&db), options().max_waiting(Some(1)).acquire_timeout(Duration::from_millis(500)));
+    let (pool, ear) = observed(&config(&db), options().max_waiting(Some(1)));
     let held = pool.handle().acquire().await.expect("a connection");
-    let waits = tokio::spawn(pool.handle().acquire());
+    let waits = tokio::spawn(pool.handle().acquire_timeout(Duration::from_secs(2)).acquire());
     until("it waits", async || pool.stats().waiting == 1).await;
     pool.handle().acquire().await.expect_err("turned away");
     waits.await.expect("no panic").expect_err("nobody gave one back");

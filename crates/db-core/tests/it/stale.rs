@@ -279,7 +279,7 @@ async fn an_error_that_only_looks_like_a_stale_plan_is_not_repeated(db: TestDb) 
 }
 
 /// A value of the type `mood`, which a migration may create again.
-struct Mood;
+pub(crate) struct Mood;
 
 impl sqlx::Type<sqlx::Postgres> for Mood {
     fn type_info() -> sqlx::postgres::PgTypeInfo {
@@ -303,7 +303,7 @@ impl sqlx::Encode<'_, sqlx::Postgres> for Mood {
     }
 }
 
-async fn create_mood(db: &TestDb) {
+pub(crate) async fn create_mood(db: &TestDb) {
     sqlx::raw_sql("drop type if exists mood; create type mood as enum ('fine')")
         .execute(&db.pool())
         .await

@@ -267,7 +267,7 @@ impl Model {
             Event::SetLimits(limits) => {
                 self.limits = limits;
                 let actions = self.state.set_limits(limits, self.now);
-                self.perform(actions)?;
+                self.perform(actions, Some(CloseReason::Limit))?;
                 self.is_trimmed()
             }
             Event::Reserve(connections) => self.reserve(connections),
@@ -291,7 +291,7 @@ impl Model {
                 self.is_closing = true;
                 let mut actions = self.state.close();
                 let refused = std::mem::take(&mut actions.refuse);
-                self.refused(&refused).and(self.perform(actions))
+                self.refused(&refused).and(self.perform(actions, Some(CloseReason::Shut)))
             }
         }
     }
@@ -379,7 +379,7 @@ impl Model {
         });
         let are_silent = actions.verify.iter().all(|(conn, _)| age(conn.number).is_silent);
         let spare = before.saturating_sub(self.limits.min_idle as usize);
-        self.perform(actions)?;
+        self.carry_out(actions)?;
         prop_assert!(closed <= over.max(spare) + expired, "closed without being too many or too old");
         prop_assert!(are_named, "closed for another reason than is said");
         prop_assert!(are_silent, "verified without having been silent");
@@ -405,7 +405,7 @@ impl Model {
         if self.reserved.is_none() {
             let (reserved, actions) = self.state.reserve(connections);
             self.reserved = Some(reserved);
-            self.perform(actions)?;
+            self.perform(actions, Some(CloseReason::Limit))?;
             self.is_trimmed()?;
             prop_assert!(reserved >= 1 && (reserved < self.limits.max || self.limits.max < 2));
         }
@@ -422,7 +422,7 @@ impl Model {
         };
         self.generation += 1;
         self.roles = self.generation;
-        self.perform(actions)?;
+        self.perform(actions, None)?;
         prop_assert!(is_news && self.idle.is_empty(), "all idle connections are verified, once");
         Ok(())
     }
@@ -434,7 +434,7 @@ impl Model {
         let actions = self.state.types_stale(types);
         self.types += u64::from(is_news);
         let left = if is_news { 0 } else { self.idle.len() };
-        self.perform(actions)?;
+        self.perform(actions, Some(CloseReason::Evicted))?;
         prop_assert_eq!(self.idle.len(), left, "all idle connections are closed, once");
         Ok(())
     }
@@ -480,14 +480,22 @@ impl Model {
         let is_news = conn.generation == self.generation;
         self.generation += u64::from(is_news);
         let left = if is_news { 0 } else { self.idle.len() };
-        self.perform(loss.actions)?;
+        self.perform(loss.actions, None)?;
         prop_assert_eq!(has_orphan, at_server == AtServer::Statement);
         prop_assert_eq!(loss.is_news, is_news);
         prop_assert_eq!(self.idle.len(), left, "all idle connections are verified, once");
         Ok(())
     }
 
-    fn perform(&mut self, actions: Actions<Conn, Caller>) -> Outcome {
+    /// What is closed is closed for this reason; nothing is closed without one.
+    fn perform(&mut self, actions: Actions<Conn, Caller>, why: Option<CloseReason>) -> Outcome {
+        let is_named = actions.close.iter().all(|closing| Some(closing.why) == why);
+        self.carry_out(actions)?;
+        prop_assert!(is_named, "closed for another reason than {:?}", why);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, actions: Actions<Conn, Caller>) -> Outcome {
         let Actions { close, verify, refuse, dial } = actions;
         let mut were_idle = true;
         let close = close.into_iter().map(|closing| (closing.conn, closing.quarantined));
