@@ -12,6 +12,7 @@ use db_layer::db_core::Stats;
 use db_layer::db_notify::BusState;
 use db_layer::encryption::KeyId;
 use db_layer::{DatabaseHealth, Db, Health, SealingHealth, Startup};
+use derive_setters::Setters;
 use serde_json::{Value, json};
 
 /// Callers who wait for a connection of the API pool, above which `/health/db` says `degraded`.
@@ -36,19 +37,11 @@ pub fn routes(db: Db) -> Router {
 }
 
 /// What the routes say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Setters)]
 #[non_exhaustive]
 pub struct HealthOptions {
     /// Whether `/health/db` says 200 while the service is `degraded` (default false: 503).
     pub degraded_is_ok: bool,
-}
-
-impl HealthOptions {
-    /// Sets [`degraded_is_ok`](Self::degraded_is_ok).
-    #[must_use]
-    pub fn degraded_is_ok(self, degraded_is_ok: bool) -> Self {
-        Self { degraded_is_ok }
-    }
 }
 
 /// The state of the routes.
@@ -98,11 +91,23 @@ async fn detail(State(Told { db, .. }): State<Told>, headers: HeaderMap) -> Resp
     answer(&headers, health.is_ready(), body)
 }
 
+/// The status and the message of `/health/db` while requests cannot be served.
+const UNHEALTHY: (&str, &str) = ("unhealthy", "Database is not available");
+
+/// `/health/db` before the database is open.
+pub(crate) fn no_database() -> Response {
+    let (status, message) = UNHEALTHY;
+    let body = json!({
+        "status": status, "message": message, "total": 0, "idle": 0, "waiting": 0, "latency": null,
+    });
+    (StatusCode::SERVICE_UNAVAILABLE, [(CACHE_CONTROL, "no-store")], Json(body)).into_response()
+}
+
 /// In the form that dashboards of other pools know.
 async fn database(State(Told { db, options }): State<Told>) -> Response {
     let health = db.health();
     let (status, message) = if !health.is_ready() {
-        ("unhealthy", "Database is not available")
+        UNHEALTHY
     } else if health.api.waiting > LONG_QUEUE {
         ("degraded", "High connection wait queue")
     } else {

@@ -67,9 +67,10 @@ async fn answer(State(starting): State<Starting>, request: Request) -> Response 
     }
     match request.uri().path() {
         "/health/live" => health::live(request.headers()),
-        "/health" | "/health/ready" | "/health/startup" | "/health/db" => {
+        "/health" | "/health/ready" | "/health/startup" => {
             health::startup(&starting.startup, request.headers())
         }
+        "/health/db" => health::no_database(),
         _ => Error::new(StatusCode::SERVICE_UNAVAILABLE, "The service is starting.")
             .with_retry_after(1)
             .into_response(),

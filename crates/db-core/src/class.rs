@@ -79,6 +79,9 @@ enum Inner {
 }
 
 impl ErrorType {
+    /// A conflict between serializable transactions, and a deadlock: 40001 and 40P01.
+    pub const CONFLICTS: [Self; 2] = [Self(Inner::State(*b"40001")), Self(Inner::State(*b"40P01"))];
+
     /// The type of a driver error.
     #[must_use]
     pub fn of(error: &sqlx::Error) -> Self {

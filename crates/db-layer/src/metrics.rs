@@ -32,15 +32,16 @@
 //! |---|---|---|
 //! | `db.client.connection.pool.name` | pools and statements | the names of the pools: name them differently if a process opens two databases |
 //! | `db.system.name`, `db.namespace`, `server.address`, `server.port` | statements | `postgresql`, the database, the host, the port unless it is 5432 |
-//! | `error.type`, `db.response.status_code` | statements that failed | the SQLSTATE, or the [class](db_core::Class) of an error that the server did not send; a hundred different ones at most, then `_OTHER` |
+//! | `error.type`, `db.response.status_code` | statements that failed | the SQLSTATE, or the [class](db_core::Class) of an error that the server did not send; a hundred different ones under one name at most, then `_OTHER` |
 //! | `db.query.summary` | statements, [by choice](MeasureOptions::by_name) | the names that [`Handle::named`](db_core::Handle::named) gave; a thousand at most, then `_OTHER` |
 //! | `db.client.connection.state` | `db.client.connection.count` | `idle`, `used` |
 //! | `reason` | closed connections, gaps, keys | one of a fixed list |
 //! | `pool`, `state` | `db_pool_connections` | the pool; `total`, `idle`, `waiting` |
-//! | `namespace` | bus and event logs | the namespace of the bus |
+//! | `namespace` | bus, event logs, migrations, keys, readiness | the namespace of the bus: name it differently if a process opens two databases |
 
 mod batched;
 mod gauges;
+mod kept;
 mod names;
 mod pool;
 
@@ -114,6 +115,7 @@ impl Db {
     ///
     /// Outside of a tokio runtime.
     pub fn measure_with(&self, options: MeasureOptions) {
+        let runtime = tokio::runtime::Handle::current();
         self.measuring().0.get_or_init(|| {
             names::describe();
             let observed = |pool: &Pool| {
@@ -125,7 +127,7 @@ impl Db {
             let gauges = Gauges::new(self);
             gauges.set(self);
             let db = self.downgrade();
-            let task = tokio::spawn(async move {
+            let task = runtime.spawn(async move {
                 let mut ticks = interval(options.every.max(Duration::from_millis(100)));
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 loop {

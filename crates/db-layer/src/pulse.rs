@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use db_core::{Config, ConnectFailure, ConnectRetry, Pool, connect};
+use db_core::{Class, Config, ConnectFailure, ConnectRetry, Pool, Pooler, connect};
 use db_migrate::{Migrations, Summary};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor};
@@ -25,6 +25,9 @@ const EVERY_MINUTE: Duration = Duration::from_mins(1);
 /// For the answer.
 const LIMIT: Duration = Duration::from_secs(1);
 
+/// The first beat of a session. As long as [`LIMIT`].
+const NEW: &str = "set statement_timeout = 1000; select 1";
+
 /// For a connection.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -35,8 +38,6 @@ const CLOSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Pulse {
     notes: Arc<Notes>,
-    #[cfg(feature = "metrics")]
-    has_migrations: bool,
     stop: DropGuard,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -71,8 +72,6 @@ impl Pulse {
     ) -> Self {
         let seen =
             Seen { readiness: Readiness::default(), database: DatabaseHealth::NotAsked, migrations: None };
-        #[cfg(feature = "metrics")]
-        let has_migrations = migrations.is_some();
         let notes = Arc::new(Notes { began: Instant::now(), seen: Mutex::new(seen) });
         let stop = CancellationToken::new();
         let heart = Heart {
@@ -84,13 +83,7 @@ impl Pulse {
             waits_for_use,
         };
         let task = tokio::spawn(heart.run(stop.clone()));
-        Self {
-            notes,
-            #[cfg(feature = "metrics")]
-            has_migrations,
-            stop: stop.drop_guard(),
-            task: Mutex::new(Some(task)),
-        }
+        Self { notes, stop: stop.drop_guard(), task: Mutex::new(Some(task)) }
     }
 
     /// What the last look has found.
@@ -101,11 +94,6 @@ impl Pulse {
     /// How the database stands against the migrations that it was opened with, by the last look.
     pub(crate) fn migrations(&self) -> Option<Summary> {
         self.notes.seen().migrations
-    }
-
-    #[cfg(feature = "metrics")]
-    pub(crate) fn has_migrations(&self) -> bool {
-        self.has_migrations
     }
 
     /// Why the service is not ready, by what was found.
@@ -171,9 +159,18 @@ impl Heart {
                 self.notes.seen().migrations = Some(summary);
                 *connection = Some(open);
             }
+            Ok(Err(error)) => {
+                tracing::info!(%error, "the state of the migrations could not be read");
+                self.notes.seen().migrations = None;
+                if is_answer(&error) {
+                    *connection = Some(open);
+                }
+            }
             // Its answer may still come, so the connection is not used again.
-            Ok(Err(error)) => tracing::info!(%error, "the state of the migrations could not be read"),
-            Err(_) => tracing::info!("the state of the migrations could not be read within {LIMIT:?}"),
+            Err(_) => {
+                tracing::info!("the state of the migrations could not be read within {LIMIT:?}");
+                self.notes.seen().migrations = None;
+            }
         }
     }
 
@@ -225,8 +222,14 @@ impl Heart {
     }
 }
 
+/// Whether the server has answered, so that the connection is in step.
+fn is_answer(error: &db_migrate::Error) -> bool {
+    matches!(error, db_migrate::Error::Database { cause, .. } if !matches!(cause.class(), Class::Lost | Class::NotReached))
+}
+
 /// Asks on this connection, or on a new one. A connection that has not answered is closed: its answer may still come.
 async fn ask(config: &Config, connection: &mut Option<PgConnection>) -> Result<(), db_core::Error> {
+    let is_new = connection.is_none();
     let mut open = match connection.take() {
         Some(open) => open,
         None => {
@@ -234,8 +237,10 @@ async fn ask(config: &Config, connection: &mut Option<PgConnection>) -> Result<(
                 .await?
         }
     };
-    // The simple protocol, which each pooler knows.
-    let asked = timeout(LIMIT, open.execute(sqlx::raw_sql("select 1"))).await;
+    // The simple protocol, which each pooler knows. A new session also gets a limit, for the looks at the migrations: when this side gives up, the
+    // server does, too. Behind a pooler it would be another client's.
+    let sql = if is_new && config.pooler() == Pooler::None { NEW } else { "select 1" };
+    let asked = timeout(LIMIT, open.execute(sqlx::raw_sql(sql))).await;
     let late = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
     asked.unwrap_or_else(|_| Err(late()))?;
     *connection = Some(open);

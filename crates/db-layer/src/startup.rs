@@ -15,7 +15,7 @@ pub enum StartupPhase {
     /// It has not begun.
     #[default]
     Waiting,
-    /// It waits for the server.
+    /// It reads the keys, and waits for the server.
     Connecting,
     /// It migrates.
     Migrating,

@@ -129,6 +129,17 @@ pub enum Outcome {
     Open,
 }
 
+impl Outcome {
+    /// By the column `succeeded`.
+    fn of(succeeded: Option<bool>) -> Self {
+        match succeeded {
+            Some(true) => Self::Done,
+            Some(false) => Self::Failed,
+            None => Self::Open,
+        }
+    }
+}
+
 /// Who writes the history.
 #[derive(Debug, Clone)]
 pub(crate) struct Author {
@@ -548,6 +559,40 @@ pub(crate) async fn ways_back(
     rows.and_then(read).map_err(Error::database(WHAT))
 }
 
+/// The last attempt of a file.
+pub(crate) struct Last {
+    pub(crate) version: i64,
+    /// Of a repeatable file.
+    pub(crate) name: Option<String>,
+    pub(crate) outcome: Outcome,
+}
+
+/// The last attempt of each file on record.
+pub(crate) async fn last(connection: &mut PgConnection, table: &Table) -> Result<Vec<Last>, Error> {
+    const WHAT: &str = "read the history of migrations";
+    if !table.history.is_readable() {
+        return Ok(Vec::new());
+    }
+    // A repeatable file has a name, and the version of others.
+    let sql = format!(
+        "select distinct on (name, of_version) version, name, succeeded
+         from {} as h, lateral (select case when action = 'repeat' then description end as name) as named,
+           lateral (select case when name is null then version end as of_version) as versioned
+         order by name, of_version, id desc",
+        table.history.name
+    );
+    let rows = answer(connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+    let rows = match rows {
+        // A table of somebody else's.
+        Err(error) if has_code(&error, NO_COLUMN) => return Ok(Vec::new()),
+        rows => rows.map_err(Error::database(WHAT))?,
+    };
+    let last = |row: &PgRow| {
+        Ok(Last { version: row.try_get(0)?, name: row.try_get(1)?, outcome: Outcome::of(row.try_get(2)?) })
+    };
+    rows.iter().map(last).collect::<Result<_, sqlx::Error>>().map_err(Error::database(WHAT))
+}
+
 /// All attempts on record, in their order.
 pub(crate) async fn read(connection: &mut PgConnection, table: &Table) -> Result<Vec<Attempt>, Error> {
     const WHAT: &str = "read the history of migrations";
@@ -578,7 +623,6 @@ pub(crate) async fn read(connection: &mut PgConnection, table: &Table) -> Result
 fn attempt(row: &PgRow) -> Result<Attempt, sqlx::Error> {
     let action: String = row.try_get(2)?;
     let unknown = || sqlx::Error::Decode(format!("an unknown action `{action}`").into());
-    let succeeded: Option<bool> = row.try_get(6)?;
     let at: (Option<i32>, Option<i32>) = (row.try_get(12)?, row.try_get(13)?);
     let number = |n: i32| u32::try_from(n).unwrap_or_default();
     Ok(Attempt {
@@ -588,11 +632,7 @@ fn attempt(row: &PgRow) -> Result<Attempt, sqlx::Error> {
         description: row.try_get(3)?,
         began_at: row.try_get(4)?,
         milliseconds: row.try_get(5)?,
-        outcome: match succeeded {
-            Some(true) => Outcome::Done,
-            Some(false) => Outcome::Failed,
-            None => Outcome::Open,
-        },
+        outcome: Outcome::of(row.try_get(6)?),
         done_by: row.try_get(7)?,
         host: row.try_get(8)?,
         program: row.try_get(9)?,

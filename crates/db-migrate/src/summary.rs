@@ -1,11 +1,9 @@
 //! How a database stands against a program's migrations, in numbers: for health and metrics.
 
-use std::collections::HashMap;
-
 use serde::Serialize;
 use sqlx::postgres::PgConnection;
 
-use crate::history::{self, Action, Attempt, Outcome};
+use crate::history::{self, Last, Outcome};
 use crate::look::newest;
 use crate::status::{State, Status};
 use crate::table::Table;
@@ -19,7 +17,8 @@ pub struct Summary {
     pub current: i64,
     /// The newest version that the program has, 0 without any.
     pub supported: i64,
-    /// Files that are not applied, or say something new if they are repeatable.
+    /// Files that are not applied, or say something new if they are repeatable. Those of a database that is newer than the program are not
+    /// counted among the latter.
     pub pending: usize,
     /// Files that were changed after they were applied, by more than comments and formatting.
     pub changed: usize,
@@ -27,7 +26,7 @@ pub struct Summary {
     pub unknown: usize,
     /// Versions that have begun and not ended, by this crate or by another migrator.
     pub under_way: usize,
-    /// Files whose last attempt, up, down or again, has failed.
+    /// Files of the program whose last attempt, up, down or again, has failed.
     pub failed: usize,
 }
 
@@ -39,38 +38,34 @@ impl Migrations {
     ///
     /// # Errors
     ///
-    /// [`Error::Database`], or [`Error::NewerHistory`].
+    /// [`Error::Database`].
     pub async fn summary(&self, connection: &mut PgConnection) -> Result<Summary, Error> {
         let look = self.read(connection).await?;
-        let attempts = match Table::find(connection, &self.migrator.table_name).await? {
-            Some(table) if table.history.is_readable() => history::read(connection, &table).await?,
-            _ => Vec::new(),
+        let last = match Table::find(connection, &self.migrator.table_name).await? {
+            Some(table) => history::last(connection, &table).await?,
+            None => Vec::new(),
         };
-        let is_pending = |file: &Repeatable| file.state == State::Pending && !look.hides_repeated;
+        let current = newest(look.statuses.iter());
+        // Those of a newer database are its program's.
+        let are_ours = current <= self.supported_version() && !look.hides_repeated;
+        let is_pending = |file: &Repeatable| file.state == State::Pending && are_ours;
         let to_repeat = self.repeatables(&look).iter().filter(|file| is_pending(file)).count();
+        let is_known = |file: &Last| match &file.name {
+            Some(name) => self.repeatables.contains_key(name),
+            None => self.file(file.version, false).is_some(),
+        };
+        let has_failed = |file: &&Last| file.outcome == Outcome::Failed && is_known(file);
         let count = |states: &[State]| {
             look.statuses.iter().filter(|status: &&Status| states.contains(&status.state)).count()
         };
         Ok(Summary {
-            current: newest(look.statuses.iter()),
+            current,
             supported: self.supported_version(),
             pending: count(&[State::Pending]) + to_repeat,
             changed: count(&[State::Changed]),
             unknown: count(&[State::Unknown]),
             under_way: count(&[State::UnderWay, State::Dirty]),
-            failed: failed(&attempts),
+            failed: last.iter().filter(has_failed).count(),
         })
     }
-}
-
-/// The files whose last attempt has failed. `attempts` are in their order.
-fn failed(attempts: &[Attempt]) -> usize {
-    let mut last = HashMap::new();
-    for attempt in attempts {
-        // A repeatable file has a name, and the version of others.
-        let name = (attempt.action == Action::Repeat).then_some(&*attempt.description);
-        let version = if name.is_some() { 0 } else { attempt.version };
-        last.insert((version, name), attempt.outcome);
-    }
-    last.values().filter(|outcome| **outcome == Outcome::Failed).count()
 }

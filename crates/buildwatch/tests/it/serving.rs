@@ -119,8 +119,8 @@ async fn metrics_are_served_to_prometheus(db: TestDb) {
     for line in [
         "db_client_connection_max{db_client_connection_pool_name=\"api\"} 10",
         "db_layer_bus_connected{namespace=\"buildwatch\"} 1",
-        "db_layer_migration_pending 0",
-        "db_layer_ready 1",
+        "db_layer_migration_pending{namespace=\"buildwatch\"} 0",
+        "db_layer_ready{namespace=\"buildwatch\"} 1",
     ] {
         assert!(text.lines().any(|it| it == line), "{line} is missing: {text}");
     }

@@ -1,8 +1,12 @@
 //! What is read from the state of all parts: gauges, and counters that the parts count themselves.
+//!
+//! A gauge whose value is not known yet is not there: 0 would say that all is well.
 
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
 
-use db_core::{CloseReason, ErrorType, Limits, Pool, Stats, Totals};
+use db_core::{CloseReason, ErrorType, Limits, Stats, Totals};
 use db_events::EventsState;
 use db_migrate::Summary;
 use db_notify::{BusState, GapReason};
@@ -12,13 +16,15 @@ use super::names::{self, Metric};
 use super::pool::pool_label;
 use crate::{Db, SealingHealth};
 
-/// The handles of all gauges and counters of a database. Each is made once, with 0.
+/// The handles of all gauges and counters of a database.
 pub(crate) struct Gauges {
+    namespace: Vec<Label>,
     pools: Vec<PoolGauges>,
     ready: Gauge,
     bus: BusGauges,
     events: EventGauges,
-    migrations: Option<MigrationGauges>,
+    /// From the first look on.
+    migrations: OnceLock<MigrationGauges>,
     keys: Option<KeyGauges>,
 }
 
@@ -32,25 +38,28 @@ impl Gauges {
     pub(crate) fn new(db: &Db) -> Self {
         let namespace = vec![Label::new("namespace", db.bus().namespace().to_owned())];
         Self {
-            pools: db.all_pools().map(PoolGauges::new).collect(),
-            ready: gauge(names::READY, &[]),
+            pools: db.all_pools().map(|pool| PoolGauges::new(pool_label(pool), pool.name())).collect(),
+            ready: gauge(names::READY, &namespace),
             bus: BusGauges::new(&namespace),
             events: EventGauges::new(&namespace),
-            migrations: db.pulse().has_migrations().then(MigrationGauges::new),
-            keys: db.holding().map(|_| KeyGauges::new()),
+            migrations: OnceLock::new(),
+            keys: db.holding().map(|_| KeyGauges::new(&namespace)),
+            namespace,
         }
     }
 
     pub(crate) fn set(&self, db: &Db) {
         let health = db.health();
         for (gauges, pool) in self.pools.iter().zip(db.all_pools()) {
-            gauges.set(pool);
+            gauges.set(&pool.stats(), pool.limits(), || pool.retries());
         }
         self.ready.set(flag(health.is_ready()));
         self.bus.set(&health.bus);
         self.events.set(db.events().state());
-        if let (Some(gauges), Some(summary)) = (&self.migrations, health.migrations) {
-            gauges.set(summary);
+        if let Some(summary) = health.migrations {
+            self.migrations.get_or_init(|| MigrationGauges::new(&self.namespace)).set(summary);
+        } else if let Some(gauges) = self.migrations.get() {
+            gauges.set_unknown();
         }
         if let (Some(gauges), Some(sealing)) = (&self.keys, &health.sealing) {
             gauges.set(sealing);
@@ -66,40 +75,34 @@ struct PoolGauges {
     idle_min: Gauge,
     max: Gauge,
     pending_requests: Gauge,
-    timeouts: Counter,
-    closed: [Counter; CloseReason::ALL.len()],
-    dial_failures: Counter,
+    timeouts: Total,
+    closed: [Total; CloseReason::ALL.len()],
+    dial_failures: Total,
     overflow: Gauge,
     repairing: Gauge,
-    leaked: Counter,
-    shed: Counter,
-    cancelled: Counter,
-    second_waits: Counter,
-    ambiguous: Counter,
-    plan_stale: Counter,
+    leaked: Total,
+    shed: Total,
+    cancelled: Total,
+    second_waits: Total,
+    ambiguous: Total,
+    plan_stale: Total,
+    /// By error. There are few for which a transaction is repeated.
+    retries: Mutex<Vec<(ErrorType, Total)>>,
     /// The gauge of the reference: total, idle, waiting.
     by_state: [Gauge; 3],
 }
 
-/// The errors for which transactions are repeated most often. Their counters are there before the first.
-const CONFLICTS: [&str; 2] = ["40001", "40P01"];
-
 impl PoolGauges {
-    fn new(pool: &Pool) -> Self {
-        let label = pool_label(pool);
+    fn new(label: Label, name: &str) -> Self {
         let with = |key: &'static str, value: &'static str| {
             vec![label.clone(), Label::from_static_parts(key, value)]
         };
         let connections = |state| gauge(names::CONNECTIONS, &with("db.client.connection.state", state));
         let own = [label.clone()];
         let by_state = |state| {
-            let labels =
-                [Label::new("pool", pool.name().to_owned()), Label::from_static_parts("state", state)];
+            let labels = [Label::new("pool", name.to_owned()), Label::from_static_parts("state", state)];
             gauge(names::POOL_CONNECTIONS, &labels)
         };
-        for state in CONFLICTS {
-            retries(&label, state).absolute(0);
-        }
         Self {
             idle: connections("idle"),
             used: connections("used"),
@@ -119,14 +122,16 @@ impl PoolGauges {
             ambiguous: counter(names::AMBIGUOUS, &own),
             plan_stale: counter(names::PLAN_STALE, &own),
             by_state: ["total", "idle", "waiting"].map(by_state),
+            // They are there before the first.
+            retries: Mutex::new(ErrorType::CONFLICTS.map(|error| (error, retries(&label, error))).into()),
             pool: label,
         }
     }
 
-    fn set(&self, pool: &Pool) {
-        let Stats { max, open, idle, in_use, repairing, waiting, totals, .. } = pool.stats();
-        let Limits { max_idle, min_idle, .. } = pool.limits();
-        let most_idle = max_idle.unwrap_or(max);
+    fn set(&self, stats: &Stats, limits: Limits, by_error: impl FnOnce() -> Vec<(ErrorType, u64)>) {
+        let Stats { max, open, idle, in_use, repairing, waiting, totals, .. } = *stats;
+        let Limits { max_idle, min_idle, .. } = limits;
+        let most_idle = max_idle.unwrap_or(max).max(min_idle);
         self.idle.set(idle);
         self.used.set(in_use);
         self.idle_max.set(most_idle);
@@ -139,41 +144,46 @@ impl PoolGauges {
             gauge.set(count);
         }
         let Totals { timed_out, dial_failures, leaked, shed, cancelled, .. } = totals;
-        self.timeouts.absolute(timed_out);
-        self.dial_failures.absolute(dial_failures);
-        self.leaked.absolute(leaked);
-        self.shed.absolute(shed);
-        self.cancelled.absolute(cancelled);
-        self.second_waits.absolute(totals.nested_acquires);
-        self.ambiguous.absolute(totals.ambiguous);
-        self.plan_stale.absolute(totals.stale_plans);
+        self.timeouts.set(timed_out);
+        self.dial_failures.set(dial_failures);
+        self.leaked.set(leaked);
+        self.shed.set(shed);
+        self.cancelled.set(cancelled);
+        self.second_waits.set(totals.nested_acquires);
+        self.ambiguous.set(totals.ambiguous);
+        self.plan_stale.set(totals.stale_plans);
         for (counter, why) in self.closed.iter().zip(CloseReason::ALL) {
-            counter.absolute(totals.closed.of(why));
+            counter.set(totals.closed.of(why));
         }
         if totals.retries > 0 {
-            for (error, count) in pool.retries() {
-                retries(&self.pool, ErrorType::as_str(&error)).absolute(count);
+            let mut known = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+            for (error, count) in by_error() {
+                if !known.iter().any(|(of, _)| *of == error) {
+                    known.push((error, retries(&self.pool, error)));
+                }
+                known.iter().filter(|(of, _)| *of == error).for_each(|(_, total)| total.set(count));
             }
         }
     }
 }
 
-fn retries(pool: &Label, error: &str) -> Counter {
-    counter(names::RETRIES, &[pool.clone(), Label::new("error.type", error.to_owned())])
+fn retries(pool: &Label, error: ErrorType) -> Total {
+    counter(names::RETRIES, &[pool.clone(), Label::new("error.type", error.to_string())])
 }
 
 struct BusGauges {
     connected: Gauge,
-    heartbeat_age: Gauge,
-    queue_usage: Gauge,
+    labels: Vec<Label>,
+    heartbeat_age: OnceLock<Gauge>,
+    queue_usage: OnceLock<Gauge>,
     pending: Gauge,
     topics: Gauge,
     subscribers: Gauge,
-    sent: Counter,
-    coalesced: Counter,
-    gated: Counter,
-    gaps: [Counter; GapReason::ALL.len()],
-    lagged: Counter,
+    sent: Total,
+    coalesced: Total,
+    gated: Total,
+    gaps: [Total; GapReason::ALL.len()],
+    lagged: Total,
 }
 
 impl BusGauges {
@@ -185,8 +195,9 @@ impl BusGauges {
         };
         Self {
             connected: gauge(names::BUS_CONNECTED, labels),
-            heartbeat_age: gauge(names::BUS_HEARTBEAT_AGE, labels),
-            queue_usage: gauge(names::BUS_QUEUE_USAGE, labels),
+            labels: labels.to_vec(),
+            heartbeat_age: OnceLock::new(),
+            queue_usage: OnceLock::new(),
             pending: gauge(names::BUS_PENDING, labels),
             topics: gauge(names::BUS_TOPICS, labels),
             subscribers: gauge(names::BUS_SUBSCRIBERS, labels),
@@ -202,20 +213,20 @@ impl BusGauges {
         self.connected.set(flag(state.is_connected()));
         // Not before the first heartbeat, nor if the clock was set back meanwhile.
         if let Some(age) = state.last_heartbeat.and_then(|at| SystemTime::elapsed(&at).ok()) {
-            self.heartbeat_age.set(age);
+            self.heartbeat_age.get_or_init(|| gauge(names::BUS_HEARTBEAT_AGE, &self.labels)).set(age);
         }
         if let Some(usage) = state.queue_usage {
-            self.queue_usage.set(usage);
+            self.queue_usage.get_or_init(|| gauge(names::BUS_QUEUE_USAGE, &self.labels)).set(usage);
         }
         self.pending.set(count(state.pending));
         self.topics.set(count(state.topics));
         self.subscribers.set(count(state.subscribers));
-        self.sent.absolute(state.sent);
-        self.coalesced.absolute(state.coalesced);
-        self.gated.absolute(state.gated);
-        self.lagged.absolute(state.lagged);
+        self.sent.set(state.sent);
+        self.coalesced.set(state.coalesced);
+        self.gated.set(state.gated);
+        self.lagged.set(state.lagged);
         for (counter, reason) in self.gaps.iter().zip(GapReason::ALL) {
-            counter.absolute(state.received_gaps.of(reason));
+            counter.set(state.received_gaps.of(reason));
         }
     }
 }
@@ -223,9 +234,10 @@ impl BusGauges {
 struct EventGauges {
     followers: Gauge,
     readers: Gauge,
-    pages: Counter,
-    head_polls: Counter,
-    lag: Gauge,
+    pages: Total,
+    head_polls: Total,
+    labels: Vec<Label>,
+    lag: OnceLock<Gauge>,
 }
 
 impl EventGauges {
@@ -235,16 +247,19 @@ impl EventGauges {
             readers: gauge(names::EVENTS_READERS, labels),
             pages: counter(names::EVENTS_PAGES, labels),
             head_polls: counter(names::EVENTS_HEAD_POLLS, labels),
-            lag: gauge(names::EVENTS_LAG, labels),
+            labels: labels.to_vec(),
+            lag: OnceLock::new(),
         }
     }
 
     fn set(&self, state: EventsState) {
         self.followers.set(count(state.followers));
         self.readers.set(count(state.followed));
-        self.pages.absolute(state.pages);
-        self.head_polls.absolute(state.head_polls);
-        self.lag.set(state.lag.unwrap_or(Duration::ZERO));
+        self.pages.set(state.pages);
+        self.head_polls.set(state.head_polls);
+        if let Some(lag) = state.lag {
+            self.lag.get_or_init(|| gauge(names::EVENTS_LAG, &self.labels)).set(lag);
+        }
     }
 }
 
@@ -258,8 +273,8 @@ struct MigrationGauges {
 }
 
 impl MigrationGauges {
-    fn new() -> Self {
-        let of = |metric| gauge(metric, &[]);
+    fn new(labels: &[Label]) -> Self {
+        let of = |metric| gauge(metric, labels);
         Self {
             version: of(names::MIGRATION_VERSION),
             pending: of(names::MIGRATION_PENDING),
@@ -279,51 +294,64 @@ impl MigrationGauges {
         self.under_way.set(count(summary.under_way));
         self.failed.set(count(summary.failed));
     }
+
+    /// After a look that has failed.
+    fn set_unknown(&self) {
+        let Self { version, pending, changed, unknown, under_way, failed } = self;
+        for gauge in [version, pending, changed, unknown, under_way, failed] {
+            gauge.set(f64::NAN);
+        }
+    }
 }
 
 struct KeyGauges {
-    sealed: Counter,
-    unsealed: Counter,
+    sealed: Total,
+    unsealed: Total,
     /// In the order of [`KeyGauges::REASONS`].
-    failed: [Counter; 5],
+    failed: [Total; 5],
     alarm: Gauge,
     waits_for: Gauge,
     unknown: Gauge,
-    left: Gauge,
+    labels: Vec<Label>,
+    left: OnceLock<Gauge>,
 }
 
 impl KeyGauges {
     const REASONS: [&str; 5] = ["keys_away", "unknown_key", "not_authentic", "unreadable", "not_sealed"];
 
-    fn new() -> Self {
-        let of = |metric| gauge(metric, &[]);
-        let failed = |reason| counter(names::KEY_FAILED, &[Label::from_static_parts("reason", reason)]);
+    fn new(labels: &[Label]) -> Self {
+        let of = |metric| gauge(metric, labels);
+        let failed = |reason| {
+            let reason = Label::from_static_parts("reason", reason);
+            counter(names::KEY_FAILED, &[labels, &[reason]].concat())
+        };
         Self {
-            sealed: counter(names::KEY_SEALED, &[]),
-            unsealed: counter(names::KEY_UNSEALED, &[]),
+            labels: labels.to_vec(),
+            sealed: counter(names::KEY_SEALED, labels),
+            unsealed: counter(names::KEY_UNSEALED, labels),
             failed: Self::REASONS.map(failed),
             alarm: of(names::KEY_ALARM),
             waits_for: of(names::KEY_WAITS_FOR),
             unknown: of(names::KEY_UNKNOWN),
-            left: of(names::KEY_LEFT),
+            left: OnceLock::new(),
         }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "no table has so many rows")]
     fn set(&self, health: &SealingHealth) {
         let totals = health.totals;
-        self.sealed.absolute(totals.sealed);
-        self.unsealed.absolute(totals.unsealed);
+        self.sealed.set(totals.sealed);
+        self.unsealed.set(totals.unsealed);
         let failed =
             [totals.away, totals.unknown_key, totals.not_authentic, totals.unreadable, totals.not_sealed];
         for (counter, total) in self.failed.iter().zip(failed) {
-            counter.absolute(total);
+            counter.set(total);
         }
         self.alarm.set(flag(health.alarm.is_some()));
         self.waits_for.set(count(health.waits_for.len()));
         self.unknown.set(count(health.unknown.len()));
         if let Some(left) = health.rekeying.as_ref().and_then(|state| state.left) {
-            self.left.set(left as f64);
+            self.left.get_or_init(|| gauge(names::KEY_LEFT, &self.labels)).set(left as f64);
         }
     }
 }
@@ -332,11 +360,26 @@ fn gauge(metric: Metric, labels: &[Label]) -> Gauge {
     gauge!(metric.name, labels.to_vec())
 }
 
-fn counter(metric: Metric, labels: &[Label]) -> Counter {
+fn counter(metric: Metric, labels: &[Label]) -> Total {
     let counter = counter!(metric.name, labels.to_vec());
-    // Exporters show a counter once it was set.
-    counter.absolute(0);
-    counter
+    // Exporters show a counter once it was used.
+    counter.increment(0);
+    Total { counter, last: AtomicU64::new(0) }
+}
+
+/// A counter that follows a total. What the total has grown by is added: an absolute value would stand still when the database is opened again,
+/// and two databases with the same labels would show the larger one.
+struct Total {
+    counter: Counter,
+    last: AtomicU64,
+}
+
+impl Total {
+    fn set(&self, now: u64) {
+        // Several may set it at once, also to an older total.
+        let last = self.last.fetch_max(now, Ordering::Relaxed);
+        self.counter.increment(now.saturating_sub(last));
+    }
 }
 
 fn flag(is_so: bool) -> f64 {
@@ -346,4 +389,156 @@ fn flag(is_so: bool) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "there are not that many")]
 fn count(number: usize) -> f64 {
     number as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use db_core::encryption::{Key, Keyring};
+    use db_core::{Config, Pool, PoolOptions};
+    use db_testkit::TestDb;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+    use crate::Options;
+
+    /// What an exporter of its own shows after this, without labels of the pool and the namespace, by name.
+    fn shown(show: impl FnOnce()) -> Vec<(String, f64)> {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, show);
+        let text = recorder.handle().render();
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines
+            .map(|line| {
+                let (name, value) = line.rsplit_once(' ').expect("a value");
+                let name =
+                    name.replace("db_client_connection_pool_name=\"p\"", "").replace("namespace=\"n\"", "");
+                let name = name.replace("{}", "").replace("{,", "{");
+                (name, value.parse().expect("a number"))
+            })
+            .collect()
+    }
+
+    fn assert_shows(shown: &[(String, f64)], expected: &[(&str, f64)]) {
+        for (name, value) in expected {
+            let found = shown.iter().find(|(of, _)| of == name).map(|(_, value)| *value);
+            assert_eq!(found, Some(*value), "{name} in {shown:?}");
+        }
+    }
+
+    #[db_testkit::test]
+    async fn each_number_of_a_pool_is_that_of_its_name(db: TestDb) {
+        let mut stats = Stats::default();
+        (stats.max, stats.open, stats.idle, stats.in_use, stats.repairing, stats.waiting) =
+            (1, 22, 3, 4, 5, 6);
+        let totals = &mut stats.totals;
+        (totals.timed_out, totals.dial_failures, totals.leaked, totals.shed) = (7, 8, 9, 10);
+        (totals.cancelled, totals.nested_acquires, totals.ambiguous, totals.stale_plans) = (11, 12, 13, 14);
+        totals.retries = 16;
+        let config = Config::from_url(&db.url()).expect("an address");
+        let limits = Pool::lazy(&config, PoolOptions::api()).limits().max_idle(Some(15)).min_idle(2);
+        let retried = || vec![(ErrorType::CONFLICTS[1], 16)];
+
+        let shown = shown(|| {
+            let label = Label::new("db.client.connection.pool.name", "p");
+            PoolGauges::new(label, "p").set(&stats, limits, retried);
+        });
+
+        assert_shows(
+            &shown,
+            &[
+                ("db_client_connection_max", 1.0),
+                ("db_client_connection_count{db_client_connection_state=\"idle\"}", 3.0),
+                ("db_client_connection_count{db_client_connection_state=\"used\"}", 4.0),
+                ("db_client_connection_idle_max", 15.0),
+                ("db_client_connection_idle_min", 2.0),
+                ("db_client_connection_pending_requests", 6.0),
+                ("db_client_connection_timeouts", 7.0),
+                ("db_layer_connection_overflow", 7.0),
+                ("db_layer_connection_repairing", 5.0),
+                ("db_layer_connection_dial_failures", 8.0),
+                ("db_layer_connection_leaked", 9.0),
+                ("db_layer_connection_shed", 10.0),
+                ("db_layer_connection_cancelled", 11.0),
+                ("db_layer_connection_second_waits", 12.0),
+                ("db_layer_tx_ambiguous", 13.0),
+                ("db_layer_plan_stale", 14.0),
+                ("db_layer_tx_retries{error_type=\"40P01\"}", 16.0),
+                ("db_layer_tx_retries{error_type=\"40001\"}", 0.0),
+                ("db_pool_connections{pool=\"p\",state=\"total\"}", 22.0),
+                ("db_pool_connections{pool=\"p\",state=\"idle\"}", 3.0),
+                ("db_pool_connections{pool=\"p\",state=\"waiting\"}", 6.0),
+            ],
+        );
+    }
+
+    #[db_testkit::test]
+    async fn each_number_of_the_other_parts_is_that_of_its_name(db: TestDb) {
+        let config = Config::from_url(&db.url()).expect("an address");
+        let keys = Keyring::new(&Key::generate().expect("a key"));
+        let options = Options::new(config).keys(keys).lazy();
+        let layer = crate::open(options).await.expect("an open database");
+        let mut bus = layer.bus().state();
+        (bus.queue_usage, bus.pending, bus.topics, bus.subscribers) = (Some(0.5), 2, 3, 4);
+        (bus.sent, bus.coalesced, bus.gated, bus.lagged) = (5, 6, 7, 8);
+        let mut events = layer.events().state();
+        (events.followers, events.followed, events.pages, events.head_polls) = (11, 12, 13, 14);
+        events.lag = Some(std::time::Duration::from_secs(15));
+        let mut summary = Summary::default();
+        (summary.current, summary.pending, summary.changed) = (21, 22, 23);
+        (summary.unknown, summary.under_way, summary.failed) = (24, 25, 26);
+        let mut sealing = layer.health().sealing.expect("keys");
+        let totals = &mut sealing.totals;
+        (totals.sealed, totals.unsealed, totals.away, totals.unknown_key) = (31, 32, 33, 34);
+        (totals.not_authentic, totals.unreadable, totals.not_sealed) = (35, 36, 37);
+        sealing.alarm = Some("look at it".to_owned());
+        sealing.waits_for = vec![String::new(); 38];
+
+        let label = [Label::new("namespace", "n")];
+        let shown = shown(|| {
+            BusGauges::new(&label).set(&bus);
+            EventGauges::new(&label).set(events);
+            MigrationGauges::new(&label).set(summary);
+            KeyGauges::new(&label).set(&sealing);
+        });
+
+        assert_shows(
+            &shown,
+            &[
+                ("db_layer_bus_connected", 0.0),
+                ("db_layer_bus_queue_usage", 0.5),
+                ("db_layer_bus_pending", 2.0),
+                ("db_layer_bus_topics", 3.0),
+                ("db_layer_bus_subscribers", 4.0),
+                ("db_layer_bus_sent", 5.0),
+                ("db_layer_bus_coalesced", 6.0),
+                ("db_layer_bus_gated", 7.0),
+                ("db_layer_bus_lagged", 8.0),
+                ("db_layer_events_followers", 11.0),
+                ("db_layer_events_readers", 12.0),
+                ("db_layer_events_pages", 13.0),
+                ("db_layer_events_head_polls", 14.0),
+                ("db_layer_events_lag", 15.0),
+                ("db_layer_migration_version", 21.0),
+                ("db_layer_migration_pending", 22.0),
+                ("db_layer_migration_changed", 23.0),
+                ("db_layer_migration_unknown", 24.0),
+                ("db_layer_migration_under_way", 25.0),
+                ("db_layer_migration_failed", 26.0),
+                ("db_layer_key_sealed", 31.0),
+                ("db_layer_key_unsealed", 32.0),
+                ("db_layer_key_failed{reason=\"keys_away\"}", 33.0),
+                ("db_layer_key_failed{reason=\"unknown_key\"}", 34.0),
+                ("db_layer_key_failed{reason=\"not_authentic\"}", 35.0),
+                ("db_layer_key_failed{reason=\"unreadable\"}", 36.0),
+                ("db_layer_key_failed{reason=\"not_sealed\"}", 37.0),
+                ("db_layer_key_alarm", 1.0),
+                ("db_layer_key_waits_for", 38.0),
+            ],
+        );
+        let names: Vec<_> = shown.iter().map(|(name, _)| name.as_str()).collect();
+        assert!(
+            !names.contains(&"db_layer_bus_heartbeat_age"),
+            "no heartbeat yet, which is not 0: {names:?}"
+        );
+    }
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use db_layer::encryption::{Context, Key, Keyring, Strategy};
+use db_layer::encryption::{Columns, Context, Key, KeyType, Keyring, Strategy};
 use db_layer::metrics::{Kind, MeasureOptions, all, histograms};
-use db_layer::{Config, Db, Error, Options, PoolOptions, Topic, Tx, TxOptions, TxRetry};
+use db_layer::{
+    BusOptions, Config, Db, Error, NewEvent, Options, PoolOptions, Topic, Tx, TxOptions, TxRetry,
+};
 use db_testkit::{Proxy, TestDb, until};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -54,15 +56,36 @@ async fn measured(db: &TestDb, api: PoolOptions) -> Db {
 #[db_testkit::test]
 async fn each_metric_of_the_table_is_exported_and_no_other(db: TestDb) {
     exporter();
+    sqlx::raw_sql("create table customers (id bigint primary key, iban bytea)")
+        .execute(&db.pool())
+        .await
+        .expect("a table");
+    let columns = Columns::default();
+    drop(columns.declare::<String>("customers", "iban").key("id", KeyType::BigInt).text());
     let keys = Keyring::new(&Key::generate().expect("a key"));
-    let opened = options(&db).await.keys(keys).namespace("all").api(pool("all"));
+    let bus = BusOptions::default().heartbeat(Duration::from_millis(50)).namespace("all");
+    let opened = options(&db).await.keys(keys).columns(columns).bus(bus).api(pool("all"));
     let layer = db_layer::open(opened).await.expect("an open database");
     layer.measure();
-    until("the migrations are looked at", async || layer.health().migrations.is_some()).await;
+    // Each value is known now.
+    let log = layer.events().create().await.expect("a log");
+    let mut stream = layer.events().stream(log, 0);
+    let reading = tokio::spawn(async move { stream.next_batch().await.expect("more") });
+    until("it follows", async || layer.events().state().followers == 1).await;
+    layer.events().append(log, &[NewEvent::new("n", "")]).await.expect("appended");
+    reading.await.expect("no panic");
+    sqlx::query("select 1 / 0").execute(layer.api()).await.expect_err("division by zero");
     sqlx::query("select 1").execute(layer.api()).await.expect("an answer");
+    until("all is known", async || {
+        let health = layer.health();
+        let left = health.sealing.and_then(|sealing| sealing.rekeying).and_then(|state| state.left);
+        health.migrations.is_some() && health.bus.queue_usage.is_some() && left.is_some()
+    })
+    .await;
     layer.gauges();
 
     let text = exporter().render();
+    assert!(text.contains("namespace=\"all\""), "{text}");
     let types: BTreeSet<(&str, &str)> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
@@ -87,8 +110,10 @@ async fn each_metric_of_the_table_is_exported_and_no_other(db: TestDb) {
         let help = format!("# HELP {}", metric.name.replace('.', "_"));
         assert!(text.contains(&help) && text.contains(metric.what), "{help}");
     }
-    assert_eq!(shown("db_layer_migration_version", &[]), Some(20_261_129_000_002.0));
-    assert_eq!(shown("db_layer_migration_pending", &[]), Some(0.0));
+    let all = [("namespace", "all")];
+    assert_eq!(shown("db_layer_migration_version", &all), Some(20_261_129_000_002.0));
+    assert_eq!(shown("db_layer_migration_pending", &all), Some(0.0));
+    assert_eq!(shown("db_layer_key_left_to_rekey", &all), Some(0.0));
 }
 
 #[test]
@@ -117,8 +142,8 @@ async fn statements_have_the_labels_of_opentelemetry_and_errors_theirs(db: TestD
     // It has a host and a port, where a server of tests has a socket.
     let proxy = Proxy::start(&db).expect("a proxy");
     let config = Config::from_url(&proxy.url()).expect("the proxy's address");
-    let api = pool("labels").statement_timeout(Duration::from_millis(100));
-    let layer = db_layer::open(Options::new(config.clone()).api(api)).await.expect("an open database");
+    let opened = Options::new(config.clone()).api(pool("labels"));
+    let layer = db_layer::open(opened).await.expect("an open database");
     layer.measure();
     for _ in 0..3 {
         sqlx::query("select generate_series(1, 7)")
@@ -127,7 +152,12 @@ async fn statements_have_the_labels_of_opentelemetry_and_errors_theirs(db: TestD
             .expect("rows");
     }
     sqlx::query("select 1 / 0").execute(layer.api()).await.expect_err("division by zero");
-    sqlx::query("select pg_sleep(600)").execute(layer.api()).await.expect_err("a limit");
+    // The rollback is a statement, too, and in the background none is.
+    let limit = TxOptions::default().timeout(Duration::from_millis(100));
+    let mut tx = layer.api().begin_with(limit).await.expect("a transaction");
+    sqlx::query("select pg_sleep(600)").execute(&mut *tx).await.expect_err("a limit");
+    drop(tx);
+    layer.gauges();
 
     let of = |name: &str, more: &[(&str, &str)]| {
         let port = config.as_sqlx().get_port().to_string();
@@ -144,7 +174,7 @@ async fn statements_have_the_labels_of_opentelemetry_and_errors_theirs(db: TestD
     let line = text
         .lines()
         .find(|line| line.starts_with(good) && line.contains("\"labels\"") && !line.contains("error_type"));
-    assert!(line.is_some_and(|line| line.ends_with(" 3")), "{line:?}");
+    assert!(line.is_some_and(|line| line.ends_with(" 4")), "with BEGIN: {line:?}");
     assert_eq!(of("db_client_response_returned_rows_sum", &[]), Some(21.0));
     assert_eq!(of(good, &[("error_type", "22012"), ("db_response_status_code", "22012")]), Some(1.0));
     assert_eq!(of(good, &[("error_type", "timed_out")]), Some(1.0));
@@ -159,6 +189,7 @@ async fn the_usual_port_is_no_label_and_a_socket_is_the_address(db: TestDb) {
     let layer = measured(&db, pool("socket")).await;
     sqlx::query("select 1").execute(layer.api()).await.expect("an answer");
 
+    layer.gauges();
     let address = config(&db).as_sqlx();
     let folder = address.get_socket().map(|folder| folder.display().to_string());
     let host = folder.unwrap_or_else(|| address.get_host().to_owned());
@@ -181,6 +212,7 @@ async fn names_of_work_are_a_label_by_choice(db: TestDb) {
     sqlx::query("select 1").execute(layer.api()).await.expect("an answer");
     sqlx::query("select 1 / 0").execute(layer.api().named("orders/one")).await.expect_err("division by zero");
 
+    layer.gauges();
     let of = |name: &str| {
         let name = [(POOL, "named"), ("db_query_summary", name)];
         shown("db_client_response_returned_rows_count", &name)
@@ -247,7 +279,7 @@ async fn the_pool_is_shown_as_it_is_and_times_as_they_were(db: TestDb) {
 #[db_testkit::test]
 async fn counters_are_there_with_0_and_begin_with_what_was_before(db: TestDb) {
     exporter();
-    let api = pool("before").max(1).max_waiting(Some(0)).acquire_timeout(Duration::from_millis(50));
+    let api = pool("before").max(1).max_waiting(Some(0));
     let layer = db_layer::open(Options::new(config(&db)).api(api)).await.expect("an open database");
     let held = layer.api().acquire().await.expect("a connection");
     layer.api().acquire().await.expect_err("turned away");
@@ -278,6 +310,7 @@ async fn counters_are_there_with_0_and_begin_with_what_was_before(db: TestDb) {
     }
     assert_eq!(of("db_client_connection_timeouts_total", plain), Some(0.0));
     sqlx::query("select 1").execute(layer.api()).await.expect("an answer");
+    layer.gauges();
     assert_eq!(of("db_client_response_returned_rows_count", plain), Some(1.0), "measured once");
 }
 
@@ -304,9 +337,13 @@ async fn the_bus_the_logs_and_the_keys_are_shown(db: TestDb) {
     assert_eq!(of("db_layer_events_followers"), Some(0.0));
     let gaps = [("namespace", "shown"), ("reason", "reconnected")];
     assert_eq!(shown("db_layer_bus_gaps_total", &gaps), Some(0.0));
-    // The keys have no name, so another test's may be shown.
-    let failed = shown("db_layer_key_failed_total", &[("reason", "not_authentic")]);
-    assert!(failed.is_some() && shown("db_layer_key_sealed_total", &[]).is_some());
+    let key = |name: &str, more| shown(&format!("db_layer_key_{name}"), &[("namespace", "shown"), more]);
+    let plain = ("namespace", "shown");
+    assert_eq!([key("sealed_total", plain), key("unsealed_total", plain)], [Some(1.0), Some(0.0)]);
+    assert_eq!(key("failed_total", ("reason", "not_authentic")), Some(1.0));
+    assert_eq!(key("failed_total", ("reason", "keys_away")), Some(0.0));
+    // What is not known is not 0.
+    assert_eq!(of("db_layer_events_lag_seconds"), None);
     drop(subscription);
 }
 
@@ -323,4 +360,49 @@ async fn a_task_sets_the_gauges_and_ends_with_the_database(db: TestDb) {
     drop(layer);
 
     db.until_sessions("all are gone", <[db_testkit::Session]>::is_empty).await;
+}
+
+#[db_testkit::test]
+async fn counters_go_on_when_the_database_is_opened_again(db: TestDb) {
+    exporter();
+    for times in 1..=2 {
+        let opened = Options::new(config(&db)).api(pool("again").max(1).max_waiting(Some(0)));
+        let layer = db_layer::open(opened).await.expect("an open database");
+        layer.measure();
+        let held = layer.api().acquire().await.expect("a connection");
+        layer.api().acquire().await.expect_err("turned away");
+        drop(held);
+        layer.gauges();
+        layer.gauges();
+        assert_eq!(shown("db_layer_connection_shed_total", &[(POOL, "again")]), Some(f64::from(times)));
+    }
+}
+
+#[db_testkit::test]
+async fn a_call_outside_of_a_runtime_measures_nothing_and_a_later_one_does(db: TestDb) {
+    exporter();
+    let layer =
+        db_layer::open(Options::new(config(&db)).api(pool("outside"))).await.expect("an open database");
+    let outside = layer.clone();
+    std::thread::spawn(move || outside.measure()).join().expect_err("there is no runtime");
+
+    layer.measure();
+
+    sqlx::query("select 1").execute(layer.api()).await.expect("an answer");
+    layer.gauges();
+    assert_eq!(shown("db_client_response_returned_rows_count", &[(POOL, "outside")]), Some(1.0), "once");
+}
+
+#[db_testkit::test]
+async fn a_pool_may_have_any_name(db: TestDb) {
+    let name = "a \"name\"\nwith \\ breaks";
+    let layer = measured(&db, pool(name)).await;
+    sqlx::query("select 1").execute(layer.api().named("work \"of\"\nmany")).await.expect("an answer");
+    layer.gauges();
+
+    let text = exporter().render();
+    let ours: Vec<_> = text.lines().filter(|line| line.contains(r#"a \"name\"\nwith \\ breaks"#)).collect();
+    assert!(ours.iter().any(|line| line.starts_with("db_client_connection_max{")), "{text}");
+    assert!(text.lines().all(|line| !line.starts_with("with ")), "a line break would begin a line");
+    assert_eq!(layer.api().pool().name(), name);
 }

@@ -1,7 +1,9 @@
 //! How far opening is.
 
+use std::path::Path;
+
 use db_layer::encryption::{Key, Keyring};
-use db_layer::{Config, Options, StartupPhase};
+use db_layer::{Config, Migrations, Options, StartupPhase};
 use db_testkit::{Proxy, TestDb, until};
 
 use crate::{config, options};
@@ -14,7 +16,11 @@ async fn each_step_of_opening_is_told(db: TestDb) {
     proxy.refuse();
     let keys = Keyring::new(&Key::generate().expect("a key"));
     let through = Config::from_url(&proxy.url()).expect("the proxy's address");
-    let options = options(&db).await.database(through).keys(keys);
+    // With something to do, or the lock is not taken.
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations");
+    let migrations =
+        Migrations::from_dir(folder).await.expect("migrations").with_repeatable("extra", "select 1");
+    let options = options(&db).await.database(through).migrations(migrations).keys(keys);
     let startup = options.startup();
     assert_eq!(startup.phase(), StartupPhase::Waiting);
 
