@@ -2,7 +2,7 @@
 //! `sqlx-otel` and without.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::ensure;
 use db_layer::{Db, Options, PoolOptions};
@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::load::Load;
 use crate::peers::{Observed, PgPool, SELECT, Select, Selects, Test};
-use crate::report::{Report, Row, median, sorted};
+use crate::report::Report;
 use crate::rounds::{Arm, interleave, narrow};
 use crate::server::Database;
 
@@ -21,12 +21,6 @@ const CONNECTIONS: u32 = 10;
 
 /// As those of the pools: on a shared machine, two seconds differ by more than what is measured.
 const SLICE: Duration = Duration::from_secs(4);
-
-/// The batches of a round, each with and without.
-const BATCHES: usize = 101;
-
-/// The statements of a batch: some 5 ms, so that a disturbance rarely affects two batches.
-const STATEMENTS: i64 = 100;
 
 /// The exporter's own documentation asks for a call every few seconds.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -48,31 +42,26 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         let otel =
             Observed::new(runtime.block_on(PgPool::new(database.url(), CONNECTIONS, Test::Default))?);
 
-        let mut arms =
-            vec![arm(runtime, "measure.10.off", off.clone()), arm(runtime, "measure.10.on", on.clone())];
+        let mut arms = vec![
+            arm(runtime, "measure.10.off", off),
+            arm(runtime, "measure.10.on", on),
+            arm(runtime, "measure.10.pgpool", plain),
+            arm(runtime, "measure.10.otel", otel),
+        ];
         let what = database.what().to_owned();
         if narrow(&mut arms, only)? {
             return Ok(interleave(&arms, rounds)?.report(what, Vec::new()));
         }
         let measured = interleave(&arms, rounds)?;
-        let mut costs = Vec::new();
-        let (on_too, off_too) = (on.clone(), off.clone());
-        // On a worker thread, as the tasks of users are.
-        let share = runtime.spawn(async move {
-            // The first round opens the connections.
-            for _ in 0..=rounds {
-                costs.push(round(&on_too, &off_too, &otel, &plain).await?);
-            }
-            costs.remove(0);
-            anyhow::Ok(costs)
-        });
-        let share = runtime.block_on(share)??;
-        ensure!(share.iter().all(|(_, theirs)| *theirs > 0.0), "the peer measures nothing: {share:?}");
         let text = exporter.render();
         ensure!(text.contains("db_client_operation_duration_seconds_bucket"), "nothing was measured");
         let rows = vec![
             measured.rates("measure.pool_10.vs_off", "measure.10.on", "measure.10.off"),
-            Row::new("measure.otel_share", "ns", &share),
+            measured.added(
+                "measure.otel_share",
+                ("measure.10.on", "measure.10.off"),
+                ("measure.10.otel", "measure.10.pgpool"),
+            ),
         ];
         Ok(measured.report(what, rows))
     })
@@ -102,37 +91,6 @@ async fn open(database: &Database) -> anyhow::Result<Db> {
 fn arm<'a>(runtime: &'a Runtime, name: &str, work: impl Selects) -> Arm<'a> {
     let work = Arc::new(Select(work));
     Arm::new(name, SLICE, move |slice| Load { tasks: CONNECTIONS, slice, timed: true }.run(runtime, &work))
-}
-
-/// Nanoseconds that measuring adds to a statement by one task: ours, and the peer's.
-async fn round(on: &Ours, off: &Ours, otel: &Observed, plain: &PgPool) -> anyhow::Result<(f64, f64)> {
-    Ok((cost(on, off).await?, cost(otel, plain).await?))
-}
-
-/// The median of what each batch costs more than the one without beside it. Never less than nothing, which only noise can say.
-async fn cost(with: &impl Selects, without: &impl Selects) -> anyhow::Result<f64> {
-    let mut costs = Vec::new();
-    for batch in 0..BATCHES {
-        // In the other order every other time, since each finds the processor as the one before has left it.
-        let more = if batch % 2 == 0 {
-            let with = statements(with).await?;
-            with - statements(without).await?
-        } else {
-            let without = statements(without).await?;
-            statements(with).await? - without
-        };
-        costs.push(more);
-    }
-    Ok(median(&sorted(costs.into_iter())).max(0.0))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a hundred")]
-async fn statements(work: &impl Selects) -> anyhow::Result<f64> {
-    let began = Instant::now();
-    for n in 0..STATEMENTS {
-        work.select(n).await?;
-    }
-    Ok(began.elapsed().as_secs_f64() * 1e9 / STATEMENTS as f64)
 }
 
 #[derive(Debug, Clone)]

@@ -91,6 +91,18 @@ impl Measured {
         Row::new(name, "ns", &self.pairs((ours, nanoseconds), (peer, nanoseconds)))
     }
 
+    /// A row of the time that something adds to an operation: two arms with it and without, and a peer's two. Never less than nothing, which
+    /// only noise can say.
+    pub(crate) fn added(&self, name: impl Into<String>, ours: (&str, &str), peer: (&str, &str)) -> Row {
+        let added = |(with, without)| {
+            let nanoseconds = |slice: &Slice| 1e9 / slice.rate;
+            let pairs = self.pairs((with, nanoseconds), (without, nanoseconds));
+            pairs.into_iter().map(|(with, without)| (with - without).max(0.0)).collect::<Vec<_>>()
+        };
+        let pairs: Vec<_> = added(ours).into_iter().zip(added(peer)).collect();
+        Row::new(name, "ns", &pairs)
+    }
+
     /// A row of two arms' median latencies.
     pub(crate) fn p50s(&self, name: impl Into<String>, ours: &str, peer: &str) -> Row {
         let p50 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p50);
