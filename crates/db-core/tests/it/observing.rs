@@ -396,6 +396,8 @@ async fn a_connection_that_fails_its_check_is_neither_acquired_nor_released(db: 
 
     drop(pool.handle().acquire().await.expect("another connection"));
 
+    // Told after the connection is handed to its caller.
+    until("both dials are told", async || ear.heard().dialled.len() == 2).await;
     let heard = ear.heard();
     assert_eq!((heard.acquired.len(), heard.released.len(), heard.dialled.len()), (2, 2, 2), "{heard:?}");
     assert_eq!(heard.closed, [CloseReason::Lost]);
