@@ -361,10 +361,7 @@ fn gauge(metric: Metric, labels: &[Label]) -> Gauge {
 }
 
 fn counter(metric: Metric, labels: &[Label]) -> Total {
-    let counter = counter!(metric.name, labels.to_vec());
-    // Exporters show a counter once it was used.
-    counter.increment(0);
-    Total { counter, last: AtomicU64::new(0) }
+    Total { counter: counter!(metric.name, labels.to_vec()), last: AtomicU64::new(0) }
 }
 
 /// A counter that follows a total. What the total has grown by is added: an absolute value would stand still when the database is opened again,
