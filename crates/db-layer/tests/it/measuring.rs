@@ -153,7 +153,7 @@ async fn statements_have_the_labels_of_opentelemetry_and_errors_theirs(db: TestD
     }
     sqlx::query("select 1 / 0").execute(layer.api()).await.expect_err("division by zero");
     // The rollback is a statement, too, and in the background none is.
-    let limit = TxOptions::default().timeout(Duration::from_millis(100));
+    let limit = TxOptions::default().timeout(Duration::from_secs(1));
     let mut tx = layer.api().begin_with(limit).await.expect("a transaction");
     sqlx::query("select pg_sleep(600)").execute(&mut *tx).await.expect_err("a limit");
     drop(tx);
