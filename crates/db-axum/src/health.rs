@@ -96,14 +96,9 @@ const UNHEALTHY: (&str, &str) = ("unhealthy", "Database is not available");
 
 /// `/health/db` before the database is open.
 pub(crate) fn no_database() -> Response {
-    let (status, message) = UNHEALTHY;
-    let body = json!({
-        "status": status, "message": message, "total": 0, "idle": 0, "waiting": 0, "latency": null,
-    });
-    (StatusCode::SERVICE_UNAVAILABLE, [(CACHE_CONTROL, "no-store")], Json(body)).into_response()
+    flat(StatusCode::SERVICE_UNAVAILABLE, UNHEALTHY, Stats::default(), None)
 }
 
-/// In the form that dashboards of other pools know.
 async fn database(State(Told { db, options }): State<Told>) -> Response {
     let health = db.health();
     let (status, message) = if !health.is_ready() {
@@ -113,16 +108,21 @@ async fn database(State(Told { db, options }): State<Told>) -> Response {
     } else {
         ("healthy", "Database is available")
     };
+    let is_ok = status == "healthy" || (status == "degraded" && options.degraded_is_ok);
+    let code = if is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    flat(code, (status, message), health.api, latency(&health))
+}
+
+/// In the form that dashboards of other pools know.
+fn flat(code: StatusCode, (status, message): (&str, &str), api: Stats, latency: Option<f64>) -> Response {
     let body = json!({
         "status": status,
         "message": message,
-        "total": health.api.open,
-        "idle": health.api.idle,
-        "waiting": health.api.waiting,
-        "latency": latency(&health),
+        "total": api.open,
+        "idle": api.idle,
+        "waiting": api.waiting,
+        "latency": latency,
     });
-    let is_ok = status == "healthy" || (status == "degraded" && options.degraded_is_ok);
-    let code = if is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, [(CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }
 

@@ -2,7 +2,6 @@
 //! error is it ([`Class`])? May the failed work be tried again ([`Repeat`])? What happened to the session ([`Link`])? No answer
 //! follows from another: a conflict may end its session, and a mistake may or may not cost the session.
 
-use std::fmt;
 use std::io::ErrorKind;
 
 use sqlx::error::DatabaseError;
@@ -63,66 +62,6 @@ impl Class {
             Self::Misuse => "misuse",
             Self::Other => "other",
         }
-    }
-}
-
-/// What an error is counted under: the server's SQLSTATE, or the [`Class`] of an error that the server did not send. This is
-/// OpenTelemetry's `error.type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ErrorType(Inner);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Inner {
-    /// Five digits and capital letters.
-    State([u8; 5]),
-    Class(Class),
-}
-
-impl ErrorType {
-    /// A conflict between serializable transactions, and a deadlock: 40001 and 40P01.
-    pub const CONFLICTS: [Self; 2] = [Self(Inner::State(*b"40001")), Self(Inner::State(*b"40P01"))];
-
-    /// The type of a driver error.
-    #[must_use]
-    pub fn of(error: &sqlx::Error) -> Self {
-        let state = error.as_database_error().and_then(DatabaseError::code);
-        state.and_then(|state| Self::of_state(&state)).unwrap_or_else(|| Class::of(error).into())
-    }
-
-    fn of_state(state: &str) -> Option<Self> {
-        let state: [u8; 5] = state.as_bytes().try_into().ok()?;
-        let is_fit = state.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
-        is_fit.then_some(Self(Inner::State(state)))
-    }
-
-    /// The SQLSTATE, if the server spoke.
-    #[must_use]
-    pub fn sql_state(&self) -> Option<&str> {
-        match &self.0 {
-            Inner::State(state) => std::str::from_utf8(state).ok(),
-            Inner::Class(_) => None,
-        }
-    }
-
-    /// The SQLSTATE, or the class in one word.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        match &self.0 {
-            Inner::State(state) => std::str::from_utf8(state).unwrap_or(Class::Other.as_str()),
-            Inner::Class(class) => class.as_str(),
-        }
-    }
-}
-
-impl From<Class> for ErrorType {
-    fn from(class: Class) -> Self {
-        Self(Inner::Class(class))
-    }
-}
-
-impl fmt::Display for ErrorType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

@@ -59,6 +59,12 @@
 //! ([`PoolOptions::statement_timeout`]), for the end of a transaction ([`PoolOptions::tx_timeout`]), for a ping (0.3 s), for
 //! dialling (3 s), for a repair (2 s), for a graceful close (1 s), and for closing the pool ([`Pool::close`]).
 //!
+//! # Observers
+//!
+//! An [`Observer`] hears what happens in a pool: how long each caller waited and for what, each statement, each connection that was dialled,
+//! given back or closed and why, leaks, retries, repairs and cancels. What only needs to be counted is in [`Totals`] as well. `db-layer` makes
+//! metrics of both.
+//!
 //! # Events
 //!
 //! | target | level | what |
@@ -85,6 +91,7 @@ pub mod connect;
 mod deadline;
 pub mod encryption;
 mod error;
+mod error_type;
 mod extensions;
 mod handle;
 mod hooks;
@@ -116,12 +123,13 @@ mod tx;
 #[doc(hidden)]
 pub use backoff::Backoff;
 pub use call_site::CallSite;
-pub use class::{Class, ErrorType, Repeat};
+pub use class::{Class, Repeat};
 pub use config::{Config, ConfigError};
 pub use conn::Conn;
 pub use connect::{ConnectError, ConnectFailure, ConnectRetry};
 pub use deadline::DeadlineError;
 pub use error::{AcquireError, AcquirePhase, Error, StatementError};
+pub use error_type::ErrorType;
 pub use handle::Handle;
 pub use keepalive::with_keepalive;
 pub use lent::LentError;

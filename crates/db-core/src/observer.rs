@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::class::ErrorType;
+use crate::error_type::ErrorType;
 use crate::{AcquireError, CallSite, CloseReason, ConnectFailure, Holder, sql};
 
 /// Hears what happens in a pool, as it happens. Each method does nothing by default. What only needs to be counted is in

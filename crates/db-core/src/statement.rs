@@ -5,8 +5,9 @@
 
 use sqlx::error::DatabaseError;
 
-use crate::class::{Class, ErrorType, Link, Verdict};
+use crate::class::{Class, Link, Verdict};
 use crate::deadline::TxDeadline;
+use crate::error_type::ErrorType;
 use crate::hooks::PendingHooks;
 use crate::lent::LentProblem;
 use crate::stats::CloseReason;

@@ -24,8 +24,8 @@ pub struct Health {
     pub backend: Stats,
     /// The bus.
     pub bus: BusState,
-    /// How the database stands against the migrations that it was opened with, looked up every minute; `None` before the first look, and
-    /// without migrations.
+    /// How the database stands against the migrations that it was opened with, looked up every minute; `None` before the first look, after one
+    /// that failed, and without migrations.
     pub migrations: Option<Summary>,
     /// The encryption keys; `None` without keys.
     pub sealing: Option<SealingHealth>,

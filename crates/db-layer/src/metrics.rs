@@ -71,7 +71,7 @@ pub struct MeasureOptions {
 
 impl Default for MeasureOptions {
     fn default() -> Self {
-        Self { by_name: false, every: names::EVERY }
+        Self { by_name: false, every: Duration::from_secs(5) }
     }
 }
 

@@ -67,6 +67,8 @@
 //! idle, and then one batch in each [`BusOptions::pace`], or in up to four times the pace after a batch of many calls. A batch holds
 //! all that gathered meanwhile.
 //!
+//! An [`Observer`] hears of gaps and of batches; [`BusState`] has the totals.
+//!
 //! # The form on the wire
 //!
 //! ```text

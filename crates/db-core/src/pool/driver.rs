@@ -299,14 +299,15 @@ impl Driver {
     pub(crate) fn retried(&self, retried: &Retried) {
         let mut core = self.core();
         core.totals.retries += 1;
+        let is_known = core.retries.iter().any(|(error, _)| *error == retried.error);
         // A function of the database may raise any SQLSTATE.
-        let is_one_more = core.retries.len() >= MOST_RETRIED;
-        let is_known = |of: ErrorType| core.retries.iter().position(|(error, _)| *error == of);
-        let place = is_known(retried.error);
-        let other = ErrorType::from(Class::Conflict);
-        let error = if place.is_none() && is_one_more { other } else { retried.error };
-        match place.or_else(|| is_known(error)) {
-            Some(place) => core.retries[place].1 += 1,
+        let error = if is_known || core.retries.len() < MOST_RETRIED {
+            retried.error
+        } else {
+            Class::Conflict.into()
+        };
+        match core.retries.iter_mut().find(|(known, _)| *known == error) {
+            Some((_, count)) => *count += 1,
             None => core.retries.push((error, 1)),
         }
         drop(core);

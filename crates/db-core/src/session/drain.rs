@@ -6,8 +6,9 @@ use tokio::time::timeout;
 
 use super::Session;
 use crate::cancels::Cancel;
-use crate::class::{ErrorType, Verdict};
+use crate::class::Verdict;
 use crate::deadline::{DeadlineError, WaitLimit};
+use crate::error_type::ErrorType;
 use crate::lent::{LentError, LentProblem};
 use crate::pool::{CANCEL_AFTER, MAX_ABANDONED, drain, forget_statements, is_in_transaction, status};
 use crate::statement::{InFlight, Transaction};

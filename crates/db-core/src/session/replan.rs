@@ -7,7 +7,8 @@ use tokio::time::timeout;
 use super::Session;
 use super::stale;
 use super::text::Text;
-use crate::class::{ErrorType, Verdict, is_stale_plan, is_stale_type};
+use crate::class::{Verdict, is_stale_plan, is_stale_type};
+use crate::error_type::ErrorType;
 use crate::statement::{InFlight, Transaction};
 use crate::stats::CloseReason;
 

@@ -366,6 +366,28 @@ async fn repeated_transactions_are_told_and_counted_by_their_error(db: TestDb) {
     assert_eq!(counted, [("40001".to_owned(), 2), ("40P01".to_owned(), 2)]);
 }
 
+/// A function of the database may raise any of them.
+#[db_testkit::test]
+async fn retries_by_more_errors_than_fifty_are_counted_together(db: TestDb) {
+    let (pool, _) = observed(&config(&db), options());
+    let policy = TxRetry::default().retries(1).conflict_pause(Duration::ZERO);
+    for number in 0..60 {
+        let raise = format!("do $$ begin raise exception using errcode = '40Z{number:02}'; end $$");
+        let work = || {
+            async |tx: &mut db_core::Tx| {
+                sqlx::raw_sql(sqlx::AssertSqlSafe(raise.clone())).execute(&mut *tx).await?;
+                Ok::<_, Error>(())
+            }
+        };
+        pool.handle().tx_retry(TxOptions::default(), policy, work).await.expect_err("it fails each time");
+    }
+
+    let retries = pool.retries();
+    let last = retries.last().map(|(error, count)| (error.to_string(), *count));
+    assert_eq!((retries.len(), last), (51, Some(("conflict".to_owned(), 10))));
+    assert_eq!((pool.stats().totals.retries, retries.iter().map(|(_, count)| count).sum()), (60, 60));
+}
+
 #[db_testkit::test]
 async fn callers_without_a_connection_are_told_with_the_phase(db: TestDb) {
     let (pool, ear) = observed(&config(&db), options().max_waiting(Some(1)));

@@ -337,7 +337,7 @@ impl KeyGauges {
         }
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "no table has so many rows")]
+    #[expect(clippy::cast_precision_loss, reason = "a table has fewer than 2^53 rows")]
     fn set(&self, health: &SealingHealth) {
         let totals = health.totals;
         self.sealed.set(totals.sealed);

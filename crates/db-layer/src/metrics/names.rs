@@ -1,7 +1,5 @@
 //! The table of all metrics: what they are called, and what they say.
 
-use std::time::Duration;
-
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 /// What kind of numbers a metric has.
@@ -186,6 +184,3 @@ pub(crate) fn describe() {
         }
     }
 }
-
-/// The pause between two settings of the gauges by the task.
-pub(crate) const EVERY: Duration = Duration::from_secs(5);

@@ -86,7 +86,7 @@ impl Work {
         Self { done, labels, failed: Kept::new(ERRORS) }
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "nobody has so many rows")]
+    #[expect(clippy::cast_precision_loss, reason = "a result has fewer than 2^53 rows")]
     fn record(&self, took: Duration, rows: u64, error: Option<ErrorType>) {
         match error {
             None => self.done.record([took.as_secs_f64(), rows as f64]),

@@ -392,7 +392,7 @@ async fn a_call_outside_of_a_runtime_measures_nothing_and_a_later_one_does(db: T
     layer.gauges();
     let rows = || shown("db_client_response_returned_rows_count", &[(POOL, "outside")]);
     assert_eq!(rows(), Some(1.0), "once");
-    // Whoever measures hands on its last values when the pool ends.
+    // The observer hands on its last values when the pool ends.
     sqlx::query("select 1").execute(layer.api()).await.expect("an answer");
     drop(layer);
     db.until_sessions("all are gone", <[db_testkit::Session]>::is_empty).await;
