@@ -147,6 +147,12 @@ impl StatementDone<'_> {
     pub fn redacted(&self) -> String {
         sql::redact_sql(self.sql)
     }
+
+    /// The whole text on one line, without comments, literals and numbers: texts that differ in these only are one statement.
+    #[must_use]
+    pub fn normalized(&self) -> String {
+        sql::normalize_sql(self.sql)
+    }
 }
 
 impl fmt::Debug for StatementDone<'_> {

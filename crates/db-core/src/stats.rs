@@ -57,6 +57,8 @@ pub struct Totals {
     pub repair_failed: u64,
     /// Abandoned statements that were cancelled on the server.
     pub cancelled: u64,
+    /// Statements that took longer than [`slow_statement`](crate::PoolOptions::slow_statement).
+    pub slow: u64,
     /// Connections held for longer than their threshold.
     pub leaked: u64,
     /// Leaked connections that were returned.

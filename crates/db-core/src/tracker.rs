@@ -29,6 +29,10 @@ pub struct Holder {
     pub in_transaction: bool,
     /// The running statement without its literals, and how long it has been running.
     pub statement: Option<(String, Duration)>,
+    /// How long nothing has been running, since the checkout or the end of the last statement; `None` while a statement is running.
+    pub idle: Option<Duration>,
+    /// Whether the statement has been running for longer than [`slow_statement`](crate::PoolOptions::slow_statement).
+    pub slow: bool,
     /// Whether the connection is held for longer than its threshold.
     pub leaked: bool,
     /// The call stack of the acquire, with [`Tracking::Stacks`].
@@ -36,9 +40,9 @@ pub struct Holder {
 }
 
 impl fmt::Display for Holder {
-    /// `src/orders.rs:17 (orders/list) for 12.3 s, in a transaction, running for 2.0 s: select …`
+    /// `src/orders.rs:17 (orders/list) for 12.3 s, in a transaction, running for 2.0 s: select …`, or `…, idle for 2.0 s`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { at, name, held, in_transaction, statement, .. } = self;
+        let Self { at, name, held, in_transaction, statement, idle, .. } = self;
         write!(f, "{at}")?;
         if let Some(name) = name {
             // A line of the log stays one line.
@@ -50,7 +54,7 @@ impl fmt::Display for Holder {
         }
         match statement {
             Some((sql, since)) => write!(f, ", running for {:.1} s: {sql}", since.as_secs_f64()),
-            None => write!(f, ", running nothing"),
+            None => write!(f, ", idle for {:.1} s", idle.unwrap_or(*held).as_secs_f64()),
         }
     }
 }
@@ -61,13 +65,20 @@ pub(crate) struct Caller {
     pub(crate) at: CallSite,
     pub(crate) name: Option<&'static str>,
     pub(crate) leak_after: Duration,
+    pub(crate) slow_statement: Duration,
     pub(crate) acquire_timeout: Duration,
 }
 
 impl Caller {
     /// A caller with the limits of the pool's options.
     pub(crate) fn new(at: CallSite, options: &PoolOptions) -> Self {
-        Self { at, name: None, leak_after: options.leak_after, acquire_timeout: options.acquire_timeout }
+        Self {
+            at,
+            name: None,
+            leak_after: options.leak_after,
+            slow_statement: options.slow_statement,
+            acquire_timeout: options.acquire_timeout,
+        }
     }
 }
 
@@ -89,6 +100,8 @@ pub(crate) struct Checkout {
     task: TaskKey,
     in_transaction: bool,
     statement: Option<(SqlStr, Instant)>,
+    /// Since when nothing is running, if no statement is.
+    idle_since: Instant,
     leaked: bool,
     stack: Option<Arc<Backtrace>>,
 }
@@ -132,6 +145,7 @@ impl Session {
             task: TaskKey::here(),
             in_transaction: false,
             statement: statement.map(|sql| (sql.clone(), since)),
+            idle_since: since,
             leaked: false,
             stack,
         });
@@ -154,9 +168,10 @@ impl Session {
     }
 
     /// Records the end of a statement.
-    pub(crate) fn statement_finished(&self) {
+    pub(crate) fn statement_finished(&self, now: Instant) {
         if let Some(checkout) = &mut *self.checkout() {
             checkout.statement = None;
+            checkout.idle_since = now;
         }
     }
 
@@ -192,16 +207,17 @@ impl Session {
 
 impl Checkout {
     fn holder(&self, pid: i32, now: Instant) -> Holder {
-        let Self { caller, since, in_transaction, statement, leaked, stack, .. } = self;
+        let Self { caller, since, in_transaction, statement, idle_since, leaked, stack, .. } = self;
+        let running = statement.as_ref().map(|(sql, began)| (sql, now.saturating_duration_since(*began)));
         Holder {
             pid,
             at: caller.at,
             name: caller.name,
             held: now.saturating_duration_since(*since),
             in_transaction: *in_transaction,
-            statement: statement
-                .as_ref()
-                .map(|(sql, since)| (sql::redact_sql(sql.as_str()), now.saturating_duration_since(*since))),
+            slow: running.is_some_and(|(_, took)| took >= caller.slow_statement),
+            statement: running.map(|(sql, took)| (sql::redact_sql(sql.as_str()), took)),
+            idle: statement.is_none().then(|| now.saturating_duration_since(*idle_since)),
             leaked: *leaked,
             stack: stack.clone(),
         }

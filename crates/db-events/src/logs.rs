@@ -40,7 +40,7 @@ pub struct EventsState {
     /// Streams that follow a log in this process. One that reads pages by itself, because it has not caught up, does not count.
     pub followers: usize,
     /// How old the newest event was when it was last read for followers: from the beginning of the transaction that has appended it, by
-    /// the database's clock, to the read, by this machine's. `None` before the first such event.
+    /// the database's clock, to the read, by this machine's. `None` if none was read in the last minute.
     pub lag: Option<Duration>,
     /// Whether only polls find new events, because the bus does not receive notifications at the moment.
     pub is_polling: bool,

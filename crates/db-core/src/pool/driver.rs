@@ -314,6 +314,11 @@ impl Driver {
         self.observers.report(|observer| observer.retried(retried));
     }
 
+    /// Records a statement that took longer than `slow_statement`.
+    pub(crate) fn statement_was_slow(&self) {
+        self.core().totals.slow += 1;
+    }
+
     /// Records a commit whose outcome stays unknown.
     pub(crate) fn commit_unknown(&self) {
         self.core().totals.ambiguous += 1;

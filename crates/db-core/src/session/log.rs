@@ -28,7 +28,7 @@ impl StatementTiming {
         }
     }
 
-    /// Logs the statement to the target `db_core::statement`: slow ones at `warn`, others at `debug`.
+    /// Logs the statement to the target `db_core::statement`: slow ones at `warn`, others at `debug`. Whether it was slow.
     pub(crate) fn log(
         &self,
         ended: Instant,
@@ -37,11 +37,11 @@ impl StatementTiming {
         name: Option<&'static str>,
         sql: &str,
         error: Option<&sqlx::Error>,
-    ) {
+    ) -> bool {
         let took = ended.duration_since(self.started);
         let is_slow = took >= options.slow_statement;
         if !is_slow && !tracing::enabled!(target: "db_core::statement", tracing::Level::DEBUG) {
-            return;
+            return is_slow;
         }
         let Self { rows, affected, .. } = *self;
         let (pool, ms) = (&options.name, took.as_secs_f64() * 1000.0);
@@ -52,5 +52,6 @@ impl StatementTiming {
         } else {
             tracing::debug!(target: "db_core::statement", pool, name, ms, rows, affected, error, "{sql} ({at})");
         }
+        is_slow
     }
 }

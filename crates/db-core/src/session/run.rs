@@ -269,7 +269,7 @@ impl Session {
             self.live_mut().last_seen = now;
         }
         if self.inner.tracks() && !self.once {
-            self.live().session.statement_finished();
+            self.live().session.statement_finished(now);
         }
         self.report(now, timing, sql, error);
     }
@@ -283,7 +283,10 @@ impl Session {
         error: Option<&sqlx::Error>,
     ) {
         let (at, name, sql) = (self.at, self.name, sql.as_str());
-        timing.log(now, &self.inner.options, at, name, sql, error);
+        let is_slow = timing.log(now, &self.inner.options, at, name, sql, error);
+        if is_slow {
+            self.inner.statement_was_slow();
+        }
         if self.inner.observers.is_empty() {
             return;
         }

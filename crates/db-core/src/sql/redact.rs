@@ -8,9 +8,18 @@ const MAX_LENGTH: usize = 200;
 /// A statement for logs and errors: on one line, shortened, and without its literals, which may contain secrets such as the password
 /// in `ALTER ROLE`.
 pub(crate) fn redact_sql(sql: &str) -> String {
+    without_literals(sql, MAX_LENGTH, false)
+}
+
+/// The whole statement on one line, without comments, literals and numbers.
+pub(crate) fn normalize_sql(sql: &str) -> String {
+    without_literals(sql, usize::MAX, true)
+}
+
+fn without_literals(sql: &str, most: usize, hides_numbers: bool) -> String {
     let mut redacted = String::new();
     for token in tokens(sql.trim()) {
-        if redacted.len() >= MAX_LENGTH {
+        if redacted.len() >= most {
             redacted.push('…');
             break;
         }
@@ -25,6 +34,7 @@ pub(crate) fn redact_sql(sql: &str) -> String {
                 redacted.push_str("'…'");
             }
             // An unclosed name extends to the end of the statement, including its literals.
+            Kind::Other if hides_numbers && is_number(text) => redacted.push('…'),
             Kind::Name if !token.is_closed => redacted.push_str("\"…"),
             Kind::Name | Kind::Word | Kind::Other => {
                 redacted
@@ -33,6 +43,10 @@ pub(crate) fn redact_sql(sql: &str) -> String {
         }
     }
     redacted
+}
+
+fn is_number(token: &str) -> bool {
+    token.strip_prefix('.').unwrap_or(token).starts_with(|c: char| c.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -82,5 +96,22 @@ mod tests {
             assert_eq!(redact_sql(sql), redacted, "{sql}");
         }
         assert!(redact_sql(&"ü ".repeat(1000)).chars().count() < 210);
+    }
+
+    #[test]
+    fn statements_that_differ_in_literals_numbers_and_layout_have_one_normal_form() {
+        for sql in [
+            "select a1 from t where n = 17 and x > .5e3 and s = 'hunter2' limit $1",
+            "select a1\n  from t -- of 17\n where n = 4 and x > 2 and s = $$ $$ limit $1",
+        ] {
+            assert_eq!(
+                normalize_sql(sql),
+                "select a1 from t where n = … and x > … and s = '…' limit $1",
+                "{sql}"
+            );
+        }
+        let long = normalize_sql(&"select 1, ".repeat(1000));
+        assert_eq!(long, "select …, ".repeat(1000).trim());
+        assert_ne!(normalize_sql("select a1"), normalize_sql("select a2"));
     }
 }

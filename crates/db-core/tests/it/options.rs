@@ -669,6 +669,7 @@ async fn only_slow_statements_are_logged_as_warnings(db: TestDb) {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert_eq!(lines[0].level, Level::WARN);
     assert!(lines[0].message.starts_with("slow: select 1, pg_sleep(0.4) ("), "{lines:?}");
+    assert_eq!(pool.stats().totals.slow, 1);
 }
 
 #[db_testkit::test]

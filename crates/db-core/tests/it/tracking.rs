@@ -42,10 +42,30 @@ async fn a_holder_shows_its_call_site_time_transaction_and_statement(db: TestDb)
     let text = busy.to_string();
     assert!(text.starts_with(&format!("{}:{line} for ", file!())), "{text}");
     assert!(text.contains(" s, in a transaction, running for ") && !text.contains("hunter"), "{text}");
-    assert!(other.to_string().ends_with(" s, running nothing"), "{other}");
+    assert!(other.to_string().contains(" s, idle for "), "{other}");
+    assert_eq!((busy.idle, other.idle), (None, Some(other.held)));
 
     drop(tx);
     until("the connection is returned", async || pool.holders().len() == 1).await;
+}
+
+#[db_testkit::test]
+async fn a_holder_shows_since_when_it_is_idle_and_whether_its_statement_is_slow(db: TestDb) {
+    let pool = Pool::new(&config(&db), PoolOptions::api().max(1).slow_statement(Duration::from_millis(20)));
+    let mut tx = pool.handle().begin().await.expect("begun");
+    let sleep = sqlx::query("select pg_sleep(0.1)").execute(&mut tx);
+    let seen = async {
+        until("the statement is slow", async || pool.holders()[0].slow).await;
+        assert_eq!(pool.holders()[0].idle, None);
+    };
+    let (slept, ()) = tokio::join!(sleep, seen);
+    slept.expect("an answer");
+
+    until("it is idle for some time", async || pool.holders()[0].idle > Some(Duration::from_millis(5))).await;
+    let holder = &pool.holders()[0];
+    assert!(holder.in_transaction && !holder.slow, "{holder:?}");
+    assert!(holder.idle < Some(holder.held - Duration::from_millis(100)), "since the statement: {holder:?}");
+    tx.rollback().await.expect("rolled back");
 }
 
 #[db_testkit::test(leaves = "pg_sleep")]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use db_core::Pool;
 use db_notify::{Bus, Subscription};
@@ -20,6 +20,9 @@ use crate::{Error, Event, Head, LogId};
 /// The shortest time between two polls of the heads.
 const POLL_PACE: Duration = Duration::from_millis(200);
 
+/// For how long the age of the newest event says something: it is not read again before the next one.
+const LATELY: Duration = Duration::from_mins(1);
+
 /// The pool, the readers of followed logs, and the counts of what reading has cost.
 pub(crate) struct Registry {
     pool: Pool,
@@ -27,15 +30,22 @@ pub(crate) struct Registry {
     readers: Mutex<HashMap<LogId, Weak<Reader>>>,
     pages: AtomicU64,
     head_polls: AtomicU64,
-    /// How old the newest event was when it was last read, in microseconds, plus 1; 0 before.
-    lag: AtomicU64,
+    /// When the newest event of a log was last read, and how old it was.
+    newest: Mutex<Option<(Instant, Duration)>>,
 }
 
 impl Registry {
     pub(crate) fn new(pool: Pool, options: EventOptions) -> Self {
         let page_reads = PageReads::new(&pool, options);
         let zero = || AtomicU64::new(0);
-        Self { pool, page_reads, readers: Mutex::default(), pages: zero(), head_polls: zero(), lag: zero() }
+        Self {
+            pool,
+            page_reads,
+            readers: Mutex::default(),
+            pages: zero(),
+            head_polls: zero(),
+            newest: Mutex::default(),
+        }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -91,13 +101,18 @@ impl Registry {
     #[expect(clippy::disallowed_methods, reason = "the event has the time of another clock")]
     pub(crate) fn note_newest(&self, event: &Event) {
         let age = OffsetDateTime::from(SystemTime::now()) - event.at;
-        let micros = u64::try_from(age.whole_microseconds()).unwrap_or(0);
-        self.lag.store(micros.saturating_add(1), Ordering::Relaxed);
+        // Negative if the database's clock is ahead.
+        let age = age.try_into().unwrap_or_default();
+        *self.newest() = Some((Instant::now(), age));
     }
 
-    /// How old the newest event was when it was last read.
+    /// How old the newest event was when it was last read, if that was lately.
     pub(crate) fn lag(&self) -> Option<Duration> {
-        self.lag.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_micros)
+        self.newest().filter(|(at, _)| at.elapsed() < LATELY).map(|(_, age)| age)
+    }
+
+    fn newest(&self) -> MutexGuard<'_, Option<(Instant, Duration)>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The readers that have started and not ended, and how far they have read.

@@ -259,6 +259,8 @@ impl EventGauges {
         self.head_polls.set(state.head_polls);
         if let Some(lag) = state.lag {
             self.lag.get_or_init(|| gauge(names::EVENTS_LAG, &self.labels)).set(lag);
+        } else if let Some(gauge) = self.lag.get() {
+            gauge.set(f64::NAN);
         }
     }
 }

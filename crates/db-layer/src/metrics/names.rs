@@ -133,7 +133,7 @@ metrics! {
     EVENTS_HEAD_POLLS = "db_layer.events.head_polls", Kind::Counter, "{poll}",
         "Polls of the heads of all followed event logs";
     EVENTS_LAG = "db_layer.events.lag", Kind::Gauge, "s",
-        "How old the newest event was when it was last read for followers";
+        "How old the newest event was when it was last read for followers, if that was in the last minute";
 
     MIGRATION_VERSION = "db_layer.migration.version", Kind::Gauge, "1",
         "The newest version on record in the database";
