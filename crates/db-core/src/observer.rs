@@ -148,10 +148,10 @@ impl StatementDone<'_> {
         sql::redact_sql(self.sql)
     }
 
-    /// The whole text on one line, without comments, literals and numbers: texts that differ in these only are one statement.
+    /// The whole text on one line, without comments, literals and numbers.
     #[must_use]
     pub fn normalized(&self) -> String {
-        sql::normalize_sql(self.sql)
+        sql::normalize(self.sql)
     }
 }
 

@@ -23,5 +23,6 @@ pub(crate) use effects::needs_session;
 pub use effects::{Effect, Lasts};
 pub(crate) use harmless::HarmlessTexts;
 pub use lexer::{Kind, Token, Tokens, tokens};
-pub(crate) use redact::{normalize_sql, redact_sql};
+pub use redact::normalize;
+pub(crate) use redact::redact_sql;
 pub use split::{Position, SplitError, Statement, Unsplittable, split};

@@ -8,9 +8,10 @@ use db_events::EventLogs;
 use db_notify::Bus;
 use tokio_util::sync::CancellationToken;
 
-use crate::Health;
 use crate::holding::Holding;
+use crate::monitor::Monitor;
 use crate::pulse::Pulse;
+use crate::{Health, MonitorOptions};
 
 /// An open database. Cheap to clone; clones share the same pools and bus. Fit for axum's `State`.
 #[derive(Debug, Clone)]
@@ -33,16 +34,15 @@ struct Inner {
     events: EventLogs,
     holding: Option<Holding>,
     pulse: Pulse,
+    monitor: Monitor,
     closing: CancellationToken,
     #[cfg(feature = "metrics")]
     measuring: crate::metrics::Measuring,
 }
 
 /// A database that may have been dropped.
-#[cfg(feature = "metrics")]
 pub(crate) struct WeakDb(std::sync::Weak<Inner>);
 
-#[cfg(feature = "metrics")]
 impl WeakDb {
     pub(crate) fn upgrade(&self) -> Option<Db> {
         self.0.upgrade().map(|inner| Db { inner })
@@ -56,6 +56,7 @@ impl Db {
         events: EventLogs,
         holding: Option<Holding>,
         pulse: Pulse,
+        monitor: MonitorOptions,
     ) -> Self {
         let closing = CancellationToken::new();
         let inner = Inner {
@@ -64,11 +65,14 @@ impl Db {
             events,
             holding,
             pulse,
+            monitor: Monitor::new(monitor),
             closing,
             #[cfg(feature = "metrics")]
             measuring: crate::metrics::Measuring::default(),
         };
-        Self { inner: Arc::new(inner) }
+        let db = Self { inner: Arc::new(inner) };
+        db.monitor().start(&db);
+        db
     }
 
     /// The pool for web requests, as a sqlx executor that remembers this line.
@@ -136,7 +140,10 @@ impl Db {
         &self.inner.pools
     }
 
-    #[cfg(feature = "metrics")]
+    pub(crate) fn monitor(&self) -> &Monitor {
+        &self.inner.monitor
+    }
+
     pub(crate) fn all_pools(&self) -> impl Iterator<Item = &Pool> {
         let Pools { api, backend, named } = self.pools();
         [api, backend].into_iter().chain(named)
@@ -147,7 +154,6 @@ impl Db {
         &self.inner.measuring
     }
 
-    #[cfg(feature = "metrics")]
     pub(crate) fn downgrade(&self) -> WeakDb {
         WeakDb(Arc::downgrade(&self.inner))
     }

@@ -18,6 +18,9 @@ pub struct Health {
     pub not_ready: Option<NotReady>,
     /// Whether the database answers: it is asked every 2 s on a connection of its own, and has 1 s for the answer.
     pub database: DatabaseHealth,
+    /// Seconds that the server's clock is ahead of this machine's, negative if it is behind, by the last look: exact to half of the time
+    /// that the look took. `None` before the first answer.
+    pub clock_offset: Option<f64>,
     /// The API pool.
     pub api: Stats,
     /// The backend pool.
@@ -62,6 +65,7 @@ impl Health {
         Self {
             not_ready,
             database: db.pulse().database(),
+            clock_offset: db.pulse().clock_offset(),
             api: db.pools().api.stats(),
             backend: db.pools().backend.stats(),
             bus: db.bus().state(),

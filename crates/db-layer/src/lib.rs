@@ -24,6 +24,7 @@
 //! | [`events`](Db::events) | durable, resumable event logs |
 //! | [`keys`](Db::keys) | the keys that columns are sealed under |
 //! | [`health`](Db::health) | the state of all of it |
+//! | [`alerts`](Db::alerts), [`holders`](Db::holders), [`statement_counts`](Db::statement_counts), [`slow_queries`](Db::slow_queries) | what somebody has to look at, who holds connections, and what ran |
 //! | [`shutdown_on_signal`](Db::shutdown_on_signal) | the service's end at SIGTERM or SIGINT, in order, each phase with a deadline |
 //! | [`shutdown`](Db::shutdown) | the same without a service and signals, with one deadline |
 //!
@@ -43,13 +44,17 @@
 //! | `metrics` | no | `metrics`: `db.measure()` and `db.gauges()`, by the `metrics` facade |
 //! | `sea-orm` | no | `db.api().orm()` and `tx.orm()`: `SeaORM` on handles, connections and transactions (`db_core::orm`) |
 
+pub mod alerts;
 mod db;
 #[cfg(unix)]
 mod ending;
+mod figures;
 mod health;
 mod holding;
+mod mean;
 #[cfg(feature = "metrics")]
 pub mod metrics;
+mod monitor;
 mod open;
 mod options;
 mod pulse;
@@ -59,13 +64,16 @@ mod shutdown;
 #[cfg(unix)]
 mod signals;
 mod sizing;
+mod slow;
 mod startup;
+mod statements;
 
 pub use db::Db;
 #[cfg(unix)]
 pub use ending::Ended;
 pub use health::{DatabaseHealth, Health};
 pub use holding::{KeyOptions, SealingHealth};
+pub use monitor::MonitorOptions;
 pub use open::{OpenError, open};
 pub use options::Options;
 pub use readiness::NotReady;
@@ -74,7 +82,9 @@ pub use shutdown::{Deadlines, Shutdown};
 #[cfg(unix)]
 pub use signals::{Signal, Signals};
 pub use sizing::ConnectionBudgetExceeded;
+pub use slow::{NoServerCount, SlowQueries, SlowQuery, SlowSource};
 pub use startup::{Startup, StartupPhase};
+pub use statements::{StatementCount, StatementCounts};
 
 pub use db_core::settings::{Setting, SettingSource, SettingsError};
 pub use db_core::{

@@ -203,7 +203,7 @@ pub async fn open(mut options: Options) -> Result<Db, OpenError> {
     let events = EventLogs::with_options(backend.clone(), &bus, &options.topics, options.events);
     let others = named.iter().chain([&backend]).cloned().collect();
     let pulse = Pulse::start(&config, &api, others, options.migrations, options.lazy);
-    let db = Db::new(Pools { api, backend, named }, bus, events, holding, pulse);
+    let db = Db::new(Pools { api, backend, named }, bus, events, holding, pulse, options.monitor);
     told.at(StartupPhase::Opened);
     Ok(db)
 }

@@ -11,7 +11,7 @@ use db_notify::BusOptions;
 use derive_setters::Setters;
 
 use crate::startup::Told;
-use crate::{KeyOptions, Startup};
+use crate::{KeyOptions, MonitorOptions, Startup};
 
 /// What to open, and how.
 #[derive(Debug, Setters)]
@@ -58,6 +58,8 @@ pub struct Options {
     /// What to do with values of the declared columns that are not sealed under the primary key (default: re-key them in the background).
     /// Opening [lazily](Self::lazy) does nothing with them.
     pub rekey: AtOpen,
+    /// What is watched: alerts, figures in the log, and counts of statements.
+    pub monitor: MonitorOptions,
     /// The sealed columns; none by default. Opening gives them the keys, and compares them with the database after the migrations.
     pub columns: Columns,
     #[setters(skip)]
@@ -85,6 +87,7 @@ impl Options {
             root_key: None,
             holding: KeyOptions::default(),
             rekey: AtOpen::default(),
+            monitor: MonitorOptions::default(),
             columns: Columns::default(),
             told: Told::default(),
         }

@@ -3,12 +3,12 @@
 //! Health is read from these notes, so a route about health costs nothing, and a pool whose connections are all in use says nothing about it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use db_core::{Class, Config, ConnectFailure, ConnectRetry, Pool, Pooler, connect};
 use db_migrate::{Migrations, Summary};
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Executor};
+use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -25,8 +25,11 @@ const EVERY_MINUTE: Duration = Duration::from_mins(1);
 /// For the answer.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// The first beat of a session. As long as [`LIMIT`].
-const NEW: &str = "set statement_timeout = 1000; select 1";
+/// A beat: the server's clock.
+const BEAT: &str = "select extract(epoch from pg_catalog.clock_timestamp())::float8";
+
+/// Before the first beat of a session. As long as [`LIMIT`].
+const NEW: &str = "set statement_timeout = 1000;";
 
 /// For a connection.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -52,6 +55,8 @@ struct Notes {
 struct Seen {
     readiness: Readiness,
     database: DatabaseHealth,
+    /// Seconds that the server's clock is ahead.
+    clock_offset: Option<f64>,
     migrations: Option<Summary>,
 }
 
@@ -70,8 +75,12 @@ impl Pulse {
         migrations: Option<Migrations>,
         waits_for_use: bool,
     ) -> Self {
-        let seen =
-            Seen { readiness: Readiness::default(), database: DatabaseHealth::NotAsked, migrations: None };
+        let seen = Seen {
+            readiness: Readiness::default(),
+            database: DatabaseHealth::NotAsked,
+            clock_offset: None,
+            migrations: None,
+        };
         let notes = Arc::new(Notes { began: Instant::now(), seen: Mutex::new(seen) });
         let stop = CancellationToken::new();
         let heart = Heart {
@@ -89,6 +98,11 @@ impl Pulse {
     /// What the last look has found.
     pub(crate) fn database(&self) -> DatabaseHealth {
         self.notes.seen().database.clone()
+    }
+
+    /// Seconds that the server's clock is ahead, by the last answer.
+    pub(crate) fn clock_offset(&self) -> Option<f64> {
+        self.notes.seen().clock_offset
     }
 
     /// How the database stands against the migrations that it was opened with, by the last look.
@@ -180,9 +194,10 @@ impl Heart {
         let began = Instant::now();
         let asked =
             if self.waits_for_use && !is_used() { None } else { Some(ask(&self.config, connection).await) };
+        let offset = asked.as_ref().and_then(|asked| asked.as_ref().ok()).copied();
         let found = match asked {
             None => DatabaseHealth::NotAsked,
-            Some(Ok(())) => DatabaseHealth::Answers { within: began.elapsed() },
+            Some(Ok(_)) => DatabaseHealth::Answers { within: began.elapsed() },
             // The server is there, and has more sessions than it may.
             Some(Err(db_core::Error::Connect(error)))
                 if matches!(error.failure(), ConnectFailure::NoRoom(_)) =>
@@ -219,6 +234,7 @@ impl Heart {
             _ => {}
         }
         seen.database = found;
+        seen.clock_offset = offset.or(seen.clock_offset);
     }
 }
 
@@ -227,8 +243,10 @@ fn is_answer(error: &db_migrate::Error) -> bool {
     matches!(error, db_migrate::Error::Database { cause, .. } if !matches!(cause.class(), Class::Lost | Class::NotReached))
 }
 
-/// Asks on this connection, or on a new one. A connection that has not answered is closed: its answer may still come.
-async fn ask(config: &Config, connection: &mut Option<PgConnection>) -> Result<(), db_core::Error> {
+/// Asks on this connection, or on a new one, by how many seconds the server's clock is ahead. A connection that has not answered is closed:
+/// its answer may still come.
+#[expect(clippy::disallowed_methods, reason = "the clocks of two machines are compared")]
+async fn ask(config: &Config, connection: &mut Option<PgConnection>) -> Result<f64, db_core::Error> {
     let is_new = connection.is_none();
     let mut open = match connection.take() {
         Some(open) => open,
@@ -239,16 +257,39 @@ async fn ask(config: &Config, connection: &mut Option<PgConnection>) -> Result<(
     };
     // The simple protocol, which each pooler knows. A new session also gets a limit, for the looks at the migrations: when this side gives up, the
     // server does, too. Behind a pooler it would be another client's.
-    let sql = if is_new && config.pooler() == Pooler::None { NEW } else { "select 1" };
-    let asked = timeout(LIMIT, open.execute(sqlx::raw_sql(sql))).await;
+    let prepare = if is_new && config.pooler() == Pooler::None { NEW } else { "" };
+    let sql = format!("{prepare} {BEAT}");
+    let (began, here) = (Instant::now(), SystemTime::now());
+    let asked = timeout(LIMIT, open.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
     let late = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-    asked.unwrap_or_else(|_| Err(late()))?;
+    let rows = asked.unwrap_or_else(|_| Err(late()))?;
+    let took = began.elapsed();
+    let there: f64 = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
     *connection = Some(open);
-    Ok(())
+    Ok(ahead(there, here, took))
+}
+
+/// Seconds that a clock is ahead which said `there` while an answer took `took` from `here` on: half of that was the way there.
+fn ahead(there: f64, here: SystemTime, took: Duration) -> f64 {
+    let here = here.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + took / 2;
+    there - here.as_secs_f64()
 }
 
 async fn close(connection: PgConnection) {
     if !matches!(timeout(CLOSE, connection.close()).await, Ok(Ok(()))) {
         tracing::debug!("the connection of the pulse was lost before it was closed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_compared_in_the_middle_of_the_way() {
+        let here = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        for (there, seconds) in [(1000.25, 0.0), (1003.25, 3.0), (990.25, -10.0)] {
+            assert_eq!(ahead(there, here, Duration::from_millis(500)).to_bits(), f64::to_bits(seconds));
+        }
     }
 }

@@ -11,8 +11,9 @@ pub(crate) fn redact_sql(sql: &str) -> String {
     without_literals(sql, MAX_LENGTH, false)
 }
 
-/// The whole statement on one line, without comments, literals and numbers.
-pub(crate) fn normalize_sql(sql: &str) -> String {
+/// The whole statement on one line, without comments, literals and numbers: texts that differ in these only are one statement.
+#[must_use]
+pub fn normalize(sql: &str) -> String {
     without_literals(sql, usize::MAX, true)
 }
 
@@ -105,13 +106,13 @@ mod tests {
             "select a1\n  from t -- of 17\n where n = 4 and x > 2 and s = $$ $$ limit $1",
         ] {
             assert_eq!(
-                normalize_sql(sql),
+                normalize(sql),
                 "select a1 from t where n = … and x > … and s = '…' limit $1",
                 "{sql}"
             );
         }
-        let long = normalize_sql(&"select 1, ".repeat(1000));
+        let long = normalize(&"select 1, ".repeat(1000));
         assert_eq!(long, "select …, ".repeat(1000).trim());
-        assert_ne!(normalize_sql("select a1"), normalize_sql("select a2"));
+        assert_ne!(normalize("select a1"), normalize("select a2"));
     }
 }

@@ -14,6 +14,7 @@ use metrics::{Counter, Gauge, Label, counter, gauge};
 
 use super::names::{self, Metric};
 use super::pool::pool_label;
+use crate::alerts::{Holding, is_used};
 use crate::{Db, SealingHealth};
 
 /// The handles of all gauges and counters of a database.
@@ -21,6 +22,8 @@ pub(crate) struct Gauges {
     namespace: Vec<Label>,
     pools: Vec<PoolGauges>,
     ready: Gauge,
+    /// From the first answer on.
+    clock_offset: OnceLock<Gauge>,
     bus: BusGauges,
     events: EventGauges,
     /// From the first look on.
@@ -40,6 +43,7 @@ impl Gauges {
         Self {
             pools: db.all_pools().map(|pool| PoolGauges::new(pool_label(pool), pool.name())).collect(),
             ready: gauge(names::READY, &namespace),
+            clock_offset: OnceLock::new(),
             bus: BusGauges::new(&namespace),
             events: EventGauges::new(&namespace),
             migrations: OnceLock::new(),
@@ -51,9 +55,12 @@ impl Gauges {
     pub(crate) fn set(&self, db: &Db) {
         let health = db.health();
         for (gauges, pool) in self.pools.iter().zip(db.all_pools()) {
-            gauges.set(&pool.stats(), pool.limits(), || pool.retries());
+            gauges.set(&pool.stats(), pool.limits(), Holding::of(pool), || pool.retries());
         }
         self.ready.set(flag(health.is_ready()));
+        if let Some(offset) = health.clock_offset {
+            self.clock_offset.get_or_init(|| gauge(names::CLOCK_OFFSET, &self.namespace)).set(offset);
+        }
         self.bus.set(&health.bus);
         self.events.set(db.events().state());
         if let Some(summary) = health.migrations {
@@ -81,6 +88,10 @@ struct PoolGauges {
     overflow: Gauge,
     repairing: Gauge,
     leaked: Total,
+    leaks_returned: Total,
+    idle_in_transaction: Gauge,
+    slow: Total,
+    running_slow: Gauge,
     shed: Total,
     cancelled: Total,
     second_waits: Total,
@@ -116,6 +127,10 @@ impl PoolGauges {
             overflow: gauge(names::OVERFLOW, &own),
             repairing: gauge(names::REPAIRING, &own),
             leaked: counter(names::LEAKED, &own),
+            leaks_returned: counter(names::LEAKS_RETURNED, &own),
+            idle_in_transaction: gauge(names::IDLE_IN_TRANSACTION, &own),
+            slow: counter(names::SLOW, &own),
+            running_slow: gauge(names::RUNNING_SLOW, &own),
             shed: counter(names::SHED, &own),
             cancelled: counter(names::CANCELLED, &own),
             second_waits: counter(names::SECOND_WAITS, &own),
@@ -128,7 +143,13 @@ impl PoolGauges {
         }
     }
 
-    fn set(&self, stats: &Stats, limits: Limits, by_error: impl FnOnce() -> Vec<(ErrorType, u64)>) {
+    fn set(
+        &self,
+        stats: &Stats,
+        limits: Limits,
+        holding: Holding,
+        by_error: impl FnOnce() -> Vec<(ErrorType, u64)>,
+    ) {
         let Stats { max, open, idle, in_use, repairing, waiting, totals, .. } = *stats;
         let Limits { max_idle, min_idle, .. } = limits;
         let most_idle = max_idle.unwrap_or(max).max(min_idle);
@@ -147,6 +168,10 @@ impl PoolGauges {
         self.timeouts.set(timed_out);
         self.dial_failures.set(dial_failures);
         self.leaked.set(leaked);
+        self.leaks_returned.set(totals.leaks_returned);
+        self.slow.set(totals.slow);
+        self.running_slow.set(count(holding.slow));
+        self.idle_in_transaction.set(holding.idle_in_transaction);
         self.shed.set(shed);
         self.cancelled.set(cancelled);
         self.second_waits.set(totals.nested_acquires);
@@ -172,8 +197,8 @@ fn retries(pool: &Label, error: ErrorType) -> Total {
 }
 
 struct BusGauges {
-    connected: Gauge,
     labels: Vec<Label>,
+    connected: OnceLock<Gauge>,
     heartbeat_age: OnceLock<Gauge>,
     queue_usage: OnceLock<Gauge>,
     pending: Gauge,
@@ -194,8 +219,8 @@ impl BusGauges {
             counter(names::BUS_GAPS, &labels)
         };
         Self {
-            connected: gauge(names::BUS_CONNECTED, labels),
             labels: labels.to_vec(),
+            connected: OnceLock::new(),
             heartbeat_age: OnceLock::new(),
             queue_usage: OnceLock::new(),
             pending: gauge(names::BUS_PENDING, labels),
@@ -210,7 +235,10 @@ impl BusGauges {
     }
 
     fn set(&self, state: &BusState) {
-        self.connected.set(flag(state.is_connected()));
+        if is_used(state) {
+            let connected = self.connected.get_or_init(|| gauge(names::BUS_CONNECTED, &self.labels));
+            connected.set(flag(state.is_connected()));
+        }
         // Not before the first heartbeat, nor if the clock was set back meanwhile.
         if let Some(age) = state.last_heartbeat.and_then(|at| SystemTime::elapsed(&at).ok()) {
             self.heartbeat_age.get_or_init(|| gauge(names::BUS_HEARTBEAT_AGE, &self.labels)).set(age);
@@ -432,14 +460,16 @@ mod tests {
         let totals = &mut stats.totals;
         (totals.timed_out, totals.dial_failures, totals.leaked, totals.shed) = (7, 8, 9, 10);
         (totals.cancelled, totals.nested_acquires, totals.ambiguous, totals.stale_plans) = (11, 12, 13, 14);
-        totals.retries = 16;
+        (totals.retries, totals.leaks_returned, totals.slow) = (16, 17, 18);
+        let idle_in_transaction = std::time::Duration::from_secs(19);
+        let holding = Holding { slow: 20, idle_in_transaction };
         let config = Config::from_url(&db.url()).expect("an address");
         let limits = Pool::lazy(&config, PoolOptions::api()).limits().max_idle(Some(15)).min_idle(2);
         let retried = || vec![(ErrorType::CONFLICTS[1], 16)];
 
         let shown = shown(|| {
             let label = Label::new("db.client.connection.pool.name", "p");
-            PoolGauges::new(label, "p").set(&stats, limits, retried);
+            PoolGauges::new(label, "p").set(&stats, limits, holding, retried);
         });
 
         assert_shows(
@@ -456,6 +486,10 @@ mod tests {
                 ("db_layer_connection_repairing", 5.0),
                 ("db_layer_connection_dial_failures", 8.0),
                 ("db_layer_connection_leaked", 9.0),
+                ("db_layer_connection_leaks_returned", 17.0),
+                ("db_layer_statement_slow", 18.0),
+                ("db_layer_connection_idle_in_transaction", 19.0),
+                ("db_layer_statement_running_slow", 20.0),
                 ("db_layer_connection_shed", 10.0),
                 ("db_layer_connection_cancelled", 11.0),
                 ("db_layer_connection_second_waits", 12.0),

@@ -84,6 +84,14 @@ metrics! {
         "Connections that are pinged, repaired or closed";
     LEAKED = "db_layer.connection.leaked", Kind::Counter, "{connection}",
         "Connections that were held for longer than their threshold";
+    LEAKS_RETURNED = "db_layer.connection.leaks_returned", Kind::Counter, "{connection}",
+        "Connections that were given back after they were held for longer than their threshold";
+    IDLE_IN_TRANSACTION = "db_layer.connection.idle_in_transaction", Kind::Gauge, "s",
+        "The longest time that a transaction has been idle for";
+    SLOW = "db_layer.statement.slow", Kind::Counter, "{statement}",
+        "Statements that took longer than the pool's threshold";
+    RUNNING_SLOW = "db_layer.statement.running_slow", Kind::Gauge, "{statement}",
+        "Statements that have been running for longer than the pool's threshold";
     SHED = "db_layer.connection.shed", Kind::Counter, "{request}",
         "Callers that were turned away at once, because the queue was full";
     CANCELLED = "db_layer.connection.cancelled", Kind::Counter, "{statement}",
@@ -100,6 +108,8 @@ metrics! {
         "Connections by state: total, idle, and callers waiting";
     READY = "db_layer.ready", Kind::Gauge, "1",
         "1 while requests can be served, else 0";
+    CLOCK_OFFSET = "db_layer.clock.offset", Kind::Gauge, "s",
+        "By how much the server's clock is ahead of this machine's; negative if it is behind";
 
     BUS_CONNECTED = "db_layer.bus.connected", Kind::Gauge, "1",
         "1 while LISTEN is in force, else 0";

@@ -1,0 +1,5 @@
+//! Prints the rules of alerts for Prometheus.
+
+fn main() {
+    print!("{}", db_layer::alerts::prometheus());
+}
