@@ -84,7 +84,7 @@ async fn detail(State(Told { db, .. }): State<Told>, headers: HeaderMap) -> Resp
     let health = db.health();
     let mut body = readiness(&health);
     body["database"] = json!({ "latency_ms": latency(&health) });
-    body["pools"] = json!({ "api": pool(health.api), "backend": pool(health.backend) });
+    body["pools"] = json!({ "api": pool(&health.api), "backend": pool(&health.backend) });
     body["bus"] = bus(&health.bus);
     body["migrations"] = json!(health.migrations);
     body["sealing"] = health.sealing.as_ref().map(sealing).into();
@@ -96,7 +96,7 @@ const UNHEALTHY: (&str, &str) = ("unhealthy", "Database is not available");
 
 /// `/health/db` before the database is open.
 pub(crate) fn no_database() -> Response {
-    flat(StatusCode::SERVICE_UNAVAILABLE, UNHEALTHY, Stats::default(), None)
+    flat(StatusCode::SERVICE_UNAVAILABLE, UNHEALTHY, &Stats::default(), None)
 }
 
 async fn database(State(Told { db, options }): State<Told>) -> Response {
@@ -110,11 +110,11 @@ async fn database(State(Told { db, options }): State<Told>) -> Response {
     };
     let is_ok = status == "healthy" || (status == "degraded" && options.degraded_is_ok);
     let code = if is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    flat(code, (status, message), health.api, latency(&health))
+    flat(code, (status, message), &health.api, latency(&health))
 }
 
 /// In the form that dashboards of other pools know.
-fn flat(code: StatusCode, (status, message): (&str, &str), api: Stats, latency: Option<f64>) -> Response {
+fn flat(code: StatusCode, (status, message): (&str, &str), api: &Stats, latency: Option<f64>) -> Response {
     let body = json!({
         "status": status,
         "message": message,
@@ -155,7 +155,7 @@ fn answer(headers: &HeaderMap, is_good: bool, mut body: Value) -> Response {
     (code, [(CACHE_CONTROL, "no-store"), (CONTENT_TYPE, HEALTH_JSON)], Json(body)).into_response()
 }
 
-fn bus(state: &BusState) -> Value {
+pub(crate) fn bus(state: &BusState) -> Value {
     // None if the clock was set back in between.
     let seconds =
         |since: Option<SystemTime>| since.and_then(|since| since.elapsed().ok()).map(|ago| ago.as_secs());
@@ -200,6 +200,6 @@ fn sealing(health: &SealingHealth) -> Value {
     })
 }
 
-fn pool(stats: Stats) -> Value {
+fn pool(stats: &Stats) -> Value {
     json!({ "open": stats.open, "idle": stats.idle, "max": stats.max })
 }

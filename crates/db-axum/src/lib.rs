@@ -30,6 +30,7 @@
 //!   database is away, and so on. The answer has the status's title, and the log has the details.
 //! * [`sse`] answers with an event log as server-sent events, live, resumed by `Last-Event-ID`.
 //! * [`health`] has the routes for probes, people and dashboards; [`Starting`] answers the probes before there is a database.
+//! * [`monitoring`] has the routes for on-call people: alerts, who holds connections, what ran. They cannot be mounted without a guard.
 //!
 //! # Features
 //!
@@ -39,10 +40,12 @@
 
 mod error;
 pub mod health;
+mod monitoring;
 pub mod sse;
 mod starting;
 
 pub use error::Error;
+pub use monitoring::{Monitoring, monitoring};
 pub use starting::Starting;
 
 /// The result of a handler.

@@ -17,7 +17,7 @@
 //! limit is one alert. [`prometheus`] writes the same rules, with `for` and `keep_firing_for`, over the metrics of the feature `metrics`.
 
 mod prometheus;
-mod readings;
+pub(crate) mod readings;
 mod rules;
 mod watch;
 
@@ -25,7 +25,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 pub use self::prometheus::prometheus;
-pub(crate) use self::readings::{History, Holding, Readings, is_used};
+use self::readings::{PoolReading, Readings};
 pub use self::rules::all;
 pub(crate) use self::watch::{Change, Watch};
 
@@ -90,7 +90,7 @@ pub struct Rule {
 /// How a rule finds its number. `None` while it is not known, which is not above the limit.
 #[derive(Debug, Clone, Copy)]
 enum Read {
-    Pool(fn(&readings::PoolReading) -> Option<f64>),
+    Pool(fn(&PoolReading) -> Option<f64>),
     Database(fn(&Readings) -> Option<f64>),
 }
 

@@ -144,7 +144,8 @@ impl Db {
         &self.inner.monitor
     }
 
-    pub(crate) fn all_pools(&self) -> impl Iterator<Item = &Pool> {
+    /// All pools: for web requests, for background work, and the further ones.
+    pub fn all_pools(&self) -> impl Iterator<Item = &Pool> {
         let Pools { api, backend, named } = self.pools();
         [api, backend].into_iter().chain(named)
     }

@@ -24,7 +24,7 @@
 //! | [`events`](Db::events) | durable, resumable event logs |
 //! | [`keys`](Db::keys) | the keys that columns are sealed under |
 //! | [`health`](Db::health) | the state of all of it |
-//! | [`alerts`](Db::alerts), [`holders`](Db::holders), [`statement_counts`](Db::statement_counts), [`slow_queries`](Db::slow_queries) | what somebody has to look at, who holds connections, and what ran |
+//! | [`alerts`](Db::alerts), [`statement_counts`](Db::statement_counts), [`slow_queries`](Db::slow_queries) | what somebody has to look at, and what ran |
 //! | [`shutdown_on_signal`](Db::shutdown_on_signal) | the service's end at SIGTERM or SIGINT, in order, each phase with a deadline |
 //! | [`shutdown`](Db::shutdown) | the same without a service and signals, with one deadline |
 //!

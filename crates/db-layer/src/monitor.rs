@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use db_core::{Holder, Observer};
+use db_core::Observer;
 use derive_setters::Setters;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::Db;
-use crate::alerts::{Alert, Change, History, Severity, Watch};
+use crate::alerts::readings::History;
+use crate::alerts::{Alert, Change, Severity, Watch};
 use crate::db::WeakDb;
 use crate::figures::Figures;
 use crate::statements::{StatementCounts, Statements};
@@ -116,12 +117,6 @@ impl Db {
     #[must_use]
     pub fn alerts(&self) -> Vec<Alert> {
         lock(&self.monitor().watch).alerts()
-    }
-
-    /// What holds connections, by pool, the oldest of each pool first.
-    #[must_use]
-    pub fn holders(&self) -> Vec<(String, Vec<Holder>)> {
-        self.all_pools().map(|pool| (pool.name().to_owned(), pool.holders())).collect()
     }
 
     /// The statements that the pools ran, with what each has cost and the lines that asked for it; none if

@@ -14,7 +14,7 @@ use metrics::{Counter, Gauge, Label, counter, gauge};
 
 use super::names::{self, Metric};
 use super::pool::pool_label;
-use crate::alerts::{Holding, is_used};
+use crate::alerts::readings::{Holding, is_used};
 use crate::{Db, SealingHealth};
 
 /// The handles of all gauges and counters of a database.

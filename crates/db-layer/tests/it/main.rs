@@ -7,6 +7,7 @@ mod keys;
 mod lazy;
 #[cfg(feature = "metrics")]
 mod measuring;
+mod monitoring;
 mod opening;
 mod options;
 mod readiness;
