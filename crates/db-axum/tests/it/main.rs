@@ -2,5 +2,6 @@
 
 mod errors;
 mod health;
+mod monitoring;
 mod streams;
 mod support;

@@ -29,11 +29,17 @@ pub(crate) struct Served {
     _server: AbortOnDropHandle<()>,
 }
 
+impl Served {
+    pub(crate) fn new(address: String, server: AbortOnDropHandle<()>) -> Self {
+        Self { address, _server: server }
+    }
+}
+
 pub(crate) async fn serve(routes: Router) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = format!("http://{}", listener.local_addr().expect("an address"));
     let server = tokio::spawn(async move { axum::serve(listener, routes).await.expect("serves") });
-    Served { address, _server: AbortOnDropHandle::new(server) }
+    Served::new(address, AbortOnDropHandle::new(server))
 }
 
 pub(crate) fn client() -> reqwest::Client {
