@@ -282,6 +282,15 @@ fn is_this_machine(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
+/// For whoever has the token; without one, for this machine.
+fn monitoring(app: &App) -> Router {
+    let routes = db_axum::monitoring(app.db.clone());
+    match app.guard.token() {
+        Some(_) => routes.guarded_by(from_fn_with_state(app.clone(), guard::check_monitoring)),
+        None => routes.for_this_machine(),
+    }
+}
+
 fn router(app: App) -> Router {
     Router::new()
         .merge(assets::routes())
@@ -289,5 +298,6 @@ fn router(app: App) -> Router {
         .merge(metrics::routes(&app))
         .with_state(app.clone())
         .merge(db_axum::health::routes(app.db.clone()))
+        .nest("/monitoring", monitoring(&app))
         .layer(from_fn_with_state(app, guard::check))
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -104,7 +105,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
                     );
                 }
                 if let Some(place) = place {
-                    tasks.spawn(connection(stream, router.clone(), place, closing.clone()));
+                    tasks.spawn(connection(stream, from, router.clone(), place, closing.clone()));
                 }
             }
             // The client has gone already.
@@ -145,11 +146,18 @@ impl Said {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, place: Place, closing: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    from: SocketAddr,
+    router: Router,
+    place: Place,
+    closing: CancellationToken,
+) {
     stream.set_nodelay(true).ok();
     let io = TokioIo::new(Patient { stream, closing: closing.clone(), since: None, sleep: None });
     let answering = TowerToHyperService::new(router);
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(from));
         let busy = place.busy();
         let answer = answering.call(request);
         async move {

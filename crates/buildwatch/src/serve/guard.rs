@@ -201,6 +201,14 @@ pub(crate) async fn check_read(State(app): State<App>, request: Request, next: N
     }
 }
 
+/// Passes requests with the token.
+pub(crate) async fn check_monitoring(State(app): State<App>, request: Request, next: Next) -> Response {
+    match app.guard.check_token(request.headers(), "monitoring") {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
 /// Refuses requests for other hosts, gives errors the preferred form, and adds strict security headers.
 pub(crate) async fn check(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let form = Form::of(request.headers());

@@ -133,7 +133,15 @@ async fn off_loopback_reading_takes_the_token_or_a_flag(db: TestDb) {
     ];
     for (address, args) in addresses {
         let served = serve_on(&home, address, args);
-        for path in ["/api/builds", "/api/builds/1", "/api/builds/1/events", "/api/builds/99", "/metrics"] {
+        let guarded = [
+            "/api/builds",
+            "/api/builds/1",
+            "/api/builds/1/events",
+            "/api/builds/99",
+            "/metrics",
+            "/monitoring/holders",
+        ];
+        for path in guarded {
             let (status, text) = served.get(path).await;
             assert_eq!(status, 401, "{address} {path}");
             assert!(!text.contains("hunter2"), "{text}");

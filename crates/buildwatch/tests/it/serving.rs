@@ -131,6 +131,33 @@ async fn metrics_are_served_to_prometheus(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn monitoring_takes_the_token_and_is_for_this_machine_where_there_is_none(db: TestDb) {
+    let home = Home::on(&db);
+    home.run("echo a line");
+    let (plain, starts) = (serve(&home, &[]), serve(&home, &["--allow-start"]));
+    let token = starts.token.clone().expect("a token");
+    let ask = async |address: &str, token: Option<&str>, forwarded: bool| {
+        let request = client().get(format!("{address}/monitoring/statements"));
+        let request = match token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        let request = if forwarded { request.header("x-forwarded-for", "10.0.0.1") } else { request };
+        let answer = request.send().await.expect("an answer");
+        (answer.status().as_u16(), answer.text().await.expect("a text"))
+    };
+
+    let (status, text) = ask(&plain.address, None, false).await;
+    assert_eq!(status, 200, "{text}");
+    assert!(text.contains("crates/buildwatch/src/") && text.contains("select"), "{text}");
+    assert_eq!(ask(&plain.address, None, true).await.0, 403);
+    assert_eq!(ask(&starts.address, Some(&token), true).await.0, 200);
+    assert_eq!(ask(&starts.address, Some("0"), false).await.0, 401);
+    assert_eq!(ask(&starts.address, None, false).await.0, 401);
+    assert_eq!(starts.get("/api/builds/1").await.0, 200, "while reading builds takes no token here");
+}
+
+#[db_testkit::test]
 async fn pages_allow_no_script_but_their_own(db: TestDb) {
     let served = serve(&Home::on(&db), &[]);
 
