@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use db_layer::encryption::{Columns, Context, Key, KeyType, Keyring, Strategy};
-use db_layer::metrics::{Kind, MeasureOptions, all, histograms};
+use db_layer::metrics::{Kind, MeasureOptions, Metric, all, histograms};
 use db_layer::{
     BusOptions, Config, Db, Error, NewEvent, Options, PoolOptions, Topic, Tx, TxOptions, TxRetry,
 };
@@ -91,18 +91,7 @@ async fn each_metric_of_the_table_is_exported_and_no_other(db: TestDb) {
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
         .filter(|(name, _)| name.starts_with("db"))
         .collect();
-    let expected: Vec<(String, &str)> = all()
-        .iter()
-        .map(|metric| {
-            let name = metric.name.replace('.', "_");
-            let seconds = if metric.unit == "s" { "_seconds" } else { "" };
-            match metric.kind {
-                Kind::Counter => (format!("{name}{seconds}_total"), "counter"),
-                Kind::Gauge => (format!("{name}{seconds}"), "gauge"),
-                _ => (format!("{name}{seconds}"), "histogram"),
-            }
-        })
-        .collect();
+    let expected: Vec<(String, &str)> = all().iter().map(exported).collect();
     let expected: BTreeSet<(&str, &str)> =
         expected.iter().map(|(name, kind)| (name.as_str(), *kind)).collect();
     assert_eq!(types, expected);
@@ -114,6 +103,39 @@ async fn each_metric_of_the_table_is_exported_and_no_other(db: TestDb) {
     assert_eq!(shown("db_layer_migration_version", &all), Some(20_261_129_000_002.0));
     assert_eq!(shown("db_layer_migration_pending", &all), Some(0.0));
     assert_eq!(shown("db_layer_key_left_to_rekey", &all), Some(0.0));
+}
+
+/// The name and the kind that the exporter gives a metric.
+fn exported(metric: &Metric) -> (String, &'static str) {
+    let name = metric.name.replace('.', "_");
+    let seconds = if metric.unit == "s" { "_seconds" } else { "" };
+    match metric.kind {
+        Kind::Counter => (format!("{name}{seconds}_total"), "counter"),
+        Kind::Gauge => (format!("{name}{seconds}"), "gauge"),
+        _ => (format!("{name}{seconds}"), "histogram"),
+    }
+}
+
+#[test]
+fn the_rules_of_alerts_are_over_metrics_that_are_exported() {
+    let names: BTreeSet<String> = all()
+        .iter()
+        .map(exported)
+        .flat_map(|(name, kind)| match kind {
+            "histogram" => ["_sum", "_count", "_bucket"].map(|part| format!("{name}{part}")).to_vec(),
+            _ => vec![name],
+        })
+        .collect();
+    let labels = ["db_client_connection_state"];
+    for rule in db_layer::alerts::all() {
+        let words = rule.expr.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let series: Vec<&str> =
+            words.filter(|word| word.starts_with("db_") && !labels.contains(word)).collect();
+        assert!(!series.is_empty(), "{}", rule.name);
+        for name in series {
+            assert!(names.contains(name), "{name} of {}", rule.name);
+        }
+    }
 }
 
 #[test]
