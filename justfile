@@ -2,6 +2,10 @@
 default:
     @just --list
 
+# Stages six incidents, and prints what an on-call person sees of each.
+incidents:
+    cargo test -q -p db-axum --test it -- incidents:: --nocapture --test-threads 1
+
 # Serves the page with one running build.
 run:
     cargo run -p buildwatch

@@ -2,6 +2,7 @@
 
 mod errors;
 mod health;
+mod incidents;
 mod monitoring;
 mod streams;
 mod support;

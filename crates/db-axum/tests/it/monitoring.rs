@@ -23,7 +23,7 @@ async fn monitored(db: &Db) -> Served {
     serve_with_peers(routes).await
 }
 
-async fn serve_with_peers(routes: Router) -> Served {
+pub(crate) async fn serve_with_peers(routes: Router) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = format!("http://{}", listener.local_addr().expect("an address"));
     let service = routes.into_make_service_with_connect_info::<SocketAddr>();

@@ -27,7 +27,7 @@ const RULES: &[Rule] = &[
         expr: "1 - db_layer_ready",
         unit: Unit::Count,
         above: 0.0,
-        lasts: seconds(10),
+        lasts: seconds(5),
         keeps: seconds(10),
         // A service that shuts down is meant to.
         read: Read::Database(|all| Some(flag(all.not_ready.is_some_and(|why| why != NotReady::Closing)))),
