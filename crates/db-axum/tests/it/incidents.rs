@@ -153,7 +153,7 @@ async fn a_flood_of_background_work_is_named_with_its_pool_and_does_not_touch_re
     let holders = incident.get("/ops/holders").await["holders"].take();
     let lines: Vec<_> = holders.as_array().expect("a list").iter().map(|holder| &holder["line"]).collect();
     assert_eq!(lines, [&Value::from(here(line)); 5], "the work that floods");
-    incident.logged(&["WARN", "PoolQueue", "backend", "callers wait for a connection"]);
+    incident.logged(&["WARN", "PoolQueue", "backend", "Callers in the queue of the pool: 35"]);
     sqlx::query("select 1").execute(incident.db.api()).await.expect("requests are served");
     assert_eq!(incident.get("/health/ready").await["status"], "ready");
     drop(flood);
@@ -208,7 +208,7 @@ async fn lost_notifications_are_named_and_readers_miss_nothing(db: TestDb) {
     let bus = incident.get("/ops/bus").await;
     assert!(bus["received_gaps"]["reconnected"].as_u64() >= Some(1), "{bus}");
     incident.note(&format!("bus: received gaps {}", bus["received_gaps"]));
-    incident.logged(&["WARN", "NotificationsLost", "subscriptions may have missed notifications"]);
+    incident.logged(&["WARN", "NotificationsLost", "Subscriptions that may have missed notifications"]);
     let read = tokio::time::timeout(PATIENCE, reads.recv()).await.expect("in time");
     assert_eq!(read, Some(1), "the event is read all the same");
     incident.end("Lost notifications");

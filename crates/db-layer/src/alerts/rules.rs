@@ -61,7 +61,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "PoolQueue",
         severity: Severity::Warning,
-        what: "{} callers wait for a connection",
+        what: "Callers in the queue of the pool: {}",
         action: "See who holds connections. Set `max_waiting`, so that callers who would wait for too long are turned away at once.",
         expr: "db_client_connection_pending_requests",
         unit: Unit::Count,
@@ -73,7 +73,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "PoolExhausted",
         severity: Severity::Critical,
-        what: "{} callers got no connection in the last minute",
+        what: "Callers that got no connection in the last minute: {}",
         action: "Requests fail. See who holds connections; end what hangs, or make the pool larger if the server has room.",
         expr: "increase(db_client_connection_timeouts_total[1m]) + increase(db_layer_connection_shed_total[1m])",
         unit: Unit::Count,
@@ -88,7 +88,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "ConnectionLeaked",
         severity: Severity::Warning,
-        what: "{} connections are held for longer than their threshold",
+        what: "Connections held for longer than their threshold: {}",
         action: "The log and the holders name the line that took each. Give it back, or give work that is meant to last a `leak_after` of \
                  its own.",
         expr: "db_layer_connection_leaked_total - db_layer_connection_leaks_returned_total",
@@ -104,7 +104,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "SlowStatements",
         severity: Severity::Warning,
-        what: "{} statements were slow in the last minute, or are",
+        what: "Slow statements, running or of the last minute: {}",
         action: "The log, the holders and the statements name each with its line. Look at its plan with `explain (analyze, buffers)`, and at \
                  what it waits for in `pg_stat_activity`.",
         expr: "increase(db_layer_statement_slow_total[1m]) + db_layer_statement_running_slow",
@@ -133,7 +133,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "DialFailures",
         severity: Severity::Warning,
-        what: "{} attempts to open a connection failed in the last minute",
+        what: "Failed attempts to open a connection in the last minute: {}",
         action: "The log has the reasons: the server is away, it has no room for more sessions, or it refuses the role.",
         expr: "increase(db_layer_connection_dial_failures_total[1m])",
         unit: Unit::Count,
@@ -158,7 +158,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "NotificationsLost",
         severity: Severity::Warning,
-        what: "{} subscriptions may have missed notifications in the last minute",
+        what: "Subscriptions that may have missed notifications in the last minute: {}",
         action: "Streams of events have read again what they missed. `gaps` by reason says why: the session was lost, a reader was too slow, \
                  or too much was sent at once.",
         expr: "sum without (reason) (increase(db_layer_bus_gaps_total{reason!~\"started|unannounced\"}[1m]))",
@@ -197,7 +197,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "MigrationPending",
         severity: Severity::Warning,
-        what: "{} migrations are not applied",
+        what: "Migrations that are not applied: {}",
         action: "Run `db-migrate status` to see which, and `db-migrate up` to apply them.",
         expr: "db_layer_migration_pending",
         unit: Unit::Count,
@@ -209,7 +209,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "MigrationFailed",
         severity: Severity::Critical,
-        what: "The last attempt of {} migrations has failed",
+        what: "Migrations whose last attempt has failed: {}",
         action: "`db-migrate status` shows the error, with the line of the file. Mend the file or the data, and apply it again.",
         expr: "db_layer_migration_failed",
         unit: Unit::Count,
@@ -234,7 +234,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "EncryptionKeyUnknown",
         severity: Severity::Critical,
-        what: "Values name {} encryption keys that this process does not have",
+        what: "Encryption keys that values name and this process does not have: {}",
         action: "They cannot be read. Give the process the old keys, too, until everything is re-keyed.",
         expr: "db_layer_key_unknown",
         unit: Unit::Count,
@@ -246,7 +246,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "RetiredKeyInUse",
         severity: Severity::Warning,
-        what: "{} values are still sealed under a retired key",
+        what: "Values still sealed under a retired key: {}",
         action: "Keep the retired key. `db-migrate rekey` shows what is left, and re-keys it.",
         expr: "db_layer_key_left_to_rekey",
         unit: Unit::Count,
