@@ -282,7 +282,7 @@ fn is_this_machine(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// For whoever has the token; without one, for this machine.
+/// With the token; where there is none, for this machine.
 fn monitoring(app: &App) -> Router {
     let routes = db_axum::monitoring(app.db.clone());
     match app.guard.token() {

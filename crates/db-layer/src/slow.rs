@@ -22,13 +22,13 @@ const SCHEMA: &str = "select quote_ident(n.nspname)
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SlowQueries {
-    /// Who has counted them.
+    /// Where the counts come from.
     pub source: SlowSource,
     /// The statements, those that took longest in all first.
     pub queries: Vec<SlowQuery>,
 }
 
-/// Who has counted statements.
+/// Where counts of statements come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SlowSource {

@@ -1,4 +1,4 @@
-//! Who is on this machine.
+//! Which requests come from this machine.
 
 use std::net::{IpAddr, SocketAddr};
 
