@@ -1,11 +1,11 @@
-//! What measuring costs: statements through our pools with the metrics of `db-layer` and without, beside sqlx's pool with those of
+//! What measuring costs: statements through our pools with the metrics and the counts of `db-layer` and without, beside sqlx's pool with those of
 //! `sqlx-otel` and without.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
-use db_layer::{Db, Options, PoolOptions};
+use db_layer::{Db, MonitorOptions, Options, PoolOptions};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry_sdk::metrics::{ManualReader, SdkMeterProvider};
 use tokio::runtime::Runtime;
@@ -35,14 +35,17 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         let meters = SdkMeterProvider::builder().with_reader(ManualReader::builder().build()).build();
         opentelemetry::global::set_meter_provider(meters);
 
-        let off = Ours(runtime.block_on(open(database))?);
-        let on = Ours(runtime.block_on(open(database))?);
+        let monitor = MonitorOptions::default();
+        let uncounted = Ours(runtime.block_on(open(database, monitor.statements(0)))?);
+        let off = Ours(runtime.block_on(open(database, monitor))?);
+        let on = Ours(runtime.block_on(open(database, monitor))?);
         on.0.measure();
         let plain = runtime.block_on(PgPool::new(database.url(), CONNECTIONS, Test::Default))?;
         let otel =
             Observed::new(runtime.block_on(PgPool::new(database.url(), CONNECTIONS, Test::Default))?);
 
         let mut arms = vec![
+            arm(runtime, "measure.10.uncounted", uncounted),
             arm(runtime, "measure.10.off", off),
             arm(runtime, "measure.10.on", on),
             arm(runtime, "measure.10.pgpool", plain),
@@ -56,6 +59,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         let text = exporter.render();
         ensure!(text.contains("db_client_operation_duration_seconds_bucket"), "nothing was measured");
         let rows = vec![
+            measured.rates("measure.counts.vs_none", "measure.10.off", "measure.10.uncounted"),
             measured.rates("measure.pool_10.vs_off", "measure.10.on", "measure.10.off"),
             measured.added(
                 "measure.otel_share",
@@ -83,8 +87,8 @@ async fn keep_up(exporter: PrometheusHandle) {
     }
 }
 
-async fn open(database: &Database) -> anyhow::Result<Db> {
-    let options = Options::new(database.config()?).api(PoolOptions::api().max(CONNECTIONS));
+async fn open(database: &Database, monitor: MonitorOptions) -> anyhow::Result<Db> {
+    let options = Options::new(database.config()?).api(PoolOptions::api().max(CONNECTIONS)).monitor(monitor);
     Ok(db_layer::open(options.backend(PoolOptions::backend().max(1))).await?)
 }
 

@@ -67,6 +67,7 @@ mod sizing;
 mod slow;
 mod startup;
 mod statements;
+mod stripes;
 
 pub use db::Db;
 #[cfg(unix)]

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use db_core::{CallSite, Observer, StatementDone};
 use foldhash::quality::RandomState;
 
 use crate::mean::mean;
+use crate::stripes::Stripes;
 
 /// The most lines that are told apart for a statement.
 const LINES: usize = 10;
@@ -68,12 +68,13 @@ impl StatementCount {
 /// Counts statements, as an observer of pools.
 #[derive(Debug)]
 pub(crate) struct Statements {
+    most: usize,
     hasher: RandomState,
-    table: Mutex<Table>,
+    tables: Stripes<Table>,
 }
 
-/// The state, which knows statements by the hash of their name and text. That two of some hundred have the same hash of 64 bits does not
-/// happen: it is seeded at random.
+/// What some threads ran. It knows statements by the hash of their name and text. That two of some hundred have the same hash of 64 bits does
+/// not happen: it is seeded at random.
 #[derive(Debug)]
 struct Table {
     most: usize,
@@ -86,7 +87,7 @@ struct Table {
     by_form: HashMap<u64, usize, RandomState>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     form: u64,
     used: f64,
@@ -96,35 +97,46 @@ struct Entry {
 impl Statements {
     /// Counts up to `most` statements, at least 1.
     pub(crate) fn new(most: usize) -> Self {
-        Self { hasher: RandomState::default(), table: Mutex::new(Table::new(most.max(1))) }
+        let most = most.max(1);
+        let since = now();
+        Self { most, hasher: RandomState::default(), tables: Stripes::new(|| Table::new(most, since)) }
     }
 
     pub(crate) fn counts(&self) -> StatementCounts {
-        let table = self.table();
-        let mut statements: Vec<_> = table.entries.iter().map(|entry| entry.count.clone()).collect();
-        let (since, forgotten) = (table.since, table.forgotten);
-        drop(table);
+        let (mut since, mut forgotten) = (now(), 0);
+        let mut by_form: HashMap<u64, Entry, RandomState> = HashMap::default();
+        for table in self.tables.all() {
+            since = since.min(table.since);
+            forgotten += table.forgotten;
+            for entry in &table.entries {
+                by_form.entry(entry.form).and_modify(|sum| sum.add(entry)).or_insert_with(|| entry.clone());
+            }
+        }
+        let mut entries: Vec<Entry> = by_form.into_values().collect();
+        entries.sort_by(|one, other| other.used.total_cmp(&one.used));
+        forgotten += entries.len().saturating_sub(self.most) as u64;
+        entries.truncate(self.most);
+        let mut statements: Vec<_> = entries.into_iter().map(|entry| entry.count).collect();
         statements.sort_by_key(|count| std::cmp::Reverse(count.total));
         for count in &mut statements {
             count.lines.sort_by_key(|(_, calls)| std::cmp::Reverse(*calls));
+            count.lines.truncate(LINES);
         }
         StatementCounts { since, statements, forgotten }
     }
 
     pub(crate) fn reset(&self) {
-        let mut table = self.table();
-        *table = Table::new(table.most);
-    }
-
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        let since = now();
+        for mut table in self.tables.all() {
+            *table = Table::new(self.most, since);
+        }
     }
 }
 
 impl Observer for Statements {
     fn statement(&self, done: &StatementDone<'_>) {
         let text = self.hasher.hash_one((done.name, done.sql));
-        let mut table = self.table();
+        let mut table = self.tables.own();
         if let Some(&place) = table.by_text.get(&text) {
             table.entries[place].count(done);
             return;
@@ -133,16 +145,20 @@ impl Observer for Statements {
         // A text that is long takes a while.
         let normal = done.normalized();
         let form = self.hasher.hash_one((done.name, &normal));
-        self.table().add(text, form, &normal, done);
+        self.tables.own().take(text, form, &normal, done);
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "people read it")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
 impl Table {
-    #[expect(clippy::disallowed_methods, reason = "people read it")]
-    fn new(most: usize) -> Self {
+    fn new(most: usize, since: SystemTime) -> Self {
         Self {
             most,
-            since: SystemTime::now(),
+            since,
             forgotten: 0,
             entries: Vec::new(),
             by_text: HashMap::default(),
@@ -150,7 +166,7 @@ impl Table {
         }
     }
 
-    fn add(&mut self, text: u64, form: u64, normal: &str, done: &StatementDone<'_>) {
+    fn take(&mut self, text: u64, form: u64, normal: &str, done: &StatementDone<'_>) {
         let known = self.by_form.get(&form).copied();
         let place = known.unwrap_or_else(|| {
             if self.entries.len() >= self.most {
@@ -199,6 +215,23 @@ impl Entry {
             lines: Vec::new(),
         };
         Self { form, used: 0.0, count }
+    }
+
+    /// Adds what other threads have counted.
+    fn add(&mut self, other: &Self) {
+        self.used += other.used;
+        let StatementCount { calls, errors, total, max, rows, lines, .. } = &mut self.count;
+        *calls += other.count.calls;
+        *errors += other.count.errors;
+        *total += other.count.total;
+        *max = other.count.max.max(*max);
+        *rows += other.count.rows;
+        for (at, more) in &other.count.lines {
+            match lines.iter_mut().find(|(known, _)| known == at) {
+                Some((_, calls)) => *calls += more,
+                None => lines.push((*at, *more)),
+            }
+        }
     }
 
     fn count(&mut self, done: &StatementDone<'_>) {
