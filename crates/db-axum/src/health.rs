@@ -132,7 +132,7 @@ fn readiness(health: &Health) -> Value {
 }
 
 /// Milliseconds of the last look. The reason of one without an answer names hosts and roles, which HTTP clients must not see; the log has it.
-fn latency(health: &Health) -> Option<f64> {
+pub(crate) fn latency(health: &Health) -> Option<f64> {
     match health.database {
         DatabaseHealth::Answers { within } => Some(within.as_secs_f64() * 1000.0),
         _ => None,

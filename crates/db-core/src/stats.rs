@@ -33,9 +33,9 @@ pub struct Stats {
 pub struct Totals {
     /// Connections handed out.
     pub acquired: u64,
-    /// Connections handed out after a wait in the queue.
+    /// Connections handed out after a wait, for one that others used or for a dial.
     pub queued: u64,
-    /// The sum of the waits in the queue.
+    /// The sum of the waits for a connection that others used; [`dialling`](Self::dialling) is apart.
     pub queue_wait: Duration,
     /// Connections that were given back after the server had answered all that was sent on them.
     pub returned: u64,

@@ -27,7 +27,8 @@ pub struct Holder {
     pub held: Duration,
     /// Whether a transaction is open.
     pub in_transaction: bool,
-    /// The running statement without its literals, and how long it has been running.
+    /// The running statement without its literals, and how long it has been running. One whose future was dropped counts as running until the
+    /// next one begins.
     pub statement: Option<(String, Duration)>,
     /// How long nothing has been running, since the checkout or the end of the last statement; `None` while a statement is running.
     pub idle: Option<Duration>,

@@ -94,6 +94,18 @@ enum Read {
     Database(fn(&Readings) -> Option<f64>),
 }
 
+impl Unit {
+    /// The sign of the unit: none, `%` or `s`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Count => "",
+            Self::Percent => "%",
+            Self::Seconds => "s",
+        }
+    }
+}
+
 impl Rule {
     /// Whether the rule has a number for each pool, or one for the database.
     #[must_use]

@@ -14,11 +14,31 @@ pub(crate) struct Figures {
     /// When they were logged, since the first look.
     last: Duration,
     pools: Vec<Stats>,
+    bus: Option<BusFigures>,
+    events: Option<EventFigures>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct BusFigures {
+    connected: bool,
+    subscribers: usize,
+    pending: usize,
+    sent: u64,
+    gaps: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct EventFigures {
+    followers: usize,
+    followed: usize,
+    pages: u64,
+    /// In seconds.
+    lag: Option<f64>,
 }
 
 impl Figures {
     pub(crate) fn new(options: MonitorOptions) -> Self {
-        Self { options, last: Duration::ZERO, pools: Vec::new() }
+        Self { options, last: Duration::ZERO, pools: Vec::new(), bus: None, events: None }
     }
 
     /// Logs them if it is time.
@@ -27,35 +47,41 @@ impl Figures {
         if log_every.is_zero() || now.saturating_sub(self.last) < log_every {
             return;
         }
-        self.last = now;
+        // Not the time of this look, or each block would be later than the one before. Those that were missed are not made up for.
+        self.last += log_every;
+        if now.saturating_sub(self.last) >= log_every {
+            self.last = now;
+        }
         let pools: Vec<Stats> = db.all_pools().map(Pool::stats).collect();
-        if quiet && pools == self.pools {
+        let bus = db.bus().state();
+        let bus = Some(BusFigures {
+            connected: bus.is_connected(),
+            subscribers: bus.subscribers,
+            pending: bus.pending,
+            sent: bus.sent,
+            gaps: bus.gaps,
+        });
+        let state = db.events().state();
+        let events = Some(EventFigures {
+            followers: state.followers,
+            followed: state.followed,
+            pages: state.pages,
+            lag: state.lag.map(|lag| lag.as_secs_f64()),
+        });
+        if quiet && (&pools, bus, events) == (&self.pools, self.bus, self.events) {
             return;
         }
         self.pools.resize(pools.len(), Stats::default());
         for ((pool, stats), before) in db.all_pools().zip(&pools).zip(&self.pools) {
             log(pool, stats, &before.totals);
         }
-        self.pools = pools;
-        let bus = db.bus().state();
-        tracing::info!(
-            target: "db_layer::figures",
-            connected = bus.is_connected(),
-            subscribers = bus.subscribers,
-            pending = bus.pending,
-            sent = bus.sent,
-            gaps = bus.gaps,
-            "bus figures"
-        );
-        let events = db.events().state();
-        tracing::info!(
-            target: "db_layer::figures",
-            followers = events.followers,
-            followed = events.followed,
-            pages = events.pages,
-            lag = events.lag.map(|lag| lag.as_secs_f64()),
-            "stream figures"
-        );
+        (self.pools, self.bus, self.events) = (pools, bus, events);
+        if let Some(BusFigures { connected, subscribers, pending, sent, gaps }) = bus {
+            tracing::info!(target: "db_layer::figures", connected, subscribers, pending, sent, gaps, "bus figures");
+        }
+        if let Some(EventFigures { followers, followed, pages, lag }) = events {
+            tracing::info!(target: "db_layer::figures", followers, followed, pages, lag, "stream figures");
+        }
     }
 }
 
@@ -78,7 +104,7 @@ fn log(pool: &Pool, stats: &Stats, before: &Totals) {
         mean_wait_ms,
         timed_out = totals.timed_out - before.timed_out,
         shed = totals.shed - before.shed,
-        leaked = totals.leaked - totals.leaks_returned,
+        leaked = totals.leaked.saturating_sub(totals.leaks_returned),
         slow = totals.slow - before.slow,
         dial_failures = totals.dial_failures - before.dial_failures,
         "pool figures"

@@ -1,6 +1,6 @@
 //! The monitor: it looks every 2 s at what all parts count, raises and clears alerts, and logs the figures of the pools. It asks nobody.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use db_core::Observer;
@@ -22,12 +22,12 @@ const EVERY: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Setters)]
 #[non_exhaustive]
 pub struct MonitorOptions {
-    /// How often the figures of the pools are logged (default 60 s; zero: never).
+    /// How often the figures of the pools are logged (default 60 s, at least 2 s; zero: never).
     pub log_every: Duration,
     /// Whether figures in which nothing has changed since they were logged last are left out (default false).
     pub quiet: bool,
     /// The most statements that are counted (default 500; 0 counts none). When there are more, a twentieth is forgotten, those with the
-    /// least use.
+    /// least use. Threads count in up to eight groups, each of which may know as many.
     pub statements: usize,
 }
 
@@ -43,13 +43,13 @@ pub(crate) struct Monitor {
     options: MonitorOptions,
     statements: Option<Arc<Statements>>,
     watch: Arc<Mutex<Watch>>,
-    task: OnceLock<AbortOnDropHandle<()>>,
+    task: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 impl Monitor {
     pub(crate) fn new(options: MonitorOptions) -> Self {
         let statements = (options.statements > 0).then(|| Arc::new(Statements::new(options.statements)));
-        Self { options, statements, watch: Arc::default(), task: OnceLock::new() }
+        Self { options, statements, watch: Arc::default(), task: Mutex::default() }
     }
 
     /// Starts it, once the database is there.
@@ -59,9 +59,25 @@ impl Monitor {
                 pool.observe(Arc::clone(statements) as Arc<dyn Observer>);
             }
         }
-        self.task.get_or_init(|| {
-            AbortOnDropHandle::new(tokio::spawn(watch(db.downgrade(), Arc::clone(&self.watch), self.options)))
-        });
+        let task = tokio::spawn(watch(db.downgrade(), Arc::clone(&self.watch), self.options));
+        *self.task() = Some(AbortOnDropHandle::new(task));
+    }
+
+    /// Ends the task. What is raised stays so: it may say why the shutdown takes long.
+    pub(crate) async fn stop(&self) {
+        let task = self.task().take();
+        if let Some(task) = task {
+            task.abort();
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::warn!(%error, "the monitor has ended before its time");
+            }
+        }
+    }
+
+    fn task(&self) -> MutexGuard<'_, Option<AbortOnDropHandle<()>>> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -75,34 +91,32 @@ async fn watch(db: WeakDb, watch: Arc<Mutex<Watch>>, options: MonitorOptions) {
     loop {
         ticks.tick().await;
         let Some(db) = db.upgrade() else { return };
-        if db.closing().is_cancelled() {
-            // What is raised stays so: it may say why the shutdown takes long.
-            return;
-        }
         let readings = history.read(&db, began.elapsed());
         let changes = lock(&watch).step(began.elapsed(), SystemTime::now(), &readings);
-        changes.iter().for_each(log);
+        for change in &changes {
+            log(db.bus().namespace(), change);
+        }
         figures.log(&db, began.elapsed());
     }
 }
 
-fn log(change: &Change) {
+fn log(namespace: &str, change: &Change) {
     match change {
         Change::Raised(alert) => {
             let Alert { rule, pool, .. } = alert;
             let (name, pool) = (rule.name, pool.as_deref());
             match rule.severity {
                 Severity::Critical => {
-                    tracing::error!(target: "db_layer::alerts", name, pool, "alert: {alert}. {}", rule.action);
+                    tracing::error!(target: "db_layer::alerts", name, pool, namespace, "alert: {alert}. {}", rule.action);
                 }
                 Severity::Warning => {
-                    tracing::warn!(target: "db_layer::alerts", name, pool, "alert: {alert}. {}", rule.action);
+                    tracing::warn!(target: "db_layer::alerts", name, pool, namespace, "alert: {alert}. {}", rule.action);
                 }
             }
         }
         Change::Cleared(Alert { rule, pool, .. }) => {
             let (name, pool) = (rule.name, pool.as_deref());
-            tracing::info!(target: "db_layer::alerts", name, pool, "alert cleared");
+            tracing::info!(target: "db_layer::alerts", name, pool, namespace, "alert cleared");
         }
     }
 }
@@ -112,21 +126,18 @@ fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
 }
 
 impl Db {
-    /// The [alerts](crate::alerts) that are raised, as the last look of the monitor has found. It looks every 2 s, and no more once the
-    /// shutdown has begun.
+    /// The [alerts](crate::alerts) that are raised, as the last look of the monitor has found. It looks every 2 s, until the pools
+    /// are closed.
     #[must_use]
     pub fn alerts(&self) -> Vec<Alert> {
         lock(&self.monitor().watch).alerts()
     }
 
-    /// The statements that the pools ran, with what each has cost and the lines that asked for it; none if
+    /// The statements that the pools ran, with what each has cost and the lines that asked for it. `None` if
     /// [they are not counted](MonitorOptions::statements).
     #[must_use]
-    pub fn statement_counts(&self) -> StatementCounts {
-        match &self.monitor().statements {
-            Some(statements) => statements.counts(),
-            None => Statements::new(1).counts(),
-        }
+    pub fn statement_counts(&self) -> Option<StatementCounts> {
+        self.monitor().statements.as_ref().map(|statements| statements.counts())
     }
 
     /// Begins to count statements anew.

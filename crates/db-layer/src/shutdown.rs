@@ -94,6 +94,7 @@ impl Db {
             // Before the pools close, since it takes a connection; others then need not wait for the end of its lease.
             holding.leave().await;
         }
+        self.monitor().stop().await;
         let started = Instant::now();
         let Pools { api, backend, named } = self.pools();
         let named =

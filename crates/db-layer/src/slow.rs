@@ -14,7 +14,7 @@ use crate::Db;
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// Where `pg_stat_statements` is installed, if it is.
-const SCHEMA: &str = "select quote_ident(n.nspname)
+const SCHEMA: &str = "select pg_catalog.quote_ident(n.nspname::text)
     from pg_catalog.pg_extension e join pg_catalog.pg_namespace n on n.oid = e.extnamespace
     where e.extname = 'pg_stat_statements'";
 
@@ -50,7 +50,7 @@ pub enum NoServerCount {
     NotInstalled,
     /// The server does not load the extension's library, or the role may not read it. The log has the server's answer.
     NotReadable,
-    /// No connection came free, or the server did not answer, within 2 s.
+    /// There was no connection, or no answer, within 2 s. The log has the reason if it was not the time.
     Late,
 }
 
@@ -59,7 +59,7 @@ impl std::fmt::Display for NoServerCount {
         f.write_str(match self {
             Self::NotInstalled => "the extension pg_stat_statements is not installed in this database",
             Self::NotReadable => "pg_stat_statements cannot be read: the log has the server's answer",
-            Self::Late => "no connection came free, or the server did not answer, within 2 s",
+            Self::Late => "there was no connection, or no answer of the server, within 2 s",
         })
     }
 }
@@ -92,15 +92,18 @@ impl Db {
         let why = match timeout(LIMIT, of_server(&handle, most)).await {
             Ok(Ok(Some(queries))) => return SlowQueries { source: SlowSource::Server, queries },
             Ok(Ok(None)) => NoServerCount::NotInstalled,
-            Ok(Err(Error::Acquire(_))) | Err(_) => NoServerCount::Late,
+            Err(_) => NoServerCount::Late,
             Ok(Err(error)) => {
                 tracing::info!(%error, "pg_stat_statements cannot be read");
-                let is_late = matches!(error.class(), Class::Lost | Class::NotReached | Class::TimedOut);
+                let is_late = matches!(error, Error::Acquire(_))
+                    || matches!(error.class(), Class::Lost | Class::NotReached | Class::TimedOut);
                 if is_late { NoServerCount::Late } else { NoServerCount::NotReadable }
             }
         };
-        let counts = self.statement_counts().statements.into_iter().take(most as usize);
+        let counts = self.statement_counts().map(|counts| counts.statements).unwrap_or_default();
         let queries = counts
+            .into_iter()
+            .take(most as usize)
             .map(|count| SlowQuery {
                 mean: count.mean(),
                 text: count.text,
@@ -122,7 +125,7 @@ async fn of_server(handle: &Handle, most: u32) -> Result<Option<Vec<SlowQuery>>,
     // A name that the server has quoted. More than are shown, since utility statements are left out here.
     let sql = format!(
         "select query, calls, total_exec_time, mean_exec_time, max_exec_time, rows from {schema}.pg_stat_statements
-         where dbid = (select oid from pg_catalog.pg_database where datname = current_database())
+         where dbid = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
            and userid = (select oid from pg_catalog.pg_roles where rolname = current_user) and query is not null
          order by total_exec_time desc limit {}",
         u64::from(most) * 4 + 100

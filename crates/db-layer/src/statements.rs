@@ -31,7 +31,7 @@ pub struct StatementCounts {
     pub since: SystemTime,
     /// The statements, those that took longest in all first.
     pub statements: Vec<StatementCount>,
-    /// Statements that were forgotten to make room for others.
+    /// How often a statement was forgotten to make room for others: once for each group of threads that knew it.
     pub forgotten: u64,
 }
 
@@ -43,7 +43,7 @@ pub struct StatementCount {
     pub name: Option<&'static str>,
     /// Its text on one line, without comments, literals and numbers; cut after 1000 characters.
     pub text: String,
-    /// How often it ended, well or not.
+    /// How often it ended, well or not, or passed its time limit. One whose future was dropped before is not counted.
     pub calls: u64,
     /// How often it failed, or passed its time limit.
     pub errors: u64,
@@ -114,7 +114,6 @@ impl Statements {
         }
         let mut entries: Vec<Entry> = by_form.into_values().collect();
         entries.sort_by(|one, other| other.used.total_cmp(&one.used));
-        forgotten += entries.len().saturating_sub(self.most) as u64;
         entries.truncate(self.most);
         let mut statements: Vec<_> = entries.into_iter().map(|entry| entry.count).collect();
         statements.sort_by_key(|count| std::cmp::Reverse(count.total));

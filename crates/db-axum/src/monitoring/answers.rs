@@ -8,14 +8,16 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
+use db_layer::db_core::sql::normalize;
 use db_layer::db_core::{CallSite, CloseReason, Holder, Limits, Pool, Stats, Totals};
-use db_layer::{DatabaseHealth, Db, Pooler, SlowSource, StatementCount};
+use db_layer::{Db, Pooler, SlowSource, StatementCount};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::{Error, health};
+use crate::Error;
+use crate::health::{self, latency};
 
 /// How many slow queries are shown unless the client says.
 const SLOW_QUERIES: u32 = 20;
@@ -26,17 +28,13 @@ const MOST_SLOW_QUERIES: u32 = 500;
 pub(super) async fn health(State(db): State<Db>) -> Response {
     let health = db.health();
     let Sum { in_use, idle, open, max } = Sum::of(&db);
-    let response_time = match health.database {
-        DatabaseHealth::Answers { within } => Some(ms(within)),
-        _ => None,
-    };
     let code = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
         "healthy": health.is_ready(),
         "timestamp": now(),
         "database": {
             "healthy": health.is_ready(),
-            "responseTime": response_time,
+            "responseTime": latency(&health),
             "connectionPool": {
                 "active": in_use,
                 "idle": idle,
@@ -85,6 +83,9 @@ pub(super) async fn alerts(State(db): State<Db>) -> Response {
                 "text": alert.to_string(),
                 "value": alert.value,
                 "above": alert.rule.above,
+                "unit": alert.rule.unit.as_str(),
+                "lasts_s": alert.rule.lasts.as_secs(),
+                "keeps_s": alert.rule.keeps.as_secs(),
                 "since": rfc3339(alert.since),
                 "action": alert.rule.action,
             })
@@ -145,10 +146,11 @@ pub(super) async fn holders(State(db): State<Db>) -> Response {
 
 pub(super) async fn statements(State(db): State<Db>) -> Response {
     let counts = db.statement_counts();
-    let statements: Vec<Value> = counts.statements.iter().map(one_statement).collect();
+    let statements =
+        counts.as_ref().map(|counts| counts.statements.iter().map(one_statement).collect::<Vec<Value>>());
     let body = json!({
-        "since": rfc3339(counts.since),
-        "forgotten": counts.forgotten,
+        "since": counts.as_ref().map(|counts| rfc3339(counts.since)),
+        "forgotten": counts.as_ref().map(|counts| counts.forgotten),
         "statements": statements,
         "timestamp": now(),
     });
@@ -253,7 +255,8 @@ fn all_totals(totals: &Totals) -> Value {
 
 fn one_holder(pool: &str, holder: &Holder) -> Value {
     let (statement, running) = match &holder.statement {
-        Some((sql, running)) => (Some(sql), Some(ms(*running))),
+        // Numbers are literals, too.
+        Some((sql, running)) => (Some(normalize(sql)), Some(ms(*running))),
         None => (None, None),
     };
     json!({

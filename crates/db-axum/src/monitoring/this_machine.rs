@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{ConnectInfo, Request};
-use axum::http::header::{FORWARDED, HOST, HeaderName, ORIGIN, VIA};
+use axum::http::header::{HOST, HeaderName, ORIGIN};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::Next;
@@ -11,17 +11,17 @@ use axum::response::{IntoResponse, Response};
 
 use crate::Error;
 
-/// What proxies say of the client whose request they forward.
-const FORWARDS: [HeaderName; 9] = [
-    FORWARDED,
-    VIA,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-real-ip"),
-    HeaderName::from_static("x-client-ip"),
-    HeaderName::from_static("true-client-ip"),
-    HeaderName::from_static("cf-connecting-ip"),
+/// What proxies say of the client whose request they forward, beside `x-forwarded…`.
+const FORWARDS: [&str; 9] = [
+    "forwarded",
+    "via",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-envoy-external-address",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
 ];
 
 /// Passes requests of this machine.
@@ -43,7 +43,11 @@ fn refuse(peer: Option<IpAddr>, target: &Uri, headers: &HeaderMap) -> Option<&'s
     if !peer.to_canonical().is_loopback() {
         return Some("the peer is another machine");
     }
-    if FORWARDS.iter().any(|name| headers.contains_key(name)) {
+    if headers
+        .keys()
+        .map(HeaderName::as_str)
+        .any(|name| name.starts_with("x-forwarded") || FORWARDS.contains(&name))
+    {
         return Some("the request was forwarded");
     }
     let mut hosts = headers.get_all(HOST).iter();
@@ -120,8 +124,23 @@ mod tests {
     fn forwarded_requests_and_those_of_other_pages_are_refused() {
         let here = Some("127.0.0.1");
         let host = ("host", "localhost:8080");
-        for name in FORWARDS {
-            let name: &'static str = Box::leak(name.to_string().into_boxed_str());
+        for name in [
+            "forwarded",
+            "via",
+            "x-forwarded",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-proto",
+            "x-forwarded-port",
+            "x-forwarded-server",
+            "x-real-ip",
+            "x-client-ip",
+            "x-cluster-client-ip",
+            "x-envoy-external-address",
+            "true-client-ip",
+            "cf-connecting-ip",
+            "fastly-client-ip",
+        ] {
             assert!(refused(here, "/", &[host, (name, "127.0.0.1")]), "{name}");
             assert!(refused(here, "/", &[host, (name, "")]), "{name}");
         }

@@ -179,8 +179,9 @@ async fn acquire_slow(
                     Room::None => Duration::ZERO,
                 };
                 spent.dial += dial;
-                spent.queue += waited.saturating_sub(dial);
-                let standard = inner.core().note_wait(waited);
+                let queued = waited.saturating_sub(dial);
+                spent.queue += queued;
+                let standard = inner.core().note_wait(queued);
                 match lend(out, Arc::clone(inner), caller, now, standard, statement) {
                     Ok(conn) => return Ok(hand_out(conn, spent)),
                     Err(conn) => (conn, standard),

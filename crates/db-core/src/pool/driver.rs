@@ -120,11 +120,11 @@ impl Drop for Locked<'_> {
 }
 
 impl Core {
-    /// Notes that a caller got a connection after this time in the queue.
-    pub(super) fn note_wait(&mut self, waited: Duration) -> Standard {
+    /// Notes that a caller got a connection after a wait, of which it waited this long for one that others used.
+    pub(super) fn note_wait(&mut self, queued: Duration) -> Standard {
         self.totals.acquired += 1;
         self.totals.queued += 1;
-        self.totals.queue_wait += waited;
+        self.totals.queue_wait += queued;
         self.state.standard()
     }
 

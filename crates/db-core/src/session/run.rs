@@ -238,7 +238,11 @@ impl Session {
     /// The error of an answer that did not arrive in time. Logs it, too.
     fn timed_out(&mut self, timing: &StatementTiming, sql: &SqlStr, limit: WaitLimit) -> sqlx::Error {
         let error = self.expired(limit).into();
-        self.report(Instant::now(), timing, sql, Some(&error));
+        let now = Instant::now();
+        if self.inner.tracks() && !self.once {
+            self.live().session.statement_finished(now);
+        }
+        self.report(now, timing, sql, Some(&error));
         error
     }
 

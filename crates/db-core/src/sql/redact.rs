@@ -34,8 +34,8 @@ fn without_literals(sql: &str, most: usize, hides_numbers: bool) -> String {
                 redacted.push_str(&text[..prefix]);
                 redacted.push_str("'…'");
             }
-            // An unclosed name extends to the end of the statement, including its literals.
             Kind::Other if hides_numbers && is_number(text) => redacted.push('…'),
+            // An unclosed name extends to the end of the statement, including its literals.
             Kind::Name if !token.is_closed => redacted.push_str("\"…"),
             Kind::Name | Kind::Word | Kind::Other => {
                 redacted

@@ -64,8 +64,22 @@ async fn a_holder_shows_since_when_it_is_idle_and_whether_its_statement_is_slow(
     until("it is idle for some time", async || pool.holders()[0].idle > Some(Duration::from_millis(5))).await;
     let holder = &pool.holders()[0];
     assert!(holder.in_transaction && !holder.slow, "{holder:?}");
-    assert!(holder.idle < Some(holder.held - Duration::from_millis(100)), "since the statement: {holder:?}");
+    let idle = holder.idle.expect("no statement runs");
+    assert!(idle + Duration::from_millis(100) <= holder.held, "since the statement: {holder:?}");
     tx.rollback().await.expect("rolled back");
+}
+
+#[db_testkit::test]
+async fn a_statement_whose_time_limit_has_passed_is_not_shown_as_running(db: TestDb) {
+    let options = PoolOptions::api().max(1).statement_timeout(Duration::from_millis(50));
+    let pool = Pool::new(&config(&db), options);
+    let mut tx = pool.handle().begin().await.expect("begun");
+
+    sqlx::query("select pg_sleep(600)").execute(&mut tx).await.expect_err("a time limit");
+
+    let holder = &pool.holders()[0];
+    assert!(holder.statement.is_none() && holder.idle.is_some(), "{holder:?}");
+    drop(tx);
 }
 
 #[db_testkit::test(leaves = "pg_sleep")]

@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 
 use super::{Rule, Unit, all};
 
-/// The rules as a file for `rule_files` of Prometheus (2.42 or newer), over the metrics of the feature `metrics`.
+/// The rules as a file for `rule_files` of Prometheus (2.42 or newer), over the metrics of the feature `metrics`. They look at the rates of a
+/// minute, so the service must be scraped every 15 s or more often.
 #[must_use]
 pub fn prometheus() -> String {
     let mut file = "# Written by `cargo run -p db-layer --example alerts`, from the table that the service itself watches.\n\
+                    # Rates are those of a minute: scrape the service every 15 s or more often.\n\
                     groups:\n  - name: db-layer\n    rules:\n"
         .to_owned();
     for rule in all() {

@@ -34,19 +34,19 @@ pub(crate) struct PoolReading {
     pub(crate) now: Stats,
     /// The totals of a minute ago.
     pub(crate) before: Totals,
-    pub(crate) holding: Holding,
+    pub(crate) held: Held,
 }
 
 /// What the holders of a pool's connections do.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Holding {
+pub(crate) struct Held {
     /// Statements that have been running for too long.
     pub(crate) slow: usize,
     /// The longest time that a transaction has been idle for.
     pub(crate) idle_in_transaction: Duration,
 }
 
-impl Holding {
+impl Held {
     pub(crate) fn of(pool: &Pool) -> Self {
         pool.holders().iter().fold(Self::default(), |all, holder| {
             let idle = holder.idle.filter(|_| holder.in_transaction).unwrap_or_default();
@@ -92,7 +92,7 @@ impl History {
                     name: pool.name().to_owned(),
                     now: *now,
                     before: *before,
-                    holding: Holding::of(pool),
+                    held: Held::of(pool),
                 })
                 .collect(),
             not_ready: health.not_ready,

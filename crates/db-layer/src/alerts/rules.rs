@@ -24,7 +24,7 @@ const RULES: &[Rule] = &[
         what: "Requests cannot be served",
         action: "See the reason at /health and in the log. If the database does not answer, look at the server and the network; if the API \
                  pool is stuck, the holders name the lines that keep its connections.",
-        expr: "1 - db_layer_ready",
+        expr: "1 - db_layer_ready - db_layer_closing",
         unit: Unit::Count,
         above: 0.0,
         lasts: seconds(5),
@@ -98,7 +98,7 @@ const RULES: &[Rule] = &[
         keeps: seconds(30),
         read: Read::Pool(|pool| {
             let totals = &pool.now.totals;
-            Some(number(totals.leaked - totals.leaks_returned))
+            Some(number(totals.leaked.saturating_sub(totals.leaks_returned)))
         }),
     },
     Rule {
@@ -114,7 +114,7 @@ const RULES: &[Rule] = &[
         keeps: seconds(30),
         read: Read::Pool(|pool| {
             let ended = pool.now.totals.slow - pool.before.slow;
-            Some(number(ended + pool.holding.slow as u64))
+            Some(number(ended + pool.held.slow as u64))
         }),
     },
     Rule {
@@ -128,7 +128,7 @@ const RULES: &[Rule] = &[
         above: 10.0,
         lasts: seconds(0),
         keeps: seconds(30),
-        read: Read::Pool(|pool| Some(pool.holding.idle_in_transaction.as_secs_f64())),
+        read: Read::Pool(|pool| Some(pool.held.idle_in_transaction.as_secs_f64())),
     },
     Rule {
         name: "DialFailures",
@@ -246,7 +246,7 @@ const RULES: &[Rule] = &[
     Rule {
         name: "RetiredKeyInUse",
         severity: Severity::Warning,
-        what: "Values still sealed under a retired key: {}",
+        what: "Values that are not sealed under the primary key: {}",
         action: "Keep the retired key. `db-migrate rekey` shows what is left, and re-keys it.",
         expr: "db_layer_key_left_to_rekey",
         unit: Unit::Count,
@@ -293,7 +293,7 @@ mod tests {
     use db_migrate::Summary;
     use db_testkit::TestDb;
 
-    use super::super::readings::{Holding, KeyReading, PoolReading, Readings};
+    use super::super::readings::{Held, KeyReading, PoolReading, Readings};
     use super::*;
     use crate::{Config, Options};
 
@@ -307,8 +307,8 @@ mod tests {
         let mut before = Totals::default();
         (before.timed_out, before.shed, before.slow, before.dial_failures) = (28, 37, 14, 43);
         (before.acquired, before.queue_wait) = (100, seconds(10));
-        let holding = Holding { slow: 2, idle_in_transaction: seconds(13) };
-        PoolReading { name: "p".to_owned(), now, before, holding }
+        let held = Held { slow: 2, idle_in_transaction: seconds(13) };
+        PoolReading { name: "p".to_owned(), now, before, held }
     }
 
     #[db_testkit::test]

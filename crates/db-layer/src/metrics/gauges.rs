@@ -10,11 +10,11 @@ use db_core::{CloseReason, ErrorType, Limits, Stats, Totals};
 use db_events::EventsState;
 use db_migrate::Summary;
 use db_notify::{BusState, GapReason};
-use metrics::{Counter, Gauge, Label, counter, gauge};
+use metrics::{Counter, Gauge, IntoF64, Label, counter, gauge};
 
 use super::names::{self, Metric};
 use super::pool::pool_label;
-use crate::alerts::readings::{Holding, is_used};
+use crate::alerts::readings::{Held, is_used};
 use crate::{Db, SealingHealth};
 
 /// The handles of all gauges and counters of a database.
@@ -22,8 +22,8 @@ pub(crate) struct Gauges {
     namespace: Vec<Label>,
     pools: Vec<PoolGauges>,
     ready: Gauge,
-    /// From the first answer on.
-    clock_offset: OnceLock<Gauge>,
+    closing: Gauge,
+    clock_offset: Known,
     bus: BusGauges,
     events: EventGauges,
     /// From the first look on.
@@ -43,7 +43,8 @@ impl Gauges {
         Self {
             pools: db.all_pools().map(|pool| PoolGauges::new(pool_label(pool), pool.name())).collect(),
             ready: gauge(names::READY, &namespace),
-            clock_offset: OnceLock::new(),
+            closing: gauge(names::CLOSING, &namespace),
+            clock_offset: Known::new(names::CLOCK_OFFSET, &namespace),
             bus: BusGauges::new(&namespace),
             events: EventGauges::new(&namespace),
             migrations: OnceLock::new(),
@@ -55,12 +56,11 @@ impl Gauges {
     pub(crate) fn set(&self, db: &Db) {
         let health = db.health();
         for (gauges, pool) in self.pools.iter().zip(db.all_pools()) {
-            gauges.set(&pool.stats(), pool.limits(), Holding::of(pool), || pool.retries());
+            gauges.set(&pool.stats(), pool.limits(), Held::of(pool), || pool.retries());
         }
         self.ready.set(flag(health.is_ready()));
-        if let Some(offset) = health.clock_offset {
-            self.clock_offset.get_or_init(|| gauge(names::CLOCK_OFFSET, &self.namespace)).set(offset);
-        }
+        self.closing.set(flag(db.closing().is_cancelled()));
+        self.clock_offset.set(health.clock_offset);
         self.bus.set(&health.bus);
         self.events.set(db.events().state());
         if let Some(summary) = health.migrations {
@@ -147,7 +147,7 @@ impl PoolGauges {
         &self,
         stats: &Stats,
         limits: Limits,
-        holding: Holding,
+        held: Held,
         by_error: impl FnOnce() -> Vec<(ErrorType, u64)>,
     ) {
         let Stats { max, open, idle, in_use, repairing, waiting, totals, .. } = *stats;
@@ -170,8 +170,8 @@ impl PoolGauges {
         self.leaked.set(leaked);
         self.leaks_returned.set(totals.leaks_returned);
         self.slow.set(totals.slow);
-        self.running_slow.set(count(holding.slow));
-        self.idle_in_transaction.set(holding.idle_in_transaction);
+        self.running_slow.set(count(held.slow));
+        self.idle_in_transaction.set(held.idle_in_transaction);
         self.shed.set(shed);
         self.cancelled.set(cancelled);
         self.second_waits.set(totals.nested_acquires);
@@ -197,10 +197,9 @@ fn retries(pool: &Label, error: ErrorType) -> Total {
 }
 
 struct BusGauges {
-    labels: Vec<Label>,
-    connected: OnceLock<Gauge>,
-    heartbeat_age: OnceLock<Gauge>,
-    queue_usage: OnceLock<Gauge>,
+    connected: Known,
+    heartbeat_age: Known,
+    queue_usage: Known,
     pending: Gauge,
     topics: Gauge,
     subscribers: Gauge,
@@ -219,10 +218,9 @@ impl BusGauges {
             counter(names::BUS_GAPS, &labels)
         };
         Self {
-            labels: labels.to_vec(),
-            connected: OnceLock::new(),
-            heartbeat_age: OnceLock::new(),
-            queue_usage: OnceLock::new(),
+            connected: Known::new(names::BUS_CONNECTED, labels),
+            heartbeat_age: Known::new(names::BUS_HEARTBEAT_AGE, labels),
+            queue_usage: Known::new(names::BUS_QUEUE_USAGE, labels),
             pending: gauge(names::BUS_PENDING, labels),
             topics: gauge(names::BUS_TOPICS, labels),
             subscribers: gauge(names::BUS_SUBSCRIBERS, labels),
@@ -235,17 +233,10 @@ impl BusGauges {
     }
 
     fn set(&self, state: &BusState) {
-        if is_used(state) {
-            let connected = self.connected.get_or_init(|| gauge(names::BUS_CONNECTED, &self.labels));
-            connected.set(flag(state.is_connected()));
-        }
+        self.connected.set(is_used(state).then(|| flag(state.is_connected())));
         // Not before the first heartbeat, nor if the clock was set back meanwhile.
-        if let Some(age) = state.last_heartbeat.and_then(|at| SystemTime::elapsed(&at).ok()) {
-            self.heartbeat_age.get_or_init(|| gauge(names::BUS_HEARTBEAT_AGE, &self.labels)).set(age);
-        }
-        if let Some(usage) = state.queue_usage {
-            self.queue_usage.get_or_init(|| gauge(names::BUS_QUEUE_USAGE, &self.labels)).set(usage);
-        }
+        self.heartbeat_age.set(state.last_heartbeat.and_then(|at| SystemTime::elapsed(&at).ok()));
+        self.queue_usage.set(state.queue_usage);
         self.pending.set(count(state.pending));
         self.topics.set(count(state.topics));
         self.subscribers.set(count(state.subscribers));
@@ -264,8 +255,7 @@ struct EventGauges {
     readers: Gauge,
     pages: Total,
     head_polls: Total,
-    labels: Vec<Label>,
-    lag: OnceLock<Gauge>,
+    lag: Known,
 }
 
 impl EventGauges {
@@ -275,8 +265,7 @@ impl EventGauges {
             readers: gauge(names::EVENTS_READERS, labels),
             pages: counter(names::EVENTS_PAGES, labels),
             head_polls: counter(names::EVENTS_HEAD_POLLS, labels),
-            labels: labels.to_vec(),
-            lag: OnceLock::new(),
+            lag: Known::new(names::EVENTS_LAG, labels),
         }
     }
 
@@ -285,11 +274,7 @@ impl EventGauges {
         self.readers.set(count(state.followed));
         self.pages.set(state.pages);
         self.head_polls.set(state.head_polls);
-        if let Some(lag) = state.lag {
-            self.lag.get_or_init(|| gauge(names::EVENTS_LAG, &self.labels)).set(lag);
-        } else if let Some(gauge) = self.lag.get() {
-            gauge.set(f64::NAN);
-        }
+        self.lag.set(state.lag);
     }
 }
 
@@ -342,8 +327,7 @@ struct KeyGauges {
     alarm: Gauge,
     waits_for: Gauge,
     unknown: Gauge,
-    labels: Vec<Label>,
-    left: OnceLock<Gauge>,
+    left: Known,
 }
 
 impl KeyGauges {
@@ -356,14 +340,13 @@ impl KeyGauges {
             counter(names::KEY_FAILED, &[labels, &[reason]].concat())
         };
         Self {
-            labels: labels.to_vec(),
             sealed: counter(names::KEY_SEALED, labels),
             unsealed: counter(names::KEY_UNSEALED, labels),
             failed: Self::REASONS.map(failed),
             alarm: of(names::KEY_ALARM),
             waits_for: of(names::KEY_WAITS_FOR),
             unknown: of(names::KEY_UNKNOWN),
-            left: OnceLock::new(),
+            left: Known::new(names::KEY_LEFT, labels),
         }
     }
 
@@ -380,8 +363,31 @@ impl KeyGauges {
         self.alarm.set(flag(health.alarm.is_some()));
         self.waits_for.set(count(health.waits_for.len()));
         self.unknown.set(count(health.unknown.len()));
-        if let Some(left) = health.rekeying.as_ref().and_then(|state| state.left) {
-            self.left.get_or_init(|| gauge(names::KEY_LEFT, &self.labels)).set(left as f64);
+        let left = health.rekeying.as_ref().and_then(|state| state.left);
+        self.left.set(left.map(|left| left as f64));
+    }
+}
+
+/// A gauge whose value is not always known: it is not there before the first one, and `NaN` while it is not known any more.
+struct Known {
+    metric: Metric,
+    labels: Vec<Label>,
+    gauge: OnceLock<Gauge>,
+}
+
+impl Known {
+    fn new(metric: Metric, labels: &[Label]) -> Self {
+        Self { metric, labels: labels.to_vec(), gauge: OnceLock::new() }
+    }
+
+    fn set(&self, value: Option<impl IntoF64>) {
+        match value {
+            Some(value) => self.gauge.get_or_init(|| gauge(self.metric, &self.labels)).set(value),
+            None => {
+                if let Some(gauge) = self.gauge.get() {
+                    gauge.set(f64::NAN);
+                }
+            }
         }
     }
 }
@@ -462,14 +468,14 @@ mod tests {
         (totals.cancelled, totals.nested_acquires, totals.ambiguous, totals.stale_plans) = (11, 12, 13, 14);
         (totals.retries, totals.leaks_returned, totals.slow) = (16, 17, 18);
         let idle_in_transaction = std::time::Duration::from_secs(19);
-        let holding = Holding { slow: 20, idle_in_transaction };
+        let held = Held { slow: 20, idle_in_transaction };
         let config = Config::from_url(&db.url()).expect("an address");
         let limits = Pool::lazy(&config, PoolOptions::api()).limits().max_idle(Some(15)).min_idle(2);
         let retried = || vec![(ErrorType::CONFLICTS[1], 16)];
 
         let shown = shown(|| {
             let label = Label::new("db.client.connection.pool.name", "p");
-            PoolGauges::new(label, "p").set(&stats, limits, holding, retried);
+            PoolGauges::new(label, "p").set(&stats, limits, held, retried);
         });
 
         assert_shows(

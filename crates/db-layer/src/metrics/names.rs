@@ -108,11 +108,13 @@ metrics! {
         "Connections by state: total, idle, and callers waiting";
     READY = "db_layer.ready", Kind::Gauge, "1",
         "1 while requests can be served, else 0";
+    CLOSING = "db_layer.closing", Kind::Gauge, "1",
+        "1 while the service shuts down, else 0";
     CLOCK_OFFSET = "db_layer.clock.offset", Kind::Gauge, "s",
         "By how much the server's clock is ahead of this machine's; negative if it is behind";
 
     BUS_CONNECTED = "db_layer.bus.connected", Kind::Gauge, "1",
-        "1 while LISTEN is in force, else 0";
+        "1 while LISTEN is in force, else 0; from the first use of the bus on";
     BUS_HEARTBEAT_AGE = "db_layer.bus.heartbeat_age", Kind::Gauge, "s",
         "Time since the server last answered a heartbeat of the bus";
     BUS_QUEUE_USAGE = "db_layer.bus.queue_usage", Kind::Gauge, "1",
