@@ -5,9 +5,14 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use db_layer::db_core::{self, Class, Repeat};
+use db_layer::db_core::{self, AcquireError, AcquirePhase, Class, Repeat};
 use db_layer::{db_events, encryption::EncryptionError};
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::problem::Kind;
+
+/// The media type of Problem Details.
+pub(crate) const PROBLEM: &str = "application/problem+json";
 
 /// The detail of an answer to a request that may have been carried out. Its status is not 503 or 504: clients and proxies repeat a
 /// request after those, and it would be done twice.
@@ -16,22 +21,28 @@ const MAY_BE_DONE: &str =
 
 /// An error in a handler, as an HTTP answer.
 ///
-/// The body is Problem Details (RFC 9457): the status, its title, and a detail only if it was written for the client. The
-/// database's error goes to the log, at `error` for 500, `warn` for 503 and 504, and `debug` for the others.
+/// The body is Problem Details (RFC 9457): the kind as `type`, the status, its title, and a detail only if it was written for the client. Behind
+/// [`request_ids`](crate::request_ids), the request is its `instance`. The database's error goes to the log, at `error` for 500, `warn` for 503 and
+/// 504, and `debug` for the others.
 ///
-/// | error | status |
-/// |---|---|
-/// | a row was expected, and none was found | 404 |
-/// | a unique or exclusion constraint was violated; another constraint was | 409; 422 |
-/// | a bound value does not fit ([`Class::Value`]) | 400 |
-/// | another error of class 22, such as a division by zero, or a literal in the statement's text that does not fit | 500 |
-/// | no connection, a lost connection, a conflict, a server that is out of disk space or memory, or takes no writes any more | 503 |
-/// | a time limit has passed | 504 |
-/// | a commit whose answer was lost ([`CommitUnknown`](db_core::Error::CommitUnknown)) | 500, with the detail that it may be done |
-/// | an event log is unknown; was removed | 404; 410 |
-/// | an event log is finished, has another writer, or was rewound; a sequence number is used | 409 |
-/// | events are too many or too large; have a kind or data that cannot be stored | 413; 400 |
-/// | any other error, which is the handler's | 500 |
+/// | error | status | `type` `urn:db-axum:`… |
+/// |---|---|---|
+/// | a row was expected, and none was found | 404 | `not-found` |
+/// | a unique or exclusion constraint was violated | 409 | `taken` |
+/// | another constraint was violated | 422 | `not-allowed` |
+/// | a bound value does not fit ([`Class::Value`]) | 400 | `bad-value` |
+/// | another error of class 22, such as a division by zero, or a literal in the statement's text that does not fit | 500 | `internal` |
+/// | no connection came free in time, or too many callers wait | 503 | `overloaded` |
+/// | the server was not reached, a lost connection, a conflict, a server that is out of disk space or memory, or takes no writes any more | 503 | `unavailable` |
+/// | a time limit has passed | 504 | `timed-out` |
+/// | a commit whose answer was lost ([`CommitUnknown`](db_core::Error::CommitUnknown)) | 500, with the detail that it may be done | `may-be-done` |
+/// | an event log is unknown; was removed | 404; 410 | `no-such-log`; `log-removed` |
+/// | an event log is finished, has another writer, or was rewound; a sequence number is used | 409 | `log-conflict` |
+/// | events are too many or too large; have a kind or data that cannot be stored | 413; 400 | `event-too-large`; `bad-event` |
+/// | a body, a path or a query cannot be read ([`Json`](crate::Json), [`Path`](crate::Path), [`Query`](crate::Query)) | 400, 413, 415, 422 | `bad-request` |
+/// | an address or a method is not there ([`no_such_address`](crate::no_such_address), [`no_such_method`](crate::no_such_method)) | 404; 405 | `no-such-address`; `no-such-method` |
+/// | any other error, which is the handler's | 500 | `internal` |
+/// | [`Error::new`], [`Error::not_found`] | as given | none |
 ///
 /// 503 has `Retry-After` if nothing was done, and none if a statement may have been executed. A value that does not fit is taken for
 /// the client's by its SQLSTATE, if the server found it while the statement ran: a handler that casts values of its own should check
@@ -39,6 +50,7 @@ const MAY_BE_DONE: &str =
 #[derive(Debug)]
 pub struct Error {
     status: StatusCode,
+    kind: Option<Kind>,
     detail: Option<String>,
     retry_after: Option<u32>,
 }
@@ -46,7 +58,27 @@ pub struct Error {
 impl Error {
     /// An answer with a status, and with a sentence for the client.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: Some(detail.into()), retry_after: None }
+        Self { status, kind: None, detail: Some(detail.into()), retry_after: None }
+    }
+
+    /// The refusal of a body, a path or a query.
+    pub(crate) fn bad_request(status: StatusCode, detail: String) -> Self {
+        // A wrong use of an extractor, such as a path without parameters, is the program's mistake.
+        if status.is_server_error() {
+            tracing::error!(detail, "request failed");
+            return Self { status, kind: Some(Kind::Internal), detail: None, retry_after: None };
+        }
+        Self { kind: Some(Kind::BadRequest), ..Self::new(status, detail) }
+    }
+
+    pub(crate) fn no_such_address() -> Self {
+        let detail = "there is nothing at this address";
+        Self { kind: Some(Kind::NoSuchAddress), ..Self::not_found(detail) }
+    }
+
+    pub(crate) fn no_such_method() -> Self {
+        let detail = "this address does not have this method";
+        Self { kind: Some(Kind::NoSuchMethod), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, detail) }
     }
 
     pub(crate) fn with_retry_after(self, seconds: u32) -> Self {
@@ -64,7 +96,7 @@ impl Error {
         self.status
     }
 
-    fn of(status: StatusCode, error: &dyn std::error::Error) -> Self {
+    fn of(status: StatusCode, kind: Kind, error: &dyn std::error::Error) -> Self {
         match status {
             StatusCode::INTERNAL_SERVER_ERROR => tracing::error!(%error, "request failed"),
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
@@ -73,30 +105,39 @@ impl Error {
             _ => tracing::debug!(%error, %status, "request refused"),
         }
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
-        Self { status, detail: None, retry_after }
+        Self { status, kind: Some(kind), detail: None, retry_after }
     }
 }
 
 impl From<db_core::Error> for Error {
     fn from(error: db_core::Error) -> Self {
-        let status = match error.class() {
-            _ if error.is_not_found() => StatusCode::NOT_FOUND,
-            _ if matches!(error, db_core::Error::CommitUnknown(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+        let is_crowded =
+            |error: &AcquireError| matches!(error.phase(), AcquirePhase::Queue | AcquirePhase::Shed);
+        let (status, kind) = match error.class() {
+            _ if error.is_not_found() => (StatusCode::NOT_FOUND, Kind::NotFound),
+            _ if matches!(error, db_core::Error::CommitUnknown(_)) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, Kind::MayBeDone)
+            }
+            _ if matches!(&error, db_core::Error::Acquire(error) if is_crowded(error)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, Kind::Overloaded)
+            }
             Class::NotReached | Class::Lost | Class::Conflict | Class::Resources => {
-                StatusCode::SERVICE_UNAVAILABLE
+                (StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable)
             }
             // The server takes no writes any more, and another one will. Otherwise it is read-only by choice: the handler's error.
-            Class::ReadOnly if error.repeat() == Repeat::Later => StatusCode::SERVICE_UNAVAILABLE,
-            Class::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            Class::ReadOnly if error.repeat() == Repeat::Later => {
+                (StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable)
+            }
+            Class::TimedOut => (StatusCode::GATEWAY_TIMEOUT, Kind::TooLate),
             Class::Constraint => match error.sqlstate().as_deref() {
                 // Unique and exclusion constraints: a request with other data may succeed.
-                Some("23505" | "23P01") => StatusCode::CONFLICT,
-                _ => StatusCode::UNPROCESSABLE_ENTITY,
+                Some("23505" | "23P01") => (StatusCode::CONFLICT, Kind::Taken),
+                _ => (StatusCode::UNPROCESSABLE_ENTITY, Kind::NotAllowed),
             },
-            Class::Value => StatusCode::BAD_REQUEST,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
+            Class::Value => (StatusCode::BAD_REQUEST, Kind::BadValue),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, Kind::Internal),
         };
-        let mut answer = Self::of(status, &error);
+        let mut answer = Self::of(status, kind, &error);
         if matches!(error, db_core::Error::CommitUnknown(_)) {
             answer.detail = Some(MAY_BE_DONE.to_owned());
         }
@@ -133,8 +174,8 @@ where
     }
 }
 
-impl From<db_core::AcquireError> for Error {
-    fn from(error: db_core::AcquireError) -> Self {
+impl From<AcquireError> for Error {
+    fn from(error: AcquireError) -> Self {
         db_core::Error::from(error).into()
     }
 }
@@ -142,26 +183,30 @@ impl From<db_core::AcquireError> for Error {
 impl From<db_events::Error> for Error {
     fn from(error: db_events::Error) -> Self {
         match error {
-            db_events::Error::UnknownLog(_) => Self::of(StatusCode::NOT_FOUND, &error),
-            db_events::Error::Removed { .. } => Self::of(StatusCode::GONE, &error),
+            db_events::Error::UnknownLog(_) => Self::of(StatusCode::NOT_FOUND, Kind::NoSuchLog, &error),
+            db_events::Error::Removed { .. } => Self::of(StatusCode::GONE, Kind::LogRemoved, &error),
             db_events::Error::Finished { .. }
             | db_events::Error::Conflict { .. }
             | db_events::Error::SequenceReused { .. }
-            | db_events::Error::Rewound { .. } => Self::of(StatusCode::CONFLICT, &error),
-            db_events::Error::Size { .. } => Self::of(StatusCode::PAYLOAD_TOO_LARGE, &error),
-            db_events::Error::BadKind | db_events::Error::ReservedKind(_) | db_events::Error::Nul => {
-                Self::of(StatusCode::BAD_REQUEST, &error)
+            | db_events::Error::Rewound { .. } => Self::of(StatusCode::CONFLICT, Kind::LogConflict, &error),
+            db_events::Error::Size { .. } => {
+                Self::of(StatusCode::PAYLOAD_TOO_LARGE, Kind::EventTooLarge, &error)
             }
-            db_events::Error::TimedOut { .. } => Self::of(StatusCode::SERVICE_UNAVAILABLE, &error),
+            db_events::Error::BadKind | db_events::Error::ReservedKind(_) | db_events::Error::Nul => {
+                Self::of(StatusCode::BAD_REQUEST, Kind::BadEvent, &error)
+            }
+            db_events::Error::TimedOut { .. } => {
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable, &error)
+            }
             db_events::Error::Database { cause, .. } => cause.into(),
-            _ => Self::of(StatusCode::INTERNAL_SERVER_ERROR, &error),
+            _ => Self::of(StatusCode::INTERNAL_SERVER_ERROR, Kind::Internal, &error),
         }
     }
 }
 
 impl From<EncryptionError> for Error {
     fn from(error: EncryptionError) -> Self {
-        Self::of(StatusCode::INTERNAL_SERVER_ERROR, &error)
+        Self::of(StatusCode::INTERNAL_SERVER_ERROR, Kind::Internal, &error)
     }
 }
 
@@ -171,15 +216,31 @@ impl IntoResponse for Error {
             "title": self.status.canonical_reason().unwrap_or("Error"),
             "status": self.status.as_u16(),
         });
+        if let Some(kind) = self.kind {
+            problem["type"] = kind.uri().into();
+        }
         if let Some(detail) = self.detail {
             problem["detail"] = detail.into();
         }
         let mut response = (self.status, problem.to_string()).into_response();
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM));
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
         }
+        response.extensions_mut().insert(Problem(problem));
         response
+    }
+}
+
+/// The body of an answer that is an error, for a layer that knows more of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem(Value);
+
+impl Problem {
+    /// The body of the answer to this request.
+    pub(crate) fn with_instance(mut self, request: &str) -> String {
+        self.0["instance"] = format!("urn:db-axum:request:{request}").into();
+        self.0.to_string()
     }
 }

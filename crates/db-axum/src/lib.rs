@@ -27,7 +27,10 @@
 //! ```
 //!
 //! * [`Error`] becomes an answer: 404 for a row that is not there, 409 for a unique constraint, 503 with `Retry-After` if the
-//!   database is away, and so on. The answer has the status's title, and the log has the details.
+//!   database is away, and so on. The answer has a `type`
+//!   for programs and the status's title, and the log has the details.
+//! * [`Json`], [`Path`] and [`Query`] are axum's, and their refusals are [`Error`]s; [`no_such_address`] and [`no_such_method`] are for the
+//!   fallbacks of a router. [`request_ids`] puts an id into each request's log, answer and error.
 //! * [`sse`] answers with an event log as server-sent events, live, resumed by `Last-Event-ID`.
 //! * [`health`] has the routes for probes, people and dashboards; [`Starting`] answers the probes before there is a database.
 //! * [`monitoring`] has the routes for on-call people: alerts, who holds connections, what ran. They cannot be mounted without a guard.
@@ -39,13 +42,18 @@
 //! | `sea-orm` | no | `SeaORM`'s errors become [`Error`]s; `db.api().orm()` and `tx.orm()` of `db-layer` |
 
 mod error;
+mod extract;
 pub mod health;
 mod monitoring;
+mod problem;
+mod request_id;
 pub mod sse;
 mod starting;
 
 pub use error::Error;
+pub use extract::{Json, Path, Query, no_such_address, no_such_method};
 pub use monitoring::{Monitoring, monitoring};
+pub use request_id::{RequestId, request_ids};
 pub use starting::Starting;
 
 /// The result of a handler.

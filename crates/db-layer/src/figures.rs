@@ -77,10 +77,12 @@ impl Figures {
         }
         (self.pools, self.bus, self.events) = (pools, bus, events);
         if let Some(BusFigures { connected, subscribers, pending, sent, gaps }) = bus {
-            tracing::info!(target: "db_layer::figures", connected, subscribers, pending, sent, gaps, "bus figures");
+            let namespace = db.bus().namespace();
+            tracing::info!(target: "db_layer::figures", namespace, connected, subscribers, pending, sent, gaps, "bus figures");
         }
         if let Some(EventFigures { followers, followed, pages, lag }) = events {
-            tracing::info!(target: "db_layer::figures", followers, followed, pages, lag, "stream figures");
+            let namespace = db.bus().namespace();
+            tracing::info!(target: "db_layer::figures", namespace, followers, followed, pages, lag, "stream figures");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Errors as answers.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, State};
@@ -17,22 +18,22 @@ use crate::support::{client, open, serve};
 
 /// Runs one of the statements below, as a handler does.
 async fn run(State(db): State<Db>, Path(which): Path<usize>) -> db_axum::Result<&'static str> {
-    let (statement, _) = STATEMENTS[which];
+    let (statement, ..) = STATEMENTS[which];
     sqlx::query_scalar::<_, i32>(statement).fetch_one(db.api()).await?;
     Ok("fine")
 }
 
-const STATEMENTS: [(&str, u16); 10] = [
-    ("select 1", 200),
-    ("select 1 where false", 404),
-    ("insert into t values (1, 1) returning 1", 409),
-    ("insert into t values (2, null) returning 1", 422),
-    ("insert into t values (2, -7) returning 1", 422),
-    ("insert into child values (99) returning 1", 422),
-    ("select ('secret'::text)::int", 400),
-    ("select 1 from no_such_table", 500),
-    ("syntax error", 500),
-    ("select pg_terminate_backend(pg_backend_pid())::int", 503),
+const STATEMENTS: [(&str, u16, &str); 10] = [
+    ("select 1", 200, ""),
+    ("select 1 where false", 404, "not-found"),
+    ("insert into t values (1, 1) returning 1", 409, "taken"),
+    ("insert into t values (2, null) returning 1", 422, "not-allowed"),
+    ("insert into t values (2, -7) returning 1", 422, "not-allowed"),
+    ("insert into child values (99) returning 1", 422, "not-allowed"),
+    ("select ('secret'::text)::int", 400, "bad-value"),
+    ("select 1 from no_such_table", 500, "internal"),
+    ("syntax error", 500, "internal"),
+    ("select pg_terminate_backend(pg_backend_pid())::int", 503, "unavailable"),
 ];
 
 #[db_testkit::test]
@@ -47,7 +48,7 @@ async fn each_error_is_the_answer_it_deserves_and_tells_nothing(db: TestDb) {
     let layer = open(&db).await;
     let served = serve(Router::new().route("/{which}", get(run)).with_state(layer)).await;
 
-    for (which, (statement, status)) in STATEMENTS.iter().enumerate() {
+    for (which, (statement, status, kind)) in STATEMENTS.iter().enumerate() {
         let answer = client().get(format!("{}/{which}", served.address)).send().await.expect("an answer");
 
         assert_eq!(answer.status().as_u16(), *status, "{statement}");
@@ -57,10 +58,38 @@ async fn each_error_is_the_answer_it_deserves_and_tells_nothing(db: TestDb) {
             assert_eq!(answer.headers()["content-type"], "application/problem+json");
             let problem: Value = answer.json().await.expect("JSON");
             assert_eq!(problem["status"], *status);
-            // The status and its title, and nothing else.
-            assert_eq!(problem.as_object().expect("an object").len(), 2, "{problem}");
+            assert_eq!(problem["type"], format!("urn:db-axum:{kind}"));
+            // The kind, the status and its title, and nothing else.
+            assert_eq!(problem.as_object().expect("an object").len(), 3, "{problem}");
         }
     }
+}
+
+#[db_testkit::test]
+async fn a_crowded_pool_is_told_apart_from_a_server_that_is_away(db: TestDb) {
+    async fn one(State(db): State<Db>) -> db_axum::Result<()> {
+        sqlx::query("select 1").execute(db.api()).await?;
+        Ok(())
+    }
+    let proxy = Proxy::start(&db).expect("a proxy");
+    let config = Config::from_url(&proxy.url()).expect("the proxy's address");
+    let api = PoolOptions::api().max(1).acquire_timeout(Duration::from_millis(200)).max_waiting(Some(0));
+    let layer = db_layer::open(Options::new(config).api(api)).await.expect("an open database");
+    let served = serve(Router::new().route("/", get(one)).with_state(layer.clone())).await;
+    let kind = async || {
+        let answer = client().get(&served.address).send().await.expect("an answer");
+        (answer.status().as_u16(), answer.json::<Value>().await.expect("JSON")["type"].take())
+    };
+
+    let held = layer.api().acquire().await.expect("a connection");
+    assert_eq!(kind().await, (503, "urn:db-axum:overloaded".into()), "turned away");
+    let limits = layer.api().pool().limits().max_waiting(None);
+    layer.api().pool().set_limits(limits);
+    assert_eq!(kind().await, (503, "urn:db-axum:overloaded".into()), "after a wait");
+    drop(held);
+    proxy.refuse();
+    proxy.reset();
+    until("it is away", async || kind().await == (503, "urn:db-axum:unavailable".into())).await;
 }
 
 #[db_testkit::test]

@@ -18,7 +18,7 @@ use crate::support::{client, open, serve};
 /// What an on-call person looks at: which key is wrong, and how many values it concerns.
 #[db_testkit::test]
 async fn a_wrong_key_is_found_in_the_health_of_the_service_and_one_line_of_its_log(db: TestDb) {
-    let log = Log::of_this_process("error");
+    let log = Log::of_this_process("info");
     let columns = Columns::default();
     let iban = columns.declare::<String>("customers", "iban").key("id", KeyType::BigInt).text();
     let (right, wrong) = (Key::generate().expect("a key"), Key::generate().expect("a key"));

@@ -4,5 +4,6 @@ mod errors;
 mod health;
 mod incidents;
 mod monitoring;
+mod problems;
 mod streams;
 mod support;

@@ -8,7 +8,7 @@ use super::{Alert, Read, Rule, all};
 /// The state of all rules.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
-    /// Those whose number is above its limit, or was a while ago.
+    /// Those whose number is above its limit, or was a while ago and has raised an alert.
     seen: Vec<Seen>,
 }
 
@@ -23,8 +23,8 @@ struct Seen {
 #[derive(Debug, Clone, Copy)]
 struct State {
     value: f64,
-    /// Since when the number is above the limit without a break.
-    above_since: Option<Duration>,
+    /// Since when the number is above the limit: without a break, until the alert is raised.
+    above_since: Duration,
     last_above: Duration,
     raised: Option<SystemTime>,
 }
@@ -73,7 +73,7 @@ impl Watch {
             (None, None) => return None,
             (Some(place), _) => place,
             (None, Some(value)) => {
-                let state = State { value, above_since: None, last_above: at, raised: None };
+                let state = State { value, above_since: at, last_above: at, raised: None };
                 self.seen.push(Seen { rule, pool: pool.map(str::to_owned), state });
                 self.seen.len() - 1
             }
@@ -96,13 +96,11 @@ impl State {
     /// Whether there is still something to remember.
     fn take(&mut self, rule: &Rule, at: Duration, time: SystemTime, above: Option<f64>) -> bool {
         let Some(value) = above else {
-            self.above_since = None;
             return self.raised.is_some() && at.saturating_sub(self.last_above) < rule.keeps;
         };
         self.value = value;
         self.last_above = at;
-        let since = *self.above_since.get_or_insert(at);
-        if self.raised.is_none() && at.saturating_sub(since) >= rule.lasts {
+        if self.raised.is_none() && at.saturating_sub(self.above_since) >= rule.lasts {
             self.raised = Some(time);
         }
         true

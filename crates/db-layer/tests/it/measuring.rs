@@ -105,6 +105,22 @@ async fn each_metric_of_the_table_is_exported_and_no_other(db: TestDb) {
     assert_eq!(shown("db_layer_key_left_to_rekey", &all), Some(0.0));
 }
 
+#[db_testkit::test]
+async fn a_service_that_shuts_down_is_not_ready_and_is_meant_to_be(db: TestDb) {
+    exporter();
+    let bus = BusOptions::default().namespace("closing");
+    let options = Options::new(config(&db)).bus(bus);
+    let layer = db_layer::open(options).await.expect("an open database");
+    layer.measure();
+    let numbers =
+        || ["db_layer_ready", "db_layer_closing"].map(|name| shown(name, &[("namespace", "closing")]));
+
+    assert_eq!(numbers(), [Some(1.0), Some(0.0)]);
+    layer.closing().cancel();
+    layer.gauges();
+    assert_eq!(numbers(), [Some(0.0), Some(1.0)]);
+}
+
 /// The name and the kind that the exporter gives a metric.
 fn exported(metric: &Metric) -> (String, &'static str) {
     let name = metric.name.replace('.', "_");

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use db_embedded::Server;
 use db_layer::alerts::{self, Rule};
+use db_layer::db_notify::{Delivery, GapReason};
 use db_layer::encryption::{Key, KeySource, KeySources};
 use db_layer::{
-    BusOptions, Db, KeyOptions, MonitorOptions, NoServerCount, Options, PoolOptions, SlowSource,
+    BusOptions, Channel, Db, KeyOptions, MonitorOptions, NoServerCount, Options, PoolOptions, SlowSource,
     StatementCount, StatementCounts, Topic,
 };
 use db_testkit::{TestDb, until};
@@ -32,7 +33,7 @@ fn names(db: &Db) -> Vec<&'static str> {
 
 #[db_testkit::test]
 async fn a_pool_of_which_most_is_in_use_is_an_alert_in_the_list_and_in_the_log(db: TestDb) {
-    let log = Log::of_this_process("info");
+    let log = Log::of_this_process("trace");
     let layer = open(&db, PoolOptions::api().name("crowded"), MonitorOptions::default()).await;
     let held = try_join_all((0..8).map(|_| layer.api().acquire())).await.expect("connections");
     let more = layer.api().acquire().await.expect("a connection");
@@ -50,7 +51,7 @@ async fn a_pool_of_which_most_is_in_use_is_an_alert_in_the_list_and_in_the_log(d
 #[db_testkit::test]
 async fn an_alert_ends_when_its_reason_does(db: TestDb) {
     keys_on_record(&db).await;
-    let log = Log::of_this_process("info");
+    let log = Log::of_this_process("trace");
     let (right, wrong) = (Key::generate().expect("a key"), Key::generate().expect("a key"));
     let file = NamedTempFile::new().expect("a file");
     let write = |key: &Key| std::fs::write(file.path(), key.to_hex().expose_secret()).expect("written");
@@ -74,6 +75,25 @@ async fn an_alert_ends_when_its_reason_does(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn a_subscription_that_begins_has_lost_nothing(db: TestDb) {
+    let log = Log::of_this_process("trace");
+    let monitor = MonitorOptions::default().log_every(Duration::from_millis(1));
+    let bus = BusOptions::default().namespace("begins");
+    let options = Options::new(config(&db)).bus(bus).monitor(monitor);
+    let layer = db_layer::open(options).await.expect("an open database");
+    let mut channel = layer.bus().listen(&Channel::new("begins").expect("a channel"), 1);
+
+    let first = tokio::time::timeout(PATIENCE, channel.recv()).await.expect("in time");
+    assert!(matches!(first, Some(Delivery::Gap(gap)) if gap.reason == GapReason::Started), "{first:?}");
+    let looks = || log.count(&["bus figures", "namespace=\"begins\""]);
+    let before = looks();
+    // The first may have begun before.
+    until("a look", async || looks() > before + 1).await;
+    assert_eq!(layer.bus().state().received_gaps.of(GapReason::Started), 1);
+    assert_eq!(names(&layer), [""; 0]);
+}
+
+#[db_testkit::test]
 async fn the_clocks_are_compared(db: TestDb) {
     let layer = open(&db, PoolOptions::api(), MonitorOptions::default()).await;
 
@@ -86,7 +106,7 @@ async fn the_clocks_are_compared(db: TestDb) {
 
 #[db_testkit::test]
 async fn figures_are_logged_for_each_pool_and_left_out_by_choice_when_nothing_has_changed(db: TestDb) {
-    let log = Log::of_this_process("info");
+    let log = Log::of_this_process("trace");
     let often = MonitorOptions::default().log_every(Duration::from_millis(1));
     let never = MonitorOptions::default().log_every(Duration::ZERO);
     let loud = open(&db, PoolOptions::api().name("loud"), often).await;
