@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
+use db_axum::request_ids;
 use db_layer::{AtOpen, Db, Deadlines, Signals};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -300,4 +301,5 @@ fn router(app: App) -> Router {
         .merge(db_axum::health::routes(app.db.clone()))
         .nest("/monitoring", monitoring(&app))
         .layer(from_fn_with_state(app, guard::check))
+        .layer(from_fn(request_ids))
 }

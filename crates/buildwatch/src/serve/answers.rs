@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 
 const PAGE: &str = include_str!("../../assets/error.html");
 
+/// The media type of Problem Details.
+const PROBLEM: &str = "application/problem+json";
+
 /// The most bytes of an error's text that are read.
 const LONGEST: usize = 64 << 10;
 
@@ -72,16 +75,16 @@ pub(super) async fn give(answer: Response, form: Form) -> Response {
     }
     let (mut parts, body) = answer.into_parts();
     let said = to_bytes(body, LONGEST).await.unwrap_or_default();
-    let detail = if kind == "application/problem+json" {
-        let problem: Value = serde_json::from_slice(&said).unwrap_or_default();
-        problem["detail"].as_str().map(str::to_owned)
+    let said: Value = if kind == PROBLEM {
+        serde_json::from_slice(&said).unwrap_or_default()
     } else {
         // The messages of axum's extractors.
-        String::from_utf8(said.to_vec()).ok().filter(|text| !text.is_empty())
+        let detail = str::from_utf8(&said).ok().filter(|text| !text.is_empty());
+        problem(status, detail)
     };
     let (kind, body) = match form {
-        Form::Page => ("text/html; charset=utf-8", page(status, detail.as_deref())),
-        Form::Problem => ("application/problem+json", problem(status, detail)),
+        Form::Page => ("text/html; charset=utf-8", page(status, said["detail"].as_str())),
+        Form::Problem => (PROBLEM, said.to_string()),
     };
     parts.headers.remove(CONTENT_LENGTH);
     parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -93,12 +96,12 @@ fn title(status: StatusCode) -> &'static str {
     status.canonical_reason().unwrap_or("Error")
 }
 
-fn problem(status: StatusCode, detail: Option<String>) -> String {
+fn problem(status: StatusCode, detail: Option<&str>) -> Value {
     let mut problem = json!({ "title": title(status), "status": status.as_u16() });
     if let Some(detail) = detail {
         problem["detail"] = detail.into();
     }
-    problem.to_string()
+    problem
 }
 
 fn page(status: StatusCode, detail: Option<&str>) -> String {

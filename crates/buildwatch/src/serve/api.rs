@@ -4,16 +4,15 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{ALLOW, LOCATION, RETRY_AFTER};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Extension, Json, Router};
+use axum::{Extension, Router};
 use db_axum::sse::{self, Selection};
-use db_axum::{Error, Result};
+use db_axum::{Error, Json, Result};
 use db_layer::LogId;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -78,7 +77,6 @@ async fn body(app: &App, request: Request) -> Result<Start> {
         return Err(Error::new(StatusCode::REQUEST_TIMEOUT, detail));
     };
     read.map(|Json(start)| start)
-        .map_err(|rejection: JsonRejection| Error::new(rejection.status(), rejection.body_text()))
 }
 
 /// Errors of the database have their own answers; others become internal errors.

@@ -6,7 +6,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use db_axum::{Error, Result};
+use db_axum::{Result, no_such_address};
 
 use crate::serve::{App, api};
 
@@ -27,7 +27,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/assets/index.js", get(async || asset("text/javascript; charset=utf-8", INDEX_SCRIPT)))
         .route("/assets/build.js", get(async || asset("text/javascript; charset=utf-8", BUILD_SCRIPT)))
         .route("/assets/icon.svg", get(async || asset("image/svg+xml", ICON)))
-        .fallback(async || Error::not_found("there is nothing at this address"))
+        .fallback(no_such_address)
 }
 
 async fn build(

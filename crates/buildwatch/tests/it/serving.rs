@@ -158,6 +158,22 @@ async fn monitoring_takes_the_token_and_is_for_this_machine_where_there_is_none(
 }
 
 #[db_testkit::test]
+async fn an_error_has_a_type_for_programs_and_the_requests_id(db: TestDb) {
+    let served = serve(&Home::on(&db), &[]);
+    let ask = async |accept: &str| {
+        let request = client().get(format!("{}/nothing", served.address)).header("accept", accept);
+        let answer = request.header("x-request-id", "r-17").send().await.expect("an answer");
+        assert_eq!(answer.headers()["x-request-id"], "r-17");
+        answer.text().await.expect("a text")
+    };
+
+    let problem: Value = serde_json::from_str(&ask("application/json").await).expect("JSON");
+    assert_eq!((&problem["type"], &problem["status"]), (&"urn:db-axum:no-such-address".into(), &404.into()));
+    assert_eq!(problem["instance"], "urn:db-axum:request:r-17");
+    assert!(ask("text/html").await.starts_with("<!doctype html>"), "a page stays a page");
+}
+
+#[db_testkit::test]
 async fn pages_allow_no_script_but_their_own(db: TestDb) {
     let served = serve(&Home::on(&db), &[]);
 
