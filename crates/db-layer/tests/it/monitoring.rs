@@ -81,11 +81,12 @@ async fn a_subscription_that_begins_has_lost_nothing(db: TestDb) {
     let bus = BusOptions::default().namespace("begins");
     let options = Options::new(config(&db)).bus(bus).monitor(monitor);
     let layer = db_layer::open(options).await.expect("an open database");
+    let looks = || log.count(&["bus figures", "namespace=\"begins\""]);
+    until("a look before", async || looks() > 0).await;
     let mut channel = layer.bus().listen(&Channel::new("begins").expect("a channel"), 1);
 
     let first = tokio::time::timeout(PATIENCE, channel.recv()).await.expect("in time");
     assert!(matches!(first, Some(Delivery::Gap(gap)) if gap.reason == GapReason::Started), "{first:?}");
-    let looks = || log.count(&["bus figures", "namespace=\"begins\""]);
     let before = looks();
     // The first may have begun before.
     until("a look", async || looks() > before + 1).await;
