@@ -35,6 +35,7 @@ mod topics;
 mod tracker;
 mod tx;
 mod watchers;
+mod web;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -98,6 +99,15 @@ enum Topic {
         #[command(flatten)]
         options: Options,
         /// Run only this arm, such as `measure.10.on`, without ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
+    /// Requests over HTTP with one query, 64 clients on 10 connections, beside the same handler on sqlx's pool; and the routes of health while 200
+    /// callers keep the pool full.
+    Web {
+        #[command(flatten)]
+        options: Options,
+        /// Run only this arm, such as `web.select.ours`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
@@ -256,6 +266,10 @@ fn act() -> anyhow::Result<ExitCode> {
         }
         Topic::Measure { options, arms } => {
             let report = measure::measure(&workers()?, options.rounds(7), &arms)?;
+            (options, report)
+        }
+        Topic::Web { options, arms } => {
+            let report = web::measure(&workers()?, options.rounds(3), &arms)?;
             (options, report)
         }
         Topic::Seal { options, arms } => {
