@@ -60,6 +60,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
                 }
                 let asked = Load { tasks: 4, slice, timed: true }.run(runtime, &asking);
                 ensure!(full.health().is_ready(), "a busy service is ready");
+                ensure!(full.api().pool().stats().waiting > 0, "the pool is not full");
                 // Those who wait are dropped, and those who hold with them.
                 drop(holders);
                 asked

@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use db_axum::request_ids;
+use db_axum::{no_such_method, request_ids};
 use db_layer::{AtOpen, Db, Deadlines, Signals};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -300,6 +300,7 @@ fn router(app: App) -> Router {
         .with_state(app.clone())
         .merge(db_axum::health::routes(app.db.clone()))
         .nest("/monitoring", monitoring(&app))
+        .method_not_allowed_fallback(no_such_method)
         .layer(from_fn_with_state(app, guard::check))
         .layer(from_fn(request_ids))
 }

@@ -9,10 +9,13 @@ use db_layer::db_core::{self, AcquireError, AcquirePhase, Class, Repeat};
 use db_layer::{db_events, encryption::EncryptionError};
 use serde_json::{Value, json};
 
-use crate::problem::Kind;
+use crate::kind::Kind;
 
 /// The media type of Problem Details.
 pub(crate) const PROBLEM: &str = "application/problem+json";
+
+/// The most characters of what a refused body, path or query is told: it may quote what the client has sent.
+const LONGEST: usize = 200;
 
 /// The detail of an answer to a request that may have been carried out. Its status is not 503 or 504: clients and proxies repeat a
 /// request after those, and it would be done twice.
@@ -33,8 +36,8 @@ const MAY_BE_DONE: &str =
 /// | a bound value does not fit ([`Class::Value`]) | 400 | `bad-value` |
 /// | another error of class 22, such as a division by zero, or a literal in the statement's text that does not fit | 500 | `internal` |
 /// | no connection came free in time, or too many callers wait | 503 | `overloaded` |
-/// | the server was not reached, a lost connection, a conflict, a server that is out of disk space or memory, or takes no writes any more | 503 | `unavailable` |
-/// | a time limit has passed | 504 | `timed-out` |
+/// | the server was not reached, a lost connection, a conflict, a server that is out of disk space, memory or sessions (53…, but for 53400), or takes no writes any more, a closed pool | 503 | `unavailable` |
+/// | a time limit has passed, also of an append, which may be stored | 504 | `timed-out` |
 /// | a commit whose answer was lost ([`CommitUnknown`](db_core::Error::CommitUnknown)) | 500, with the detail that it may be done | `may-be-done` |
 /// | an event log is unknown; was removed | 404; 410 | `no-such-log`; `log-removed` |
 /// | an event log is finished, has another writer, or was rewound; a sequence number is used | 409 | `log-conflict` |
@@ -62,13 +65,34 @@ impl Error {
     }
 
     /// The refusal of a body, a path or a query.
-    pub(crate) fn bad_request(status: StatusCode, detail: String) -> Self {
+    pub(crate) fn bad_request(status: StatusCode, detail: &str) -> Self {
         // A wrong use of an extractor, such as a path without parameters, is the program's mistake.
         if status.is_server_error() {
             tracing::error!(detail, "request failed");
-            return Self { status, kind: Some(Kind::Internal), detail: None, retry_after: None };
+            return Self { status, ..Self::internal() };
         }
-        Self { kind: Some(Kind::BadRequest), ..Self::new(status, detail) }
+        let mut short: String = detail.chars().take(LONGEST).collect();
+        if short.len() < detail.len() {
+            short.push('…');
+        }
+        Self { kind: Some(Kind::BadRequest), ..Self::new(status, short) }
+    }
+
+    /// The answer while there is no database yet.
+    pub(crate) fn starting() -> Self {
+        let answer = Self::new(StatusCode::SERVICE_UNAVAILABLE, "The service is starting.");
+        Self { kind: Some(Kind::Unavailable), retry_after: Some(1), ..answer }
+    }
+
+    /// The answer where something of ours has failed, and is in the log.
+    pub(crate) fn internal() -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self { status, kind: Some(Kind::Internal), detail: None, retry_after: None }
+    }
+
+    /// The error of an answer that cannot be written.
+    pub(crate) fn unwritable(error: &serde_json::Error) -> Self {
+        Self::of(StatusCode::INTERNAL_SERVER_ERROR, Kind::Internal, error)
     }
 
     pub(crate) fn no_such_address() -> Self {
@@ -79,10 +103,6 @@ impl Error {
     pub(crate) fn no_such_method() -> Self {
         let detail = "this address does not have this method";
         Self { kind: Some(Kind::NoSuchMethod), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, detail) }
-    }
-
-    pub(crate) fn with_retry_after(self, seconds: u32) -> Self {
-        Self { retry_after: Some(seconds), ..self }
     }
 
     /// 404, with a sentence for the client.
@@ -121,6 +141,10 @@ impl From<db_core::Error> for Error {
             _ if matches!(&error, db_core::Error::Acquire(error) if is_crowded(error)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, Kind::Overloaded)
             }
+            // The service shuts down.
+            _ if matches!(&error, db_core::Error::Acquire(error) if error.phase() == AcquirePhase::Closed) => {
+                (StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable)
+            }
             Class::NotReached | Class::Lost | Class::Conflict | Class::Resources => {
                 (StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable)
             }
@@ -128,7 +152,7 @@ impl From<db_core::Error> for Error {
             Class::ReadOnly if error.repeat() == Repeat::Later => {
                 (StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable)
             }
-            Class::TimedOut => (StatusCode::GATEWAY_TIMEOUT, Kind::TooLate),
+            Class::TimedOut => (StatusCode::GATEWAY_TIMEOUT, Kind::TimedOut),
             Class::Constraint => match error.sqlstate().as_deref() {
                 // Unique and exclusion constraints: a request with other data may succeed.
                 Some("23505" | "23P01") => (StatusCode::CONFLICT, Kind::Taken),
@@ -195,8 +219,9 @@ impl From<db_events::Error> for Error {
             db_events::Error::BadKind | db_events::Error::ReservedKind(_) | db_events::Error::Nul => {
                 Self::of(StatusCode::BAD_REQUEST, Kind::BadEvent, &error)
             }
+            // What was appended may be stored.
             db_events::Error::TimedOut { .. } => {
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, Kind::Unavailable, &error)
+                Self::of(StatusCode::GATEWAY_TIMEOUT, Kind::TimedOut, &error)
             }
             db_events::Error::Database { cause, .. } => cause.into(),
             _ => Self::of(StatusCode::INTERNAL_SERVER_ERROR, Kind::Internal, &error),
@@ -242,5 +267,38 @@ impl Problem {
     pub(crate) fn with_instance(mut self, request: &str) -> String {
         self.0["instance"] = format!("urn:db-axum:request:{request}").into();
         self.0.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use db_layer::LogId;
+
+    use super::*;
+
+    fn told(error: impl Into<Error>) -> (u16, Option<&'static str>, bool) {
+        let error: Error = error.into();
+        (error.status.as_u16(), error.kind.map(Kind::uri), error.retry_after.is_some())
+    }
+
+    #[test]
+    fn errors_of_event_logs_have_the_answers_of_the_table() {
+        let log = LogId(7);
+        for (error, status, kind) in [
+            (db_events::Error::UnknownLog(log), 404, "urn:db-axum:no-such-log"),
+            (db_events::Error::Removed { log, first: None }, 410, "urn:db-axum:log-removed"),
+            (db_events::Error::BadKind, 400, "urn:db-axum:bad-event"),
+            (db_events::Error::Nul, 400, "urn:db-axum:bad-event"),
+            (db_events::Error::TimedOut { what: "append", seconds: 5 }, 504, "urn:db-axum:timed-out"),
+        ] {
+            let name = format!("{error:?}");
+            assert_eq!(told(error), (status, Some(kind), false), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_long_refusal_is_cut() {
+        let long = Error::bad_request(StatusCode::BAD_REQUEST, &"é".repeat(1000));
+        assert_eq!(long.detail.map(|detail| detail.chars().count()), Some(LONGEST + 1));
     }
 }

@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -11,16 +12,17 @@ use serde::de::DeserializeOwned;
 
 use crate::Error;
 
-/// The body of a request as JSON, and a JSON answer: [`axum::Json`], whose refusal is an [`Error`].
+/// The body of a request as JSON, and a JSON answer, as [`axum::Json`]. A body that cannot be read is refused with an [`Error`], and a value that
+/// cannot be written is 500.
 #[derive(Debug, Clone, Copy, Default)]
 #[must_use]
 pub struct Json<T>(pub T);
 
-/// The parameters of the path: [`axum::extract::Path`], whose refusal is an [`Error`].
+/// The parameters of the path, as [`axum::extract::Path`]. Those that cannot be read are refused with an [`Error`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Path<T>(pub T);
 
-/// The query: [`axum::extract::Query`], whose refusal is an [`Error`].
+/// The query, as [`axum::extract::Query`]. One that cannot be read is refused with an [`Error`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Query<T>(pub T);
 
@@ -31,7 +33,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         let taken = axum::Json::from_request(request, state).await;
         taken
             .map(|axum::Json(value)| Self(value))
-            .map_err(|why: JsonRejection| Error::bad_request(why.status(), why.body_text()))
+            .map_err(|why: JsonRejection| Error::bad_request(why.status(), &why.body_text()))
     }
 }
 
@@ -42,7 +44,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
         let taken = axum::extract::Path::from_request_parts(parts, state).await;
         taken
             .map(|axum::extract::Path(value)| Self(value))
-            .map_err(|why: PathRejection| Error::bad_request(why.status(), why.body_text()))
+            .map_err(|why: PathRejection| Error::bad_request(why.status(), &why.body_text()))
     }
 }
 
@@ -53,13 +55,16 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
         let taken = axum::extract::Query::from_request_parts(parts, state).await;
         taken
             .map(|axum::extract::Query(value)| Self(value))
-            .map_err(|why: QueryRejection| Error::bad_request(why.status(), why.body_text()))
+            .map_err(|why: QueryRejection| Error::bad_request(why.status(), &why.body_text()))
     }
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
-        axum::Json(self.0).into_response()
+        match serde_json::to_vec(&self.0) {
+            Ok(body) => ([(CONTENT_TYPE, "application/json")], body).into_response(),
+            Err(error) => Error::unwritable(&error).into_response(),
+        }
     }
 }
 
@@ -91,7 +96,8 @@ pub async fn no_such_address() -> Error {
 }
 
 /// The answer to a method that an address does not have, for
-/// [`Router::method_not_allowed_fallback`](axum::Router::method_not_allowed_fallback): 405. axum adds `Allow`.
+/// [`Router::method_not_allowed_fallback`](axum::Router::method_not_allowed_fallback): 405. axum adds `Allow`, and gives it to
+/// the routes that are there when it is called.
 pub async fn no_such_method() -> Error {
     Error::no_such_method()
 }

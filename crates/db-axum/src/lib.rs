@@ -1,8 +1,8 @@
 //! Database errors, event streams and health, for axum handlers.
 //!
 //! ```
-//! use axum::Json;
-//! use axum::extract::{Path, State};
+//! use axum::extract::State;
+//! use db_axum::{Json, Path};
 //! use db_layer::Db;
 //!
 //! async fn rename(State(db): State<Db>, Path(id): Path<i64>, Json(name): Json<String>) -> db_axum::Result<()> {
@@ -29,7 +29,7 @@
 //! * [`Error`] becomes an answer: 404 for a row that is not there, 409 for a unique constraint, 503 with `Retry-After` if the
 //!   database is away, and so on. The answer has a `type`
 //!   for programs and the status's title, and the log has the details.
-//! * [`Json`], [`Path`] and [`Query`] are axum's, and their refusals are [`Error`]s; [`no_such_address`] and [`no_such_method`] are for the
+//! * [`Json`], [`Path`] and [`Query`] do what axum's do, and their refusals are [`Error`]s; [`no_such_address`] and [`no_such_method`] are for the
 //!   fallbacks of a router. [`request_ids`] puts an id into each request's log, answer and error.
 //! * [`sse`] answers with an event log as server-sent events, live, resumed by `Last-Event-ID`.
 //! * [`health`] has the routes for probes, people and dashboards; [`Starting`] answers the probes before there is a database.
@@ -44,8 +44,8 @@
 mod error;
 mod extract;
 pub mod health;
+mod kind;
 mod monitoring;
-mod problem;
 mod request_id;
 pub mod sse;
 mod starting;

@@ -8,7 +8,6 @@ use std::panic::AssertUnwindSafe;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{Route, get, post};
@@ -56,7 +55,7 @@ use crate::Error;
 /// | `/connections/pool` | `{database: {utilizationPercent, activeConnections, maxConnections, isHealthy}, redis, pools}`: `pools` has each pool with its limits and totals |
 /// | `/connections/alerts` | `{alerts, count, timestamp}`: the alerts that are raised, each as a line |
 /// | `/alerts` | the same with name, severity, number, what to do, and since when |
-/// | `/database/slow-queries` | the statements that took longest, by `pg_stat_statements` if it can be read, else as this process has counted them; `?limit=` [20] |
+/// | `/database/slow-queries` | the statements that took longest, by `pg_stat_statements` if it can be read, else as this process has counted them; `?limit=`, 20 unless it says |
 /// | `/holders` | who holds connections: line, time, whether in a transaction, statement |
 /// | `/statements` | what ran: calls, times, rows, errors, and the lines that asked |
 /// | `/statements/reset` | `POST`: count anew |
@@ -127,6 +126,6 @@ async fn answer_panics(request: Request, next: Next) -> Response {
     answer.unwrap_or_else(|_| {
         // The hook of panics has written the message.
         tracing::error!(path, "a guard or a route of monitoring has panicked");
-        Error::new(StatusCode::INTERNAL_SERVER_ERROR, "the guard of this route has failed").into_response()
+        Error::internal().into_response()
     })
 }

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -42,8 +42,9 @@ impl RequestId {
 }
 
 /// A middleware that gives each request an id: that of its header `x-request-id`, or a new one if there is none or it is not fit to be in a log.
-/// The id is in the answer's header, in the `instance` of a problem, in the span `request` of everything that is logged meanwhile, and a
-/// [`RequestId`] among the request's extensions.
+/// The id is in the answer's header, in the `instance` of a problem, in the span `request` of what is logged until the answer begins, and a
+/// [`RequestId`] among the request's extensions. A client that sends an id chooses it, and may send the same one again: let a proxy in front set
+/// it if that matters.
 ///
 /// ```
 /// use axum::Router;
@@ -55,11 +56,14 @@ impl RequestId {
 /// ```
 pub async fn request_ids(mut request: Request, next: Next) -> Response {
     let id = RequestId::of(request.headers());
-    let span = tracing::info_span!("request", id = id.as_str());
+    // Of the highest level, or a filter for warnings would leave it out, and the lines that matter would have no id.
+    let span = tracing::error_span!("request", id = id.as_str());
     request.extensions_mut().insert(id.clone());
     let mut answer = next.run(request).instrument(span).await;
     // Unless a layer in between has given it another form.
-    let is_problem = answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM);
+    let headers = answer.headers();
+    let is_problem = headers.get(CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM)
+        && !headers.contains_key(CONTENT_ENCODING);
     if let Some(problem) = answer.extensions_mut().remove::<Problem>().filter(|_| is_problem) {
         answer.headers_mut().remove(CONTENT_LENGTH);
         *answer.body_mut() = Body::from(problem.with_instance(id.as_str()));

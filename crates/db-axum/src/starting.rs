@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use db_layer::Startup;
 use tower_service::Service;
@@ -71,8 +70,6 @@ async fn answer(State(starting): State<Starting>, request: Request) -> Response 
             health::startup(&starting.startup, request.headers())
         }
         "/health/db" => health::no_database(),
-        _ => Error::new(StatusCode::SERVICE_UNAVAILABLE, "The service is starting.")
-            .with_retry_after(1)
-            .into_response(),
+        _ => Error::starting().into_response(),
     }
 }

@@ -54,36 +54,33 @@ impl Figures {
         }
         let pools: Vec<Stats> = db.all_pools().map(Pool::stats).collect();
         let bus = db.bus().state();
-        let bus = Some(BusFigures {
+        let bus = BusFigures {
             connected: bus.is_connected(),
             subscribers: bus.subscribers,
             pending: bus.pending,
             sent: bus.sent,
             gaps: bus.gaps,
-        });
+        };
         let state = db.events().state();
-        let events = Some(EventFigures {
+        let events = EventFigures {
             followers: state.followers,
             followed: state.followed,
             pages: state.pages,
             lag: state.lag.map(|lag| lag.as_secs_f64()),
-        });
-        if quiet && (&pools, bus, events) == (&self.pools, self.bus, self.events) {
+        };
+        if quiet && (&pools, Some(bus), Some(events)) == (&self.pools, self.bus, self.events) {
             return;
         }
         self.pools.resize(pools.len(), Stats::default());
         for ((pool, stats), before) in db.all_pools().zip(&pools).zip(&self.pools) {
             log(pool, stats, &before.totals);
         }
-        (self.pools, self.bus, self.events) = (pools, bus, events);
-        if let Some(BusFigures { connected, subscribers, pending, sent, gaps }) = bus {
-            let namespace = db.bus().namespace();
-            tracing::info!(target: "db_layer::figures", namespace, connected, subscribers, pending, sent, gaps, "bus figures");
-        }
-        if let Some(EventFigures { followers, followed, pages, lag }) = events {
-            let namespace = db.bus().namespace();
-            tracing::info!(target: "db_layer::figures", namespace, followers, followed, pages, lag, "stream figures");
-        }
+        (self.pools, self.bus, self.events) = (pools, Some(bus), Some(events));
+        let namespace = db.bus().namespace();
+        let BusFigures { connected, subscribers, pending, sent, gaps } = bus;
+        tracing::info!(target: "db_layer::figures", namespace, connected, subscribers, pending, sent, gaps, "bus figures");
+        let EventFigures { followers, followed, pages, lag } = events;
+        tracing::info!(target: "db_layer::figures", namespace, followers, followed, pages, lag, "stream figures");
     }
 }
 

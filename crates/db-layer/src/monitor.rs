@@ -127,7 +127,7 @@ fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
 
 impl Db {
     /// The [alerts](crate::alerts) that are raised, as the last look of the monitor has found. It looks every 2 s, until the pools
-    /// are closed.
+    /// begin to close.
     #[must_use]
     pub fn alerts(&self) -> Vec<Alert> {
         lock(&self.monitor().watch).alerts()

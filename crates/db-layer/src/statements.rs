@@ -176,7 +176,7 @@ impl Table {
             self.by_form.insert(form, place);
             place
         });
-        if self.by_text.len() >= self.most * TEXTS {
+        if self.by_text.len() >= self.most.saturating_mul(TEXTS) {
             self.by_text.clear();
         }
         self.by_text.insert(text, place);

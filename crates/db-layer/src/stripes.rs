@@ -1,4 +1,4 @@
-//! State of which each thread has its own part: what two cores write in turns costs more than what is written.
+//! State in parts, so that few threads share one: what two cores write in turns costs more than what is written.
 
 use std::array;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -37,11 +37,33 @@ impl<T> Stripes<T> {
     }
 }
 
-/// The place of this thread's part, by the address of a thread-local: those of two threads are pages apart.
+/// The place of this thread's part, by the address of a thread-local.
 fn place() -> usize {
     thread_local!(static MARK: u8 = const { 0 });
-    let address = MARK.with(|mark| std::ptr::from_ref(mark).addr());
-    // The upper bits of the product depend on all bits of the address.
-    let mixed = (address as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (u64::BITS - PARTS.ilog2());
-    usize::try_from(mixed).unwrap_or_default()
+    place_of(MARK.with(|mark| std::ptr::from_ref(mark).addr()))
+}
+
+/// The addresses of threads that begin one after the other are a stack of some MiB apart, and often a guard page. Both turn into different
+/// parts.
+fn place_of(address: usize) -> usize {
+    (address >> 12).wrapping_add(address >> 20) % PARTS
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn threads_that_begin_one_after_the_other_have_different_parts() {
+        let parts = |apart: usize| {
+            let places: HashSet<_> = (0..PARTS).map(|n| place_of(0x7f12_3400_06b8 + n * apart)).collect();
+            places.len()
+        };
+
+        assert_eq!([0x20_1000, 0x80_1000, 0x10_1000, 0x1000].map(parts), [8, 8, 4, 8]);
+        // Without a guard page.
+        assert_eq!([0x20_0000, 0x10_0000].map(parts), [4, 8]);
+    }
 }

@@ -69,8 +69,10 @@ pub(super) async fn give(answer: Response, form: Form) -> Response {
     let status = answer.status();
     let kind =
         answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
-    // /health/ready answers JSON of its own.
-    if !(status.is_client_error() || status.is_server_error()) || kind == "application/json" {
+    // The routes of health answer JSON of their own.
+    if !(status.is_client_error() || status.is_server_error())
+        || matches!(&*kind, "application/json" | "application/health+json")
+    {
         return answer;
     }
     let (mut parts, body) = answer.into_parts();

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRequest, Path, Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{ALLOW, LOCATION, RETRY_AFTER};
 use axum::middleware::from_fn_with_state;
@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use db_axum::sse::{self, Selection};
-use db_axum::{Error, Json, Result};
+use db_axum::{Error, Json, Path, Result};
 use db_layer::LogId;
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -1,12 +1,12 @@
 //! The pages, built into the program.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use db_axum::{Result, no_such_address};
+use db_axum::{Path, Result, no_such_address};
 
 use crate::serve::{App, api};
 

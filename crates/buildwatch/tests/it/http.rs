@@ -231,6 +231,7 @@ async fn errors_are_pages_for_people_and_problems_for_programs(db: TestDb) {
                 let problem: Value = serde_json::from_str(&text).expect("JSON");
                 assert_eq!(problem["status"], status, "{text}");
                 assert!(problem["title"].as_str().is_some_and(|title| !title.is_empty()), "{text}");
+                assert!(problem["instance"].is_string(), "{path}: {text}");
             }
         }
     }

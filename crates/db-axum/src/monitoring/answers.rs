@@ -105,7 +105,7 @@ pub(super) async fn slow_queries(
 ) -> Result<Response, Error> {
     let bad = || {
         let detail = format!("`limit` must be a number from 1 to {MOST_SLOW_QUERIES}");
-        Error::new(StatusCode::BAD_REQUEST, detail)
+        Error::bad_request(StatusCode::BAD_REQUEST, &detail)
     };
     let limit = limit.map_err(|_| bad())?.0.limit.unwrap_or(SLOW_QUERIES);
     if !(1..=MOST_SLOW_QUERIES).contains(&limit) {

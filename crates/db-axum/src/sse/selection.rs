@@ -183,5 +183,5 @@ fn number<N: std::str::FromStr>(text: &str) -> Option<N> {
 }
 
 fn bad(detail: &str) -> Error {
-    Error::new(StatusCode::BAD_REQUEST, detail)
+    Error::bad_request(StatusCode::BAD_REQUEST, detail)
 }

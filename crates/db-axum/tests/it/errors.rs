@@ -23,7 +23,7 @@ async fn run(State(db): State<Db>, Path(which): Path<usize>) -> db_axum::Result<
     Ok("fine")
 }
 
-const STATEMENTS: [(&str, u16, &str); 10] = [
+const STATEMENTS: [(&str, u16, &str); 12] = [
     ("select 1", 200, ""),
     ("select 1 where false", 404, "not-found"),
     ("insert into t values (1, 1) returning 1", 409, "taken"),
@@ -33,6 +33,8 @@ const STATEMENTS: [(&str, u16, &str); 10] = [
     ("select ('secret'::text)::int", 400, "bad-value"),
     ("select 1 from no_such_table", 500, "internal"),
     ("syntax error", 500, "internal"),
+    ("do $$ begin raise sqlstate '53100'; end $$", 503, "unavailable"),
+    ("do $$ begin raise sqlstate '53400'; end $$", 500, "internal"),
     ("select pg_terminate_backend(pg_backend_pid())::int", 503, "unavailable"),
 ];
 

@@ -1,7 +1,12 @@
 //! What clients are told of requests that cannot be read, and of which request it was.
 
+use std::collections::HashMap;
+
 use axum::Router;
-use axum::middleware::from_fn;
+use axum::extract::Request;
+use axum::http::HeaderValue;
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
 use axum::routing::{get, post};
 use db_axum::{Json, Path, Query, Result, no_such_address, no_such_method, request_ids};
 use harness::Log;
@@ -24,6 +29,38 @@ async fn show(Path(id): Path<i64>, Query(order): Query<Order>) -> Result<Json<i6
         return Err(sqlx::Error::PoolClosed.into());
     }
     Ok(Json(id + order.item))
+}
+
+/// A layer that compresses looks like this to those around it.
+async fn compressed(request: Request, next: Next) -> Response {
+    let mut answer = next.run(request).await;
+    answer.headers_mut().insert("content-encoding", HeaderValue::from_static("gzip"));
+    answer
+}
+
+#[tokio::test]
+async fn what_another_layer_has_encoded_is_left_alone() {
+    let routes =
+        Router::new().fallback(no_such_address).layer(from_fn(compressed)).layer(from_fn(request_ids));
+    let served = serve(routes).await;
+
+    let answer = client().get(&served.address).send().await.expect("an answer");
+
+    assert!(answer.headers().contains_key("x-request-id"));
+    let body = answer.text().await.expect("a text");
+    assert!(body.contains("no-such-address") && !body.contains("instance"), "{body}");
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_written_is_a_problem() {
+    let keys: HashMap<(i32, i32), i32> = HashMap::from([((1, 2), 3)]);
+    let routes = Router::new().route("/", get(async move || Json(keys.clone())));
+    let served = serve(routes.layer(from_fn(request_ids))).await;
+
+    let Answer { status, body, .. } = ask(client().get(&served.address)).await;
+
+    assert_eq!((status, &body["type"]), (500, &json!("urn:db-axum:internal")));
+    assert!(body["detail"].is_null(), "{body}");
 }
 
 async fn service() -> Served {

@@ -62,12 +62,12 @@ async fn an_alert_ends_when_its_reason_does(db: TestDb) {
     let options = Options::new(config(&db)).bus(bus).keys(keys).holding(holding);
     let layer = db_layer::open(options).await.expect("an open database");
     until("a look", async || layer.health().clock_offset.is_some()).await;
-    assert_eq!(names(&layer), [""; 0], "all is well");
+    assert!(!names(&layer).contains(&"EncryptionKeys"), "all is well");
 
     write(&wrong);
-    until("an alert", async || names(&layer) == ["EncryptionKeys"]).await;
+    until("an alert", async || names(&layer).contains(&"EncryptionKeys")).await;
     write(&right);
-    until("its end", async || layer.alerts().is_empty()).await;
+    until("its end", async || !names(&layer).contains(&"EncryptionKeys")).await;
 
     let of = |parts: &[&str]| log.count(&[parts, &["EncryptionKeys", "namespace=\"keys\""]].concat());
     until("its lines", async || of(&["INFO", "alert cleared"]) == 1).await;
@@ -91,7 +91,7 @@ async fn a_subscription_that_begins_has_lost_nothing(db: TestDb) {
     // The first may have begun before.
     until("a look", async || looks() > before + 1).await;
     assert_eq!(layer.bus().state().received_gaps.of(GapReason::Started), 1);
-    assert_eq!(names(&layer), [""; 0]);
+    assert!(!names(&layer).contains(&"NotificationsLost"), "{:?}", layer.alerts());
 }
 
 #[db_testkit::test]
