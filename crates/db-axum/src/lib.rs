@@ -1,4 +1,4 @@
-//! Database errors, event streams and health, for axum handlers.
+//! Database errors, event streams, health and monitoring, for axum handlers.
 //!
 //! ```
 //! use axum::extract::State;

@@ -95,6 +95,23 @@ async fn a_crowded_pool_is_told_apart_from_a_server_that_is_away(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn a_request_that_comes_while_the_pools_close_is_503(db: TestDb) {
+    async fn one(State(db): State<Db>) -> db_axum::Result<()> {
+        sqlx::query("select 1").execute(db.api()).await?;
+        Ok(())
+    }
+    let layer = open(&db).await;
+    let served = serve(Router::new().route("/", get(one)).with_state(layer.clone())).await;
+    layer.shutdown(Duration::from_secs(5)).await;
+
+    let answer = client().get(&served.address).send().await.expect("an answer");
+
+    assert_eq!(answer.status().as_u16(), 503);
+    let problem: Value = answer.json().await.expect("JSON");
+    assert_eq!(problem["type"], "urn:db-axum:unavailable");
+}
+
+#[db_testkit::test]
 async fn a_statement_that_took_too_long_is_504(db: TestDb) {
     async fn slow(State(db): State<Db>) -> db_axum::Result<()> {
         db.api()

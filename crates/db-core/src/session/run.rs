@@ -238,11 +238,7 @@ impl Session {
     /// The error of an answer that did not arrive in time. Logs it, too.
     fn timed_out(&mut self, timing: &StatementTiming, sql: &SqlStr, limit: WaitLimit) -> sqlx::Error {
         let error = self.expired(limit).into();
-        let now = Instant::now();
-        if self.inner.tracks() && !self.once {
-            self.live().session.statement_finished(now);
-        }
-        self.report(now, timing, sql, Some(&error));
+        self.report(Instant::now(), timing, sql, Some(&error));
         error
     }
 
@@ -256,7 +252,7 @@ impl Session {
         timing
     }
 
-    /// Clears the in-flight flag, updates the tracker, and writes the log.
+    /// Clears the in-flight flag, and records the end.
     pub(super) fn finish_statement(
         &mut self,
         timing: &StatementTiming,
@@ -272,13 +268,10 @@ impl Session {
         if !self.state.is_lost() {
             self.live_mut().last_seen = now;
         }
-        if self.inner.tracks() && !self.once {
-            self.live().session.statement_finished(now);
-        }
         self.report(now, timing, sql, error);
     }
 
-    /// Writes the log, and tells the observers.
+    /// Records the end of a statement, or that nobody waits for it any more: in the tracker, in the log, and for the observers.
     pub(super) fn report(
         &self,
         now: Instant,
@@ -286,6 +279,9 @@ impl Session {
         sql: &SqlStr,
         error: Option<&sqlx::Error>,
     ) {
+        if self.inner.tracks() && !self.once {
+            self.live().session.statement_finished(now);
+        }
         let (at, name, sql) = (self.at, self.name, sql.as_str());
         let is_slow = timing.log(now, &self.inner.options, at, name, sql, error);
         if is_slow {

@@ -247,7 +247,7 @@ const RULES: &[Rule] = &[
         name: "RetiredKeyInUse",
         severity: Severity::Warning,
         what: "Values that are not sealed under the primary key: {}",
-        action: "Keep the retired key. `db-migrate rekey` shows what is left, and re-keys it.",
+        action: "Keep the retired key. Re-keying goes on in the background, and the log says why if it does not; the program's own `rekey` does it now.",
         expr: "db_layer_key_left_to_rekey",
         unit: Unit::Count,
         above: 0.0,

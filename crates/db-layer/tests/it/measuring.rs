@@ -106,6 +106,18 @@ async fn each_metric_of_the_table_is_exported_and_no_other(db: TestDb) {
 }
 
 #[db_testkit::test]
+async fn the_name_of_a_pool_breaks_no_line(db: TestDb) {
+    let layer = measured(&db, pool("a \"quoted\\ name\nof two lines")).await;
+    sqlx::query("select 1").execute(layer.api()).await.expect("an answer");
+    layer.gauges();
+
+    let text = exporter().render();
+    let name = r#"db_client_connection_pool_name="a \"quoted\\ name\nof two lines""#;
+    assert!(text.contains(&format!("db_client_connection_max{{{name}}} 2\n")), "{text}");
+    assert!(!text.lines().any(|line| line.starts_with("of two lines")));
+}
+
+#[db_testkit::test]
 async fn a_service_that_shuts_down_is_not_ready_and_is_meant_to_be(db: TestDb) {
     exporter();
     let bus = BusOptions::default().namespace("closing");
