@@ -312,8 +312,12 @@ pub enum AcquirePhase {
     Dial,
     /// The idle connections did not answer a ping.
     Verify,
-    /// Nothing: [`max_waiting`](crate::PoolOptions::max_waiting) callers were waiting already.
+    /// Nothing: [`max_waiting`](crate::PoolOptions::max_waiting) callers were waiting already. A [patient](crate::Handle::patient) caller may
+    /// have waited until another took its place.
     Shed,
+    /// All connections were in use, and for a whole [`queue_interval`](crate::PoolOptions::queue_interval) everybody had waited for longer
+    /// than [`queue_target`](crate::PoolOptions::queue_target).
+    Overloaded,
     /// Nothing: the pool is closed for good.
     Closed,
 }
@@ -373,7 +377,7 @@ impl AcquireError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self.0.phase {
-            AcquirePhase::Queue | AcquirePhase::Shed => {
+            AcquirePhase::Queue | AcquirePhase::Shed | AcquirePhase::Overloaded => {
                 Some(self.0.queue_time.clamp(Duration::from_secs(1), Duration::from_secs(30)))
             }
             AcquirePhase::Dial | AcquirePhase::Verify => Some(Duration::from_secs(1)),
@@ -405,6 +409,11 @@ impl fmt::Display for AcquireError {
                 f,
                 "pool `{pool}`: rejected immediately: {in_use} of {max} in use and {waiting} already waiting \
                  (max_waiting reached)"
+            ),
+            AcquirePhase::Overloaded => write!(
+                f,
+                "pool `{pool}`: rejected after {waited:.1} s: everybody waits for longer than queue_target, {in_use} of {max} in \
+                 use, {waiting} more waiting"
             ),
             AcquirePhase::Closed => {
                 return write!(f, "pool `{pool}` is closed (acquire at {at})");

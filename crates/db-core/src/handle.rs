@@ -10,6 +10,7 @@ use crate::call_site::CallSite;
 use crate::deadline::within;
 use crate::encryption::Keys;
 use crate::observer::Retried;
+use crate::pool::Lane;
 use crate::retry::{Classify, Pauses};
 use crate::tracker::Caller;
 use crate::{AcquireError, Class, Conn, Error, ErrorType, Pool, Tx, TxOptions, TxRetry};
@@ -82,6 +83,39 @@ impl Handle {
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.caller.acquire_timeout = timeout;
         self
+    }
+
+    /// Serves this handle before others when callers wait: for work that must not be late, such as a payment, and that is rare. Every fourth
+    /// connection goes to the caller of another lane that has waited for longest, so that nobody starves.
+    ///
+    /// ```
+    /// # async fn example(db: db_core::Pool) -> Result<(), db_core::Error> {
+    /// sqlx::query("insert into payments default values").execute(db.handle().urgent()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn urgent(mut self) -> Self {
+        self.caller.lane = Lane::Urgent;
+        self
+    }
+
+    /// Serves this handle after others when callers wait, and refuses it first: for work that can be done later, such as a report. With
+    /// [`max_waiting`](crate::PoolOptions::max_waiting) callers in the queue, others take the place of the patient one that came last, and
+    /// after [`queue_target`](crate::PoolOptions::queue_target) it is refused in half the time. Every fourth connection goes to the caller
+    /// of another lane that has waited for longest, so that nobody starves.
+    #[must_use]
+    pub fn patient(mut self) -> Self {
+        self.caller.lane = Lane::Patient;
+        self
+    }
+
+    /// Whether a caller would be refused if it came now, and why: for a layer in front of work that costs something before it needs a
+    /// connection, such as reading a request's body. Beside the pool's own rules, a caller is refused whose wait, estimated from recent
+    /// checkouts, is longer than the one for which it would be refused in the end. `None` reserves no place.
+    #[must_use]
+    pub fn would_be_refused(&self) -> Option<AcquireError> {
+        self.pool.would_refuse(self.caller)
     }
 
     /// Acquires an idle connection; `None` if there is none. It neither joins the queue nor has a connection dialled. As

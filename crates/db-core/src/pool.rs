@@ -36,6 +36,8 @@ pub use warm::WarmUpError;
 pub(crate) use acquire::{acquire, try_acquire};
 pub(crate) use driver::Driver;
 pub(crate) use live::{CheckedOut, Live};
+pub(crate) use state::Lane;
+
 pub(crate) use repair::{CANCEL_AFTER, MAX_ABANDONED, drain, forget_statements, is_in_transaction, status};
 
 /// A connection that does not answer a ping within this time is replaced.
@@ -51,8 +53,8 @@ const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
 /// [holders](Pool::holders), errors and the log; a [handle](Pool::handle) has one.
 ///
 /// Idle connections are a stack: the most recently returned connection is taken first, so that few are kept busy and the rest may
-/// close. Callers that find no idle connection wait in one first-come, first-served queue, and a returned connection goes to the
-/// first of them. Returning a connection costs no round trip.
+/// close. Callers that find no idle connection wait in one queue, first come, first served but for [urgent](Handle::urgent) and
+/// [patient](Handle::patient) ones, and a returned connection goes to the first of them. Returning a connection costs no round trip.
 #[derive(Debug, Clone)]
 pub struct Pool {
     inner: Arc<Shared>,
@@ -244,6 +246,10 @@ impl Pool {
 
     pub(crate) fn options(&self) -> &PoolOptions {
         &self.inner.options
+    }
+
+    pub(crate) fn would_refuse(&self, caller: Caller) -> Option<AcquireError> {
+        acquire::would_refuse(&self.inner, caller)
     }
 
     pub(crate) fn try_acquire(&self, caller: Caller) -> impl Future<Output = Option<Conn>> + Send + use<> {

@@ -49,6 +49,15 @@ pub struct PoolOptions {
     /// A good limit is the number of callers that the pool serves in the longest acceptable wait: 250 for 10 connections that are held
     /// for 20 ms each, and a wait of half a second.
     pub max_waiting: Option<u32>,
+    /// The wait for a connection that is good enough. When everybody who got one had waited for longer during a whole
+    /// [`queue_interval`](Self::queue_interval), callers that have waited for twice the target are rejected, until somebody waits for less:
+    /// as many are served as before, but soon enough for clients that still listen. A short burst rejects nobody. `None`, the default,
+    /// sets no target. Callers for whom a connection is or may be dialled are not rejected.
+    ///
+    /// A good target is a tenth of the time for which clients wait: 100 ms for a second.
+    pub queue_target: Option<Duration>,
+    /// How long everybody must have waited for longer than [`queue_target`](Self::queue_target) before callers are rejected (default 2 s).
+    pub queue_interval: Duration,
     /// How long a caller waits for a connection: queueing, dialling and the ping together.
     pub acquire_timeout: Duration,
     /// A connection that is not used for this long is closed.
@@ -184,6 +193,8 @@ impl PoolOptions {
             max_idle: None,
             min_idle: 0,
             max_waiting: None,
+            queue_target: None,
+            queue_interval: Duration::from_secs(2),
             acquire_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
             max_lifetime: Duration::from_mins(30),
@@ -330,6 +341,8 @@ impl PoolOptions {
             max_idle: self.max_idle,
             min_idle: self.min_idle,
             max_waiting: self.max_waiting,
+            queue_target: self.queue_target,
+            queue_interval: self.queue_interval,
         }
     }
 }
@@ -347,4 +360,8 @@ pub struct Limits {
     pub min_idle: u32,
     /// See [`PoolOptions::max_waiting`]. A lower limit does not reject callers that wait already.
     pub max_waiting: Option<u32>,
+    /// See [`PoolOptions::queue_target`].
+    pub queue_target: Option<Duration>,
+    /// See [`PoolOptions::queue_interval`].
+    pub queue_interval: Duration,
 }

@@ -60,7 +60,9 @@ impl Classify for AcquireError {
     fn retry_class(&self) -> Option<Class> {
         match self.phase() {
             AcquirePhase::Dial | AcquirePhase::Verify => Some(Class::NotReached),
-            AcquirePhase::Queue | AcquirePhase::Shed | AcquirePhase::Closed => None,
+            AcquirePhase::Queue | AcquirePhase::Shed | AcquirePhase::Overloaded | AcquirePhase::Closed => {
+                None
+            }
         }
     }
 }

@@ -41,7 +41,8 @@ pub struct Totals {
     pub returned: u64,
     /// Callers that got no connection within their time limit.
     pub timed_out: u64,
-    /// Callers that were rejected immediately because [`max_waiting`](crate::PoolOptions::max_waiting) callers waited already.
+    /// Callers that were rejected because [`max_waiting`](crate::PoolOptions::max_waiting) callers waited already, or because everybody waited
+    /// for longer than [`queue_target`](crate::PoolOptions::queue_target).
     pub shed: u64,
     /// Connections dialled.
     pub dialled: u64,

@@ -10,6 +10,7 @@ use sqlx::SqlStr;
 
 use crate::call_site::CallSite;
 use crate::cancels::Cancels;
+use crate::pool::Lane;
 use crate::pool_options::{PoolOptions, Tracking};
 use crate::sql;
 
@@ -68,6 +69,7 @@ pub(crate) struct Caller {
     pub(crate) leak_after: Duration,
     pub(crate) slow_statement: Duration,
     pub(crate) acquire_timeout: Duration,
+    pub(crate) lane: Lane,
 }
 
 impl Caller {
@@ -79,6 +81,7 @@ impl Caller {
             leak_after: options.leak_after,
             slow_statement: options.slow_statement,
             acquire_timeout: options.acquire_timeout,
+            lane: Lane::default(),
         }
     }
 }

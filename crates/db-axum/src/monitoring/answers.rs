@@ -209,7 +209,7 @@ impl Sum {
 
 fn one_pool(pool: &Pool) -> Value {
     let Stats { max, open, idle, in_use, repairing, dialling, waiting, totals, .. } = pool.stats();
-    let Limits { max_idle, min_idle, max_waiting, .. } = pool.limits();
+    let Limits { max_idle, min_idle, max_waiting, queue_target, queue_interval, .. } = pool.limits();
     json!({
         "name": pool.name(),
         "max": max,
@@ -222,6 +222,8 @@ fn one_pool(pool: &Pool) -> Value {
         "max_idle": max_idle,
         "min_idle": min_idle,
         "max_waiting": max_waiting,
+        "queue_target_ms": queue_target.map(ms),
+        "queue_interval_ms": ms(queue_interval),
         "max_sessions": pool.max_sessions(),
         "totals": all_totals(&totals),
     })

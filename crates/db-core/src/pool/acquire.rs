@@ -7,11 +7,11 @@ use sqlx::{Connection, SqlStr};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
-use super::driver::{Driver, Room, Taken};
+use super::driver::{Driver, InQueue, Taken};
 use super::handoff::{Answer, Refusal};
 use super::live::{CheckedOut, Live};
-use super::state::{Standard, Ticket};
-use super::{PING_LIMIT, Shared};
+use super::state::{Lane, Refused, Room, Standard, Ticket};
+use super::{NEVER, PING_LIMIT, Shared};
 use crate::Conn;
 use crate::call_site::CallSite;
 use crate::error::{AcquireDetails, AcquireError, AcquirePhase};
@@ -28,22 +28,32 @@ const FORGET_LIMIT: Duration = Duration::from_secs(1);
 struct Queued {
     driver: Arc<Driver>,
     ticket: Option<Ticket>,
+    lane: Lane,
+    since: Instant,
+    late_at: Option<Instant>,
 }
 
 impl Queued {
-    fn new(driver: &Arc<Driver>, ticket: Ticket) -> Self {
-        Self { driver: Arc::clone(driver), ticket: Some(ticket) }
-    }
-
     /// Waits for the answer at most for this time. An answered caller is not in the queue any more.
     async fn answer(
         mut self,
-        answer: Answer,
+        mut answer: Answer,
         limit: Duration,
     ) -> Result<<Answer as Future>::Output, Elapsed> {
-        let answer = timeout(limit, answer).await?;
-        self.ticket = None;
-        Ok(answer)
+        let ends = Instant::now().checked_add(limit.min(NEVER));
+        loop {
+            // The pool refuses callers when it hands out connections. If it hands out none, they look for themselves.
+            let until = [ends, self.late_at].into_iter().flatten().min();
+            let left = until.map_or(limit, |until| until.saturating_duration_since(Instant::now()));
+            match timeout(left, &mut answer).await {
+                Ok(answer) => {
+                    self.ticket = None;
+                    return Ok(answer);
+                }
+                Err(elapsed) if until == ends => return Err(elapsed),
+                Err(_) => self.late_at = self.driver.refuse_late(self.lane, self.since),
+            }
+        }
     }
 }
 
@@ -63,14 +73,14 @@ pub(crate) async fn acquire(
     statement: Option<&SqlStr>,
 ) -> Result<Conn, AcquireError> {
     let started = Instant::now();
-    let (inner, next) = match inner.take() {
+    let (inner, next) = match inner.take(caller.lane, started) {
         Taken::CheckedOut(out, standard) => match lend(out, inner, caller, started, standard, statement) {
             Ok(conn) => return Ok(hand_out(conn, Acquired::default())),
             Err(conn) => (Arc::clone(conn.inner()), Next::Check(conn, standard)),
         },
-        Taken::Queued(ticket, answer, room) => {
-            let queued = Queued::new(&inner, ticket);
-            (inner, Next::Wait(queued, answer, room))
+        Taken::Queued(place) => {
+            let next = Next::wait(&inner, caller, place);
+            (inner, next)
         }
         Taken::Shed => (inner, Next::GiveUp(AcquirePhase::Shed)),
         Taken::Closed => (inner, Next::GiveUp(AcquirePhase::Closed)),
@@ -136,6 +146,15 @@ enum Next {
     GiveUp(AcquirePhase),
 }
 
+impl Next {
+    fn wait(driver: &Arc<Driver>, caller: Caller, place: InQueue) -> Self {
+        let InQueue { ticket, answer, room, since, late_at } = place;
+        let queued =
+            Queued { driver: Arc::clone(driver), ticket: Some(ticket), lane: caller.lane, since, late_at };
+        Self::Wait(queued, answer, room)
+    }
+}
+
 async fn acquire_slow(
     inner: Arc<Shared>,
     caller: Caller,
@@ -163,6 +182,14 @@ async fn acquire_slow(
                     Ok(Ok(Ok(handoff))) => handoff.open(),
                     Ok(Ok(Err(Refusal::Dial(failure)))) => {
                         return give_up(AcquirePhase::Dial, Some(failure.to_string()));
+                    }
+                    Ok(Ok(Err(refusal @ (Refusal::Shed | Refusal::Late)))) => {
+                        inner.core().totals.shed += 1;
+                        let is_late = matches!(refusal, Refusal::Late);
+                        return give_up(
+                            if is_late { AcquirePhase::Overloaded } else { AcquirePhase::Shed },
+                            None,
+                        );
                     }
                     Ok(Ok(Err(Refusal::Closed)) | Err(_)) => return give_up(AcquirePhase::Closed, None),
                     Err(_) => {
@@ -201,15 +228,15 @@ async fn acquire_slow(
             inner.core().totals.timed_out += 1;
             return give_up(AcquirePhase::Verify, None);
         }
-        next = match inner.take() {
+        let now = Instant::now();
+        next = match inner.take(caller.lane, now) {
             Taken::CheckedOut(out, standard) => {
-                let now = Instant::now();
                 match lend(out, Arc::clone(inner), caller, now, standard, statement) {
                     Ok(conn) => return Ok(hand_out(conn, spent)),
                     Err(conn) => Next::Check(conn, standard),
                 }
             }
-            Taken::Queued(ticket, answer, room) => Next::Wait(Queued::new(inner, ticket), answer, room),
+            Taken::Queued(place) => Next::wait(inner, caller, place),
             Taken::Shed => Next::GiveUp(AcquirePhase::Shed),
             Taken::Closed => Next::GiveUp(AcquirePhase::Closed),
         };
@@ -273,6 +300,17 @@ fn warn_of_nested_acquire(inner: &Driver, caller: Caller) {
             first,
         );
     }
+}
+
+/// Why a caller would be refused if it came now.
+pub(super) fn would_refuse(inner: &Driver, caller: Caller) -> Option<AcquireError> {
+    let refused = inner.core().would_refuse(caller.lane)?;
+    let phase = match refused {
+        Refused::Shed => AcquirePhase::Shed,
+        Refused::Late => AcquirePhase::Overloaded,
+        Refused::Closed => AcquirePhase::Closed,
+    };
+    Some(explain(inner, caller, Instant::now(), phase, None))
 }
 
 fn taken_by_this_task(inner: &Driver) -> Option<CallSite> {

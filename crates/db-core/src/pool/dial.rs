@@ -118,9 +118,9 @@ impl Dial {
             role,
             dialled_in: took,
         });
-        let (place, dials) = core.state.dialled(dialling, live, Worker::here(), now);
+        let (placed, dials) = core.state.dialled(dialling, live, Worker::here(), now);
         drop(core);
-        driver.put(place, now);
+        driver.put(placed, now);
         driver.dial(dials);
         driver.observers.report(|observer| observer.dialled(took));
     }

@@ -17,7 +17,8 @@ use super::live::{CheckedOut, Live};
 use super::quarantine::Quarantine;
 use super::sessions::Sessions;
 use super::state::{
-    Actions, AtServer, Closing, Dialling, Loss, Place, PoolState, Standard, Take, Ticket, Wear, Worker,
+    Actions, AtServer, Closing, Dialling, Joined, Lane, Loss, Place, Placed, PoolState, Refused, Room,
+    Standard, Take, Ticket, Wear, Worker,
 };
 use crate::connect::ConnectFailure;
 use crate::extensions::Extensions;
@@ -77,19 +78,21 @@ impl std::fmt::Debug for Driver {
 /// What a caller gets.
 pub(super) enum Taken {
     CheckedOut(CheckedOut, Standard),
-    Queued(Ticket, Answer, Room),
+    Queued(InQueue),
     /// `max_waiting` callers wait already.
     Shed,
     Closed,
 }
 
-/// What a caller in the queue waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Room {
-    /// Fewer connections are in use than may be: for one that is dialled.
-    ToDial,
-    /// For one that others use.
-    None,
+/// A caller's place in the queue.
+pub(super) struct InQueue {
+    pub(super) ticket: Ticket,
+    pub(super) answer: Answer,
+    pub(super) room: Room,
+    /// When it joined.
+    pub(super) since: Instant,
+    /// When it may have waited for too long.
+    pub(super) late_at: Option<Instant>,
 }
 
 /// The held lock of a pool. In debug builds, the counts are checked when it is released.
@@ -137,9 +140,18 @@ impl Core {
 
     /// The time until a caller that joins the queue now gets a connection, estimated from recent checkouts.
     pub(super) fn queue_time(&self) -> Duration {
-        let waiting = self.state.counts().waiting;
-        let seconds = self.held * f64::from(waiting + 1) / f64::from(self.state.limit());
+        self.wait_behind(self.state.counts().waiting)
+    }
+
+    /// The same for a caller behind this number of others.
+    fn wait_behind(&self, waiting: u32) -> Duration {
+        let seconds = self.held * (f64::from(waiting) + 1.0) / f64::from(self.state.limit());
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// Whether a caller would be refused if it came now.
+    pub(super) fn would_refuse(&self, lane: Lane) -> Option<Refused> {
+        self.state.would_refuse(lane, Instant::now(), |ahead| self.wait_behind(ahead))
     }
 
     pub(super) fn stats(&self) -> Stats {
@@ -193,21 +205,25 @@ impl Driver {
 
     /// Pops the most recently returned connection, or enqueues the caller. A caller that discarded a bad connection freed a slot, so
     /// it is never shed.
-    pub(super) fn take(self: &Arc<Self>) -> Taken {
+    pub(super) fn take(self: &Arc<Self>, lane: Lane, now: Instant) -> Taken {
         let worker = Worker::here();
         let mut core = self.core();
-        match core.state.take(worker) {
+        match core.state.take(worker, lane, now) {
             Take::Idle(live, checkout, standard) => {
                 core.totals.acquired += 1;
                 Taken::CheckedOut(CheckedOut { live, checkout }, standard)
             }
             Take::MayWait => {
                 let (waiter, answer) = oneshot::channel();
-                let room = if core.state.is_full() { Room::None } else { Room::ToDial };
-                let (ticket, dials) = core.state.wait(waiter, Instant::now());
+                let Joined { ticket, room, displaced, dial } = core.state.wait(waiter, lane, now);
+                let late_at = match room {
+                    Room::None => core.state.late_at(lane, now, now),
+                    Room::ToDial => None,
+                };
                 drop(core);
-                self.dial(dials);
-                Taken::Queued(ticket, answer, room)
+                refuse(displaced.into_iter().collect(), &Refusal::Shed);
+                self.dial(dial);
+                Taken::Queued(InQueue { ticket, answer, room, since: now, late_at })
             }
             Take::Shed => {
                 core.totals.shed += 1;
@@ -235,9 +251,9 @@ impl Driver {
         let mut core = self.core();
         core.note_return(returned);
         core.totals.returned += u64::from(used.is_some());
-        let place = core.state.give_back(live, checkout, wear, worker);
+        let placed = core.state.give_back(live, checkout, wear, worker, now);
         drop(core);
-        self.put(place, now);
+        self.put(placed, now);
     }
 
     /// Hands a connection in an unknown state to a task that repairs it.
@@ -355,9 +371,24 @@ impl Driver {
     /// Pops the most recently returned connection, if one is idle.
     pub(super) fn take_idle(&self) -> Option<(CheckedOut, Standard)> {
         let mut core = self.core();
-        let Take::Idle(live, checkout, standard) = core.state.take(Worker::here()) else { return None };
+        let Take::Idle(live, checkout, standard) =
+            core.state.take(Worker::here(), Lane::default(), Instant::now())
+        else {
+            return None;
+        };
         core.totals.acquired += 1;
         Some((CheckedOut { live, checkout }, standard))
+    }
+
+    /// Refuses the callers that have waited for too long. Returns when one that has waited since `since` may be refused.
+    pub(super) fn refuse_late(&self, lane: Lane, since: Instant) -> Option<Instant> {
+        let now = Instant::now();
+        let mut core = self.core();
+        let waiters = core.state.take_late(now);
+        let next = core.state.late_at(lane, since, now);
+        drop(core);
+        refuse(waiters, &Refusal::Late);
+        next
     }
 
     pub(super) fn set_limits(self: &Arc<Self>, limits: Limits) {
@@ -402,9 +433,10 @@ impl Driver {
     }
 
     /// Delivers a connection to its place, unless it is idle already. The lock must not be held, as in [`perform`](Self::perform).
-    pub(super) fn put(self: &Arc<Self>, mut place: Place<Box<Live>, Waiter>, now: Instant) {
+    pub(super) fn put(self: &Arc<Self>, mut placed: Placed<Box<Live>, Waiter>, now: Instant) {
         loop {
-            let (waiter, live, checkout) = match place {
+            refuse(placed.late, &Refusal::Late);
+            let (waiter, live, checkout) = match placed.place {
                 Place::Idle => return,
                 Place::Close(closing) => return self.close(closing),
                 Place::Hand(waiter, live, checkout) => (waiter, live, checkout),
@@ -415,7 +447,7 @@ impl Driver {
             // The caller has just gone, so the next caller is served.
             let CheckedOut { live, checkout } = unsent.expect("the handoff that was not received").open();
             let wear = self.wear(&live, now);
-            place = self.core().state.give_back(live, checkout, wear, Worker::here());
+            placed = self.core().state.give_back(live, checkout, wear, Worker::here(), now);
         }
     }
 

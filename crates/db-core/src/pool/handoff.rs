@@ -18,6 +18,10 @@ pub(super) type Answer = oneshot::Receiver<Result<Handoff, Refusal>>;
 #[derive(Debug, Clone)]
 pub(super) enum Refusal {
     Closed,
+    /// Another caller has taken its place.
+    Shed,
+    /// It has waited for too long, as everybody does.
+    Late,
     /// The server would refuse the next dial, too.
     Dial(ConnectFailure),
 }

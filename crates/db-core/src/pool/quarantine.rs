@@ -165,8 +165,8 @@ impl Quarantine {
         let now = Instant::now();
         let wear = self.driver.wear(&live, now);
         let readmitted = self.driver.core().state.readmit(quarantined, live, wear, Worker::here(), now);
-        let (place, dials) = readmitted;
-        self.driver.put(place, now);
+        let (placed, dials) = readmitted;
+        self.driver.put(placed, now);
         self.driver.dial(dials);
     }
 

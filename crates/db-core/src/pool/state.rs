@@ -23,20 +23,23 @@ use crate::stats::CloseReason;
 
 mod answer;
 mod count;
+mod delay;
 mod idle;
 #[cfg(test)]
 mod model;
 mod queue;
 
 pub(crate) use answer::{
-    Actions, AfterFailure, Age, AtServer, Closing, Counts, Epochs, Loss, Place, Standard, Take, Wear,
+    Actions, AfterFailure, Age, AtServer, Closing, Counts, Epochs, Joined, Loss, Place, Placed, Refused,
+    Room, Standard, Take, Wear,
 };
 pub(crate) use count::{Checkout, Dialling, Quarantined};
 use count::{Count, Dials, InUse, Repairs, SlowRepairs};
+use delay::Delay;
 use idle::IdleStack;
 pub(crate) use idle::Worker;
-use queue::Queue;
-pub(crate) use queue::Ticket;
+pub(crate) use queue::{Lane, Ticket};
+use queue::{Queue, Waiting};
 
 /// After the server has refused a login permanently, the pool waits this long before it dials again for `min_idle`. The time doubles
 /// with each refusal, up to 32 times. Callers may dial at any time.
@@ -50,6 +53,7 @@ pub(crate) struct PoolState<C, W> {
     reserved: u32,
     idle: IdleStack<C>,
     queue: Queue<W>,
+    delay: Delay,
     in_use: Count<InUse>,
     dialling: Count<Dials>,
     repairing: Count<Repairs>,
@@ -76,6 +80,7 @@ impl<C, W> PoolState<C, W> {
             reserved: 0,
             idle: IdleStack::default(),
             queue: Queue::default(),
+            delay: Delay::default(),
             in_use: Count::default(),
             dialling: Count::default(),
             repairing: Count::default(),
@@ -92,20 +97,70 @@ impl<C, W> PoolState<C, W> {
     }
 
     /// A caller wants a connection, and gets the most recently returned one.
-    pub(crate) fn take(&mut self, worker: Worker) -> Take<C> {
+    pub(crate) fn take(&mut self, worker: Worker, lane: Lane, now: Instant) -> Take<C> {
         if self.is_closing {
             return Take::Closed;
         }
         self.is_asleep = false;
         if let Some(conn) = self.idle.pop(worker) {
+            self.delay.in_time(now);
             return Take::Idle(conn, self.in_use.enter(), self.standard());
         }
-        if self.is_crowded() { Take::Shed } else { Take::MayWait }
+        if self.is_shed(lane) { Take::Shed } else { Take::MayWait }
     }
 
     /// A caller that [may](Take::MayWait) joins the queue.
-    pub(crate) fn wait(&mut self, waiter: W, now: Instant) -> (Ticket, Vec<Dialling>) {
-        (self.queue.push(waiter), self.dials(now))
+    pub(crate) fn wait(&mut self, waiter: W, lane: Lane, now: Instant) -> Joined<W> {
+        // The first callers have a connection dialled for them, as far as there is room.
+        let has_room = self.queue.len() < self.room();
+        let displaced = if self.is_crowded() { self.queue.pop_patient() } else { None };
+        if self.queue.is_empty() {
+            self.delay.begins(now, self.limits.queue_interval);
+        }
+        let ticket = self.queue.push(lane, Waiting { waiter, since: now, has_room });
+        let room = if has_room { Room::ToDial } else { Room::None };
+        Joined { ticket, room, displaced, dial: self.dials(now) }
+    }
+
+    /// Takes the callers that have waited for too long, if nobody got a connection in time for a whole interval.
+    pub(crate) fn take_late(&mut self, now: Instant) -> Vec<W> {
+        let Some(target) = self.limits.queue_target else { return Vec::new() };
+        if let Some(since) = self.queue.oldest() {
+            self.delay.waits(since, now, target);
+        }
+        if !self.delay.is_long(now, self.limits.queue_interval) {
+            return Vec::new();
+        }
+        self.queue.take_since(|lane| now.checked_sub(patience(lane, target)))
+    }
+
+    /// The earliest time at which a caller that has waited since `since` may be refused for its wait; `None` if it never is.
+    pub(crate) fn late_at(&self, lane: Lane, since: Instant, now: Instant) -> Option<Instant> {
+        let own = since.checked_add(patience(lane, self.limits.queue_target?))?;
+        Some(own.max(self.delay.long_at(now, self.limits.queue_interval)?))
+    }
+
+    /// Whether a caller would be refused if it came now. `wait` estimates how long it would wait behind this number of callers.
+    pub(crate) fn would_refuse(
+        &self,
+        lane: Lane,
+        now: Instant,
+        wait: impl FnOnce(u32) -> Duration,
+    ) -> Option<Refused> {
+        if self.is_closing {
+            return Some(Refused::Closed);
+        }
+        if self.idle.len() > 0 {
+            return None;
+        }
+        if self.is_shed(lane) {
+            return Some(Refused::Shed);
+        }
+        let patience = patience(lane, self.limits.queue_target?);
+        let is_late = self.delay.is_long(now, self.limits.queue_interval)
+            && self.queue.len() >= self.room()
+            && wait(self.queue.ahead_of(lane)) > patience;
+        is_late.then_some(Refused::Late)
     }
 
     /// A caller waits no longer, whether it was answered or gave up.
@@ -120,9 +175,10 @@ impl<C, W> PoolState<C, W> {
         checkout: Checkout,
         wear: Wear,
         worker: Worker,
-    ) -> Place<C, W> {
+        now: Instant,
+    ) -> Placed<C, W> {
         self.in_use.leave(checkout);
-        self.place(conn, wear, worker)
+        self.place(conn, wear, worker, now)
     }
 
     /// A connection is returned in an unknown state.
@@ -194,9 +250,9 @@ impl<C, W> PoolState<C, W> {
         wear: Wear,
         worker: Worker,
         now: Instant,
-    ) -> (Place<C, W>, Vec<Dialling>) {
+    ) -> (Placed<C, W>, Vec<Dialling>) {
         self.end_quarantine(quarantined);
-        (self.place(conn, wear, worker), self.dials(now))
+        (self.place(conn, wear, worker, now), self.dials(now))
     }
 
     /// A quarantined connection is closed, and its session ended as far as possible.
@@ -213,14 +269,14 @@ impl<C, W> PoolState<C, W> {
         conn: C,
         worker: Worker,
         now: Instant,
-    ) -> (Place<C, W>, Vec<Dialling>) {
+    ) -> (Placed<C, W>, Vec<Dialling>) {
         self.dialling.leave(dialling);
         self.dialled += 1;
         self.is_down = false;
         self.refusals = 0;
         self.paused_until = None;
         // The server is reachable, so the other dials may start again.
-        (self.place(conn, Wear::Usable, worker), self.dials(now))
+        (self.place(conn, Wear::Usable, worker, now), self.dials(now))
     }
 
     /// A dial failed. One dial tries again for all callers. `is_final`: the server would refuse the retry, too.
@@ -413,7 +469,12 @@ impl<C, W> PoolState<C, W> {
             && (self.queue.is_empty() || self.idle.len() == 0)
     }
 
-    fn place(&mut self, conn: C, wear: Wear, worker: Worker) -> Place<C, W> {
+    fn place(&mut self, conn: C, wear: Wear, worker: Worker, now: Instant) -> Placed<C, W> {
+        let late = self.take_late(now);
+        Placed { place: self.place_of(conn, wear, worker, now), late }
+    }
+
+    fn place_of(&mut self, conn: C, wear: Wear, worker: Worker, now: Instant) -> Place<C, W> {
         let idle = self.idle_count();
         let why = match wear {
             _ if self.is_closing => Some(CloseReason::Shut),
@@ -423,7 +484,11 @@ impl<C, W> PoolState<C, W> {
         if let Some(why) = why {
             return Place::Close(self.closing(conn, why));
         }
-        if let Some(waiter) = self.queue.pop() {
+        if let Some(next) = self.queue.pop() {
+            let Waiting { waiter, since, has_room } = next.waiting;
+            // A dial says nothing of the queue.
+            let since = if has_room { now } else { since };
+            self.delay.served(since, now, self.limits.queue_target, next.has_overtaken);
             return Place::Hand(waiter, conn, self.in_use.enter());
         }
         if idle >= self.max_idle() {
@@ -467,11 +532,19 @@ impl<C, W> PoolState<C, W> {
             - self.slow.get().min(EXTRA)
     }
 
+    /// The number of callers that have, or may have, a connection dialled for them.
+    fn room(&self) -> u32 {
+        self.limit().saturating_sub(self.in_use.get())
+    }
+
     /// Whether another caller would wait for a returned connection, and `max_waiting` callers do so already.
     fn is_crowded(&self) -> bool {
-        // Up to this many callers have, or may have, a connection dialled for them.
-        let room = self.limit().saturating_sub(self.in_use.get());
-        self.limits.max_waiting.is_some_and(|most| self.queue.len() >= most.saturating_add(room))
+        self.limits.max_waiting.is_some_and(|most| self.queue.len() >= most.saturating_add(self.room()))
+    }
+
+    /// Whether a caller is refused at once. Others than patient ones take the place of a patient one.
+    fn is_shed(&self, lane: Lane) -> bool {
+        self.is_crowded() && (lane == Lane::Patient || !self.queue.has_patient())
     }
 
     fn idle_count(&self) -> u32 {
@@ -519,5 +592,13 @@ impl<C, W> PoolState<C, W> {
         if let Some(slow) = slow {
             self.slow.leave(slow);
         }
+    }
+}
+
+/// How long a caller may wait while nobody is served in time: patient ones are refused first.
+fn patience(lane: Lane, target: Duration) -> Duration {
+    match lane {
+        Lane::Urgent | Lane::Plain => target.saturating_mul(2),
+        Lane::Patient => target,
     }
 }

@@ -1,6 +1,7 @@
 //! The inputs and outputs of the state.
 
 use super::count::{Checkout, Dialling, Quarantined};
+use super::queue::Ticket;
 use crate::stats::CloseReason;
 
 /// Counters that rise when something is learnt about all connections at once. A connection stores their values from its dial or its
@@ -37,6 +38,36 @@ pub(crate) struct Counts {
     pub(crate) waiting: u32,
 }
 
+/// The answer to a caller that joins the queue.
+#[derive(Debug)]
+#[must_use = "a caller and dials are in this value"]
+pub(crate) struct Joined<W> {
+    pub(crate) ticket: Ticket,
+    pub(crate) room: Room,
+    /// A patient caller, which is refused in its place.
+    pub(crate) displaced: Option<W>,
+    pub(crate) dial: Vec<Dialling>,
+}
+
+/// What a caller in the queue waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Fewer connections are in use than may be: for one that is dialled.
+    ToDial,
+    /// For one that others use.
+    None,
+}
+
+/// Why a caller would be refused now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// `max_waiting` callers wait already.
+    Shed,
+    /// Callers wait for too long, and this one would be refused in the end.
+    Late,
+    Closed,
+}
+
 /// The answer to a caller.
 #[derive(Debug)]
 pub(crate) enum Take<C> {
@@ -61,10 +92,18 @@ pub(crate) enum Wear {
 pub(crate) enum Place<C, W> {
     /// Into the idle stack.
     Idle,
-    /// To the caller that waited longest.
+    /// To the caller whose turn it is.
     Hand(W, C, Checkout),
     /// It is to be closed.
     Close(Closing<C>),
+}
+
+/// Where a usable connection goes, and the callers that have waited for it for too long.
+#[derive(Debug)]
+#[must_use = "a connection and callers are in this value"]
+pub(crate) struct Placed<C, W> {
+    pub(crate) place: Place<C, W>,
+    pub(crate) late: Vec<W>,
 }
 
 /// A connection that is to be closed.

@@ -10,7 +10,7 @@
 //! `POOL_MODEL_STEPS` sets the number of events.
 
 use std::cell::Cell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,9 @@ const LENGTH: usize = 200;
 /// An event. Its numbers select an item modulo the count of items; without items, nothing happens.
 #[derive(Debug, Clone)]
 enum Event {
-    Take,
+    Take(Lane),
+    /// This number of milliseconds passes, and a caller looks whether it has waited for too long.
+    Wait(u64),
     Leave(usize),
     GiveBack(usize, Wear),
     Quarantine(usize),
@@ -70,7 +72,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let wear = || prop_oneof![6 => Just(Wear::Usable), 1 => Just(Wear::WornOut(CloseReason::Uses))];
     let at_server = prop_oneof![Just(AtServer::Nothing), Just(AtServer::Statement)];
     let event = prop_oneof![
-        60 => Just(Event::Take),
+        60 => lane().prop_map(Event::Take),
+        14 => (0u64..300).prop_map(Event::Wait),
         6 => pick().prop_map(Event::Leave),
         30 => (pick(), wear()).prop_map(|(pick, wear)| Event::GiveBack(pick, wear)),
         14 => pick().prop_map(Event::Quarantine),
@@ -90,19 +93,27 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         8 => (1u64..8, 1u64..8, 1u64..8)
             .prop_map(|(expired, unused, silent)| Event::TimePassed { expired, unused, silent }),
         1 => Just(Event::WarmUp),
-        1 => prop_oneof![3 => Just(Event::Take), 1 => Just(Event::Close)],
+        1 => prop_oneof![3 => lane().prop_map(Event::Take), 1 => Just(Event::Close)],
     ];
     vec(event, 0..=2 * LENGTH)
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
     let most = || prop_oneof![Just(None), (0u32..6).prop_map(Some)];
-    (0u32..9, most(), 0u32..5, most()).prop_map(|(max, max_idle, min_idle, max_waiting)| Limits {
+    let target = prop_oneof![Just(None), (20u64..200).prop_map(Some)];
+    let sizes = (0u32..9, most(), 0u32..5, most());
+    (sizes, target, 0u64..900).prop_map(|((max, max_idle, min_idle, max_waiting), target, interval)| Limits {
         max,
         max_idle,
         min_idle,
         max_waiting,
+        queue_target: target.map(Duration::from_millis),
+        queue_interval: Duration::from_millis(interval),
     })
+}
+
+fn lane() -> impl Strategy<Value = Lane> {
+    prop_oneof![2 => Just(Lane::Urgent), 4 => Just(Lane::Plain), 2 => Just(Lane::Patient)]
 }
 
 /// A connection, which cannot be copied.
@@ -112,8 +123,29 @@ struct Conn {
     generation: u64,
 }
 
-/// A caller in the queue.
+/// A caller's number.
 type Caller = u64;
+
+/// A caller in the queue.
+#[derive(Debug)]
+struct Waiter {
+    caller: Caller,
+    ticket: Ticket,
+    lane: Lane,
+    since: Instant,
+    has_room: bool,
+}
+
+/// What the pool has seen of the time that callers wait.
+#[derive(Debug, Clone, Copy)]
+enum Seen {
+    /// A caller got a connection in time.
+    Good(Instant),
+    /// A caller had waited for too long, since the first time, when it was seen at the second.
+    Late(Instant, Instant),
+    /// The queue began, when there was this interval.
+    Begun(Instant, Duration),
+}
 
 type Outcome = Result<(), TestCaseError>;
 
@@ -130,7 +162,13 @@ struct Model {
     /// `None` if only the session at the server is left.
     quarantined: Vec<(Option<Conn>, Quarantined)>,
     dialling: Vec<Dialling>,
-    queue: VecDeque<(Caller, Ticket)>,
+    /// In the order in which they came.
+    queue: Vec<Waiter>,
+    seen: Vec<Seen>,
+    /// Those served before the caller that has waited for longest, while it has.
+    served_before: (Option<Caller>, u32),
+    passed: u32,
+    owes_oldest: bool,
     dialled: u64,
     closed: u64,
     callers: u64,
@@ -166,7 +204,11 @@ impl Model {
             in_use: Vec::new(),
             quarantined: Vec::new(),
             dialling: Vec::new(),
-            queue: VecDeque::new(),
+            queue: Vec::new(),
+            seen: Vec::new(),
+            served_before: (None, 0),
+            passed: 0,
+            owes_oldest: false,
             dialled: 0,
             closed: 0,
             callers: 0,
@@ -208,19 +250,24 @@ impl Model {
 
     fn happen(&mut self, event: &Event) -> Outcome {
         match *event {
-            Event::Take => self.take(),
+            Event::Take(lane) => self.take(lane),
+            Event::Wait(milliseconds) => {
+                self.now += Duration::from_millis(milliseconds);
+                let late = self.state.take_late(self.now);
+                self.refused_late(&late)
+            }
             Event::Leave(pick) => {
                 if let Some(pick) = picked(pick, self.queue.len()) {
-                    let (_, ticket) = self.queue.remove(pick).expect("a picked waiter");
-                    self.state.leave(ticket);
+                    let waiter = self.queue.remove(pick);
+                    self.state.leave(waiter.ticket);
                 }
                 Ok(())
             }
             Event::GiveBack(pick, wear) => {
                 let Some((conn, checkout)) = remove(&mut self.in_use, pick) else { return Ok(()) };
                 let number = conn.number;
-                let place = self.state.give_back(conn, checkout, wear, worker(number));
-                self.placed(number, place, wear)
+                let placed = self.state.give_back(conn, checkout, wear, worker(number), self.now);
+                self.placed(number, placed, wear)
             }
             Event::Quarantine(pick) => {
                 let Some((conn, checkout)) = remove(&mut self.in_use, pick) else { return Ok(()) };
@@ -253,8 +300,8 @@ impl Model {
                 let number = conn.number;
                 self.dialled += 1;
                 self.server = Server::Answers;
-                let (place, dials) = self.state.dialled(dialling, conn, worker(number), self.now);
-                self.placed(number, place, Wear::Usable).and(self.begun(dials))
+                let (placed, dials) = self.state.dialled(dialling, conn, worker(number), self.now);
+                self.placed(number, placed, Wear::Usable).and(self.begun(dials))
             }
             Event::DialFailed(pick, is_final) => self.dial_failed(pick, is_final),
             Event::PauseEnded(pick) => {
@@ -296,15 +343,21 @@ impl Model {
         }
     }
 
-    fn take(&mut self) -> Outcome {
+    fn take(&mut self, lane: Lane) -> Outcome {
         let caller = self.callers;
         self.callers += 1;
         let room = self.limit().saturating_sub(self.in_use.len());
-        let is_crowded = self.limits.max_waiting.is_some_and(|most| self.queue.len() >= most as usize + room);
-        match self.state.take(worker(caller)) {
+        let is_full = self.limits.max_waiting.is_some_and(|most| self.queue.len() >= most as usize + room);
+        let last_patient = self.queue.iter().rposition(|waiter| waiter.lane == Lane::Patient);
+        let is_crowded = is_full && (lane == Lane::Patient || last_patient.is_none());
+        let foretold = self.state.would_refuse(lane, self.now, |_| Duration::MAX);
+        let is_late = self.limits.queue_target.is_some() && self.is_long() && self.queue.len() >= room;
+        match self.state.take(worker(caller), lane, self.now) {
             Take::Idle(conn, checkout, standard) => {
                 let number = conn.number;
                 self.in_use.push((conn, checkout));
+                self.seen.push(Seen::Good(self.now));
+                prop_assert_eq!(foretold, None);
                 prop_assert!(self.idle.remove(&number), "{number} was not idle");
                 prop_assert!(!self.is_closing);
                 prop_assert_eq!(standard.generation, self.generation);
@@ -312,12 +365,27 @@ impl Model {
             Take::MayWait => {
                 prop_assert!(!self.is_closing && self.idle.is_empty() && !is_crowded);
                 self.is_asleep = false;
-                let (ticket, dials) = self.state.wait(caller, self.now);
-                self.queue.push_back((caller, ticket));
-                self.begun(dials)?;
+                prop_assert_eq!(foretold, is_late.then_some(Refused::Late));
+                let has_room = self.queue.len() < room;
+                let displaced = last_patient.filter(|_| is_full).map(|at| self.queue.remove(at).caller);
+                if self.queue.is_empty() {
+                    self.seen.push(Seen::Begun(self.now, self.limits.queue_interval));
+                }
+                let joined = self.state.wait(caller, lane, self.now);
+                let (ticket, since) = (joined.ticket, self.now);
+                self.queue.push(Waiter { caller, ticket, lane, since, has_room });
+                self.begun(joined.dial)?;
+                prop_assert_eq!(joined.displaced, displaced, "the patient caller that came last makes room");
+                prop_assert_eq!(joined.room == Room::ToDial, has_room);
             }
-            Take::Shed => prop_assert!(!self.is_closing && self.idle.is_empty() && is_crowded),
-            Take::Closed => prop_assert!(self.is_closing),
+            Take::Shed => {
+                prop_assert!(!self.is_closing && self.idle.is_empty() && is_crowded);
+                prop_assert_eq!(foretold, Some(Refused::Shed));
+            }
+            Take::Closed => {
+                prop_assert!(self.is_closing);
+                prop_assert_eq!(foretold, Some(Refused::Closed));
+            }
         }
         self.is_asleep &= self.is_closing;
         Ok(())
@@ -331,8 +399,8 @@ impl Model {
         };
         conn.generation = self.generation;
         let number = conn.number;
-        let (place, dials) = self.state.readmit(quarantined, conn, wear, worker(number), self.now);
-        self.placed(number, place, wear).and(self.begun(dials))
+        let (placed, dials) = self.state.readmit(quarantined, conn, wear, worker(number), self.now);
+        self.placed(number, placed, wear).and(self.begun(dials))
     }
 
     fn dial_failed(&mut self, pick: usize, is_final: bool) -> Outcome {
@@ -439,8 +507,99 @@ impl Model {
         Ok(())
     }
 
+    /// Whether nobody was served in time for a whole interval, from everything that was seen.
+    fn is_long(&self) -> bool {
+        let last_good = self.seen.iter().rposition(|seen| matches!(seen, Seen::Good(_)));
+        // A queue that began long after somebody was late has no past.
+        let last_new = self.seen.iter().enumerate().rposition(|(at, seen)| {
+            let Seen::Begun(begun, interval) = seen else { return false };
+            let late = self.seen[..at].iter().rev().find_map(|seen| match seen {
+                Seen::Late(_, seen) => Some(*seen),
+                Seen::Good(_) | Seen::Begun(..) => None,
+            });
+            late.is_none_or(|seen| *begun > seen + *interval)
+        });
+        let from = last_good.max(last_new).map_or(0, |at| at + 1);
+        let good =
+            self.seen.iter().rev().find_map(|seen| if let Seen::Good(at) = seen { Some(*at) } else { None });
+        let first = self.seen[from..].iter().find_map(|seen| match seen {
+            Seen::Late(since, _) => Some(good.map_or(*since, |good| good.max(*since))),
+            Seen::Good(_) | Seen::Begun(..) => None,
+        });
+        first.is_some_and(|first| self.now >= first + self.limits.queue_interval)
+    }
+
+    /// Notes the callers that were refused because they had waited for too long.
+    fn refused_late(&mut self, refused: &[Caller]) -> Outcome {
+        let mut expected = Vec::new();
+        if let Some(target) = self.limits.queue_target {
+            let waited = self.queue.iter().filter(|waiter| !waiter.has_room).map(|waiter| waiter.since).min();
+            if let Some(since) = waited.filter(|since| self.now > *since + target) {
+                self.seen.push(Seen::Late(since + target, self.now));
+            }
+            if self.is_long() {
+                let now = self.now;
+                let times = |lane| if lane == Lane::Patient { 1 } else { 2 };
+                let is_late = |waiter: &mut Waiter| {
+                    !waiter.has_room && now >= waiter.since + target * times(waiter.lane)
+                };
+                expected.extend(self.queue.extract_if(.., is_late).map(|waiter| waiter.caller));
+            }
+        }
+        let mut refused = refused.to_vec();
+        refused.sort_unstable();
+        prop_assert_eq!(refused, expected, "refused for their wait");
+        for waiter in self.queue.iter().filter(|waiter| !waiter.has_room) {
+            let next = self.state.late_at(waiter.lane, waiter.since, self.now);
+            prop_assert!(next.is_none_or(|next| next > self.now), "a caller would look again at once");
+        }
+        Ok(())
+    }
+
+    /// Takes the caller out of the queue whose turn it is.
+    fn next_caller(&mut self) -> Option<Caller> {
+        let first = self.queue.iter().map(|waiter| waiter.lane as u8).min()?;
+        let in_first = self.queue.iter().position(|waiter| waiter.lane as u8 == first);
+        let behind = self.queue.iter().position(|waiter| waiter.lane as u8 > first);
+        let at = if std::mem::take(&mut self.owes_oldest) {
+            0
+        } else if self.passed >= 3 {
+            behind.or(in_first)?
+        } else {
+            in_first?
+        };
+        if self.queue[at].lane as u8 > first {
+            self.passed = 0;
+            self.owes_oldest = at > 0;
+        } else {
+            self.passed += u32::from(behind.is_some());
+        }
+        let oldest = self.queue.first().map(|waiter| waiter.caller);
+        if self.served_before.0 != oldest {
+            self.served_before = (oldest, 0);
+        }
+        self.served_before.1 += 1;
+        let next = self.queue.remove(at);
+        let has_overtaken = at > 0;
+        let queued = if next.has_room { Duration::ZERO } else { self.now - next.since };
+        match self.limits.queue_target {
+            Some(target) if queued > target => {
+                self.seen.push(Seen::Late(next.since + target, self.now));
+            }
+            _ if has_overtaken => {}
+            _ => self.seen.push(Seen::Good(self.now)),
+        }
+        Some(next.caller)
+    }
+
     /// Records the place of a returned connection.
-    fn placed(&mut self, number: u64, place: Place<Conn, Caller>, wear: Wear) -> Outcome {
+    fn placed(&mut self, number: u64, placed: Placed<Conn, Caller>, wear: Wear) -> Outcome {
+        let Placed { place, late } = placed;
+        let in_time = self.refused_late(&late);
+        self.placed_at(number, place, wear).and(in_time)
+    }
+
+    fn placed_at(&mut self, number: u64, place: Place<Conn, Caller>, wear: Wear) -> Outcome {
         let is_over = self.in_use.len() + self.idle.len() >= self.limit();
         let max_idle = self.limits.max_idle.unwrap_or(u32::MAX).max(self.limits.min_idle) as usize;
         let is_spare = self.queue.is_empty() && self.idle.len() >= max_idle;
@@ -460,8 +619,9 @@ impl Model {
                 let handed = conn.number;
                 self.in_use.push((conn, checkout));
                 prop_assert_eq!(handed, number);
-                let first = self.queue.pop_front().map(|(caller, _)| caller);
-                prop_assert_eq!(Some(caller), first, "first come, first served");
+                let first = self.next_caller();
+                prop_assert_eq!(Some(caller), first, "each has its turn");
+                prop_assert!(self.served_before.1 <= 5, "the caller that has waited for longest starves");
                 prop_assert!(why.is_none());
             }
             Place::Close(closing) => {
@@ -510,7 +670,7 @@ impl Model {
     }
 
     fn refused(&mut self, refused: &[Caller]) -> Outcome {
-        let waiting: Vec<_> = self.queue.drain(..).map(|(caller, _)| caller).collect();
+        let waiting: Vec<_> = self.queue.drain(..).map(|waiter| waiter.caller).collect();
         prop_assert_eq!(refused, waiting, "all callers are refused, in their order");
         Ok(())
     }

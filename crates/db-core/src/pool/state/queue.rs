@@ -1,52 +1,158 @@
-//! The queue of callers, first come, first served.
+//! The queue of callers: three lanes, in each of which it is first come, first served.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
-/// A caller's place in the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket(u64);
+/// How much a caller's wait matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Lane {
+    Urgent,
+    #[default]
+    Plain,
+    Patient,
+}
 
-/// Waiters by ticket. Tickets are numbered in order.
+/// After this number of callers that others in lanes behind them let pass, the oldest of those others is served.
+const PASSING: u32 = 3;
+
+/// A caller's place in the queue. Numbers rise in the order in which callers joined, whatever their lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    number: u64,
+    lane: Lane,
+}
+
+/// A caller in the queue.
+#[derive(Debug)]
+pub(super) struct Waiting<W> {
+    pub(super) waiter: W,
+    pub(super) since: Instant,
+    /// The caller waits for a connection that is dialled, and not for those that others use.
+    pub(super) has_room: bool,
+}
+
+/// The caller to be served.
+#[derive(Debug)]
+pub(super) struct Next<W> {
+    pub(super) waiting: Waiting<W>,
+    /// Another caller has waited for longer.
+    pub(super) has_overtaken: bool,
+}
+
+/// Waiting callers. After three that were served while others waited in lanes behind them, the oldest of those others is served; if it has come
+/// later than the caller before whom it is served, the next turn is that of the oldest of all. So the caller that has waited for longest is
+/// at most the fifth to be served, whoever else comes, and nobody starves.
 #[derive(Debug)]
 pub(super) struct Queue<W> {
-    waiters: BTreeMap<Ticket, W>,
+    /// By number, the most urgent lane first.
+    lanes: [BTreeMap<u64, Waiting<W>>; 3],
     next: u64,
+    /// How many were served since somebody of a lane behind them was.
+    passed: u32,
+    /// The last caller of a lane behind had come later than the one before whom it was served.
+    owes_oldest: bool,
 }
 
 impl<W> Default for Queue<W> {
     fn default() -> Self {
-        Self { waiters: BTreeMap::new(), next: 0 }
+        Self { lanes: Default::default(), next: 0, passed: 0, owes_oldest: false }
     }
 }
 
 impl<W> Queue<W> {
     pub(super) fn len(&self) -> u32 {
-        u32::try_from(self.waiters.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.lanes.iter().map(BTreeMap::len).sum::<usize>()).unwrap_or(u32::MAX)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiters.is_empty()
+        self.lanes.iter().all(BTreeMap::is_empty)
     }
 
-    pub(super) fn push(&mut self, waiter: W) -> Ticket {
-        let ticket = Ticket(self.next);
+    /// How many callers would be served before one that joins this lane now, but for every fourth of the lanes behind it.
+    pub(super) fn ahead_of(&self, lane: Lane) -> u32 {
+        let ahead = self.lanes.iter().take(lane as usize + 1).map(BTreeMap::len).sum::<usize>();
+        u32::try_from(ahead).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn push(&mut self, lane: Lane, waiting: Waiting<W>) -> Ticket {
+        let ticket = Ticket { number: self.next, lane };
         self.next += 1;
-        self.waiters.insert(ticket, waiter);
+        self.lanes[lane as usize].insert(ticket.number, waiting);
         ticket
     }
 
-    /// Takes the waiter that has waited longest.
-    pub(super) fn pop(&mut self) -> Option<W> {
-        self.waiters.pop_first().map(|(_, waiter)| waiter)
+    /// Takes the waiter whose turn it is.
+    pub(super) fn pop(&mut self) -> Option<Next<W>> {
+        let first = self.lanes.iter().position(|lane| !lane.is_empty())?;
+        let behind = self.oldest_of(first + 1);
+        let (_, oldest) = self.oldest_of(first)?;
+        let lane = match behind {
+            _ if self.owes_oldest => oldest,
+            Some((_, behind)) if self.passed >= PASSING => behind,
+            _ => first,
+        };
+        if lane > first {
+            self.passed = 0;
+        } else if behind.is_some() {
+            self.passed += 1;
+        }
+        let (number, waiting) = self.lanes[lane].pop_first()?;
+        let has_overtaken = self.oldest_of(0).is_some_and(|(oldest, _)| oldest < number);
+        self.owes_oldest = lane > first && has_overtaken;
+        Some(Next { waiting, has_overtaken })
+    }
+
+    /// The lowest number in this lane and those behind it, and its lane.
+    fn oldest_of(&self, first: usize) -> Option<(u64, usize)> {
+        let lanes = self.lanes.iter().enumerate().skip(first);
+        lanes.filter_map(|(lane, waiting)| Some((*waiting.first_key_value()?.0, lane))).min()
     }
 
     /// Removes a waiter, if it was not served yet.
     pub(super) fn remove(&mut self, ticket: Ticket) {
-        self.waiters.remove(&ticket);
+        self.lanes[ticket.lane as usize].remove(&ticket.number);
     }
 
-    /// Takes all waiters, in their order.
+    /// Whether a patient caller waits.
+    pub(super) fn has_patient(&self) -> bool {
+        !self.lanes[Lane::Patient as usize].is_empty()
+    }
+
+    /// Takes the patient caller that joined last.
+    pub(super) fn pop_patient(&mut self) -> Option<W> {
+        self.lanes[Lane::Patient as usize].pop_last().map(|(_, waiting)| waiting.waiter)
+    }
+
+    /// Since when the caller has waited that has waited for longest for a connection that others use.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        let first = |lane: &BTreeMap<u64, Waiting<W>>| {
+            lane.values().find(|waiting| !waiting.has_room).map(|waiting| waiting.since)
+        };
+        self.lanes.iter().filter_map(first).min()
+    }
+
+    /// Takes the callers that have waited since the time for their lane, or before, for a connection that others use.
+    pub(super) fn take_since(&mut self, time_for: impl Fn(Lane) -> Option<Instant>) -> Vec<W> {
+        let mut taken = Vec::new();
+        for (lane, waiting) in [Lane::Urgent, Lane::Plain, Lane::Patient].into_iter().zip(&mut self.lanes) {
+            let Some(time) = time_for(lane) else { continue };
+            let is_late = |waiting: &Waiting<W>| waiting.since <= time;
+            let late: Vec<u64> = waiting
+                .iter()
+                .take_while(|(_, waiting)| is_late(waiting))
+                .filter_map(|(number, waiting)| (!waiting.has_room).then_some(*number))
+                .collect();
+            taken.extend(late.iter().filter_map(|number| Some(waiting.remove(number)?.waiter)));
+        }
+        taken
+    }
+
+    /// Takes all waiters, in the order in which they joined.
     pub(super) fn take_all(&mut self) -> Vec<W> {
-        std::mem::take(&mut self.waiters).into_values().collect()
+        let mut all = BTreeMap::new();
+        for lane in &mut self.lanes {
+            all.append(lane);
+        }
+        all.into_values().map(|waiting| waiting.waiter).collect()
     }
 }
