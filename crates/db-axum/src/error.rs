@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use axum::extract::MatchedPath;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use db_layer::db_core::{self, AcquireError, AcquirePhase, Class, Repeat};
@@ -37,12 +39,12 @@ const MAY_BE_DONE: &str =
 /// | another error of class 22, such as a division by zero, or a literal in the statement's text that does not fit | 500 | `internal` |
 /// | no connection came free in time, or too many callers wait | 503 | `overloaded` |
 /// | the server was not reached, a lost connection, a conflict, a server that is out of disk space, memory or sessions (53…, but for 53400), or takes no writes any more, a closed pool | 503 | `unavailable` |
-/// | a time limit has passed, also of an append, which may be stored | 504 | `timed-out` |
+/// | a time limit or the request's [`Deadline`](crate::Deadline) has passed, also of an append, which may be stored | 504 | `timed-out` |
 /// | a commit whose answer was lost ([`CommitUnknown`](db_core::Error::CommitUnknown)) | 500, with the detail that it may be done | `may-be-done` |
 /// | an event log is unknown; was removed | 404; 410 | `no-such-log`; `log-removed` |
 /// | an event log is finished, has another writer, or was rewound; a sequence number is used | 409 | `log-conflict` |
 /// | events are too many or too large; have a kind or data that cannot be stored | 413; 400 | `event-too-large`; `bad-event` |
-/// | a body, a path or a query cannot be read ([`Json`](crate::Json), [`Path`](crate::Path), [`Query`](crate::Query)) | 400, 413, 415, 422 | `bad-request` |
+/// | a body, a path, a query or the header of a deadline cannot be read ([`Json`](crate::Json), [`Path`](crate::Path), [`Query`](crate::Query)) | 400, 413, 415, 422 | `bad-request` |
 /// | an address or a method is not there ([`no_such_address`](crate::no_such_address), [`no_such_method`](crate::no_such_method)) | 404; 405 | `no-such-address`; `no-such-method` |
 /// | any other error, which is the handler's | 500 | `internal` |
 /// | [`Error::new`], [`Error::not_found`] | as given | none |
@@ -76,6 +78,34 @@ impl Error {
             short.push('…');
         }
         Self { kind: Some(Kind::BadRequest), ..Self::new(status, short) }
+    }
+
+    /// The refusal of a header.
+    pub(crate) fn unreadable(detail: String) -> Self {
+        Self { kind: Some(Kind::BadRequest), ..Self::new(StatusCode::BAD_REQUEST, detail) }
+    }
+
+    /// The answer to a request whose time was over when it came.
+    pub(crate) fn no_time_left() -> Self {
+        let detail = "The time for this request was over when it came. Nothing was done.";
+        Self { kind: Some(Kind::TimedOut), ..Self::new(StatusCode::GATEWAY_TIMEOUT, detail) }
+    }
+
+    /// The answer to a request whose time was over before it was answered.
+    pub(crate) fn cut_off(route: Option<&MatchedPath>, after: Duration) -> Self {
+        tracing::warn!(
+            route = route.map(MatchedPath::as_str),
+            ?after,
+            "a request was cut off by its deadline"
+        );
+        Self { kind: Some(Kind::TimedOut), ..Self::new(StatusCode::GATEWAY_TIMEOUT, MAY_BE_DONE) }
+    }
+
+    /// The answer of an extractor whose layer the route does not have.
+    pub(crate) fn no_layer(parts: &Parts, layer: &str) -> Self {
+        let route = parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str);
+        tracing::error!(route, layer, "the route lacks the layer that its handler needs");
+        Self::internal()
     }
 
     /// The answer while there is no database yet.
@@ -131,8 +161,11 @@ impl Error {
 
 impl From<db_core::Error> for Error {
     fn from(error: db_core::Error) -> Self {
-        let is_crowded =
-            |error: &AcquireError| matches!(error.phase(), AcquirePhase::Queue | AcquirePhase::Shed);
+        let is_crowded = |error: &AcquireError| {
+            let phase = error.phase();
+            matches!(phase, AcquirePhase::Queue | AcquirePhase::Shed | AcquirePhase::Overloaded)
+                && !error.is_past_deadline()
+        };
         let (status, kind) = match error.class() {
             _ if error.is_not_found() => (StatusCode::NOT_FOUND, Kind::NotFound),
             _ if matches!(error, db_core::Error::CommitUnknown(_)) => {

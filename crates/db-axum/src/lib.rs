@@ -31,6 +31,8 @@
 //!   for programs and the status's title, and the log has the details.
 //! * [`Json`], [`Path`] and [`Query`] do what axum's do, and their refusals are [`Error`]s; [`no_such_address`] and [`no_such_method`] are for the
 //!   fallbacks of a router. [`request_ids`] puts an id into each request's log, answer and error.
+//! * [`Api`] and [`Backend`] are handles with the request's route as their name and its [`Deadline`] as their limit; [`Tx`] is one transaction for
+//!   a request, committed before the answer. [`Admission`] refuses requests while the pool is overloaded, before their bodies are read.
 //! * [`sse`] answers with an event log as server-sent events, live, resumed by `Last-Event-ID`.
 //! * [`health`] has the routes for probes, people and dashboards; [`Starting`] answers the probes before there is a database.
 //! * [`monitoring`] has the routes for on-call people: alerts, who holds connections, what ran. They cannot be mounted without a guard.
@@ -41,20 +43,28 @@
 //! |---|---|---|
 //! | `sea-orm` | no | `SeaORM`'s errors become [`Error`]s; `db.api().orm()` and `tx.orm()` of `db-layer` |
 
+mod admission;
+mod deadline;
 mod error;
 mod extract;
+mod handles;
 pub mod health;
 mod kind;
 mod monitoring;
 mod request_id;
 pub mod sse;
 mod starting;
+mod tx;
 
+pub use admission::{Admission, Admitting};
+pub use deadline::{Deadline, DeadlineLayer, WithDeadline};
 pub use error::Error;
 pub use extract::{Json, Path, Query, no_such_address, no_such_method};
+pub use handles::{Api, Backend};
 pub use monitoring::{Monitoring, monitoring};
 pub use request_id::{RequestId, request_ids};
 pub use starting::Starting;
+pub use tx::{Tx, transactions};
 
 /// The result of a handler.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

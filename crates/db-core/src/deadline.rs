@@ -46,13 +46,13 @@ impl<F: Future + Unpin> Future for Within<F> {
     }
 }
 
-/// The limit of a wait for the server, and whether it is the statement's or the transaction's.
+/// The limit of a wait for the server, and whose it is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WaitLimit {
     pub(crate) wait: Duration,
     /// The whole limit, of which `wait` may be the rest.
     after: Duration,
-    transaction: bool,
+    late: Late,
 }
 
 impl WaitLimit {
@@ -62,7 +62,12 @@ impl WaitLimit {
     }
 
     pub(crate) fn of_statement(after: Duration) -> Self {
-        Self { wait: after, after, transaction: false }
+        Self { wait: after, after, late: Late::Statement }
+    }
+
+    /// Whether it is the limit of more than one statement, and over: nothing must be sent any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.wait.is_zero() && self.late != Late::Statement
     }
 
     pub(crate) fn min(self, other: Self) -> Self {
@@ -70,26 +75,34 @@ impl WaitLimit {
     }
 }
 
-/// The deadline of a transaction.
+/// The deadline of a transaction, or of a caller.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct TxDeadline {
+pub(crate) struct Deadline {
     pub(crate) at: Instant,
-    after: Duration,
+    /// The time that a transaction has; `None` for a caller, of whom only the end is known.
+    after: Option<Duration>,
 }
 
-impl TxDeadline {
+impl Deadline {
     /// `None` if the deadline is beyond the clock's range: never.
     pub(crate) fn after(after: Duration) -> Option<Self> {
-        Some(Self { at: Instant::now().checked_add(after)?, after })
+        Some(Self { at: Instant::now().checked_add(after)?, after: Some(after) })
+    }
+
+    pub(crate) fn of_caller(at: Instant) -> Self {
+        Self { at, after: None }
     }
 
     pub(crate) fn limit(&self) -> WaitLimit {
         let wait = self.at.saturating_duration_since(Instant::now());
-        WaitLimit { wait, after: self.after, transaction: true }
+        match self.after {
+            Some(after) => WaitLimit { wait, after, late: Late::Transaction },
+            None => WaitLimit { wait, after: wait, late: Late::Caller },
+        }
     }
 }
 
-/// A time limit passed: the server did not answer a statement, a transaction was open for too long, an abandoned statement in a
+/// A time limit passed: the server did not answer a statement, a transaction was open for too long, the caller's deadline came, an abandoned statement in a
 /// transaction did not end, or a statement of `SeaORM` waited too long for another one on the same session.
 ///
 /// Dropping the connection cancels the statement on the server and rolls back the transaction.
@@ -106,6 +119,8 @@ pub struct DeadlineError {
 enum Late {
     Statement,
     Transaction,
+    /// All that the caller does.
+    Caller,
     /// A statement whose future was dropped, in a transaction.
     Abandoned,
     /// Another statement on the same session.
@@ -115,8 +130,7 @@ enum Late {
 
 impl DeadlineError {
     pub(crate) fn new(pool: &str, at: CallSite, limit: WaitLimit) -> Self {
-        let late = if limit.transaction { Late::Transaction } else { Late::Statement };
-        Self { pool: pool.to_owned(), at, after: limit.after, late }
+        Self { pool: pool.to_owned(), at, after: limit.after, late: limit.late }
     }
 
     pub(crate) fn of_abandoned(pool: &str, at: CallSite, after: Duration) -> Self {
@@ -140,6 +154,12 @@ impl DeadlineError {
         self.late == Late::Transaction
     }
 
+    /// Whether the [deadline of the handle](crate::Handle::deadline) passed.
+    #[must_use]
+    pub fn is_callers(&self) -> bool {
+        self.late == Late::Caller
+    }
+
     /// Whether an abandoned statement in a transaction did not end: it was cancelled, which failed the transaction.
     #[must_use]
     pub fn is_abandoned_statement(&self) -> bool {
@@ -159,6 +179,10 @@ impl fmt::Display for DeadlineError {
             Late::Statement => write!(
                 f,
                 "pool `{pool}`: the server did not answer a statement within {after:.1} s; the statement is cancelled"
+            )?,
+            Late::Caller => write!(
+                f,
+                "pool `{pool}`: the caller's deadline has passed; what is not done is cancelled and rolled back"
             )?,
             Late::Abandoned => write!(
                 f,

@@ -62,6 +62,7 @@ impl Error {
             Self::Connect(error) if error.failure().is_final() => Class::Refused,
             // The pool was closed on purpose and will not reopen.
             Self::Acquire(error) if error.is_closed() => Class::Other,
+            Self::Acquire(error) if error.is_past_deadline() => Class::TimedOut,
             Self::Connect(_) | Self::Acquire(_) => Class::NotReached,
             Self::Statement(error) => error.class(),
             Self::Aborted | Self::Pooler(_) => Class::Other,
@@ -298,6 +299,7 @@ pub(crate) struct AcquireDetails {
     pub(crate) oldest: Option<Holder>,
     pub(crate) own: Option<CallSite>,
     pub(crate) last_failure: Option<(String, Duration)>,
+    pub(crate) is_past_deadline: bool,
     /// The estimated time in which the queue drains.
     pub(crate) queue_time: Duration,
 }
@@ -375,6 +377,12 @@ impl AcquireError {
         self.0.phase == AcquirePhase::Closed
     }
 
+    /// Whether the wait ended because the [deadline of the handle](crate::Handle::deadline) had passed.
+    #[must_use]
+    pub fn is_past_deadline(&self) -> bool {
+        self.0.is_past_deadline
+    }
+
     fn retry_after(&self) -> Option<Duration> {
         match self.0.phase {
             AcquirePhase::Queue | AcquirePhase::Shed | AcquirePhase::Overloaded => {
@@ -419,6 +427,9 @@ impl fmt::Display for AcquireError {
                 return write!(f, "pool `{pool}` is closed (acquire at {at})");
             }
         }?;
+        if self.0.is_past_deadline {
+            write!(f, "; the caller's deadline has passed")?;
+        }
         if let Some((failure, ago)) = last_failure {
             write!(f, "; the last dial failed {:.1} s ago: {failure}", ago.as_secs_f64())?;
         }
@@ -456,6 +467,7 @@ mod tests {
             oldest: None,
             own: None,
             last_failure: None,
+            is_past_deadline: false,
             queue_time: Duration::from_millis(1),
         });
 

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::SqlStr;
 
@@ -47,6 +47,13 @@ impl Handle {
     #[cfg(feature = "sea-orm")]
     pub(crate) fn at(&self, at: CallSite) -> Self {
         Self { pool: self.pool.clone(), caller: Caller { at, ..self.caller } }
+    }
+
+    /// The same handle with this line as its call site, for a handle that was made elsewhere.
+    #[must_use]
+    #[track_caller]
+    pub fn here(&self) -> Self {
+        Self { pool: self.pool.clone(), caller: Caller { at: CallSite::caller(), ..self.caller } }
     }
 
     /// The pool behind the handle.
@@ -110,12 +117,38 @@ impl Handle {
         self
     }
 
-    /// Whether a caller would be refused if it came now, and why: for a layer in front of work that costs something before it needs a
-    /// connection, such as reading a request's body. Beside the pool's own rules, a caller is refused whose wait, estimated from recent
-    /// checkouts, is longer than the one for which it would be refused in the end. `None` reserves no place.
+    /// Refuses a caller now that would be refused later: for a layer in front of work that costs something before it needs a connection,
+    /// such as reading a request's body. Beside the pool's own rules, a caller is refused whose wait, estimated from recent checkouts, is
+    /// longer than the one for which it would be refused in the end. `Ok` reserves no place.
+    ///
+    /// # Errors
+    ///
+    /// That of [`acquire`](Self::acquire): [`Shed`](crate::AcquirePhase::Shed), [`Overloaded`](crate::AcquirePhase::Overloaded) or
+    /// [`Closed`](crate::AcquirePhase::Closed). It is counted and reported as one.
+    pub fn admit(&self) -> Result<(), AcquireError> {
+        self.pool.admit(self.caller)
+    }
+
+    /// Sets when the work of this handle must be done, for example because the client of a request leaves then. The wait for a connection ends
+    /// at that time at the latest, and so do statements, `COPY` and transactions, which are cancelled on the server; afterwards, nothing is
+    /// sent. A commit that was sent is waited for, so that its outcome is known. Of several deadlines, the earliest counts. The limits of the pool hold beside
+    /// it.
+    ///
+    /// An error says that it was this deadline: [`AcquireError::is_past_deadline`], [`DeadlineError::is_callers`](crate::DeadlineError::is_callers).
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    ///
+    /// # async fn example(db: db_core::Pool) -> Result<(), db_core::Error> {
+    /// let soon = Instant::now() + Duration::from_millis(300);
+    /// sqlx::query("refresh materialized view totals").execute(db.handle().deadline(soon)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
-    pub fn would_be_refused(&self) -> Option<AcquireError> {
-        self.pool.would_refuse(self.caller)
+    pub fn deadline(mut self, at: Instant) -> Self {
+        self.caller.deadline = Some(self.caller.deadline.map_or(at, |earlier| earlier.min(at)));
+        self
     }
 
     /// Acquires an idle connection; `None` if there is none. It neither joins the queue nor has a connection dialled. As
@@ -247,6 +280,9 @@ impl Handle {
             };
             let Some((class, why)) = why else { return Err(error) };
             let Some(pause) = pauses.after(class) else { return Err(error) };
+            if self.caller.deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
+                return Err(error);
+            }
             tracing::info!(pool = self.pool.name(), attempt, %why, ?pause, "the transaction is repeated");
             self.pool.retried(&Retried { at: self.caller.at, attempt, error: why, pause });
             tokio::time::sleep(pause).await;

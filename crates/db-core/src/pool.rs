@@ -248,8 +248,8 @@ impl Pool {
         &self.inner.options
     }
 
-    pub(crate) fn would_refuse(&self, caller: Caller) -> Option<AcquireError> {
-        acquire::would_refuse(&self.inner, caller)
+    pub(crate) fn admit(&self, caller: Caller) -> Result<(), AcquireError> {
+        acquire::admit(&self.inner, caller)
     }
 
     pub(crate) fn try_acquire(&self, caller: Caller) -> impl Future<Output = Option<Conn>> + Send + use<> {

@@ -59,6 +59,7 @@ impl Classify for Error {
 impl Classify for AcquireError {
     fn retry_class(&self) -> Option<Class> {
         match self.phase() {
+            _ if self.is_past_deadline() => None,
             AcquirePhase::Dial | AcquirePhase::Verify => Some(Class::NotReached),
             AcquirePhase::Queue | AcquirePhase::Shed | AcquirePhase::Overloaded | AcquirePhase::Closed => {
                 None

@@ -6,7 +6,7 @@
 use sqlx::error::DatabaseError;
 
 use crate::class::{Class, Link, Verdict};
-use crate::deadline::TxDeadline;
+use crate::deadline::Deadline;
 use crate::error_type::ErrorType;
 use crate::hooks::PendingHooks;
 use crate::lent::LentProblem;
@@ -31,8 +31,8 @@ pub(crate) struct State {
     /// A statement may have begun a transaction with raw SQL.
     pub(crate) may_have_begun: bool,
     pub(crate) transaction: Transaction,
-    /// The deadline of the transaction.
-    pub(crate) ends: Option<TxDeadline>,
+    /// The deadline of the transaction, or of the caller.
+    pub(crate) ends: Option<Deadline>,
     /// The program chose to be read-only.
     pub(crate) reads_only: bool,
     /// What was wrong with the transaction's first failed statement, because of which the server refuses all later ones.
@@ -68,6 +68,11 @@ pub(crate) enum Transaction {
 }
 
 impl State {
+    /// The state of a new checkout, whose caller has this deadline.
+    pub(crate) fn until(ends: Option<Deadline>) -> Self {
+        Self { ends, ..Self::default() }
+    }
+
     /// Whether the next caller can use the connection without a repair.
     pub(crate) fn is_clean(&self) -> bool {
         self.in_flight.is_none()

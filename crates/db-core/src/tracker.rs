@@ -70,6 +70,8 @@ pub(crate) struct Caller {
     pub(crate) slow_statement: Duration,
     pub(crate) acquire_timeout: Duration,
     pub(crate) lane: Lane,
+    /// When the work must be done.
+    pub(crate) deadline: Option<Instant>,
 }
 
 impl Caller {
@@ -82,7 +84,20 @@ impl Caller {
             slow_statement: options.slow_statement,
             acquire_timeout: options.acquire_timeout,
             lane: Lane::default(),
+            deadline: None,
         }
+    }
+
+    /// The same, waiting for a connection until its deadline at most.
+    pub(crate) fn from(self, now: Instant) -> Self {
+        let Some(deadline) = self.deadline else { return self };
+        let left = deadline.saturating_duration_since(now);
+        Self { acquire_timeout: self.acquire_timeout.min(left), ..self }
+    }
+
+    /// Whether its deadline has passed.
+    pub(crate) fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{MappedMutexGuard, MutexGuard};
 
 use super::loan::{Loan, Own, Seat};
 use super::{Taken, options};
-use crate::deadline::{TxDeadline, within};
+use crate::deadline::{Deadline, within};
 use crate::session::Text;
 use crate::statement::Transaction;
 use crate::tx::{DroppedScopes, Scope};
@@ -28,7 +28,7 @@ pub struct OrmTx<S: Seat = Own> {
     loan: Loan<S>,
     scope: Scope,
     dropped: DroppedScopes,
-    ends: Option<TxDeadline>,
+    ends: Option<Deadline>,
 }
 
 impl<S: Seat> OrmTx<S> {

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::error::OrmError;
 use crate::call_site::CallSite;
-use crate::deadline::{TxDeadline, WaitLimit};
+use crate::deadline::{Deadline, WaitLimit};
 use crate::{Conn, DeadlineError, Error, PoolOptions, Session};
 
 /// A shared session. One statement at a time uses it.
@@ -96,7 +96,7 @@ impl<S: Seat> Loan<S> {
     }
 
     /// The error of a transaction that missed its deadline.
-    pub(super) fn late(&self, ends: Option<TxDeadline>) -> Error {
+    pub(super) fn late(&self, ends: Option<Deadline>) -> Error {
         let limit = ends.map_or(WaitLimit::of_statement(self.patience), |ends| ends.limit());
         DeadlineError::new(&self.pool, self.at, limit).into()
     }

@@ -73,6 +73,11 @@ pub(crate) async fn acquire(
     statement: Option<&SqlStr>,
 ) -> Result<Conn, AcquireError> {
     let started = Instant::now();
+    let caller = caller.from(started);
+    if caller.is_late(started) {
+        return Box::pin(acquire_slow(inner, caller, started, Next::GiveUp(AcquirePhase::Queue), statement))
+            .await;
+    }
     let (inner, next) = match inner.take(caller.lane, started) {
         Taken::CheckedOut(out, standard) => match lend(out, inner, caller, started, standard, statement) {
             Ok(conn) => return Ok(hand_out(conn, Acquired::default())),
@@ -91,6 +96,7 @@ pub(crate) async fn acquire(
 /// Takes an idle connection, and neither waits for another caller nor has one dialled. Checks it first if needed, as [`acquire`] does.
 pub(crate) async fn try_acquire(inner: Arc<Shared>, caller: Caller) -> Option<Conn> {
     let started = Instant::now();
+    let caller = caller.from(started);
     let mut spent = Acquired::default();
     while let Some((out, standard)) = inner.take_idle() {
         let checking = Instant::now();
@@ -302,15 +308,20 @@ fn warn_of_nested_acquire(inner: &Driver, caller: Caller) {
     }
 }
 
-/// Why a caller would be refused if it came now.
-pub(super) fn would_refuse(inner: &Driver, caller: Caller) -> Option<AcquireError> {
-    let refused = inner.core().would_refuse(caller.lane)?;
-    let phase = match refused {
-        Refused::Shed => AcquirePhase::Shed,
-        Refused::Late => AcquirePhase::Overloaded,
-        Refused::Closed => AcquirePhase::Closed,
+/// Refuses a caller that would be refused if it came now.
+pub(super) fn admit(inner: &Driver, caller: Caller) -> Result<(), AcquireError> {
+    let mut core = inner.core();
+    let phase = match core.would_refuse(caller.lane) {
+        None => return Ok(()),
+        Some(Refused::Closed) => AcquirePhase::Closed,
+        Some(Refused::Shed) => AcquirePhase::Shed,
+        Some(Refused::Late) => AcquirePhase::Overloaded,
     };
-    Some(explain(inner, caller, Instant::now(), phase, None))
+    core.totals.shed += u64::from(phase != AcquirePhase::Closed);
+    drop(core);
+    let error = explain(inner, caller, Instant::now(), phase, None);
+    inner.observers.report(|observer| observer.not_acquired(&error));
+    Err(error)
 }
 
 fn taken_by_this_task(inner: &Driver) -> Option<CallSite> {
@@ -357,6 +368,8 @@ fn explain(
         at: caller.at,
         oldest,
         own: taken_by_this_task(inner),
+        is_past_deadline: caller.is_late(now)
+            && matches!(phase, AcquirePhase::Queue | AcquirePhase::Dial | AcquirePhase::Verify),
         last_failure: failure.map(|failure| (failure, Duration::ZERO)).or(last_failure),
         queue_time,
     })

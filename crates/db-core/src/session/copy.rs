@@ -21,7 +21,7 @@ use super::Session;
 use super::log::StatementTiming;
 use crate::call_site::CallSite;
 use crate::class::is_fatal;
-use crate::deadline::{DeadlineError, TxDeadline, WaitLimit};
+use crate::deadline::{Deadline, DeadlineError, WaitLimit};
 use crate::lent::{LentError, LentProblem};
 use crate::statement::InFlight;
 use crate::{Conn, Error, Handle};
@@ -224,7 +224,7 @@ impl<S: DerefMut<Target = Session>> Drop for Guard<S> {
 struct Copy {
     sql: SqlStr,
     timing: StatementTiming,
-    ends: Option<TxDeadline>,
+    ends: Option<Deadline>,
     statement: WaitLimit,
     pool: String,
     at: CallSite,
@@ -241,6 +241,9 @@ impl Copy {
 
     async fn within<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
         let limit = self.ends.map_or(self.statement, |ends| ends.limit().min(self.statement));
+        if limit.is_over() {
+            return Err(DeadlineError::new(&self.pool, self.at, limit).into());
+        }
         match timeout(limit.wait, work).await {
             Ok(done) => done,
             Err(_) => Err(DeadlineError::new(&self.pool, self.at, limit).into()),

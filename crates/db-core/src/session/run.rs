@@ -28,8 +28,17 @@ impl Session {
     }
 
     pub(crate) async fn control_row(&mut self, statement: SqlStr) -> Result<Option<PgRow>, sqlx::Error> {
-        self.drain().await?;
+        // The end of a transaction is not cut off by a deadline.
         let limit = WaitLimit::of_statement(self.inner.options.statement_timeout);
+        self.control_within(statement, limit).await
+    }
+
+    pub(crate) async fn control_within(
+        &mut self,
+        statement: SqlStr,
+        limit: WaitLimit,
+    ) -> Result<Option<PgRow>, sqlx::Error> {
+        self.drain().await?;
         let sent = statement.clone();
         self.round_trip(
             &statement,
@@ -82,6 +91,9 @@ impl Session {
             }
             self.record_effects(text)?;
             let limit = self.limit();
+            if limit.is_over() {
+                return Err(self.expired(limit).into());
+            }
             let spare = self.spare_arguments(text);
             // The same three lines as in `run_again`: a shared async function would add one more future around this one.
             let timing = self.start_statement(text.sql_str(), InFlight::Statement);
@@ -129,6 +141,9 @@ impl Session {
             let mut may_repeat = true;
             loop {
                 let mut limit = self.limit();
+                if limit.is_over() {
+                    Err(self.expired(limit))?;
+                }
                 let spare = self.spare_arguments(&mut text);
                 let mut timing = self.start_statement(&sql, InFlight::Statement);
                 let live = self.live.as_deref_mut().expect("an open connection");
@@ -203,6 +218,9 @@ impl Session {
         run: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>,
         note: impl FnOnce(&mut StatementTiming, &T),
     ) -> Result<T, sqlx::Error> {
+        if limit.is_over() {
+            return Err(self.expired(limit).into());
+        }
         let timing = self.start_statement(sql, flight);
         let running = run(&mut self.live_mut().raw);
         let answer = within(limit.ends(timing.started), running).await;

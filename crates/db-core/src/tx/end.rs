@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 use super::TxOptions;
 use crate::class::refuses;
-use crate::deadline::{DeadlineError, TxDeadline};
+use crate::deadline::{Deadline, DeadlineError};
 use crate::error::StatementError;
 use crate::statement::Transaction;
 use crate::status_query::TxStatus;
@@ -28,9 +28,10 @@ impl Session {
         self.state.failure = None;
         self.state.pending_hooks.clear();
         self.state.reads_only |= options.read_only;
-        self.state.ends = TxDeadline::after(timeout);
+        let ends = [Deadline::after(timeout), self.deadline()];
+        self.state.ends = ends.into_iter().flatten().min_by_key(|ends| ends.at);
         self.live().session.set_in_transaction(true);
-        self.control(sql).await?;
+        self.control_within(sql, self.limit()).await?;
         Ok(())
     }
 
@@ -107,7 +108,7 @@ impl Session {
 
     pub(super) fn transaction_ended(&mut self) {
         self.state.transaction = Transaction::None;
-        self.state.ends = None;
+        self.state.ends = self.deadline();
         self.nesting = None;
         self.live().session.set_in_transaction(false);
     }

@@ -7,6 +7,7 @@ mod cancelling;
 mod columns;
 mod connecting;
 mod copying;
+mod deadlines;
 mod events;
 mod explained;
 mod faults;
