@@ -1,9 +1,12 @@
 //! `db-axum` on a real PostgreSQL and over real HTTP.
 
+mod admission;
 mod errors;
+mod handlers;
 mod health;
 mod incidents;
 mod monitoring;
 mod problems;
 mod streams;
 mod support;
+mod transactions;

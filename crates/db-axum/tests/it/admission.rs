@@ -1,0 +1,100 @@
+//! Requests that are refused while a pool is overloaded.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::{get, post};
+use db_axum::{Admission, Api, Json};
+use db_layer::{Db, PoolOptions};
+use db_testkit::{TestDb, until};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::support::{PATIENCE, client, options, serve};
+
+async fn layer(db: &TestDb, api: PoolOptions) -> Db {
+    db_layer::open(options(db).await.api(api.max(1).acquire_timeout(PATIENCE)))
+        .await
+        .expect("an open database")
+}
+
+async fn one(Api(api): Api) -> db_axum::Result<Json<i32>> {
+    Ok(Json(sqlx::query_scalar("select 1").fetch_one(&api).await?))
+}
+
+#[db_testkit::test]
+async fn a_request_is_refused_before_its_body_which_may_never_end(db: TestDb) {
+    async fn store(Json(body): Json<String>) -> Json<usize> {
+        Json(body.len())
+    }
+    let layer = layer(&db, PoolOptions::api().max_waiting(Some(0))).await;
+    let routes = Router::new().route("/", post(store).layer(Admission::new(layer.api())));
+    let served = serve(routes.merge(db_axum::health::routes(layer.clone()))).await;
+    let conn = layer.api().acquire().await.expect("the only connection");
+
+    let address: SocketAddr = served.address.trim_start_matches("http://").parse().expect("an address");
+    let mut endless = TcpStream::connect(address).await.expect("connected");
+    let begun = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000000000\r\n\r\n\"";
+    endless.write_all(begun.as_bytes()).await.expect("sent");
+    let mut answer = vec![0; 4096];
+    let mut read = 0;
+    while !String::from_utf8_lossy(&answer[..read]).contains("overloaded") {
+        let more =
+            timeout(PATIENCE, endless.read(&mut answer[read..])).await.expect("in time").expect("read");
+        assert!(more > 0, "{}", String::from_utf8_lossy(&answer[..read]));
+        read += more;
+    }
+
+    let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
+    assert!(answer.starts_with("http/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
+    let live = client().get(format!("{}/health/ready", served.address)).send().await.expect("an answer");
+    assert_eq!(live.status(), 200, "other routes are not refused");
+    assert_eq!(layer.api().pool().stats().totals.shed, 1, "it is counted");
+    drop(conn);
+    let stored = client().post(&served.address).json("later").send().await.expect("an answer");
+    assert_eq!(stored.json::<usize>().await.expect("a number"), 5);
+}
+
+#[db_testkit::test]
+async fn requests_that_would_wait_for_too_long_are_refused_until_the_queue_is_short(db: TestDb) {
+    let target = Duration::from_millis(20);
+    let api = PoolOptions::api().queue_target(Some(target)).queue_interval(Duration::from_millis(100));
+    let layer = layer(&db, api).await;
+    let routes =
+        Router::new().route("/", get(one)).route_layer(Admission::new(layer.api())).with_state(layer.clone());
+    let served = serve(routes).await;
+    let ask = async || client().get(&served.address).send().await.expect("an answer");
+    assert_eq!(ask().await.status(), 200);
+
+    let stop = CancellationToken::new();
+    let load: Vec<_> = (0..10)
+        .map(|_| {
+            let (layer, stop) = (layer.clone(), stop.clone());
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                while !stop.is_cancelled() {
+                    // Some are refused by the pool itself.
+                    sqlx::query("select pg_sleep(0.1)").execute(layer.api()).await.ok();
+                }
+            }))
+        })
+        .collect();
+    until("requests are refused", async || {
+        let answer = ask().await;
+        let is_refused = answer.status() == 503;
+        let has_time = answer.headers().contains_key("retry-after");
+        assert_eq!(is_refused, has_time);
+        is_refused && answer.json::<Value>().await.expect("JSON")["type"] == "urn:db-axum:overloaded"
+    })
+    .await;
+
+    stop.cancel();
+    for one in load {
+        one.await.expect("no panic");
+    }
+    assert_eq!(ask().await.status(), 200, "the load has ended");
+}
