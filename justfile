@@ -6,6 +6,10 @@ default:
 incidents:
     cargo test -q -p db-axum --test it -- incidents:: --nocapture --test-threads 1
 
+# A service of which more is asked than it can do, for a minute, and which is replaced in the middle.
+overload:
+    DB_AXUM_OVERLOAD_SECONDS=60 cargo test -q -p db-axum --test it -- overload:: --nocapture
+
 # Serves the page with one running build.
 run:
     cargo run -p buildwatch

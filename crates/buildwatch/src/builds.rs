@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use db_layer::encryption::{Column, Columns, EncryptionError, KeyType, Sealed};
-use db_layer::{Db, Error, LogId, Tx};
+use db_layer::{Db, Error, Handle, LogId, Tx};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -156,7 +156,7 @@ pub(crate) async fn create(db: &Db, plans: &Plans, plan: &Plan) -> anyhow::Resul
 }
 
 /// The newest builds, the newest first.
-pub(crate) async fn newest(db: &Db, plans: &Plans, limit: i64) -> Result<Vec<Build>, Error> {
+pub(crate) async fn newest(api: &Handle, plans: &Plans, limit: i64) -> Result<Vec<Build>, Error> {
     let rows = sqlx::query_as!(
         Row,
         r#"select id, log, plan as "plan: Sealed<Plan>", status, exit_code, created_at, ended_at, took_ms
@@ -165,13 +165,13 @@ pub(crate) async fn newest(db: &Db, plans: &Plans, limit: i64) -> Result<Vec<Bui
         limit $1"#,
         limit
     )
-    .fetch_all(db.api())
+    .fetch_all(api)
     .await?;
     Ok(rows.into_iter().map(|row| row.unseal(plans)).collect())
 }
 
 /// The build with this number, if any.
-pub(crate) async fn find(db: &Db, plans: &Plans, id: i64) -> Result<Option<Build>, Error> {
+pub(crate) async fn find(api: &Handle, plans: &Plans, id: i64) -> Result<Option<Build>, Error> {
     let row = sqlx::query_as!(
         Row,
         r#"select id, log, plan as "plan: Sealed<Plan>", status, exit_code, created_at, ended_at, took_ms
@@ -179,15 +179,14 @@ pub(crate) async fn find(db: &Db, plans: &Plans, id: i64) -> Result<Option<Build
         where id = $1"#,
         id
     )
-    .fetch_optional(db.api())
+    .fetch_optional(api)
     .await?;
     Ok(row.map(|row| row.unseal(plans)))
 }
 
 /// The log of the build with this number, if any.
-pub(crate) async fn log_of(db: &Db, id: i64) -> Result<Option<LogId>, Error> {
-    let log =
-        sqlx::query_scalar!("select log from builds where id = $1", id).fetch_optional(db.api()).await?;
+pub(crate) async fn log_of(api: &Handle, id: i64) -> Result<Option<LogId>, Error> {
+    let log = sqlx::query_scalar!("select log from builds where id = $1", id).fetch_optional(api).await?;
     Ok(log.map(LogId))
 }
 

@@ -16,7 +16,7 @@ pub(crate) const LIMIT: i64 = 100;
 
 pub(crate) async fn command(site: &Site, args: ListArgs) -> anyhow::Result<u8> {
     let opened = open(site, AtOpen::Leave).await?;
-    let builds = builds::newest(&opened.db, &opened.plans, LIMIT).await;
+    let builds = builds::newest(&opened.db.api(), &opened.plans, LIMIT).await;
     opened.close().await;
     let builds = builds?;
 

@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::Router;
+use axum::extract::FromRef;
 use axum::middleware::{from_fn, from_fn_with_state};
-use db_axum::{no_such_method, request_ids};
+use db_axum::{Deadline, no_such_method, request_ids};
 use db_layer::{AtOpen, Db, Deadlines, Signals};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -40,6 +41,8 @@ use crate::terminal::{print_out, shown};
 /// Limits for requests and builds to end after the first signal, and for the database after them.
 const DEADLINES: Deadlines =
     Deadlines { service: Duration::from_secs(8), pools: Duration::from_secs(4), bus: Duration::from_secs(1) };
+/// How long a request may take until its answer begins; a live stream then goes on.
+const ANSWER: Duration = Duration::from_secs(30);
 /// How long requests and builds may still take after a second signal.
 const GIVE_UP: Duration = Duration::from_secs(2);
 
@@ -53,6 +56,12 @@ pub(crate) struct App {
     pub(crate) exporter: PrometheusHandle,
     /// A permit for each live stream.
     pub(crate) streams: Arc<Semaphore>,
+}
+
+impl FromRef<App> for Db {
+    fn from_ref(app: &App) -> Self {
+        app.db.clone()
+    }
 }
 
 /// The builds that this server runs.
@@ -301,6 +310,7 @@ fn router(app: App) -> Router {
         .merge(db_axum::health::routes(app.db.clone()))
         .nest("/monitoring", monitoring(&app))
         .method_not_allowed_fallback(no_such_method)
+        .layer(Deadline::within(ANSWER))
         .layer(from_fn_with_state(app, guard::check))
         .layer(from_fn(request_ids))
 }

@@ -39,7 +39,7 @@ pub(crate) async fn command(site: &Site, args: WatchArgs) -> anyhow::Result<u8> 
 
 async fn watch(opened: &Opened, args: WatchArgs) -> anyhow::Result<u8> {
     let find = async || {
-        let build = builds::find(&opened.db, &opened.plans, args.id).await?;
+        let build = builds::find(&opened.db.api(), &opened.plans, args.id).await?;
         build.ok_or_else(|| anyhow::anyhow!("there is no build {}", args.id))
     };
     let log = find().await?.log;

@@ -201,10 +201,11 @@ where
                 return inner.call(request).await.map(IntoResponse::into_response);
             };
             request.extensions_mut().insert(Deadline(at));
+            let method = request.method().clone();
             let route = request.extensions().get::<MatchedPath>().cloned();
             match timeout_at(at.into(), inner.call(request)).await {
                 Ok(answer) => answer.map(IntoResponse::into_response),
-                Err(_) => Ok(Error::cut_off(route.as_ref(), now.elapsed()).into_response()),
+                Err(_) => Ok(Error::cut_off(&method, route.as_ref(), now.elapsed()).into_response()),
             }
         })
     }

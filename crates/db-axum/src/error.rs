@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::extract::MatchedPath;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use db_layer::db_core::{self, AcquireError, AcquirePhase, Class, Repeat};
 use db_layer::{db_events, encryption::EncryptionError};
@@ -92,13 +92,12 @@ impl Error {
     }
 
     /// The answer to a request whose time was over before it was answered.
-    pub(crate) fn cut_off(route: Option<&MatchedPath>, after: Duration) -> Self {
-        tracing::warn!(
-            route = route.map(MatchedPath::as_str),
-            ?after,
-            "a request was cut off by its deadline"
-        );
-        Self { kind: Some(Kind::TimedOut), ..Self::new(StatusCode::GATEWAY_TIMEOUT, MAY_BE_DONE) }
+    pub(crate) fn cut_off(method: &Method, route: Option<&MatchedPath>, after: Duration) -> Self {
+        let route = route.map(MatchedPath::as_str);
+        tracing::warn!(%method, route, ?after, "a request was cut off by its deadline");
+        // A safe method (RFC 9110, section 9.2.1) does nothing that could be done twice.
+        let detail = (!method.is_safe()).then(|| MAY_BE_DONE.to_owned());
+        Self { status: StatusCode::GATEWAY_TIMEOUT, kind: Some(Kind::TimedOut), detail, retry_after: None }
     }
 
     /// The answer of an extractor whose layer the route does not have.

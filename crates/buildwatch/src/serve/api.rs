@@ -12,8 +12,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use db_axum::sse::{self, Selection};
-use db_axum::{Error, Json, Path, Result};
-use db_layer::LogId;
+use db_axum::{Admission, Api, Error, Json, Path, Result};
+use db_layer::{Handle, LogId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -32,13 +32,14 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .route("/api/builds", get(list).post(start))
         .route("/api/builds/{id}", get(show))
         .route("/api/builds/{id}/events", get(events))
+        .route_layer(Admission::new(app.db.api()))
         .route_layer(from_fn_with_state(app.clone(), guard::check_read))
 }
 
-async fn list(State(app): State<App>) -> Result<impl IntoResponse> {
+async fn list(State(app): State<App>, Api(api): Api) -> Result<impl IntoResponse> {
     // The page reads this header to decide whether to offer a start.
     let methods = if app.guard.rights().may_start { "GET, HEAD, POST" } else { "GET, HEAD" };
-    Ok(([(ALLOW, methods)], Json(builds::newest(&app.db, &app.plans, list::LIMIT).await?)))
+    Ok(([(ALLOW, methods)], Json(builds::newest(&api, &app.plans, list::LIMIT).await?)))
 }
 
 #[derive(Deserialize)]
@@ -97,16 +98,21 @@ fn internal(error: anyhow::Error) -> Error {
     }
 }
 
-async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Build>> {
+async fn show(State(app): State<App>, Api(api): Api, Path(id): Path<String>) -> Result<Json<Build>> {
     let build = match id.parse() {
-        Ok(id) => builds::find(&app.db, &app.plans, id).await?,
+        Ok(id) => builds::find(&api, &app.plans, id).await?,
         Err(_) => None,
     };
     build.map(Json).ok_or_else(missing)
 }
 
-async fn events(State(app): State<App>, Path(id): Path<String>, selection: Selection) -> Result<Response> {
-    let log = log_of(&app, &id).await?;
+async fn events(
+    State(app): State<App>,
+    Api(api): Api,
+    Path(id): Path<String>,
+    selection: Selection,
+) -> Result<Response> {
+    let log = log_of(&api, &id).await?;
     // The permit lasts as long as the answer.
     let Ok(permit) = Arc::clone(&app.streams).try_acquire_owned() else {
         let detail = "the server has no connection left for another live stream";
@@ -118,9 +124,9 @@ async fn events(State(app): State<App>, Path(id): Path<String>, selection: Selec
 }
 
 /// The log of a build by the number in an address; not a number means no such build.
-pub(super) async fn log_of(app: &App, id: &str) -> Result<LogId> {
+pub(super) async fn log_of(api: &Handle, id: &str) -> Result<LogId> {
     let log = match id.parse() {
-        Ok(id) => builds::log_of(&app.db, id).await?,
+        Ok(id) => builds::log_of(api, id).await?,
         Err(_) => None,
     };
     log.ok_or_else(missing)

@@ -6,7 +6,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use db_axum::{Path, Result, no_such_address};
+use db_axum::{Api, Path, Result, no_such_address};
 
 use crate::serve::{App, api};
 
@@ -32,12 +32,13 @@ pub(super) fn routes() -> Router<App> {
 
 async fn build(
     State(app): State<App>,
+    Api(db): Api,
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Result<impl IntoResponse> {
     // A browser that opens an address sends no token. The page's later requests do, and then say whether the build exists.
     if app.guard.check_read(&headers).is_ok() {
-        api::log_of(&app, &id).await?;
+        api::log_of(&db, &id).await?;
     } else if id.parse::<i64>().is_err() {
         return Err(api::missing());
     }

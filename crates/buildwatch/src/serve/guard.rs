@@ -11,7 +11,6 @@
 //! No page holds the token, since other users of this machine can read the pages.
 
 use std::fmt;
-use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header::{
@@ -23,14 +22,10 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use db_axum::Error;
 use subtle::ConstantTimeEq;
-use tokio::time::timeout;
 
 use crate::host::{Host, Name};
 use crate::serve::App;
 use crate::serve::answers::{Form, give};
-
-/// How long a request may take until its answer begins; a live stream then goes on.
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// 128 random bits. Only `Display` shows them.
 pub(crate) struct Token(String);
@@ -216,10 +211,7 @@ pub(crate) async fn check(State(app): State<App>, mut request: Request, next: Ne
     let answer = match app.guard.check_target(request.version(), request.uri(), request.headers()) {
         Ok(target) => {
             request.extensions_mut().insert(target);
-            timeout(LIMIT, next.run(request)).await.unwrap_or_else(|_| {
-                let detail = format!("there was no answer within {} s", LIMIT.as_secs());
-                Error::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
-            })
+            next.run(request).await
         }
         Err(error) => error.into_response(),
     };

@@ -52,7 +52,7 @@ async fn what_a_handler_runs_at_its_deadline_is_cancelled_on_the_server_and_the_
         .route("/sleep", get(sleep))
         .route("/sleep/{id}", get(sleep_in_a_transaction))
         // A handler that waits for something else has no answer of its own.
-        .route("/wait", get(std::future::pending::<()>))
+        .route("/wait", get(std::future::pending::<()>).post(std::future::pending::<()>))
         .with_state(layer.clone())
         .layer(Deadline::within(SOON));
     let served = serve(routes).await;
@@ -62,6 +62,7 @@ async fn what_a_handler_runs_at_its_deadline_is_cancelled_on_the_server_and_the_
         assert_eq!(answer.status(), 504, "{path}");
         let problem: Value = answer.json().await.expect("JSON");
         assert_eq!(problem["type"], "urn:db-axum:timed-out", "{path}");
+        assert!(problem["detail"].is_null(), "{problem}");
         until_nothing_runs(&db, &layer).await;
     }
     assert!(
@@ -69,6 +70,9 @@ async fn what_a_handler_runs_at_its_deadline_is_cancelled_on_the_server_and_the_
         "{}",
         log.text()
     );
+    let posted = client().post(format!("{}/wait", served.address)).send().await.expect("an answer");
+    let problem: Value = posted.json().await.expect("JSON");
+    assert!(problem["detail"].as_str().is_some_and(|told| told.contains("not known whether")), "{problem}");
     let late: bool = sqlx::query_scalar("select to_regclass('late') is not null")
         .fetch_one(&db.pool())
         .await

@@ -6,6 +6,7 @@ mod handlers;
 mod health;
 mod incidents;
 mod monitoring;
+mod overload;
 mod problems;
 mod streams;
 mod support;
