@@ -127,6 +127,11 @@ impl Measured {
         Row::new(name, "queries per append", &self.pairs((ours, queries), (peer, queries)))
     }
 
+    /// A row of one arm's operations per second, as a share of the most there can be.
+    pub(crate) fn share(&self, name: impl Into<String>, arm: &str, most: f64) -> Row {
+        Row::figure(name, "of 1", self.slices_of(arm).iter().map(|slice| slice.rate / most))
+    }
+
     /// A row of one arm's median latency, in milliseconds.
     pub(crate) fn p50_ms(&self, name: impl Into<String>, arm: &str) -> Row {
         let p50 = |slice: &Slice| slice.latency.map_or(f64::NAN, |latency| latency.p50) / 1000.0;

@@ -1,4 +1,7 @@
-//! Requests over HTTP: a handler with one query, beside the same on sqlx's pool; and the routes of health while the pool is full.
+//! Requests over HTTP: a handler with one query, beside the same on sqlx's pool; the routes of health while the pool is full; and twice as many
+//! requests as can be answered.
+
+mod overload;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +69,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
                 asked
             }),
         ];
+        arms.extend(overload::arms(runtime, database)?);
         let what = database.what().to_owned();
         if narrow(&mut arms, only)? {
             return Ok(interleave(&arms, rounds)?.report(what, Vec::new()));
@@ -74,6 +78,7 @@ pub(crate) fn measure(runtime: &Runtime, rounds: usize, only: &[String]) -> anyh
         let rows = vec![
             measured.rates("web.select.vs_axum_sqlx", "web.select.ours", "web.select.axum_sqlx"),
             measured.p99_ms("web.ready_p99_ms", "web.health.saturated"),
+            measured.share("web.overload.goodput", overload::OURS, overload::MOST),
         ];
         Ok(measured.report(what, rows))
     })
