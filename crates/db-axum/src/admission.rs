@@ -17,7 +17,8 @@ use crate::Error;
 /// [`Handle::admit`](db_layer::Handle::admit), so it needs [`max_waiting`](db_layer::PoolOptions::max_waiting) or
 /// [`queue_target`](db_layer::PoolOptions::queue_target); without both, it refuses only while the pool is closed.
 ///
-/// The lane of the handle is that of the requests. Give it to the routes that use the pool, and not to those of health:
+/// [`Api`](crate::Api), [`Backend`](crate::Backend) and [`Tx`](crate::Tx) of these routes then have the handle's lane and limits. Give it to the routes
+/// that use the pool, and not to those of health:
 ///
 /// ```
 /// # db_testkit::run(async |test| {
@@ -48,7 +49,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Refuses what the pool of this handle would refuse in the handle's lane.
+    /// Refuses what the pool of this handle would refuse in the handle's [lane](Handle::patient).
     pub fn new(handle: Handle) -> Self {
         Self { handle }
     }
@@ -61,6 +62,10 @@ impl<S> Layer<S> for Admission {
         Admitting { inner, handle: self.handle.clone() }
     }
 }
+
+/// The handle that was asked, among the request's extensions.
+#[derive(Debug, Clone)]
+pub(crate) struct Admitted(pub(crate) Handle);
 
 /// The service of [`Admission`].
 #[derive(Debug, Clone)]
@@ -78,9 +83,12 @@ impl<S: Service<Request, Response: IntoResponse>> Service<Request> for Admitting
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    fn call(&mut self, mut request: Request) -> Self::Future {
         match self.handle.admit() {
-            Ok(()) => Either::Right(self.inner.call(request).map_ok(IntoResponse::into_response)),
+            Ok(()) => {
+                request.extensions_mut().insert(Admitted(self.handle.clone()));
+                Either::Right(self.inner.call(request).map_ok(IntoResponse::into_response))
+            }
             Err(error) => Either::Left(ready(Ok(Error::from(error).into_response()))),
         }
     }

@@ -1,6 +1,8 @@
 //! When the answer to a request must begin.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -8,11 +10,15 @@ use axum::extract::{FromRequestParts, MatchedPath, OptionalFromRequestParts, Req
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use futures_util::TryFutureExt;
 use tokio::time::timeout_at;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::Error;
+
+/// Longer times are cut to this: the clock's range is smaller than that of `Duration`.
+const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// The longest number in a header. More digits say no more.
 const LONGEST: usize = 20;
@@ -46,7 +52,8 @@ pub struct Deadline(Instant);
 impl Deadline {
     /// A layer that gives each request this time for its answer to begin; what follows, such as a live stream, has no limit. Then the
     /// handler's future is dropped, a statement that it runs is cancelled on the server, its transaction is rolled back, and the answer is
-    /// 504. The client may have less patience: see [`DeadlineLayer::seconds_in`]. Of several layers, the shortest time counts.
+    /// 504. The commit of a [`Tx`](crate::Tx) is waited for; one that the handler itself sends is cut off with it, and is done as a whole or
+    /// not at all. The client may have less patience: see [`DeadlineLayer::seconds_in`]. Of several layers, the shortest time counts.
     pub fn within(limit: Duration) -> DeadlineLayer {
         DeadlineLayer { limit, header: None }
     }
@@ -81,6 +88,21 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Deadline {
     }
 }
 
+/// Whether the end of the request's transaction has begun, which is waited for: among the request's extensions. The outcome of a commit that is
+/// cut off is unknown.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ending(Arc<AtomicBool>);
+
+impl Ending {
+    pub(crate) fn begins(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A header in which clients say how long they wait.
 #[derive(Debug, Clone)]
 struct Header {
@@ -104,6 +126,9 @@ pub struct DeadlineLayer {
 
 impl DeadlineLayer {
     /// The client says in this header for how many seconds it waits, such as `2` or `0.5`. The shorter of both times counts.
+    ///
+    /// Each request that is cut off while a statement runs costs the pool a cancel, so let a proxy in front remove or set the header if you
+    /// do not trust the clients.
     ///
     /// A client without any time left, `0`, is answered 504 at once. A value that is no such number (`-1`, `∞`, `1e3`, `soon`), and a second
     /// one, is answered 400.
@@ -184,7 +209,7 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let limit = self.layer.limit_for(request.headers());
+        let (limit, whole) = (self.layer.limit_for(request.headers()), self.layer.limit);
         // The one that was polled until it was ready.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
@@ -196,17 +221,22 @@ where
                 Err(error) => return Ok(error.into_response()),
             };
             let around = request.extensions().get::<Deadline>().map(|around| around.0);
-            // A time beyond the clock's range is none.
-            let Some(at) = [now.checked_add(limit), around].into_iter().flatten().min() else {
-                return inner.call(request).await.map(IntoResponse::into_response);
-            };
+            let by_client = limit < whole;
+            let own = now + limit.min(NEVER);
+            let at = around.map_or(own, |around| around.min(own));
+            let ending = Ending::default();
             request.extensions_mut().insert(Deadline(at));
+            request.extensions_mut().insert(ending.clone());
             let method = request.method().clone();
             let route = request.extensions().get::<MatchedPath>().cloned();
-            match timeout_at(at.into(), inner.call(request)).await {
-                Ok(answer) => answer.map(IntoResponse::into_response),
-                Err(_) => Ok(Error::cut_off(&method, route.as_ref(), now.elapsed()).into_response()),
+            let mut answering = pin!(inner.call(request).map_ok(IntoResponse::into_response));
+            if let Ok(answer) = timeout_at(at.into(), &mut answering).await {
+                return answer;
             }
+            if ending.has_begun() {
+                return answering.await;
+            }
+            Ok(Error::cut_off(&method, route.as_ref(), now.elapsed(), by_client).into_response())
         })
     }
 }

@@ -28,7 +28,7 @@ const MAY_BE_DONE: &str =
 ///
 /// The body is Problem Details (RFC 9457): the kind as `type`, the status, its title, and a detail only if it was written for the client. Behind
 /// [`request_ids`](crate::request_ids), the request is its `instance`. The database's error goes to the log, at `error` for 500, `warn` for 503 and
-/// 504, and `debug` for the others.
+/// 504, and `debug` for the others and for `overloaded`, of which there are many at a time.
 ///
 /// | error | status | `type` `urn:db-axum:`… |
 /// |---|---|---|
@@ -92,9 +92,18 @@ impl Error {
     }
 
     /// The answer to a request whose time was over before it was answered.
-    pub(crate) fn cut_off(method: &Method, route: Option<&MatchedPath>, after: Duration) -> Self {
+    pub(crate) fn cut_off(
+        method: &Method,
+        route: Option<&MatchedPath>,
+        after: Duration,
+        by_client: bool,
+    ) -> Self {
         let route = route.map(MatchedPath::as_str);
-        tracing::warn!(%method, route, ?after, "a request was cut off by its deadline");
+        if by_client {
+            tracing::debug!(%method, route, ?after, "a request was cut off by its client's deadline");
+        } else {
+            tracing::warn!(%method, route, ?after, "a request was cut off by its deadline");
+        }
         // A safe method (RFC 9110, section 9.2.1) does nothing that could be done twice.
         let detail = (!method.is_safe()).then(|| MAY_BE_DONE.to_owned());
         Self { status: StatusCode::GATEWAY_TIMEOUT, kind: Some(Kind::TimedOut), detail, retry_after: None }
@@ -148,6 +157,10 @@ impl Error {
     fn of(status: StatusCode, kind: Kind, error: &dyn std::error::Error) -> Self {
         match status {
             StatusCode::INTERNAL_SERVER_ERROR => tracing::error!(%error, "request failed"),
+            // Many at a time, which alerts and totals tell as well.
+            StatusCode::SERVICE_UNAVAILABLE if kind == Kind::Overloaded => {
+                tracing::debug!(%error, "request refused");
+            }
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
                 tracing::warn!(%error, "request failed");
             }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::body::HttpBody;
 use axum::extract::{FromRef, FromRequestParts, MatchedPath, Request};
@@ -10,8 +11,13 @@ use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use db_layer::{Db, Handle, TxOptions};
+use tokio::time::timeout;
 
+use crate::deadline::Ending;
 use crate::{Api, Error};
+
+/// How long an answer that is an error waits for the rollback.
+const ROLLBACK: Duration = Duration::from_millis(500);
 
 /// The transaction of a request: an extractor, behind the middleware [`transactions`], which ends it. It is begun at its first use, so that no
 /// connection is held while a body is read.
@@ -46,15 +52,16 @@ pub struct Tx {
 }
 
 impl Tx {
-    /// The transaction, begun if it is not. It has the handle of [`Api`]: its deadline, its name.
+    /// The transaction, begun if it is not. It has the handle of [`Api`]: its deadline, its name, its lane.
     ///
     /// Cancel safe: a transaction that is being begun is rolled back.
     ///
     /// # Errors
     ///
     /// Those of [`Handle::begin`](db_layer::Handle::begin).
-    pub async fn begin(&mut self) -> Result<&mut db_layer::Tx, Error> {
-        self.begin_with(TxOptions::default()).await
+    #[track_caller]
+    pub fn begin(&mut self) -> impl Future<Output = Result<&mut db_layer::Tx, Error>> + Send {
+        self.begin_with(TxOptions::default())
     }
 
     /// The same with options, which only count if it is not begun.
@@ -62,12 +69,19 @@ impl Tx {
     /// # Errors
     ///
     /// As [`begin`](Self::begin).
-    pub async fn begin_with(&mut self, options: TxOptions) -> Result<&mut db_layer::Tx, Error> {
-        let begun = match self.begun.take() {
-            Some(begun) => begun,
-            None => self.handle.begin_with(options).await?,
-        };
-        Ok(self.begun.insert(begun))
+    #[track_caller]
+    pub fn begin_with(
+        &mut self,
+        options: TxOptions,
+    ) -> impl Future<Output = Result<&mut db_layer::Tx, Error>> + Send {
+        let handle = self.handle.here();
+        async move {
+            let begun = match self.begun.take() {
+                Some(begun) => begun,
+                None => handle.begin_with(options).await?,
+            };
+            Ok(self.begun.insert(begun))
+        }
     }
 }
 
@@ -155,33 +169,35 @@ impl Seat {
 /// have to end before the body, and nobody would know what a later error of the body means. Layers that stream, such as compression, are added after this one. A `Tx` that
 /// outlives the answer, in a task that was spawned, is 500 as well, and is rolled back.
 ///
-/// If the client hangs up, or a [`Deadline`](crate::Deadline) passes, the transaction is rolled back, unless the commit was sent already: then it is
-/// committed or not, as a whole.
+/// If the client hangs up, or a [`Deadline`](crate::Deadline) passes, the transaction is rolled back, unless the commit was sent already: it is
+/// committed or not, as a whole. A deadline of a layer around this one then waits for the commit.
 pub async fn transactions(mut request: Request, next: Next) -> Response {
     let seat = Arc::<Seat>::default();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);
     request.extensions_mut().insert(Arc::clone(&seat));
+    let ending = request.extensions().get::<Ending>().cloned();
     let answer = next.run(request).await;
     let begun = match seat.end() {
         Place::Unasked => return answer,
         Place::Back(begun) => begun,
         Place::Taken | Place::Ended => {
-            tracing::error!(route, "a `Tx` has outlived the answer of its request; it is rolled back");
+            tracing::error!(route, "a `Tx` has outlived the answer of its request");
             return Error::internal().into_response();
         }
     };
     if answer.body().size_hint().exact().is_none() {
-        tracing::error!(route, "an answer of unknown length cannot have a `Tx`, which is rolled back");
+        tracing::error!(route, "an answer of unknown length cannot have a `Tx`");
         return Error::internal().into_response();
     }
     let Some(tx) = begun else { return answer };
     if answer.status() >= StatusCode::BAD_REQUEST {
-        if let Err(error) = tx.rollback().await {
-            // The link is lost, so the server rolls back by itself.
-            tracing::debug!(%error, "rolling back after an error failed");
-        }
+        // If it takes longer, or the link is lost, the pool sees to it: the answer need not wait.
+        timeout(ROLLBACK, tx.rollback()).await.ok();
         return answer;
+    }
+    if let Some(ending) = ending {
+        ending.begins();
     }
     match tx.commit().await {
         Ok(()) => answer,

@@ -25,6 +25,21 @@ impl CallSite {
     }
 }
 
+/// A line with the name of its work: `src/orders.rs:17 (orders/list)`.
+pub(crate) struct At(pub(crate) CallSite, pub(crate) Option<&'static str>);
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(at, name) = self;
+        write!(f, "{at}")?;
+        match name {
+            // A line of the log stays one line.
+            Some(name) => write!(f, " ({})", name.escape_debug()),
+            None => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for CallSite {
     /// `src/orders.rs:17`, or `&Pool, whose call site is unknown`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

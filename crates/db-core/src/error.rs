@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::call_site::At;
 use crate::class::{Repeat, Verdict};
 use crate::redact::redacted;
 use crate::{
@@ -81,7 +82,7 @@ impl Error {
         match self {
             Self::Config(_) | Self::Aborted | Self::Pooler(_) | Self::Deadline(_) => Repeat::Never,
             Self::Connect(error) if error.failure().is_final() => Repeat::Never,
-            Self::Acquire(error) if error.is_closed() => Repeat::Never,
+            Self::Acquire(error) if error.is_closed() || error.is_past_deadline() => Repeat::Never,
             Self::Connect(_) | Self::Acquire(_) => Repeat::Later,
             Self::Statement(error) => error.repeat(),
             Self::CommitUnknown(_) => Repeat::IfHarmless,
@@ -296,6 +297,7 @@ pub(crate) struct AcquireDetails {
     pub(crate) waited: Duration,
     pub(crate) stats: Stats,
     pub(crate) at: CallSite,
+    pub(crate) name: Option<&'static str>,
     pub(crate) oldest: Option<Holder>,
     pub(crate) own: Option<CallSite>,
     pub(crate) last_failure: Option<(String, Duration)>,
@@ -320,6 +322,8 @@ pub enum AcquirePhase {
     /// All connections were in use, and for a whole [`queue_interval`](crate::PoolOptions::queue_interval) everybody had waited for longer
     /// than [`queue_target`](crate::PoolOptions::queue_target).
     Overloaded,
+    /// Nothing: the [deadline of the handle](crate::Handle::deadline) had passed already.
+    PastDeadline,
     /// Nothing: the pool is closed for good.
     Closed,
 }
@@ -385,18 +389,23 @@ impl AcquireError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self.0.phase {
+            _ if self.is_past_deadline() => None,
             AcquirePhase::Queue | AcquirePhase::Shed | AcquirePhase::Overloaded => {
                 Some(self.0.queue_time.clamp(Duration::from_secs(1), Duration::from_secs(30)))
             }
             AcquirePhase::Dial | AcquirePhase::Verify => Some(Duration::from_secs(1)),
-            AcquirePhase::Closed => None,
+            AcquirePhase::PastDeadline | AcquirePhase::Closed => None,
         }
     }
 }
 
+/// A caller that is rejected after this time was not rejected at once.
+const DISPLACED: Duration = Duration::from_millis(50);
+
 impl fmt::Display for AcquireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let AcquireDetails { pool, phase, waited, stats, at, oldest, own, last_failure, .. } = &*self.0;
+        let AcquireDetails { pool, phase, waited, stats, at, name, oldest, own, last_failure, .. } = &*self.0;
+        let at = At(*at, *name);
         let waited = waited.as_secs_f64();
         let Stats { in_use, max, waiting, dialling, repairing, .. } = stats;
         match phase {
@@ -413,11 +422,23 @@ impl fmt::Display for AcquireError {
             AcquirePhase::Verify => {
                 write!(f, "pool `{pool}`: no connection answered a ping within {waited:.1} s")
             }
+            // A patient caller that others have displaced has waited.
+            AcquirePhase::Shed if self.0.waited >= DISPLACED => write!(
+                f,
+                "pool `{pool}`: rejected after {waited:.1} s: another caller took its place, {in_use} of {max} in use and \
+                 {waiting} waiting (max_waiting reached)"
+            ),
             AcquirePhase::Shed => write!(
                 f,
                 "pool `{pool}`: rejected immediately: {in_use} of {max} in use and {waiting} already waiting \
                  (max_waiting reached)"
             ),
+            AcquirePhase::PastDeadline => {
+                return write!(
+                    f,
+                    "pool `{pool}`: nothing was tried: the caller's deadline had passed (acquire at {at})"
+                );
+            }
             AcquirePhase::Overloaded => write!(
                 f,
                 "pool `{pool}`: rejected after {waited:.1} s: everybody waits for longer than queue_target, {in_use} of {max} in \
@@ -464,6 +485,7 @@ mod tests {
             waited: Duration::from_secs(5),
             stats: Stats { in_use: 10, max: 10, waiting: 3, ..Stats::default() },
             at: CallSite::caller(),
+            name: None,
             oldest: None,
             own: None,
             last_failure: None,

@@ -15,6 +15,12 @@ impl Extensions {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(TypeId::of::<T>(), value);
     }
 
+    pub(crate) fn get_or_default<T: Any + Send + Sync + Default>(&self) -> Arc<T> {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let value = all.entry(TypeId::of::<T>()).or_insert_with(|| Arc::<T>::default());
+        Arc::clone(value).downcast().expect("it is found by its type")
+    }
+
     pub(crate) fn get<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
         let found = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&TypeId::of::<T>()).cloned();
         found?.downcast().ok()

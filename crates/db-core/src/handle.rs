@@ -131,8 +131,8 @@ impl Handle {
 
     /// Sets when the work of this handle must be done, for example because the client of a request leaves then. The wait for a connection ends
     /// at that time at the latest, and so do statements, `COPY` and transactions, which are cancelled on the server; afterwards, nothing is
-    /// sent. A commit that was sent is waited for, so that its outcome is known. Of several deadlines, the earliest counts. The limits of the pool hold beside
-    /// it.
+    /// sent. A `COPY` that is cut off loses its connection. A commit that was sent is waited for, so that its outcome is known, and what runs on
+    /// [`as_sqlx`](crate::Session::as_sqlx) has no deadline. Of several deadlines, the earliest counts. The limits of the pool hold beside it.
     ///
     /// An error says that it was this deadline: [`AcquireError::is_past_deadline`], [`DeadlineError::is_callers`](crate::DeadlineError::is_callers).
     ///
@@ -280,7 +280,11 @@ impl Handle {
             };
             let Some((class, why)) = why else { return Err(error) };
             let Some(pause) = pauses.after(class) else { return Err(error) };
-            if self.caller.deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
+            if self
+                .caller
+                .deadline
+                .is_some_and(|deadline| pause >= deadline.saturating_duration_since(Instant::now()))
+            {
                 return Err(error);
             }
             tracing::info!(pool = self.pool.name(), attempt, %why, ?pause, "the transaction is repeated");

@@ -217,6 +217,12 @@ impl Pool {
         self.inner.extensions.put(value);
     }
 
+    /// The value of this type that was [attached](Self::attach), or its default, which is attached then.
+    #[must_use]
+    pub fn attached_or_default<T: std::any::Any + Send + Sync + Default>(&self) -> Arc<T> {
+        self.inner.extensions.get().unwrap_or_else(|| self.inner.extensions.get_or_default())
+    }
+
     /// The value of this type that was [attached](Self::attach), if there is one.
     #[must_use]
     pub fn attached<T: std::any::Any + Send + Sync>(&self) -> Option<Arc<T>> {

@@ -50,9 +50,10 @@ pub struct PoolOptions {
     /// for 20 ms each, and a wait of half a second.
     pub max_waiting: Option<u32>,
     /// The wait for a connection that is good enough. When everybody who got one had waited for longer during a whole
-    /// [`queue_interval`](Self::queue_interval), callers that have waited for twice the target are rejected, until somebody waits for less:
-    /// as many are served as before, but soon enough for clients that still listen. A short burst rejects nobody. `None`, the default,
-    /// sets no target. Callers for whom a connection is or may be dialled are not rejected.
+    /// [`queue_interval`](Self::queue_interval), callers that have waited for twice the target are rejected, [patient](crate::Handle::patient) ones
+    /// after the target itself, until somebody waits for less: as many are served as before, but soon enough for clients that still listen.
+    /// A short burst rejects nobody. A caller that is served in time before others that came earlier does not count, nor does one for whom
+    /// a connection is dialled, and as many as may be dialled for are not rejected. `None`, the default, sets no target.
     ///
     /// A good target is a tenth of the time for which clients wait: 100 ms for a second.
     pub queue_target: Option<Duration>,
@@ -360,7 +361,7 @@ pub struct Limits {
     pub min_idle: u32,
     /// See [`PoolOptions::max_waiting`]. A lower limit does not reject callers that wait already.
     pub max_waiting: Option<u32>,
-    /// See [`PoolOptions::queue_target`].
+    /// See [`PoolOptions::queue_target`]. A new target concerns callers that wait already only when a connection is handed out.
     pub queue_target: Option<Duration>,
     /// See [`PoolOptions::queue_interval`].
     pub queue_interval: Duration,

@@ -61,9 +61,11 @@ impl Classify for AcquireError {
         match self.phase() {
             _ if self.is_past_deadline() => None,
             AcquirePhase::Dial | AcquirePhase::Verify => Some(Class::NotReached),
-            AcquirePhase::Queue | AcquirePhase::Shed | AcquirePhase::Overloaded | AcquirePhase::Closed => {
-                None
-            }
+            AcquirePhase::Queue
+            | AcquirePhase::Shed
+            | AcquirePhase::Overloaded
+            | AcquirePhase::PastDeadline
+            | AcquirePhase::Closed => None,
         }
     }
 }

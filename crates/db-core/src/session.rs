@@ -133,6 +133,9 @@ impl Session {
     pub async fn ping(&mut self) -> Result<(), Error> {
         self.drain().await?;
         let limit = self.limit();
+        if limit.is_over() {
+            return Err(self.expired(limit).into());
+        }
         let (live, state) = self.parts();
         state.begin(InFlight::Control);
         if let Ok(answer) = timeout(limit.wait, live.raw.ping()).await {

@@ -41,6 +41,8 @@ pub struct Totals {
     pub returned: u64,
     /// Callers that got no connection within their time limit.
     pub timed_out: u64,
+    /// Callers whose [own deadline](crate::Handle::deadline) came before a connection did.
+    pub past_deadline: u64,
     /// Callers that were rejected because [`max_waiting`](crate::PoolOptions::max_waiting) callers waited already, or because everybody waited
     /// for longer than [`queue_target`](crate::PoolOptions::queue_target).
     pub shed: u64,

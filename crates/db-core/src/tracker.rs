@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::SqlStr;
 
-use crate::call_site::CallSite;
+use crate::call_site::{At, CallSite};
 use crate::cancels::Cancels;
 use crate::pool::Lane;
 use crate::pool_options::{PoolOptions, Tracking};
@@ -45,12 +45,7 @@ impl fmt::Display for Holder {
     /// `src/orders.rs:17 (orders/list) for 12.3 s, in a transaction, running for 2.0 s: select …`, or `…, idle for 2.0 s`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { at, name, held, in_transaction, statement, idle, .. } = self;
-        write!(f, "{at}")?;
-        if let Some(name) = name {
-            // A line of the log stays one line.
-            write!(f, " ({})", name.escape_debug())?;
-        }
-        write!(f, " for {:.1} s", held.as_secs_f64())?;
+        write!(f, "{} for {:.1} s", At(*at, *name), held.as_secs_f64())?;
         if *in_transaction {
             write!(f, ", in a transaction")?;
         }

@@ -237,6 +237,7 @@ fn all_totals(totals: &Totals) -> Value {
         "queue_wait_ms": ms(totals.queue_wait),
         "returned": totals.returned,
         "timed_out": totals.timed_out,
+        "past_deadline": totals.past_deadline,
         "shed": totals.shed,
         "dialled": totals.dialled,
         "dialling_ms": ms(totals.dialling),

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
+use axum::middleware::from_fn;
 use axum::routing::{get, post};
-use db_axum::{Admission, Api, Json};
+use db_axum::{Admission, Api, Deadline, Json, Tx, transactions};
 use db_layer::{Db, PoolOptions};
 use db_testkit::{TestDb, until};
 use serde_json::Value;
@@ -15,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::{PATIENCE, client, options, serve};
+use crate::support::{PATIENCE, Served, client, options, serve};
 
 async fn layer(db: &TestDb, api: PoolOptions) -> Db {
     db_layer::open(options(db).await.api(api.max(1).acquire_timeout(PATIENCE)))
@@ -25,6 +26,32 @@ async fn layer(db: &TestDb, api: PoolOptions) -> Db {
 
 async fn one(Api(api): Api) -> db_axum::Result<Json<i32>> {
     Ok(Json(sqlx::query_scalar("select 1").fetch_one(&api).await?))
+}
+
+/// A client that sends the beginning of a body, and no more.
+struct Endless(TcpStream);
+
+impl Endless {
+    async fn begin(served: &Served) -> Self {
+        let address: SocketAddr = served.address.trim_start_matches("http://").parse().expect("an address");
+        let mut stream = TcpStream::connect(address).await.expect("connected");
+        let begun = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000000000\r\n\r\n\"";
+        stream.write_all(begun.as_bytes()).await.expect("sent");
+        Self(stream)
+    }
+
+    /// The answer until it has this in it, in lower case.
+    async fn answer(mut self, part: &str) -> String {
+        let mut answer = vec![0; 4096];
+        let mut read = 0;
+        while !String::from_utf8_lossy(&answer[..read]).contains(part) {
+            let more =
+                timeout(PATIENCE, self.0.read(&mut answer[read..])).await.expect("in time").expect("read");
+            assert!(more > 0, "{}", String::from_utf8_lossy(&answer[..read]));
+            read += more;
+        }
+        String::from_utf8_lossy(&answer[..read]).to_lowercase()
+    }
 }
 
 #[db_testkit::test]
@@ -37,20 +64,8 @@ async fn a_request_is_refused_before_its_body_which_may_never_end(db: TestDb) {
     let served = serve(routes.merge(db_axum::health::routes(layer.clone()))).await;
     let conn = layer.api().acquire().await.expect("the only connection");
 
-    let address: SocketAddr = served.address.trim_start_matches("http://").parse().expect("an address");
-    let mut endless = TcpStream::connect(address).await.expect("connected");
-    let begun = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000000000\r\n\r\n\"";
-    endless.write_all(begun.as_bytes()).await.expect("sent");
-    let mut answer = vec![0; 4096];
-    let mut read = 0;
-    while !String::from_utf8_lossy(&answer[..read]).contains("overloaded") {
-        let more =
-            timeout(PATIENCE, endless.read(&mut answer[read..])).await.expect("in time").expect("read");
-        assert!(more > 0, "{}", String::from_utf8_lossy(&answer[..read]));
-        read += more;
-    }
+    let answer = Endless::begin(&served).await.answer("overloaded").await;
 
-    let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
     assert!(answer.starts_with("http/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
     let live = client().get(format!("{}/health/ready", served.address)).send().await.expect("an answer");
     assert_eq!(live.status(), 200, "other routes are not refused");
@@ -58,6 +73,45 @@ async fn a_request_is_refused_before_its_body_which_may_never_end(db: TestDb) {
     drop(conn);
     let stored = client().post(&served.address).json("later").send().await.expect("an answer");
     assert_eq!(stored.json::<usize>().await.expect("a number"), 5);
+}
+
+#[db_testkit::test]
+async fn a_body_that_never_ends_is_cut_off_by_the_deadline_and_takes_no_connection(db: TestDb) {
+    async fn store(mut tx: Tx, Json(body): Json<String>) -> db_axum::Result<()> {
+        sqlx::query("select $1").bind(body).execute(&mut **tx.begin().await?).await?;
+        Ok(())
+    }
+    let layer = layer(&db, PoolOptions::api()).await;
+    let routes = Router::new()
+        .route("/", post(store))
+        .layer(from_fn(transactions))
+        .layer(Deadline::within(Duration::from_millis(500)));
+    let served = serve(routes.with_state(layer.clone())).await;
+    let before = layer.api().pool().stats().totals.acquired;
+
+    let answer = Endless::begin(&served).await.answer("timed-out").await;
+
+    assert!(answer.starts_with("http/1.1 504"), "{answer}");
+    assert_eq!(layer.api().pool().stats().totals.acquired, before);
+}
+
+#[db_testkit::test]
+async fn the_handles_of_a_route_have_the_lane_that_was_asked(db: TestDb) {
+    let layer = layer(&db, PoolOptions::api().max_waiting(Some(1))).await;
+    let report = get(one).layer(Admission::new(layer.api().patient()));
+    let served = serve(Router::new().route("/", report).with_state(layer.clone())).await;
+    let conn = layer.api().acquire().await.expect("the only connection");
+    let pool = layer.api().pool().clone();
+    let asked = tokio::spawn(client().get(&served.address).send());
+    until("the request waits", async || pool.stats().waiting == 1).await;
+
+    let handle = layer.api();
+    let order = tokio::spawn(async move { handle.acquire().await });
+
+    let answer = asked.await.expect("no panic").expect("an answer");
+    assert_eq!(answer.status(), 503, "the order took the place of the report");
+    drop(conn);
+    order.await.expect("no panic").expect("a connection");
 }
 
 #[db_testkit::test]

@@ -198,13 +198,13 @@ async fn ask(services: Arc<Services>, number: usize, all: Arc<Mutex<Told>>) {
         }
         let got = asked.await;
         let mut all = all.lock().expect("no panic");
-        let stored = match &got {
+        let is_stored = match &got {
             Ok((200, _, _)) => Some(true),
             Ok((503, _, _)) => Some(false),
             _ => None,
         };
         if stores {
-            all.words.insert(id.clone(), stored);
+            all.words.insert(id.clone(), is_stored);
         }
         match got {
             Ok((200, _, text)) => {
@@ -297,6 +297,8 @@ async fn an_overloaded_service_answers_right_or_503_and_a_new_one_takes_over_wit
     }));
 
     tokio::time::sleep(load() / 2).await;
+    let before = std::mem::take(&mut all.lock().expect("no panic").failed);
+    assert!(before.is_empty(), "the service has failed before it was told to end: {before:?}");
     let old = old.end().await;
     tokio::time::sleep(load() / 2).await;
     services.is_over.store(true, Ordering::Relaxed);
@@ -325,6 +327,7 @@ async fn an_overloaded_service_answers_right_or_503_and_a_new_one_takes_over_wit
         assert_eq!(report["left"], json!([0, 0, 0, 0, 0]), "no slot is stuck");
         assert_eq!(report["leaked"], 0);
         let (begun, done) = (list(report, "begun"), list(report, "done"));
+        assert!(begun.len() > CLIENTS, "it has served");
         let cut: Vec<_> = begun.difference(&done).filter(|id| !told.dropped.contains(*id)).collect();
         assert!(cut.is_empty(), "admitted, and not answered: {cut:?}");
         for (id, error) in &told.failed {

@@ -276,7 +276,7 @@ async fn misuse_is_an_error_that_the_log_explains_and_is_rolled_back(db: TestDb)
 }
 
 #[db_testkit::test]
-async fn a_deadline_rolls_back_and_a_client_that_hangs_up_in_the_commit_leaves_it_whole(db: TestDb) {
+async fn a_deadline_rolls_back_but_a_commit_is_finished_also_if_the_client_hangs_up(db: TestDb) {
     async fn late(mut tx: Tx) -> db_axum::Result<()> {
         insert(&mut tx, "late").await?;
         std::future::pending().await
@@ -286,6 +286,12 @@ async fn a_deadline_rolls_back_and_a_client_that_hangs_up_in_the_commit_leaves_i
         Ok(())
     }
     let layer = layer(&db).await;
+    let commits = async || {
+        db.until_sessions("the commit runs", |all| {
+            all.iter().any(|session| session.state == "active" && session.query == "COMMIT")
+        })
+        .await;
+    };
     let slow_commit = "create table slow (n int);
          create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(1); return null; end';
          create constraint trigger slow after insert on slow deferrable initially deferred
@@ -293,24 +299,25 @@ async fn a_deadline_rolls_back_and_a_client_that_hangs_up_in_the_commit_leaves_i
     sqlx::raw_sql(slow_commit).execute(&db.pool()).await.expect("a table");
     let routes = Router::new()
         .route("/late", get(late))
+        .route("/slow_and_late", get(slow))
+        .layer(from_fn(transactions))
         .layer(Deadline::within(Duration::from_millis(500)))
-        .route("/slow", get(slow));
-    let served = served(&layer, routes).await;
+        .route("/slow", get(slow).layer(from_fn(transactions)));
+    let served = serve(routes.with_state(layer.clone())).await;
 
     assert_eq!(ask(&served, "/late").await.0, 504);
     until_quiet(&layer).await;
     let mut client = raw(&served, "GET /slow HTTP/1.1\r\n").await;
     client.write_all(b"\r\n").await.expect("sent");
-    db.until_sessions("the commit runs", |all| {
-        all.iter().any(|session| session.state == "active" && session.query == "COMMIT")
-    })
-    .await;
+    commits().await;
     drop(client);
 
     until_quiet(&layer).await;
     let stored: i64 =
         sqlx::query_scalar("select count(*) from slow").fetch_one(&db.pool()).await.expect("a count");
     assert_eq!(stored, 1, "what was sent to be committed is committed");
+    let (answer, ()) = tokio::join!(ask(&served, "/slow_and_late"), commits());
+    assert_eq!(answer.0, 200, "a commit is waited for, although the deadline passes");
     assert!(words(&db).await.is_empty(), "what was late is not");
     assert_eq!(layer.api().pool().stats().totals.dialled, 1, "and the connection is used again");
 }

@@ -13,7 +13,7 @@ use super::live::{CheckedOut, Live};
 use super::state::{Lane, Refused, Room, Standard, Ticket};
 use super::{NEVER, PING_LIMIT, Shared};
 use crate::Conn;
-use crate::call_site::CallSite;
+use crate::call_site::{At, CallSite};
 use crate::error::{AcquireDetails, AcquireError, AcquirePhase};
 use crate::observer::Acquired;
 use crate::role::Role;
@@ -30,7 +30,7 @@ struct Queued {
     ticket: Option<Ticket>,
     lane: Lane,
     since: Instant,
-    late_at: Option<Instant>,
+    look_at: Option<Instant>,
 }
 
 impl Queued {
@@ -43,7 +43,7 @@ impl Queued {
         let ends = Instant::now().checked_add(limit.min(NEVER));
         loop {
             // The pool refuses callers when it hands out connections. If it hands out none, they look for themselves.
-            let until = [ends, self.late_at].into_iter().flatten().min();
+            let until = [ends, self.look_at].into_iter().flatten().min();
             let left = until.map_or(limit, |until| until.saturating_duration_since(Instant::now()));
             match timeout(left, &mut answer).await {
                 Ok(answer) => {
@@ -51,7 +51,7 @@ impl Queued {
                     return Ok(answer);
                 }
                 Err(elapsed) if until == ends => return Err(elapsed),
-                Err(_) => self.late_at = self.driver.refuse_late(self.lane, self.since),
+                Err(_) => self.look_at = self.driver.refuse_late(self.lane, self.since),
             }
         }
     }
@@ -75,8 +75,15 @@ pub(crate) async fn acquire(
     let started = Instant::now();
     let caller = caller.from(started);
     if caller.is_late(started) {
-        return Box::pin(acquire_slow(inner, caller, started, Next::GiveUp(AcquirePhase::Queue), statement))
-            .await;
+        inner.core().note_timeout(&caller);
+        return Box::pin(acquire_slow(
+            inner,
+            caller,
+            started,
+            Next::GiveUp(AcquirePhase::PastDeadline),
+            statement,
+        ))
+        .await;
     }
     let (inner, next) = match inner.take(caller.lane, started) {
         Taken::CheckedOut(out, standard) => match lend(out, inner, caller, started, standard, statement) {
@@ -98,6 +105,9 @@ pub(crate) async fn try_acquire(inner: Arc<Shared>, caller: Caller) -> Option<Co
     let started = Instant::now();
     let caller = caller.from(started);
     let mut spent = Acquired::default();
+    if caller.is_late(started) {
+        return None;
+    }
     while let Some((out, standard)) = inner.take_idle() {
         let checking = Instant::now();
         let mut conn = match lend(out, Arc::clone(&inner), caller, checking, standard, None) {
@@ -110,6 +120,10 @@ pub(crate) async fn try_acquire(inner: Arc<Shared>, caller: Caller) -> Option<Co
         if is_ready {
             conn.start_checkout(None);
             return Some(hand_out(conn, spent));
+        }
+        if left.is_zero() {
+            // No other one would be asked, either.
+            return None;
         }
     }
     None
@@ -154,9 +168,9 @@ enum Next {
 
 impl Next {
     fn wait(driver: &Arc<Driver>, caller: Caller, place: InQueue) -> Self {
-        let InQueue { ticket, answer, room, since, late_at } = place;
+        let InQueue { ticket, answer, room, since, look_at } = place;
         let queued =
-            Queued { driver: Arc::clone(driver), ticket: Some(ticket), lane: caller.lane, since, late_at };
+            Queued { driver: Arc::clone(driver), ticket: Some(ticket), lane: caller.lane, since, look_at };
         Self::Wait(queued, answer, room)
     }
 }
@@ -199,7 +213,7 @@ async fn acquire_slow(
                     }
                     Ok(Ok(Err(Refusal::Closed)) | Err(_)) => return give_up(AcquirePhase::Closed, None),
                     Err(_) => {
-                        inner.core().totals.timed_out += 1;
+                        inner.core().note_timeout(&caller);
                         return give_up(AcquirePhase::Queue, None);
                     }
                 };
@@ -231,7 +245,7 @@ async fn acquire_slow(
         }
         drop(conn);
         if started.elapsed() >= caller.acquire_timeout {
-            inner.core().totals.timed_out += 1;
+            inner.core().note_timeout(&caller);
             return give_up(AcquirePhase::Verify, None);
         }
         let now = Instant::now();
@@ -302,7 +316,7 @@ fn warn_of_nested_acquire(inner: &Driver, caller: Caller) {
         tracing::warn!(
             pool = inner.options.name,
             "{} waits for a connection while its task holds one that {} took: with every task doing so, the pool deadlocks",
-            caller.at,
+            At(caller.at, caller.name),
             first,
         );
     }
@@ -366,10 +380,11 @@ fn explain(
         waited: now - started,
         stats,
         at: caller.at,
+        name: caller.name,
         oldest,
         own: taken_by_this_task(inner),
         is_past_deadline: caller.is_late(now)
-            && matches!(phase, AcquirePhase::Queue | AcquirePhase::Dial | AcquirePhase::Verify),
+            && !matches!(phase, AcquirePhase::Shed | AcquirePhase::Overloaded | AcquirePhase::Closed),
         last_failure: failure.map(|failure| (failure, Duration::ZERO)).or(last_failure),
         queue_time,
     })

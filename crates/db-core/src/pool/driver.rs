@@ -27,7 +27,7 @@ use crate::observers::Observers;
 use crate::pool_options::{EXTRA, Limits, PoolOptions, Reset, Tracking};
 use crate::statement::{InFlight, State};
 use crate::stats::{CloseReason, Stats, Totals};
-use crate::tracker::Returned;
+use crate::tracker::{Caller, Returned};
 use crate::{Class, Config, ErrorType, Pooler};
 
 /// The most different errors by which repetitions are counted. Others count as conflicts.
@@ -91,8 +91,8 @@ pub(super) struct InQueue {
     pub(super) room: Room,
     /// When it joined.
     pub(super) since: Instant,
-    /// When it may have waited for too long.
-    pub(super) late_at: Option<Instant>,
+    /// When it should look whether it has waited for too long.
+    pub(super) look_at: Option<Instant>,
 }
 
 /// The held lock of a pool. In debug builds, the counts are checked when it is released.
@@ -129,6 +129,16 @@ impl Core {
         self.totals.queued += 1;
         self.totals.queue_wait += queued;
         self.state.standard()
+    }
+
+    /// Notes that a caller has got no connection in time.
+    pub(super) fn note_timeout(&mut self, caller: &Caller) {
+        // A client may choose its deadline, and is no sign of trouble.
+        if caller.is_late(Instant::now()) {
+            self.totals.past_deadline += 1;
+        } else {
+            self.totals.timed_out += 1;
+        }
     }
 
     fn note_return(&mut self, returned: Option<&Returned>) {
@@ -216,14 +226,11 @@ impl Driver {
             Take::MayWait => {
                 let (waiter, answer) = oneshot::channel();
                 let Joined { ticket, room, displaced, dial } = core.state.wait(waiter, lane, now);
-                let late_at = match room {
-                    Room::None => core.state.late_at(lane, now, now),
-                    Room::ToDial => None,
-                };
+                let look_at = core.state.look_at(lane, now, now);
                 drop(core);
                 refuse(displaced.into_iter().collect(), &Refusal::Shed);
                 self.dial(dial);
-                Taken::Queued(InQueue { ticket, answer, room, since: now, late_at })
+                Taken::Queued(InQueue { ticket, answer, room, since: now, look_at })
             }
             Take::Shed => {
                 core.totals.shed += 1;
@@ -380,12 +387,12 @@ impl Driver {
         Some((CheckedOut { live, checkout }, standard))
     }
 
-    /// Refuses the callers that have waited for too long. Returns when one that has waited since `since` may be refused.
+    /// Refuses the callers that have waited for too long. Returns when one that has waited since `since` should look again.
     pub(super) fn refuse_late(&self, lane: Lane, since: Instant) -> Option<Instant> {
         let now = Instant::now();
         let mut core = self.core();
         let waiters = core.state.take_late(now);
-        let next = core.state.late_at(lane, since, now);
+        let next = core.state.look_at(lane, since, now);
         drop(core);
         refuse(waiters, &Refusal::Late);
         next
@@ -435,7 +442,9 @@ impl Driver {
     /// Delivers a connection to its place, unless it is idle already. The lock must not be held, as in [`perform`](Self::perform).
     pub(super) fn put(self: &Arc<Self>, mut placed: Placed<Box<Live>, Waiter>, now: Instant) {
         loop {
-            refuse(placed.late, &Refusal::Late);
+            if !placed.late.is_empty() {
+                refuse(placed.late, &Refusal::Late);
+            }
             let (waiter, live, checkout) = match placed.place {
                 Place::Idle => return,
                 Place::Close(closing) => return self.close(closing),

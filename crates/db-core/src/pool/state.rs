@@ -45,6 +45,9 @@ use queue::{Queue, Waiting};
 /// with each refusal, up to 32 times. Callers may dial at any time.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 
+/// A caller looks no more often than this whether it has waited for too long.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// A pool's connections and callers. `C` is a connection, `W` the means to answer a waiting caller.
 #[derive(Debug)]
 pub(crate) struct PoolState<C, W> {
@@ -103,7 +106,9 @@ impl<C, W> PoolState<C, W> {
         }
         self.is_asleep = false;
         if let Some(conn) = self.idle.pop(worker) {
-            self.delay.in_time(now);
+            if self.limits.queue_target.is_some() {
+                self.delay.in_time(now);
+            }
             return Take::Idle(conn, self.in_use.enter(), self.standard());
         }
         if self.is_shed(lane) { Take::Shed } else { Take::MayWait }
@@ -111,33 +116,36 @@ impl<C, W> PoolState<C, W> {
 
     /// A caller that [may](Take::MayWait) joins the queue.
     pub(crate) fn wait(&mut self, waiter: W, lane: Lane, now: Instant) -> Joined<W> {
-        // The first callers have a connection dialled for them, as far as there is room.
-        let has_room = self.queue.len() < self.room();
         let displaced = if self.is_crowded() { self.queue.pop_patient() } else { None };
-        if self.queue.is_empty() {
-            self.delay.begins(now, self.limits.queue_interval);
-        }
-        let ticket = self.queue.push(lane, Waiting { waiter, since: now, has_room });
-        let room = if has_room { Room::ToDial } else { Room::None };
+        // The first callers have a connection dialled for them, as far as there is room.
+        let room = if self.queue.len() < self.room() { Room::ToDial } else { Room::None };
+        let ticket = self.queue.push(lane, waiter, now);
         Joined { ticket, room, displaced, dial: self.dials(now) }
     }
 
     /// Takes the callers that have waited for too long, if nobody got a connection in time for a whole interval.
     pub(crate) fn take_late(&mut self, now: Instant) -> Vec<W> {
         let Some(target) = self.limits.queue_target else { return Vec::new() };
-        if let Some(since) = self.queue.oldest() {
-            self.delay.waits(since, now, target);
+        let (interval, exempt) = (self.limits.queue_interval, self.dialable());
+        if let Some(since) = self.queue.oldest(exempt) {
+            self.delay.waits(since, now, target, interval);
         }
-        if !self.delay.is_long(now, self.limits.queue_interval) {
+        if !self.delay.is_long(now, interval) {
             return Vec::new();
         }
-        self.queue.take_since(|lane| now.checked_sub(patience(lane, target)))
+        self.queue.take_since(exempt, |lane| now.checked_sub(patience(lane, target)))
     }
 
-    /// The earliest time at which a caller that has waited since `since` may be refused for its wait; `None` if it never is.
-    pub(crate) fn late_at(&self, lane: Lane, since: Instant, now: Instant) -> Option<Instant> {
-        let own = since.checked_add(patience(lane, self.limits.queue_target?))?;
-        Some(own.max(self.delay.long_at(now, self.limits.queue_interval)?))
+    /// When a caller that has waited since `since` should look whether it has waited for too long; `None` if it never has.
+    pub(crate) fn look_at(&self, lane: Lane, since: Instant, now: Instant) -> Option<Instant> {
+        let target = self.limits.queue_target?;
+        let own = since.checked_add(patience(lane, target))?;
+        let next = own.max(self.delay.long_at(now, self.limits.queue_interval)?);
+        if next > now {
+            return Some(next);
+        }
+        // It has waited for long enough, and has a connection dialled for it at the moment.
+        now.checked_add(target.max(LOOK))
     }
 
     /// Whether a caller would be refused if it came now. `wait` estimates how long it would wait behind this number of callers.
@@ -158,7 +166,7 @@ impl<C, W> PoolState<C, W> {
         }
         let patience = patience(lane, self.limits.queue_target?);
         let is_late = self.delay.is_long(now, self.limits.queue_interval)
-            && self.queue.len() >= self.room()
+            && self.queue.len() >= self.dialable()
             && wait(self.queue.ahead_of(lane)) > patience;
         is_late.then_some(Refused::Late)
     }
@@ -177,8 +185,9 @@ impl<C, W> PoolState<C, W> {
         worker: Worker,
         now: Instant,
     ) -> Placed<C, W> {
+        let late = self.take_late(now);
         self.in_use.leave(checkout);
-        self.place(conn, wear, worker, now)
+        Placed { place: self.place(conn, wear, worker, now, false), late }
     }
 
     /// A connection is returned in an unknown state.
@@ -251,8 +260,10 @@ impl<C, W> PoolState<C, W> {
         worker: Worker,
         now: Instant,
     ) -> (Placed<C, W>, Vec<Dialling>) {
+        let late = self.take_late(now);
         self.end_quarantine(quarantined);
-        (self.place(conn, wear, worker, now), self.dials(now))
+        let place = self.place(conn, wear, worker, now, false);
+        (Placed { place, late }, self.dials(now))
     }
 
     /// A quarantined connection is closed, and its session ended as far as possible.
@@ -270,13 +281,15 @@ impl<C, W> PoolState<C, W> {
         worker: Worker,
         now: Instant,
     ) -> (Placed<C, W>, Vec<Dialling>) {
+        let late = self.take_late(now);
         self.dialling.leave(dialling);
         self.dialled += 1;
         self.is_down = false;
         self.refusals = 0;
         self.paused_until = None;
         // The server is reachable, so the other dials may start again.
-        (self.place(conn, Wear::Usable, worker, now), self.dials(now))
+        let place = self.place(conn, Wear::Usable, worker, now, true);
+        (Placed { place, late }, self.dials(now))
     }
 
     /// A dial failed. One dial tries again for all callers. `is_final`: the server would refuse the retry, too.
@@ -469,12 +482,8 @@ impl<C, W> PoolState<C, W> {
             && (self.queue.is_empty() || self.idle.len() == 0)
     }
 
-    fn place(&mut self, conn: C, wear: Wear, worker: Worker, now: Instant) -> Placed<C, W> {
-        let late = self.take_late(now);
-        Placed { place: self.place_of(conn, wear, worker, now), late }
-    }
-
-    fn place_of(&mut self, conn: C, wear: Wear, worker: Worker, now: Instant) -> Place<C, W> {
+    /// `is_new`: the connection was dialled just now.
+    fn place(&mut self, conn: C, wear: Wear, worker: Worker, now: Instant, is_new: bool) -> Place<C, W> {
         let idle = self.idle_count();
         let why = match wear {
             _ if self.is_closing => Some(CloseReason::Shut),
@@ -485,10 +494,11 @@ impl<C, W> PoolState<C, W> {
             return Place::Close(self.closing(conn, why));
         }
         if let Some(next) = self.queue.pop() {
-            let Waiting { waiter, since, has_room } = next.waiting;
-            // A dial says nothing of the queue.
-            let since = if has_room { now } else { since };
-            self.delay.served(since, now, self.limits.queue_target, next.has_overtaken);
+            let Waiting { waiter, since } = next.waiting;
+            // The wait for a dial says nothing of the queue.
+            if !is_new {
+                self.delay.served(since, now, &self.limits, next.has_overtaken);
+            }
             return Place::Hand(waiter, conn, self.in_use.enter());
         }
         if idle >= self.max_idle() {
@@ -530,6 +540,11 @@ impl<C, W> PoolState<C, W> {
     fn claimed(&self) -> u32 {
         self.in_use.get() + self.idle_count() + self.dialling.get() + self.repairing.get()
             - self.slow.get().min(EXTRA)
+    }
+
+    /// The number of connections that may be dialled, or are.
+    fn dialable(&self) -> u32 {
+        self.limit().saturating_sub(self.claimed() - self.dialling.get())
     }
 
     /// The number of callers that have, or may have, a connection dialled for them.

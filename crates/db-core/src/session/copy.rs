@@ -233,6 +233,10 @@ struct Copy {
 impl Copy {
     async fn begin(session: &mut Session, sql: SqlStr) -> Result<Self, sqlx::Error> {
         session.make_ready().await?;
+        let limit = session.limit();
+        if limit.is_over() {
+            return Err(session.expired(limit).into());
+        }
         let timing = session.start_statement(&sql, InFlight::Copy);
         let statement = WaitLimit::of_statement(session.inner.options.statement_timeout);
         let (pool, at) = (session.inner.options.name.clone(), session.at);

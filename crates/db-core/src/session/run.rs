@@ -119,6 +119,11 @@ impl Session {
             return Err(error);
         }
         let Some(spare) = spare else { return Err(error) };
+        // The whole time of a statement again, but for the caller's and the transaction's deadline.
+        let limit = limit.min(self.limit());
+        if limit.is_over() {
+            return Err(error);
+        }
         text.refill(spare);
         self.mark_text(text);
         // From now on, and not from the acquire, as the first time.

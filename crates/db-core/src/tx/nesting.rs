@@ -160,7 +160,7 @@ impl Session {
             sql = format!("RELEASE SAVEPOINT {}; ", savepoint_name(released));
         }
         sql = format!("{sql}SAVEPOINT {}", savepoint_name(number));
-        self.control(AssertSqlSafe(sql).into_sql_str()).await?;
+        self.control_within(AssertSqlSafe(sql).into_sql_str(), self.limit()).await?;
         let savepoints = &mut self.nesting().savepoints;
         savepoints.push(number);
         Ok(Place { number, level: savepoints.len() })

@@ -250,6 +250,8 @@ async fn callers_are_refused_once_everybody_has_waited_for_too_long_for_an_inter
     drop(held);
     let one = pool.handle().acquire().await.expect("an idle connection is there for everybody");
     drop(one);
+    // Long enough that nothing but what was seen before could refuse anybody.
+    pool.set_limits(pool.limits().queue_interval(PATIENCE));
     let held = take(&pool).await;
     let caller = start(pool.handle());
     until("the caller waits", async || pool.stats().waiting == 1).await;

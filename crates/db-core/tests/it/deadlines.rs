@@ -15,6 +15,13 @@ fn soon(pool: &Pool) -> Handle {
     pool.handle().deadline(Instant::now() + SOON)
 }
 
+/// A pool of one connection, which is open.
+async fn warm(db: &TestDb) -> Pool {
+    let pool = patient_pool(db, 1);
+    drop(take(&pool, 1).await);
+    pool
+}
+
 fn over(pool: &Pool) -> Handle {
     pool.handle().deadline(Instant::now())
 }
@@ -37,7 +44,7 @@ async fn until_nothing_runs(db: &TestDb, pool: &Pool) {
 
 #[db_testkit::test]
 async fn a_statement_ends_at_the_deadline_and_is_cancelled_on_the_server(db: TestDb) {
-    let pool = patient_pool(&db, 1);
+    let pool = warm(&db).await;
 
     let error = sqlx::query("select pg_sleep(60)").execute(soon(&pool)).await.expect_err("too long");
 
@@ -53,7 +60,7 @@ async fn a_statement_ends_at_the_deadline_and_is_cancelled_on_the_server(db: Tes
 
 #[db_testkit::test]
 async fn a_stream_a_transaction_and_a_copy_end_at_the_deadline(db: TestDb) {
-    let pool = patient_pool(&db, 1);
+    let pool = warm(&db).await;
     sqlx::query("create table word (t text)").execute(pool.handle()).await.expect("a table");
 
     let handle = soon(&pool);
@@ -69,12 +76,14 @@ async fn a_stream_a_transaction_and_a_copy_end_at_the_deadline(db: TestDb) {
     };
     drop(stream);
     assert!(is_callers(error) && rows <= 1);
+    until_nothing_runs(&db, &pool).await;
 
     let waits = soon(&pool).tx(async |tx| {
         sqlx::query("insert into word values ('tx')").execute(&mut *tx).await?;
         std::future::pending::<Result<(), Error>>().await
     });
     assert!(is_callers(waits.await.expect_err("too long")));
+    until_nothing_runs(&db, &pool).await;
 
     let mut copy = soon(&pool).copy_in("copy word from stdin").await.expect("begun");
     copy.send("copied\n".as_bytes().to_vec()).await.expect("sent");
@@ -93,11 +102,10 @@ async fn a_stream_a_transaction_and_a_copy_end_at_the_deadline(db: TestDb) {
 
 #[db_testkit::test]
 async fn nothing_is_sent_after_the_deadline(db: TestDb) {
-    let pool = patient_pool(&db, 1);
+    let pool = warm(&db).await;
     sqlx::query("create sequence used").execute(pool.handle()).await.expect("a sequence");
     let handle = soon(&pool);
-    let conn = handle.acquire().await.expect("a connection");
-    let mut kept = conn.begin().await.expect("a transaction");
+    let mut kept = handle.begin().await.expect("a transaction");
     sqlx::query("select nextval('used')").execute(&mut *kept).await.expect("in time");
     tokio::time::sleep(SOON).await;
 
@@ -105,19 +113,25 @@ async fn nothing_is_sent_after_the_deadline(db: TestDb) {
     assert!(is_callers(sqlx::query(use_it).execute(&mut *kept).await.expect_err("too late")));
     assert!(is_callers(sqlx::query(use_it).fetch_optional(&mut *kept).await.expect_err("too late")));
     assert!(is_callers(sqlx::query(use_it).fetch_all(&mut *kept).await.expect_err("too late")));
+    assert!(is_callers(kept.ping().await.expect_err("too late")));
+    assert!(is_callers(kept.savepoint().await.map(drop).expect_err("too late")));
+    assert!(is_callers(kept.copy_out("copy (select 1) to stdout").try_next().await.expect_err("too late")));
     assert!(is_callers(kept.commit().await.expect_err("too late, and nothing is stored")));
     assert!(is_callers(sqlx::query(use_it).execute(&handle).await.expect_err("too late")));
     assert!(is_callers(handle.begin().await.expect_err("too late")));
+    assert!(handle.try_acquire().await.is_none(), "although a connection is idle");
+    assert!(is_callers(handle.copy_in("copy used from stdin").await.map(drop).expect_err("too late")));
 
     until_nothing_runs(&db, &pool).await;
-    assert_eq!(pool.stats().totals.cancelled, 0, "nothing ran that had to be cancelled");
+    let totals = pool.stats().totals;
+    assert_eq!((totals.cancelled, totals.dialled), (0, 1), "nothing ran that had to be cancelled or cut off");
     let next: i64 = sqlx::query_scalar(use_it).fetch_one(pool.handle()).await.expect("a number");
     assert_eq!(next, 2, "it was used once before the deadline");
 }
 
 #[db_testkit::test]
 async fn the_wait_for_a_connection_ends_at_the_deadline(db: TestDb) {
-    let pool = patient_pool(&db, 1);
+    let pool = warm(&db).await;
     let held = take(&pool, 1).await;
 
     let error = soon(&pool).acquire().await.expect_err("nobody gives one back");
@@ -128,7 +142,15 @@ async fn the_wait_for_a_connection_ends_at_the_deadline(db: TestDb) {
     assert!(is_callers(error));
     drop(held);
     let at_once = over(&pool).acquire().now_or_never().expect("an answer at once");
-    assert!(is_callers(at_once.map(drop).expect_err("although a connection is idle")));
+    let error = Error::from(at_once.map(drop).expect_err("although a connection is idle"));
+    assert!(
+        error.to_string().starts_with("pool `test`: nothing was tried: the caller's deadline had passed"),
+        "{error}"
+    );
+    assert!(!error.is_transient() && error.retry_after().is_none(), "a repetition would be late, too");
+    assert!(is_callers(error));
+    let totals = pool.stats().totals;
+    assert_eq!((totals.timed_out, totals.past_deadline), (0, 2), "no sign of a pool that is too small");
     let other = pool.handle().acquire_timeout(Duration::ZERO).deadline(Instant::now() + PATIENCE);
     let _held = take(&pool, 1).await;
     let error = other.acquire().await.expect_err("the acquire timeout holds beside it");
@@ -137,7 +159,7 @@ async fn the_wait_for_a_connection_ends_at_the_deadline(db: TestDb) {
 
 #[db_testkit::test]
 async fn the_earliest_limit_counts(db: TestDb) {
-    let pool = patient_pool(&db, 1);
+    let pool = warm(&db).await;
     let late = Instant::now() + PATIENCE;
 
     let twice = pool.handle().deadline(Instant::now() + SOON).deadline(late);
@@ -156,7 +178,7 @@ async fn the_earliest_limit_counts(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_commit_that_was_sent_is_waited_for(db: TestDb) {
-    let pool = patient_pool(&db, 1);
+    let pool = warm(&db).await;
     let slow_commit = "create table word (t text);
          create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(1); return null; end';
          create constraint trigger slow after insert on word deferrable initially deferred
@@ -179,7 +201,7 @@ async fn a_commit_that_was_sent_is_waited_for(db: TestDb) {
 
 #[db_testkit::test]
 async fn a_transaction_is_not_repeated_after_the_deadline(db: TestDb) {
-    let pool = patient_pool(&db, 1);
+    let pool = warm(&db).await;
     let policy = TxRetry::default().retries(1000).conflict_pause(SOON).max_pause(SOON);
     let mut runs = 0;
     let tried = soon(&pool).tx_retry(TxOptions::default(), policy, || {

@@ -62,7 +62,7 @@ const RULES: &[Rule] = &[
         name: "PoolQueue",
         severity: Severity::Warning,
         what: "Callers in the queue of the pool: {}",
-        action: "See who holds connections. Set `max_waiting`, so that callers who would wait for too long are turned away at once.",
+        action: "See who holds connections. Set `queue_target` or `max_waiting`, so that callers who would wait for too long are turned away soon.",
         expr: "db_client_connection_pending_requests",
         unit: Unit::Count,
         above: 10.0,

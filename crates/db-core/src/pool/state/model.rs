@@ -133,7 +133,6 @@ struct Waiter {
     ticket: Ticket,
     lane: Lane,
     since: Instant,
-    has_room: bool,
 }
 
 /// What the pool has seen of the time that callers wait.
@@ -141,10 +140,8 @@ struct Waiter {
 enum Seen {
     /// A caller got a connection in time.
     Good(Instant),
-    /// A caller had waited for too long, since the first time, when it was seen at the second.
-    Late(Instant, Instant),
-    /// The queue began, when there was this interval.
-    Begun(Instant, Duration),
+    /// A caller had waited for too long, since the first time, when it was seen at the second, with this interval.
+    Late(Instant, Instant, Duration),
 }
 
 type Outcome = Result<(), TestCaseError>;
@@ -253,8 +250,9 @@ impl Model {
             Event::Take(lane) => self.take(lane),
             Event::Wait(milliseconds) => {
                 self.now += Duration::from_millis(milliseconds);
+                let expected = self.late_callers();
                 let late = self.state.take_late(self.now);
-                self.refused_late(&late)
+                self.are_refused(late, &expected)
             }
             Event::Leave(pick) => {
                 if let Some(pick) = picked(pick, self.queue.len()) {
@@ -264,10 +262,13 @@ impl Model {
                 Ok(())
             }
             Event::GiveBack(pick, wear) => {
-                let Some((conn, checkout)) = remove(&mut self.in_use, pick) else { return Ok(()) };
+                let Some(pick) = picked(pick, self.in_use.len()) else { return Ok(()) };
+                let expected = self.late_callers();
+                let (conn, checkout) = self.in_use.remove(pick);
                 let number = conn.number;
-                let placed = self.state.give_back(conn, checkout, wear, worker(number), self.now);
-                self.placed(number, placed, wear)
+                let Placed { place, late } =
+                    self.state.give_back(conn, checkout, wear, worker(number), self.now);
+                self.placed(number, place, wear, false).and(self.are_refused(late, &expected))
             }
             Event::Quarantine(pick) => {
                 let Some((conn, checkout)) = remove(&mut self.in_use, pick) else { return Ok(()) };
@@ -295,13 +296,17 @@ impl Model {
             }
             Event::LoseQuarantined(pick) => self.lose_quarantined(pick),
             Event::Dialled(pick) => {
-                let Some(dialling) = remove(&mut self.dialling, pick) else { return Ok(()) };
+                let Some(pick) = picked(pick, self.dialling.len()) else { return Ok(()) };
+                let expected = self.late_callers();
+                let dialling = self.dialling.remove(pick);
                 let conn = Conn { number: self.dialled, generation: self.generation };
                 let number = conn.number;
                 self.dialled += 1;
                 self.server = Server::Answers;
-                let (placed, dials) = self.state.dialled(dialling, conn, worker(number), self.now);
-                self.placed(number, placed, Wear::Usable).and(self.begun(dials))
+                let (Placed { place, late }, dials) =
+                    self.state.dialled(dialling, conn, worker(number), self.now);
+                let refused = self.are_refused(late, &expected);
+                self.placed(number, place, Wear::Usable, true).and(self.begun(dials)).and(refused)
             }
             Event::DialFailed(pick, is_final) => self.dial_failed(pick, is_final),
             Event::PauseEnded(pick) => {
@@ -351,12 +356,16 @@ impl Model {
         let last_patient = self.queue.iter().rposition(|waiter| waiter.lane == Lane::Patient);
         let is_crowded = is_full && (lane == Lane::Patient || last_patient.is_none());
         let foretold = self.state.would_refuse(lane, self.now, |_| Duration::MAX);
-        let is_late = self.limits.queue_target.is_some() && self.is_long() && self.queue.len() >= room;
+        let is_late =
+            self.limits.queue_target.is_some() && self.is_long() && self.queue.len() >= self.dialable();
         match self.state.take(worker(caller), lane, self.now) {
             Take::Idle(conn, checkout, standard) => {
                 let number = conn.number;
                 self.in_use.push((conn, checkout));
-                self.seen.push(Seen::Good(self.now));
+                // Without a target, nothing is late.
+                if self.limits.queue_target.is_some() {
+                    self.seen.push(Seen::Good(self.now));
+                }
                 prop_assert_eq!(foretold, None);
                 prop_assert!(self.idle.remove(&number), "{number} was not idle");
                 prop_assert!(!self.is_closing);
@@ -366,14 +375,11 @@ impl Model {
                 prop_assert!(!self.is_closing && self.idle.is_empty() && !is_crowded);
                 self.is_asleep = false;
                 prop_assert_eq!(foretold, is_late.then_some(Refused::Late));
-                let has_room = self.queue.len() < room;
                 let displaced = last_patient.filter(|_| is_full).map(|at| self.queue.remove(at).caller);
-                if self.queue.is_empty() {
-                    self.seen.push(Seen::Begun(self.now, self.limits.queue_interval));
-                }
+                let has_room = self.queue.len() < room;
                 let joined = self.state.wait(caller, lane, self.now);
                 let (ticket, since) = (joined.ticket, self.now);
-                self.queue.push(Waiter { caller, ticket, lane, since, has_room });
+                self.queue.push(Waiter { caller, ticket, lane, since });
                 self.begun(joined.dial)?;
                 prop_assert_eq!(joined.displaced, displaced, "the patient caller that came last makes room");
                 prop_assert_eq!(joined.room == Room::ToDial, has_room);
@@ -392,15 +398,19 @@ impl Model {
     }
 
     fn readmit(&mut self, pick: usize, wear: Wear) -> Outcome {
-        let Some((conn, quarantined)) = remove(&mut self.quarantined, pick) else { return Ok(()) };
-        let Some(mut conn) = conn else {
-            self.quarantined.push((None, quarantined));
+        let Some(pick) = picked(pick, self.quarantined.len()) else { return Ok(()) };
+        if self.quarantined[pick].0.is_none() {
             return Ok(());
-        };
+        }
+        let expected = self.late_callers();
+        let (conn, quarantined) = self.quarantined.remove(pick);
+        let mut conn = conn.expect("looked at above");
         conn.generation = self.generation;
         let number = conn.number;
-        let (placed, dials) = self.state.readmit(quarantined, conn, wear, worker(number), self.now);
-        self.placed(number, placed, wear).and(self.begun(dials))
+        let (Placed { place, late }, dials) =
+            self.state.readmit(quarantined, conn, wear, worker(number), self.now);
+        let refused = self.are_refused(late, &expected);
+        self.placed(number, place, wear, false).and(self.begun(dials)).and(refused)
     }
 
     fn dial_failed(&mut self, pick: usize, is_final: bool) -> Outcome {
@@ -507,57 +517,72 @@ impl Model {
         Ok(())
     }
 
-    /// Whether nobody was served in time for a whole interval, from everything that was seen.
-    fn is_long(&self) -> bool {
-        let last_good = self.seen.iter().rposition(|seen| matches!(seen, Seen::Good(_)));
-        // A queue that began long after somebody was late has no past.
-        let last_new = self.seen.iter().enumerate().rposition(|(at, seen)| {
-            let Seen::Begun(begun, interval) = seen else { return false };
-            let late = self.seen[..at].iter().rev().find_map(|seen| match seen {
-                Seen::Late(_, seen) => Some(*seen),
-                Seen::Good(_) | Seen::Begun(..) => None,
-            });
-            late.is_none_or(|seen| *begun > seen + *interval)
-        });
-        let from = last_good.max(last_new).map_or(0, |at| at + 1);
-        let good =
-            self.seen.iter().rev().find_map(|seen| if let Seen::Good(at) = seen { Some(*at) } else { None });
-        let first = self.seen[from..].iter().find_map(|seen| match seen {
-            Seen::Late(since, _) => Some(good.map_or(*since, |good| good.max(*since))),
-            Seen::Good(_) | Seen::Begun(..) => None,
-        });
-        first.is_some_and(|first| self.now >= first + self.limits.queue_interval)
+    /// The number of connections that may be dialled, or are.
+    fn dialable(&self) -> usize {
+        let slow = self.slow().min(EXTRA as usize);
+        (self.limit() + slow).saturating_sub(self.in_use.len() + self.idle.len() + self.quarantined.len())
     }
 
-    /// Notes the callers that were refused because they had waited for too long.
-    fn refused_late(&mut self, refused: &[Caller]) -> Outcome {
+    /// Whether nobody was served in time for a whole interval, from everything that was seen: going back, one late caller after the other, each
+    /// seen within an interval of the next, until somebody was served in time.
+    fn is_long(&self) -> bool {
+        let interval = self.limits.queue_interval;
+        let (mut next, mut within, mut first) = (self.now, interval, None);
+        for seen in self.seen.iter().rev() {
+            match *seen {
+                Seen::Late(since, at, interval) if next - at <= within => {
+                    (next, within, first) = (at, interval, Some(since));
+                }
+                Seen::Late(..) | Seen::Good(_) => break,
+            }
+        }
+        let good = self.seen.iter().rev().find_map(|seen| match seen {
+            Seen::Good(at) => Some(*at),
+            Seen::Late(..) => None,
+        });
+        first.is_some_and(|first| self.now >= good.map_or(first, |good| good.max(first)) + interval)
+    }
+
+    /// Takes the callers out of the queue that are to be refused because they have waited for too long.
+    fn late_callers(&mut self) -> Vec<Caller> {
         let mut expected = Vec::new();
         if let Some(target) = self.limits.queue_target {
-            let waited = self.queue.iter().filter(|waiter| !waiter.has_room).map(|waiter| waiter.since).min();
-            if let Some(since) = waited.filter(|since| self.now > *since + target) {
-                self.seen.push(Seen::Late(since + target, self.now));
+            // Those whose turn comes first have the connections that may be dialled.
+            let mut in_turn: Vec<_> =
+                self.queue.iter().map(|waiter| (waiter.lane as u8, waiter.caller)).collect();
+            in_turn.sort_unstable();
+            let exempt: BTreeSet<_> =
+                in_turn.into_iter().take(self.dialable()).map(|(_, caller)| caller).collect();
+            let is_exempt = |waiter: &Waiter| exempt.contains(&waiter.caller);
+            let waits =
+                self.queue.iter().filter(|waiter| !is_exempt(waiter)).map(|waiter| waiter.since).min();
+            if let Some(since) = waits.filter(|since| self.now > *since + target) {
+                self.seen.push(Seen::Late(since + target, self.now, self.limits.queue_interval));
             }
             if self.is_long() {
                 let now = self.now;
                 let times = |lane| if lane == Lane::Patient { 1 } else { 2 };
                 let is_late = |waiter: &mut Waiter| {
-                    !waiter.has_room && now >= waiter.since + target * times(waiter.lane)
+                    !is_exempt(waiter) && now >= waiter.since + target * times(waiter.lane)
                 };
                 expected.extend(self.queue.extract_if(.., is_late).map(|waiter| waiter.caller));
             }
         }
-        let mut refused = refused.to_vec();
+        expected
+    }
+
+    fn are_refused(&self, mut refused: Vec<Caller>, expected: &[Caller]) -> Outcome {
         refused.sort_unstable();
-        prop_assert_eq!(refused, expected, "refused for their wait");
-        for waiter in self.queue.iter().filter(|waiter| !waiter.has_room) {
-            let next = self.state.late_at(waiter.lane, waiter.since, self.now);
+        prop_assert_eq!(&refused, expected, "refused for their wait");
+        for waiter in &self.queue {
+            let next = self.state.look_at(waiter.lane, waiter.since, self.now);
             prop_assert!(next.is_none_or(|next| next > self.now), "a caller would look again at once");
         }
         Ok(())
     }
 
     /// Takes the caller out of the queue whose turn it is.
-    fn next_caller(&mut self) -> Option<Caller> {
+    fn next_caller(&mut self, is_new: bool) -> Option<Caller> {
         let first = self.queue.iter().map(|waiter| waiter.lane as u8).min()?;
         let in_first = self.queue.iter().position(|waiter| waiter.lane as u8 == first);
         let behind = self.queue.iter().position(|waiter| waiter.lane as u8 > first);
@@ -581,10 +606,12 @@ impl Model {
         self.served_before.1 += 1;
         let next = self.queue.remove(at);
         let has_overtaken = at > 0;
-        let queued = if next.has_room { Duration::ZERO } else { self.now - next.since };
+        let queued = self.now - next.since;
         match self.limits.queue_target {
+            // A wait for a dial says nothing.
+            _ if is_new => {}
             Some(target) if queued > target => {
-                self.seen.push(Seen::Late(next.since + target, self.now));
+                self.seen.push(Seen::Late(next.since + target, self.now, self.limits.queue_interval));
             }
             _ if has_overtaken => {}
             _ => self.seen.push(Seen::Good(self.now)),
@@ -593,13 +620,7 @@ impl Model {
     }
 
     /// Records the place of a returned connection.
-    fn placed(&mut self, number: u64, placed: Placed<Conn, Caller>, wear: Wear) -> Outcome {
-        let Placed { place, late } = placed;
-        let in_time = self.refused_late(&late);
-        self.placed_at(number, place, wear).and(in_time)
-    }
-
-    fn placed_at(&mut self, number: u64, place: Place<Conn, Caller>, wear: Wear) -> Outcome {
+    fn placed(&mut self, number: u64, place: Place<Conn, Caller>, wear: Wear, is_new: bool) -> Outcome {
         let is_over = self.in_use.len() + self.idle.len() >= self.limit();
         let max_idle = self.limits.max_idle.unwrap_or(u32::MAX).max(self.limits.min_idle) as usize;
         let is_spare = self.queue.is_empty() && self.idle.len() >= max_idle;
@@ -619,7 +640,7 @@ impl Model {
                 let handed = conn.number;
                 self.in_use.push((conn, checkout));
                 prop_assert_eq!(handed, number);
-                let first = self.next_caller();
+                let first = self.next_caller(is_new);
                 prop_assert_eq!(Some(caller), first, "each has its turn");
                 prop_assert!(self.served_before.1 <= 5, "the caller that has waited for longest starves");
                 prop_assert!(why.is_none());

@@ -27,8 +27,6 @@ pub(crate) struct Ticket {
 pub(super) struct Waiting<W> {
     pub(super) waiter: W,
     pub(super) since: Instant,
-    /// The caller waits for a connection that is dialled, and not for those that others use.
-    pub(super) has_room: bool,
 }
 
 /// The caller to be served.
@@ -46,7 +44,11 @@ pub(super) struct Next<W> {
 pub(super) struct Queue<W> {
     /// By number, the most urgent lane first.
     lanes: [BTreeMap<u64, Waiting<W>>; 3],
+    /// The waiters in all lanes: most returned connections find none, and look no further.
+    len: u32,
     next: u64,
+    /// When the last one joined.
+    last: Option<Instant>,
     /// How many were served since somebody of a lane behind them was.
     passed: u32,
     /// The last caller of a lane behind had come later than the one before whom it was served.
@@ -55,17 +57,17 @@ pub(super) struct Queue<W> {
 
 impl<W> Default for Queue<W> {
     fn default() -> Self {
-        Self { lanes: Default::default(), next: 0, passed: 0, owes_oldest: false }
+        Self { lanes: Default::default(), len: 0, next: 0, last: None, passed: 0, owes_oldest: false }
     }
 }
 
 impl<W> Queue<W> {
     pub(super) fn len(&self) -> u32 {
-        u32::try_from(self.lanes.iter().map(BTreeMap::len).sum::<usize>()).unwrap_or(u32::MAX)
+        self.len
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.lanes.iter().all(BTreeMap::is_empty)
+        self.len == 0
     }
 
     /// How many callers would be served before one that joins this lane now, but for every fourth of the lanes behind it.
@@ -74,15 +76,23 @@ impl<W> Queue<W> {
         u32::try_from(ahead).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn push(&mut self, lane: Lane, waiting: Waiting<W>) -> Ticket {
+    /// `now` may be a little earlier than that of the last one, whose clock was read before it got the lock.
+    pub(super) fn push(&mut self, lane: Lane, waiter: W, now: Instant) -> Ticket {
+        let since = self.last.map_or(now, |last| last.max(now));
+        self.last = Some(since);
+        let waiting = Waiting { waiter, since };
         let ticket = Ticket { number: self.next, lane };
         self.next += 1;
         self.lanes[lane as usize].insert(ticket.number, waiting);
+        self.len += 1;
         ticket
     }
 
     /// Takes the waiter whose turn it is.
     pub(super) fn pop(&mut self) -> Option<Next<W>> {
+        if self.len == 0 {
+            return None;
+        }
         let first = self.lanes.iter().position(|lane| !lane.is_empty())?;
         let behind = self.oldest_of(first + 1);
         let (_, oldest) = self.oldest_of(first)?;
@@ -97,6 +107,7 @@ impl<W> Queue<W> {
             self.passed += 1;
         }
         let (number, waiting) = self.lanes[lane].pop_first()?;
+        self.len -= 1;
         let has_overtaken = self.oldest_of(0).is_some_and(|(oldest, _)| oldest < number);
         self.owes_oldest = lane > first && has_overtaken;
         Some(Next { waiting, has_overtaken })
@@ -110,7 +121,8 @@ impl<W> Queue<W> {
 
     /// Removes a waiter, if it was not served yet.
     pub(super) fn remove(&mut self, ticket: Ticket) {
-        self.lanes[ticket.lane as usize].remove(&ticket.number);
+        let removed = self.lanes[ticket.lane as usize].remove(&ticket.number);
+        self.len -= u32::from(removed.is_some());
     }
 
     /// Whether a patient caller waits.
@@ -120,35 +132,42 @@ impl<W> Queue<W> {
 
     /// Takes the patient caller that joined last.
     pub(super) fn pop_patient(&mut self) -> Option<W> {
-        self.lanes[Lane::Patient as usize].pop_last().map(|(_, waiting)| waiting.waiter)
+        let (_, last) = self.lanes[Lane::Patient as usize].pop_last()?;
+        self.len -= 1;
+        Some(last.waiter)
     }
 
-    /// Since when the caller has waited that has waited for longest for a connection that others use.
-    pub(super) fn oldest(&self) -> Option<Instant> {
-        let first = |lane: &BTreeMap<u64, Waiting<W>>| {
-            lane.values().find(|waiting| !waiting.has_room).map(|waiting| waiting.since)
+    /// Since when the caller has waited that has waited for longest. The first `exempt` ones do not count.
+    pub(super) fn oldest(&self, exempt: u32) -> Option<Instant> {
+        let mut exempt = exempt as usize;
+        let mut first = |lane: &BTreeMap<u64, Waiting<W>>| {
+            let skipped = exempt.min(lane.len());
+            exempt -= skipped;
+            lane.values().nth(skipped).map(|waiting| waiting.since)
         };
-        self.lanes.iter().filter_map(first).min()
+        self.lanes.iter().filter_map(&mut first).min()
     }
 
-    /// Takes the callers that have waited since the time for their lane, or before, for a connection that others use.
-    pub(super) fn take_since(&mut self, time_for: impl Fn(Lane) -> Option<Instant>) -> Vec<W> {
+    /// Takes the callers that have waited since the time for their lane, or before, but for the first `exempt` ones.
+    pub(super) fn take_since(&mut self, exempt: u32, time_for: impl Fn(Lane) -> Option<Instant>) -> Vec<W> {
+        let mut exempt = exempt as usize;
         let mut taken = Vec::new();
         for (lane, waiting) in [Lane::Urgent, Lane::Plain, Lane::Patient].into_iter().zip(&mut self.lanes) {
+            let skipped = exempt.min(waiting.len());
+            exempt -= skipped;
             let Some(time) = time_for(lane) else { continue };
-            let is_late = |waiting: &Waiting<W>| waiting.since <= time;
-            let late: Vec<u64> = waiting
-                .iter()
-                .take_while(|(_, waiting)| is_late(waiting))
-                .filter_map(|(number, waiting)| (!waiting.has_room).then_some(*number))
-                .collect();
-            taken.extend(late.iter().filter_map(|number| Some(waiting.remove(number)?.waiter)));
+            let is_late = |waiting: &&Waiting<W>| waiting.since <= time;
+            let late = waiting.values().skip(skipped).take_while(is_late).count();
+            let numbers: Vec<u64> = waiting.keys().skip(skipped).take(late).copied().collect();
+            taken.extend(numbers.iter().filter_map(|number| Some(waiting.remove(number)?.waiter)));
         }
+        self.len -= u32::try_from(taken.len()).unwrap_or(u32::MAX);
         taken
     }
 
     /// Takes all waiters, in the order in which they joined.
     pub(super) fn take_all(&mut self) -> Vec<W> {
+        self.len = 0;
         let mut all = BTreeMap::new();
         for lane in &mut self.lanes {
             all.append(lane);
