@@ -109,7 +109,11 @@ pub(crate) struct Session {
 
 #[derive(Debug)]
 pub(crate) struct Checkout {
-    caller: Caller,
+    /// Of the caller, without what it only needs to get the connection.
+    at: CallSite,
+    name: Option<&'static str>,
+    leak_after: Duration,
+    slow_statement: Duration,
     since: Instant,
     task: TaskKey,
     in_transaction: bool,
@@ -154,7 +158,10 @@ impl Session {
         }
         let stack = (tracking == Tracking::Stacks).then(|| Arc::new(Backtrace::force_capture()));
         *self.checkout() = Some(Checkout {
-            caller,
+            at: caller.at,
+            name: caller.name,
+            leak_after: caller.leak_after,
+            slow_statement: caller.slow_statement,
             since,
             task: TaskKey::here(),
             in_transaction: false,
@@ -167,11 +174,7 @@ impl Session {
 
     pub(crate) fn end_checkout(&self, now: Instant) -> Option<Returned> {
         let checkout = self.checkout().take()?;
-        Some(Returned {
-            at: checkout.caller.at,
-            held: now.duration_since(checkout.since),
-            leaked: checkout.leaked,
-        })
+        Some(Returned { at: checkout.at, held: now.duration_since(checkout.since), leaked: checkout.leaked })
     }
 
     /// Records the start of a statement.
@@ -197,15 +200,15 @@ impl Session {
 
     /// The call site of the checkout, if `task` made it.
     pub(crate) fn acquired_by(&self, task: TaskKey) -> Option<CallSite> {
-        self.checkout().as_ref().filter(|checkout| checkout.task == task).map(|checkout| checkout.caller.at)
+        self.checkout().as_ref().filter(|checkout| checkout.task == task).map(|checkout| checkout.at)
     }
 
     /// Flags a checkout that takes too long. Returns it the first time.
     pub(crate) fn flag_leak(&self, now: Instant) -> Option<Holder> {
         let mut checkout = self.checkout();
-        let held = checkout.as_mut().filter(|held| {
-            !held.leaked && now.saturating_duration_since(held.since) > held.caller.leak_after
-        })?;
+        let held = checkout
+            .as_mut()
+            .filter(|held| !held.leaked && now.saturating_duration_since(held.since) > held.leak_after)?;
         held.leaked = true;
         Some(held.holder(self.pid, now))
     }
@@ -221,15 +224,26 @@ impl Session {
 
 impl Checkout {
     fn holder(&self, pid: i32, now: Instant) -> Holder {
-        let Self { caller, since, in_transaction, statement, idle_since, leaked, stack, .. } = self;
+        let Self {
+            at,
+            name,
+            slow_statement,
+            since,
+            in_transaction,
+            statement,
+            idle_since,
+            leaked,
+            stack,
+            ..
+        } = self;
         let running = statement.as_ref().map(|(sql, began)| (sql, now.saturating_duration_since(*began)));
         Holder {
             pid,
-            at: caller.at,
-            name: caller.name,
+            at: *at,
+            name: *name,
             held: now.saturating_duration_since(*since),
             in_transaction: *in_transaction,
-            slow: running.is_some_and(|(_, took)| took >= caller.slow_statement),
+            slow: running.is_some_and(|(_, took)| took >= *slow_statement),
             statement: running.map(|(sql, took)| (sql::redact_sql(sql.as_str()), took)),
             idle: statement.is_none().then(|| now.saturating_duration_since(*idle_since)),
             leaked: *leaked,

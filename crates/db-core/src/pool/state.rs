@@ -51,12 +51,13 @@ const LOOK: Duration = Duration::from_millis(10);
 /// A pool's connections and callers. `C` is a connection, `W` the means to answer a waiting caller.
 #[derive(Debug)]
 pub(crate) struct PoolState<C, W> {
-    limits: Limits,
+    /// Elsewhere, as the waiters of the queue are.
+    limits: Box<Limits>,
     /// Connections of the limit that are reserved for `sqlx()`.
     reserved: u32,
     idle: IdleStack<C>,
     queue: Queue<W>,
-    delay: Delay,
+    delay: Box<Delay>,
     in_use: Count<InUse>,
     dialling: Count<Dials>,
     repairing: Count<Repairs>,
@@ -79,11 +80,11 @@ pub(crate) struct PoolState<C, W> {
 impl<C, W> PoolState<C, W> {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
-            limits,
+            limits: Box::new(limits),
             reserved: 0,
             idle: IdleStack::default(),
             queue: Queue::default(),
-            delay: Delay::default(),
+            delay: Box::default(),
             in_use: Count::default(),
             dialling: Count::default(),
             repairing: Count::default(),
@@ -125,6 +126,9 @@ impl<C, W> PoolState<C, W> {
 
     /// Takes the callers that have waited for too long, if nobody got a connection in time for a whole interval.
     pub(crate) fn take_late(&mut self, now: Instant) -> Vec<W> {
+        if self.queue.is_empty() {
+            return Vec::new();
+        }
         let Some(target) = self.limits.queue_target else { return Vec::new() };
         let (interval, exempt) = (self.limits.queue_interval, self.dialable());
         if let Some(since) = self.queue.oldest(exempt) {
@@ -332,7 +336,7 @@ impl<C, W> PoolState<C, W> {
 
     /// The limits change. Idle connections above them are closed.
     pub(crate) fn set_limits(&mut self, limits: Limits, now: Instant) -> Actions<C, W> {
-        self.limits = limits;
+        *self.limits = limits;
         Actions { close: self.trim(), dial: self.dials(now), ..Actions::default() }
     }
 
@@ -419,7 +423,7 @@ impl<C, W> PoolState<C, W> {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        self.limits
+        *self.limits
     }
 
     /// The most connections that may be in use or idle, without those reserved for sqlx.

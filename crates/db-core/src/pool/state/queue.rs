@@ -42,10 +42,16 @@ pub(super) struct Next<W> {
 /// at most the fifth to be served, whoever else comes, and nobody starves.
 #[derive(Debug)]
 pub(super) struct Queue<W> {
+    /// The waiters in all lanes. Most returned connections find none, and look no further.
+    len: u32,
+    /// Elsewhere, so that the pool's lock protects few lines of the processor's cache: they wander between the processors.
+    all: Box<Waiters<W>>,
+}
+
+#[derive(Debug)]
+struct Waiters<W> {
     /// By number, the most urgent lane first.
     lanes: [BTreeMap<u64, Waiting<W>>; 3],
-    /// The waiters in all lanes: most returned connections find none, and look no further.
-    len: u32,
     next: u64,
     /// When the last one joined.
     last: Option<Instant>,
@@ -57,7 +63,8 @@ pub(super) struct Queue<W> {
 
 impl<W> Default for Queue<W> {
     fn default() -> Self {
-        Self { lanes: Default::default(), len: 0, next: 0, last: None, passed: 0, owes_oldest: false }
+        let lanes = [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()];
+        Self { len: 0, all: Box::new(Waiters { lanes, next: 0, last: None, passed: 0, owes_oldest: false }) }
     }
 }
 
@@ -72,18 +79,18 @@ impl<W> Queue<W> {
 
     /// How many callers would be served before one that joins this lane now, but for every fourth of the lanes behind it.
     pub(super) fn ahead_of(&self, lane: Lane) -> u32 {
-        let ahead = self.lanes.iter().take(lane as usize + 1).map(BTreeMap::len).sum::<usize>();
+        let ahead = self.all.lanes.iter().take(lane as usize + 1).map(BTreeMap::len).sum::<usize>();
         u32::try_from(ahead).unwrap_or(u32::MAX)
     }
 
     /// `now` may be a little earlier than that of the last one, whose clock was read before it got the lock.
     pub(super) fn push(&mut self, lane: Lane, waiter: W, now: Instant) -> Ticket {
-        let since = self.last.map_or(now, |last| last.max(now));
-        self.last = Some(since);
+        let since = self.all.last.map_or(now, |last| last.max(now));
+        self.all.last = Some(since);
         let waiting = Waiting { waiter, since };
-        let ticket = Ticket { number: self.next, lane };
-        self.next += 1;
-        self.lanes[lane as usize].insert(ticket.number, waiting);
+        let ticket = Ticket { number: self.all.next, lane };
+        self.all.next += 1;
+        self.all.lanes[lane as usize].insert(ticket.number, waiting);
         self.len += 1;
         ticket
     }
@@ -93,46 +100,46 @@ impl<W> Queue<W> {
         if self.len == 0 {
             return None;
         }
-        let first = self.lanes.iter().position(|lane| !lane.is_empty())?;
+        let first = self.all.lanes.iter().position(|lane| !lane.is_empty())?;
         let behind = self.oldest_of(first + 1);
         let (_, oldest) = self.oldest_of(first)?;
         let lane = match behind {
-            _ if self.owes_oldest => oldest,
-            Some((_, behind)) if self.passed >= PASSING => behind,
+            _ if self.all.owes_oldest => oldest,
+            Some((_, behind)) if self.all.passed >= PASSING => behind,
             _ => first,
         };
         if lane > first {
-            self.passed = 0;
+            self.all.passed = 0;
         } else if behind.is_some() {
-            self.passed += 1;
+            self.all.passed += 1;
         }
-        let (number, waiting) = self.lanes[lane].pop_first()?;
+        let (number, waiting) = self.all.lanes[lane].pop_first()?;
         self.len -= 1;
         let has_overtaken = self.oldest_of(0).is_some_and(|(oldest, _)| oldest < number);
-        self.owes_oldest = lane > first && has_overtaken;
+        self.all.owes_oldest = lane > first && has_overtaken;
         Some(Next { waiting, has_overtaken })
     }
 
     /// The lowest number in this lane and those behind it, and its lane.
     fn oldest_of(&self, first: usize) -> Option<(u64, usize)> {
-        let lanes = self.lanes.iter().enumerate().skip(first);
+        let lanes = self.all.lanes.iter().enumerate().skip(first);
         lanes.filter_map(|(lane, waiting)| Some((*waiting.first_key_value()?.0, lane))).min()
     }
 
     /// Removes a waiter, if it was not served yet.
     pub(super) fn remove(&mut self, ticket: Ticket) {
-        let removed = self.lanes[ticket.lane as usize].remove(&ticket.number);
+        let removed = self.all.lanes[ticket.lane as usize].remove(&ticket.number);
         self.len -= u32::from(removed.is_some());
     }
 
     /// Whether a patient caller waits.
     pub(super) fn has_patient(&self) -> bool {
-        !self.lanes[Lane::Patient as usize].is_empty()
+        !self.all.lanes[Lane::Patient as usize].is_empty()
     }
 
     /// Takes the patient caller that joined last.
     pub(super) fn pop_patient(&mut self) -> Option<W> {
-        let (_, last) = self.lanes[Lane::Patient as usize].pop_last()?;
+        let (_, last) = self.all.lanes[Lane::Patient as usize].pop_last()?;
         self.len -= 1;
         Some(last.waiter)
     }
@@ -145,14 +152,15 @@ impl<W> Queue<W> {
             exempt -= skipped;
             lane.values().nth(skipped).map(|waiting| waiting.since)
         };
-        self.lanes.iter().filter_map(&mut first).min()
+        self.all.lanes.iter().filter_map(&mut first).min()
     }
 
     /// Takes the callers that have waited since the time for their lane, or before, but for the first `exempt` ones.
     pub(super) fn take_since(&mut self, exempt: u32, time_for: impl Fn(Lane) -> Option<Instant>) -> Vec<W> {
         let mut exempt = exempt as usize;
         let mut taken = Vec::new();
-        for (lane, waiting) in [Lane::Urgent, Lane::Plain, Lane::Patient].into_iter().zip(&mut self.lanes) {
+        for (lane, waiting) in [Lane::Urgent, Lane::Plain, Lane::Patient].into_iter().zip(&mut self.all.lanes)
+        {
             let skipped = exempt.min(waiting.len());
             exempt -= skipped;
             let Some(time) = time_for(lane) else { continue };
@@ -169,7 +177,7 @@ impl<W> Queue<W> {
     pub(super) fn take_all(&mut self) -> Vec<W> {
         self.len = 0;
         let mut all = BTreeMap::new();
-        for lane in &mut self.lanes {
+        for lane in &mut self.all.lanes {
             all.append(lane);
         }
         all.into_values().map(|waiting| waiting.waiter).collect()
