@@ -70,8 +70,6 @@ pub struct Session {
     name: Option<&'static str>,
     /// When the connection was checked out.
     taken: Instant,
-    /// When the caller's work must be done.
-    deadline: Option<Instant>,
     /// The checkout is for one statement, which is sent at once, and ends with its answer. This saves two clock readings and two tracker
     /// updates.
     once: bool,
@@ -99,7 +97,6 @@ impl Session {
             at: caller.at,
             name: caller.name,
             taken: now,
-            deadline: caller.deadline,
             once,
             is_handed_out: false,
             state: State::until(caller.deadline.map(Deadline::of_caller)),
@@ -228,11 +225,6 @@ impl Session {
 
     pub(crate) fn inner(&self) -> &Arc<Shared> {
         &self.inner
-    }
-
-    /// The deadline of what is done outside of a transaction.
-    pub(crate) fn deadline(&self) -> Option<Deadline> {
-        self.deadline.map(Deadline::of_caller)
     }
 
     /// The limit for the next wait for the server.

@@ -74,18 +74,8 @@ pub(crate) async fn acquire(
 ) -> Result<Conn, AcquireError> {
     let started = Instant::now();
     let caller = caller.from(started);
-    if caller.is_late(started) {
-        inner.core().note_timeout(&caller);
-        return Box::pin(acquire_slow(
-            inner,
-            caller,
-            started,
-            Next::GiveUp(AcquirePhase::PastDeadline),
-            statement,
-        ))
-        .await;
-    }
-    let (inner, next) = match inner.take(caller.lane, started) {
+    let taken = if caller.is_late(started) { Taken::Late } else { inner.take(caller.lane, started) };
+    let (inner, next) = match taken {
         Taken::CheckedOut(out, standard) => match lend(out, inner, caller, started, standard, statement) {
             Ok(conn) => return Ok(hand_out(conn, Acquired::default())),
             Err(conn) => (Arc::clone(conn.inner()), Next::Check(conn, standard)),
@@ -93,6 +83,10 @@ pub(crate) async fn acquire(
         Taken::Queued(place) => {
             let next = Next::wait(&inner, caller, place);
             (inner, next)
+        }
+        Taken::Late => {
+            inner.core().note_timeout(&caller);
+            (inner, Next::GiveUp(AcquirePhase::PastDeadline))
         }
         Taken::Shed => (inner, Next::GiveUp(AcquirePhase::Shed)),
         Taken::Closed => (inner, Next::GiveUp(AcquirePhase::Closed)),
@@ -257,6 +251,7 @@ async fn acquire_slow(
                 }
             }
             Taken::Queued(place) => Next::wait(inner, caller, place),
+            Taken::Late => Next::GiveUp(AcquirePhase::PastDeadline),
             Taken::Shed => Next::GiveUp(AcquirePhase::Shed),
             Taken::Closed => Next::GiveUp(AcquirePhase::Closed),
         };

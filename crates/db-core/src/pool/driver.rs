@@ -81,6 +81,8 @@ pub(super) enum Taken {
     Queued(InQueue),
     /// `max_waiting` callers wait already.
     Shed,
+    /// Nothing, since the caller's deadline had passed.
+    Late,
     Closed,
 }
 

@@ -28,8 +28,12 @@ impl Session {
         self.state.failure = None;
         self.state.pending_hooks.clear();
         self.state.reads_only |= options.read_only;
-        let ends = [Deadline::after(timeout), self.deadline()];
-        self.state.ends = ends.into_iter().flatten().min_by_key(|ends| ends.at);
+        let callers = self.state.ends;
+        if callers.is_some() {
+            self.nesting().callers_deadline = callers;
+        }
+        self.state.ends =
+            [Deadline::after(timeout), callers].into_iter().flatten().min_by_key(|ends| ends.at);
         self.live().session.set_in_transaction(true);
         self.control_within(sql, self.limit()).await?;
         Ok(())
@@ -108,8 +112,7 @@ impl Session {
 
     pub(super) fn transaction_ended(&mut self) {
         self.state.transaction = Transaction::None;
-        self.state.ends = self.deadline();
-        self.nesting = None;
+        self.state.ends = self.nesting.take().and_then(|nesting| nesting.callers_deadline);
         self.live().session.set_in_transaction(false);
     }
 

@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 #[cfg(feature = "sea-orm")]
 use super::dropped::DroppedScopes;
+use crate::deadline::Deadline;
 use crate::hooks::{Hook, When};
 use crate::statement::Transaction;
 use crate::status_query::TxStatus;
@@ -25,6 +26,8 @@ pub(crate) struct Nesting {
     /// The hooks of the transaction without those of undone savepoints. The mutex is never locked: it makes the value `Sync`.
     hooks: Mutex<Vec<Hook>>,
     pub(super) resolves_commit: bool,
+    /// The caller's deadline, which counts again after the transaction.
+    pub(super) callers_deadline: Option<Deadline>,
     #[cfg(feature = "sea-orm")]
     dropped: DroppedScopes,
 }
@@ -267,7 +270,8 @@ impl Session {
     /// Schedules a rollback of the whole transaction, if there is one, before the next statement.
     fn undo_transaction(&mut self) {
         if self.state.transaction != Transaction::None {
-            *self.nesting() = Nesting { undo: Some(Undo::All), ..Nesting::default() };
+            let callers_deadline = self.nesting().callers_deadline;
+            *self.nesting() = Nesting { undo: Some(Undo::All), callers_deadline, ..Nesting::default() };
         }
     }
 

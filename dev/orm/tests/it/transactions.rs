@@ -1,6 +1,8 @@
 //! What `SeaORM` shows of its transactions, on a handle and inside one of ours: committed, rolled back, dropped, nested, by closures, with
 //! options.
 
+use std::time::{Duration, Instant};
+
 use db_core::{Error, Pool};
 use db_testkit::TestDb;
 use orm::cakes::bakery;
@@ -262,5 +264,28 @@ async fn a_transaction_begun_to_write_does_so_for_a_role_that_reads_only_by_defa
     open(&writes, "taken").await.expect("an insert");
     writes.commit().await.expect("committed");
 
+    assert_eq!(support::count(pool.handle(), "bakery").await, 1);
+}
+
+#[db_testkit::test]
+async fn the_deadline_of_a_handle_counts_in_a_transaction_and_again_after_it(db: TestDb) {
+    let pool = tables(&db, 1).await;
+    let soon = Instant::now() + Duration::from_secs(1);
+    let mut conn = pool.handle().deadline(soon).acquire().await.expect("a connection");
+    let orm = conn.orm();
+    let kept = orm.begin().await.expect("begun");
+    open(&kept, "kept").await.expect("in time");
+    kept.commit().await.expect("committed");
+    let late = orm.begin().await.expect("begun");
+    let is_callers =
+        |error: DbErr| matches!(Error::from(error), Error::Deadline(error) if error.is_callers());
+
+    tokio::time::sleep_until(soon.into()).await;
+
+    assert!(is_callers(open(&late, "late").await.expect_err("in a transaction")));
+    drop(late);
+    assert!(is_callers(open(&orm, "late").await.expect_err("after the last one")));
+    drop(orm);
+    drop(conn);
     assert_eq!(support::count(pool.handle(), "bakery").await, 1);
 }
