@@ -125,10 +125,13 @@ impl<C, W> PoolState<C, W> {
     }
 
     /// Takes the callers that have waited for too long, if nobody got a connection in time for a whole interval.
+    #[inline]
     pub(crate) fn take_late(&mut self, now: Instant) -> Vec<W> {
-        if self.queue.is_empty() {
-            return Vec::new();
-        }
+        // Most connections are given back while nobody waits.
+        if self.queue.is_empty() { Vec::new() } else { self.take_late_waiters(now) }
+    }
+
+    fn take_late_waiters(&mut self, now: Instant) -> Vec<W> {
         let Some(target) = self.limits.queue_target else { return Vec::new() };
         let (interval, exempt) = (self.limits.queue_interval, self.dialable());
         if let Some(since) = self.queue.oldest(exempt) {
