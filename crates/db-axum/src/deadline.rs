@@ -224,7 +224,8 @@ where
             let by_client = limit < whole;
             let own = now + limit.min(NEVER);
             let at = around.map_or(own, |around| around.min(own));
-            let ending = Ending::default();
+            // One for all layers around a transaction.
+            let ending = request.extensions().get::<Ending>().cloned().unwrap_or_default();
             request.extensions_mut().insert(Deadline(at));
             request.extensions_mut().insert(ending.clone());
             let method = request.method().clone();

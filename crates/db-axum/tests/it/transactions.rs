@@ -302,6 +302,7 @@ async fn a_deadline_rolls_back_but_a_commit_is_finished_also_if_the_client_hangs
         .route("/slow_and_late", get(slow))
         .layer(from_fn(transactions))
         .layer(Deadline::within(Duration::from_millis(500)))
+        .layer(Deadline::within(Duration::from_millis(400)))
         .route("/slow", get(slow).layer(from_fn(transactions)));
     let served = serve(routes.with_state(layer.clone())).await;
 
