@@ -44,11 +44,16 @@ pub(crate) struct Core {
     held: f64,
 }
 
+/// A value that shares no line of the processor's cache with others: what is changed under the lock wanders between the processors, and what
+/// is only read beside it must not wander with it. 128 bytes, since lines are fetched in pairs.
+#[repr(align(128))]
+struct OnLinesOfItsOwn<T>(T);
+
 /// The pool behind all its handles.
 pub(crate) struct Driver {
     pub(crate) options: PoolOptions,
     pub(crate) config: Config,
-    core: Mutex<Core>,
+    core: OnLinesOfItsOwn<Mutex<Core>>,
     pub(super) sessions: Sessions,
     /// `None` through a pooler, where process ids are other clients'.
     pub(crate) canceller: Option<Canceller>,
@@ -191,13 +196,13 @@ impl Driver {
             mark: fastrand::u64(..),
             types: AtomicU64::new(0),
             pooler_checked: OnceLock::new(),
-            core: Mutex::new(Core {
+            core: OnLinesOfItsOwn(Mutex::new(Core {
                 state: PoolState::new(options.limits()),
                 totals: Totals::default(),
                 last_failure: None,
                 retries: Vec::new(),
                 held: 0.0,
-            }),
+            })),
             sessions: Sessions::default(),
             options,
             config,
@@ -212,7 +217,7 @@ impl Driver {
 
     pub(super) fn core(&self) -> Locked<'_> {
         // The counts are consistent after each statement here, so a panic elsewhere does not corrupt them.
-        Locked(self.core.lock().unwrap_or_else(PoisonError::into_inner))
+        Locked(self.core.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Pops the most recently returned connection, or enqueues the caller. A caller that discarded a bad connection freed a slot, so
