@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{FromRequestParts, MatchedPath, OptionalFromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use futures_util::TryFutureExt;
 use tokio::time::timeout_at;
@@ -17,11 +17,12 @@ use tower_service::Service;
 
 use crate::Error;
 
+mod header;
+
+use header::{Header, Unit};
+
 /// Longer times are cut to this: the clock's range is smaller than that of `Duration`.
 const NEVER: Duration = Duration::from_hours(100 * 365 * 24);
-
-/// The longest number in a header. More digits say no more.
-const LONGEST: usize = 20;
 
 /// When the answer to a request must begin: among the request's extensions, and an extractor, behind the layer [`Deadline::within`].
 ///
@@ -103,19 +104,6 @@ impl Ending {
     }
 }
 
-/// A header in which clients say how long they wait.
-#[derive(Debug, Clone)]
-struct Header {
-    name: HeaderName,
-    unit: Unit,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Unit {
-    Seconds,
-    Milliseconds,
-}
-
 /// Gives each request a [`Deadline`]: made by [`Deadline::within`].
 #[derive(Debug, Clone)]
 #[must_use = "it is given to `Router::layer`"]
@@ -133,50 +121,18 @@ impl DeadlineLayer {
     /// A client without any time left, `0`, is answered 504 at once. A value that is no such number (`-1`, `∞`, `1e3`, `soon`), and a second
     /// one, is answered 400.
     pub fn seconds_in(self, header: HeaderName) -> Self {
-        Self { header: Some(Header { name: header, unit: Unit::Seconds }), ..self }
+        Self { header: Some(Header::new(header, Unit::Seconds)), ..self }
     }
 
     /// As [`seconds_in`](Self::seconds_in), in milliseconds, as in Envoy's `x-envoy-expected-rq-timeout-ms`.
     pub fn milliseconds_in(self, header: HeaderName) -> Self {
-        Self { header: Some(Header { name: header, unit: Unit::Milliseconds }), ..self }
+        Self { header: Some(Header::new(header, Unit::Milliseconds)), ..self }
     }
 
     /// The time for a request with these headers.
     fn limit_for(&self, headers: &HeaderMap) -> Result<Duration, Error> {
-        let Some(header) = &self.header else { return Ok(self.limit) };
-        let mut values = headers.get_all(&header.name).into_iter();
-        match (values.next(), values.next()) {
-            (None, _) => Ok(self.limit),
-            (Some(value), None) => {
-                header.read(value).map(|limit| limit.min(self.limit)).ok_or_else(|| header.unreadable())
-            }
-            (Some(_), Some(_)) => Err(header.unreadable()),
-        }
-    }
-}
-
-impl Header {
-    fn read(&self, value: &HeaderValue) -> Option<Duration> {
-        let text = value.to_str().ok()?.trim();
-        let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-        if !is_plain || text.len() > LONGEST {
-            return None;
-        }
-        let number: f64 = text.parse().ok()?;
-        let seconds = match self.unit {
-            Unit::Seconds => number,
-            Unit::Milliseconds => number / 1000.0,
-        };
-        // What is longer than a `Duration` is longer than the layer's own time.
-        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
-    }
-
-    fn unreadable(&self) -> Error {
-        let (unit, example) = match self.unit {
-            Unit::Seconds => ("seconds", "0.5"),
-            Unit::Milliseconds => ("milliseconds", "500"),
-        };
-        Error::unreadable(format!("the header {} must be one number of {unit}, such as {example}", self.name))
+        let given = self.header.as_ref().map(|header| header.read(headers)).transpose()?.flatten();
+        Ok(given.map_or(self.limit, |given| given.min(self.limit)))
     }
 }
 
@@ -239,67 +195,5 @@ where
             }
             Ok(Error::cut_off(&method, route.as_ref(), now.elapsed(), by_client).into_response())
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn limit(unit: Unit, values: &[&[u8]]) -> Option<Duration> {
-        let name = HeaderName::from_static("x-timeout");
-        let layer = Deadline::within(Duration::from_secs(10));
-        let layer = match unit {
-            Unit::Seconds => layer.seconds_in(name.clone()),
-            Unit::Milliseconds => layer.milliseconds_in(name.clone()),
-        };
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append(&name, HeaderValue::from_bytes(value).expect("a header's value"));
-        }
-        layer.limit_for(&headers).ok()
-    }
-
-    #[test]
-    fn the_shorter_of_both_times_counts() {
-        for (values, seconds) in [
-            (&[][..], 10.0),
-            (&[&b"2"[..]], 2.0),
-            (&[b" 0.25 "], 0.25),
-            (&[b".5"], 0.5),
-            (&[b"11"], 10.0),
-            (&[b"0"], 0.0),
-            (&[b"0.000"], 0.0),
-            (&[b"99999999999999999999"], 10.0),
-        ] {
-            assert_eq!(limit(Unit::Seconds, values), Some(Duration::from_secs_f64(seconds)), "{values:?}");
-        }
-        assert_eq!(limit(Unit::Milliseconds, &[b"250"]), Some(Duration::from_millis(250)));
-    }
-
-    #[test]
-    fn what_is_no_number_is_refused() {
-        let values: [&[u8]; 16] = [
-            b"",
-            b" ",
-            b"-1",
-            b"+1",
-            b"\xe2\x88\x9e",
-            b"inf",
-            b"infinity",
-            b"NaN",
-            b"1e3",
-            b"soon",
-            b"1s",
-            b"1,5",
-            b".",
-            b"1.2.3",
-            b"0x10",
-            b"999999999999999999999",
-        ];
-        for value in values {
-            assert_eq!(limit(Unit::Seconds, &[value]), None, "{:?}", String::from_utf8_lossy(value));
-        }
-        assert_eq!(limit(Unit::Seconds, &[b"1", b"2"]), None, "two values");
     }
 }

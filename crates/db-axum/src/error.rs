@@ -66,7 +66,7 @@ impl Error {
         Self { status, kind: None, detail: Some(detail.into()), retry_after: None }
     }
 
-    /// The refusal of a body, a path or a query.
+    /// The refusal of a body, a path, a query or a header.
     pub(crate) fn bad_request(status: StatusCode, detail: &str) -> Self {
         // A wrong use of an extractor, such as a path without parameters, is the program's mistake.
         if status.is_server_error() {
@@ -78,11 +78,6 @@ impl Error {
             short.push('…');
         }
         Self { kind: Some(Kind::BadRequest), ..Self::new(status, short) }
-    }
-
-    /// The refusal of a header.
-    pub(crate) fn unreadable(detail: String) -> Self {
-        Self { kind: Some(Kind::BadRequest), ..Self::new(StatusCode::BAD_REQUEST, detail) }
     }
 
     /// The answer to a request whose time was over when it came.

@@ -51,6 +51,7 @@ mod handles;
 pub mod health;
 mod kind;
 mod monitoring;
+mod names;
 mod request_id;
 pub mod sse;
 mod starting;

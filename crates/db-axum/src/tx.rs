@@ -193,7 +193,9 @@ pub async fn transactions(mut request: Request, next: Next) -> Response {
     let Some(tx) = begun else { return answer };
     if answer.status() >= StatusCode::BAD_REQUEST {
         // If it takes longer, or the link is lost, the pool sees to it: the answer need not wait.
-        timeout(ROLLBACK, tx.rollback()).await.ok();
+        if let Ok(Err(error)) = timeout(ROLLBACK, tx.rollback()).await {
+            tracing::debug!(%error, "rolling back after an error failed");
+        }
         return answer;
     }
     if let Some(ending) = ending {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, SqlStr};
 use tokio::time::error::Elapsed;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use super::driver::{Driver, InQueue, Taken};
 use super::handoff::{Answer, Refusal};
@@ -40,12 +40,11 @@ impl Queued {
         mut answer: Answer,
         limit: Duration,
     ) -> Result<<Answer as Future>::Output, Elapsed> {
-        let ends = Instant::now().checked_add(limit.min(NEVER));
+        let ends = Instant::now() + limit.min(NEVER);
         loop {
             // The pool refuses callers when it hands out connections. If it hands out none, they look for themselves.
-            let until = [ends, self.look_at].into_iter().flatten().min();
-            let left = until.map_or(limit, |until| until.saturating_duration_since(Instant::now()));
-            match timeout(left, &mut answer).await {
+            let until = self.look_at.map_or(ends, |look_at| look_at.min(ends));
+            match timeout_at(until.into(), &mut answer).await {
                 Ok(answer) => {
                     self.ticket = None;
                     return Ok(answer);
@@ -74,8 +73,7 @@ pub(crate) async fn acquire(
 ) -> Result<Conn, AcquireError> {
     let started = Instant::now();
     let caller = caller.from(started);
-    let taken = if caller.is_late(started) { Taken::Late } else { inner.take(caller.lane, started) };
-    let (inner, next) = match taken {
+    let (inner, next) = match inner.take(&caller, started) {
         Taken::CheckedOut(out, standard) => match lend(out, inner, caller, started, standard, statement) {
             Ok(conn) => return Ok(hand_out(conn, Acquired::default())),
             Err(conn) => (Arc::clone(conn.inner()), Next::Check(conn, standard)),
@@ -84,10 +82,7 @@ pub(crate) async fn acquire(
             let next = Next::wait(&inner, caller, place);
             (inner, next)
         }
-        Taken::Late => {
-            inner.core().note_timeout(&caller);
-            (inner, Next::GiveUp(AcquirePhase::PastDeadline))
-        }
+        Taken::Late => (inner, Next::GiveUp(AcquirePhase::PastDeadline)),
         Taken::Shed => (inner, Next::GiveUp(AcquirePhase::Shed)),
         Taken::Closed => (inner, Next::GiveUp(AcquirePhase::Closed)),
     };
@@ -243,7 +238,7 @@ async fn acquire_slow(
             return give_up(AcquirePhase::Verify, None);
         }
         let now = Instant::now();
-        next = match inner.take(caller.lane, now) {
+        next = match inner.take(&caller, now) {
             Taken::CheckedOut(out, standard) => {
                 match lend(out, Arc::clone(inner), caller, now, standard, statement) {
                     Ok(conn) => return Ok(hand_out(conn, spent)),

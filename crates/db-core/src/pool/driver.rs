@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::CachePadded;
 use sqlx::PgPool;
 use tokio::runtime;
 use tokio::sync::{Notify, oneshot};
@@ -44,16 +45,13 @@ pub(crate) struct Core {
     held: f64,
 }
 
-/// A value that shares no line of the processor's cache with others: what is changed under the lock wanders between the processors, and what
-/// is only read beside it must not wander with it. 128 bytes, since lines are fetched in pairs.
-#[repr(align(128))]
-struct OnLinesOfItsOwn<T>(T);
-
 /// The pool behind all its handles.
 pub(crate) struct Driver {
     pub(crate) options: PoolOptions,
     pub(crate) config: Config,
-    core: OnLinesOfItsOwn<Mutex<Core>>,
+    /// On lines of the processor's cache that it shares with nothing: what is changed under the lock wanders between the processors, and what
+    /// is only read beside it must not wander with it.
+    core: CachePadded<Mutex<Core>>,
     pub(super) sessions: Sessions,
     /// `None` through a pooler, where process ids are other clients'.
     pub(crate) canceller: Option<Canceller>,
@@ -196,7 +194,7 @@ impl Driver {
             mark: fastrand::u64(..),
             types: AtomicU64::new(0),
             pooler_checked: OnceLock::new(),
-            core: OnLinesOfItsOwn(Mutex::new(Core {
+            core: CachePadded::new(Mutex::new(Core {
                 state: PoolState::new(options.limits()),
                 totals: Totals::default(),
                 last_failure: None,
@@ -217,14 +215,18 @@ impl Driver {
 
     pub(super) fn core(&self) -> Locked<'_> {
         // The counts are consistent after each statement here, so a panic elsewhere does not corrupt them.
-        Locked(self.core.0.lock().unwrap_or_else(PoisonError::into_inner))
+        Locked(self.core.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Pops the most recently returned connection, or enqueues the caller. A caller that discarded a bad connection freed a slot, so
     /// it is never shed.
-    pub(super) fn take(self: &Arc<Self>, lane: Lane, now: Instant) -> Taken {
-        let worker = Worker::here();
+    pub(super) fn take(self: &Arc<Self>, caller: &Caller, now: Instant) -> Taken {
+        let (worker, lane) = (Worker::here(), caller.lane);
         let mut core = self.core();
+        if caller.is_late(now) {
+            core.totals.past_deadline += 1;
+            return Taken::Late;
+        }
         match core.state.take(worker, lane, now) {
             Take::Idle(live, checkout, standard) => {
                 core.totals.acquired += 1;

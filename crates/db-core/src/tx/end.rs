@@ -15,8 +15,11 @@ impl Session {
     pub(crate) async fn begin_transaction(&mut self, options: &TxOptions) -> Result<(), Error> {
         let inner = self.inner();
         let timeout = options.timeout.unwrap_or(inner.options.tx_timeout);
+        let callers = self.state.ends;
         let sql = if inner.is_pooled() {
-            AssertSqlSafe(options.begin(&inner.options.for_each_transaction(timeout))).into_sql_str()
+            // Nobody can cancel its statements there, so the server ends them at the caller's deadline, too.
+            let limit = callers.map_or(timeout, |callers| callers.limit().wait.min(timeout));
+            AssertSqlSafe(options.begin(&inner.options.for_each_transaction(limit))).into_sql_str()
         } else if options.is_plain() {
             "BEGIN".into_sql_str()
         } else {
@@ -28,7 +31,6 @@ impl Session {
         self.state.failure = None;
         self.state.pending_hooks.clear();
         self.state.reads_only |= options.read_only;
-        let callers = self.state.ends;
         if callers.is_some() {
             self.nesting().callers_deadline = callers;
         }

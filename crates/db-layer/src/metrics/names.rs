@@ -63,7 +63,7 @@ metrics! {
     PENDING_REQUESTS = "db.client.connection.pending_requests", Kind::Gauge, "{request}",
         "Callers in the queue of the pool";
     TIMEOUTS = "db.client.connection.timeouts", Kind::Counter, "{timeout}",
-        "Callers that got no connection within their time limit";
+        "Callers that got no connection within the pool's time limit";
     CREATE_TIME = "db.client.connection.create_time", Kind::Histogram(SECONDS), "s",
         "How long dialling a connection took";
     WAIT_TIME = "db.client.connection.wait_time", Kind::Histogram(SECONDS), "s",
@@ -93,7 +93,7 @@ metrics! {
     RUNNING_SLOW = "db_layer.statement.running_slow", Kind::Gauge, "{statement}",
         "Statements that have been running for longer than the pool's threshold";
     SHED = "db_layer.connection.shed", Kind::Counter, "{request}",
-        "Callers that were turned away at once, because the queue was full";
+        "Callers that were turned away, because the queue was full or everybody waited for too long";
     CANCELLED = "db_layer.connection.cancelled", Kind::Counter, "{statement}",
         "Abandoned statements that were cancelled on the server";
     SECOND_WAITS = "db_layer.connection.second_waits", Kind::Counter, "{request}",

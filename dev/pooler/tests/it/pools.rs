@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use db_core::connect::connect;
 use db_core::{
@@ -272,6 +272,12 @@ async fn each_transaction_tells_the_server_its_limits(db: TestDb) {
     );
     let other = TxOptions::default().statement_timeout(Duration::from_secs(3));
     assert_eq!(said(other).await, ("3s".into(), "30s".into()), "the transaction's own setting wins");
+    let late = Instant::now() + Duration::from_secs(5);
+    let mut tx = pool.handle().deadline(late).begin().await.expect("a transaction");
+    let server = "select extract(epoch from current_setting('statement_timeout')::interval)::float8";
+    let seconds: f64 = sqlx::query_scalar(server).fetch_one(&mut *tx).await.expect("an answer");
+    assert!(seconds > 0.0 && seconds <= 5.0, "the caller's deadline, as nobody can cancel: {seconds}");
+    tx.rollback().await.expect("rolled back");
     let outside: String =
         sqlx::query_scalar("show statement_timeout").fetch_one(pool.handle()).await.expect("an answer");
     assert_eq!(outside, "0", "no limit stays in the session");

@@ -39,7 +39,7 @@ pub(super) struct Next<W> {
 
 /// Waiting callers. After three that were served while others waited in lanes behind them, the oldest of those others is served; if it has come
 /// later than the caller before whom it is served, the next turn is that of the oldest of all. So the caller that has waited for longest is
-/// at most the fifth to be served, whoever else comes, and nobody starves.
+/// at most the fifth to be served, and nobody starves.
 #[derive(Debug)]
 pub(super) struct Queue<W> {
     /// The waiters in all lanes. Most returned connections find none, and look no further.
