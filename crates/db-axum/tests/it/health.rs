@@ -9,8 +9,10 @@ use db_axum::health::HealthOptions;
 use db_layer::encryption::{Columns, Key, KeyType, Keyring, Sealed};
 use db_layer::{AtOpen, KeyOptions, Options, PoolOptions, StartupPhase};
 use db_testkit::{TestDb, until};
+use futures_util::TryFutureExt as _;
 use harness::Log;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::{client, open, serve};
@@ -116,15 +118,16 @@ async fn a_long_queue_is_degraded_and_still_ready(db: TestDb) {
         (answer.status().as_u16(), answer.json::<Value>().await.expect("JSON")["status"].take())
     };
     let held = layer.api().acquire().await.expect("a connection");
-    let callers: Vec<_> = (0..11).map(|_| tokio::spawn(layer.api().acquire())).collect();
+    // They wait in any order, so each gives back by itself.
+    let callers: JoinSet<_> = (0..11).map(|_| layer.api().acquire().map_ok(drop)).collect();
     until("all wait", async || layer.health().api.waiting == 11).await;
 
     assert_eq!(status("/health/db").await, (503, json!("degraded")));
     assert_eq!(status("/health/ready").await, (200, json!("ready")));
 
     drop(held);
-    for caller in callers {
-        drop(caller.await.expect("no panic").expect("a connection"));
+    for caller in callers.join_all().await {
+        caller.expect("a connection");
     }
     assert_eq!(status("/health/db").await, (200, json!("healthy")));
 }
