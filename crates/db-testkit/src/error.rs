@@ -128,6 +128,23 @@ pub enum Error {
         /// The operating system's error.
         source: std::io::Error,
     },
+    /// Redis ended before it answered, or is not on this machine.
+    #[error(
+        "Redis did not start, or has ended:\n{log}\n\
+         Install it: `apt install redis-server`, `dnf install redis`, `brew install redis`; or set DB_TESTKIT_REDIS to the program."
+    )]
+    RedisFailed {
+        /// The last lines of its log.
+        log: String,
+    },
+    /// The operating system refused something that Redis needs.
+    #[error("cannot {action} for Redis")]
+    Redis {
+        /// What was tried, as in "cannot *kill the process*".
+        action: &'static str,
+        /// The operating system's error.
+        source: std::io::Error,
+    },
     /// The rules of a script cannot be followed.
     #[cfg(feature = "script")]
     #[error("the script cannot be followed: {why}")]

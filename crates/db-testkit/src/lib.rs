@@ -75,6 +75,11 @@
 //!
 #![doc = concat!("```\n", include_str!("../tests/examples/pooled.rs"), "```")]
 //!
+//! ## Without Redis
+//!
+//! [`Redis`] starts one of a test's own, which can be killed, frozen, and restarted with nothing in it. Its program must be on the machine, or
+//! be named by `DB_TESTKIT_REDIS`.
+//!
 //! # Without a database
 //!
 //! With the feature `script`, a `Script` is a PostgreSQL that has no database: rules say what it answers to which statement, with
@@ -142,6 +147,7 @@ mod migrations;
 mod pgbouncer;
 mod polls;
 mod proxy;
+mod redis;
 mod run;
 #[cfg(feature = "script")]
 pub mod script;
@@ -203,6 +209,7 @@ pub use migrations::Migrations;
 pub use pgbouncer::{PgBouncer, PgBouncerBuilder};
 pub use polls::poll_then_drop;
 pub use proxy::Proxy;
+pub use redis::Redis;
 pub use run::run;
 pub use server::TestServer;
 pub use sessions::{Lock, Session};

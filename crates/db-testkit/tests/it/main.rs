@@ -14,6 +14,7 @@ mod looks;
 mod many;
 mod polls;
 mod recordings;
+mod redises;
 mod script_logins;
 mod scripted;
 mod stops;
