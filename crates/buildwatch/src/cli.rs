@@ -161,6 +161,13 @@ pub(crate) struct ServeArgs {
     /// reachable from other machines, through a proxy: reading builds takes the token.
     #[arg(long, value_name = "NAME", value_parser = host_name)]
     pub(crate) host: Vec<Host>,
+    /// The most requests a second for pages and the API of each address; more are answered 429. 0 sets no limit. With --redis-url, all
+    /// instances count together.
+    #[arg(long, value_name = "REQUESTS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub(crate) rate_limit: u32,
+    /// How many proxies are in front, each of which appends the address of its client to `X-Forwarded-For`.
+    #[arg(long, value_name = "PROXIES", default_value_t = 0)]
+    pub(crate) proxies: u8,
     /// Print the address and the token as a JSON object on one line.
     #[arg(long)]
     pub(crate) json: bool,

@@ -18,7 +18,7 @@ use anyhow::{Context, bail};
 use axum::Router;
 use axum::extract::FromRef;
 use axum::middleware::{from_fn, from_fn_with_state};
-use db_axum::{Deadline, no_such_method, request_ids};
+use db_axum::{Deadline, Limit, RateLimit, no_such_method, request_ids};
 use db_layer::{AtOpen, Db, Deadlines, Signals};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -56,6 +56,7 @@ pub(crate) struct App {
     pub(crate) exporter: PrometheusHandle,
     /// A permit for each live stream.
     pub(crate) streams: Arc<Semaphore>,
+    pub(crate) limit: Option<RateLimit>,
 }
 
 impl FromRef<App> for Db {
@@ -125,6 +126,10 @@ pub(crate) async fn command(site: &Site, args: ServeArgs) -> anyhow::Result<u8> 
             args.listen
         );
     }
+    let limit = match args.rate_limit {
+        0 => None,
+        count => Some(RateLimit::new("requests", [Limit::per_second(count)])?.behind(args.proxies)),
+    };
     let mut signals = signals::catch()?;
     site.warn_of_open_secrets();
     let listener = listen(args.listen).await?;
@@ -132,7 +137,7 @@ pub(crate) async fn command(site: &Site, args: ServeArgs) -> anyhow::Result<u8> 
     let may_read = args.public_read || (!remote && args.host.is_empty());
     let guard = Guard::new(Rights { may_start: args.allow_start, may_read }, args.host)?;
     let server = tokio::select! {
-        server = Server::open(site, listener, guard) => server?,
+        server = Server::open(site, listener, guard, limit) => server?,
         _ = signals.next() => return Ok(0),
     };
     if args.json {
@@ -154,7 +159,7 @@ pub(crate) async fn demo(site: &Site) -> anyhow::Result<u8> {
     };
     let guard = Guard::new(Rights { may_start: false, may_read: true }, Vec::new())?;
     let server = tokio::select! {
-        server = Server::open(site, listener, guard) => server?,
+        server = Server::open(site, listener, guard, None) => server?,
         _ = signals.next() => return Ok(0),
     };
     let first = ["sh", "-c", FIRST_BUILD].map(OsString::from).to_vec();
@@ -200,7 +205,12 @@ struct Server {
 }
 
 impl Server {
-    async fn open(site: &Site, listener: TcpListener, guard: Guard) -> anyhow::Result<Self> {
+    async fn open(
+        site: &Site,
+        listener: TcpListener,
+        guard: Guard,
+        limit: Option<RateLimit>,
+    ) -> anyhow::Result<Self> {
         let local = listener.local_addr()?;
         let exporter = metrics::install()?;
         let opened = open(site, AtOpen::Run).await?;
@@ -214,6 +224,7 @@ impl Server {
             plans: Arc::clone(&opened.plans),
             exporter,
             streams: Arc::new(Semaphore::new(limits.streams)),
+            limit: limit.map(|limit| limit.shared_by(&opened.db)),
         };
         Ok(Self { app, opened, listener, local, limits })
     }
@@ -302,9 +313,11 @@ fn monitoring(app: &App) -> Router {
 }
 
 fn router(app: App) -> Router {
-    Router::new()
-        .merge(assets::routes())
-        .merge(api::routes(&app))
+    let mut users = assets::routes().merge(api::routes(&app));
+    if let Some(limit) = &app.limit {
+        users = users.layer(limit.clone());
+    }
+    users
         .merge(metrics::routes(&app))
         .with_state(app.clone())
         .merge(db_axum::health::routes(app.db.clone()))

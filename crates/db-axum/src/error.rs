@@ -45,6 +45,7 @@ const MAY_BE_DONE: &str =
 /// | an event log is finished, has another writer, or was rewound; a sequence number is used | 409 | `log-conflict` |
 /// | events are too many or too large; have a kind or data that cannot be stored | 413; 400 | `event-too-large`; `bad-event` |
 /// | a body, a path, a query or the header of a deadline cannot be read ([`Json`](crate::Json), [`Path`](crate::Path), [`Query`](crate::Query)) | 400, 413, 415, 422 | `bad-request` |
+/// | a client has sent too many requests (`RateLimit`) | 429 | `too-many-requests` |
 /// | an address or a method is not there ([`no_such_address`](crate::no_such_address), [`no_such_method`](crate::no_such_method)) | 404; 405 | `no-such-address`; `no-such-method` |
 /// | any other error, which is the handler's | 500 | `internal` |
 /// | [`Error::new`], [`Error::not_found`] | as given | none |
@@ -78,6 +79,13 @@ impl Error {
             short.push('…');
         }
         Self { kind: Some(Kind::BadRequest), ..Self::new(status, short) }
+    }
+
+    /// The answer to a request of a client that has sent too many.
+    #[cfg(feature = "rate-limit")]
+    pub(crate) fn too_many_requests(wait: Duration) -> Self {
+        let answer = Self::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests. Nothing was done.");
+        Self { kind: Some(Kind::TooManyRequests), retry_after: Some(seconds(wait).max(1)), ..answer }
     }
 
     /// The answer to a request whose time was over when it came.
@@ -166,6 +174,11 @@ impl Error {
     }
 }
 
+/// The header takes whole seconds only (RFC 9110, section 10.2.3).
+fn seconds(after: Duration) -> u32 {
+    u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
 impl From<db_core::Error> for Error {
     fn from(error: db_core::Error) -> Self {
         let is_crowded = |error: &AcquireError| {
@@ -205,8 +218,6 @@ impl From<db_core::Error> for Error {
         if matches!(error, db_core::Error::CommitUnknown(_)) {
             answer.detail = Some(MAY_BE_DONE.to_owned());
         }
-        // The header takes whole seconds only (RFC 9110, section 10.2.3).
-        let seconds = |after: Duration| u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
         answer.retry_after = answer.retry_after.and(error.retry_after()).map(seconds);
         answer
     }

@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use db_layer::db_core::Stats;
 use db_layer::db_notify::BusState;
 use db_layer::encryption::KeyId;
+use db_layer::redis::RedisHealth;
 use db_layer::{DatabaseHealth, Db, Health, SealingHealth, Startup};
 use derive_setters::Setters;
 use serde_json::{Value, json};
@@ -88,6 +89,7 @@ async fn detail(State(Told { db, .. }): State<Told>, headers: HeaderMap) -> Resp
     body["bus"] = bus(&health.bus);
     body["migrations"] = json!(health.migrations);
     body["sealing"] = health.sealing.as_ref().map(sealing).into();
+    body["redis"] = health.redis.as_ref().map(redis).into();
     answer(&headers, health.is_ready(), body)
 }
 
@@ -133,7 +135,11 @@ fn readiness(health: &Health) -> Value {
 
 /// Milliseconds of the last look. The reason of one without an answer names hosts and roles, which HTTP clients must not see; the log has it.
 pub(crate) fn latency(health: &Health) -> Option<f64> {
-    match health.database {
+    within(&health.database)
+}
+
+fn within(server: &DatabaseHealth) -> Option<f64> {
+    match server {
         DatabaseHealth::Answers { within } => Some(within.as_secs_f64() * 1000.0),
         _ => None,
     }
@@ -197,6 +203,20 @@ fn sealing(health: &SealingHealth) -> Value {
             "unreadable": health.totals.unreadable,
             "not_sealed": health.totals.not_sealed,
         },
+    })
+}
+
+/// Without the reason of a failure, which names hosts. The log has it.
+fn redis(health: &RedisHealth) -> Value {
+    let figures = health.figures.unwrap_or_default();
+    json!({
+        "connected": health.is_connected(),
+        "latency_ms": within(&health.server),
+        "without": health.without,
+        "connections": figures.connections,
+        "commands": figures.commands,
+        "commands_per_second": figures.commands_per_second,
+        "memory_bytes": figures.memory,
     })
 }
 

@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     EventTooLarge,
     BadEvent,
     BadRequest,
+    #[cfg(feature = "rate-limit")]
+    TooManyRequests,
     NoSuchAddress,
     NoSuchMethod,
 }
@@ -42,6 +44,8 @@ impl Kind {
             Self::EventTooLarge => "urn:db-axum:event-too-large",
             Self::BadEvent => "urn:db-axum:bad-event",
             Self::BadRequest => "urn:db-axum:bad-request",
+            #[cfg(feature = "rate-limit")]
+            Self::TooManyRequests => "urn:db-axum:too-many-requests",
             Self::NoSuchAddress => "urn:db-axum:no-such-address",
             Self::NoSuchMethod => "urn:db-axum:no-such-method",
         }

@@ -41,6 +41,8 @@
 //!
 //! | feature | on by default | what it adds |
 //! |---|---|---|
+//! | `rate-limit` | no | [`RateLimit`]: limits of requests for each client |
+//! | `redis` | no | [`RateLimit::shared_by`]: the limits of all processes together; with `rate-limit` |
 //! | `sea-orm` | no | `SeaORM`'s errors become [`Error`]s; `db.api().orm()` and `tx.orm()` of `db-layer` |
 
 mod admission;
@@ -52,6 +54,8 @@ pub mod health;
 mod kind;
 mod monitoring;
 mod names;
+#[cfg(feature = "rate-limit")]
+mod rate_limit;
 mod request_id;
 pub mod sse;
 mod starting;
@@ -63,6 +67,8 @@ pub use error::Error;
 pub use extract::{Json, Path, Query, no_such_address, no_such_method};
 pub use handles::{Api, Backend};
 pub use monitoring::{Monitoring, monitoring};
+#[cfg(feature = "rate-limit")]
+pub use rate_limit::{Limit, RateLimit, RateLimitError, RateLimited};
 pub use request_id::{RequestId, request_ids};
 pub use starting::Starting;
 pub use tx::{Tx, transactions};

@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::holding::Holding;
 use crate::monitor::Monitor;
 use crate::pulse::Pulse;
+#[cfg(feature = "redis")]
+use crate::redis::Redis;
+use crate::redis::RedisHealth;
 use crate::{Health, MonitorOptions};
 
 /// An open database. Cheap to clone; clones share the same pools and bus. Fit for axum's `State`.
@@ -27,13 +30,22 @@ pub(crate) struct Pools {
     pub(crate) named: Vec<Pool>,
 }
 
+/// What is opened.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) pools: Pools,
+    pub(crate) bus: Bus,
+    pub(crate) events: EventLogs,
+    pub(crate) holding: Option<Holding>,
+    pub(crate) pulse: Pulse,
+    pub(crate) instances: u32,
+    #[cfg(feature = "redis")]
+    pub(crate) redis: Option<Redis>,
+}
+
 #[derive(Debug)]
 struct Inner {
-    pools: Pools,
-    bus: Bus,
-    events: EventLogs,
-    holding: Option<Holding>,
-    pulse: Pulse,
+    parts: Parts,
     monitor: Monitor,
     closing: CancellationToken,
     #[cfg(feature = "metrics")]
@@ -50,21 +62,10 @@ impl WeakDb {
 }
 
 impl Db {
-    pub(crate) fn new(
-        pools: Pools,
-        bus: Bus,
-        events: EventLogs,
-        holding: Option<Holding>,
-        pulse: Pulse,
-        monitor: MonitorOptions,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts, monitor: MonitorOptions) -> Self {
         let closing = CancellationToken::new();
         let inner = Inner {
-            pools,
-            bus,
-            events,
-            holding,
-            pulse,
+            parts,
             monitor: Monitor::new(monitor),
             closing,
             #[cfg(feature = "metrics")]
@@ -79,40 +80,53 @@ impl Db {
     #[must_use]
     #[track_caller]
     pub fn api(&self) -> Handle {
-        self.inner.pools.api.handle()
+        self.inner.parts.pools.api.handle()
     }
 
     /// The pool for background work, as a sqlx executor that remembers this line.
     #[must_use]
     #[track_caller]
     pub fn backend(&self) -> Handle {
-        self.inner.pools.backend.handle()
+        self.inner.parts.pools.backend.handle()
     }
 
     /// The pool that [`Options::pool`](crate::Options::pool) added under this name, or `None`.
     #[must_use]
     #[track_caller]
     pub fn pool(&self, name: &str) -> Option<Handle> {
-        let pool = self.inner.pools.named.iter().find(|pool| pool.name() == name)?;
+        let pool = self.inner.parts.pools.named.iter().find(|pool| pool.name() == name)?;
         Some(pool.handle())
     }
 
     /// The notification bus.
     #[must_use]
     pub fn bus(&self) -> &Bus {
-        &self.inner.bus
+        &self.inner.parts.bus
     }
 
     /// The event logs.
     #[must_use]
     pub fn events(&self) -> &EventLogs {
-        &self.inner.events
+        &self.inner.parts.events
     }
 
     /// The keys that columns are sealed under, if any.
     #[must_use]
     pub fn keys(&self) -> Option<&Arc<Keys>> {
-        self.inner.holding.as_ref().map(Holding::keys)
+        self.inner.parts.holding.as_ref().map(Holding::keys)
+    }
+
+    /// Redis, if [`Options::redis`](crate::Options::redis) or `--redis-url` says where it is.
+    #[cfg(feature = "redis")]
+    #[must_use]
+    pub fn redis(&self) -> Option<&Redis> {
+        self.inner.parts.redis.as_ref()
+    }
+
+    /// How many instances of the service share the server: [`Options::instances`](crate::Options::instances), and at least 1.
+    #[must_use]
+    pub fn instances(&self) -> u32 {
+        self.inner.parts.instances
     }
 
     /// Cancelled when a shutdown begins. Work without an end of its own, such as a live stream to a browser, must end then.
@@ -128,16 +142,23 @@ impl Db {
         Health::read(self)
     }
 
+    pub(crate) fn redis_health(&self) -> Option<RedisHealth> {
+        #[cfg(feature = "redis")]
+        return self.redis().map(Redis::health);
+        #[cfg(not(feature = "redis"))]
+        None
+    }
+
     pub(crate) fn pulse(&self) -> &Pulse {
-        &self.inner.pulse
+        &self.inner.parts.pulse
     }
 
     pub(crate) fn holding(&self) -> Option<&Holding> {
-        self.inner.holding.as_ref()
+        self.inner.parts.holding.as_ref()
     }
 
     pub(crate) fn pools(&self) -> &Pools {
-        &self.inner.pools
+        &self.inner.parts.pools
     }
 
     pub(crate) fn monitor(&self) -> &Monitor {

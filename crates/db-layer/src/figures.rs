@@ -5,6 +5,7 @@ use std::time::Duration;
 use db_core::{Pool, Stats, Totals};
 
 use crate::mean::mean;
+use crate::redis::RedisFigures;
 use crate::{Db, MonitorOptions};
 
 /// When to log them, and what was logged last.
@@ -16,6 +17,7 @@ pub(crate) struct Figures {
     pools: Vec<Stats>,
     bus: Option<BusFigures>,
     events: Option<EventFigures>,
+    redis: Option<RedisLine>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,9 +38,16 @@ struct EventFigures {
     lag: Option<f64>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RedisLine {
+    connected: bool,
+    without: u64,
+    figures: RedisFigures,
+}
+
 impl Figures {
     pub(crate) fn new(options: MonitorOptions) -> Self {
-        Self { options, last: Duration::ZERO, pools: Vec::new(), bus: None, events: None }
+        Self { options, last: Duration::ZERO, pools: Vec::new(), bus: None, events: None, redis: None }
     }
 
     /// Logs them if it is time.
@@ -68,19 +77,41 @@ impl Figures {
             pages: state.pages,
             lag: state.lag.map(|lag| lag.as_secs_f64()),
         };
-        if quiet && (&pools, Some(bus), Some(events)) == (&self.pools, self.bus, self.events) {
+        let redis = db.redis_health().map(|redis| RedisLine {
+            connected: redis.is_connected(),
+            without: redis.without,
+            figures: redis.figures.unwrap_or_default(),
+        });
+        if quiet
+            && (&pools, Some(bus), Some(events), redis.map(RedisLine::still))
+                == (&self.pools, self.bus, self.events, self.redis.map(RedisLine::still))
+        {
             return;
         }
         self.pools.resize(pools.len(), Stats::default());
         for ((pool, stats), before) in db.all_pools().zip(&pools).zip(&self.pools) {
             log(pool, stats, &before.totals);
         }
-        (self.pools, self.bus, self.events) = (pools, Some(bus), Some(events));
+        (self.pools, self.bus, self.events, self.redis) = (pools, Some(bus), Some(events), redis);
         let namespace = db.bus().namespace();
         let BusFigures { connected, subscribers, pending, sent, gaps } = bus;
         tracing::info!(target: "db_layer::figures", namespace, connected, subscribers, pending, sent, gaps, "bus figures");
         let EventFigures { followers, followed, pages, lag } = events;
         tracing::info!(target: "db_layer::figures", namespace, followers, followed, pages, lag, "stream figures");
+        if let Some(RedisLine { connected, without, figures }) = redis {
+            let RedisFigures { connections, commands, commands_per_second, memory } = figures;
+            tracing::info!(
+                target: "db_layer::figures", namespace, connected, connections, commands, commands_per_second, memory, without,
+                "redis figures"
+            );
+        }
+    }
+}
+
+impl RedisLine {
+    /// Without what changes by being looked at.
+    fn still(self) -> (bool, u64, Option<u64>) {
+        (self.connected, self.without, self.figures.connections)
     }
 }
 

@@ -7,6 +7,7 @@ use db_migrate::Summary;
 use db_notify::BusState;
 
 use crate::readiness::NotReady;
+use crate::redis::RedisHealth;
 use crate::{Db, SealingHealth};
 
 /// The state of all parts of a database at one moment, by what was noted before: reading it asks nobody.
@@ -32,9 +33,11 @@ pub struct Health {
     pub migrations: Option<Summary>,
     /// The encryption keys; `None` without keys.
     pub sealing: Option<SealingHealth>,
+    /// Redis; `None` without one. It does not count for being ready.
+    pub redis: Option<RedisHealth>,
 }
 
-/// What the last look at the database has found.
+/// What the last look at the database, or at Redis, has found.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum DatabaseHealth {
@@ -71,6 +74,7 @@ impl Health {
             bus: db.bus().state(),
             migrations: db.pulse().migrations(),
             sealing: db.holding().map(crate::holding::Holding::health),
+            redis: db.redis_health(),
         }
     }
 }

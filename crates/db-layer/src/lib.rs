@@ -42,6 +42,7 @@
 //! |---|---|---|
 //! | `clap` | no | [`Settings`] is `clap::Args`, for `#[command(flatten)]` |
 //! | `metrics` | no | `metrics`: `db.measure()` and `db.gauges()`, by the `metrics` facade |
+//! | `redis` | no | [`redis`]: `db.redis()`, one connection for all, with health and an end |
 //! | `sea-orm` | no | `db.api().orm()` and `tx.orm()`: `SeaORM` on handles, connections and transactions (`db_core::orm`) |
 
 pub mod alerts;
@@ -59,6 +60,7 @@ mod open;
 mod options;
 mod pulse;
 mod readiness;
+pub mod redis;
 mod settings;
 mod shutdown;
 #[cfg(unix)]

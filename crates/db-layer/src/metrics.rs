@@ -37,7 +37,7 @@
 //! | `db.client.connection.state` | `db.client.connection.count` | `idle`, `used` |
 //! | `reason` | closed connections, gaps, keys | one of a fixed list |
 //! | `pool`, `state` | `db_pool_connections` | the pool; `total`, `idle`, `waiting` |
-//! | `namespace` | bus, event logs, migrations, keys, readiness | the namespace of the bus: name it differently if a process opens two databases |
+//! | `namespace` | bus, event logs, migrations, keys, readiness, Redis | the namespace of the bus: name it differently if a process opens two databases |
 
 mod batched;
 mod gauges;

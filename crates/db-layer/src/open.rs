@@ -13,9 +13,11 @@ use futures_util::future::try_join_all;
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
-use crate::db::Pools;
-use crate::holding::Holder;
-use crate::pulse::Pulse;
+use crate::db::{Parts, Pools};
+use crate::holding::{Holder, Holding};
+use crate::pulse::{Heart, Pulse};
+#[cfg(feature = "redis")]
+use crate::redis::Redis;
 use crate::startup::StartupPhase;
 use crate::{ConnectionBudgetExceeded, Db, Options, sizing};
 
@@ -194,18 +196,40 @@ pub async fn open(mut options: Options) -> Result<Db, OpenError> {
     if config.pooler() != Pooler::None && !options.lazy {
         tracing::info!(%config, %direct, "a pooler is in between: prepared statements work, and LISTEN delivers past it");
     }
-    for pool in [&api, &backend].into_iter().chain(&named) {
-        pool.attach(Arc::new(bus.clone()));
-        if let Some(holding) = &holding {
-            pool.attach(Arc::clone(holding.keys()));
-        }
-    }
+    [&api, &backend].into_iter().chain(&named).for_each(|pool| equip(pool, &bus, holding.as_ref()));
     let events = EventLogs::with_options(backend.clone(), &bus, &options.topics, options.events);
-    let others = named.iter().chain([&backend]).cloned().collect();
-    let pulse = Pulse::start(&config, &api, others, options.migrations, options.lazy);
-    let db = Db::new(Pools { api, backend, named }, bus, events, holding, pulse, options.monitor);
+    #[cfg(feature = "redis")]
+    let redis = options.redis.map(Redis::new);
+    let heart = Heart {
+        config: config.clone().with_application_name("pulse"),
+        api: api.clone(),
+        others: named.iter().chain([&backend]).cloned().collect(),
+        migrations: options.migrations,
+        waits_for_use: options.lazy,
+        #[cfg(feature = "redis")]
+        redis: redis.clone(),
+    };
+    let parts = Parts {
+        pools: Pools { api, backend, named },
+        bus,
+        events,
+        holding,
+        pulse: Pulse::start(heart),
+        instances: options.instances.max(1),
+        #[cfg(feature = "redis")]
+        redis,
+    };
+    let db = Db::new(parts, options.monitor);
     told.at(StartupPhase::Opened);
     Ok(db)
+}
+
+/// Handles and transactions of the pool find the bus and the keys.
+fn equip(pool: &Pool, bus: &Bus, holding: Option<&Holding>) {
+    pool.attach(Arc::new(bus.clone()));
+    if let Some(holding) = holding {
+        pool.attach(Arc::clone(holding.keys()));
+    }
 }
 
 /// The steps of opening, which have one deadline together.

@@ -62,6 +62,10 @@ pub struct Options {
     pub monitor: MonitorOptions,
     /// The sealed columns; none by default. Opening gives them the keys, and compares them with the database after the migrations.
     pub columns: Columns,
+    /// Where Redis is; none by default. It is connected to at its first use, and opening does not wait for it.
+    #[cfg(feature = "redis")]
+    #[setters(skip)]
+    pub redis: Option<crate::redis::RedisConfig>,
     #[setters(skip)]
     pub(crate) told: Told,
 }
@@ -89,6 +93,8 @@ impl Options {
             rekey: AtOpen::default(),
             monitor: MonitorOptions::default(),
             columns: Columns::default(),
+            #[cfg(feature = "redis")]
+            redis: None,
             told: Told::default(),
         }
     }
@@ -140,6 +146,14 @@ impl Options {
     #[must_use]
     pub fn root_key(mut self, root: Arc<dyn RootKey>) -> Self {
         self.root_key = Some(root);
+        self
+    }
+
+    /// Has a connection to Redis beside the database, for [`Db::redis`](crate::Db::redis).
+    #[cfg(feature = "redis")]
+    #[must_use]
+    pub fn redis(mut self, redis: crate::redis::RedisConfig) -> Self {
+        self.redis = Some(redis);
         self
     }
 

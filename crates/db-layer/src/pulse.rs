@@ -15,6 +15,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::DatabaseHealth;
 use crate::readiness::{Api, Beat, NotReady, Readiness};
+#[cfg(feature = "redis")]
+use crate::redis::Redis;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(2);
@@ -67,14 +69,8 @@ impl Notes {
 }
 
 impl Pulse {
-    /// Starts it. `waits_for_use`: it makes no connection before a pool has.
-    pub(crate) fn start(
-        config: &Config,
-        api: &Pool,
-        others: Vec<Pool>,
-        migrations: Option<Migrations>,
-        waits_for_use: bool,
-    ) -> Self {
+    /// Starts it.
+    pub(crate) fn start(heart: Heart) -> Self {
         let seen = Seen {
             readiness: Readiness::default(),
             database: DatabaseHealth::NotAsked,
@@ -83,15 +79,8 @@ impl Pulse {
         };
         let notes = Arc::new(Notes { began: Instant::now(), seen: Mutex::new(seen) });
         let stop = CancellationToken::new();
-        let heart = Heart {
-            config: config.clone().with_application_name("pulse"),
-            api: api.clone(),
-            others,
-            migrations,
-            notes: Arc::clone(&notes),
-            waits_for_use,
-        };
-        let task = tokio::spawn(heart.run(stop.clone()));
+        let beats = Beats { heart, notes: Arc::clone(&notes) };
+        let task = tokio::spawn(beats.run(stop.clone()));
         Self { notes, stop: stop.drop_guard(), task: Mutex::new(Some(task)) }
     }
 
@@ -127,17 +116,26 @@ impl Pulse {
     }
 }
 
-/// What the task owns.
-struct Heart {
-    config: Config,
-    api: Pool,
-    others: Vec<Pool>,
-    migrations: Option<Migrations>,
-    notes: Arc<Notes>,
-    waits_for_use: bool,
+/// What the task looks at.
+pub(crate) struct Heart {
+    /// For its own connection.
+    pub(crate) config: Config,
+    pub(crate) api: Pool,
+    pub(crate) others: Vec<Pool>,
+    pub(crate) migrations: Option<Migrations>,
+    /// It makes no connection before somebody else has.
+    pub(crate) waits_for_use: bool,
+    #[cfg(feature = "redis")]
+    pub(crate) redis: Option<Redis>,
 }
 
-impl Heart {
+/// The task.
+struct Beats {
+    heart: Heart,
+    notes: Arc<Notes>,
+}
+
+impl Beats {
     async fn run(self, stop: CancellationToken) {
         let mut connection = None;
         let beats = async {
@@ -157,15 +155,33 @@ impl Heart {
         tokio::select! {
             () = stop.cancelled() => {}
             () = beats => {}
+            // By itself, so that one that is slow does not hold up the other.
+            () = self.look_at_redis() => {}
         }
         if let Some(connection) = connection {
             close(connection).await;
         }
     }
 
+    /// Never ends.
+    async fn look_at_redis(&self) {
+        #[cfg(feature = "redis")]
+        if let Some(redis) = &self.heart.redis {
+            let mut ticks = interval(EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                if !self.heart.waits_for_use || redis.was_used() {
+                    redis.look().await;
+                }
+            }
+        }
+        std::future::pending::<()>().await;
+    }
+
     /// On the connection of the beats, which has just answered.
     async fn look_at_migrations(&self, connection: &mut Option<PgConnection>) {
-        let Some(migrations) = &self.migrations else { return };
+        let Some(migrations) = &self.heart.migrations else { return };
         let Some(mut open) = connection.take() else { return };
         let found = timeout(LIMIT, migrations.summary(&mut open)).await;
         match found {
@@ -189,11 +205,14 @@ impl Heart {
     }
 
     async fn beat(&self, connection: &mut Option<PgConnection>) {
-        let pools = || self.others.iter().chain([&self.api]);
+        let pools = || self.heart.others.iter().chain([&self.heart.api]);
         let is_used = || pools().any(|pool| pool.stats().totals.dialled > 0);
         let began = Instant::now();
-        let asked =
-            if self.waits_for_use && !is_used() { None } else { Some(ask(&self.config, connection).await) };
+        let asked = if self.heart.waits_for_use && !is_used() {
+            None
+        } else {
+            Some(ask(&self.heart.config, connection).await)
+        };
         let offset = asked.as_ref().and_then(|asked| asked.as_ref().ok()).copied();
         let found = match asked {
             None => DatabaseHealth::NotAsked,
@@ -206,7 +225,7 @@ impl Heart {
             }
             Some(Err(error)) => DatabaseHealth::Fails { reason: error.to_string() },
         };
-        let api = self.api.stats();
+        let api = self.heart.api.stats();
         let beat = Beat {
             at: self.notes.began.elapsed(),
             answered: !matches!(found, DatabaseHealth::Fails { .. }),

@@ -22,6 +22,18 @@ static INSTANCES: Setting = Setting {
     repeats: false,
 };
 
+#[cfg(feature = "redis")]
+static REDIS: Setting = Setting {
+    name: "redis-url",
+    value: "URL",
+    default: None,
+    help: "Where Redis is, for rate limits of all instances together: redis://user:password@host:port/database, rediss://… with TLS, or \
+           redis+unix:///path.",
+    change: "When several instances run that share their rate limits.",
+    is_secret: true,
+    repeats: false,
+};
+
 /// The settings given by flags, by the environment and by the program itself, not checked yet.
 ///
 /// ```no_run
@@ -49,7 +61,10 @@ impl Default for Settings {
 
 /// The settings of all crates, in the order in which they are shown.
 fn all() -> impl Iterator<Item = &'static Setting> {
-    DATABASE.into_iter().chain(POOLS).chain([&INSTANCES]).chain(BUS).chain(KEYS)
+    let all = DATABASE.into_iter().chain(POOLS).chain([&INSTANCES]).chain(BUS).chain(KEYS);
+    #[cfg(feature = "redis")]
+    let all = all.chain([&REDIS]);
+    all
 }
 
 impl Settings {
@@ -135,13 +150,24 @@ impl Settings {
 
 /// Reads the other settings, and makes the options.
 fn finish(mut reader: Reader<'_>, config: Option<Config>) -> Result<Options, SettingsError> {
-    let Rest { direct, instances, api, backend, bus, keys, holding } = Rest::read(&mut reader);
+    let rest = Rest::read(&mut reader);
     if let Some(config) = &config {
         require_direct(&mut reader, config);
     }
     reader.finish()?;
     let config = config.expect("the reader has reported a missing address");
-    Ok(Options { direct, instances, api, backend, bus, keys, holding, ..Options::new(config) })
+    Ok(Options {
+        direct: rest.direct,
+        instances: rest.instances,
+        api: rest.api,
+        backend: rest.backend,
+        bus: rest.bus,
+        keys: rest.keys,
+        holding: rest.holding,
+        #[cfg(feature = "redis")]
+        redis: rest.redis,
+        ..Options::new(config)
+    })
 }
 
 /// All settings except those of the database's address.
@@ -153,6 +179,8 @@ struct Rest {
     bus: db_notify::BusOptions,
     keys: Option<db_core::encryption::KeySources>,
     holding: KeyOptions,
+    #[cfg(feature = "redis")]
+    redis: Option<crate::redis::RedisConfig>,
 }
 
 impl Rest {
@@ -166,8 +194,17 @@ impl Rest {
             bus: bus(reader),
             keys: keys(reader),
             holding: KeyOptions::default().envelope(envelope).missing(missing),
+            #[cfg(feature = "redis")]
+            redis: redis(reader),
         }
     }
+}
+
+#[cfg(feature = "redis")]
+fn redis(reader: &mut Reader<'_>) -> Option<crate::redis::RedisConfig> {
+    let url = reader.text(&REDIS)?;
+    let config = crate::redis::RedisConfig::from_url(url.trim_end_matches(['\r', '\n']));
+    config.map_err(|error| reader.complain(&REDIS, error)).ok()
 }
 
 #[cfg(feature = "clap")]

@@ -24,7 +24,7 @@ pub struct Deadlines {
     /// For the pools (default 5 s). Work that outlives the service may go on until a quarter of this time is left, but at most
     /// 1 s; then its statements are cancelled, and at the end its sessions.
     pub pools: Duration,
-    /// For the bus to send the notifications of the last transactions (default 2 s).
+    /// For the bus to send the notifications of the last transactions, and at the same time for the last commands to Redis (default 2 s).
     pub bus: Duration,
 }
 
@@ -58,13 +58,15 @@ pub struct Shutdown {
     pub bus_closed: bool,
     /// How long closing the bus took, counted from the end of the pools.
     pub bus_took: Duration,
+    /// Whether the commands to Redis were answered, and its connection closed, in time. True without Redis.
+    pub redis_closed: bool,
 }
 
 impl Shutdown {
     /// Whether all work finished and everything closed in time.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.bus_closed && self.pools().all(|(_, closed)| closed.is_clean())
+        self.bus_closed && self.redis_closed && self.pools().all(|(_, closed)| closed.is_clean())
     }
 
     fn pools(&self) -> impl Iterator<Item = (&str, &Closed)> {
@@ -74,7 +76,7 @@ impl Shutdown {
 }
 
 impl Db {
-    /// Cancels [`Db::closing`], then closes the pools and after them the bus, all within `deadline`. Running work may finish;
+    /// Cancels [`Db::closing`], then closes the pools and after them the bus and the connection to Redis, all within `deadline`. Running work may finish;
     /// what remains near the deadline is cancelled. The result says what was cancelled and what did not close in time.
     ///
     /// The bus closes last, since the pools' last transactions queue their notifications at their commit.
@@ -102,8 +104,15 @@ impl Db {
         let (api, backend, named, ()) =
             tokio::join!(api.close(pools), backend.close(pools), named, self.pulse().stop());
         let pools_took = started.elapsed();
-        let mut report =
-            Shutdown { api, backend, named, pools_took, bus_closed: false, bus_took: Duration::ZERO };
+        let mut report = Shutdown {
+            api,
+            backend,
+            named,
+            pools_took,
+            bus_closed: false,
+            bus_took: Duration::ZERO,
+            redis_closed: false,
+        };
         let cut = Cut(&report).to_string();
         if cut.is_empty() {
             tracing::info!(took = seconds(pools_took), "pools closed");
@@ -112,7 +121,10 @@ impl Db {
         }
 
         let started = Instant::now();
-        report.bus_closed = self.bus().close(bus()).await;
+        let limit = bus();
+        // Whatever ran on the pools may have used it.
+        (report.bus_closed, report.redis_closed) =
+            tokio::join!(self.bus().close(limit), self.close_redis(limit));
         report.bus_took = started.elapsed();
         if report.bus_closed {
             tracing::info!(took = seconds(report.bus_took), "bus closed");
@@ -123,6 +135,22 @@ impl Db {
             );
         }
         report
+    }
+}
+
+impl Db {
+    async fn close_redis(&self, limit: Duration) -> bool {
+        #[cfg(feature = "redis")]
+        if let Some(redis) = self.redis() {
+            let is_closed = redis.close(limit).await;
+            if !is_closed {
+                tracing::warn!("redis not closed in time: a command to it was not answered");
+            }
+            return is_closed;
+        }
+        #[cfg(not(feature = "redis"))]
+        let _ = limit;
+        true
     }
 }
 

@@ -10,7 +10,7 @@ use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
 use db_layer::db_core::sql::normalize;
 use db_layer::db_core::{CallSite, CloseReason, Holder, Limits, Pool, Stats, Totals};
-use db_layer::{Db, Pooler, SlowSource, StatementCount};
+use db_layer::{DatabaseHealth, Db, Pooler, SlowSource, StatementCount};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -45,7 +45,7 @@ pub(super) async fn health(State(db): State<Db>) -> Response {
                 "isShuttingDown": db.closing().is_cancelled(),
             },
         },
-        "redis": { "available": false, "connected": false, "status": "not configured" },
+        "redis": redis(&db, true),
     });
     answer(code, body)
 }
@@ -60,10 +60,29 @@ pub(super) async fn pool(State(db): State<Db>) -> Response {
             "maxConnections": max,
             "isHealthy": db.health().is_ready(),
         },
-        "redis": { "available": false, "connected": false },
+        "redis": redis(&db, false),
         "pools": pools,
     });
     answer(StatusCode::OK, body)
+}
+
+/// In the words of the client that dashboards know.
+fn redis(db: &Db, with_status: bool) -> Value {
+    let redis = db.health().redis;
+    let status = match &redis {
+        None => "not configured",
+        Some(redis) if redis.is_closed => "end",
+        Some(redis) => match redis.server {
+            DatabaseHealth::Answers { .. } => "ready",
+            DatabaseHealth::Fails { .. } => "reconnecting",
+            _ => "wait",
+        },
+    };
+    let mut body = json!({ "available": redis.is_some(), "connected": status == "ready" });
+    if with_status {
+        body["status"] = status.into();
+    }
+    body
 }
 
 pub(super) async fn alert_lines(State(db): State<Db>) -> Response {

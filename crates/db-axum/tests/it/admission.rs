@@ -1,6 +1,5 @@
 //! Requests that are refused while a pool is overloaded.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,13 +9,10 @@ use db_axum::{Admission, Api, Deadline, Json, Tx, transactions};
 use db_layer::{Db, PoolOptions};
 use db_testkit::{TestDb, until};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::{PATIENCE, Served, client, options, serve};
+use crate::support::{Endless, PATIENCE, client, options, serve};
 
 async fn layer(db: &TestDb, api: PoolOptions) -> Db {
     db_layer::open(options(db).await.api(api.max(1).acquire_timeout(PATIENCE)))
@@ -26,32 +22,6 @@ async fn layer(db: &TestDb, api: PoolOptions) -> Db {
 
 async fn one(Api(api): Api) -> db_axum::Result<Json<i32>> {
     Ok(Json(sqlx::query_scalar("select 1").fetch_one(&api).await?))
-}
-
-/// A client that sends the beginning of a body, and no more.
-struct Endless(TcpStream);
-
-impl Endless {
-    async fn begin(served: &Served) -> Self {
-        let address: SocketAddr = served.address.trim_start_matches("http://").parse().expect("an address");
-        let mut stream = TcpStream::connect(address).await.expect("connected");
-        let begun = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000000000\r\n\r\n\"";
-        stream.write_all(begun.as_bytes()).await.expect("sent");
-        Self(stream)
-    }
-
-    /// The answer until it has this in it, in lower case.
-    async fn answer(mut self, part: &str) -> String {
-        let mut answer = vec![0; 4096];
-        let mut read = 0;
-        while !String::from_utf8_lossy(&answer[..read]).contains(part) {
-            let more =
-                timeout(PATIENCE, self.0.read(&mut answer[read..])).await.expect("in time").expect("read");
-            assert!(more > 0, "{}", String::from_utf8_lossy(&answer[..read]));
-            read += more;
-        }
-        String::from_utf8_lossy(&answer[..read]).to_lowercase()
-    }
 }
 
 #[db_testkit::test]

@@ -8,6 +8,7 @@ mod incidents;
 mod monitoring;
 mod overload;
 mod problems;
+mod rate_limit;
 mod streams;
 mod support;
 mod transactions;

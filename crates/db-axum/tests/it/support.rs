@@ -1,12 +1,15 @@
 //! Helpers of the tests.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use axum::Router;
 use db_layer::{Config, Db, Migrations, Options};
 use db_testkit::TestDb;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Limit for every wait in these tests.
@@ -44,4 +47,30 @@ pub(crate) async fn serve(routes: Router) -> Served {
 
 pub(crate) fn client() -> reqwest::Client {
     reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("a client")
+}
+
+/// A client that sends the beginning of a body, and no more.
+pub(crate) struct Endless(TcpStream);
+
+impl Endless {
+    pub(crate) async fn begin(served: &Served) -> Self {
+        let address: SocketAddr = served.address.trim_start_matches("http://").parse().expect("an address");
+        let mut stream = TcpStream::connect(address).await.expect("connected");
+        let begun = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000000000\r\n\r\n\"";
+        stream.write_all(begun.as_bytes()).await.expect("sent");
+        Self(stream)
+    }
+
+    /// The answer until it has this in it, in lower case.
+    pub(crate) async fn answer(mut self, part: &str) -> String {
+        let mut answer = vec![0; 4096];
+        let mut read = 0;
+        while !String::from_utf8_lossy(&answer[..read]).contains(part) {
+            let more =
+                timeout(PATIENCE, self.0.read(&mut answer[read..])).await.expect("in time").expect("read");
+            assert!(more > 0, "{}", String::from_utf8_lossy(&answer[..read]));
+            read += more;
+        }
+        String::from_utf8_lossy(&answer[..read]).to_lowercase()
+    }
 }

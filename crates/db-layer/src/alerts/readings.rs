@@ -7,7 +7,8 @@ use db_core::{Pool, Stats, Totals};
 use db_migrate::Summary;
 use db_notify::{BusState, GapReason};
 
-use crate::{Db, NotReady};
+use crate::redis::RedisHealth;
+use crate::{DatabaseHealth, Db, NotReady};
 
 /// How far back rates look.
 const WINDOW: Duration = Duration::from_mins(1);
@@ -25,6 +26,7 @@ pub(crate) struct Readings {
     pub(crate) keys: Option<KeyReading>,
     /// Seconds that the server's clock is ahead.
     pub(crate) clock: Option<f64>,
+    pub(crate) redis: Option<RedisReading>,
 }
 
 /// What a pool says.
@@ -67,6 +69,15 @@ pub(crate) struct KeyReading {
     pub(crate) left: Option<u64>,
 }
 
+/// What is known of Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RedisReading {
+    /// None before it was asked, and once it is closed.
+    pub(crate) is_away: Option<bool>,
+    /// How many times somebody did without it in the last minute.
+    pub(crate) without: u64,
+}
+
 /// The totals of the last minute, from which rates come.
 #[derive(Debug, Default)]
 pub(crate) struct History(VecDeque<Sample>);
@@ -76,6 +87,8 @@ struct Sample {
     at: Duration,
     pools: Vec<Totals>,
     gaps: u64,
+    /// How many times somebody did without Redis.
+    without: u64,
 }
 
 impl History {
@@ -84,7 +97,9 @@ impl History {
         let health = db.health();
         let stats: Vec<Stats> = db.all_pools().map(Pool::stats).collect();
         let gaps = lossy_gaps(&health.bus);
-        let then = self.before(Sample { at, pools: stats.iter().map(|stats| stats.totals).collect(), gaps });
+        let without = health.redis.as_ref().map_or(0, |redis| redis.without);
+        let pools = stats.iter().map(|stats| stats.totals).collect();
+        let then = self.before(Sample { at, pools, gaps, without });
         let pools = db.all_pools().zip(&stats).zip(&then.pools);
         Readings {
             pools: pools
@@ -106,6 +121,10 @@ impl History {
                 left: sealing.rekeying.and_then(|state| state.left),
             }),
             clock: health.clock_offset,
+            redis: health.redis.map(|redis| RedisReading {
+                is_away: is_away(&redis),
+                without: redis.without - then.without,
+            }),
         }
     }
 
@@ -126,6 +145,12 @@ pub(crate) fn is_used(bus: &BusState) -> bool {
     bus.is_connected() || bus.trouble.is_some() || bus.last_heartbeat.is_some() || bus.subscribers > 0
 }
 
+/// Whether Redis does not answer. `None` before it was asked, and once it is closed.
+pub(crate) fn is_away(redis: &RedisHealth) -> Option<bool> {
+    let was_asked = !redis.is_closed && !matches!(redis.server, DatabaseHealth::NotAsked);
+    was_asked.then(|| !redis.is_connected())
+}
+
 /// Gaps through which notifications may be lost: the others only say that a subscription has begun.
 fn lossy_gaps(bus: &BusState) -> u64 {
     let is_lossy = |reason| !matches!(reason, GapReason::Started | GapReason::Unannounced);
@@ -141,7 +166,7 @@ mod tests {
     fn the_sample_before_is_the_youngest_that_is_a_minute_old_or_else_the_oldest() {
         let mut history = History::default();
         let mut before = |at: u64| {
-            let sample = Sample { at: Duration::from_secs(at), pools: Vec::new(), gaps: at };
+            let sample = Sample { at: Duration::from_secs(at), pools: Vec::new(), gaps: at, without: 0 };
             history.before(sample).gaps
         };
 

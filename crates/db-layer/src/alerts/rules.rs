@@ -267,6 +267,31 @@ const RULES: &[Rule] = &[
         keeps: seconds(30),
         read: Read::Database(|all| all.clock.map(f64::abs)),
     },
+    Rule {
+        name: "RedisAway",
+        severity: Severity::Warning,
+        what: "Redis does not answer",
+        action: "Rate limits count in each process by itself meanwhile, each its share. The log has the reason: the server is away, frozen, or refuses \
+                 the login.",
+        expr: "1 - db_layer_redis_connected",
+        unit: Unit::Count,
+        above: 0.0,
+        lasts: seconds(5),
+        keeps: seconds(10),
+        read: Read::Database(|all| all.redis?.is_away.map(flag)),
+    },
+    Rule {
+        name: "RedisBypassed",
+        severity: Severity::Warning,
+        what: "Callers that did without Redis in the last minute: {}",
+        action: "It was away or too slow for them. Look at its latency (`redis-cli --latency`), at slow commands (`SLOWLOG GET`) and at the network.",
+        expr: "increase(db_layer_redis_without_total[1m])",
+        unit: Unit::Count,
+        above: 10.0,
+        lasts: seconds(0),
+        keeps: seconds(30),
+        read: Read::Database(|all| all.redis.map(|redis| number(redis.without))),
+    },
 ];
 
 fn mean_wait(pool: &PoolReading) -> Option<f64> {
@@ -293,7 +318,7 @@ mod tests {
     use db_migrate::Summary;
     use db_testkit::TestDb;
 
-    use super::super::readings::{Held, KeyReading, PoolReading, Readings};
+    use super::super::readings::{Held, KeyReading, PoolReading, Readings, RedisReading};
     use super::*;
     use crate::{Config, Options};
 
@@ -328,6 +353,7 @@ mod tests {
             migrations: Some(migrations),
             keys: Some(KeyReading { is_alarm: true, unknown: 25, left: Some(26) }),
             clock: Some(-27.0),
+            redis: Some(RedisReading { is_away: Some(true), without: 28 }),
         };
         let value = |rule: &Rule, all: &Readings| match rule.read {
             Read::Pool(read) => read(&all.pools[0]),
@@ -352,6 +378,8 @@ mod tests {
             ("EncryptionKeyUnknown", 25.0),
             ("RetiredKeyInUse", 26.0),
             ("ServerClock", 27.0),
+            ("RedisAway", 1.0),
+            ("RedisBypassed", 28.0),
         ];
         let read: Vec<_> = all().iter().filter_map(|rule| Some((rule.name, value(rule, &well)?))).collect();
         assert_eq!(read, expected, "a bus that nobody uses has no number");
@@ -375,7 +403,8 @@ mod tests {
         let names: BTreeSet<&str> = all().iter().map(|rule| rule.name).collect();
         assert_eq!(names.len(), all().len());
         for rule in all() {
-            let needs_none = ["NotReady", "BusDisconnected", "EncryptionKeys"].contains(&rule.name);
+            let needs_none =
+                ["NotReady", "BusDisconnected", "EncryptionKeys", "RedisAway"].contains(&rule.name);
             assert_eq!(rule.what.matches("{}").count(), usize::from(!needs_none), "{}", rule.name);
         }
     }

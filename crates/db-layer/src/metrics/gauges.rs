@@ -14,7 +14,8 @@ use metrics::{Counter, Gauge, IntoF64, Label, counter, gauge};
 
 use super::names::{self, Metric};
 use super::pool::pool_label;
-use crate::alerts::readings::{Held, is_used};
+use crate::alerts::readings::{Held, is_away, is_used};
+use crate::redis::RedisHealth;
 use crate::{Db, SealingHealth};
 
 /// The handles of all gauges and counters of a database.
@@ -29,6 +30,7 @@ pub(crate) struct Gauges {
     /// From the first look on.
     migrations: OnceLock<MigrationGauges>,
     keys: Option<KeyGauges>,
+    redis: Option<RedisGauges>,
 }
 
 impl std::fmt::Debug for Gauges {
@@ -49,6 +51,7 @@ impl Gauges {
             events: EventGauges::new(&namespace),
             migrations: OnceLock::new(),
             keys: db.holding().map(|_| KeyGauges::new(&namespace)),
+            redis: db.redis_health().map(|_| RedisGauges::new(&namespace)),
             namespace,
         }
     }
@@ -70,6 +73,9 @@ impl Gauges {
         }
         if let (Some(gauges), Some(sealing)) = (&self.keys, &health.sealing) {
             gauges.set(sealing);
+        }
+        if let (Some(gauges), Some(redis)) = (&self.redis, &health.redis) {
+            gauges.set(redis);
         }
     }
 }
@@ -368,6 +374,41 @@ impl KeyGauges {
     }
 }
 
+struct RedisGauges {
+    connected: Known,
+    without: Total,
+    connections: Known,
+    commands: Known,
+    command_rate: Known,
+    memory: Known,
+}
+
+impl RedisGauges {
+    fn new(labels: &[Label]) -> Self {
+        let known = |metric| Known::new(metric, labels);
+        Self {
+            connected: known(names::REDIS_CONNECTED),
+            without: counter(names::REDIS_WITHOUT, labels),
+            connections: known(names::REDIS_CONNECTIONS),
+            commands: known(names::REDIS_COMMANDS),
+            command_rate: known(names::REDIS_COMMAND_RATE),
+            memory: known(names::REDIS_MEMORY),
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts and bytes below 2^53")]
+    fn set(&self, health: &RedisHealth) {
+        self.connected.set(is_away(health).map(|is_away| flag(!is_away)));
+        self.without.set(health.without);
+        let figures = health.figures.unwrap_or_default();
+        let known = |figure: Option<u64>| figure.map(|figure| figure as f64);
+        self.connections.set(known(figures.connections));
+        self.commands.set(known(figures.commands));
+        self.command_rate.set(known(figures.commands_per_second));
+        self.memory.set(known(figures.memory));
+    }
+}
+
 /// A gauge whose value is not always known: it is not there before the first one, and `NaN` while it is not known any more.
 struct Known {
     metric: Metric,
@@ -432,7 +473,7 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
-    use crate::Options;
+    use crate::{DatabaseHealth, Options};
 
     /// What an exporter of its own shows after this, without labels of the pool and the namespace, by name.
     fn shown(show: impl FnOnce()) -> Vec<(String, f64)> {
@@ -532,12 +573,19 @@ mod tests {
         sealing.alarm = Some("look at it".to_owned());
         sealing.waits_for = vec![String::new(); 38];
 
+        let server = DatabaseHealth::Answers { within: std::time::Duration::ZERO };
+        let mut figures = crate::redis::RedisFigures::default();
+        (figures.connections, figures.commands) = (Some(41), Some(42));
+        (figures.commands_per_second, figures.memory) = (Some(43), Some(44));
+        let redis = RedisHealth { server, figures: Some(figures), without: 45, is_closed: false };
+
         let label = [Label::new("namespace", "n")];
         let shown = shown(|| {
             BusGauges::new(&label).set(&bus);
             EventGauges::new(&label).set(events);
             MigrationGauges::new(&label).set(summary);
             KeyGauges::new(&label).set(&sealing);
+            RedisGauges::new(&label).set(&redis);
         });
 
         assert_shows(
@@ -572,6 +620,12 @@ mod tests {
                 ("db_layer_key_failed{reason=\"not_sealed\"}", 37.0),
                 ("db_layer_key_alarm", 1.0),
                 ("db_layer_key_waits_for", 38.0),
+                ("db_layer_redis_connected", 1.0),
+                ("db_layer_redis_connections", 41.0),
+                ("db_layer_redis_commands", 42.0),
+                ("db_layer_redis_command_rate", 43.0),
+                ("db_layer_redis_memory", 44.0),
+                ("db_layer_redis_without", 45.0),
             ],
         );
         let names: Vec<_> = shown.iter().map(|(name, _)| name.as_str()).collect();

@@ -174,6 +174,19 @@ metrics! {
         "Keys that values have named and that this process does not have";
     KEY_LEFT = "db_layer.key.left_to_rekey", Kind::Gauge, "{value}",
         "Values that are not sealed under the primary key";
+
+    REDIS_CONNECTED = "db_layer.redis.connected", Kind::Gauge, "1",
+        "1 while Redis answers, else 0; from the first look on";
+    REDIS_WITHOUT = "db_layer.redis.without", Kind::Counter, "{request}",
+        "Callers that did without Redis, because it was away or too slow";
+    REDIS_CONNECTIONS = "db_layer.redis.connections", Kind::Gauge, "{connection}",
+        "Connections of clients, by Redis's own count";
+    REDIS_COMMANDS = "db_layer.redis.commands", Kind::Gauge, "{command}",
+        "Commands that Redis has executed since its start, by its own count";
+    REDIS_COMMAND_RATE = "db_layer.redis.command_rate", Kind::Gauge, "{command}/s",
+        "Commands that Redis executes a second, by its own count";
+    REDIS_MEMORY = "db_layer.redis.memory", Kind::Gauge, "By",
+        "Memory that Redis uses, by its own count";
 }
 
 /// The names of the histograms, each with the upper bounds of its sizes, for the program's exporter: some make a summary of a histogram
@@ -188,7 +201,11 @@ pub fn histograms() -> impl Iterator<Item = (&'static str, &'static [f64])> {
 /// Tells the recorder the unit and the meaning of each metric.
 pub(crate) fn describe() {
     for Metric { name, kind, unit, what } in all().iter().copied() {
-        let unit = if unit == "s" { Unit::Seconds } else { Unit::Count };
+        let unit = match unit {
+            "s" => Unit::Seconds,
+            "By" => Unit::Bytes,
+            _ => Unit::Count,
+        };
         match kind {
             Kind::Counter => describe_counter!(name, unit, what),
             Kind::Gauge => describe_gauge!(name, unit, what),

@@ -11,6 +11,8 @@ mod monitoring;
 mod opening;
 mod options;
 mod readiness;
+#[cfg(feature = "redis")]
+mod redis;
 mod schemas;
 mod secrets;
 mod served;

@@ -84,12 +84,25 @@ fn the_page_has_each_option_of_encryption_keys_with_its_default() {
     compare("Options of encryption keys", 1, &KeyOptions::default());
 }
 
+#[cfg(feature = "redis")]
+#[test]
+fn the_page_has_each_option_of_redis_with_its_default() {
+    let config = db_layer::redis::RedisConfig::from_url("redis://cache").expect("an address");
+    let shown = format!("{config:#?}").replace("    address: redis://cache:6379/0,\n", "");
+    for row in rows("Options of Redis") {
+        let line = format!("    {}: {},\n", row[0].trim_matches('`'), as_debug(&row[1]));
+        assert!(shown.contains(&line), "{line} in {shown}");
+    }
+    assert_eq!(shown.matches("\n    ").count(), rows("Options of Redis").len(), "{shown}");
+}
+
 #[test]
 fn the_page_has_each_option_of_waiting_with_its_default() {
     compare("Waiting for the server", 1, &ConnectRetry::default());
 }
 
 /// The table between the marks must equal the one made here.
+#[cfg(feature = "redis")]
 #[test]
 fn the_page_lists_every_setting() {
     let mut table =

@@ -675,6 +675,40 @@ async fn re_keying_shows_neither_values_nor_keys(db: TestDb) {
     shown.check();
 }
 
+#[cfg(feature = "redis")]
+#[db_testkit::test]
+async fn redis_does_not_show_its_password(db: TestDb) {
+    use db_layer::redis::{RedisConfig, client::cmd};
+    let mut shown = Shown::default();
+    let url = format!("redis://app:{PASSWORD}@127.0.0.1:1");
+    let config = RedisConfig::from_url(&url).expect("an address");
+    shown.debug("RedisConfig", &config);
+    shown.error(
+        "RedisConfigError",
+        RedisConfig::from_url(&format!("reddis://{PASSWORD}")).expect_err("no address"),
+    );
+
+    // One that refuses the password, and one that is away.
+    let server = db_testkit::Redis::start().await.expect("a Redis");
+    let refuses = RedisConfig::from_url(&format!("{}?pass={PASSWORD}", server.url())).expect("an address");
+    for config in [config, refuses] {
+        let options = Options::new(Config::from_url(&db.url()).expect("an address")).redis(config);
+        shown.debug("Options", &options);
+        let layer = db_layer::open(options).await.expect("an open database");
+        let redis = layer.redis().expect("it was given");
+        let set = redis.within(PATIENCE, async |mut redis| {
+            cmd("SET").arg("x").arg(VALUE).query_async::<()>(&mut redis).await
+        });
+        shown.error("WithoutRedis", set.await.expect_err("no answer"));
+        until("it is looked at", async || layer.health().redis.is_some_and(|it| !it.is_connected())).await;
+        shown.debug("Redis", redis);
+        shown.debug("RedisHealth", &layer.health());
+        shown.debug("Db", &layer);
+    }
+
+    shown.check();
+}
+
 /// The types that the tests above format.
 const SHOWN: &[&str] = &[
     "AcquireError",
@@ -740,6 +774,10 @@ const SHOWN: &[&str] = &[
     "PostgresSender",
     "RawNotification",
     "Reader",
+    "Redis",
+    "RedisConfig",
+    "RedisConfigError",
+    "RedisHealth",
     "Repeat",
     "Reset",
     "RetryBudget",
@@ -765,6 +803,7 @@ const SHOWN: &[&str] = &[
     "Watch",
     "WatchedState",
     "WatchedTopics",
+    "WithoutRedis",
     "Writer",
 ];
 
@@ -865,6 +904,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
     ("Progress", "numbers"),
     ("Promotion", "names of processes"),
     ("RecordedKey", "what is in the table of keys"),
+    ("RedisFigures", "numbers"),
     ("Refusal", "the key of a row, and words of the program or an EncryptionError"),
     ("Reindex", "names of columns"),
     ("Rekey", "the name of a column"),

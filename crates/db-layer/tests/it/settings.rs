@@ -46,6 +46,26 @@ fn an_address_may_be_given_whole_or_in_parts() {
     }
 }
 
+#[cfg(feature = "redis")]
+#[test]
+fn the_address_of_redis_is_read_and_not_shown() {
+    let database = ("database-url", "postgres://app@db/shop");
+    assert!(options(&[database]).redis.is_none());
+    let redis =
+        options(&[database, ("redis-url", "redis://app:geheim@cache:6380/1\n")]).redis.expect("it was given");
+    assert_eq!(redis.to_string(), "redis://cache:6380/1");
+
+    for url in ["cache:6379", "postgres://app:geheim@db/shop", "redis://app:geheim@/x"] {
+        let error = settings(&[database, ("redis-url", url)]).options().expect_err(url).to_string();
+        assert!(error.starts_with("redis-url is not the address of a Redis: redis://"), "{error}");
+        assert!(!error.contains("geheim"), "{error}");
+    }
+    let shown = settings(&[database, ("redis-url", "redis://:geheim@cache")]);
+    let (_, shown, _) =
+        shown.effective().find(|(setting, ..)| setting.name == "redis-url").expect("a setting");
+    assert_eq!(shown.as_deref(), Some("(hidden)"));
+}
+
 #[test]
 fn each_setting_reaches_what_it_is_for() {
     let options = options(&[

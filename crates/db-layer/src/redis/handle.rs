@@ -1,0 +1,311 @@
+//! The connection that all users share, its state and its end.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use ::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use ::redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, Value, cmd};
+use futures_util::FutureExt;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::breaker::{Admitted, Breaker, Found};
+use super::{RedisConfig, RedisFigures, RedisHealth};
+use crate::DatabaseHealth;
+
+/// For the answer to a look.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Redis, as a connection that all clones share: commands of several tasks are sent without waiting for the answers of others. It is fit for the
+/// commands of the crate [`redis`](super::client), but for those that block or subscribe.
+///
+/// It connects at the first command, and again after it was lost: the command that finds the loss fails. After
+/// [`Db::shutdown`](crate::Db::shutdown) every command fails, and nothing is connected to any more.
+///
+/// Dropping the future of a command is safe: the command may be executed, and its answer is dropped.
+#[derive(Clone)]
+pub struct Redis {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: RedisConfig,
+    began: Instant,
+    /// None once it is closed.
+    manager: Mutex<Option<ConnectionManager>>,
+    /// Of commands that are not answered yet.
+    in_use: TaskTracker,
+    was_used: AtomicBool,
+    breaker: Mutex<Breaker>,
+    without: AtomicU64,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Clone)]
+struct Seen {
+    server: DatabaseHealth,
+    figures: Option<RedisFigures>,
+}
+
+/// Why somebody did without Redis.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WithoutRedis {
+    /// It was not asked, since it did not answer a moment ago.
+    #[error("Redis was not asked, since it did not answer a moment ago")]
+    Resting,
+    /// It did not answer in time. What it was told to do may be done.
+    #[error("Redis did not answer within {0:?}")]
+    Late(Duration),
+    /// A command failed.
+    #[error("Redis: {0}")]
+    Failed(#[from] RedisError),
+}
+
+impl Redis {
+    /// Must be called in a runtime. Connects to nothing.
+    pub(crate) fn new(config: RedisConfig) -> Self {
+        let shared = Shared {
+            began: Instant::now(),
+            manager: Mutex::new(Some(manager(&config))),
+            in_use: TaskTracker::new(),
+            was_used: AtomicBool::new(false),
+            breaker: Mutex::new(Breaker::Closed),
+            without: AtomicU64::new(0),
+            seen: Mutex::new(Seen { server: DatabaseHealth::NotAsked, figures: None }),
+            config,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Runs commands, if Redis is there and takes no longer than `limit` for all of them. When it was not reached or was late, nobody is sent to it
+    /// for the time of [`RedisConfig::rest`], and then one caller at a time until it answers: a frozen Redis costs a few callers the limit,
+    /// and not each.
+    ///
+    /// Dropping the future is safe: what was sent may be executed.
+    ///
+    /// # Errors
+    ///
+    /// [`WithoutRedis`], which is counted in [`RedisHealth::without`]. The caller is to go on without Redis. An error that Redis answered with
+    /// counts, too, and keeps nobody else away.
+    pub async fn within<T, F>(
+        &self,
+        limit: Duration,
+        commands: impl FnOnce(Redis) -> F,
+    ) -> Result<T, WithoutRedis>
+    where
+        F: Future<Output = RedisResult<T>>,
+    {
+        let Some(asking) = Asking::begin(&self.shared) else {
+            self.shared.without.fetch_add(1, Ordering::Relaxed);
+            return Err(WithoutRedis::Resting);
+        };
+        let done = match timeout(limit, commands(self.clone())).await {
+            Ok(done) => done.map_err(WithoutRedis::from),
+            Err(_) => Err(WithoutRedis::Late(limit)),
+        };
+        match &done {
+            Ok(_) => asking.end(Found::Answer),
+            Err(why) => {
+                self.shared.without.fetch_add(1, Ordering::Relaxed);
+                let is_there = matches!(why, WithoutRedis::Failed(error) if is_answer(error));
+                if asking.end(if is_there { Found::Answer } else { Found::Nothing }) {
+                    tracing::info!(redis = %self.shared.config, %why, "redis is left alone for {:?}", self.shared.config.rest);
+                }
+                return done;
+            }
+        };
+        done
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn health(&self) -> RedisHealth {
+        let Seen { server, figures } = self.shared.seen().clone();
+        let without = self.shared.without.load(Ordering::Relaxed);
+        RedisHealth { server, figures, without, is_closed: self.shared.manager().is_none() }
+    }
+
+    /// Whether anybody has sent a command.
+    pub(crate) fn was_used(&self) -> bool {
+        self.shared.was_used.load(Ordering::Relaxed)
+    }
+
+    /// Asks how it is, and notes it.
+    pub(crate) async fn look(&self) {
+        let began = Instant::now();
+        let mut this = self.clone();
+        let asked = timeout(LOOK, cmd("INFO").query_async::<String>(&mut this)).await;
+        let (server, figures) = match asked {
+            Ok(Ok(info)) => {
+                (DatabaseHealth::Answers { within: began.elapsed() }, Some(RedisFigures::parse(&info)))
+            }
+            // It may forbid the command.
+            Ok(Err(error)) if is_answer(&error) => {
+                (DatabaseHealth::Answers { within: began.elapsed() }, None)
+            }
+            Ok(Err(error)) => {
+                if error.is_timeout() {
+                    self.shared.replace();
+                }
+                (DatabaseHealth::Fails { reason: error.to_string() }, None)
+            }
+            Err(_) => {
+                self.shared.replace();
+                (DatabaseHealth::Fails { reason: format!("no answer within {LOOK:?}") }, None)
+            }
+        };
+        let mut seen = self.shared.seen();
+        let redis = &self.shared.config;
+        match (&seen.server, &server) {
+            (DatabaseHealth::Fails { .. }, DatabaseHealth::Answers { .. }) => {
+                tracing::info!(%redis, "redis answers again");
+            }
+            (DatabaseHealth::Fails { .. }, DatabaseHealth::Fails { .. }) => {}
+            (_, DatabaseHealth::Fails { reason }) => tracing::warn!(%redis, reason, "redis does not answer"),
+            _ => {}
+        }
+        *seen = Seen { server, figures };
+    }
+
+    /// Takes no more commands, waits for those under way, and says goodbye (`QUIT`), all within `limit`. False if that was not enough: the
+    /// connection is dropped then.
+    pub(crate) async fn close(&self, limit: Duration) -> bool {
+        let manager = self.shared.manager().take();
+        self.shared.in_use.close();
+        let goodbye = async {
+            self.shared.in_use.wait().await;
+            match manager {
+                // Not if it would have to connect for it.
+                Some(mut manager) if self.is_connected() => {
+                    if let Err(error) = cmd("QUIT").query_async::<()>(&mut manager).await {
+                        tracing::debug!(%error, "the connection to redis was lost before it was closed");
+                    }
+                }
+                _ => {}
+            }
+        };
+        timeout(limit, goodbye).await.is_ok()
+    }
+
+    /// By the last look; or nobody has looked since the first command.
+    fn is_connected(&self) -> bool {
+        self.was_used() && !matches!(self.shared.seen().server, DatabaseHealth::Fails { .. })
+    }
+}
+
+impl Shared {
+    fn manager(&self) -> MutexGuard<'_, Option<ConnectionManager>> {
+        self.manager.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection for one command, which a shutdown waits for.
+    fn enter(&self) -> RedisResult<(ConnectionManager, TaskTrackerToken)> {
+        let manager = self.manager();
+        let Some(open) = &*manager else {
+            let closed = io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the connection to Redis is closed: the service shuts down",
+            );
+            return Err(closed.into());
+        };
+        self.was_used.store(true, Ordering::Relaxed);
+        Ok((open.clone(), self.in_use.token()))
+    }
+
+    /// Begins a new connection. The old one may lead to a machine that is gone, which only silence tells.
+    fn replace(&self) {
+        if let Some(open) = &mut *self.manager() {
+            *open = manager(&self.config);
+        }
+    }
+}
+
+fn manager(config: &RedisConfig) -> ConnectionManager {
+    let bounds = ConnectionManagerConfig::new()
+        // Whoever is next tries again.
+        .set_number_of_retries(0)
+        .set_connection_timeout(Some(config.connect))
+        .set_response_timeout(Some(config.answer));
+    ConnectionManager::new_lazy_with_config(Client::clone(&config.client), bounds)
+        .expect("only subscriptions can be refused, and there are none")
+}
+
+/// Whether Redis has answered, with an error.
+fn is_answer(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType)
+}
+
+/// A caller that asks Redis. Dropped, it has given up.
+struct Asking<'a> {
+    shared: &'a Shared,
+    admitted: Option<Admitted>,
+}
+
+impl<'a> Asking<'a> {
+    fn begin(shared: &'a Shared) -> Option<Self> {
+        let admitted = shared.breaker().admit(shared.began.elapsed())?;
+        Some(Self { shared, admitted: Some(admitted) })
+    }
+
+    /// True if this opens the breaker.
+    fn end(mut self, found: Found) -> bool {
+        self.note(found)
+    }
+
+    fn note(&mut self, found: Found) -> bool {
+        let Some(admitted) = self.admitted.take() else { return false };
+        let (now, rest) = (self.shared.began.elapsed(), self.shared.config.rest);
+        self.shared.breaker().found(now, admitted, found, rest)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.note(Found::Unknown);
+    }
+}
+
+impl ConnectionLike for Redis {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        async move {
+            let (mut manager, _in_use) = self.shared.enter()?;
+            manager.req_packed_command(cmd).await
+        }
+        .boxed()
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        async move {
+            let (mut manager, _in_use) = self.shared.enter()?;
+            manager.req_packed_commands(pipeline, offset, count).await
+        }
+        .boxed()
+    }
+
+    fn get_db(&self) -> i64 {
+        self.shared.config.client.get_connection_info().redis_settings().db()
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Redis").field(&format_args!("{}", self.shared.config)).finish()
+    }
+}
