@@ -13,6 +13,7 @@ mod fairness;
 mod index;
 mod isolation;
 mod latency;
+mod limit;
 mod load;
 mod logs;
 mod measure;
@@ -108,6 +109,14 @@ enum Topic {
         #[command(flatten)]
         options: Options,
         /// Run only this arm, such as `web.select.ours`, without ratios: for a profiler. May be repeated.
+        #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
+        arms: Vec<String>,
+    },
+    /// Requests through a layer that limits them by address, beside `tower_governor`; and by Redis, beside a plain `SET` on the same connection.
+    Limit {
+        #[command(flatten)]
+        options: Options,
+        /// Run only this arm, such as `limit.memory.ours`, without ratios: for a profiler. May be repeated.
         #[arg(long = "arm", value_name = "NAME", conflicts_with = "check")]
         arms: Vec<String>,
     },
@@ -270,6 +279,10 @@ fn act() -> anyhow::Result<ExitCode> {
         }
         Topic::Web { options, arms } => {
             let report = web::measure(&workers()?, options.rounds(3), &arms)?;
+            (options, report)
+        }
+        Topic::Limit { options, arms } => {
+            let report = limit::measure(&workers()?, options.rounds(9), &arms)?;
             (options, report)
         }
         Topic::Seal { options, arms } => {

@@ -75,7 +75,7 @@
 //!
 #![doc = concat!("```\n", include_str!("../tests/examples/pooled.rs"), "```")]
 //!
-//! ## Without Redis
+//! ## Redis
 //!
 //! [`Redis`] starts one of a test's own, which can be killed, frozen, and restarted with nothing in it. Its program must be on the machine, or
 //! be named by `DB_TESTKIT_REDIS`.

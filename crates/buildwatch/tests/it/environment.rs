@@ -11,9 +11,10 @@ use crate::support::{Home, err, out};
 /// Variables that a command gets, and variables that it does not get.
 const KEPT: [(&str, &str); 2] =
     [("HOMEPAGE", "https://ada:lovelace@example.org/"), ("POSTGRES_NOTE", "a note")];
-const KEPT_BACK: [(&str, &str); 6] = [
+const KEPT_BACK: [(&str, &str); 7] = [
     ("ENCRYPTION_KEY_BASE64", "aHVudGVyMiBodW50ZXIyIQ=="),
     ("PGPASSWORD", "hunter2-by-libpq"),
+    ("REDIS_URL", "redis://:hunter2-by-cache@127.0.0.1:1"),
     ("PGPASSFILE", "/hunter2/pgpass"),
     ("ENCRYPTION_KEY_HEX_FILE", "/hunter2/key"),
     ("TEST_DATABASE", "postgres://app:hunter2-by-url@127.0.0.1/shop"),

@@ -8,6 +8,7 @@ mod following;
 mod http;
 mod interrupting;
 mod keys;
+mod limiting;
 mod live;
 #[cfg(page_tests)]
 mod page;

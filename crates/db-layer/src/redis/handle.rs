@@ -171,12 +171,12 @@ impl Redis {
         *seen = Seen { server, figures };
     }
 
-    /// Takes no more commands, waits for those under way, and says goodbye (`QUIT`), all within `limit`. False if that was not enough: the
+    /// Takes no more commands, waits for those under way, and ends the session (`QUIT`), all within `limit`. False if that was not enough: the
     /// connection is dropped then.
     pub(crate) async fn close(&self, limit: Duration) -> bool {
         let manager = self.shared.manager().take();
         self.shared.in_use.close();
-        let goodbye = async {
+        let end = async {
             self.shared.in_use.wait().await;
             match manager {
                 // Not if it would have to connect for it.
@@ -188,7 +188,7 @@ impl Redis {
                 _ => {}
             }
         };
-        timeout(limit, goodbye).await.is_ok()
+        timeout(limit, end).await.is_ok()
     }
 
     /// By the last look; or nobody has looked since the first command.
@@ -234,7 +234,7 @@ impl Shared {
 
 fn manager(config: &RedisConfig) -> ConnectionManager {
     let bounds = ConnectionManagerConfig::new()
-        // Whoever is next tries again.
+        // The next command tries again.
         .set_number_of_retries(0)
         .set_connection_timeout(Some(config.connect))
         .set_response_timeout(Some(config.answer));
