@@ -17,12 +17,12 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::http::HeaderName;
 use axum::response::{IntoResponse, Response};
-use futures_util::TryFutureExt;
+use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use self::client::{Client, Who};
-use self::headers::Policy;
+use self::headers::{Left, Policy};
 pub use self::limit::{Limit, RateLimitError};
 use self::limit::{Rule, Verdict};
 use self::memory::Memory;
@@ -194,24 +194,21 @@ impl RateLimit {
 }
 
 impl Counted {
-    /// The answer to a request that is refused.
-    fn refuse(&self, verdict: &Verdict) -> Option<Response> {
-        let wait = verdict.refused_for?;
-        let mut response = Error::too_many_requests(wait).into_response();
-        self.policy.tell(verdict, &self.rules, response.headers_mut());
-        Some(response)
+    /// What the client is told.
+    fn tell(&self, verdict: &Verdict) -> Told {
+        let left = self.policy.left(verdict, &self.rules);
+        match verdict.refused_for {
+            Some(wait) => Told::Refused(left.beside(Error::too_many_requests(wait))),
+            None => Told::Passes(left),
+        }
     }
+}
 
-    /// The answer of the service, which is told how much is left.
-    async fn pass<A: IntoResponse, E>(
-        self: Arc<Self>,
-        answer: impl Future<Output = Result<A, E>>,
-        verdict: Verdict,
-    ) -> Result<Response, E> {
-        let mut response = answer.await?.into_response();
-        self.policy.tell(&verdict, &self.rules, response.headers_mut());
-        Ok(response)
-    }
+/// What a client is told.
+enum Told {
+    Refused(Response),
+    /// The headers of the answer.
+    Passes(Left),
 }
 
 impl fmt::Debug for RateLimit {
@@ -224,7 +221,7 @@ impl<S> Layer<S> for RateLimit {
     type Service = RateLimited<S>;
 
     fn layer(&self, inner: S) -> RateLimited<S> {
-        RateLimited { inner, limit: self.clone() }
+        RateLimited { inner, limit: Arc::new(self.clone()) }
     }
 }
 
@@ -232,7 +229,8 @@ impl<S> Layer<S> for RateLimit {
 #[derive(Debug, Clone)]
 pub struct RateLimited<S> {
     inner: S,
-    limit: RateLimit,
+    /// One for all requests of a route, which clones this service for each.
+    limit: Arc<RateLimit>,
 }
 
 impl<S> Service<Request> for RateLimited<S>
@@ -242,7 +240,7 @@ where
 {
     type Response = Response;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, S::Error>> + Send>>;
+    type Future = Limiting<S::Future, S::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -251,28 +249,85 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let (client, cost) = match self.limit.charge(&request) {
             Ok(Some(charge)) => charge,
-            Ok(None) => return Box::pin(self.inner.call(request).map_ok(IntoResponse::into_response)),
-            Err(error) => return Box::pin(async move { Ok(error.into_response()) }),
+            Ok(None) => return Limiting::passes(self.inner.call(request), None),
+            Err(error) => return Limiting::refused(error.into_response()),
         };
         #[cfg(feature = "redis")]
         if let Some(shared) = self.limit.shared.clone() {
             // The one that was polled until it was ready.
             let next = self.inner.clone();
             let mut inner = std::mem::replace(&mut self.inner, next);
-            let limit = self.limit.clone();
-            return Box::pin(async move {
+            let limit = Arc::clone(&self.limit);
+            return Limiting::asks(Box::pin(async move {
                 let verdict = limit.decide_by(&shared, &client, cost).await;
-                match limit.counted.refuse(&verdict) {
-                    Some(refusal) => Ok(refusal),
-                    None => Arc::clone(&limit.counted).pass(inner.call(request), verdict).await,
+                match limit.counted.tell(&verdict) {
+                    Told::Refused(refusal) => Ok(refusal),
+                    Told::Passes(left) => Ok(left.beside(inner.call(request).await?)),
                 }
-            });
+            }));
         }
-        let counted = &self.limit.counted;
-        let verdict = counted.memory.take(&counted.rules, &client, cost);
-        match counted.refuse(&verdict) {
-            Some(refusal) => Box::pin(async move { Ok(refusal) }),
-            None => Box::pin(Arc::clone(counted).pass(self.inner.call(request), verdict)),
+        let Counted { rules, memory, .. } = &*self.limit.counted;
+        let verdict = memory.take(rules, &client, cost);
+        match self.limit.counted.tell(&verdict) {
+            Told::Refused(refusal) => Limiting::refused(refusal),
+            Told::Passes(left) => Limiting::passes(self.inner.call(request), Some(left)),
         }
+    }
+}
+
+type Asks<E> = Pin<Box<dyn Future<Output = Result<Response, E>> + Send>>;
+
+pin_project! {
+    /// The future of [`RateLimited`].
+    pub struct Limiting<F, E> {
+        #[pin]
+        step: Step<F, E>,
+    }
+}
+
+pin_project! {
+    #[project = StepProjection]
+    enum Step<F, E> {
+        Refused { answer: Option<Response> },
+        Passes { #[pin] inner: F, left: Option<Left> },
+        Asks { asks: Asks<E> },
+    }
+}
+
+impl<F, E> Limiting<F, E> {
+    fn refused(answer: Response) -> Self {
+        Self { step: Step::Refused { answer: Some(answer) } }
+    }
+
+    fn passes(inner: F, left: Option<Left>) -> Self {
+        Self { step: Step::Passes { inner, left } }
+    }
+
+    #[cfg(feature = "redis")]
+    fn asks(asks: Asks<E>) -> Self {
+        Self { step: Step::Asks { asks } }
+    }
+}
+
+impl<A: IntoResponse, E, F: Future<Output = Result<A, E>>> Future for Limiting<F, E> {
+    type Output = Result<Response, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().step.project() {
+            StepProjection::Refused { answer } => {
+                Poll::Ready(Ok(answer.take().expect("it is polled until it is ready")))
+            }
+            StepProjection::Passes { inner, left } => inner.poll(cx).map_ok(|answer| match left.take() {
+                Some(left) => left.beside(answer),
+                None => answer.into_response(),
+            }),
+            StepProjection::Asks { asks } => asks.as_mut().poll(cx),
+        }
+    }
+}
+
+impl<F, E> fmt::Debug for Limiting<F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limiting").finish_non_exhaustive()
     }
 }

@@ -36,6 +36,8 @@ mod config;
 mod figures;
 #[cfg(feature = "redis")]
 mod handle;
+#[cfg(feature = "redis")]
+mod link;
 
 #[cfg(feature = "redis")]
 pub use ::redis as client;

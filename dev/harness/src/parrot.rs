@@ -1,4 +1,4 @@
-//! A server that says the same whatever it is asked.
+//! A server that says what it was told to say, whatever it is asked.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,7 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// A server that answers whatever it is sent with the same bytes. It ends with this value.
+/// A server that answers what a client sends with one text after the other, the last again and again. An empty one ends the connection. It ends with
+/// this value.
 #[derive(Debug)]
 pub struct Parrot {
     address: SocketAddr,
@@ -20,14 +21,15 @@ impl Parrot {
     /// # Errors
     ///
     /// The operating system's.
-    pub async fn of(answer: &'static [u8]) -> io::Result<Self> {
+    pub async fn saying(answers: &[&'static [u8]]) -> io::Result<Self> {
+        let answers = answers.to_vec();
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
             // Ends with the task.
             let mut clients = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                clients.spawn(serve(client, answer));
+                clients.spawn(serve(client, answers.clone()));
             }
         });
         Ok(Self { address, task })
@@ -46,10 +48,15 @@ impl Drop for Parrot {
     }
 }
 
-async fn serve(mut client: TcpStream, answer: &[u8]) {
+async fn serve(mut client: TcpStream, answers: Vec<&'static [u8]>) {
     let mut asked = [0; 4096];
-    while client.read(&mut asked).await.is_ok_and(|length| length > 0) {
-        if client.write_all(answer).await.is_err() {
+    let last = answers.last().copied().unwrap_or_default();
+    for answer in answers.into_iter().chain(std::iter::repeat(last)) {
+        let heard = client.read(&mut asked).await;
+        if !heard.is_ok_and(|length| length > 0)
+            || answer.is_empty()
+            || client.write_all(answer).await.is_err()
+        {
             return;
         }
     }

@@ -1,9 +1,10 @@
 //! What clients are told of their limits, by draft-ietf-httpapi-ratelimit-headers-11.
 
-use std::fmt::Write;
 use std::time::Duration;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::body::Bytes;
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
 
 use super::limit::{RateLimitError, Rule, Verdict};
 
@@ -13,9 +14,16 @@ const STATE: HeaderName = HeaderName::from_static("ratelimit");
 /// The names of the limits, and the header that says what they are.
 #[derive(Debug)]
 pub(super) struct Policy {
-    /// Strings of structured fields (RFC 9651, section 3.3.3), with their quotes.
+    /// What the state of each limit begins with: `"name";r=`.
     names: Vec<String>,
     header: HeaderValue,
+}
+
+/// What is left of the limits of a client.
+#[derive(Debug)]
+pub(super) struct Left {
+    policy: HeaderValue,
+    state: HeaderValue,
 }
 
 impl Policy {
@@ -23,6 +31,7 @@ impl Policy {
         if name.is_empty() || !name.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             return Err(RateLimitError::Name(name.to_owned()));
         }
+        // As a string of structured fields (RFC 9651, section 3.3.3).
         let quoted = name.replace('\\', "\\\\").replace('"', "\\\"");
         let names: Vec<String> = match rules {
             [] => return Err(RateLimitError::NoLimit),
@@ -33,23 +42,48 @@ impl Policy {
             .iter()
             .zip(rules)
             .map(|(name, rule)| format!("{name};q={};w={}", rule.burst(), seconds(rule.whole())));
-        let header = HeaderValue::try_from(items.collect::<Vec<_>>().join(", "));
-        Ok(Self { names, header: header.map_err(|_| RateLimitError::Name(name.to_owned()))? })
+        let header = HeaderValue::try_from(items.collect::<Vec<_>>().join(", "))
+            .map_err(|_| RateLimitError::Name(name.to_owned()))?;
+        let names = names.into_iter().map(|name| name + ";r=").collect();
+        Ok(Self { names, header })
     }
 
-    /// Adds the headers, also to those of another limit.
-    pub(super) fn tell(&self, verdict: &Verdict, rules: &[Rule], headers: &mut HeaderMap) {
-        let mut state = String::with_capacity(32 * rules.len());
+    /// What is left after this.
+    pub(super) fn left(&self, verdict: &Verdict, rules: &[Rule]) -> Left {
+        let mut state = String::with_capacity(48 * rules.len());
         for ((name, rule), debt) in self.names.iter().zip(rules).zip(&verdict.debts) {
-            let before = if state.is_empty() { "" } else { ", " };
-            write!(state, "{before}{name};r={};t={}", rule.left(*debt), seconds(*debt))
-                .expect("it is a text");
+            if !state.is_empty() {
+                state.push_str(", ");
+            }
+            state.push_str(name);
+            push(&mut state, rule.left(*debt).into());
+            state.push_str(";t=");
+            push(&mut state, seconds(*debt));
         }
-        headers.append(POLICY, self.header.clone());
-        if let Ok(state) = HeaderValue::try_from(state) {
-            headers.append(STATE, state);
-        }
+        // The names are printable ASCII.
+        let state =
+            HeaderValue::from_maybe_shared(Bytes::from(state)).unwrap_or(HeaderValue::from_static(""));
+        Left { policy: self.header.clone(), state }
     }
+}
+
+impl Left {
+    /// Adds the headers to an answer, also beside those of another limit.
+    pub(super) fn beside(self, answer: impl IntoResponse) -> Response {
+        let mut response = answer.into_response();
+        let headers = response.headers_mut();
+        headers.append(POLICY, self.policy);
+        headers.append(STATE, self.state);
+        response
+    }
+}
+
+/// Adds a number in decimal digits, in a fraction of the time of `format`: each answer has two.
+fn push(text: &mut String, number: u64) {
+    if number >= 10 {
+        push(text, number / 10);
+    }
+    text.push(char::from(b'0' + u8::try_from(number % 10).unwrap_or(0)));
 }
 
 /// Whole seconds, rounded up.
@@ -71,11 +105,11 @@ mod tests {
         let one = rules(&[Limit::per_hour(100)]);
         let two = rules(&[Limit::per(5, Duration::from_millis(500)), Limit::per_day(1000).burst(10)]);
         let debts = [Duration::from_millis(1), Duration::from_secs(431)];
-        let mut headers = HeaderMap::new();
-
         let verdict = |debts: &[Duration]| Verdict { refused_for: None, debts: debts.into() };
-        Policy::new("api", &one).expect("a policy").tell(&verdict(&debts[1..]), &one, &mut headers);
-        Policy::new("a\"b\\c", &two).expect("a policy").tell(&verdict(&debts), &two, &mut headers);
+        let inside = Policy::new("api", &one).expect("a policy").left(&verdict(&debts[1..]), &one);
+        let around = Policy::new("a\"b\\c", &two).expect("a policy").left(&verdict(&debts), &two);
+        let response = around.beside(inside.beside(""));
+        let headers = response.headers();
 
         let all =
             |name| headers.get_all(name).iter().map(|it| it.to_str().expect("text")).collect::<Vec<_>>();

@@ -139,7 +139,7 @@ impl Rule {
 
     /// How many requests are left in a bucket that is full again after `debt`.
     pub(super) fn left(self, debt: Duration) -> u32 {
-        let room = self.whole().saturating_sub(debt).as_nanos() / self.interval().as_nanos();
+        let room = nanos(self.whole().saturating_sub(debt)) / nanos(self.interval()).max(1);
         u32::try_from(room).unwrap_or(u32::MAX)
     }
 
@@ -196,6 +196,11 @@ pub(super) struct Verdict {
     pub(super) refused_for: Option<Duration>,
     /// After what time each bucket is full again.
     pub(super) debts: SmallVec<[Duration; 2]>,
+}
+
+/// Nanoseconds, of which a year has less than 2^55. Dividing the 128 bits of the standard library's takes a tenth of a microsecond.
+pub(super) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Takes a request out of all buckets, or out of none.

@@ -9,7 +9,7 @@ use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use super::client::Client;
-use super::limit::{self, Buckets, Rule, Verdict};
+use super::limit::{self, Buckets, Rule, Verdict, nanos};
 
 /// The most clients that are remembered.
 const MOST: usize = 100_000;
@@ -66,10 +66,6 @@ impl Memory {
         let hash = usize::try_from(self.hasher.hash_one(client) % PARTS as u64).unwrap_or(0);
         self.parts[hash].lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The buckets of a client, full ones if it is not known.

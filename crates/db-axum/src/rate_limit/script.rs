@@ -13,36 +13,38 @@ use super::limit::{Rule, Verdict};
 
 /// Takes a request out of all buckets, or out of none: one round trip, by the clock of Redis.
 ///
-/// A client is one key, whose value is when each bucket is full again, in microseconds since 1970. For each bucket the arguments are how long it
-/// takes to fill what the request takes out, how long it takes to fill as a whole, and after what time it is full as far as the caller knows. The
-/// answer is 1 if the request passes, else 0, and then after what time each bucket is full. What the caller knows is stored also when the request is
-/// refused: Redis may have been emptied, and the others do not know it.
+/// Each bucket of the client is a key, whose value is when the bucket is full again, in microseconds since 1970. For each bucket the arguments are how
+/// long it takes to fill what the request takes out, how long it takes to fill as a whole, and after what time it is full as far as the caller
+/// knows. The answer is 1 if the request passes, else 0, and then after what time each bucket is full. What the caller knows is stored also when the
+/// request is refused: Redis may have been emptied, and the others do not know it.
+///
+/// `not (debt >= known)` is also true of what is no number. No bucket owes more than the whole: the clock may have been set back.
 const SCRIPT: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local stored = {}
-for at in string.gmatch(redis.call('GET', KEYS[1]) or '', '%d+') do
-    stored[#stored + 1] = tonumber(at)
+local answer, learnt = {1}, false
+for bucket = 1, #KEYS do
+    local takes, whole, known = ARGV[3 * bucket - 2] + 0, ARGV[3 * bucket - 1] + 0, ARGV[3 * bucket] + 0
+    local debt = (tonumber(redis.call('GET', KEYS[bucket]) or now) or now) - now
+    if not (debt >= known) then
+        debt, learnt = known, learnt or known > 0
+    end
+    if debt > whole then
+        debt = whole
+    end
+    if debt + takes > whole then
+        answer[1] = 0
+    end
+    answer[bucket + 1] = debt
 end
-local debts, takes_out, passes, learnt = {}, {}, true, false
-for bucket = 1, math.floor(#ARGV / 3) do
-    local takes, whole, known = tonumber(ARGV[3 * bucket - 2]), tonumber(ARGV[3 * bucket - 1]), tonumber(ARGV[3 * bucket])
-    local has = math.max((stored[bucket] or 0) - now, 0)
-    learnt = learnt or known > has
-    -- Not more than the whole bucket: the clock may have been set back.
-    debts[bucket] = math.min(math.max(has, known), whole)
-    takes_out[bucket] = takes
-    passes = passes and debts[bucket] + takes <= whole
-end
-local answer, full_at, longest = {passes and 1 or 0}, {}, 0
-for bucket = 1, #debts do
-    local debt = debts[bucket] + (passes and takes_out[bucket] or 0)
-    answer[bucket + 1] = math.ceil(debt)
-    full_at[bucket] = string.format('%.0f', now + debt)
-    longest = math.max(longest, debt)
-end
-if passes or learnt then
-    redis.call('SET', KEYS[1], table.concat(full_at, ' '), 'PX', math.ceil(longest / 1000))
+if answer[1] == 1 or learnt then
+    for bucket = 1, #KEYS do
+        local debt = answer[bucket + 1] + answer[1] * ARGV[3 * bucket - 2]
+        answer[bucket + 1] = debt
+        if debt > 0 then
+            redis.call('SET', KEYS[bucket], now + debt, 'PX', math.ceil(debt / 1000))
+        end
+    end
 end
 return answer
 ";
@@ -83,13 +85,13 @@ impl Shared {
         known: &[Duration],
     ) -> Result<Verdict, WithoutRedis> {
         let mut asked = self.script.prepare_invoke();
-        asked.key(format!("{}{client}", self.prefix));
-        let times: Vec<_> =
-            rules.iter().map(|rule| (rule.interval() * rule.cells(cost).get(), rule.whole())).collect();
-        for ((takes, whole), known) in times.iter().zip(known) {
-            for time in [*takes, *whole, *known] {
-                asked.arg(micros(time));
-            }
+        let mut times = SmallVec::<[_; 2]>::new();
+        for (bucket, (rule, known)) in rules.iter().zip(known).enumerate() {
+            let (takes, whole) = (rule.interval() * rule.cells(cost).get(), rule.whole());
+            // The client in braces: a cluster keeps the buckets of one client together.
+            asked.key(format!("{}{{{client}}}:{bucket}", self.prefix));
+            asked.arg(micros(takes)).arg(micros(whole)).arg(micros(*known));
+            times.push((takes, whole));
         }
         let decide = async |mut redis: Redis| -> RedisResult<Verdict> {
             let answer: Vec<u64> = asked.invoke_async(&mut redis).await?;
@@ -99,9 +101,12 @@ impl Shared {
     }
 }
 
-/// Microseconds, with a part of one: a limit of a million a second has one for each request.
+/// Microseconds, with a part of one: of a limit of 300 000 a second, each request takes three and a third.
 fn micros(time: Duration) -> String {
-    format!("{}.{:03}", time.as_micros(), time.subsec_nanos() % 1000)
+    match time.subsec_nanos() % 1000 {
+        0 => time.as_micros().to_string(),
+        part => format!("{}.{part:03}", time.as_micros()),
+    }
 }
 
 /// Reads the answer.
@@ -140,7 +145,7 @@ mod tests {
         let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
         // Told the time, and with keys that do not go meanwhile.
         let clock = ("redis.call('TIME')", "{ARGV[#ARGV - 1], ARGV[#ARGV]}");
-        let expiry = ("math.ceil(longest / 1000)", "86400000");
+        let expiry = ("math.ceil(debt / 1000)", "86400000");
         let told_the_time = Script::new(&SCRIPT.replace(clock.0, clock.1).replace(expiry.0, expiry.1));
         let limits = [
             Limit::per_second(10),
@@ -162,17 +167,18 @@ mod tests {
                 let cost = [1, 1, 1, 2, 5, 1000][random.usize(..6)];
                 let expected = limit::take(&rules, &mut buckets, now * 1000, cost);
 
-                let mut asked = told_the_time.key(format!("history {history}"));
-                let times: Vec<_> = rules
-                    .iter()
-                    .map(|rule| (rule.interval() * rule.cells(cost).get(), rule.whole()))
-                    .collect();
-                for (takes, whole) in &times {
-                    asked.arg(micros(*takes)).arg(micros(*whole)).arg(micros(Duration::ZERO));
+                let mut asked = told_the_time.prepare_invoke();
+                let mut times = Vec::new();
+                for (bucket, rule) in rules.iter().enumerate() {
+                    let (takes, whole) = (rule.interval() * rule.cells(cost).get(), rule.whole());
+                    asked.key(format!("{history}:{bucket}"));
+                    asked.arg(micros(takes)).arg(micros(whole)).arg(micros(Duration::ZERO));
+                    times.push((takes, whole));
                 }
                 asked.arg(now / 1_000_000).arg(now % 1_000_000);
                 let answer: Vec<u64> = asked.invoke_async(&mut redis).await.expect("an answer");
-                let said = verdict(&answer, &times).expect("a verdict");
+                let said = verdict(&answer, &times)
+                    .unwrap_or_else(|error| panic!("{error}: {answer:?} for {times:?}"));
 
                 // One of them may have rounded to the other side of the limit, by which the histories would differ from then on.
                 let is_close =
@@ -205,5 +211,6 @@ mod tests {
         let far = verdict(&[0, u64::MAX], &times).expect("a verdict");
         assert_eq!((far.refused_for, far.debts[0]), (Some(Duration::from_secs(36)), hour));
         assert_eq!(micros(Duration::from_nanos(36_000_001_007)), "36000001.007");
+        assert_eq!(micros(Duration::from_secs(36)), "36000000");
     }
 }

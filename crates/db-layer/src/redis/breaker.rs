@@ -49,9 +49,11 @@ impl Breaker {
         match (found, by) {
             // Also of somebody who asked before the breaker opened: Redis is there.
             (Found::Answer, _) => *self = Self::Closed,
-            (Found::Nothing, Admitted::Tries) => *self = Self::Open { until: now + rest },
+            (Found::Nothing, Admitted::Tries) => *self = Self::Open { until: now.saturating_add(rest) },
             // Those who asked together are late together, and the last of them does not prolong what the first began.
-            (Found::Nothing, Admitted::Asks) if was_closed => *self = Self::Open { until: now + rest },
+            (Found::Nothing, Admitted::Asks) if was_closed => {
+                *self = Self::Open { until: now.saturating_add(rest) };
+            }
             // Somebody else may try.
             (Found::Unknown, Admitted::Tries) => *self = Self::Open { until: now },
             (Found::Nothing | Found::Unknown, Admitted::Asks) => {}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ::redis::{Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion};
 use derive_setters::Setters;
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 
 /// Where Redis is, and how long it may take. `Debug` and `Display` show no password.
 #[derive(Clone, Setters)]
@@ -33,11 +34,22 @@ pub struct RedisConfigError;
 impl RedisConfig {
     /// Reads an address: `redis://user:password@host:port/database`, `rediss://…` with TLS, or `redis+unix:///path`. Nothing is connected to.
     ///
+    /// The first address with TLS makes ring the default of rustls for the process, if the program has chosen none: the driver would choose by
+    /// itself, and panic in a program that has two to choose from. TLS trusts the system's authorities.
+    ///
     /// # Errors
     ///
     /// [`RedisConfigError`] if the text is not such an address.
     pub fn from_url(url: &str) -> Result<Self, RedisConfigError> {
         let info = url.into_connection_info().map_err(|_| RedisConfigError)?;
+        match info.addr() {
+            ConnectionAddr::TcpTls { insecure: true, .. } => return Err(RedisConfigError),
+            // Another thread may have been faster.
+            ConnectionAddr::TcpTls { .. } if CryptoProvider::get_default().is_none() => {
+                ring::default_provider().install_default().ok();
+            }
+            _ => {}
+        }
         // The other protocol has messages that nobody asked for, and would reconnect because of one.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
         let client = Client::open(info.set_redis_settings(settings)).map_err(|_| RedisConfigError)?;
@@ -95,9 +107,15 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused_and_not_shown() {
-        for text in
-            ["", "cache", "postgres://a:geheim@b/c", "http://geheim", "redis://a:geheim@b/c", "redis://"]
-        {
+        for text in [
+            "",
+            "cache",
+            "postgres://a:geheim@b/c",
+            "http://geheim",
+            "redis://a:geheim@b/c",
+            "redis://",
+            "rediss://:geheim@b/#insecure",
+        ] {
             let error = RedisConfig::from_url(text).expect_err(text);
             assert!(!format!("{error} {error:?}").contains("geheim"), "{error}");
         }

@@ -6,7 +6,7 @@ use crate::DatabaseHealth;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RedisHealth {
-    /// Whether it answers: it is asked every 2 s, and has 1 s for the answer.
+    /// Whether it answers: it is asked every 2 s, and has the times of [`Options::redis`](crate::Options) for a connection and for the answer.
     pub server: DatabaseHealth,
     /// What it said of itself; `None` before the first answer, and while it does not answer.
     pub figures: Option<RedisFigures>,

@@ -5,24 +5,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use ::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
-use ::redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, Value, cmd};
+use ::redis::aio::ConnectionLike;
+use ::redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, ServerErrorKind, Value, cmd};
 use futures_util::FutureExt;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::breaker::{Admitted, Breaker, Found};
+use super::link::Link;
 use super::{RedisConfig, RedisFigures, RedisHealth};
 use crate::DatabaseHealth;
 
-/// For the answer to a look.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// Redis, as a connection that all clones share: commands of several tasks are sent without waiting for the answers of others. It is fit for the
-/// commands of the crate [`redis`](super::client), but for those that block or subscribe.
+/// commands of the crate [`redis`](super::client), but for those that block or subscribe, and for those that change the connection of all: `SELECT`,
+/// `WATCH` and `MULTI` as single commands, `QUIT`.
 ///
-/// It connects at the first command, and again after it was lost: the command that finds the loss fails. After
+/// It connects at the first command, and again at the next after it was lost: the command that finds the loss fails. After
 /// [`Db::shutdown`](crate::Db::shutdown) every command fails, and nothing is connected to any more.
 ///
 /// Dropping the future of a command is safe: the command may be executed, and its answer is dropped.
@@ -34,12 +34,14 @@ pub struct Redis {
 struct Shared {
     config: RedisConfig,
     began: Instant,
-    /// None once it is closed.
-    manager: Mutex<Option<ConnectionManager>>,
+    link: Link,
     /// Of commands that are not answered yet.
     in_use: TaskTracker,
+    closed: CancellationToken,
     was_used: AtomicBool,
     breaker: Mutex<Breaker>,
+    /// How many commands were answered.
+    answers: AtomicU64,
     without: AtomicU64,
     seen: Mutex<Seen>,
 }
@@ -61,7 +63,7 @@ pub enum WithoutRedis {
     #[error("Redis did not answer within {0:?}")]
     Late(Duration),
     /// A command failed.
-    #[error("Redis: {0}")]
+    #[error("a command to Redis failed")]
     Failed(#[from] RedisError),
 }
 
@@ -70,10 +72,12 @@ impl Redis {
     pub(crate) fn new(config: RedisConfig) -> Self {
         let shared = Shared {
             began: Instant::now(),
-            manager: Mutex::new(Some(manager(&config))),
+            link: Link::new(&config),
             in_use: TaskTracker::new(),
+            closed: CancellationToken::new(),
             was_used: AtomicBool::new(false),
             breaker: Mutex::new(Breaker::Closed),
+            answers: AtomicU64::new(0),
             without: AtomicU64::new(0),
             seen: Mutex::new(Seen { server: DatabaseHealth::NotAsked, figures: None }),
             config,
@@ -90,7 +94,7 @@ impl Redis {
     /// # Errors
     ///
     /// [`WithoutRedis`], which is counted in [`RedisHealth::without`]. The caller is to go on without Redis. An error that Redis answered with
-    /// counts, too, and keeps nobody else away.
+    /// counts, too, and keeps nobody else away, as does a value that is not of the type that was asked for.
     pub async fn within<T, F>(
         &self,
         limit: Duration,
@@ -103,6 +107,7 @@ impl Redis {
             self.shared.without.fetch_add(1, Ordering::Relaxed);
             return Err(WithoutRedis::Resting);
         };
+        let before = self.shared.answers.load(Ordering::Relaxed);
         let done = match timeout(limit, commands(self.clone())).await {
             Ok(done) => done.map_err(WithoutRedis::from),
             Err(_) => Err(WithoutRedis::Late(limit)),
@@ -111,9 +116,10 @@ impl Redis {
             Ok(_) => asking.end(Found::Answer),
             Err(why) => {
                 self.shared.without.fetch_add(1, Ordering::Relaxed);
-                let is_there = matches!(why, WithoutRedis::Failed(error) if is_answer(error));
+                // By this caller's commands or by those of others: then it is there, and only something else is wrong.
+                let is_there = self.shared.answers.load(Ordering::Relaxed) != before;
                 if asking.end(if is_there { Found::Answer } else { Found::Nothing }) {
-                    tracing::info!(redis = %self.shared.config, %why, "redis is left alone for {:?}", self.shared.config.rest);
+                    tracing::info!(redis = %self.shared.config, why = %Reasons(why), "redis is left alone for {:?}", self.shared.config.rest);
                 }
                 return done;
             }
@@ -126,7 +132,7 @@ impl Redis {
     pub fn health(&self) -> RedisHealth {
         let Seen { server, figures } = self.shared.seen().clone();
         let without = self.shared.without.load(Ordering::Relaxed);
-        RedisHealth { server, figures, without, is_closed: self.shared.manager().is_none() }
+        RedisHealth { server, figures, without, is_closed: self.shared.closed.is_cancelled() }
     }
 
     /// Whether anybody has sent a command.
@@ -134,28 +140,27 @@ impl Redis {
         self.shared.was_used.load(Ordering::Relaxed)
     }
 
-    /// Asks how it is, and notes it.
+    /// Asks how it is, and notes it. It may take as long as a connection and an answer.
     pub(crate) async fn look(&self) {
         let began = Instant::now();
+        let limit = self.shared.config.connect.saturating_add(self.shared.config.answer);
         let mut this = self.clone();
-        let asked = timeout(LOOK, cmd("INFO").query_async::<String>(&mut this)).await;
+        let asked = timeout(limit, cmd("INFO").query_async::<String>(&mut this)).await;
+        let answers = DatabaseHealth::Answers { within: began.elapsed() };
         let (server, figures) = match asked {
-            Ok(Ok(info)) => {
-                (DatabaseHealth::Answers { within: began.elapsed() }, Some(RedisFigures::parse(&info)))
-            }
-            // It may forbid the command.
-            Ok(Err(error)) if is_answer(&error) => {
-                (DatabaseHealth::Answers { within: began.elapsed() }, None)
-            }
+            Ok(Ok(info)) => (answers, Some(RedisFigures::parse(&info))),
+            // It may forbid this command, and no other.
+            Ok(Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => (answers, None),
             Ok(Err(error)) => {
+                // Silence may be that of a machine that is gone, which nothing else tells.
                 if error.is_timeout() {
-                    self.shared.replace();
+                    self.shared.link.take();
                 }
                 (DatabaseHealth::Fails { reason: error.to_string() }, None)
             }
             Err(_) => {
-                self.shared.replace();
-                (DatabaseHealth::Fails { reason: format!("no answer within {LOOK:?}") }, None)
+                self.shared.link.take();
+                (DatabaseHealth::Fails { reason: format!("no answer within {limit:?}") }, None)
             }
         };
         let mut seen = self.shared.seen();
@@ -172,36 +177,25 @@ impl Redis {
     }
 
     /// Takes no more commands, waits for those under way, and ends the session (`QUIT`), all within `limit`. False if that was not enough: the
-    /// connection is dropped then.
+    /// connection then ends with the last command. Dropping the future leaves it without new commands; call it again to go on from there.
     pub(crate) async fn close(&self, limit: Duration) -> bool {
-        let manager = self.shared.manager().take();
+        self.shared.closed.cancel();
         self.shared.in_use.close();
         let end = async {
             self.shared.in_use.wait().await;
-            match manager {
-                // Not if it would have to connect for it.
-                Some(mut manager) if self.is_connected() => {
-                    if let Err(error) = cmd("QUIT").query_async::<()>(&mut manager).await {
-                        tracing::debug!(%error, "the connection to redis was lost before it was closed");
-                    }
-                }
-                _ => {}
+            if let Some(mut connection) = self.shared.link.take()
+                && let Err(error) = cmd("QUIT").query_async::<()>(&mut connection).await
+            {
+                tracing::debug!(%error, "the connection to redis was lost before it was closed");
             }
         };
-        timeout(limit, end).await.is_ok()
-    }
-
-    /// By the last look; or nobody has looked since the first command.
-    fn is_connected(&self) -> bool {
-        self.was_used() && !matches!(self.shared.seen().server, DatabaseHealth::Fails { .. })
+        let is_closed = timeout(limit, end).await.is_ok();
+        self.shared.link.take();
+        is_closed
     }
 }
 
 impl Shared {
-    fn manager(&self) -> MutexGuard<'_, Option<ConnectionManager>> {
-        self.manager.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,41 +204,46 @@ impl Shared {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection for one command, which a shutdown waits for.
-    fn enter(&self) -> RedisResult<(ConnectionManager, TaskTrackerToken)> {
-        let manager = self.manager();
-        let Some(open) = &*manager else {
-            let closed = io::Error::new(
-                io::ErrorKind::NotConnected,
-                "the connection to Redis is closed: the service shuts down",
-            );
-            return Err(closed.into());
-        };
-        self.was_used.store(true, Ordering::Relaxed);
-        Ok((open.clone(), self.in_use.token()))
-    }
-
-    /// Begins a new connection. The old one may lead to a machine that is gone, which only silence tells.
-    fn replace(&self) {
-        if let Some(open) = &mut *self.manager() {
-            *open = manager(&self.config);
+    /// A permission to send one command, which a shutdown waits for.
+    fn enter(&self) -> RedisResult<TaskTrackerToken> {
+        let token = self.in_use.token();
+        // Afterwards: either this sees that it is closed, or the shutdown sees the token.
+        if self.closed.is_cancelled() {
+            let closed = "the connection to Redis is closed: the service shuts down";
+            return Err(io::Error::new(io::ErrorKind::NotConnected, closed).into());
         }
+        self.was_used.store(true, Ordering::Relaxed);
+        Ok(token)
     }
-}
 
-fn manager(config: &RedisConfig) -> ConnectionManager {
-    let bounds = ConnectionManagerConfig::new()
-        // The next command tries again.
-        .set_number_of_retries(0)
-        .set_connection_timeout(Some(config.connect))
-        .set_response_timeout(Some(config.answer));
-    ConnectionManager::new_lazy_with_config(Client::clone(&config.client), bounds)
-        .expect("only subscriptions can be refused, and there are none")
+    /// Notes what came of a command.
+    fn came_back<T>(&self, number: u64, answer: RedisResult<T>) -> RedisResult<T> {
+        match &answer {
+            Err(error) if error.is_unrecoverable_error() => self.link.lost(number),
+            Err(error) if !is_answer(error) => {}
+            _ => {
+                self.answers.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        answer
+    }
 }
 
 /// Whether Redis has answered, with an error.
 fn is_answer(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType)
+    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
+}
+
+/// An error with its source, for a line of the log.
+struct Reasons<'a>(&'a WithoutRedis);
+
+impl fmt::Display for Reasons<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            WithoutRedis::Failed(error) => write!(f, "{}: {error}", self.0),
+            other => other.fmt(f),
+        }
+    }
 }
 
 /// A caller that asks Redis. Dropped, it has given up.
@@ -280,8 +279,9 @@ impl Drop for Asking<'_> {
 impl ConnectionLike for Redis {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         async move {
-            let (mut manager, _in_use) = self.shared.enter()?;
-            manager.req_packed_command(cmd).await
+            let _in_use = self.shared.enter()?;
+            let (mut connection, number) = self.shared.link.get().await?;
+            self.shared.came_back(number, connection.req_packed_command(cmd).await)
         }
         .boxed()
     }
@@ -293,8 +293,10 @@ impl ConnectionLike for Redis {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         async move {
-            let (mut manager, _in_use) = self.shared.enter()?;
-            manager.req_packed_commands(pipeline, offset, count).await
+            let _in_use = self.shared.enter()?;
+            let (mut connection, number) = self.shared.link.get().await?;
+            let answers = connection.req_packed_commands(pipeline, offset, count).await;
+            self.shared.came_back(number, answers)
         }
         .boxed()
     }

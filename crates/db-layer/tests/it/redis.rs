@@ -5,8 +5,10 @@ use std::time::Duration;
 use db_layer::redis::client::{AsyncCommands, RedisResult, cmd};
 use db_layer::redis::{RedisConfig, WithoutRedis};
 use db_layer::{DatabaseHealth, Db, Options};
-use db_testkit::{Redis, TestDb, until};
+use db_testkit::{Proxy, Redis, TestDb, until};
 use harness::{Log, Parrot};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::{PATIENCE, config};
@@ -20,6 +22,33 @@ fn redis(url: &str) -> RedisConfig {
 
 async fn open(db: &TestDb, redis: RedisConfig) -> Db {
     db_layer::open(Options::new(config(db)).redis(redis)).await.expect("an open database")
+}
+
+/// With patience for a machine that is busy.
+fn patient(url: &str) -> RedisConfig {
+    redis(url).connect(PATIENCE).answer(PATIENCE)
+}
+
+/// Says it over a connection of its own.
+async fn tell(server: &Redis, commands: &str) {
+    let mut socket = UnixStream::connect(server.socket()).await.expect("a connection");
+    socket.write_all(format!("{commands}\r\nQUIT\r\n").as_bytes()).await.expect("sent");
+    let mut said = String::new();
+    timeout(PATIENCE, socket.read_to_string(&mut said)).await.expect("in time").expect("read");
+    assert!(said.lines().all(|line| line == "+OK"), "{said}");
+}
+
+/// A network in front of it. A proxy leads to sockets that have the name of PostgreSQL's.
+fn proxy(server: &Redis) -> Proxy {
+    let folder = server.socket().parent().expect("a folder").to_owned();
+    std::os::unix::fs::symlink(server.socket(), folder.join(".s.PGSQL.6379")).expect("a link");
+    Proxy::to_address(&format!("postgres://redis@localhost/redis?host={}&port=6379", folder.display()))
+        .expect("a proxy")
+}
+
+fn through(proxy: &Proxy) -> String {
+    let options = proxy.options();
+    format!("redis://{}:{}", options.get_host(), options.get_port())
 }
 
 /// What a client of its own is told in the section.
@@ -50,7 +79,8 @@ async fn one_connection_serves_all_and_says_how_redis_is(db: TestDb) {
     let server = Redis::start().await.expect("a Redis");
     let mut monitor = db_layer::MonitorOptions::default();
     monitor.log_every = Duration::from_secs(2);
-    let options = Options::new(config(&db)).redis(redis(&server.url())).monitor(monitor).namespace("figures");
+    let options =
+        Options::new(config(&db)).redis(patient(&server.url())).monitor(monitor).namespace("figures");
     let layer = db_layer::open(options).await.expect("an open database");
 
     let count = async || layer.redis().expect("a connection").clone().incr::<_, _, i64>("visits", 1).await;
@@ -124,34 +154,105 @@ async fn a_redis_that_does_not_answer_is_left_alone_and_tried_again_by_one(db: T
 #[db_testkit::test]
 async fn an_error_that_redis_answers_with_keeps_nobody_away(db: TestDb) {
     let server = Redis::start().await.expect("a Redis");
-    let layer = open(&db, redis(&server.url()).rest(LONG * 10)).await;
+    let layer = open(&db, patient(&server.url()).rest(LONG * 10)).await;
     set(&layer, LONG).await.expect("an answer");
     let redis = layer.redis().expect("a connection");
 
     let wrong = redis.within(LONG, async |mut redis| redis.lpush::<_, _, i64>("word", 1).await).await;
 
     let wrong = wrong.expect_err("a list is no number");
-    assert!(matches!(&wrong, WithoutRedis::Failed(_)) && wrong.to_string().contains("WRONGTYPE"), "{wrong}");
+    let reason = std::error::Error::source(&wrong).expect("a reason").to_string();
+    assert!(matches!(&wrong, WithoutRedis::Failed(_)) && reason.contains("WRONGTYPE"), "{reason}");
+    set(&layer, LONG).await.expect("it is asked all the same");
+    let text = async |mut redis: db_layer::redis::Redis| {
+        redis.set::<_, _, ()>("text", "x").await?;
+        redis.get::<_, i64>("text").await
+    };
+    let text = redis.within(LONG, text).await.expect_err("a text is no number");
+    assert!(matches!(&text, WithoutRedis::Failed(_)), "{text}");
     set(&layer, LONG).await.expect("it is asked all the same");
 }
 
+/// What the driver asks first, in one packet, is answered.
+const SET_UP: &[u8] = b"+OK\r\n+OK\r\n";
+
 #[db_testkit::test]
 async fn an_answer_that_is_nonsense_or_is_cut_off_is_no_answer(db: TestDb) {
-    for answer in [&b"HTTP/1.1 200 OK\r\n\r\n"[..], b"$100\r\nhalf", b"", b":1\r\n\x00\x01\x02"] {
-        let parrot = Parrot::of(answer).await.expect("a server");
+    let nonsense: [&[&[u8]]; 6] = [
+        // Before the first command, and after.
+        &[b"HTTP/1.1 400 Bad Request\r\n\r\n"],
+        &[b""],
+        &[SET_UP, b"$100\r\nhalf"],
+        &[SET_UP, b"$100\r\nhalf", b""],
+        &[SET_UP, b":1\x00\x01\x02"],
+        &[SET_UP, b""],
+    ];
+    for answers in nonsense {
+        let parrot = Parrot::saying(answers).await.expect("a server");
         let layer = open(&db, redis(&format!("redis://{}", parrot.address()))).await;
 
-        let nothing = set(&layer, Duration::from_millis(200)).await.expect_err("no answer");
+        let nothing = set(&layer, LONG).await.expect_err("no answer");
 
-        assert!(!matches!(nothing, WithoutRedis::Resting), "{nothing}");
+        assert!(matches!(nothing, WithoutRedis::Failed(_)), "{nothing} to {answers:?}");
+        let resting = set(&layer, LONG).await.expect_err("no answer");
+        assert!(matches!(resting, WithoutRedis::Resting), "{resting}");
+        until("it is away", async || {
+            matches!(layer.health().redis.expect("one").server, DatabaseHealth::Fails { .. })
+        })
+        .await;
+        assert!(layer.health().is_ready());
         assert!(layer.shutdown(PATIENCE).await.is_clean());
     }
 }
 
 #[db_testkit::test]
+async fn a_server_without_tls_is_refused_and_nothing_panics(db: TestDb) {
+    let parrot = Parrot::saying(&[b"-ERR unknown command\r\n"]).await.expect("a server");
+    let layer = open(&db, redis(&format!("rediss://{}", parrot.address()))).await;
+
+    until("it is away", async || {
+        matches!(layer.health().redis.expect("one").server, DatabaseHealth::Fails { .. })
+    })
+    .await;
+    assert!(layer.health().is_ready());
+}
+
+#[db_testkit::test]
+async fn a_login_that_is_refused_is_an_alert_and_is_tried_again(db: TestDb) {
+    let server = Redis::start().await.expect("a Redis");
+    tell(&server, "CONFIG SET requirepass first").await;
+    let without = open(&db, redis(&server.url())).await;
+    let wrong = open(&db, redis(&format!("{}?pass=second", server.url()))).await;
+    for layer in [&without, &wrong] {
+        assert!(set(layer, LONG).await.is_err());
+        until("an alert", async || names(layer).contains(&"RedisAway")).await;
+    }
+
+    tell(&server, "AUTH first\r\nCONFIG SET requirepass second").await;
+    until("the right password is taken", async || set(&wrong, LONG).await.is_ok()).await;
+    tell(&server, "AUTH second\r\nCONFIG SET requirepass \"\"").await;
+    until("none is needed", async || set(&without, LONG).await.is_ok()).await;
+}
+
+#[db_testkit::test]
+async fn a_link_that_is_silent_is_replaced(db: TestDb) {
+    let server = Redis::start().await.expect("a Redis");
+    let proxy = proxy(&server);
+    let layer = open(&db, redis(&through(&proxy))).await;
+    set(&layer, LONG).await.expect("an answer");
+
+    // Nothing ends, and nothing comes: only a new connection helps.
+    proxy.half_open();
+
+    until("it is away", async || !layer.health().redis.expect("one").is_connected()).await;
+    until("it is back", async || layer.health().redis.expect("one").is_connected()).await;
+    until("it is used again", async || set(&layer, LONG).await.is_ok()).await;
+}
+
+#[db_testkit::test]
 async fn a_shutdown_waits_for_the_last_command_says_goodbye_and_nothing_connects_again(db: TestDb) {
     let server = Redis::start().await.expect("a Redis");
-    let layer = open(&db, redis(&server.url()).answer(PATIENCE)).await;
+    let layer = open(&db, patient(&server.url())).await;
     let mut redis = layer.redis().expect("a connection").clone();
     redis.set::<_, _, ()>("word", "kept").await.expect("an answer");
     // It is answered when somebody else pushes.
@@ -205,7 +306,7 @@ async fn a_shutdown_does_not_wait_for_a_frozen_redis_for_longer_than_it_may(db: 
 #[db_testkit::test]
 async fn a_lazy_database_connects_to_redis_when_somebody_uses_it(db: TestDb) {
     let server = Redis::start().await.expect("a Redis");
-    let options = Options::new(config(&db)).redis(redis(&server.url())).lazy();
+    let options = Options::new(config(&db)).redis(patient(&server.url())).lazy();
     let layer = db_layer::open(options).await.expect("an open database");
     sqlx::query("select 1").execute(layer.api()).await.expect("an answer");
     // Both are looked at equally often.
