@@ -163,7 +163,7 @@ pub(crate) struct ServeArgs {
     pub(crate) host: Vec<Host>,
     /// The most requests a second for pages and the API of each address; more are answered 429. 0 sets no limit. With --redis-url, all
     /// instances count together.
-    #[arg(long, value_name = "REQUESTS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    #[arg(long, value_name = "REQUESTS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=20_000))]
     pub(crate) rate_limit: u32,
     /// How many proxies are in front, each of which appends the address of its client to `X-Forwarded-For`.
     #[arg(long, value_name = "PROXIES", default_value_t = 0)]

@@ -77,7 +77,7 @@ pub use tx::{Tx, transactions};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The examples of the README and the guide.
-#[cfg(all(doctest, feature = "redis"))]
+#[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/guide.md")]
 struct Documents;

@@ -21,7 +21,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::client::{Client, Who};
+use self::client::{By, Client, Who};
 use self::headers::{Left, Policy};
 pub use self::limit::{Limit, RateLimitError};
 use self::limit::{Rule, Verdict};
@@ -66,6 +66,12 @@ const ANSWER: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 #[must_use = "it is given to `layer`"]
 pub struct RateLimit {
+    /// A route makes a clone for each request.
+    settings: Arc<Settings>,
+}
+
+#[derive(Clone)]
+struct Settings {
     counted: Arc<Counted>,
     who: Who,
     cost: Option<Cost>,
@@ -103,7 +109,7 @@ impl RateLimit {
             name: name.to_owned(),
             rules,
         };
-        Ok(Self {
+        let settings = Settings {
             counted: Arc::new(counted),
             who: Who::default(),
             cost: None,
@@ -111,7 +117,8 @@ impl RateLimit {
             answer: ANSWER,
             #[cfg(feature = "redis")]
             shared: None,
-        })
+        };
+        Ok(Self { settings: Arc::new(settings) })
     }
 
     /// This many proxies of yours are in front, each of which appends the address of its peer to `X-Forwarded-For`. The client is the address that
@@ -120,50 +127,59 @@ impl RateLimit {
     ///
     /// With 0, the default, the header counts for nothing. A number above that of the proxies lets clients choose their address.
     pub fn behind(mut self, proxies: u8) -> Self {
-        self.who = Who::Address { proxies };
+        self.settings_mut().who.proxies = proxies;
         self
     }
 
     /// A client is the value of this header, such as an API key. Only a digest of it is kept. It must have been checked before, by a layer around
     /// this one: whoever may choose the value has as many limits as they like. A request without it is counted by its address, as without this.
     pub fn by_header(mut self, name: HeaderName) -> Self {
-        self.who = Who::Header { name, proxies: self.who.proxies() };
+        self.settings_mut().who.by = By::Header(name);
         self
     }
 
     /// A client is what this says, such as the user that a layer around this one has put among the request's extensions. `None` has no limit.
     pub fn by(mut self, client: impl Fn(&Request) -> Option<String> + Send + Sync + 'static) -> Self {
-        self.who = Who::By(Arc::new(client));
+        self.settings_mut().who.by = By::Text(Arc::new(client));
         self
     }
 
     /// A request counts as this many. 0 has no limit, and what is above a limit's number counts as that number.
     pub fn cost(mut self, cost: impl Fn(&Request) -> u32 + Send + Sync + 'static) -> Self {
-        self.cost = Some(Arc::new(cost));
+        self.settings_mut().cost = Some(Arc::new(cost));
         self
     }
 
-    /// Counts in this database's [Redis](db_layer::Db::redis), for all processes that use the same one, the same namespace, name and limits. Each request
-    /// costs one round trip, and the time is that of Redis. Without Redis, each process goes on counting by itself.
+    /// Counts in this database's [Redis](db_layer::Db::redis), for all processes that use the same one for the same database, namespace, name and limits. Each
+    /// request costs one round trip, and the time is that of Redis. If the database has no Redis, each process goes on counting by itself.
     ///
-    /// When Redis is away, or does not answer within [50 ms](Self::answer_within), a process goes on by itself with its share of the limit, that is the limit
-    /// divided by [`Options::instances`](db_layer::Options::instances) and at least one request, and remembers what Redis has said last. When Redis is back,
-    /// even with nothing in it, it is told what the processes remember. No client gets an error, or more than twice its limit;
-    /// [`RedisHealth::without`](db_layer::redis::RedisHealth::without) counts the requests, and an alert tells.
+    /// When Redis is away, or does not answer within [50 ms](Self::answer_within), no client gets an error. A process goes on by itself with its share, that is the
+    /// limit divided by [`Options::instances`](db_layer::Options::instances): each request counts as that many in what the process remembers, of itself and of
+    /// what Redis has said last. When Redis is back, even with nothing in it, it is told what the processes remember, but for the last 50 ms. So a client
+    /// gets at most its limit once more, as long as the limit is not smaller than the number of instances: a share is one request at least.
+    /// [`RedisHealth::without`](db_layer::redis::RedisHealth::without) counts these requests, and an alert tells.
+    ///
+    /// Redis 5 or later is needed, and the rights to `EVALSHA`, `SCRIPT LOAD`, `TIME`, `GET` and `SET`. A cluster is not.
     #[cfg(feature = "redis")]
     pub fn shared_by(mut self, db: &db_layer::Db) -> Self {
-        let Counted { name, rules, .. } = &*self.counted;
-        self.shared = Shared::new(db, name, rules).map(Arc::new);
+        let Counted { name, rules, .. } = &*self.settings.counted;
+        self.settings_mut().shared = Shared::new(db, name, rules).map(Arc::new);
         self
     }
 
-    /// How long Redis may take for its answer (default 50 ms).
+    /// How long Redis may take for its answer (default 50 ms; at most [`RedisConfig::answer`](db_layer::redis::RedisConfig)).
     #[cfg(feature = "redis")]
     pub fn answer_within(mut self, limit: Duration) -> Self {
-        self.answer = limit;
+        self.settings_mut().answer = limit;
         self
     }
 
+    fn settings_mut(&mut self) -> &mut Settings {
+        Arc::make_mut(&mut self.settings)
+    }
+}
+
+impl Settings {
     /// The client of a request and what it costs. None if it has no limit.
     fn charge(&self, request: &Request) -> Result<Option<(Client, u32)>, Error> {
         let cost = self.cost.as_ref().map_or(1, |cost| cost(request));
@@ -213,7 +229,7 @@ enum Told {
 
 impl fmt::Debug for RateLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RateLimit").field("policy", &self.counted.policy).finish_non_exhaustive()
+        f.debug_struct("RateLimit").field("policy", &self.settings.counted.policy).finish_non_exhaustive()
     }
 }
 
@@ -221,7 +237,7 @@ impl<S> Layer<S> for RateLimit {
     type Service = RateLimited<S>;
 
     fn layer(&self, inner: S) -> RateLimited<S> {
-        RateLimited { inner, limit: Arc::new(self.clone()) }
+        RateLimited { inner, limit: self.clone() }
     }
 }
 
@@ -229,8 +245,7 @@ impl<S> Layer<S> for RateLimit {
 #[derive(Debug, Clone)]
 pub struct RateLimited<S> {
     inner: S,
-    /// One for all requests of a route, which clones this service for each.
-    limit: Arc<RateLimit>,
+    limit: RateLimit,
 }
 
 impl<S> Service<Request> for RateLimited<S>
@@ -247,28 +262,29 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let (client, cost) = match self.limit.charge(&request) {
+        let settings = &self.limit.settings;
+        let (client, cost) = match settings.charge(&request) {
             Ok(Some(charge)) => charge,
             Ok(None) => return Limiting::passes(self.inner.call(request), None),
             Err(error) => return Limiting::refused(error.into_response()),
         };
         #[cfg(feature = "redis")]
-        if let Some(shared) = self.limit.shared.clone() {
+        if let Some(shared) = settings.shared.clone() {
+            let settings = Arc::clone(settings);
             // The one that was polled until it was ready.
             let next = self.inner.clone();
             let mut inner = std::mem::replace(&mut self.inner, next);
-            let limit = Arc::clone(&self.limit);
             return Limiting::asks(Box::pin(async move {
-                let verdict = limit.decide_by(&shared, &client, cost).await;
-                match limit.counted.tell(&verdict) {
+                let verdict = settings.decide_by(&shared, &client, cost).await;
+                match settings.counted.tell(&verdict) {
                     Told::Refused(refusal) => Ok(refusal),
                     Told::Passes(left) => Ok(left.beside(inner.call(request).await?)),
                 }
             }));
         }
-        let Counted { rules, memory, .. } = &*self.limit.counted;
+        let Counted { rules, memory, .. } = &*settings.counted;
         let verdict = memory.take(rules, &client, cost);
-        match self.limit.counted.tell(&verdict) {
+        match settings.counted.tell(&verdict) {
             Told::Refused(refusal) => Limiting::refused(refusal),
             Told::Passes(left) => Limiting::passes(self.inner.call(request), Some(left)),
         }

@@ -16,7 +16,8 @@ static INSTANCES: Setting = Setting {
     value: "NUMBER",
     default: Some("1"),
     help: "How many instances of the service run at once. Opening fails when the pools of all instances together exceed the \
-           server's max_connections. 0 turns this check off, and so does a direct address, since it means a connection pooler.",
+           server's max_connections. 0 turns this check off, and so does a direct address, since it means a connection pooler. While Redis is \
+           away, each instance has its share of a rate limit.",
     change: "When more than one instance runs: to the most that run at once, including the overlap during a deployment.",
     is_secret: false,
     repeats: false,

@@ -39,8 +39,19 @@ impl Process {
     /// If the operating system refuses a process, a pipe or a thread.
     #[must_use]
     pub fn start(test: &str, address: &str) -> Self {
+        Self::start_with(test, address, &[])
+    }
+
+    /// The same, with these variables in its environment, too.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    #[must_use]
+    pub fn start_with(test: &str, address: &str, variables: &[(&str, String)]) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this program's path"));
         command.args([test, "--exact", "--nocapture"]).env(ADDRESS, address);
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a process");
         let orders = child.stdin.take().expect("stdin is piped");
         let said = BufReader::new(child.stdout.take().expect("stdout is piped"));

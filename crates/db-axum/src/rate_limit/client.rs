@@ -48,39 +48,36 @@ impl fmt::Display for Client {
 }
 
 /// How the client of a request is known.
-#[derive(Clone)]
-pub(super) enum Who {
-    Address { proxies: u8 },
-    Header { name: HeaderName, proxies: u8 },
-    By(By),
+#[derive(Clone, Default)]
+pub(super) struct Who {
+    pub(super) by: By,
+    /// How many proxies of ours append to the header with addresses.
+    pub(super) proxies: u8,
 }
 
-type By = Arc<dyn Fn(&Request) -> Option<String> + Send + Sync>;
-
-impl Default for Who {
-    fn default() -> Self {
-        Self::Address { proxies: 0 }
-    }
+#[derive(Clone, Default)]
+pub(super) enum By {
+    #[default]
+    Address,
+    /// By the address, too, if it is not there.
+    Header(HeaderName),
+    Text(Text),
 }
+
+type Text = Arc<dyn Fn(&Request) -> Option<String> + Send + Sync>;
 
 impl Who {
-    pub(super) fn proxies(&self) -> u8 {
-        match self {
-            Self::Address { proxies } | Self::Header { proxies, .. } => *proxies,
-            Self::By(_) => 0,
-        }
-    }
-
     /// The client, or none if it has no limit.
     pub(super) fn of(&self, request: &Request) -> Result<Option<Client>, Error> {
-        match self {
-            Self::Address { proxies } => address(request, *proxies).map(Some),
-            Self::Header { name, proxies } => match request.headers().get(name) {
-                Some(value) => Ok(Some(Client::of(value.as_bytes()))),
-                None => address(request, *proxies).map(Some),
-            },
-            Self::By(client) => Ok(client(request).map(|text| Client::of(text.as_bytes()))),
+        if let By::Text(text) = &self.by {
+            return Ok(text(request).map(|text| Client::of(text.as_bytes())));
         }
+        if let By::Header(name) = &self.by
+            && let Some(value) = request.headers().get(name)
+        {
+            return Ok(Some(Client::of(value.as_bytes())));
+        }
+        address(request, self.proxies).map(Some)
     }
 }
 
@@ -104,8 +101,10 @@ fn forwarded(headers: &HeaderMap, proxies: u8) -> Option<IpAddr> {
         headers.get_all(FORWARDED_FOR).iter().map(axum::http::HeaderValue::as_bytes).collect();
     let mut addresses = values.iter().rev().flat_map(|value| value.rsplit(|byte| *byte == b','));
     let text = str::from_utf8(addresses.nth(back)?).ok()?.trim();
+    // As in the header `Forwarded`, an IPv6 address may stand in brackets, also without a port.
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let without_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
-    text.parse().ok().or_else(without_port)
+    bare.parse().ok().or_else(without_port)
 }
 
 #[cfg(test)]
@@ -143,7 +142,7 @@ mod tests {
     fn behind_proxies_the_client_is_whom_the_outermost_has_seen() {
         let by = |proxies, values: &[&str]| {
             let headers: Vec<_> = values.iter().map(|value| (FORWARDED_FOR, *value)).collect();
-            shown(&Who::Address { proxies }, Some("10.0.0.9:80"), &headers).expect("a client")
+            shown(&Who { proxies, ..Who::default() }, Some("10.0.0.9:80"), &headers).expect("a client")
         };
         let lied = ["1.1.1.1, 192.0.2.1", "10.0.0.1"];
         assert_eq!(
@@ -154,7 +153,9 @@ mod tests {
         for value in ["192.0.2.1:4711", " 192.0.2.1 ", "x, 192.0.2.1", "[::ffff:192.0.2.1]:80"] {
             assert_eq!(by(1, &[value]), "192.0.2.1", "{value}");
         }
-        assert_eq!(by(1, &["2001:db8::7"]), "2001:db8::");
+        for value in ["2001:db8::7", "[2001:db8::7]", "[2001:db8::7]:80"] {
+            assert_eq!(by(1, &[value]), "2001:db8::", "{value}");
+        }
         for value in ["", "unknown", "192.0.2.1,", "192.0.2", "_hidden"] {
             assert_eq!(by(1, &[value]), "10.0.0.9", "{value}");
         }
@@ -163,15 +164,15 @@ mod tests {
 
     #[test]
     fn a_header_or_a_text_is_kept_as_a_digest_only() {
-        let key = Who::Header { name: HeaderName::from_static("x-api-key"), proxies: 0 };
+        let key = Who { by: By::Header(HeaderName::from_static("x-api-key")), ..Who::default() };
         let of = |value| shown(&key, Some("192.0.2.1:80"), &[("x-api-key", value)]).expect("a client");
         assert!(!of("geheim").contains("geheim") && of("geheim").len() == 32);
         assert!(of("geheim") == of("geheim") && of("geheim") != of("geheim2"));
         assert_eq!(shown(&key, Some("192.0.2.1:80"), &[]).as_deref(), Some("192.0.2.1"));
 
-        let by = Who::By(Arc::new(|request| {
-            request.headers().get("user").map(|it| it.to_str().expect("text").to_owned())
-        }));
+        let user =
+            |request: &Request| request.headers().get("user").map(|it| it.to_str().expect("text").to_owned());
+        let by = Who { by: By::Text(Arc::new(user)), ..Who::default() };
         assert_eq!(shown(&by, None, &[]), None, "it has no limit");
         assert_eq!(shown(&by, None, &[("user", "geheim")]), Some(of("geheim")));
     }

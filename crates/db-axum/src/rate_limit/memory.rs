@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+#[cfg(feature = "redis")]
+use std::time::Duration;
+use std::time::Instant;
 
 use foldhash::fast::RandomState;
+#[cfg(feature = "redis")]
 use smallvec::SmallVec;
 
 use super::client::Client;
@@ -40,6 +43,7 @@ impl Memory {
     }
 
     /// After what time each bucket of a client is full again.
+    #[cfg(feature = "redis")]
     pub(super) fn debts(&self, client: &Client, buckets: usize, now: u64) -> SmallVec<[Duration; 2]> {
         let known = self.part(client).get(client).map(|buckets| limit::debts(buckets, now));
         let mut debts = known.unwrap_or_default();
@@ -48,6 +52,7 @@ impl Memory {
     }
 
     /// Remembers what was known elsewhere at that time.
+    #[cfg(feature = "redis")]
     pub(super) fn learn(&self, client: &Client, debts: &[Duration], now: u64) {
         let mut part = self.part(client);
         let buckets = entry(&mut part, client, now);
@@ -115,6 +120,7 @@ mod tests {
         assert!(memory.take(&rules, &client(0), 1).refused_for.is_some(), "it is not forgotten");
     }
 
+    #[cfg(feature = "redis")]
     #[test]
     fn what_is_learnt_never_makes_a_client_richer() {
         let rules = [Rule::new(Limit::per_hour(10)).expect("a limit")];

@@ -18,6 +18,9 @@ use super::limit::{Rule, Verdict};
 /// knows. The answer is 1 if the request passes, else 0, and then after what time each bucket is full. What the caller knows is stored also when the
 /// request is refused: Redis may have been emptied, and the others do not know it.
 ///
+/// The last argument is when a key goes by itself, in milliseconds: it comes from the caller, and the value is a whole number, since Redis takes a
+/// tenth of the script's time to write a fraction.
+///
 /// `not (debt >= known)` is also true of what is no number. No bucket owes more than the whole: the clock may have been set back.
 const SCRIPT: &str = r"
 local time = redis.call('TIME')
@@ -42,7 +45,7 @@ if answer[1] == 1 or learnt then
         local debt = answer[bucket + 1] + answer[1] * ARGV[3 * bucket - 2]
         answer[bucket + 1] = debt
         if debt > 0 then
-            redis.call('SET', KEYS[bucket], now + debt, 'PX', math.ceil(debt / 1000))
+            redis.call('SET', KEYS[bucket], string.format('%d', now + debt), 'PX', ARGV[#ARGV])
         end
     end
 end
@@ -67,7 +70,9 @@ impl Shared {
         let limits: Vec<String> =
             rules.iter().map(|rule| format!("{}x{:?}", rule.burst(), rule.interval())).collect();
         let digest = const_hex::encode(&Sha256::digest(limits.join(","))[..4]);
-        let prefix = format!("{}:rate:{name}:{digest}:", db.bus().namespace());
+        let api = db.api();
+        let (database, namespace) = (api.pool().config().database(), db.bus().namespace());
+        let prefix = format!("{database}:{namespace}:rate:{name}:{digest}:");
         Some(Self { redis, instances: db.instances(), script: Script::new(SCRIPT), prefix })
     }
 
@@ -75,7 +80,8 @@ impl Shared {
         self.instances
     }
 
-    /// Decides by Redis, which is told what this process knows: after what time each bucket is full again.
+    /// Decides by Redis, which is told what this process knows: after what time each bucket is full again. The request may be on its way for as long as
+    /// `limit`, and the buckets fill up meanwhile: so less than that is told, or each that is late would cost the client its time.
     pub(super) async fn take(
         &self,
         limit: Duration,
@@ -90,11 +96,13 @@ impl Shared {
             let (takes, whole) = (rule.interval() * rule.cells(cost).get(), rule.whole());
             // The client in braces: a cluster keeps the buckets of one client together.
             asked.key(format!("{}{{{client}}}:{bucket}", self.prefix));
-            asked.arg(micros(takes)).arg(micros(whole)).arg(micros(*known));
+            asked.arg(micros(takes)).arg(micros(whole)).arg(micros(known.saturating_sub(limit)));
             times.push((takes, whole));
         }
+        let longest = rules.iter().map(|rule| rule.whole()).max().unwrap_or_default();
+        asked.arg(longest.as_millis() + 1);
         let decide = async |mut redis: Redis| -> RedisResult<Verdict> {
-            let answer: Vec<u64> = asked.invoke_async(&mut redis).await?;
+            let answer: Vec<i64> = asked.invoke_async(&mut redis).await?;
             verdict(&answer, &times)
         };
         self.redis.within(limit, decide).await
@@ -110,14 +118,18 @@ fn micros(time: Duration) -> String {
 }
 
 /// Reads the answer.
-fn verdict(answer: &[u64], times: &[(Duration, Duration)]) -> RedisResult<Verdict> {
+fn verdict(answer: &[i64], times: &[(Duration, Duration)]) -> RedisResult<Verdict> {
     let (passes, debts) = match answer {
         [passes @ (0 | 1), debts @ ..] if debts.len() == times.len() => (*passes == 1, debts),
         _ => return Err(nonsense()),
     };
-    // Not later than the bucket is full, whatever Redis says.
-    let debts: SmallVec<[Duration; 2]> =
-        debts.iter().zip(times).map(|(debt, (_, whole))| Duration::from_micros(*debt).min(*whole)).collect();
+    let mut all = SmallVec::<[Duration; 2]>::new();
+    for (debt, (_, whole)) in debts.iter().zip(times) {
+        let debt = Duration::from_micros(u64::try_from(*debt).map_err(|_| nonsense())?);
+        // Not later than the bucket is full, whatever Redis says.
+        all.push(debt.min(*whole));
+    }
+    let debts = all;
     let waits = debts.iter().zip(times).map(|(debt, (takes, whole))| (*debt + *takes).saturating_sub(*whole));
     let refused_for = (!passes).then(|| waits.max().unwrap_or_default());
     Ok(Verdict { refused_for, debts })
@@ -145,8 +157,8 @@ mod tests {
         let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
         // Told the time, and with keys that do not go meanwhile.
         let clock = ("redis.call('TIME')", "{ARGV[#ARGV - 1], ARGV[#ARGV]}");
-        let expiry = ("math.ceil(debt / 1000)", "86400000");
-        let told_the_time = Script::new(&SCRIPT.replace(clock.0, clock.1).replace(expiry.0, expiry.1));
+        let expiry = ("ARGV[#ARGV]", "86400000");
+        let told_the_time = Script::new(&SCRIPT.replace(expiry.0, expiry.1).replace(clock.0, clock.1));
         let limits = [
             Limit::per_second(10),
             Limit::per_minute(7).burst(3),
@@ -176,7 +188,7 @@ mod tests {
                     times.push((takes, whole));
                 }
                 asked.arg(now / 1_000_000).arg(now % 1_000_000);
-                let answer: Vec<u64> = asked.invoke_async(&mut redis).await.expect("an answer");
+                let answer: Vec<i64> = asked.invoke_async(&mut redis).await.expect("an answer");
                 let said = verdict(&answer, &times)
                     .unwrap_or_else(|error| panic!("{error}: {answer:?} for {times:?}"));
 
@@ -205,10 +217,10 @@ mod tests {
     fn an_answer_that_makes_no_sense_is_none() {
         let hour = Duration::from_hours(1);
         let times = [(Duration::from_secs(36), hour)];
-        for answer in [&[][..], &[1], &[2, 5], &[0, 5, 5]] {
+        for answer in [&[][..], &[1], &[2, 5], &[0, 5, 5], &[1, -5]] {
             assert!(verdict(answer, &times).is_err(), "{answer:?}");
         }
-        let far = verdict(&[0, u64::MAX], &times).expect("a verdict");
+        let far = verdict(&[0, i64::MAX], &times).expect("a verdict");
         assert_eq!((far.refused_for, far.debts[0]), (Some(Duration::from_secs(36)), hour));
         assert_eq!(micros(Duration::from_nanos(36_000_001_007)), "36000001.007");
         assert_eq!(micros(Duration::from_secs(36)), "36000000");
