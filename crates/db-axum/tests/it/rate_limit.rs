@@ -230,10 +230,14 @@ async fn a_process_that_serves_when_told_to() {
     let served = serve(route(shared(&layer, PATIENCE))).await;
     harness::answer(&served.address);
     while orders.recv().await.is_some() {
-        let clock =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
-        harness::answer(&format!("{} {clock}", layer.redis().expect("a connection").health().without));
+        harness::answer(&format!("{} {}", layer.redis().expect("a connection").health().without, clock()));
     }
+}
+
+/// Seconds since 1970, by this process's clock.
+#[expect(clippy::disallowed_methods, reason = "the clocks of two processes are compared")]
+fn clock() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
 fn shared(layer: &Db, answer: Duration) -> RateLimit {
