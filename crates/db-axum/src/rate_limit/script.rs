@@ -18,8 +18,8 @@ use super::limit::{Rule, Verdict};
 /// knows. The answer is 1 if the request passes, else 0, and then after what time each bucket is full. What the caller knows is stored also when the
 /// request is refused: Redis may have been emptied, and the others do not know it.
 ///
-/// The last argument is when a key goes by itself, in milliseconds: it comes from the caller, and the value is a whole number, since Redis takes a
-/// tenth of the script's time to write a fraction.
+/// `EXPIRY` stands for the time, in milliseconds, after which a key goes by itself. It is a part of the script, and the value is a whole number, since
+/// each argument and each fraction that Redis has to write costs a twentieth of the script's time.
 ///
 /// `not (debt >= known)` is also true of what is no number. No bucket owes more than the whole: the clock may have been set back.
 const SCRIPT: &str = r"
@@ -45,7 +45,7 @@ if answer[1] == 1 or learnt then
         local debt = answer[bucket + 1] + answer[1] * ARGV[3 * bucket - 2]
         answer[bucket + 1] = debt
         if debt > 0 then
-            redis.call('SET', KEYS[bucket], string.format('%d', now + debt), 'PX', ARGV[#ARGV])
+            redis.call('SET', KEYS[bucket], string.format('%d', now + debt), 'PX', EXPIRY)
         end
     end
 end
@@ -73,7 +73,9 @@ impl Shared {
         let api = db.api();
         let (database, namespace) = (api.pool().config().database(), db.bus().namespace());
         let prefix = format!("{database}:{namespace}:rate:{name}:{digest}:");
-        Some(Self { redis, instances: db.instances(), script: Script::new(SCRIPT), prefix })
+        let longest = rules.iter().map(|rule| rule.whole()).max().unwrap_or_default();
+        let script = Script::new(&SCRIPT.replace("EXPIRY", &format!("'{}'", longest.as_millis() + 1)));
+        Some(Self { redis, instances: db.instances(), script, prefix })
     }
 
     pub(super) fn instances(&self) -> u32 {
@@ -99,8 +101,6 @@ impl Shared {
             asked.arg(micros(takes)).arg(micros(whole)).arg(micros(known.saturating_sub(limit)));
             times.push((takes, whole));
         }
-        let longest = rules.iter().map(|rule| rule.whole()).max().unwrap_or_default();
-        asked.arg(longest.as_millis() + 1);
         let decide = async |mut redis: Redis| -> RedisResult<Verdict> {
             let answer: Vec<i64> = asked.invoke_async(&mut redis).await?;
             verdict(&answer, &times)
@@ -157,7 +157,7 @@ mod tests {
         let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
         // Told the time, and with keys that do not go meanwhile.
         let clock = ("redis.call('TIME')", "{ARGV[#ARGV - 1], ARGV[#ARGV]}");
-        let expiry = ("ARGV[#ARGV]", "86400000");
+        let expiry = ("EXPIRY", "'86400000'");
         let told_the_time = Script::new(&SCRIPT.replace(expiry.0, expiry.1).replace(clock.0, clock.1));
         let limits = [
             Limit::per_second(10),

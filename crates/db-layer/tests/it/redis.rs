@@ -285,6 +285,30 @@ async fn a_shutdown_waits_for_the_last_command_says_goodbye_and_nothing_connects
     assert!(layer.shutdown(PATIENCE).await.redis_closed, "once more");
 }
 
+/// Nothing is sent yet that `QUIT` could come after.
+#[db_testkit::test]
+async fn a_shutdown_waits_for_a_command_that_still_waits_for_its_connection(db: TestDb) {
+    let server = Redis::start().await.expect("a Redis");
+    server.freeze().expect("frozen");
+    let layer = open(&db, patient(&server.url())).await;
+    let mut redis = layer.redis().expect("a connection").clone();
+    let mut last = redis.set::<_, _, ()>("word", "kept");
+    assert!(futures_util::poll!(&mut last).is_pending());
+    let mut closing = std::pin::pin!(layer.shutdown(PATIENCE));
+    until("only it is waited for", async || {
+        assert!(futures_util::poll!(&mut closing).is_pending());
+        layer.health().redis.is_some_and(|it| it.is_closed)
+    })
+    .await;
+
+    server.thaw().expect("thawed");
+
+    let (last, report) = tokio::join!(last, closing);
+    last.expect("an answer");
+    assert!(report.redis_closed && report.is_clean(), "{report:?}");
+    assert!(info(&server, "commandstats").await.contains("cmdstat_quit:calls=1"));
+}
+
 #[db_testkit::test]
 async fn a_shutdown_does_not_wait_for_a_frozen_redis_for_longer_than_it_may(db: TestDb) {
     let log = Log::of_this_process("trace");
