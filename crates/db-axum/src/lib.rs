@@ -41,8 +41,8 @@
 //!
 //! | feature | on by default | what it adds |
 //! |---|---|---|
-//! | `rate-limit` | no | [`RateLimit`]: limits of requests for each client |
-//! | `redis` | no | [`RateLimit::shared_by`]: the limits of all processes together; with `rate-limit` |
+//! | `rate-limit` | no | `RateLimit`: limits of requests for each client |
+//! | `redis` | no | `RateLimit::shared_by`: the limits of all processes together; with `rate-limit` |
 //! | `sea-orm` | no | `SeaORM`'s errors become [`Error`]s; `db.api().orm()` and `tx.orm()` of `db-layer` |
 
 mod admission;

@@ -1,8 +1,8 @@
 //! Redis beside the database, for what may be lost: counts of rate limits, a cache.
 //!
-//! With the feature `redis`, [`Options::redis`](crate::Options::redis) or `--redis-url` says where it is, and [`Db::redis`](crate::Db::redis) gives
+//! With the feature `redis`, `Options::redis` or `--redis-url` says where it is, and `db.redis()` gives
 //! a connection that all users share. It is made at the first use, and made anew when it is lost. Redis is not needed to open the database, nor to
-//! be [ready](crate::NotReady): whoever uses it must do without it while it is away, which [`Redis::within`](self::Redis::within) helps with. An
+//! be [ready](crate::NotReady): whoever uses it must do without it while it is away, which `Redis::within` helps with. An
 //! [alert](crate::alerts) tells that it is.
 //!
 //! ```
@@ -27,7 +27,7 @@
 //! # }).unwrap();
 //! ```
 //!
-//! [`client`] is the crate `redis`, in the version that is used here.
+//! `client` is the crate `redis`, in the version that is used here.
 
 #[cfg(feature = "redis")]
 mod breaker;
