@@ -96,7 +96,7 @@ impl Shared {
         let mut times = SmallVec::<[_; 2]>::new();
         for (bucket, (rule, known)) in rules.iter().zip(known).enumerate() {
             let (takes, whole) = (rule.interval() * rule.cells(cost).get(), rule.whole());
-            // The client in braces: a cluster keeps the buckets of one client together.
+            // In braces, by which a cluster would keep the buckets of one client together.
             asked.key(format!("{}{{{client}}}:{bucket}", self.prefix));
             asked.arg(micros(takes)).arg(micros(whole)).arg(micros(known.saturating_sub(limit)));
             times.push((takes, whole));
@@ -109,7 +109,7 @@ impl Shared {
     }
 }
 
-/// Microseconds, with a part of one: of a limit of 300 000 a second, each request takes three and a third.
+/// Microseconds, with a part of one: of a limit of 300 a second, each request takes 3333.333.
 fn micros(time: Duration) -> String {
     match time.subsec_nanos() % 1000 {
         0 => time.as_micros().to_string(),
