@@ -126,7 +126,8 @@ async fn a_database_is_opened_and_ready_without_its_redis_and_an_alert_tells_unt
 async fn a_redis_that_does_not_answer_is_left_alone_and_tried_again_by_one(db: TestDb) {
     let server = Redis::start().await.expect("a Redis");
     // A time that never comes by itself in this test.
-    let layer = open(&db, redis(&server.url()).rest(LONG * 10)).await;
+    let slow = redis(&server.url()).connect(PATIENCE).answer(Duration::from_secs(3));
+    let layer = open(&db, slow.rest(LONG * 10)).await;
     set(&layer, LONG).await.expect("an answer");
     server.freeze().expect("frozen");
 
@@ -197,8 +198,8 @@ async fn an_answer_that_is_nonsense_or_is_cut_off_is_no_answer(db: TestDb) {
     for answers in nonsense {
         let parrot = Parrot::saying(answers).await.expect("a server");
         // Left alone for longer than this test takes.
-        let config = redis(&format!("redis://{}", parrot.address())).rest(LONG * 10);
-        let layer = open(&db, config).await;
+        let silly = redis(&format!("redis://{}", parrot.address())).rest(LONG * 10);
+        let layer = open(&db, silly).await;
 
         let nothing = set(&layer, LONG).await.expect_err("no answer");
 
@@ -248,7 +249,7 @@ async fn a_link_that_is_silent_is_replaced(db: TestDb) {
     let server = Redis::start().await.expect("a Redis");
     let proxy = proxy(&server);
     let layer = open(&db, redis(&through(&proxy))).await;
-    set(&layer, LONG).await.expect("an answer");
+    until("it is used", async || set(&layer, LONG).await.is_ok()).await;
 
     // Nothing ends, and nothing comes: only a new connection helps.
     proxy.half_open();
@@ -322,7 +323,7 @@ async fn a_shutdown_waits_for_a_command_that_still_waits_for_its_connection(db: 
 async fn a_shutdown_does_not_wait_for_a_frozen_redis_for_longer_than_it_may(db: TestDb) {
     let log = Log::of_this_process("trace");
     let server = Redis::start().await.expect("a Redis");
-    let layer = open(&db, redis(&server.url()).answer(PATIENCE * 10)).await;
+    let layer = open(&db, patient(&server.url()).answer(PATIENCE * 10)).await;
     let mut redis = layer.redis().expect("a connection").clone();
     redis.set::<_, _, ()>("word", "kept").await.expect("an answer");
     server.freeze().expect("frozen");
