@@ -27,7 +27,7 @@ const TASKS: u32 = 10;
 
 const SLICE: Duration = Duration::from_secs(2);
 
-/// So many that none is refused.
+/// None is refused.
 const A_SECOND: u32 = 20_000;
 
 /// Different clients.

@@ -132,7 +132,7 @@ impl RateLimit {
     }
 
     /// A client is the value of this header, such as an API key. Only a digest of it is kept. It must have been checked before, by a layer around
-    /// this one: whoever may choose the value has as many limits as they like. A request without it is counted by its address, as without this.
+    /// this one: a client that may choose the value has as many limits as it likes. A request without it is counted by its address, as without this.
     pub fn by_header(mut self, name: HeaderName) -> Self {
         self.settings_mut().who.by = By::Header(name);
         self
@@ -202,7 +202,8 @@ impl Settings {
                 verdict
             }
             Err(why) => {
-                tracing::debug!(%why, "a rate limit is counted without redis");
+                let why: &(dyn std::error::Error + 'static) = &why;
+                tracing::debug!(why, "a rate limit is counted without redis");
                 memory.take(rules, client, cost.saturating_mul(shared.instances()))
             }
         }

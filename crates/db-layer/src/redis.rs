@@ -2,7 +2,7 @@
 //!
 //! With the feature `redis`, `Options::redis` or `--redis-url` says where it is, and `db.redis()` gives
 //! a connection that all users share. It is made at the first use, and made anew when it is lost. Redis is not needed to open the database, nor to
-//! be [ready](crate::NotReady): whoever uses it must do without it while it is away, which `Redis::within` helps with. An
+//! be [ready](crate::NotReady): a user must do without it while it is away, which `Redis::within` helps with. An
 //! [alert](crate::alerts) tells that it is.
 //!
 //! ```

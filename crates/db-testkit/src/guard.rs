@@ -56,6 +56,13 @@ impl Guard {
         let line = pids.join(" ") + "\n";
         self.shell.stdin.as_mut().map_or(Ok(()), |pipe| pipe.write_all(line.as_bytes()))
     }
+
+    /// Kills the process if it runs, and watches none from then on: another process may get its id.
+    pub(crate) fn kill(&mut self, running: &mut Option<Child>) -> io::Result<()> {
+        let Some(mut running) = running.take() else { return Ok(()) };
+        running.kill().and_then(|()| running.wait())?;
+        self.watch([])
+    }
 }
 
 impl Drop for Guard {

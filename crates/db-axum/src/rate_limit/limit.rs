@@ -26,31 +26,31 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// So many requests in this time. All of them may come at once, unless [`burst`](Self::burst) says otherwise.
+    /// This number of requests in this time. All of them may come at once, unless [`burst`](Self::burst) says otherwise.
     #[must_use]
     pub const fn per(count: u32, period: Duration) -> Self {
         Self { count, period, burst: count }
     }
 
-    /// So many requests a second.
+    /// This number of requests a second.
     #[must_use]
     pub const fn per_second(count: u32) -> Self {
         Self::per(count, Duration::from_secs(1))
     }
 
-    /// So many requests a minute.
+    /// This number of requests a minute.
     #[must_use]
     pub const fn per_minute(count: u32) -> Self {
         Self::per(count, Duration::from_mins(1))
     }
 
-    /// So many requests an hour.
+    /// This number of requests an hour.
     #[must_use]
     pub const fn per_hour(count: u32) -> Self {
         Self::per(count, Duration::from_hours(1))
     }
 
-    /// So many requests a day.
+    /// This number of requests a day.
     #[must_use]
     pub const fn per_day(count: u32) -> Self {
         Self::per(count, Duration::from_hours(24))

@@ -112,18 +112,16 @@ impl Redis {
             Ok(done) => done.map_err(WithoutRedis::from),
             Err(_) => Err(WithoutRedis::Late(limit)),
         };
-        match &done {
-            Ok(_) => asking.end(Found::Answer),
-            Err(why) => {
-                self.shared.without.fetch_add(1, Ordering::Relaxed);
-                // By this caller's commands or by those of others: then it is there, and only something else is wrong.
-                let is_there = self.shared.answers.load(Ordering::Relaxed) != before;
-                if asking.end(if is_there { Found::Answer } else { Found::Nothing }) {
-                    tracing::info!(redis = %self.shared.config, why = %Reasons(why), "redis is left alone for {:?}", self.shared.config.rest);
-                }
-                return done;
+        // By this caller's commands or by those of others: then it is there, and only something else is wrong.
+        let is_there = done.is_ok() || self.shared.answers.load(Ordering::Relaxed) != before;
+        let opens = asking.end(if is_there { Found::Answer } else { Found::Nothing });
+        if let Err(why) = &done {
+            self.shared.without.fetch_add(1, Ordering::Relaxed);
+            if opens {
+                let (redis, why) = (&self.shared.config, why as &(dyn std::error::Error + 'static));
+                tracing::info!(%redis, why, "redis is left alone for {:?}", redis.rest);
             }
-        };
+        }
         done
     }
 
@@ -232,18 +230,6 @@ impl Shared {
 /// Whether Redis has answered, with an error.
 fn is_answer(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
-}
-
-/// An error with its source, for a line of the log.
-struct Reasons<'a>(&'a WithoutRedis);
-
-impl fmt::Display for Reasons<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            WithoutRedis::Failed(error) => write!(f, "{}: {error}", self.0),
-            other => other.fmt(f),
-        }
-    }
 }
 
 /// A caller that asks Redis. Dropped, it has given up.

@@ -67,7 +67,7 @@ impl Link {
         Ok((dialled?, number))
     }
 
-    /// Whoever needs it next dials anew, unless this connection was replaced already.
+    /// The next command dials anew, unless this connection was replaced already.
     pub(super) fn lost(&self, number: u64) {
         let mut now = self.now();
         if now.number == number {

@@ -90,10 +90,7 @@ impl Process {
     }
 
     pub(super) fn kill(&mut self) -> Result<(), Error> {
-        let Some(mut running) = self.running.take() else { return Ok(()) };
-        running.kill().and_then(|()| running.wait()).map_err(failed("kill the process"))?;
-        // Another process may get its id from now on.
-        self.guard.watch([]).map_err(failed("write to the guard shell"))
+        self.guard.kill(&mut self.running).map_err(failed("kill the process"))
     }
 }
 
